@@ -1,0 +1,59 @@
+# Every verb does its own set-up: `make demo` and `make test` work in an empty clone that has Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Stamps: installed again when what is to be installed changes.
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow fmt lint types bench docs clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## install, then upscale a clip made on the spot and show it
+	$(BIN)/tubelet demo
+
+test: $(INSTALLED_DEV)  ## the tests that run everywhere in minutes
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED_DEV)  ## the slow ones too
+	$(BIN)/python -m pytest -m "not gpu and not network"
+
+fmt: $(INSTALLED_DEV)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(INSTALLED_DEV)  ## style, format, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(INSTALLED_DEV)  ## strict types of src
+	$(BIN)/pyright
+
+bench: $(INSTALLED)  ## speed on this machine
+	$(BIN)/python benchmarks/speed.py
+
+docs: $(INSTALLED_DEV)  ## check the links and the commands in the documents
+	$(BIN)/python -m pytest tests/test_docs.py
+
+clean:  ## remove what was built, the environment too
+	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache .import_linter_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Tubelet needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(INSTALLED)

@@ -1,0 +1,39 @@
+"""Tubelet: video super-resolution. What is named here is imported when it is first used.
+
+tubelet.upscale("old.mp4", "new.mp4", scale=4)
+model = tubelet.create_model("lanczos-x4")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tubelet.models.checkpoint import load_model
+    from tubelet.models.zoo import create_model, list_models
+    from tubelet.restore.job import upscale
+
+__all__ = ["create_model", "list_models", "load_model", "upscale"]
+
+_HOMES = {
+    "create_model": "tubelet.models.zoo",
+    "list_models": "tubelet.models.zoo",
+    "load_model": "tubelet.models.checkpoint",
+    "upscale": "tubelet.restore.job",
+}
+_PACKAGES = ("degrade", "metrics", "ops")  # reached as tubelet.ops.imresize after `import tubelet` alone
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"tubelet.{name}")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("tubelet")
+    raise AttributeError(f"module 'tubelet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, *_PACKAGES, "__version__"])

@@ -1,0 +1,125 @@
+"""How a run is shown while it goes: a bar on a terminal, a line now and then in a log, JSON for programs.
+
+The bar and the lines go to the standard error. JSON lines go to the standard output, or to the standard error
+where the video itself goes to the standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+if TYPE_CHECKING:
+    from tubelet.restore.job import Progress
+
+__all__ = ["OnProgress", "ProgressStyle", "clock", "json_line", "show_progress"]
+
+ProgressStyle = Literal["auto", "bar", "json", "none"]
+OnProgress = Callable[["Progress"], None]
+
+_JSON_EVERY_S = 0.25
+_LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def show_progress(style: ProgressStyle, *, label: str, json_to: TextIO) -> Generator[OnProgress]:
+    """Show the progress of one run until the block ends.
+
+    Args:
+        style: "auto" is a bar where the standard error is a terminal, and a line every ten seconds elsewhere.
+        label: what is being made, for a person.
+        json_to: stream of the JSON lines.
+
+    Yields:
+        The function to call with each `Progress`.
+    """
+    if style == "json":
+        yield _sparse(_JSON_EVERY_S, lambda progress: json_line(json_to, "progress", **_fields(progress)))
+    elif style == "none":
+        yield lambda progress: None
+    elif style == "bar" or sys.stderr.isatty():
+        with _bar(label) as update:
+            yield update
+    else:
+        yield _sparse(_LINE_EVERY_S, _write_line, wait=True)
+
+
+def json_line(stream: TextIO, event: str, **fields: Any) -> None:
+    """Write one event as one line of JSON, at once."""
+    stream.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as 7.3 s, 2:05 or 1:02:05."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _fields(progress: Progress) -> dict[str, Any]:
+    return {
+        "frame": progress.frames_done,
+        "total": progress.frames_total,
+        "fps": round(progress.fps, 3),
+        "eta_s": None if progress.eta_s is None else round(progress.eta_s, 2),
+        "elapsed_s": round(progress.elapsed_s, 3),
+        "time_s": round(progress.time_s, 6),
+    }
+
+
+def _sparse(every_s: float, show: OnProgress, *, wait: bool = False) -> OnProgress:
+    """Call `show` at most once per interval, the first time at once or after one interval."""
+    due_s = time.monotonic() + (every_s if wait else 0.0)
+
+    def update(progress: Progress) -> None:
+        nonlocal due_s
+        now_s = time.monotonic()
+        if now_s >= due_s:
+            due_s = now_s + every_s
+            show(progress)
+
+    return update
+
+
+def _write_line(progress: Progress) -> None:
+    total = "" if progress.frames_total is None else f" of {progress.frames_total}"
+    eta = "" if progress.eta_s is None else f", {clock(progress.eta_s)} left"
+    sys.stderr.write(f"frame {progress.frames_done}{total}, {progress.fps:.1f} frames a second{eta}\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def _bar(label: str) -> Generator[OnProgress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[frames]}", style="progress.download"),
+        TextColumn("{task.fields[speed]}", style="progress.data.speed"),
+        TextColumn("{task.fields[times]}", style="progress.remaining"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
+        task = bar.add_task(label, total=None, frames="", speed="", times="")
+
+        def update(progress: Progress) -> None:
+            total = progress.frames_total
+            eta = "" if progress.eta_s is None else f", {clock(progress.eta_s)} left"
+            bar.update(
+                task,
+                completed=progress.frames_done,
+                total=total,
+                frames=f"{progress.frames_done}/{total}" if total else f"{progress.frames_done} frames",
+                speed=f"{progress.fps:.1f} fps",
+                times=f"{clock(progress.elapsed_s)}{eta}",
+            )
+
+        yield update

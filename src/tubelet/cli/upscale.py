@@ -1,0 +1,250 @@
+"""`tubelet upscale`: make a video larger and sharper."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tubelet.cli.flags import flags_from, parse, pick
+from tubelet.cli.progress import ProgressStyle, clock, json_line, show_progress
+from tubelet.errors import ConfigError, RequestError, TubeletError
+from tubelet.restore.settings import Result, UpscaleSettings
+
+if TYPE_CHECKING:
+    from tubelet.restore.job import Description
+
+__all__ = ["main"]
+
+_ALIASES = {"model": "-m", "scale": "-s", "height": "-H", "dry_run": "-n", "overwrite": "-y"}
+_METAVARS = {
+    "input": "INPUT",
+    "output": "OUTPUT",
+    "preview": "N",
+    "model": "ID|PATH",
+    "height": "PIXELS",
+    "crf": "NUMBER",
+    "preset": "NAME",
+    "start": "SECONDS",
+    "duration": "SECONDS",
+    "device": "NAME",
+    "tile": "PIXELS",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleFlags:
+    """Make a video larger and sharper; sound, subtitles, chapters and the time of every frame stay."""
+
+    input: str
+    """Video file, folder of images, pattern like frames/%05d.png, or - for y4m on the standard input."""
+    output: str
+    """Video file, folder or pattern of PNGs, or - for y4m on the standard output. It appears under its name
+    only when it is whole."""
+    dry_run: bool = False
+    """Only print the plan: sizes, model, device, and about how long and how large."""
+    preview: int | None = None
+    """Instead of the video, write one PNG with this many frames, before and after side by side. It is OUTPUT
+    where that ends in .png, otherwise OUTPUT's name with .preview.png."""
+    compare: bool = False
+    """Also write a page with a before/after slider: OUTPUT's name with .compare.html."""
+    progress: ProgressStyle = "auto"
+    """auto: a bar on a terminal, otherwise a line every ten seconds. json: an event per line, on the standard
+    output (on the standard error where OUTPUT is -)."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the verb."""
+    flags = flags_from(UpscaleFlags, UpscaleSettings, aliases=_ALIASES, metavars=_METAVARS)
+    command = parse(flags, args, verb="upscale")
+    request, settings = pick(command, UpscaleFlags), pick(command, UpscaleSettings)
+    _check(request)
+    if request.dry_run:
+        _print_plan(request, settings)
+    elif request.preview is not None:
+        _preview(request, settings)
+    else:
+        _upscale(request, settings)
+    return 0
+
+
+def _check(request: UpscaleFlags) -> None:
+    if request.preview is not None and not 1 <= request.preview <= 64:
+        raise ConfigError(f"preview={request.preview} must be between 1 and 64 frames")
+    chosen = [
+        flag
+        for flag, on in (
+            ("--dry-run", request.dry_run),
+            ("--preview", request.preview is not None),
+            ("--compare", request.compare),
+        )
+        if on
+    ]
+    if len(chosen) > 1:
+        raise RequestError(f"{' and '.join(chosen)} contradict; give one of them")
+    if chosen and request.input == "-":
+        raise RequestError(f"{chosen[0]} must read the input twice, which a pipe cannot give; name a file")
+    if request.compare:
+        _check_comparable(request.output)
+
+
+def _check_comparable(output: str) -> None:
+    from tubelet.video.destination import destination_kind
+
+    kind = destination_kind(output)
+    if kind != "file":
+        reason = "a pipe cannot be read again" if kind == "pipe" else "pictures have no times"
+        raise RequestError(
+            f"--compare pairs frames by their times, and {reason}; name a video file as the output"
+        )
+
+
+def companion(output: str, ending: str) -> Path:
+    """Name the file beside an output: new.mp4 → new.compare.html, frames/%05d.png → frames.compare.html."""
+    path = Path(output)
+    path = path.parent if "%" in path.name else path
+    return path.with_name(path.stem + ending)
+
+
+def _refuse_existing(path: Path, settings: UpscaleSettings) -> None:
+    if path.exists() and not settings.overwrite:
+        raise RequestError(f"{path} exists; give --overwrite to replace it")
+    if not path.parent.is_dir():
+        raise RequestError(f"the folder {path.parent} does not exist; make it first")
+
+
+def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
+    from tubelet.restore.job import run
+
+    page = companion(request.output, ".compare.html")
+    if request.compare:
+        _refuse_existing(page, settings)
+    stream = sys.stderr if request.output == "-" else sys.stdout
+    with _events(request, stream):
+        with show_progress(request.progress, label=Path(request.input).name, json_to=stream) as update:
+            result = run(request.input, request.output, settings, on_progress=update)
+        if request.progress == "json":
+            json_line(stream, "end", **_end_fields(result))
+    if request.progress != "json":
+        _print_summary(request, result)
+    if request.compare:
+        from tubelet.evaluation.compare import write_compare_page
+
+        details = {"Model": result.model, "Time": f"{clock(result.elapsed_s)} for {result.frames} frames"}
+        write_compare_page(
+            request.input, request.output, page, details=details, before_start_s=settings.start or 0.0
+        )
+        sys.stderr.write(f"before and after: {page}\n")
+
+
+@contextmanager
+def _events(request: UpscaleFlags, stream: TextIO) -> Generator[None]:
+    """Write the first event, and the last one where the run fails; the error goes on."""
+    if request.progress != "json":
+        yield
+        return
+    json_line(stream, "start", input=request.input, output=request.output)
+    try:
+        yield
+    except TubeletError as error:
+        json_line(stream, "error", exit_code=error.exit_code, message=str(error))
+        raise
+    except KeyboardInterrupt as error:
+        json_line(stream, "error", exit_code=getattr(error, "exit_code", 130), message="interrupted")
+        raise
+
+
+def _end_fields(result: Result) -> dict[str, Any]:
+    return {
+        "output": None if result.path is None else str(result.path),
+        "model": result.model,
+        "frames": result.frames,
+        "width": result.width,
+        "height": result.height,
+        "elapsed_s": round(result.elapsed_s, 3),
+        "fps": round(result.frames / result.elapsed_s, 3),
+        "notes": list(result.notes),
+    }
+
+
+def _print_summary(request: UpscaleFlags, result: Result) -> None:
+    from tubelet.video.probe import probe
+
+    for note in result.notes:
+        sys.stderr.write(f"note: {note}\n")
+    before = ""
+    if request.input != "-":
+        info = probe(request.input)
+        before = f"{info.width}×{info.height} → "
+    speed = f"{clock(result.elapsed_s)} ({result.frames / result.elapsed_s:.1f} a second)"
+    sys.stderr.write(
+        f"{result.path or 'standard output'}: {before}{result.width}×{result.height}, "
+        f"{result.frames} frames in {speed}, {result.model}\n"
+    )
+
+
+def _preview(request: UpscaleFlags, settings: UpscaleSettings) -> None:
+    from tubelet.evaluation.preview import write_preview
+    from tubelet.restore.job import build_engine
+    from tubelet.video.probe import probe
+
+    named = request.output.lower().endswith(".png") and "%" not in request.output
+    path = Path(request.output) if named else companion(request.output, ".preview.png")
+    _refuse_existing(path, settings)
+    info = probe(request.input)
+    times_s = write_preview(
+        build_engine(settings, info),
+        info,
+        path,
+        count=request.preview or 1,
+        start_s=settings.start or 0.0,
+        duration_s=settings.duration,
+    )
+    at = ", ".join(f"{time_s:.2f}" for time_s in times_s)
+    sys.stderr.write(f"{path}: input left, result right, at {at} s\n")
+
+
+def _print_plan(request: UpscaleFlags, settings: UpscaleSettings) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from tubelet.restore.job import describe
+
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _plan_rows(request, describe(request.input, request.output, settings)).items():
+        table.add_row(name, value)
+    Console(stderr=request.output == "-", highlight=False).print(table)
+
+
+def _plan_rows(request: UpscaleFlags, plan: Description) -> dict[str, str]:
+    info = plan.info
+    kinds = [stream.kind for stream in info.streams]
+    others = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind != "video")
+    tiles = f"tiles of {plan.tile_px} input pixels" if plan.tile_px else "whole frames"
+    window = f", {plan.window_frames} frames at once" if plan.window_frames else ""
+    rate = f", {float(info.average_rate):.6g} frames a second" if info.average_rate else ""
+    rows = {
+        "input": f"{request.input}, {info.codec} in {info.container}, {info.pix_fmt}{rate}",
+        "size": f"{info.width}×{info.height} → {plan.width}×{plan.height}",
+        "frames": "unknown" if plan.frames is None else f"{plan.frames} (by the header)",
+        "also copied": others or "nothing: the video is alone",
+        "model": plan.model,
+        "runs on": f"{plan.device}, {plan.precision}, {tiles}{window}",
+        "model's speed": f"{1 / plan.frame_s:.1f} frames a second",
+    }
+    if plan.restore_s is not None:
+        rows["about"] = f"{clock(plan.restore_s)}, or more where the encoder is slower than the model"
+    if plan.output_bytes is not None:
+        rows["disk"] = f"about {_megabytes(plan.output_bytes)}"
+    rows["output"] = f"{request.output} (nothing is written now)"
+    return rows
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.1f} MB"

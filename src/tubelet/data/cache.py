@@ -1,0 +1,142 @@
+"""Decode every clip of a folder once into memory-mapped arrays, and its degraded versions beside it.
+
+    cache/
+      <name>-<key>/gt.npy               (T, 3, H, W) uint8
+      <name>-<key>/<preset>-x4-0.npy    (T, 3, H/4, W/4) uint8
+
+A clip is a video file, a folder of frames, or a single image, which becomes a clip by a camera that pans over it.
+The key is made of the source's path, size and time, so a changed source is decoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from tubelet.degrade import Preset, degrade
+from tubelet.errors import InputError
+from tubelet.video.reader import open_reader
+
+__all__ = ["CachedClip", "prepare_clips"]
+
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".y4m", ".ts"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_MAX_FRAMES = 300  # of one source; a film gives a sample, not the whole
+_PAN_FRAMES = 14
+_PAN_SIZE = (384, 640)  # height, width of a clip made from an image
+
+
+@dataclass(frozen=True, slots=True)
+class CachedClip:
+    """A decoded clip with its degraded versions, all (T, 3, H, W) uint8, memory-mapped."""
+
+    name: str
+    gt: NDArray[np.uint8]
+    lqs: tuple[NDArray[np.uint8], ...]
+
+
+def prepare_clips(
+    roots: Sequence[Path], cache: Path, *, preset: Preset, scale: int, variants: int = 1
+) -> Iterator[CachedClip]:
+    """Find, decode and degrade all clips below some folders; what is in the cache already is only opened.
+
+    Args:
+        roots: folders of video files, of images, or of folders of frames.
+        cache: where the arrays go.
+        preset: degradation of the low-quality versions.
+        scale: their factor.
+        variants: how many low-quality versions, seeded 0, 1, ..., of a random preset.
+
+    Yields:
+        one clip after another, in the order of their names.
+
+    Raises:
+        InputError: a root is missing or holds no clip, or a clip cannot be decoded.
+    """
+    sources = [source for root in roots for source in _find_sources(root)]
+    for source in sources:
+        folder = cache / f"{source.stem}-{_key(source)}"
+        gt = _stored(folder / "gt.npy")
+        if gt is None:
+            gt = _store(folder / "gt.npy", _decode(source, scale_multiple=12))
+        lqs: list[NDArray[np.uint8]] = []
+        for seed in range(variants if preset == "real" else 1):
+            path = folder / f"{preset}-x{scale}-{seed}.npy"
+            lq = _stored(path)
+            if lq is None:
+                clip = torch.from_numpy(np.array(gt)).float() / 255
+                unique = int(_key(source), 16) % 2**31 + seed  # another draw for every clip
+                lq = _store(path, _to_bytes(degrade(clip, preset, scale=scale, seed=unique)))
+            lqs.append(lq)
+        yield CachedClip(source.stem, gt, tuple(lqs))
+
+
+def _find_sources(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise InputError(f"no such folder of clips: {root}")
+    entries = sorted(root.iterdir())
+    found = [p for p in entries if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES or p.is_dir()]
+    if not found:
+        raise InputError(f"no video, image or folder of frames in {root}")
+    return found
+
+
+def _key(source: Path) -> str:
+    stat = source.stat()
+    identity = f"{source.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:12]
+
+
+def _decode(source: Path, *, scale_multiple: int) -> NDArray[np.uint8]:
+    """Decode to (T, 3, H, W), cropped to multiples that every scale divides."""
+    with open_reader(source) as reader:
+        frames = [_to_bytes(frame.rgb) for frame in islice(reader, _MAX_FRAMES)]
+    if source.suffix.lower() in IMAGE_SUFFIXES:
+        frames = _pan(torch.from_numpy(frames[0]), seed=int(_key(source), 16))
+    height, width = (n // scale_multiple * scale_multiple for n in frames[0].shape[-2:])
+    return np.stack([frame[:, :height, :width] for frame in frames])
+
+
+def _pan(image: Tensor, seed: int) -> list[NDArray[np.uint8]]:
+    """Move a window over an image, halved first to be free of its coding noise, at whole pixels a frame."""
+    half = functional.interpolate(image[None].float(), scale_factor=0.5, mode="area")[0].round().byte()
+    height, width = (min(size, n) for size, n in zip(_PAN_SIZE, half.shape[-2:], strict=True))
+    rng = random.Random(seed)
+    frames: list[NDArray[np.uint8]] = []
+    room = (half.shape[-2] - height, half.shape[-1] - width)
+    speed = [rng.uniform(-1, 1) * min(6.0, r / _PAN_FRAMES) for r in room]
+    start = [r / 2 - v * _PAN_FRAMES / 2 for r, v in zip(room, speed, strict=True)]
+    for t in range(_PAN_FRAMES):
+        y, x = (round(s + v * t) for s, v in zip(start, speed, strict=True))
+        frames.append(half[:, y : y + height, x : x + width].numpy())
+    return frames
+
+
+def _to_bytes(x: Tensor) -> NDArray[np.uint8]:
+    return (x.clamp(0, 1) * 255).round().byte().numpy()
+
+
+def _stored(path: Path) -> NDArray[np.uint8] | None:
+    return np.load(path, mmap_mode="r") if path.is_file() else None
+
+
+def _store(path: Path, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write whole or not at all, and open it memory-mapped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    out = open_memmap(part, mode="w+", dtype=np.uint8, shape=array.shape)
+    out[:] = array
+    out.flush()
+    part.replace(path)
+    return np.load(path, mmap_mode="r")

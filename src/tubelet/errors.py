@@ -1,0 +1,56 @@
+"""Errors, each with one line that says what was wrong, with what value, and what to do.
+
+TubeletError               exit code of the command
+ ├─ RequestError           2    the request makes no sense: a flag, a name, a path to write to
+ │   └─ ConfigError        2    a configuration field: unknown key, wrong value
+ ├─ InputError             3    the input is missing, is not a video, or cannot be decoded
+ │   ├─ IncompleteError    3    the output holds all that could be decoded, and something was missing
+ │   └─ CheckpointError    3    a weight file is not what it should be
+ └─ ResourceError          4    out of memory, of disk, or a device is absent
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "IncompleteError",
+    "InputError",
+    "RequestError",
+    "ResourceError",
+    "TubeletError",
+]
+
+
+class TubeletError(Exception):
+    """Base of every error that Tubelet raises on purpose; `str(error)` is one line for a person."""
+
+    exit_code = 1
+
+
+class RequestError(TubeletError):
+    """What was asked for cannot be done: an unknown model, an existing output, flags that contradict."""
+
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """A configuration has an unknown key or a value out of range."""
+
+
+class InputError(TubeletError):
+    """The input is missing, empty, not a video, or cannot be decoded at all."""
+
+    exit_code = 3
+
+
+class IncompleteError(InputError):
+    """The output was written with every frame that could be decoded, but part of the input was missing."""
+
+
+class CheckpointError(InputError):
+    """A weight file is missing, damaged, or does not fit the architecture."""
+
+
+class ResourceError(TubeletError):
+    """Memory, disk or a device did not suffice."""
+
+    exit_code = 4

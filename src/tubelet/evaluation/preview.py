@@ -1,0 +1,113 @@
+"""A few frames of a video, before and after, in one picture: a model can be chosen in seconds."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from tubelet.errors import InputError
+from tubelet.evaluation.pictures import enlarge, to_image
+from tubelet.evaluation.sampling import sample_times
+from tubelet.restore.engine import Engine
+from tubelet.types import Frame, Temporal
+from tubelet.video.probe import VideoInfo
+from tubelet.video.reader import open_reader
+
+__all__ = ["write_preview"]
+
+_RUN_IN_FRAMES = 10  # by then the state of a recurrent model has settled
+_CLIP_FRAMES = 14  # for models that would take a whole scene
+
+
+def write_preview(
+    engine: Engine,
+    info: VideoInfo,
+    dst: str | Path,
+    *,
+    count: int = 4,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+) -> list[float]:
+    """Restore frames spread over a video and put each beside its plain enlargement.
+
+    Args:
+        engine: with the model.
+        info: of the video; only what each frame needs is read.
+        dst: the PNG.
+        count: how many frames, a row each.
+        start_s: begin of the part to sample, seconds.
+        duration_s: length of that part; by default to the end.
+
+    Returns:
+        Times of the frames, seconds after the start of the video.
+
+    Raises:
+        InputError: nothing can be decoded at one of the times.
+    """
+    rows: list[Image.Image] = []
+    times_s: list[float] = []
+    for time_s in sample_times(info, count, start_s=start_s, duration_s=duration_s):
+        source, result = _restore_at(engine, info, time_s)
+        times_s.append(source.time_s - info.start_s)
+        rows.append(_row(source, result, engine.spec.id, times_s[-1]))
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    sheet.save(dst, "PNG")
+    return times_s
+
+
+def _restore_at(engine: Engine, info: VideoInfo, time_s: float) -> tuple[Frame, Frame]:
+    """Restore the frame at a time, with as many neighbours as the model looks at."""
+    before, after = _reach(engine.spec.temporal)
+    period_s = float(1 / (info.average_rate or Fraction(25)))
+    wanted_s = info.start_s + time_s - period_s / 2
+    clip: list[Frame] = []
+    place: int | None = None
+    with open_reader(info.source, start_s=max(0.0, time_s - (before + 0.5) * period_s)) as reader:
+        for frame in reader:
+            clip.append(frame)
+            if place is None and frame.time_s >= wanted_s:
+                place = len(clip) - 1
+            if place is not None and len(clip) - place > after:
+                break
+    if not clip:
+        raise InputError(f"{info.source}: no frame can be decoded at {time_s:.3f} s")
+    place = len(clip) - 1 if place is None else place
+    for index, result in enumerate(engine.restore(clip)):
+        if index == place:
+            return clip[place], result
+    raise AssertionError("the engine gives as many frames as it takes")
+
+
+def _reach(temporal: Temporal) -> tuple[int, int]:
+    """Frames before and after the wanted one that are read."""
+    match temporal.kind:
+        case "frame":
+            return 0, 0
+        case "window":
+            return temporal.radius, temporal.radius
+        case "online":
+            return _RUN_IN_FRAMES, temporal.lookahead
+        case "clip":
+            half = (temporal.window_frames or _CLIP_FRAMES) // 2
+            return half, half
+
+
+def _row(source: Frame, result: Frame, model: str, time_s: float) -> Image.Image:
+    height, width = result.rgb.shape[-2:]
+    bar, gap = max(18, round(height * 0.045)), max(2, width // 320)
+    row = Image.new("RGB", (2 * width + gap, height + bar + gap), (24, 24, 26))
+    row.paste(to_image(enlarge(source.rgb, (height, width))), (0, bar))
+    row.paste(to_image(result.rgb), (width + gap, bar))
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(bar * 0.62)
+    # The font of Pillow has no ×.
+    lq_size = f"{source.rgb.shape[-1]}x{source.rgb.shape[-2]}"
+    labels = (f"{time_s:.2f} s   input {lq_size}, bicubic", f"{model}, {width}x{height}")
+    for x, label in zip((0, width + gap), labels, strict=True):
+        draw.text((x + bar * 0.4, bar * 0.12), label, fill=(235, 235, 238), font=font)
+    return row

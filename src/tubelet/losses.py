@@ -1,0 +1,37 @@
+"""Training losses; each maps sr and gt of one shape to a scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+__all__ = ["LOSSES", "Loss", "LossName", "charbonnier", "l1"]
+
+LossName = Literal["charbonnier", "l1"]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def charbonnier(sr: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
+    """Mean of sqrt(error² + eps²): L1 that is smooth at 0.
+
+    Args:
+        sr: any shape.
+        gt: the same shape.
+        eps: width of the smooth part, in units of the pixels.
+
+    Returns:
+        scalar.
+
+    Source: Charbonnier et al., ICIP 1994; in VSR since Lai et al., CVPR 2017.
+    """
+    return ((sr - gt).square() + eps**2).sqrt().mean()
+
+
+def l1(sr: Tensor, gt: Tensor) -> Tensor:
+    """Mean absolute error: scalar, for two tensors of one shape."""
+    return (sr - gt).abs().mean()
+
+
+LOSSES: dict[LossName, Loss] = {"charbonnier": charbonnier, "l1": l1}

@@ -1,0 +1,5 @@
+"""Numbers that say how good a result is."""
+
+from tubelet.metrics.fidelity import psnr, ssim
+
+__all__ = ["psnr", "ssim"]

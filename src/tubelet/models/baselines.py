@@ -1,0 +1,65 @@
+"""Bicubic and Lanczos enlargement as models: what every network is compared with.
+
+Source: MATLAB's `imresize`; Keys, IEEE TASSP 1981; Duchon, J. Appl. Meteorology 1979.
+
+lq (B, T, 3, H, W) → sr (B, T, 3, sH, sW)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+
+from tubelet.models.spec import ModelSpec
+from tubelet.ops.resize import resample
+from tubelet.types import Temporal
+
+__all__ = ["BASELINES", "Resample"]
+
+_SCALES = (2, 3, 4)
+
+
+class Resample(nn.Module):
+    """Enlarge every frame with a fixed kernel."""
+
+    def __init__(self, scale: int, *, kernel: Literal["bicubic", "lanczos3"] = "bicubic") -> None:
+        super().__init__()
+        self.scale = scale
+        self.kernel: Literal["bicubic", "lanczos3"] = kernel
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
+        height, width = lq.shape[-2:]
+        # The matrix products want rows: three channels in the last place would be copied at every step.
+        return resample(lq.contiguous(), (height * self.scale, width * self.scale), kernel=self.kernel)
+
+
+def _bicubic(scale: int) -> ModelSpec:
+    return ModelSpec(
+        id=f"bicubic-x{scale}",
+        summary="MATLAB's bicubic: the baseline of the literature",
+        architecture="Resample",
+        scale=scale,
+        temporal=Temporal("frame"),
+        build=partial(Resample, scale, kernel="bicubic"),
+        halo_px=3,  # 4 taps reach 2 pixels, and the centre lies up to half a pixel off
+        source="https://doi.org/10.1109/TASSP.1981.1163711",
+    )
+
+
+def _lanczos(scale: int) -> ModelSpec:
+    return ModelSpec(
+        id=f"lanczos-x{scale}",
+        summary="Lanczos-3: the sharpest of the fixed kernels",
+        architecture="Resample",
+        scale=scale,
+        temporal=Temporal("frame"),
+        build=partial(Resample, scale, kernel="lanczos3"),
+        halo_px=4,
+        source="https://doi.org/10.1175/1520-0450(1979)018<1016:LFIOAT>2.0.CO;2",
+    )
+
+
+BASELINES = (*map(_bicubic, _SCALES), *map(_lanczos, _SCALES))

@@ -1,0 +1,187 @@
+"""FastVSR: a compact online recurrent network for video super-resolution on a CPU.
+
+    lq (B, 1 + lookahead, 3, H, W)        hidden: the previous frame (B, 3, H, W), features (B, C, H, W)
+      └ previous, current, next ──conv──┐
+        features of the last step ─conv─┴─ act ─ conv, act × depth ─ features ─ conv ─ pixel shuffle ─┐
+        current ────────────────────────── bilinear ×s ───────────────────────────────────────────────┴ sr
+
+No alignment: neighbours enter side by side, the hidden features follow motions of a pixel or two by themselves.
+The network predicts the detail of luma (s² channels) and adds it to R, G and B alike; colour differences come from
+the bilinear skip. With `expansion`, every convolution is trained wide and collapses to a plain 3×3 one (SESR).
+
+Source: this project; hidden state as in RLSP (Fuoli et al., ICCVW 2019), collapsible linear blocks as in SESR
+(Bhardwaj et al., MLSys 2022), sub-pixel output as in ESPCN (Shi et al., CVPR 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.errors import ConfigError
+
+__all__ = ["CollapsibleConv", "FastConfig", "FastVSR", "infer_config"]
+
+Hidden = tuple[Tensor, Tensor]
+_OUTPUTS: tuple[tuple[int, Literal["luma", "rgb"]], ...] = ((1, "luma"), (3, "rgb"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FastConfig:
+    """Shape of a `FastVSR`."""
+
+    scale: int = 4
+    """Factor of the output size."""
+    channels: int = 32
+    """Width of the features; multiples of 16 fill the vector units of a CPU."""
+    depth: int = 4
+    """3×3 convolutions between the head and the output."""
+    lookahead: Literal[0, 1] = 1
+    """Frames after the current one that the network sees."""
+    recurrent: bool = True
+    """Carry features from frame to frame."""
+    output: Literal["luma", "rgb"] = "luma"
+    """Predict the detail of luma for all three channels, or of each channel by itself."""
+    expansion: int = 0
+    """Width of the collapsible blocks in training, in multiples of `channels`; 0 trains plain convolutions."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in (2, 3, 4) or self.channels < 1 or self.depth < 0 or self.expansion < 0:
+            raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; channels ≥ 1; depth, expansion ≥ 0")
+
+
+class CollapsibleConv(nn.Module):
+    """A 3×3 convolution trained as 3×3 (wide) then 1×1, plus a skip inside the body (SESR, Fig. 2).
+
+    Both are linear, so their product is computed first and the image is convolved once: training costs hardly more
+    than a plain convolution. `collapse()` gives that plain convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, width: int, *, residual: bool) -> None:
+        super().__init__()
+        self.wide = nn.Parameter(torch.empty(width, in_channels, 3, 3))
+        self.narrow = nn.Parameter(torch.empty(out_channels, width))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.kaiming_normal_(self.wide)
+        nn.init.normal_(self.narrow, std=0.3 * width**-0.5)
+        self.residual = residual
+
+    def weight(self) -> Tensor:
+        """Collapse: (out, in, 3, 3)."""
+        weight = torch.einsum("ow,wikl->oikl", self.narrow, self.wide)
+        if self.residual:
+            identity = torch.eye(weight.shape[0], device=weight.device, dtype=weight.dtype)
+            weight = weight + functional.pad(identity[:, :, None, None], (1, 1, 1, 1))
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, in, H, W) → (B, out, H, W) with the collapsed weight."""
+        return functional.conv2d(x, self.weight(), self.bias, padding=1)
+
+    def collapse(self) -> nn.Conv2d:
+        """Make the plain convolution that gives the same result."""
+        out_channels, in_channels = self.narrow.shape[0], self.wide.shape[1]
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        with torch.no_grad():
+            conv.weight.copy_(self.weight())
+            conv.bias.copy_(self.bias)  # pyright: ignore[reportOptionalMemberAccess]
+        return conv
+
+
+def _conv(in_channels: int, out_channels: int, config: FastConfig, *, residual: bool = False) -> nn.Module:
+    if config.expansion:
+        return CollapsibleConv(in_channels, out_channels, config.expansion * config.channels, residual=residual)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+class FastVSR(nn.Module):
+    """Online recurrent super-resolution; see the drawing on top of this file.
+
+    Args:
+        config: shape of the network.
+    """
+
+    def __init__(self, config: FastConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, s = config.channels, config.scale
+        self.head = _conv(3 * (2 + config.lookahead), c, config)
+        self.recall = _conv(c, c, config) if config.recurrent else None
+        self.body = nn.ModuleList(_conv(c, c, config, residual=True) for _ in range(config.depth))
+        self.acts = nn.ModuleList(nn.PReLU(c, init=0.1) for _ in range(config.depth + 1))
+        self.tail = _conv(c, s * s * (1 if config.output == "luma" else 3), config)
+
+    def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        """Restore one frame.
+
+        Args:
+            lq: (B, 1 + lookahead, 3, H, W), the frame and those that follow it.
+            hidden: what the last step returned, None at the start of a scene.
+
+        Returns:
+            sr (B, 3, sH, sW), and the hidden state for the next step.
+        """
+        current = lq[:, 0]
+        previous, memory = hidden or (current, None)
+        x = self.head(torch.cat([previous, *lq.unbind(1)], 1))
+        if self.recall is not None and memory is not None:
+            x = x + self.recall(memory)
+        x = self.acts[0](x)
+        for conv, act in zip(self.body, list(self.acts)[1:], strict=True):
+            x = act(conv(x))
+        detail = functional.pixel_shuffle(self.tail(x), self.config.scale)  # (B, 1 or 3, sH, sW)
+        skip = functional.interpolate(
+            current, scale_factor=float(self.config.scale), mode="bilinear", align_corners=False
+        )
+        return skip + detail, (current, x)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
+        frames = lq.shape[1]
+        hidden: Hidden | None = None
+        out: list[Tensor] = []
+        for t in range(frames):
+            index = [min(t + i, frames - 1) for i in range(1 + self.config.lookahead)]
+            sr, hidden = self.step(lq[:, index], hidden)
+            out.append(sr)
+        return torch.stack(out, 1)
+
+    def collapse(self) -> FastVSR:
+        """Replace, in place, every collapsible block by the convolution that it equals; returns self."""
+        self.head, self.tail = _collapsed(self.head), _collapsed(self.tail)
+        self.recall = _collapsed(self.recall) if self.recall is not None else None
+        self.body = nn.ModuleList(_collapsed(conv) for conv in self.body)
+        return self
+
+
+def infer_config(state: Mapping[str, Tensor]) -> FastConfig | None:
+    """Read the configuration off the names and shapes of a state dict; None where they are not of a `FastVSR`."""
+    plain, wide = state.get("head.weight"), state.get("head.wide")
+    head, bias, tail = plain if plain is not None else wide, state.get("head.bias"), state.get("tail.bias")
+    if head is None or bias is None or tail is None or "acts.0.weight" not in state:
+        return None
+    channels, outputs = bias.shape[0], tail.shape[0]
+    shapes: dict[int, tuple[int, Literal["luma", "rgb"]]] = {
+        s * s * n: (s, output) for s in (2, 3, 4) for n, output in _OUTPUTS
+    }
+    if outputs not in shapes or head.shape[1] not in (6, 9):
+        return None
+    scale, output = shapes[outputs]
+    return FastConfig(
+        scale=scale,
+        channels=channels,
+        depth=sum(name.startswith("body.") and name.endswith(".bias") for name in state),
+        lookahead=1 if head.shape[1] == 9 else 0,
+        recurrent="recall.bias" in state,
+        output=output,
+        expansion=0 if wide is None else wide.shape[0] // channels,
+    )
+
+
+def _collapsed(conv: nn.Module) -> nn.Module:
+    return conv.collapse() if isinstance(conv, CollapsibleConv) else conv

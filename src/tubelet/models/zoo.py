@@ -1,0 +1,147 @@
+"""The zoo: every model that Tubelet knows, listed by hand."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from functools import partial
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
+from tubelet.errors import CheckpointError, RequestError
+from tubelet.models.baselines import BASELINES
+from tubelet.models.checkpoint import load_model
+from tubelet.models.fast import FastConfig, FastVSR
+from tubelet.models.spec import ModelSpec, WeightsSpec
+from tubelet.types import Temporal
+
+__all__ = ["checkpoint_spec", "create_model", "find_model", "is_checkpoint", "list_models"]
+
+_WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+def _fast_spec(id: str, config: FastConfig, *, summary: str, weights: WeightsSpec | None) -> ModelSpec:
+    return ModelSpec(
+        id=id,
+        summary=summary,
+        architecture=FastVSR.__name__,
+        scale=config.scale,
+        temporal=Temporal("online", lookahead=config.lookahead),
+        build=partial(FastVSR, config),
+        weights=weights,
+        halo_px=config.depth + 2,  # every convolution reaches a pixel further
+        source="Tubelet",
+    )
+
+
+def _embedded(scale: int, kind: str, sha256: str, *, summary: str) -> ModelSpec:
+    id = f"fast-x{scale}-{kind}"
+    weights = WeightsSpec(file=f"{id}.safetensors", sha256=sha256)
+    return _fast_spec(id, FastConfig(scale=scale), summary=summary, weights=weights)
+
+
+_FOR_PEOPLE = "compact recurrent network for real videos, compressed and noisy"
+_FOR_BENCHMARKS = "the same network for clean videos and benchmarks (bicubic degradation)"
+
+_MODELS: tuple[ModelSpec, ...] = (*BASELINES,)
+
+_BY_SCALE: dict[str, dict[int, str]] = {
+    "default": {2: "lanczos-x2", 3: "lanczos-x3", 4: "lanczos-x4"},
+    "bicubic": {2: "bicubic-x2", 3: "bicubic-x3", 4: "bicubic-x4"},
+    "lanczos": {2: "lanczos-x2", 3: "lanczos-x3", 4: "lanczos-x4"},
+}
+"""Names that stand for one model per native scale."""
+
+
+def list_models() -> list[ModelSpec]:
+    """List the models of the zoo, in the order in which they are shown."""
+    return list(_MODELS)
+
+
+def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
+    """Find a model by its id, or by a name that stands for one model per scale ("default", "bicubic").
+
+    Args:
+        name: what `--model` was given.
+        factor: wanted enlargement; of the models that share a name, the smallest that reaches it is taken, or
+            the largest if none does. Default: the largest.
+
+    Returns:
+        The model's entry.
+
+    Raises:
+        RequestError: no model has this name; the line suggests the nearest.
+    """
+    if name in _BY_SCALE:
+        ids = _BY_SCALE[name]
+        enough = [scale for scale in ids if factor is not None and scale >= factor - 1e-6]
+        name = ids[min(enough, default=max(ids))]
+    for spec in _MODELS:
+        if spec.id == name:
+            return spec
+    known = [*_BY_SCALE, *(spec.id for spec in _MODELS)]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+    raise RequestError(f"no model is called {name!r}; {hint}")
+
+
+def is_checkpoint(name: str) -> bool:
+    """Tell a path of a weight file from the id of a model."""
+    return name.endswith((".safetensors", ".pth", ".pt", ".ckpt")) or Path(name).is_file()
+
+
+def checkpoint_spec(path: str) -> tuple[ModelSpec, nn.Module]:
+    """Load a checkpoint and describe it as the zoo describes its models.
+
+    Args:
+        path: of a weight file that `load_model` takes.
+
+    Returns:
+        the entry, whose id is the name of the file, and the network.
+
+    Raises:
+        CheckpointError: see `load_model`.
+    """
+    model = load_model(path)
+    assert isinstance(model, FastVSR)
+    return _fast_spec(Path(path).name, model.config, summary=f"checkpoint {path}", weights=None), model
+
+
+def create_model(id: str, *, weights: bool = True) -> nn.Module:
+    """Build a model of the zoo.
+
+    Args:
+        id: a model's id, or a name that `find_model` resolves.
+        weights: load the trained weights, where the model has some; otherwise it is as initialised.
+
+    Returns:
+        The network in evaluation mode, float32, on the CPU.
+
+    Raises:
+        RequestError: no model has this id.
+        CheckpointError: the weight file is missing, damaged, or does not fit.
+    """
+    spec = find_model(id)
+    model = spec.build()
+    if weights and spec.weights is not None:
+        _load_weights(model, spec.weights)
+    return model.eval()
+
+
+def _load_weights(model: nn.Module, weights: WeightsSpec) -> None:
+    path = _WEIGHTS / weights.file
+    if not path.is_file():
+        raise CheckpointError(f"weight file {path} is missing; install the package again")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != weights.sha256:
+        raise CheckpointError(
+            f"weight file {path} has sha256 {digest[:12]}…, expected {weights.sha256[:12]}…; install the package again"
+        )
+    try:
+        model.load_state_dict(load(data), strict=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"weight file {path} does not fit the model: {' '.join(str(error).split())}") from error

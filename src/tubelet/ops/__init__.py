@@ -1,0 +1,5 @@
+"""Pure tensor functions."""
+
+from tubelet.ops.resize import imresize, resample
+
+__all__ = ["imresize", "resample"]

@@ -1,0 +1,1 @@
+"""A training procedure per model, each `main(config)`."""

@@ -1,0 +1,132 @@
+"""Train `FastVSR`, the embedded online model, from folders of clips and images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tubelet.data import Crops, CropSettings, prepare_clips
+from tubelet.degrade import Preset, degrade
+from tubelet.errors import InputError
+from tubelet.metrics import psnr
+from tubelet.models.checkpoint import load_model, save_checkpoint
+from tubelet.models.fast import FastConfig, FastVSR
+from tubelet.training import LoopSettings, train
+
+__all__ = ["OnlineConfig", "main", "score_clips"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineConfig:
+    """What to train, on what, and where to put it."""
+
+    data: tuple[Path, ...]
+    """Folders of videos, of images, or of folders of frames."""
+    out: Path = Path("runs/online")
+    """Folder of the checkpoint, the log and the finished model.safetensors."""
+    cache: Path = Path("cache")
+    """Folder of the decoded clips."""
+    evaluate: Path | None = None
+    """Folder of folders of frames, never trained on, to score at every checkpoint."""
+    evaluate_frames: int = 12
+    """Frames of each of them."""
+    preset: Preset = "bi"
+    """Degradation: bi and bd for benchmarks, real for people's videos."""
+    variants: int = 3
+    """Degraded versions of each clip, for a random preset."""
+    init: Path | None = None
+    """Begin with the weights of this checkpoint; parts of another shape begin anew."""
+    model: FastConfig = field(default_factory=FastConfig)
+    """Shape of the network."""
+    crops: CropSettings = field(default_factory=CropSettings)
+    """Size of the samples."""
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    """How long and how fast."""
+
+
+def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Train to the end, or resume; write the collapsed network.
+
+    Args:
+        config: see there.
+        on_log: called with every log line.
+
+    Returns:
+        path of the finished model.safetensors, which `tubelet upscale --model` takes.
+
+    Raises:
+        InputError: no clips.
+        CheckpointError: the output folder holds another run.
+    """
+    torch.manual_seed(config.loop.seed)
+    model = FastVSR(config.model)
+    if config.init is not None:
+        _begin_with(model, config.init)
+    scale = config.model.scale
+    clips = list(prepare_clips(config.data, config.cache, preset=config.preset, scale=scale, variants=config.variants))
+    crops = Crops(clips, scale, config.crops, config.loop.seed)
+    average = train(model, crops.batch, config.loop, config.out, evaluate=_scorer(config), on_log=on_log)
+    assert isinstance(average, FastVSR)
+    save_checkpoint(config.out / "wide.safetensors", average, {"preset": config.preset})
+    path = config.out / "model.safetensors"
+    save_checkpoint(path, average.collapse(), {"preset": config.preset, "training": asdict(config)})
+    return path
+
+
+def _scorer(config: OnlineConfig) -> Callable[[nn.Module], dict[str, float]] | None:
+    if config.evaluate is None:
+        return None
+    pairs = _load_pairs(config.evaluate, config.preset, config.model.scale, config.evaluate_frames)
+    return lambda network: score_clips(network, pairs)
+
+
+def _begin_with(model: FastVSR, path: Path) -> None:
+    """Copy every tensor whose name and shape agree; the rest keeps its random start."""
+    source = load_model(path).state_dict()
+    own = model.state_dict()
+    fitting = {name: value for name, value in source.items() if name in own and own[name].shape == value.shape}
+    if not any(value.ndim == 4 for value in fitting.values()):
+        raise InputError(f"{path} shares no convolution with this network; give a checkpoint of the same channels")
+    model.load_state_dict({**own, **fitting})
+
+
+def _load_pairs(root: Path, preset: Preset, scale: int, frames: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read the first frames of every folder: {name: (lq, gt)}, each (T, 3, H, W)."""
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for seed, folder in enumerate(sorted(p for p in root.iterdir() if p.is_dir())):
+        files = sorted(p for p in folder.iterdir() if p.is_file())[:frames]
+        gt = torch.stack([_read_image(file) for file in files])
+        height, width = (n // scale * scale for n in gt.shape[-2:])
+        gt = gt[..., :height, :width]
+        pairs[folder.name] = (degrade(gt, preset, scale=scale, seed=seed), gt)
+    if not pairs:
+        raise InputError(f"no folders of frames in {root}")
+    return pairs
+
+
+def _read_image(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).movedim(-1, 0).float() / 255
+
+
+@torch.inference_mode()
+def score_clips(network: nn.Module, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Score a network on clips: mean Y-PSNR of each, dB, and of all."""
+    scores: dict[str, float] = {}
+    for name, (lq, gt) in pairs.items():
+        sr = network(lq[None])[0]
+        scores[f"psnr_y/{name}"] = _mean([psnr(a, b).item() for a, b in zip(sr, gt, strict=True)])
+    scores["psnr_y"] = _mean(list(scores.values()))
+    return scores
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

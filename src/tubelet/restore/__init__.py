@@ -1,0 +1,1 @@
+"""The restoration engine and the job around it: what `tubelet upscale` runs."""

@@ -1,0 +1,338 @@
+"""The engine: runs any model of the zoo over a stream of frames, scene by scene, in bounded memory.
+
+    frames → scenes (cut detector) → neighbourhoods or windows → tiles → model → frames
+
+Every frame that comes in goes out once, in order, with its time. When memory runs out, the current call is
+done again with tiles of half the side, at last on the CPU; the state of a recurrent model survives both (see
+`tiling`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tubelet.errors import ConfigError, ResourceError
+from tubelet.models.spec import ModelSpec
+from tubelet.ops.resize import resample
+from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
+from tubelet.restore.plan import (
+    MIN_TILE_PX,
+    choose_tile,
+    neighbourhoods,
+    output_size,
+    padded_size,
+    plan_tiles,
+    scenes,
+    windows,
+)
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.restore.tiling import Hidden, run_tiled
+from tubelet.types import Frame, Precision
+from tubelet.video.scenes import CutDetector
+
+__all__ = ["Engine", "Layout", "resolve_device"]
+
+_MARGIN = 2.0  # work space inside convolutions and copies between layouts, which the probe does not see
+_SHARE = 0.5  # of the free memory; the rest is for queues, the encoder and others
+_PROBE_PX = 64
+_PROBE_FRAMES = 5
+_LEAST_WINDOW, _MOST_WINDOW = 16, 100  # frames, for clip models without a window of their own
+_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What memory decides, before the first frame.
+
+    Attributes:
+        tile_px: side of the part that a tile keeps, lq pixels; 0 is the whole picture.
+        window_frames: frames of a call (clip models); 0 for the other kinds.
+        overlap_frames: that consecutive windows share (clip models).
+    """
+
+    tile_px: int
+    window_frames: int = 0
+    overlap_frames: int = 0
+
+
+class Engine:
+    """Runs one model as the settings say; one stream at a time.
+
+    Attributes:
+        spec: the model's entry in the zoo.
+        device: where it runs; can become the CPU when memory runs out.
+        precision: number format inside the model.
+        notes: what a person should know of the run, a line each.
+    """
+
+    def __init__(self, spec: ModelSpec, model: nn.Module, settings: UpscaleSettings | None = None) -> None:
+        """Prepare a model.
+
+        Args:
+            spec: tells how to call it.
+            model: the network; it is moved to the device.
+            settings: its scale, height, device, precision and tile are used.
+
+        Raises:
+            ConfigError: the device's name or the precision makes no sense for this model.
+            ResourceError: the device is absent.
+        """
+        settings = settings or UpscaleSettings()
+        self.spec = spec
+        self.device = resolve_device(settings.device)
+        self.precision: Precision = _resolve_precision(settings.precision, spec, self.device)
+        self.notes: list[str] = []
+        self._settings = settings
+        self._model: Any = _move(model.eval(), self.device)
+        self._layout = Layout(0)
+
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        """Compute the output's (width, height) for an input of this size, pixels."""
+        asked = self._settings
+        return output_size(
+            width, height, native=self.spec.scale, scale=asked.scale, target_height=asked.height
+        )
+
+    def plan(self, height: int, width: int) -> Layout:
+        """Decide tiles and windows from the memory that is free now.
+
+        Args:
+            height: of the input, pixels.
+            width: of the input, pixels.
+        """
+        temporal = self.spec.temporal
+        fixed_frames = temporal.window_frames if temporal.kind == "clip" else 1
+        if self._settings.tile is not None and fixed_frames:
+            return Layout(self._settings.tile, temporal.window_frames, temporal.overlap_frames)
+        budget = _SHARE * free_bytes(self.device)
+        frame_px = budget / self._bytes_per_px  # lq pixels of all frames of a call
+        frames = fixed_frames or int(frame_px // math.prod(padded_size(height, width, self.spec)))
+        frames = frames if fixed_frames else min(max(frames, _LEAST_WINDOW), _MOST_WINDOW)
+        tile_px = self._settings.tile
+        if tile_px is None:
+            tile_px = choose_tile(height, width, self.spec, max_area_px=frame_px / frames)
+        if temporal.kind != "clip":
+            return Layout(tile_px)
+        overlap = (
+            temporal.overlap_frames
+            if temporal.window_frames
+            else min(temporal.overlap_frames or 8, frames // 2)
+        )
+        return Layout(tile_px, frames, overlap)
+
+    def restore(
+        self, frames: Iterable[Frame], *, starts_scene: Callable[[Tensor], bool] | None = None
+    ) -> Iterator[Frame]:
+        """Enlarge a stream of frames of one size.
+
+        Args:
+            frames: in presentation order.
+            starts_scene: given each frame's rgb in order, tells whether a new scene starts with it;
+                neighbours and state never cross such a cut. Default: a `CutDetector`.
+
+        Yields:
+            As many frames, with the same times, sizes from `output_size`, values in [0, 1], on the CPU.
+
+        Raises:
+            ResourceError: memory does not suffice for the smallest tile on the CPU.
+        """
+        stream = iter(frames)
+        first = next(stream, None)
+        if first is None:
+            return
+        self._layout = self.plan(*first.rgb.shape[-2:])
+        stream = chain([first], stream)
+        if self.spec.temporal.kind == "frame":
+            yield from self._restore_scene(stream)
+            return
+        detect = starts_scene or CutDetector().is_cut
+        for scene in scenes(stream, lambda frame: detect(frame.rgb)):
+            yield from self._restore_scene(scene)
+
+    def _restore_scene(self, scene: Iterable[Frame]) -> Iterator[Frame]:
+        temporal = self.spec.temporal
+        if temporal.kind == "clip":
+            yield from self._restore_windows(scene)
+            return
+        hidden: Hidden = None
+        before, after = temporal.radius, temporal.radius or temporal.lookahead
+        for around in neighbourhoods(scene, before=before, after=after):
+            sr, hidden = self._run(around, hidden)
+            yield self._finish(around[before], sr[0, 0])
+
+    def _restore_windows(self, scene: Iterable[Frame]) -> Iterator[Frame]:
+        size, overlap = self._layout.window_frames, self._layout.overlap_frames
+        for window, span in windows(scene, size=size, overlap=overlap):
+            sr, _ = self._run(window, None)
+            for t in range(span.keep_start - span.start, span.keep_stop - span.start):
+                yield self._finish(window[t], sr[0, t])
+
+    def _run(self, frames: Iterable[Frame], hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """Call the model, with less memory until it succeeds: sr (1, T', 3, sH, sW) and the new state."""
+        clip = torch.stack([frame.rgb for frame in frames])[None]  # (1, T, 3, H, W)
+        while True:
+            try:
+                return self._attempt(clip, hidden)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split())
+            self._descend(clip, reason)  # outside of the handler: the traceback would hold the tensors
+
+    @torch.inference_mode()
+    def _attempt(self, clip: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        height, width = clip.shape[-2:]
+        lq = _pad(clip.to(self.device), *padded_size(height, width, self.spec))
+        hidden = hidden and tuple(state.to(self.device) for state in hidden)
+        tiles = plan_tiles(lq.shape[-2], lq.shape[-1], self._layout.tile_px, self.spec)
+        if len(tiles) == 1:
+            sr, hidden = self._call(lq, hidden)
+        else:
+            scale, multiple = self.spec.scale, self.spec.size_multiple
+            sr, hidden = run_tiled(self._call, lq, hidden, tiles, scale=scale, size_multiple=multiple)
+        return sr[..., : height * self.spec.scale, : width * self.spec.scale], hidden
+
+    def _call(self, lq: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """Run the network once; lq (1, T, 3, h, w) on the device."""
+        lq = _channels_last(lq)
+        dtype = _DTYPES.get(self.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            if self.spec.temporal.kind == "online":
+                return self._model.step(lq, hidden)
+            return self._model(lq), None
+
+    def _finish(self, source: Frame, sr: Tensor) -> Frame:
+        """Bring a result (3, sH, sW) to its size and range, and give it the time of its source."""
+        width, height = self.output_size(source.rgb.shape[-1], source.rgb.shape[-2])
+        alpha = None
+        with torch.inference_mode():
+            sr = sr.float()
+            if sr.shape[-2:] != (height, width):
+                sr = resample(sr, (height, width))
+            sr = sr.cpu()
+            if source.alpha is not None:
+                alpha = resample(source.alpha, (height, width)).clamp(0, 1)
+        rgb = torch.empty_like(
+            sr
+        )  # made here, so that who gets it may change it in place: no inference tensor
+        with torch.inference_mode():
+            torch.clamp(sr, 0, 1, out=rgb)
+        return replace(source, rgb=rgb, alpha=None if alpha is None else alpha.clone())
+
+    def _descend(self, clip: Tensor, reason: str) -> None:
+        """Take less memory: tiles of half the side, then the CPU.
+
+        Raises:
+            ResourceError: there is nothing left to try.
+        """
+        height, width = clip.shape[-2:]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        least = max(MIN_TILE_PX, self.spec.min_size_px)
+        side = self._layout.tile_px or max(height, width)
+        if side > least:
+            self._layout = replace(self._layout, tile_px=max(least, math.ceil(side / 2)))
+            self.notes.append(f"memory ran out; went on with tiles of {self._layout.tile_px} pixels")
+            return
+        if self.device.type == "cpu":
+            raise ResourceError(
+                f"memory ran out with the smallest tile ({side} pixels): {reason}; "
+                "close other programs or use a smaller model"
+            )
+        self.notes.append(f"memory of {self.device} ran out with the smallest tile; went on with the CPU")
+        self.device, self.precision = torch.device("cpu"), "fp32"
+        _move(self._model, self.device)
+        self._layout = replace(self._layout, tile_px=self.plan(height, width).tile_px)
+
+    @cached_property
+    def _bytes_per_px(self) -> float:
+        """Estimate memory per lq pixel of all frames of a call, from a call on a small picture."""
+        temporal = self.spec.temporal
+        frames = {
+            "frame": 1,
+            "window": 2 * temporal.radius + 1,
+            "online": 1 + temporal.lookahead,
+            "clip": min(temporal.window_frames or _PROBE_FRAMES, _PROBE_FRAMES),
+        }[temporal.kind]
+        height, width = padded_size(_PROBE_PX, _PROBE_PX, self.spec)
+        lq = torch.zeros(1, frames, 3, height, width, device=self.device)
+        try:
+            with torch.inference_mode():
+                hidden = self._call(lq, None)[1]
+                peak = peak_tensor_bytes(lambda: self._call(lq, hidden))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return math.inf  # not even this fits: begin with the smallest tile, and descend from there
+        pixels = height * width * (frames if temporal.kind == "clip" else 1)
+        return _MARGIN * max(peak, lq.nbytes) / pixels
+
+
+def resolve_device(name: str) -> torch.device:
+    """Find the device that a setting names.
+
+    Args:
+        name: "auto" is the first of CUDA, MPS and CPU that is there.
+
+    Raises:
+        ConfigError: torch knows no such name.
+        ResourceError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name!r} is not a device; give auto, cpu, cuda, cuda:1 or mps") from None
+    present = {
+        "cpu": lambda: True,
+        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available,
+    }
+    if device.type not in present:
+        raise ConfigError(f"device={name!r} is not supported; give auto, cpu, cuda, cuda:1 or mps")
+    if not present[device.type]():
+        raise ResourceError(f"device={name!r} is not available on this machine; use --device cpu")
+    return device
+
+
+def _resolve_precision(asked: str, spec: ModelSpec, device: torch.device) -> Precision:
+    if asked == "auto":
+        return "fp16" if device.type == "cuda" and "fp16" in spec.precisions else "fp32"
+    for precision in spec.precisions:
+        if precision == asked:
+            return precision
+    allowed = ", ".join(spec.precisions)
+    raise ConfigError(f"precision={asked} loses quality with {spec.id}; it takes {allowed}")
+
+
+def _move(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network; 4-D weights become channels last, which CPUs and tensor cores convolve faster."""
+    model = model.to(device)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def _channels_last(lq: Tensor) -> Tensor:
+    """Order (B, T, C, H, W) in memory so that any frame, or all frames as one batch, is channels last."""
+    return lq.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def _pad(lq: Tensor, height: int, width: int) -> Tensor:
+    """Extend (1, T, C, H, W) to the right and below: mirrored if large enough, otherwise repeated."""
+    down, across = height - lq.shape[-2], width - lq.shape[-1]
+    if not down and not across:
+        return lq
+    mode = "reflect" if down < lq.shape[-2] and across < lq.shape[-1] else "replicate"
+    return F.pad(lq[0], (0, across, 0, down), mode=mode)[None]

@@ -1,0 +1,349 @@
+"""`upscale`: a video file in, a larger one out; and `describe`, which says beforehand what that would take.
+
+reader (thread) → engine (this thread) → writer (thread)
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tubelet.errors import ConfigError, IncompleteError, InputError
+from tubelet.models.spec import ModelSpec
+from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint
+from tubelet.restore.engine import Engine
+from tubelet.restore.pipeline import read_ahead, write_behind
+from tubelet.restore.settings import Result, UpscaleSettings
+from tubelet.types import Frame, Precision
+from tubelet.video.codecs import CODECS, choose_encoding
+from tubelet.video.destination import check_output, destination_kind
+from tubelet.video.probe import VideoInfo, probe
+from tubelet.video.reader import Reader, open_reader
+from tubelet.video.writer import EncodeSettings, open_writer
+
+__all__ = ["Description", "Progress", "build_engine", "describe", "run", "upscale"]
+
+_PROGRESS_EVERY_S = 0.1
+_QUEUE_BYTES = 256 << 20  # what may wait on each side of the engine, in floats
+_TIMED_SIDE_PX, _TIMED_FRAMES = 160, 5
+
+_BITS_PER_PX = {
+    **{
+        "h264": 0.25,
+        "h264_nvenc": 0.3,
+        "hevc": 0.15,
+        "hevc_nvenc": 0.2,
+        "vp9": 0.15,
+        "av1": 0.12,
+        "gif": 4.0,
+    },
+    **{"prores": 4.0, "ffv1": 6.0, "png": 12.0, "rawvideo": 12.0},
+}
+"""Of upscaled film at default quality, true to a factor of two or so; it only serves an estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        frames_done: frames restored.
+        frames_total: frames expected by the header, which is only a hint; None where it says nothing.
+        elapsed_s: seconds since the run began.
+        fps: frames per second so far.
+        eta_s: seconds to go, or None where the total is unknown.
+        time_s: time of the last frame in the video, seconds.
+    """
+
+    frames_done: int
+    frames_total: int | None
+    elapsed_s: float
+    fps: float
+    eta_s: float | None
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a run would do, without doing it.
+
+    Attributes:
+        info: the input.
+        model: id of the model.
+        width, height: of the output, pixels.
+        codec: of the output; png for pictures, rawvideo for a pipe.
+        device: where the model would run.
+        precision: number format inside the model.
+        tile_px: side of a tile in input pixels; 0 is the whole picture.
+        window_frames: frames of a call, for models that take clips; otherwise 0.
+        frames: expected number, None where the header does not say.
+        frame_s: seconds that the model takes for a frame, from a short run on a part of the picture.
+        restore_s: the same for all frames; encoding goes on at the same time and can take longer.
+        output_bytes: rough size of the output, None where the number of frames is unknown.
+        notes: what a person should know of the output, a line each.
+    """
+
+    info: VideoInfo
+    model: str
+    width: int
+    height: int
+    codec: str
+    device: str
+    precision: Precision
+    tile_px: int
+    window_frames: int
+    frames: int | None
+    frame_s: float
+    restore_s: float | None
+    output_bytes: int | None
+    notes: tuple[str, ...]
+
+
+def upscale(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    model: str = "default",
+    scale: Literal[2, 3, 4] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    **settings: Any,
+) -> Result:
+    """Upscale a video, as `tubelet upscale` does.
+
+    Args:
+        src: video file, folder of images, printf pattern (frames/%05d.png), or "-": y4m on standard input.
+        dst: video file, folder or pattern of PNGs, or "-" for y4m on the standard output.
+        model: id of a model, or a name that stands for one per scale ("default", "bicubic", "lanczos").
+        scale: factor of the output size; default: the model's own.
+        on_progress: called in this thread, at most ten times a second and once at the end.
+        settings: other fields of `UpscaleSettings`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        RequestError: the model's name or the output's path makes no sense; ConfigError: a setting does not.
+        InputError: the input cannot be read.
+        IncompleteError: the output has every frame that could be decoded, but something was missing.
+        ResourceError: memory or disk did not suffice, or the device is absent.
+    """
+    known = {field.name for field in fields(UpscaleSettings)}
+    for name in settings.keys() - known:
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+        raise ConfigError(f"upscale has no setting {name!r}; {hint}")
+    return run(src, dst, UpscaleSettings(model=model, scale=scale, **settings), on_progress=on_progress)
+
+
+def run(
+    src: str | Path,
+    dst: str | Path,
+    settings: UpscaleSettings,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Upscale a video with settings that are already made; see `upscale`."""
+    began_s = time.monotonic()
+    check_output(dst, source=src, overwrite=settings.overwrite)
+    cores = torch.get_num_threads()
+    try:
+        with open_reader(src, start_s=settings.start or 0.0, duration_s=settings.duration) as reader:
+            engine = build_engine(settings, reader.info)
+            width, height = engine.output_size(reader.info.width, reader.info.height)
+            ticker = _Ticker(on_progress, _expected_frames(reader.info, settings), began_s)
+            with open_writer(
+                dst,
+                like=reader.info,
+                width=width,
+                height=height,
+                settings=_encode_settings(settings),
+                start_s=settings.start or 0.0,
+                duration_s=settings.duration,
+                overwrite=settings.overwrite,
+            ) as writer:
+                _pump(reader, engine, writer.write, ticker)
+                if not ticker.frames:
+                    raise InputError(f"{src} has no picture that can be decoded{_listed(reader.problems)}")
+    finally:
+        torch.set_num_threads(cores)  # the threads set it to 1, which new threads would inherit
+    ticker.finish()
+    if reader.problems:
+        raise IncompleteError(
+            f"{dst} has the {ticker.frames} frames that could be decoded, but {'; '.join(reader.problems)}"
+        )
+    return Result(
+        path=None if str(dst) == "-" else Path(dst),
+        model=engine.spec.id,
+        frames=ticker.frames,
+        width=width,
+        height=height,
+        elapsed_s=time.monotonic() - began_s,
+        notes=(*engine.notes, *writer.notes),
+    )
+
+
+def describe(src: str | Path, dst: str | Path, settings: UpscaleSettings) -> Description:
+    """Say what `run` would do and about how long it would take; nothing is written.
+
+    Args:
+        src: as in `upscale`, but not a pipe.
+        dst: as in `upscale`; it is checked, and its ending counts for the size.
+        settings: as in `run`.
+
+    Raises:
+        RequestError, InputError, ResourceError: as `upscale` would.
+    """
+    check_output(dst, source=src, overwrite=settings.overwrite)
+    info = probe(src)
+    engine = build_engine(settings, info)
+    layout = engine.plan(info.height, info.width)
+    width, height = engine.output_size(info.width, info.height)
+    frames = _expected_frames(info, settings)
+    codec, notes = _choose_codec(dst, info, (width, height), settings)
+    bits_per_px = _bits_per_px(codec, settings.crf)
+    frame_s = _time_frame(engine, info)
+    return Description(
+        info=info,
+        model=engine.spec.id,
+        width=width,
+        height=height,
+        codec=codec,
+        device=str(engine.device),
+        precision=engine.precision,
+        tile_px=layout.tile_px,
+        window_frames=layout.window_frames,
+        frames=frames,
+        frame_s=frame_s,
+        restore_s=None if frames is None else frames * frame_s,
+        output_bytes=None if frames is None else round(frames * width * height * bits_per_px / 8),
+        notes=notes,
+    )
+
+
+def build_engine(settings: UpscaleSettings, info: VideoInfo) -> Engine:
+    """Make the engine that `run` would use for this input.
+
+    Args:
+        settings: as in `run`.
+        info: of the input; its height decides between models where `settings.height` is given.
+
+    Raises:
+        RequestError, CheckpointError, ResourceError: as `upscale` would.
+    """
+    spec, model = _open_model(settings, info)
+    return Engine(spec, model, settings)
+
+
+def _open_model(settings: UpscaleSettings, info: VideoInfo) -> tuple[ModelSpec, nn.Module]:
+    if is_checkpoint(settings.model):
+        return checkpoint_spec(settings.model)
+    factor = settings.height / info.height if settings.height else settings.scale
+    spec = find_model(settings.model, factor=factor)
+    return spec, create_model(spec.id)
+
+
+def _pump(reader: Reader, engine: Engine, write: Callable[[Frame], None], ticker: _Ticker) -> None:
+    """Run the three stages until the input ends."""
+    width, height = reader.info.width, reader.info.height
+    before, after = _depth(width, height), _depth(*engine.output_size(width, height))
+    with read_ahead(reader, depth=before) as source, write_behind(write, depth=after) as sink:
+        for frame in engine.restore(source):
+            sink.put(frame)
+            ticker.tick(frame)
+
+
+def _depth(width: int, height: int) -> int:
+    """Frames of a queue: enough to even out the stages, bounded in bytes."""
+    return min(8, max(2, _QUEUE_BYTES // (12 * width * height)))
+
+
+class _Ticker:
+    """Counts frames and reports progress, not too often."""
+
+    def __init__(self, report: Callable[[Progress], None] | None, total: int | None, began_s: float) -> None:
+        self.frames = 0
+        self._report = report
+        self._total = total
+        self._began_s = began_s
+        self._next_s = 0.0
+        self._time_s = 0.0
+
+    def tick(self, frame: Frame) -> None:
+        """Count a frame."""
+        self.frames += 1
+        self._time_s = frame.time_s
+        now_s = time.monotonic()
+        if now_s >= self._next_s:
+            self._next_s = now_s + _PROGRESS_EVERY_S
+            self._send(self._total and max(self._total, self.frames))
+
+    def finish(self) -> None:
+        """Report the end; now the total is known."""
+        self._send(self.frames)
+
+    def _send(self, total: int | None) -> None:
+        if self._report is None:
+            return
+        elapsed_s = time.monotonic() - self._began_s
+        fps = self.frames / elapsed_s
+        eta_s = (total - self.frames) / fps if total is not None and fps else None
+        self._report(Progress(self.frames, total, elapsed_s, fps, eta_s, self._time_s))
+
+
+def _expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:
+    """Guess the number of frames from the header."""
+    if settings.start is None and settings.duration is None:
+        return info.frames_hint
+    rest_s = None if info.duration_s is None else max(0.0, info.duration_s - (settings.start or 0.0))
+    known_s = [seconds for seconds in (rest_s, settings.duration) if seconds is not None]
+    if info.average_rate is None or not known_s:
+        return None
+    return round(min(known_s) * info.average_rate)
+
+
+def _listed(problems: Sequence[str]) -> str:
+    return f": {'; '.join(problems)}" if problems else ""
+
+
+def _time_frame(engine: Engine, info: VideoInfo) -> float:
+    """Time the model on noise, on a part of the picture, and scale by area."""
+    height, width = min(info.height, _TIMED_SIDE_PX), min(info.width, _TIMED_SIDE_PX)
+    clip = [Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t) for t in range(_TIMED_FRAMES)]
+    seconds = 0.0
+    for _ in range(2):  # the first run warms up
+        start_s = time.monotonic()
+        for _ in engine.restore(clip, starts_scene=lambda _: False):
+            pass
+        seconds = time.monotonic() - start_s
+    return seconds / len(clip) * info.height * info.width / (height * width)
+
+
+def _choose_codec(
+    dst: str | Path, info: VideoInfo, size: tuple[int, int], settings: UpscaleSettings
+) -> tuple[str, tuple[str, ...]]:
+    """Ask the writer's rules for the codec and what there is to know about it."""
+    kind = destination_kind(dst)
+    if kind in ("folder", "pattern"):
+        return "png", ()
+    suffix = ".y4m" if kind == "pipe" else Path(dst).suffix.lower()
+    encoding = choose_encoding(suffix, info, *size, _encode_settings(settings))
+    return encoding.codec, encoding.notes
+
+
+def _bits_per_px(codec: str, crf: float | None) -> float:
+    default = CODECS[codec].crf if codec in CODECS else None
+    if crf is None or default is None:
+        return _BITS_PER_PX[codec]
+    return _BITS_PER_PX[codec] * 2 ** ((default - crf) / 6)  # six steps double the rate
+
+
+def _encode_settings(settings: UpscaleSettings) -> EncodeSettings:
+    return EncodeSettings(codec=settings.codec, crf=settings.crf, preset=settings.preset)

@@ -1,0 +1,99 @@
+"""How much memory there is, how much a model takes, and how to recognise that it ran out."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["free_bytes", "is_out_of_memory", "peak_tensor_bytes"]
+
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "defaultcpuallocator",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Tell how many bytes can still be allocated on a device; on a CPU, container limits are respected."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    available = psutil.virtual_memory().available
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup v2, or the limit is "max"
+        return available
+    return min(available, max(0, limit - used))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception means that memory ran out; torch says so in several ways."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def peak_tensor_bytes(run: Callable[[], object]) -> int:
+    """Measure the most bytes of tensors that live at once while `run` computes.
+
+    Work space inside an operation is not seen: callers add a margin.
+
+    Args:
+        run: called once; tensors that exist before are not counted.
+    """
+    with _LiveTensors() as live:
+        run()
+    return live.peak_bytes
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Counts every storage that an operation makes, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_bytes = 0
+        self.peak_bytes = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {_storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and _storage_id(leaf) not in before:
+                self._watch(leaf)
+        return out
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True wraps the method above so that its first call imports torch._dynamo: 1.5 s
+
+    def _watch(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = _storage_id(tensor), storage.nbytes()
+        if key in self._known:
+            return
+
+        def freed(_: object) -> None:
+            self.now_bytes -= size
+            self._known.pop(key, None)
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.now_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
+
+
+def _storage_id(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

@@ -1,0 +1,84 @@
+"""`UpscaleSettings`: what a person may ask of an upscaling run; the command's flags come from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tubelet.errors import ConfigError
+from tubelet.types import Precision
+
+__all__ = ["Result", "UpscaleSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpscaleSettings:
+    """How to upscale a video."""
+
+    model: str = "default"
+    """Id of the model (`tubelet models` lists them) or path of a checkpoint. `default` is the compact model
+    trained on real-world degradation, in the scale that fits."""
+    scale: Literal[2, 3, 4] | None = None
+    """Factor of the output size: 2, 3 or 4. Default: the model's own. Another than the model's own is reached
+    by an exact resize of its result."""
+    height: int | None = None
+    """Height of the output in pixels, for example 1080; the width follows. Not together with --scale."""
+    codec: Literal["auto", "h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"] = (
+        "auto"
+    )
+    """Video codec. auto: H.264 for 8 bit, HEVC for more (VP9 in webm)."""
+    crf: float | None = None
+    """Constant rate factor, lower is better and larger. Default: 16 for H.264, 18 for HEVC."""
+    preset: str | None = None
+    """Speed preset of the encoder, for example veryfast or slow."""
+    start: float | None = None
+    """Begin at this time, in seconds."""
+    duration: float | None = None
+    """Stop after this much, in seconds."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps, ..."""
+    precision: Precision | Literal["auto"] = "auto"
+    """Number format. auto: fp16 on a GPU where the model allows it, otherwise fp32."""
+    tile: int | None = None
+    """Side of square tiles in input pixels; 0 never tiles. Default: from what memory is free."""
+    overwrite: bool = False
+    """Replace the output if it exists."""
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.height is not None:
+            raise ConfigError(f"scale={self.scale} and height={self.height} contradict; give one of the two")
+        if self.scale not in (None, 2, 3, 4):
+            raise ConfigError(f"scale={self.scale} must be 2, 3 or 4; for other sizes give height")
+        if self.height is not None and not 16 <= self.height <= 16384:
+            raise ConfigError(f"height={self.height} must be between 16 and 16384 pixels")
+        if self.tile is not None and self.tile != 0 and self.tile < 32:
+            raise ConfigError(f"tile={self.tile} must be 0 (never) or at least 32 input pixels")
+        if self.start is not None and self.start < 0:
+            raise ConfigError(f"start={self.start} must be 0 or more seconds")
+        if self.duration is not None and self.duration <= 0:
+            raise ConfigError(f"duration={self.duration} must be more than 0 seconds")
+        if self.crf is not None and not 0 <= self.crf <= 63:
+            raise ConfigError(f"crf={self.crf} must be between 0 and 63")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an upscaling run did.
+
+    Attributes:
+        path: the output, or None where it went to a pipe.
+        model: id of the model that ran.
+        frames: frames written.
+        width, height: of the output, pixels.
+        elapsed_s: wall-clock seconds.
+        notes: what a person should know, a line each (a converted subtitle, a guessed colour matrix).
+    """
+
+    path: Path | None
+    model: str
+    frames: int
+    width: int
+    height: int
+    elapsed_s: float
+    notes: tuple[str, ...] = ()

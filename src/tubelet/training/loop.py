@@ -1,0 +1,232 @@
+"""Train a model: cosine schedule, gradient clipping, EMA, exact resume, TensorBoard and JSON lines.
+
+A batch is a function of its step, and a checkpoint holds all else that changes (weights, EMA, optimiser, step), so a
+run that was killed goes on to the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.losses import LOSSES, LossName
+
+__all__ = ["LoopSettings", "cosine_lr", "train"]
+
+Batches = Callable[[int], tuple[Tensor, Tensor]]
+Evaluate = Callable[[nn.Module], dict[str, float]]
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """How long and how fast to learn."""
+
+    steps: int = 20_000
+    """Updates in all."""
+    lr: float = 1e-3
+    """Peak learning rate of Adam."""
+    lr_final: float = 1e-6
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = 100
+    """Steps of the linear rise to the peak."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights, which is what gets evaluated and kept."""
+    loss: LossName = "charbonnier"
+    """Pixel loss."""
+    log_every: int = 50
+    """Steps between two log lines."""
+    save_every: int = 500
+    """Steps between two checkpoints, each evaluated."""
+    device: str = "cpu"
+    """Where to train."""
+    seed: int = 0
+    """Of the first weights and of all crops."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.log_every < 1 or self.save_every < 1:
+            raise ConfigError("steps, log_every and save_every must be at least 1")
+        if not (0 < self.lr_final <= self.lr) or not 0 <= self.ema < 1 or self.grad_clip <= 0:
+            raise ConfigError("need 0 < lr_final ≤ lr, 0 ≤ ema < 1 and grad_clip > 0")
+
+
+def cosine_lr(step: int, settings: LoopSettings) -> float:
+    """Learning rate of a step: linear rise, then half a cosine down to `lr_final`."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return settings.lr_final + (settings.lr - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    settings: LoopSettings,
+    out: Path,
+    *,
+    evaluate: Evaluate | None = None,
+    on_log: Log | None = None,
+) -> nn.Module:
+    """Train, or go on where the last checkpoint in `out` stands.
+
+    Args:
+        model: forward maps lq (B, T, 3, H, W) to sr.
+        batches: step → (lq, gt), a pure function.
+        settings: see there.
+        out: folder of `state.pt`, `log.jsonl` and the TensorBoard events.
+        evaluate: scores of a model, computed with the averaged weights at every checkpoint.
+        on_log: called with every log line.
+
+    Returns:
+        the averaged model, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: `out` holds a checkpoint of other settings or of another model.
+    """
+    device = torch.device(settings.device)
+    model.to(device).train()
+    average = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+    state_file = out / "state.pt"
+    out.mkdir(parents=True, exist_ok=True)
+    first = _resume(state_file, model, average, optimiser, settings)
+    criterion = LOSSES[settings.loss]
+    recent: list[Tensor] = []
+    with _logger(out, on_log) as log, _prefetch(batches, first, settings.steps) as stream:
+        start = time.monotonic()
+        for step, (lq, gt) in enumerate(stream, first):
+            lr = cosine_lr(step, settings)
+            loss = criterion(model(lq.to(device)), gt.to(device))
+            _descend(model, optimiser, loss, lr=lr, grad_clip=settings.grad_clip)
+            _update_average(average, model, min(settings.ema, (1 + step) / (10 + step)))
+            recent.append(loss.detach())
+            done = step + 1
+            if done % settings.log_every == 0 or done == settings.steps:
+                per_step = (time.monotonic() - start) / (done - first)
+                value = torch.stack(recent).mean().item()
+                eta_s = (settings.steps - done) * per_step
+                log({"step": done, "loss": value, "lr": lr, "s_per_step": per_step, "eta_s": eta_s})
+                recent.clear()
+            if done % settings.save_every == 0 or done == settings.steps:
+                _save(state_file, model, average, optimiser, done, settings)
+                if evaluate is not None:
+                    log({"step": done, **evaluate(average)})
+    return average.cpu()
+
+
+def _descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, *, lr: float, grad_clip: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    optimiser.step()
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+        else:
+            kept.copy_(new)
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    settings: LoopSettings,
+) -> None:
+    state = {
+        "step": step,
+        "steps": settings.steps,
+        "seed": settings.seed,
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+    }
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def _resume(
+    path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, settings: LoopSettings
+) -> int:
+    """Load the state if there is one; returns the step to go on with."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True, map_location=settings.device)
+    if (state["steps"], state["seed"]) != (settings.steps, settings.seed):
+        raise CheckpointError(
+            f"{path} is of a run with steps={state['steps']} seed={state['seed']}, not steps={settings.steps} "
+            f"seed={settings.seed}; name another output folder"
+        )
+    try:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} holds another model; name another output folder") from error
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
+
+
+@contextmanager
+def _prefetch(batches: Batches, first: int, last: int) -> Generator[Iterator[tuple[Tensor, Tensor]]]:
+    """Prepare the next batches in a thread while the current one trains."""
+
+    def stream(pool: ThreadPoolExecutor) -> Iterator[tuple[Tensor, Tensor]]:
+        waiting = [pool.submit(batches, step) for step in range(first, min(first + 2, last))]
+        for step in range(first, last):
+            current = waiting.pop(0)
+            if step + 2 < last:
+                waiting.append(pool.submit(batches, step + 2))
+            yield current.result()
+
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield stream(pool)
+
+
+@contextmanager
+def _logger(out: Path, on_log: Log | None) -> Generator[Log]:
+    """Append to log.jsonl, and to TensorBoard where it is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the [train] extra is absent; the JSON lines say the same
+        board = None
+    else:
+        board = SummaryWriter(str(out))
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+
+        def log(record: dict[str, Any]) -> None:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            if board is not None:
+                for name, value in record.items():
+                    if name != "step":
+                        board.add_scalar(name, value, record["step"])
+            if on_log is not None:
+                on_log(record)
+
+        try:
+            yield log
+        finally:
+            if board is not None:
+                board.close()

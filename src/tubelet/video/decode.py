@@ -1,0 +1,258 @@
+"""Decoding the video stream of a container: seek, damage, truncation. Frames as FFmpeg gives them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from fractions import Fraction
+from itertools import chain
+from typing import Any
+
+import av
+from av.codec.context import Flags
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+
+from tubelet.errors import InputError
+from tubelet.video.probe import describe, pick_video_stream
+from tubelet.video.y4m import ForwardOnly
+
+__all__ = ["ContainerFrames"]
+
+_MOST_THREADS = 4  # frame threads hold a picture each
+_SEEK_BACK_S = (0, 2, 10)  # a keyframe may be shown later than the index, in decoding order, says
+_TRUST_DURATION = {"matroska,webm", "avi", "flv", "asf"}  # the header tells the length of the stream
+_MOST_READ_ERRORS = 100
+
+
+class ContainerFrames:
+    """Decodes one video stream, skips what is damaged, and can say what was missing.
+
+    Attributes:
+        info: description of the video; the first frame was decoded for it.
+    """
+
+    def __init__(self, open_container: Callable[[], InputContainer], source: str, *, seekable: bool) -> None:
+        self._open = open_container
+        self._source = source
+        self._seekable = seekable
+        self._threads = min(_MOST_THREADS, os.cpu_count() or 1)
+        self._reset_counts()
+        self._container: InputContainer = self._start(self._threads)
+        try:
+            self._pass = self._decode()
+            first = next(self._pass, None)
+            if first is None:
+                raise InputError(
+                    f"{source}: no frame of its {self._name()} video can be decoded{self._why()}"
+                )
+            self._first = first
+            self.info = describe(self._container, self._stream, first, source)
+        except BaseException:
+            self._container.close()
+            raise
+
+    def frames(self, start_tick: int | None) -> Iterator[VideoFrame]:
+        """Yield frames in presentation order.
+
+        Args:
+            start_tick: pts from which frames are wanted; begins at a keyframe at or before it. None: all.
+        """
+        begin = chain([self._first], self._pass)
+        if start_tick is not None and self._seekable:
+            begin = self._sought(start_tick)
+        last: VideoFrame | None = None
+        for last in begin:
+            yield last
+        if self._seekable and self._threads > 1 and self._frames < self._packets and last is not None:
+            yield from self._tail(last.pts)
+
+    def problems(self, decoded: int, end_tick: int | None) -> list[str]:
+        """Say what was damaged or missing, a line each, once the frames are used up.
+
+        Args:
+            decoded: frames that were handed out.
+            end_tick: pts at which the caller stopped, None where it went on to the end of the file.
+        """
+        found: list[str] = []
+        missing = self._missing_frames(end_tick)
+        if missing:
+            found.append(
+                f"the file ends early: {decoded} of about {decoded + missing} frames could be decoded"
+                + self._why()
+            )
+        elif self._has_rest(end_tick):
+            found.append(f"the stream ends early, in the middle of a frame, after {decoded} whole ones")
+        at_the_end = len(found)  # where a file was cut, its last packet is damaged too: said already
+        if self._damaged > at_the_end:
+            found.append(f"damaged packets that could not be decoded: {self._damaged}{self._why()}")
+        if self._corrupt > max(self._damaged, at_the_end):
+            found.append(f"damaged packets that the container marks: {self._corrupt}")
+        if self._concealed > at_the_end:
+            found.append(f"damaged frames that the decoder patched: {self._concealed}")
+        if self._read_errors > at_the_end:
+            found.append(f"places where the file could not be read: {self._read_errors}{self._why()}")
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._pass.close()
+        self._container.close()
+
+    def _reset_counts(self) -> None:
+        self._packets = self._frames = self._corrupt = self._damaged = self._concealed = 0
+        self._read_errors = self._end_byte = 0
+        self._reason = ""
+        self._last_dts: int | None = None
+        self._end_tick: int | None = None
+
+    def _start(self, threads: int) -> InputContainer:
+        container = self._open()
+        try:
+            self._stream = pick_video_stream(container, self._source)
+        except InputError:
+            container.close()
+            raise
+        context = self._stream.codec_context
+        context.thread_type = "AUTO" if threads > 1 else "SLICE"
+        context.thread_count = threads
+        context.flags |= int(
+            Flags.output_corrupt
+        )  # a picture with a missing reference is patched, not left out
+        return container
+
+    def _restart(self, threads: int) -> None:
+        self._pass.close()
+        self._container.close()
+        self._reset_counts()
+        self._container = self._start(threads)
+
+    def _name(self) -> str:
+        return str(self._stream.codec_context.codec.canonical_name)
+
+    def _why(self) -> str:
+        return f" ({self._reason})" if self._reason else ""
+
+    def _read(self) -> Iterator[Packet[Any] | None]:
+        """Yield packets; None at last, for the decoder to give out what it holds."""
+        while True:
+            progress = False
+            try:
+                for packet in self._container.demux(self._stream):
+                    if packet.size:
+                        progress = True
+                        yield packet
+                break
+            except av.FFmpegError as error:
+                self._read_errors += 1
+                self._reason = str(error.strerror)
+                if not progress or self._read_errors >= _MOST_READ_ERRORS:
+                    break
+        yield None
+
+    def _decode(self, count_after: int | None = None) -> Generator[VideoFrame]:
+        """Decode packets; count damage, in the second pass only behind the last frame of the first."""
+        context = self._stream.codec_context
+        clean = False
+        for packet in self._read():
+            self._note(packet)
+            try:
+                frames = context.decode(packet)
+            except EOFError:
+                return
+            except av.FFmpegError as error:
+                self._damaged += self._is_counted(packet, count_after)
+                self._reason = str(error.strerror)
+                continue
+            for frame in frames:
+                self._frames += 1
+                if not clean and frame.is_corrupt and not frame.key_frame:
+                    continue  # a stream that begins between keyframes: there is no picture yet
+                clean = True
+                self._concealed += frame.is_corrupt and (
+                    count_after is None or (frame.pts or 0) > count_after
+                )
+                if frame.pts is not None:
+                    self._end_tick = frame.pts + (frame.duration or 0)
+                yield frame
+
+    def _sought(self, start_tick: int) -> Iterator[VideoFrame]:
+        """Begin at a keyframe at or before `start_tick`, or at the start of the file where seeking fails."""
+        context: Any = self._stream.codec_context
+        depth = context.reorder_depth
+        tick_s = self.info.time_base
+        for back_s in _SEEK_BACK_S:
+            self._pass.close()
+            self._reset_counts()
+            try:
+                self._container.seek(start_tick - int(back_s / tick_s), stream=self._stream)
+            except av.FFmpegError:
+                break
+            context.reorder_depth = depth  # flushing may forget it, which would lose B-frames
+            self._pass = self._decode()
+            first = next(self._pass, None)
+            if first is not None and first.pts is not None and first.pts <= start_tick:
+                return chain([first], self._pass)
+        self._restart(self._threads)
+        self._pass = self._decode()
+        return self._pass
+
+    def _tail(self, after_tick: int | None) -> Iterator[VideoFrame]:
+        """Decode the end again on one thread: PyAV drops what frame threads hold when one meets an error."""
+        if after_tick is None:
+            return
+        damaged, concealed, reason, end_tick = self._damaged, self._concealed, self._reason, self._end_tick
+        self._restart(threads=1)
+        self._damaged, self._concealed, self._reason = damaged, concealed, reason
+        try:
+            self._container.seek(after_tick, stream=self._stream)
+        except av.FFmpegError:
+            return
+        self._pass = self._decode(count_after=after_tick)
+        for frame in self._pass:
+            if frame.pts is not None and frame.pts > after_tick:
+                yield frame
+        self._end_tick = max(self._end_tick or 0, end_tick or 0)
+
+    def _note(self, packet: Packet[Any] | None) -> None:
+        if packet is None:
+            return
+        if not self._packets and packet.has_sidedata("encryption_info"):
+            raise InputError(f"{self._source} is encrypted and cannot be decoded")
+        self._packets += not packet.is_discard
+        self._corrupt += packet.is_corrupt
+        self._last_dts = packet.dts if packet.dts is not None else self._last_dts
+        self._end_byte = (packet.pos or 0) + packet.size
+
+    def _is_counted(self, packet: Packet[Any] | None, count_after: int | None) -> bool:
+        if packet is None:  # flushing: the second pass counts
+            return not self._seekable or self._threads == 1
+        return count_after is None or packet.pts is None or packet.pts > count_after
+
+    def _has_rest(self, end_tick: int | None) -> bool:
+        """Tell whether a y4m stream was cut within a frame, which FFmpeg leaves out without a word."""
+        if self.info.container != "yuv4mpegpipe" or self._has_reached(end_tick):
+            return False
+        pipe = getattr(self._container.file, "file", None)
+        total = pipe.total_bytes if isinstance(pipe, ForwardOnly) else self._container.size
+        return total > self._end_byte
+
+    def _has_reached(self, end_tick: int | None) -> bool:
+        return end_tick is not None and self._end_tick is not None and self._end_tick >= end_tick
+
+    def _missing_frames(self, end_tick: int | None) -> int:
+        """Estimate how many frames the header promises after the last that was read."""
+        if self._has_reached(end_tick):
+            return 0
+        if self.info.container.startswith("mov") and self._last_dts is not None:
+            times = [entry.timestamp for entry in self._stream.index_entries]
+            return sum(self._last_dts < t and (end_tick is None or t < end_tick) for t in times)
+        rate, duration_s = self.info.average_rate, self.info.duration_s
+        if self.info.container not in _TRUST_DURATION or not rate or not duration_s or self._end_tick is None:
+            return 0
+        promised = Fraction(duration_s) + Fraction(self.info.start_s)
+        if end_tick is not None:
+            promised = min(promised, end_tick * self.info.time_base)
+        gap_s = promised - self._end_tick * self.info.time_base
+        return round(gap_s * rate) if gap_s > max(Fraction(1, 2), 3 / rate) else 0

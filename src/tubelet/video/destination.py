@@ -1,0 +1,114 @@
+"""Where an output goes: what kind it is, whether it may be written, and its name until it is whole."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from tubelet.errors import RequestError
+from tubelet.video.codecs import CONTAINERS
+
+__all__ = ["DestinationKind", "check_output", "destination_kind", "part_path"]
+
+DestinationKind = Literal["file", "folder", "pattern", "pipe"]
+
+_PATTERN = re.compile(r"%0?\d*d")
+
+
+def destination_kind(dst: str | Path) -> DestinationKind:
+    """Tell a video file from a folder of pictures, a printf pattern of pictures and a pipe.
+
+    Args:
+        dst: what a person typed.
+
+    Returns:
+        "pipe" for "-"; "pattern" where the name has a `%05d`; "folder" for an existing folder, a trailing
+        slash or a name without extension; otherwise "file".
+
+    Raises:
+        RequestError: the extension is not one that Tubelet writes.
+    """
+    text = str(dst)
+    if text == "-":
+        return "pipe"
+    path = Path(text)
+    if _PATTERN.search(path.name):
+        if path.suffix.lower() != ".png":
+            raise RequestError(f"pictures are written as PNG: let {path.name!r} end in .png")
+        return "pattern"
+    if text.endswith("/") or path.is_dir() or not path.suffix:
+        return "folder"
+    if path.suffix.lower() not in CONTAINERS:
+        known = " ".join(CONTAINERS)
+        raise RequestError(
+            f"unknown output extension {path.suffix!r}; known are {known}, a folder or a pattern such as "
+            "frames/%05d.png for pictures, and - for y4m on stdout"
+        )
+    return "file"
+
+
+def check_output(dst: str | Path, *, source: str | Path, overwrite: bool) -> None:
+    """Refuse an output that cannot or must not be written, before any work is done.
+
+    Args:
+        dst: file, folder, printf pattern, or "-".
+        source: the input, which must not be the same file.
+        overwrite: an existing output may be replaced.
+
+    Raises:
+        RequestError: it exists, is the input itself, lies in a missing or unwritable folder, or has an
+            unknown extension.
+    """
+    kind = destination_kind(dst)
+    if kind == "pipe":
+        return
+    path = Path(dst)
+    _refuse_source(path, source)
+    if kind == "file":
+        if path.is_symlink() and not path.exists():
+            raise RequestError(f"{path} is a symbolic link to nothing; remove it or choose another name")
+        if path.exists() and not path.is_file():
+            raise RequestError(f"{path} is not a regular file; choose another name")
+        taken = path.exists()
+    elif kind == "folder":
+        if path.exists() and not path.is_dir():
+            raise RequestError(f"{path} is a file, not a folder for pictures")
+        taken = path.is_dir() and any(path.iterdir())
+    else:
+        taken = any(path.parent.glob(_PATTERN.sub("*", path.name)))
+    if taken and not overwrite:
+        raise RequestError(f"{path} exists; choose another name or allow overwriting (--overwrite)")
+    _try_folder(path.parent, path)
+
+
+def part_path(path: Path) -> Path:
+    """Make up the hidden name next to `path` that the output has until it is whole."""
+    return path.with_name(f".{path.stem}.part-{secrets.token_hex(4)}{path.suffix}")
+
+
+def _refuse_source(path: Path, source: str | Path) -> None:
+    if str(source) == "-":
+        return
+    origin = Path(source)
+    try:
+        same = origin.exists() and path.exists() and path.samefile(origin)
+    except OSError:
+        same = False
+    if same or path.absolute() == origin.absolute():
+        raise RequestError(f"output {path} is the input itself; choose another name")
+
+
+def _try_folder(folder: Path, path: Path) -> None:
+    """Create and remove a file: permissions alone do not say whether a folder can be written."""
+    if not folder.exists():
+        raise RequestError(f"folder {folder} does not exist; create it first")
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder; {path.name} cannot be put there")
+    trial = part_path(folder / "trial")
+    try:
+        trial.touch(exist_ok=False)
+        trial.unlink()
+    except OSError as error:
+        raise RequestError(f"folder {folder} cannot be written: {error.strerror}; choose another") from error

@@ -1,0 +1,204 @@
+"""A video as an iterator of frames: exact pts, presentation order, R'G'B' float, upright; one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+from av.video.frame import VideoFrame
+from torch import Tensor
+
+from tubelet.types import Frame
+from tubelet.video.colour import Gamut, frame_to_rgb, resolve_matrix
+from tubelet.video.decode import ContainerFrames
+from tubelet.video.probe import Orientation, VideoInfo, open_container, orientation_of
+from tubelet.video.sequence import ImageFrames, list_images
+from tubelet.video.y4m import open_y4m_pipe
+
+__all__ = ["FrameSource", "Reader", "open_reader"]
+
+
+class FrameSource(Protocol):
+    """Where decoded frames come from: a container or a list of images."""
+
+    info: VideoInfo
+
+    def frames(self, start_tick: int | None) -> Iterator[VideoFrame]:
+        """Yield frames in presentation order, from `start_tick` or somewhat before."""
+        ...
+
+    def problems(self, decoded: int, end_tick: int | None) -> list[str]:
+        """Say what was damaged or missing."""
+        ...
+
+    def close(self) -> None:
+        """Release files."""
+        ...
+
+
+class Reader:
+    """Iterates once over the frames of a video; a context manager.
+
+    Attributes:
+        info: description of the video.
+        problems: what could not be decoded or was missing, a line each; complete when the frames are used up.
+    """
+
+    def __init__(
+        self, source: FrameSource, *, start_s: float, duration_s: float | None, gamut: Gamut
+    ) -> None:
+        self.info = source.info
+        self.problems: list[str] = []
+        self._source = source
+        self._gamut: Gamut = gamut
+        origin = Fraction(source.info.start_s)
+        self._start_tick = _tick(origin + Fraction(start_s), source.info.time_base) if start_s > 0 else None
+        self._end_tick: int | None = None
+        if duration_s is not None:
+            self._end_tick = _tick(origin + Fraction(start_s) + Fraction(duration_s), source.info.time_base)
+        self._clock = _Clock(source.info)
+        self._colour = resolve_matrix(source.info.colour, source.info.width, source.info.height)
+        self._frames = self._read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self._frames
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        self._frames.close()
+        self._source.close()
+
+    def _read(self) -> Generator[Frame]:
+        index = odd_sizes = 0
+        size: tuple[int, int] | None = None
+        turn = Orientation()
+        for raw in self._source.frames(self._start_tick):
+            pts = self._clock.stamp(raw)
+            if self._end_tick is not None and pts >= self._end_tick:
+                break
+            if self._start_tick is not None and pts < self._start_tick:
+                continue
+            if size is None:
+                size, turn = (raw.width, raw.height), orientation_of(raw)
+            if (raw.width, raw.height) != size:
+                odd_sizes += 1
+                raw = raw.reformat(width=size[0], height=size[1])
+            rgb, alpha = frame_to_rgb(raw, self._colour, gamut=self._gamut)
+            yield Frame(
+                rgb=_upright(rgb, turn),
+                pts=pts,
+                time_base=self.info.time_base,
+                duration=raw.duration or 0,
+                index=index,
+                alpha=_upright(alpha, turn) if alpha is not None and self.info.has_alpha else None,
+            )
+            index += 1
+        self.problems += self._source.problems(index, self._end_tick)
+        if odd_sizes and size is not None:
+            self.problems.append(
+                f"{odd_sizes} frames have another size and were scaled to {size[0]}x{size[1]}"
+            )
+        if self._clock.moved:
+            self.problems.append(f"{self._clock.moved} timestamps did not increase and were moved")
+
+
+def open_reader(
+    src: str | Path, *, start_s: float = 0.0, duration_s: float | None = None, gamut: Gamut = "clip"
+) -> Reader:
+    """Open a video for reading.
+
+    Args:
+        src: a video file, an image folder, a printf pattern (frames/%05d.png), or "-" for y4m on stdin.
+        start_s: leave out frames before this time, counted from the file's first timestamp (as `ffmpeg -ss`).
+        duration_s: leave out frames from `start_s + duration_s` on.
+        gamut: "clip" gives rgb in [0, 1]; "keep" leaves codes of colours outside it a little outside, so that
+            frames that are written again as they are lose nothing.
+
+    Returns:
+        A reader. Frames without a timestamp get the one that follows from the frame rate; timestamps that do
+        not increase are moved behind the one before.
+
+    Raises:
+        InputError: there is nothing that can be decoded.
+    """
+    return Reader(_open_source(str(src)), start_s=start_s, duration_s=duration_s, gamut=gamut)
+
+
+def _open_source(src: str) -> FrameSource:
+    if src == "-":
+        return ContainerFrames(open_y4m_pipe, src, seekable=False)
+    images = list_images(src)
+    if images is not None:
+        return ImageFrames(src, images)
+    return ContainerFrames(lambda: open_container(Path(src)), src, seekable=True)
+
+
+class _Clock:
+    """Gives every frame a pts, strictly increasing: its own where that does.
+
+    Where a container has no pts (AVI), or has wrong ones, the dts that comes with each frame in presentation
+    order is as good; whichever went wrong less often counts, as in FFmpeg's best-effort timestamp.
+    """
+
+    def __init__(self, info: VideoInfo) -> None:
+        rate = info.average_rate or Fraction(25)
+        self._step = max(1, round(1 / (rate * info.time_base)))
+        self._tick_s = info.time_base
+        self._last: int | None = None
+        self._shift = 0
+        self._faults = {"pts": 0, "dts": 0}
+        self._seen: dict[str, int] = {}
+        self.moved = 0
+
+    def stamp(self, frame: VideoFrame) -> int:
+        """Give the next frame in presentation order its pts."""
+        pts = self._own(frame)
+        if pts is None:
+            pts = 0 if self._last is None else self._last + self._step
+        else:
+            pts += self._shift
+        if self._last is not None and pts <= self._last:
+            self.moved += 1
+            if (self._last - pts) * self._tick_s > 1:  # the clock was set back: go on from here
+                self._shift += self._last + self._step - pts
+                pts = self._last + self._step
+            else:
+                pts = self._last + 1
+        self._last = pts
+        return pts
+
+    def _own(self, frame: VideoFrame) -> int | None:
+        for name, value in (("pts", frame.pts), ("dts", frame.dts)):
+            if value is not None:
+                self._faults[name] += name in self._seen and value <= self._seen[name]
+                self._seen[name] = value
+        if frame.pts is not None and (frame.dts is None or self._faults["pts"] <= self._faults["dts"]):
+            return frame.pts
+        return frame.dts
+
+
+def _tick(time_s: Fraction, tick_s: Fraction) -> int:
+    """First tick at or after a time; a tenth of a tick allows for times that were written with few digits."""
+    return math.ceil(time_s / tick_s - Fraction(1, 10))
+
+
+def _upright(picture: Tensor, turn: Orientation) -> Tensor:
+    if turn == Orientation():
+        return picture
+    if turn.transpose:
+        picture = picture.transpose(-1, -2)
+    flips = [dim for dim, flip in ((-1, turn.flip_x), (-2, turn.flip_y)) if flip]
+    return torch.flip(picture, flips).contiguous()

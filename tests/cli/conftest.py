@@ -1,0 +1,25 @@
+"""Inputs that the tests of the command line make for themselves."""
+
+import wave
+from pathlib import Path
+
+import pytest
+from clips import write_clip
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """An H.264 clip of 10 frames, 64×48."""
+    return write_clip(tmp_path / "clip.mp4")
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    """A WAV file: sound and no picture."""
+    path = tmp_path / "sound.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(16000))
+    return path

@@ -1,0 +1,254 @@
+"""`tubelet upscale`: what is written, what is said, and every error with its exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+from clips import FRAMES, write_clip
+from PIL import Image
+
+from tubelet.cli import main
+from tubelet.cli.upscale import companion
+
+FAST = ["--model", "bicubic", "--progress", "none"]
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    written = capsys.readouterr().err
+    assert written.startswith("tubelet: error: "), written
+    assert written.count("\n") == 1
+    return written
+
+
+def test_writes_the_video_and_one_summary_line(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = clip.with_name("out.mp4")
+    assert main(["upscale", str(clip), str(out), *FAST, "--scale", "2"]) == 0
+    with av.open(str(out)) as container:
+        assert [(f.width, f.height) for f in container.decode(video=0)] == [(128, 96)] * FRAMES
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{out}: 64×48 → 128×96, {FRAMES} frames in ")
+    assert lines[0].endswith("bicubic-x2")
+
+
+def test_json_events_go_to_the_standard_output(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = clip.with_name("out.mkv")
+    assert main(["upscale", str(clip), str(out), "-m", "bicubic", "--progress", "json"]) == 0
+    written = capsys.readouterr()
+    events = [json.loads(line) for line in written.out.splitlines()]
+    assert written.err == ""
+    assert events[0] == {"event": "start", "input": str(clip), "output": str(out)}
+    assert {event["event"] for event in events[1:-1]} == {"progress"}
+    assert events[-1]["event"] == "end"
+    assert (events[-1]["frames"], events[-1]["width"], events[-1]["height"]) == (FRAMES, 256, 192)
+
+
+def test_json_tells_an_error_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(tmp_path / "no.mp4"), str(tmp_path / "o.mp4"), "--progress", "json"]) == 3
+    written = capsys.readouterr()
+    last = json.loads(written.out.splitlines()[-1])
+    assert (last["event"], last["exit_code"]) == ("error", 3)
+    assert written.err == f"tubelet: error: {last['message']}\n"
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = clip.with_name("out.mp4")
+    assert main(["upscale", str(clip), str(out), *FAST, "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    for text in (
+        "64×48 → 256×192",
+        f"{FRAMES} (by the header)",
+        "bicubic-x4",
+        "whole frames",
+        "about",
+        "disk",
+    ):
+        assert text in plan
+    assert sorted(path.name for path in clip.parent.iterdir()) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(("output", "png"), [("out.mp4", "out.preview.png"), ("look.png", "look.png")])
+def test_preview_puts_input_and_result_side_by_side(clip: Path, output: str, png: str) -> None:
+    assert main(["upscale", str(clip), str(clip.with_name(output)), *FAST, "--preview", "2"]) == 0
+    assert sorted(path.name for path in clip.parent.iterdir()) == sorted(["clip.mp4", png])
+    with Image.open(clip.with_name(png)) as sheet:
+        assert 512 <= sheet.width < 540  # two of 256 and a gap
+        assert 2 * 192 <= sheet.height < 2 * 230
+
+
+def test_compare_writes_a_page_beside_the_output(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = clip.with_name("out.mp4")
+    assert main(["upscale", str(clip), str(out), *FAST, "--compare"]) == 0
+    assert "bicubic-x4" in clip.with_name("out.compare.html").read_text("utf-8")
+    assert "out.compare.html" in capsys.readouterr().err
+
+
+def test_companion_names() -> None:
+    assert companion("a/new.mp4", ".compare.html") == Path("a/new.compare.html")
+    assert companion("frames/%05d.png", ".compare.html") == Path("frames.compare.html")
+    assert companion("frames", ".preview.png") == Path("frames.preview.png")
+
+
+def test_a_missing_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(tmp_path / "no.mp4"), str(tmp_path / "out.mp4")]) == 3
+    assert "no.mp4" in one_line(capsys)
+
+
+@pytest.mark.parametrize(("content", "word"), [(b"", "empty"), (b"just some text\n" * 50, "not a video")])
+def test_an_input_that_is_no_video(
+    tmp_path: Path, content: bytes, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "odd.mp4"
+    path.write_bytes(content)
+    assert main(["upscale", str(path), str(tmp_path / "out.mp4")]) == 3
+    assert word in one_line(capsys)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_sound_alone(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(sound), str(sound.with_name("out.mp4"))]) == 3
+    assert "no video stream" in one_line(capsys)
+
+
+def test_a_truncated_input_gives_what_can_be_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = write_clip(tmp_path / "whole.mkv", frames=60)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    out = tmp_path / "out.mp4"
+    assert main(["upscale", str(cut), str(out), *FAST]) == 3
+    line = one_line(capsys)
+    with av.open(str(out)) as container:
+        decoded = sum(1 for _ in container.decode(video=0))
+    assert 10 < decoded < 60
+    assert str(decoded) in line
+
+
+def test_a_folder_that_does_not_exist(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(clip), str(clip.parent / "nowhere" / "out.mp4"), *FAST]) == 2
+    assert "nowhere" in one_line(capsys)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = clip.parent / "locked"
+    folder.mkdir(mode=0o555)
+    assert main(["upscale", str(clip), str(folder / "out.mp4"), *FAST]) == 2
+    assert "locked" in one_line(capsys)
+
+
+def test_a_pseudo_file_system_that_cannot_be_written(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no /proc")
+    assert main(["upscale", str(clip), "/proc/out.mp4", *FAST]) == 2
+    assert "/proc" in one_line(capsys)
+
+
+def test_output_equal_to_input(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = clip.read_bytes()
+    assert main(["upscale", str(clip), str(clip), *FAST, "--overwrite"]) == 2
+    assert "input itself" in one_line(capsys)
+    assert clip.read_bytes() == before
+
+
+def test_an_existing_output_is_kept_unless_told_otherwise(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = clip.with_name("out.mp4")
+    out.write_bytes(b"precious")
+    assert main(["upscale", str(clip), str(out), *FAST]) == 2
+    assert "--overwrite" in one_line(capsys)
+    assert out.read_bytes() == b"precious"
+    assert main(["upscale", str(clip), str(out), *FAST, "--overwrite"]) == 0
+    assert out.read_bytes() != b"precious"
+
+
+@pytest.mark.parametrize(
+    ("flags", "companion_name"),
+    [(["--compare"], "out.compare.html"), (["--preview", "1"], "out.preview.png")],
+)
+def test_an_existing_companion_is_kept_too(
+    clip: Path, flags: list[str], companion_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip.with_name(companion_name).write_bytes(b"precious")
+    assert main(["upscale", str(clip), str(clip.with_name("out.mp4")), *FAST, *flags]) == 2
+    assert companion_name in one_line(capsys)
+    assert clip.with_name(companion_name).read_bytes() == b"precious"
+    assert not clip.with_name("out.mp4").exists()
+
+
+def test_an_unknown_model_suggests_the_nearest(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(clip), str(clip.with_name("out.mp4")), "--model", "bicubik-x4"]) == 2
+    assert "bicubic-x4" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--scale", "2", "--height", "720"], "contradict"),
+        (["--preview", "0"], "preview=0"),
+        (["--preview", "2", "--compare"], "contradict"),
+        (["--tile", "5"], "tile=5"),
+        (["--codec", "prores"], "prores"),
+    ],
+)
+def test_flags_that_make_no_sense(
+    clip: Path, flags: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["upscale", str(clip), str(clip.with_name("out.mp4")), *FAST, *flags]) == 2
+    assert word in one_line(capsys)
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--compare"])
+def test_a_pipe_cannot_be_read_twice(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", "-", str(tmp_path / "out.mp4"), flag]) == 2
+    assert "pipe" in one_line(capsys)
+
+
+@pytest.mark.parametrize(("output", "word"), [("-", "pipe"), ("pictures", "no times")])
+def test_compare_needs_a_video_file(
+    clip: Path, output: str, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(clip.parent)
+    assert main(["upscale", "clip.mp4", output, *FAST, "--compare"]) == 2
+    assert word in one_line(capsys)
+    assert [path.name for path in clip.parent.iterdir()] == ["clip.mp4"]
+
+
+def test_a_pipe_carries_the_video_and_nothing_else(clip: Path) -> None:
+    code = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "upscale", str(clip), "-", "-m", "bicubic", "--progress", "json"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout.startswith(b"YUV4MPEG2 ")
+    assert len(done.stdout) > FRAMES * 256 * 192 * 3 // 2
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()][-1] == "end"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    source = write_clip(tmp_path / "long.mp4", frames=250, size=(320, 240))
+    program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "upscale", str(source), str(tmp_path / "out.mp4")]
+    with subprocess.Popen(
+        [*command, "-m", "bicubic", "--progress", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert any('"progress"' in line for line in process.stdout)
+        time.sleep(0.1)
+        process.send_signal(number)
+        error = process.stderr.read()
+    assert process.returncode == code
+    assert error.startswith("tubelet: error: ")
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["long.mp4"]

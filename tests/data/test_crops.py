@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+
+from tubelet.data import CachedClip, Crops, CropSettings
+from tubelet.errors import ConfigError, InputError
+
+
+def _clip(name: str, frames: int, side: int = 20) -> CachedClip:
+    """A clip whose lq pixels hold their own place and time, so that a crop tells where it comes from."""
+    time, row, column = np.meshgrid(np.arange(frames), np.arange(side), np.arange(side), indexing="ij")
+    lq = np.stack([time, row, column], 1).astype(np.uint8)
+    return CachedClip(name, lq.repeat(4, -1).repeat(4, -2), (lq,))
+
+
+SETTINGS = CropSettings(batch=3, frames=4, patch_px=8)
+
+
+def test_gt_is_the_same_place_and_time_as_lq():
+    crops = Crops([_clip("a", 9), _clip("b", 3), _clip("c", 1)], 4, SETTINGS, seed=0)
+    lq, gt = crops.batch(0)
+    assert lq.shape == (3, 4, 3, 8, 8)
+    assert gt.shape == (3, 4, 3, 32, 32)
+    for step in range(20):
+        lq, gt = crops.batch(step)
+        assert torch.equal(gt[..., ::4, ::4], lq)
+
+
+def test_frames_are_consecutive_and_turn_round_in_short_clips():
+    crops = Crops([_clip("short", 3)], 4, CropSettings(batch=1, frames=7, patch_px=8), seed=1)
+    for index in range(20):
+        times = crops.sample(index)[0][:, 0, 0, 0].astype(int)
+        assert set(times) == {0, 1, 2}
+        assert (np.abs(np.diff(times)) == 1).all()
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    clips = [_clip("a", 9), _clip("b", 5)]
+    one, two = Crops(clips, 4, SETTINGS, seed=5), Crops(clips, 4, SETTINGS, seed=5)
+    one.batch(0)
+    assert torch.equal(one.batch(7)[0], two.batch(7)[0])
+    assert not torch.equal(one.batch(7)[0], one.batch(8)[0])
+    assert not torch.equal(one.batch(7)[0], Crops(clips, 4, SETTINGS, seed=6).batch(7)[0])
+
+
+def test_prefers_detail():
+    lq = np.zeros((1, 3, 8, 64), np.uint8)
+    lq[..., 32:] = np.random.default_rng(0).integers(0, 255, (1, 3, 8, 32))
+    clip = CachedClip("half flat", lq.repeat(4, -1).repeat(4, -2), (lq,))
+    detail = [
+        np.mean(
+            [
+                Crops([clip], 4, CropSettings(patch_px=8, candidates=n), 0).sample(i)[0].std()
+                for i in range(60)
+            ]
+        )
+        for n in (1, 6)
+    ]
+    assert detail[1] > 1.3 * detail[0]
+
+
+def test_refuses_clips_that_are_too_small():
+    with pytest.raises(InputError, match="none of 1 clips has 64 px"):
+        Crops([_clip("a", 3)], 4, CropSettings(), seed=0)
+    with pytest.raises(ConfigError, match="at least 1"):
+        CropSettings(batch=0)

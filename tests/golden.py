@@ -1,0 +1,34 @@
+"""Read the recorded outputs of published code in the shared folder."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def recorded(shared: Path, case: str) -> tuple[dict[str, Any], list[Tensor]]:
+    """Return the description of a case and its recorded outputs."""
+    description = json.loads((shared / "golden" / f"{case}.json").read_text(encoding="utf-8"))
+    with np.load(shared / "golden" / f"{case}.npz") as arrays:
+        names = sorted(arrays.files, key=lambda n: int(n.split("_")[1]) if "_" in n else 0)
+        return description, [torch.from_numpy(arrays[name]) for name in names]
+
+
+def rules(shared: Path) -> ModuleType:
+    """Return the module that makes weights (`fill`) and inputs (`image`) from names."""
+    spec = importlib.util.spec_from_file_location("recorded_rules", shared / "golden" / "golden.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recorded_input(shared: Path, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Make the input that a case was recorded with."""
+    return torch.from_numpy(rules(shared).image(key, shape))

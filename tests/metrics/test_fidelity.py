@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import torch
+
+from golden import recorded, rules
+from tubelet.metrics import psnr, ssim
+
+
+def _pictures(shared, row):
+    """The two 8-bit pictures of a recorded row, (3, H, W) RGB in [0, 1]; recorded channel order is BGR."""
+    make, shape = rules(shared), tuple(row["shape"])
+    x = make.image(row["key"], shape)
+    kind, amount = row["distortion"]
+    if kind == "noise":
+        count = math.prod(shape)
+        noise = 20 * make.fill("noise:" + row["key"], (count,)).reshape(shape)
+        y = x + (noise * (amount / 255)).astype("float32")
+    elif kind == "shift":
+        y = torch.from_numpy(x).roll(amount, 2).numpy()
+    else:
+        y = (x - 0.5) * (amount if kind == "scale" else 1) + 0.5
+    return (torch.from_numpy(p).clamp(0, 1).flip(0) for p in (x, y))
+
+
+def test_equals_recorded_values(shared):
+    description, _ = recorded(shared, "psnr_ssim")
+    rows = [row for row in description["results"] if row["shape"][0] == 3]
+    assert len(rows) == 24
+    for row in rows:
+        x, y = _pictures(shared, row)
+        convention = {"channel": "y" if row["y_channel"] else "rgb", "border": row["crop_border"]}
+        value, expected = psnr(y, x, **convention).item(), float(row["psnr"])
+        assert value == expected or abs(value - expected) < 1e-4, row
+        assert abs(ssim(y, x, **convention).item() - row["ssim"]) < 1e-4, row
+
+
+def test_psnr_of_a_known_error():
+    gt, sr = torch.full((3, 16, 16), 100 / 255), torch.full((3, 16, 16), 110 / 255)
+    assert psnr(sr, gt, channel="rgb").item() == pytest.approx(20 * math.log10(255 / 10))
+    assert psnr(sr, gt).item() == pytest.approx(
+        20 * math.log10(255 / (10 * (65.481 + 128.553 + 24.966) / 255))
+    )
+
+
+def test_batches_and_borders():
+    sr, gt = torch.rand(2, 4, 3, 24, 30), torch.rand(2, 4, 3, 24, 30)
+    for metric in (psnr, ssim):
+        assert metric(sr, gt).shape == (2, 4)
+        assert metric(sr, gt)[1, 3].item() == pytest.approx(metric(sr[1, 3], gt[1, 3]).item())
+    assert psnr(sr, gt, border=4)[0, 0] == psnr(sr[0, 0, :, 4:-4, 4:-4], gt[0, 0, :, 4:-4, 4:-4])
+
+
+def test_ssim_is_one_for_equal_pictures_and_falls_with_noise():
+    gt = torch.rand(3, 32, 32)
+    assert ssim(gt, gt).item() == pytest.approx(1)
+    assert ssim(gt + 0.2 * torch.randn(3, 32, 32), gt) < ssim(gt + 0.02 * torch.randn(3, 32, 32), gt) < 1
+
+
+def test_bad_arguments_say_what_is_wrong():
+    with pytest.raises(ValueError, match="must agree"):
+        psnr(torch.rand(3, 8, 8), torch.rand(3, 8, 9))
+    with pytest.raises(ValueError, match="border=4 leaves nothing"):
+        psnr(torch.rand(3, 8, 8), torch.rand(3, 8, 8), border=4)
+    with pytest.raises(ValueError, match="11×11"):
+        ssim(torch.rand(3, 8, 8), torch.rand(3, 8, 8))
+    with pytest.raises(ValueError, match="'y' or 'rgb'"):
+        psnr(torch.rand(3, 8, 8), torch.rand(3, 8, 8), channel="luma")

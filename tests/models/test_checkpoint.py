@@ -1,0 +1,91 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.models.checkpoint import load_model, read_notes, save_checkpoint
+from tubelet.models.fast import FastConfig, FastVSR
+from tubelet.models.zoo import checkpoint_spec, is_checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = FastVSR(FastConfig(channels=8, depth=1, expansion=2)).eval()
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model, {"steps": 3})
+    return model, path
+
+
+@torch.inference_mode()
+def test_round_trip(saved):
+    model, path = saved
+    loaded, lq = load_model(path), torch.rand(1, 2, 3, 8, 8)
+    assert not loaded.training
+    assert torch.equal(loaded(lq), model(lq))
+    assert read_notes(path) == {"steps": 3}
+
+
+@torch.inference_mode()
+def test_collapsed_networks_say_so(saved, tmp_path):
+    model, _ = saved
+    lq = torch.rand(1, 2, 3, 8, 8)
+    save_checkpoint(tmp_path / "c.safetensors", model.collapse(), {})
+    loaded = load_model(tmp_path / "c.safetensors")
+    assert loaded.config.expansion == 0
+    assert torch.equal(loaded(lq), model(lq))
+
+
+def test_bad_files_give_one_clear_line(saved, tmp_path):
+    _, path = saved
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_model(tmp_path / "absent.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"not a whole \.safetensors"):
+        load_model(cut)
+    text = tmp_path / "text.safetensors"
+    text.write_text("hello")
+    with pytest.raises(CheckpointError, match=r"not a whole \.safetensors"):
+        load_model(text)
+
+
+def test_foreign_and_inconsistent_files_are_refused(saved, tmp_path):
+    _, path = saved
+    tensors = load_file(path)
+    save_file({"conv.weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match=r"of no architecture that Tubelet knows \(FastVSR\).*conv\.weight"):
+        load_model(tmp_path / "foreign.safetensors")
+    tensors.pop("tail.narrow")
+    save_file(tensors, tmp_path / "missing.safetensors")
+    with pytest.raises(CheckpointError, match=r"tail\.narrow") as info:
+        load_model(tmp_path / "missing.safetensors")
+    assert "\n" not in str(info.value)
+    with pytest.raises(ConfigError, match="heads"):
+        load_model(path, heads=8)
+    with pytest.raises(ConfigError, match="unknown architecture 'EDVR'; known are FastVSR"):
+        load_model(path, architecture="EDVR")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FastConfig(channels=16, depth=2),
+        FastConfig(channels=8, depth=0, scale=2, output="rgb", lookahead=0),
+        FastConfig(channels=8, depth=3, scale=3, recurrent=False, expansion=3),
+    ],
+)
+def test_the_configuration_is_read_off_the_shapes(config):
+    loaded = load_model(FastVSR(config).state_dict(), architecture="FastVSR")
+    assert isinstance(loaded, FastVSR)
+    assert loaded.config == config
+
+
+def test_a_checkpoint_stands_in_for_a_model_of_the_zoo(saved):
+    model, path = saved
+    assert is_checkpoint(str(path))
+    assert not is_checkpoint("bicubic-x4")
+    spec, loaded = checkpoint_spec(str(path))
+    assert (spec.id, spec.scale, spec.temporal.lookahead, spec.halo_px) == ("model.safetensors", 4, 1, 3)
+    assert isinstance(loaded, FastVSR)
+    assert loaded.config == model.config

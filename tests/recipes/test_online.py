@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tubelet.data import CropSettings
+from tubelet.errors import InputError
+from tubelet.models.checkpoint import load_model, read_notes
+from tubelet.models.fast import FastConfig
+from tubelet.ops import imresize
+from tubelet.recipes.online import OnlineConfig, main
+from tubelet.training import LoopSettings
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    """A folder with one clip of drifting sharp texture."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((1, 12, 12), dtype=np.float32))
+    field = (imresize(coarse, 10).clamp(0, 1) > 0.5).float().expand(3, -1, -1)
+    folder = tmp_path / "clips" / "texture"
+    folder.mkdir(parents=True)
+    for t in range(6):
+        pixels = (field.roll(t, -1).movedim(0, -1) * 255).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{t:03d}.png")
+    return tmp_path / "clips"
+
+
+def _config(clips: Path, **changes) -> OnlineConfig:
+    fields = {
+        "data": (clips,),
+        "out": clips.parent / "out",
+        "cache": clips.parent / "cache",
+        "evaluate": clips,
+        "model": FastConfig(channels=16, depth=1, expansion=0),
+        "crops": CropSettings(batch=2, frames=2, patch_px=12),
+        "loop": LoopSettings(steps=60, lr=5e-3, warmup_steps=5, ema=0.8, log_every=10, save_every=30),
+    }
+    return OnlineConfig(**{**fields, **changes})
+
+
+def test_overfits_a_tiny_clip_and_writes_what_it_is(clips):
+    path = main(_config(clips))
+    lines = [json.loads(line) for line in (clips.parent / "out" / "log.jsonl").read_text().splitlines()]
+    scores = [line["psnr_y"] for line in lines if "psnr_y" in line]
+    assert len(scores) == 2
+    assert scores[1] > scores[0] + 0.1
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    notes = read_notes(path)
+    assert notes["training"]["loop"]["steps"] == 60
+    assert load_model(path).config.channels == 16
+
+
+def test_begins_with_another_model_where_shapes_agree(clips):
+    path = main(_config(clips))
+    loop = LoopSettings(steps=1, lr=1e-6, lr_final=1e-6, warmup_steps=0)
+    changes = {"init": path, "loop": loop, "out": clips.parent / "x2", "evaluate": None}
+    after = load_model(
+        main(_config(clips, **changes, model=FastConfig(channels=16, depth=1, expansion=0, scale=2)))
+    )
+    torch.testing.assert_close(after.body[0].weight, load_model(path).body[0].weight, atol=1e-5, rtol=0)
+    assert after.tail.weight.shape[0] == 4
+    with pytest.raises(InputError, match="shares no convolution"):
+        main(
+            _config(
+                clips,
+                **changes | {"out": clips.parent / "other"},
+                model=FastConfig(channels=8, depth=1, expansion=3),
+            )
+        )

@@ -1,0 +1,170 @@
+"""A plain small network of each temporal kind, with fixed random weights."""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tubelet.models.spec import ModelSpec
+from tubelet.types import Frame, Temporal
+
+SCALE = 2
+
+
+def _up(features: Tensor) -> Tensor:
+    return F.pixel_shuffle(features, SCALE)
+
+
+class FrameNet(nn.Module):
+    """Two 3×3 convolutions of each frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 3 * SCALE**2, 3, padding=1)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        sr = _up(self.head(self.body(lq.flatten(0, 1)).relu())) + 0.5
+        return sr.unflatten(0, lq.shape[:2])
+
+
+class CoarseNet(nn.Module):
+    """Works on a grid of 4×4 blocks, so sizes must be multiples of 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 3 * SCALE**2, 3, padding=1)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        assert lq.shape[-1] % 4 == lq.shape[-2] % 4 == 0
+        assert min(lq.shape[-2:]) >= 8
+        coarse = self.body(F.avg_pool2d(lq.flatten(0, 1), 4))
+        return _up(F.interpolate(coarse, scale_factor=4.0)).unflatten(0, lq.shape[:2]) + 0.5
+
+
+class WindowNet(nn.Module):
+    """Three frames side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(9, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 3 * SCALE**2, 3, padding=1)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        assert lq.shape[1] == 3
+        return (_up(self.head(self.body(lq.flatten(1, 2)).relu())) + 0.5)[:, None]
+
+
+class OnlineNet(nn.Module):
+    """Recurrent: a state at the size of lq and one at the size of sr; sees one frame ahead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(6 + 8 + 3 * SCALE**2, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 3 * SCALE**2, 3, padding=1)
+
+    def step(self, lq: Tensor, hidden: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        b, _, _, h, w = lq.shape
+        if hidden is None:
+            hidden = lq.new_zeros(b, 8, h, w), lq.new_zeros(b, 3, SCALE * h, SCALE * w)
+        features, last = hidden
+        seen = torch.cat([lq.flatten(1, 2), features, F.pixel_unshuffle(last, SCALE)], 1)
+        features = (3 * self.body(seen)).tanh()
+        sr = _up(self.head(features)).sigmoid()
+        return sr[:, None], (features, sr)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        hidden, out = None, []
+        padded = torch.cat([lq, lq[:, -1:]], 1)
+        for t in range(lq.shape[1]):
+            sr, hidden = self.step(padded[:, t : t + 2], hidden)
+            out.append(sr)
+        return torch.cat(out, 1)
+
+
+class GlobalStateNet(nn.Module):
+    """Its state is one vector, which cannot be cut into tiles."""
+
+    def step(self, lq: Tensor, hidden: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        mean = lq.mean((-1, -2))[:, 0]
+        return F.interpolate(lq[:, 0], scale_factor=SCALE)[:, None], (mean,)
+
+
+class ClipNet(nn.Module):
+    """A 3×3×3 convolution: each frame sees one frame on each side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv3d(3, 3 * SCALE**2, 3, padding=1)
+        self.calls: list[int] = []
+
+    def forward(self, lq: Tensor) -> Tensor:
+        self.calls.append(lq.shape[1])
+        out = self.body(lq.transpose(1, 2)).transpose(1, 2)
+        return _up(out.flatten(0, 1)).unflatten(0, lq.shape[:2]) + 0.5
+
+
+class NearestNet(nn.Module):
+    """Repeats pixels."""
+
+    def forward(self, lq: Tensor) -> Tensor:
+        return lq.repeat_interleave(SCALE, -1).repeat_interleave(SCALE, -2)
+
+
+def spec_of(network: type[nn.Module], temporal: Temporal, **fields: int) -> ModelSpec:
+    return ModelSpec(
+        id=network.__name__,
+        summary="for tests",
+        architecture=network.__name__,
+        scale=SCALE,
+        temporal=temporal,
+        build=network,
+        **fields,
+    )
+
+
+FRAME = spec_of(FrameNet, Temporal("frame"), halo_px=2)
+COARSE = spec_of(CoarseNet, Temporal("frame"), halo_px=7, size_multiple=4, min_size_px=8)
+WINDOW = spec_of(WindowNet, Temporal("window", radius=1), halo_px=2)
+ONLINE = spec_of(OnlineNet, Temporal("online", lookahead=1), halo_px=2)
+GLOBAL_STATE = spec_of(GlobalStateNet, Temporal("online"))
+CLIP = spec_of(ClipNet, Temporal("clip", window_frames=5, overlap_frames=2), halo_px=1)
+WHOLE_CLIP = spec_of(ClipNet, Temporal("clip"), halo_px=1)
+NEAREST = spec_of(NearestNet, Temporal("frame"))
+ALL = [FRAME, COARSE, WINDOW, ONLINE, CLIP, WHOLE_CLIP, NEAREST]
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return spec.build().eval()
+
+
+def clip_of(num_frames: int, height: int = 24, width: int = 32, *, seed: int = 0) -> Tensor:
+    """(T, 3, H, W)."""
+    return torch.rand(num_frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def frames_of(clip: Tensor) -> list[Frame]:
+    """Frames at uneven times."""
+    return [Frame(rgb, 10 * t + t % 3, Fraction(1, 90), 10, t) for t, rgb in enumerate(clip)]
+
+
+def cuts_at(*numbers: int) -> Callable[[Tensor], bool]:
+    """A detector that finds cuts at these frames."""
+    seen = iter(range(1 << 30))
+    return lambda _: next(seen) in numbers
+
+
+def direct(spec: ModelSpec, model: nn.Module, clip: Tensor) -> Tensor:
+    """The result of a whole scene without the engine: (T, 3, sH, sW)."""
+    lq = clip[None]
+    with torch.inference_mode():
+        if spec.temporal.kind == "window":
+            padded = torch.cat([lq[:, :1], lq, lq[:, -1:]], 1)
+            sr = torch.cat([model(padded[:, t : t + 3]) for t in range(lq.shape[1])], 1)
+        else:
+            sr = model(lq)
+    return sr[0].clamp(0, 1)

@@ -1,0 +1,358 @@
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from small_models import (
+    ALL,
+    CLIP,
+    COARSE,
+    FRAME,
+    GLOBAL_STATE,
+    NEAREST,
+    ONLINE,
+    WHOLE_CLIP,
+    WINDOW,
+    build,
+    clip_of,
+    cuts_at,
+    direct,
+    frames_of,
+)
+from torch import Tensor, nn
+
+from tubelet.errors import ConfigError, ResourceError
+from tubelet.models.spec import ModelSpec
+from tubelet.ops.resize import resample
+from tubelet.restore import engine as engine_module
+from tubelet.restore.engine import Engine, resolve_device
+from tubelet.restore.settings import UpscaleSettings
+
+NEVER = cuts_at()
+IDS = {"ids": lambda spec: spec.id if isinstance(spec, ModelSpec) else None}
+
+
+def run(spec: ModelSpec, model: nn.Module, clip: Tensor, *cuts: int, **settings) -> Tensor:
+    out = list(
+        Engine(spec, model, UpscaleSettings(device="cpu", **settings)).restore(
+            frames_of(clip), starts_scene=cuts_at(*cuts)
+        )
+    )
+    assert len(out) == len(clip)
+    return torch.stack([frame.rgb for frame in out])
+
+
+@pytest.mark.parametrize("spec", ALL, **IDS)
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 9])
+def test_engine_equals_the_network_on_the_whole_scene(spec, num_frames):
+    model, clip = build(spec), clip_of(num_frames)
+    torch.testing.assert_close(run(spec, model, clip), direct(spec, model, clip), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ALL, **IDS)
+def test_times_are_kept_and_frames_come_in_order(spec):
+    frames = frames_of(clip_of(7))
+    out = list(Engine(spec, build(spec), UpscaleSettings(device="cpu")).restore(frames))
+    assert [(f.pts, f.time_base, f.duration, f.index) for f in out] == [
+        (f.pts, f.time_base, f.duration, f.index) for f in frames
+    ]
+
+
+@pytest.mark.parametrize("spec", [WINDOW, ONLINE, CLIP, WHOLE_CLIP], **IDS)
+def test_nothing_crosses_a_cut(spec):
+    model, clip = build(spec), clip_of(11)
+    cut = 6
+    expected = torch.cat([direct(spec, model, clip[:cut]), direct(spec, model, clip[cut:])])
+    torch.testing.assert_close(run(spec, model, clip, cut), expected, rtol=0, atol=1e-5)
+    across = run(spec, model, clip)
+    assert (across - expected)[cut - 1 : cut + 1].abs().max() > 1e-3  # the cut matters
+
+
+@pytest.mark.parametrize("spec", [WINDOW, ONLINE, CLIP], **IDS)
+def test_scenes_are_found_in_the_stream_by_default(spec):
+    model = build(spec)
+    clip = torch.cat(
+        [
+            torch.rand(1, 3, 24, 32).expand(4, -1, -1, -1) * 0.4,
+            torch.rand(1, 3, 24, 32).expand(4, -1, -1, -1) * 0.4 + 0.6,
+        ]
+    )
+    out = list(Engine(spec, model, UpscaleSettings(device="cpu")).restore(frames_of(clip)))
+    expected = torch.cat([direct(spec, model, clip[:4]), direct(spec, model, clip[4:])])
+    torch.testing.assert_close(torch.stack([f.rgb for f in out]), expected, rtol=0, atol=1e-5)
+
+
+def test_state_of_an_online_model_carries_over_many_frames():
+    model, clip = build(ONLINE), clip_of(6)
+    changed = clip.clone()
+    changed[0] = 1 - changed[0]
+    assert (run(ONLINE, model, clip) - run(ONLINE, model, changed))[4].abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("spec", ALL, **IDS)
+@pytest.mark.parametrize("size", [(70, 100), (33, 65), (41, 37)])
+def test_tiles_do_not_show(spec, size):
+    model, clip = build(spec), clip_of(6, *size)
+    untiled, tiled = run(spec, model, clip, tile=0), run(spec, model, clip, tile=32)
+    torch.testing.assert_close(tiled, untiled, rtol=0, atol=1e-5)
+
+
+def test_tiles_show_without_the_halo():
+    spec = replace(ONLINE, halo_px=0)
+    model, clip = build(spec), clip_of(6, 70, 100)
+    assert (run(spec, model, clip, tile=0) - run(spec, model, clip, tile=32)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("size", [(21, 30), (22, 35), (5, 7), (1, 3)])
+def test_sizes_that_the_network_does_not_take_are_padded_and_cropped(size):
+    out = run(COARSE, build(COARSE), clip_of(2, *size))
+    assert out.shape == (2, 3, 2 * size[0], 2 * size[1])
+    assert out.std() > 0
+
+
+def test_padding_mirrors_the_picture():
+    model, clip = build(COARSE), clip_of(1, 21, 30)
+    mirrored = torch.cat([clip, clip[..., -4:-1, :].flip(-2)], -2)
+    mirrored = torch.cat([mirrored, mirrored[..., -3:-1].flip(-1)], -1)
+    expected = direct(COARSE, model, mirrored)[..., :42, :60]
+    torch.testing.assert_close(run(COARSE, model, clip), expected, rtol=0, atol=1e-6)
+
+
+def test_nearest_network_changes_no_value():
+    clip = clip_of(3)
+    assert torch.equal(run(NEAREST, build(NEAREST), clip)[..., ::2, ::2], clip)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"), [({"scale": 3}, (72, 96)), ({"scale": 2}, (48, 64)), ({"height": 30}, (30, 40))]
+)
+def test_other_sizes_are_an_exact_resize_of_the_result(settings, size):
+    model, clip = build(FRAME), clip_of(2)
+    with torch.inference_mode():
+        native = model(clip[None])[0]
+    expected = resample(native, size).clamp(0, 1)
+    torch.testing.assert_close(run(FRAME, model, clip, **settings), expected, rtol=0, atol=1e-5)
+
+
+def test_values_are_in_range_and_the_result_may_be_changed_in_place():
+    model = build(FRAME)
+    model.head.weight.data *= 50
+    frame = next(iter(Engine(FRAME, model, UpscaleSettings(device="cpu")).restore(frames_of(clip_of(1)))))
+    assert frame.rgb.min() == 0
+    assert frame.rgb.max() == 1
+    frame.rgb.mul_(255)
+
+
+def test_alpha_is_resized_with_the_picture():
+    frame = frames_of(clip_of(1))[0]
+    frame.alpha = torch.zeros(1, 24, 32)
+    frame.alpha[..., 16:] = 1
+    out = next(iter(Engine(FRAME, build(FRAME), UpscaleSettings(device="cpu")).restore([frame])))
+    assert out.alpha is not None
+    assert out.alpha.shape == (1, 48, 64)
+    assert (out.alpha.min(), out.alpha.max()) == (0, 1)
+    assert out.alpha[0, 0, 8] == 0
+    assert out.alpha[0, 0, 56] == 1
+
+
+@pytest.mark.parametrize(("spec", "ahead"), [(FRAME, 1), (WINDOW, 2), (ONLINE, 2), (CLIP, 6)], **IDS)
+def test_no_more_frames_are_held_than_the_model_needs(spec, ahead):
+    pulled = 0
+
+    def stream():
+        nonlocal pulled
+        for frame in frames_of(clip_of(40, 16, 16)):
+            pulled += 1
+            yield frame
+
+    for done, _ in enumerate(
+        Engine(spec, build(spec), UpscaleSettings(device="cpu")).restore(stream(), starts_scene=NEVER)
+    ):
+        assert pulled - done <= ahead
+
+
+def test_empty_stream_gives_an_empty_stream():
+    assert list(Engine(FRAME, build(FRAME), UpscaleSettings(device="cpu")).restore([])) == []
+
+
+class OutOfMemoryAbove(nn.Module):
+    """Wraps a network: calls above an area fail as torch fails, after `patience` calls."""
+
+    def __init__(
+        self, model: nn.Module, area: int, patience: int = 0, error: Exception | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.area, self.patience = model, area, patience
+        self.error = error or RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"
+        )
+        self.calls = 0
+
+    def _check(self, lq: Tensor) -> None:
+        self.calls += 1
+        if self.calls > self.patience and lq.shape[-1] * lq.shape[-2] > self.area:
+            raise self.error
+
+    def forward(self, lq: Tensor) -> Tensor:
+        self._check(lq)
+        return self.model(lq)
+
+    def step(self, lq: Tensor, hidden):
+        self._check(lq)
+        return self.model.step(lq, hidden)
+
+
+@pytest.mark.parametrize("spec", [FRAME, COARSE, WINDOW, ONLINE, CLIP], **IDS)
+@pytest.mark.parametrize("patience", [0, 2])
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_when_memory_runs_out_the_call_is_done_again_in_smaller_tiles(spec, patience, error):
+    model, clip = build(spec), clip_of(9, 100, 120)
+    engine = Engine(
+        spec, OutOfMemoryAbove(model, 60 * 60, patience, error), UpscaleSettings(device="cpu", tile=0)
+    )
+    out = list(engine.restore(frames_of(clip), starts_scene=NEVER))
+    assert [f.index for f in out] == list(range(9))
+    result = torch.stack([f.rgb for f in out])
+    torch.testing.assert_close(result, direct(spec, model, clip), rtol=0, atol=1e-5)
+    assert engine.notes
+
+
+def test_out_of_memory_at_the_smallest_tile_is_a_resource_error():
+    engine = Engine(FRAME, OutOfMemoryAbove(build(FRAME), 100), UpscaleSettings(device="cpu", tile=0))
+    with pytest.raises(ResourceError, match="memory ran out with the smallest tile"):
+        list(engine.restore(frames_of(clip_of(2, 64, 64))))
+
+
+def test_out_of_memory_in_the_first_estimate_begins_with_the_smallest_tile():
+    model, clip = build(FRAME), clip_of(2, 100, 120)
+    engine = Engine(FRAME, OutOfMemoryAbove(model, 50 * 50), UpscaleSettings(device="cpu"))
+    out = torch.stack([f.rgb for f in engine.restore(frames_of(clip))])
+    torch.testing.assert_close(out, direct(FRAME, model, clip), rtol=0, atol=1e-5)
+
+
+def test_other_errors_of_a_model_are_not_taken_for_memory():
+    engine = Engine(
+        FRAME,
+        OutOfMemoryAbove(build(FRAME), 0, 0, RuntimeError("shape mismatch")),
+        UpscaleSettings(device="cpu", tile=0),
+    )
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        list(engine.restore(frames_of(clip_of(2))))
+
+
+def test_a_state_that_is_no_picture_runs_whole_and_is_refused_in_tiles():
+    model, clip = build(GLOBAL_STATE), clip_of(2, 48, 64)
+    assert run(GLOBAL_STATE, model, clip, tile=0).shape == (2, 3, 96, 128)
+    with pytest.raises(ResourceError, match="cannot run in tiles"):
+        run(GLOBAL_STATE, model, clip, tile=32)
+
+
+def test_tiles_are_planned_from_free_memory(monkeypatch):
+    engine = Engine(FRAME, build(FRAME), UpscaleSettings(device="cpu"))
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1 << 40)
+    assert engine.plan(720, 1280).tile_px == 0
+    sides = []
+    for free in (200_000_000, 50_000_000, 10_000):
+        monkeypatch.setattr(engine_module, "free_bytes", lambda device, free=free: free)
+        sides.append(engine.plan(720, 1280).tile_px)
+    assert sides[0] > sides[1] > sides[2] == 32
+
+
+def test_windows_of_a_whole_scene_model_are_planned_from_free_memory(monkeypatch):
+    engine = Engine(WHOLE_CLIP, build(WHOLE_CLIP), UpscaleSettings(device="cpu"))
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1 << 40)
+    assert engine.plan(90, 160).window_frames == 100
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 20_000_000)
+    layout = engine.plan(90, 160)
+    assert layout.window_frames == 16
+    assert 32 <= layout.tile_px < 160
+    assert 0 < layout.overlap_frames < 16
+
+
+def test_long_scene_of_a_whole_scene_model_is_cut_into_windows(monkeypatch):
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1_000_000)
+    model, clip = build(WHOLE_CLIP), clip_of(40, 32, 32)
+    result = run(WHOLE_CLIP, model, clip, tile=0)
+    assert max(model.calls) == 16
+    torch.testing.assert_close(result, direct(WHOLE_CLIP, model, clip), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"device": "gpu"}, ConfigError, "'gpu' is not a device"),
+        ({"device": "xpu"}, ConfigError, "not supported"),
+        ({"device": "cuda:99"}, ResourceError, "not available"),
+        ({"device": "cpu", "precision": "fp16"}, ConfigError, "it takes fp32"),
+    ],
+)
+def test_impossible_devices_and_precisions_are_refused(settings, error, words):
+    with pytest.raises(error, match=words):
+        Engine(FRAME, build(FRAME), UpscaleSettings(**settings))
+
+
+def test_bf16_runs_close_to_fp32():
+    spec = replace(ONLINE, precisions=("fp32", "bf16"))
+    model, clip = build(spec), clip_of(4)
+    low = run(spec, model, clip, precision="bf16")
+    assert low.dtype == torch.float32
+    assert 0 < (low - direct(spec, model, clip)).abs().max() < 0.05
+
+
+def test_auto_device_exists():
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_networks_get_channels_last_frames():
+    seen = []
+
+    class Probe(nn.Module):
+        def forward(self, lq: Tensor) -> Tensor:
+            seen.append(lq.flatten(0, 1).is_contiguous(memory_format=torch.channels_last))
+            return lq.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    run(replace(WINDOW, temporal=CLIP.temporal), Probe(), clip_of(5), tile=0)
+    assert seen == [True]
+
+
+def test_convolution_weights_are_channels_last():
+    model = build(FRAME)
+    Engine(FRAME, model, UpscaleSettings(device="cpu"))
+    assert model.body.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", ALL, **IDS)
+def test_cuda_equals_cpu(spec):
+    model, clip = build(spec), clip_of(9, 70, 100)
+    expected = direct(spec, model, clip)
+    for tile in (None, 32):
+        engine = Engine(spec, build(spec), UpscaleSettings(device="cuda", tile=tile))
+        out = torch.stack([f.rgb for f in engine.restore(frames_of(clip), starts_scene=NEVER)])
+        torch.testing.assert_close(out, expected, rtol=0, atol=2e-3)  # TF32 convolutions
+
+
+class NoRoomOnCuda(OutOfMemoryAbove):
+    def _check(self, lq: Tensor) -> None:
+        self.calls += 1
+        if self.calls > self.patience and lq.is_cuda:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", [FRAME, WINDOW, ONLINE, CLIP], **IDS)
+def test_cpu_takes_over_when_cuda_memory_runs_out(spec):
+    model, clip = build(spec), clip_of(9, 70, 100)
+    expected = direct(spec, model, clip)
+    engine = Engine(spec, NoRoomOnCuda(model, 0, 5), UpscaleSettings(device="cuda"))
+    out = list(engine.restore(frames_of(clip), starts_scene=NEVER))
+    assert engine.device.type == "cpu"
+    assert [f.index for f in out] == list(range(9))
+    torch.testing.assert_close(torch.stack([f.rgb for f in out]), expected, rtol=0, atol=2e-3)
+
+
+def test_time_base_of_frames_is_exact():
+    frame = frames_of(clip_of(1))[0]
+    frame.time_base = Fraction(1001, 30000)
+    out = next(iter(Engine(NEAREST, build(NEAREST), UpscaleSettings(device="cpu")).restore([frame])))
+    assert out.time_base == Fraction(1001, 30000)

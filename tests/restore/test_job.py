@@ -1,0 +1,176 @@
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import tubelet
+from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError, ResourceError
+from tubelet.restore import job
+from tubelet.restore.engine import Engine
+from tubelet.restore.job import describe, run
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.video.probe import probe
+from tubelet.video.reader import open_reader
+
+CPU = {"device": "cpu", "model": "bicubic"}
+
+
+def make_video(path: Path, num_frames: int = 10, size: tuple[int, int] = (64, 48)) -> Path:
+    """A moving gradient at uneven times."""
+    width, height = size
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "10", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        x, y = np.meshgrid(np.arange(width), np.arange(height))
+        for t in range(num_frames):
+            picture = np.stack([(3 * x + 5 * t) % 256, (4 * y) % 256, 128 + 0 * x], -1).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = 40 * t + 7 * (t % 3), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def times(path: Path) -> list[float]:
+    with open_reader(path) as reader:
+        return [frame.time_s for frame in reader]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return make_video(tmp_path_factory.mktemp("job") / "in.mp4")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    cores, in_new_thread = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    yield
+    assert [t.name for t in threading.enumerate() if t.name.startswith("tubelet-")] == []
+    other = threading.Thread(target=lambda: in_new_thread.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert in_new_thread == [torch.get_num_threads()] == [2]
+    torch.set_num_threads(cores)
+
+
+@pytest.mark.parametrize(("scale", "size"), [(None, (256, 192)), (2, (128, 96)), (3, (192, 144))])
+def test_upscale_writes_every_frame_at_its_time(video, tmp_path, scale, size):
+    out = tmp_path / "out.mp4"
+    result = tubelet.upscale(video, out, scale=scale, **CPU)
+    assert (result.path, result.frames, result.width, result.height) == (out, 10, *size)
+    assert result.model == f"bicubic-x{scale or 4}"
+    info = probe(out)
+    assert (info.width, info.height) == size
+    assert times(out) == pytest.approx(times(video), abs=2e-3)
+
+
+def test_default_model_works(video, tmp_path):
+    assert tubelet.upscale(video, tmp_path / "out.mkv", scale=2, device="cpu").width == 128
+
+
+def test_height_start_and_duration(video, tmp_path):
+    out = tmp_path / "out.mkv"
+    result = run(video, out, UpscaleSettings(height=120, start=0.1, duration=0.2, **CPU))
+    assert (result.width, result.height) == (160, 120)
+    assert result.model == "bicubic-x3"
+    assert 0 < result.frames == len(times(out)) < 10
+
+
+def test_progress_is_reported_in_this_thread(video, tmp_path):
+    events, threads = [], set()
+
+    def on_progress(progress):
+        events.append(progress)
+        threads.add(threading.current_thread())
+
+    tubelet.upscale(video, tmp_path / "out.mp4", on_progress=on_progress, **CPU)
+    assert threads == {threading.current_thread()}
+    assert events[0].frames_done == 1
+    assert (events[-1].frames_done, events[-1].frames_total, events[-1].eta_s) == (10, 10, 0)
+    assert len(events) <= 2 + events[-1].elapsed_s / 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"model": "lancsoz"}, RequestError, "did you mean lanczos"),
+        ({"model": "bicubic", "scale": 5}, ConfigError, "scale=5 must be 2, 3 or 4"),
+        ({"model": "bicubic", "modle": 1}, ConfigError, "no setting 'modle'; did you mean model"),
+        ({"model": "bicubic", "precision": "fp16"}, ConfigError, "precision=fp16"),
+        ({"model": "bicubic", "device": "cuda:77"}, ResourceError, "cuda:77"),
+    ],
+)
+def test_impossible_requests_leave_no_file(video, tmp_path, settings, error, words):
+    with pytest.raises(error, match=words):
+        tubelet.upscale(video, tmp_path / "out.mp4", **{"device": "cpu", **settings})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_output_is_refused_before_any_work(video, tmp_path, monkeypatch):
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"mine")
+    monkeypatch.setattr(job, "open_reader", lambda *_, **__: pytest.fail("the input was opened"))
+    with pytest.raises(RequestError, match="exists"):
+        tubelet.upscale(video, out, **CPU)
+    assert out.read_bytes() == b"mine"
+
+
+def test_input_that_is_no_video(tmp_path):
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    with pytest.raises(InputError):
+        tubelet.upscale(text, tmp_path / "out.mp4", **CPU)
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def test_truncated_input_gives_every_frame_and_says_what_is_missing(tmp_path):
+    whole = make_video(tmp_path / "whole.mkv", 60, (128, 96))
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    out = tmp_path / "out.mp4"
+    with pytest.raises(
+        IncompleteError, match=r"out\.mp4 has the \d+ frames that could be decoded, but "
+    ) as caught:
+        tubelet.upscale(cut, out, **CPU)
+    assert caught.value.exit_code == 3
+    assert 0 < len(times(out)) < 60
+    assert f"the {len(times(out))} frames" in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("model broke")])
+def test_failure_in_the_middle_leaves_no_output(video, tmp_path, monkeypatch, error):
+    original = Engine.restore
+
+    def fails(self, frames, **options):
+        for frame in original(self, frames, **options):
+            if frame.index == 4:
+                raise error
+            yield frame
+
+    monkeypatch.setattr(Engine, "restore", fails)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        tubelet.upscale(video, tmp_path / "out.mp4", **CPU)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_description_writes_nothing(video, tmp_path):
+    plan = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, **CPU))
+    assert list(tmp_path.iterdir()) == []
+    assert (plan.model, plan.width, plan.height, plan.codec) == ("bicubic-x3", 192, 144, "h264")
+    assert (plan.device, plan.precision, plan.tile_px, plan.frames) == ("cpu", "fp32", 0, 10)
+    assert plan.restore_s == pytest.approx(10 * plan.frame_s)
+    assert plan.output_bytes == round(10 * 192 * 144 * 0.25 / 8)
+    finer = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, crf=10, **CPU))
+    assert finer.output_bytes == 2 * plan.output_bytes
+    assert describe(video, tmp_path / "pictures", UpscaleSettings(**CPU)).codec == "png"
+
+
+def test_description_counts_the_frames_of_a_part(video, tmp_path):
+    plan = describe(video, tmp_path / "out.mkv", UpscaleSettings(start=0.2, duration=0.1, **CPU))
+    assert plan.frames in (2, 3)

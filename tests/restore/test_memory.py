@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from tubelet.restore import memory
+from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
+
+CPU = torch.device("cpu")
+
+
+def test_peak_counts_what_lives_at_once():
+    x = torch.zeros(1000)
+
+    def run():
+        a = x + 1  # 4000 bytes
+        b = a + 1  # 8000
+        del a
+        c = b + 1  # 8000 again
+        c += 1
+        return c[10:]
+
+    assert peak_tensor_bytes(run) == 8000
+
+
+def test_peak_of_a_network_grows_with_the_area():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1))
+    with torch.inference_mode():
+        small, large = (peak_tensor_bytes(lambda n=n: model(torch.zeros(1, 3, n, n))) for n in (16, 32))
+    assert small >= 16 * 16 * (16 + 4) * 4
+    assert large == 4 * small
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried"),
+            True,
+        ),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_recognised(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+def test_torch_itself_runs_out_of_memory_recognisably():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+def test_container_limit_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    unlimited = free_bytes(CPU)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5000\n")
+    assert free_bytes(CPU) > unlimited // 2
+    (tmp_path / "memory.max").write_text("105000\n")
+    assert free_bytes(CPU) == 100_000

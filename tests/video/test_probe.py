@@ -1,0 +1,136 @@
+import subprocess
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from media import FFMPEG, make_video, needs_ffmpeg, picture, save_image
+
+from tubelet.errors import InputError
+from tubelet.video.info import ColourTags
+from tubelet.video.probe import probe
+
+
+def ffmpeg(*arguments: object) -> None:
+    subprocess.run([FFMPEG or "", "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+def test_size_rate_and_depth(tmp_path):
+    info = probe(make_video(tmp_path / "a.mp4", frames=10, size=(64, 48)))
+    assert (info.width, info.height, info.rotation_deg) == (64, 48, 0)
+    assert (info.pix_fmt, info.bit_depth, info.has_alpha, info.is_rgb) == ("yuv420p", 8, False, False)
+    assert info.average_rate == 25
+    assert info.frames_hint == 10
+    assert info.duration_s == pytest.approx(0.4)
+    assert info.sample_aspect == 1
+    assert (info.codec, info.container.split(",")[0]) == ("h264", "mov")
+    assert [stream.kind for stream in info.streams] == ["video"]
+
+
+def test_rational_rate_is_exact(tmp_path):
+    path = make_video(tmp_path / "a.mkv", rate=Fraction(30000, 1001), time_base=Fraction(1001, 30000))
+    assert probe(path).average_rate == Fraction(30000, 1001)
+
+
+def test_absent_tags_stay_absent(tmp_path):
+    colour = probe(make_video(tmp_path / "a.mkv", codec="ffv1")).colour
+    assert colour == ColourTags(matrix=2, primaries=2, transfer=2, full_range=colour.full_range, siting=0)
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+def test_tags_are_read(tmp_path, full_range):
+    tags = {"colorspace": 1, "color_primaries": 1, "color_trc": 1, "color_range": 1 + full_range}
+    path = make_video(
+        tmp_path / "a.mp4",
+        tags=tags,
+        options={"x264-params": "chromaloc=2:colormatrix=bt709:colorprim=bt709:transfer=bt709"},
+    )
+    assert probe(path).colour == ColourTags(1, 1, 1, full_range, siting=3)  # x264 counts sitings from 0
+
+
+def test_ten_bit_hdr_metadata(tmp_path):
+    hdr = (
+        "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited:hdr10=1:"
+        "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
+    )
+    path = make_video(
+        tmp_path / "a.mp4", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": hdr}
+    )
+    info = probe(path)
+    assert (info.bit_depth, info.colour.matrix, info.colour.primaries, info.colour.transfer) == (10, 9, 9, 16)
+    assert info.hdr is not None
+    assert info.hdr.master_display() == "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+    assert info.hdr.max_cll_text() == "1000,400"
+    assert info.hdr.max_luminance == 1000
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_turns_the_size(tmp_path, degrees):
+    info = probe(make_video(tmp_path / "a.mp4", size=(64, 48), rotation=degrees))
+    assert info.rotation_deg == degrees
+    assert (info.width, info.height) == ((64, 48) if degrees == 180 else (48, 64))
+
+
+def test_sample_aspect_follows_rotation(tmp_path):
+    path = make_video(tmp_path / "a.mp4", rotation=90, options={"x264-params": "sar=16/11"})
+    assert probe(path).sample_aspect == Fraction(11, 16)
+
+
+@needs_ffmpeg
+def test_streams_languages_titles(tmp_path):
+    make_video(tmp_path / "v.mp4")
+    (tmp_path / "s.srt").write_text("1\n00:00:00,000 --> 00:00:00,300\nhello\n")
+    ffmpeg(
+        *("-i", tmp_path / "v.mp4", "-i", tmp_path / "s.srt", "-f", "lavfi", "-i", "sine=d=0.4"),
+        *("-map", 0, "-map", 2, "-map", 1, "-c:v", "copy", "-metadata:s:a:0", "language=deu"),
+        *(
+            "-metadata:s:a:0",
+            "title=Ton",
+            "-disposition:s:0",
+            "default",
+            "-attach",
+            tmp_path / "s.srt",
+            "-metadata:s:t",
+            "mimetype=text/plain",
+        ),
+        tmp_path / "a.mkv",
+    )
+    streams = probe(tmp_path / "a.mkv").streams
+    assert [stream.kind for stream in streams] == ["video", "audio", "subtitle", "attachment"]
+    assert (streams[1].language, streams[1].title) == ("deu", "Ton")
+    assert "default" in streams[2].disposition
+
+
+@needs_ffmpeg
+def test_cover_picture_is_not_the_video(tmp_path):
+    save_image(tmp_path / "c.png", av.VideoFrame.from_ndarray(picture(0), format="rgb24"))
+    ffmpeg(
+        "-f", "lavfi", "-i", "sine=d=1", "-i", tmp_path / "c.png", "-map", 0, "-map", 1, tmp_path / "a.mp3"
+    )
+    with pytest.raises(InputError, match="no video stream"):
+        probe(tmp_path / "a.mp3")
+
+
+def test_opaque_gif_has_no_alpha(tmp_path):
+    path = make_video(tmp_path / "a.gif", codec="gif", pix_fmt="rgb8", time_base=Fraction(1, 25))
+    info = probe(path)
+    assert not info.has_alpha
+    assert info.is_rgb
+
+
+def test_image_folder(tmp_path):
+    for number in range(3):
+        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(picture(number), format="rgb24"))
+    info = probe(tmp_path)
+    assert (info.container, info.frames_hint, info.average_rate, info.is_rgb) == ("images", 3, 25, True)
+
+
+def test_sixteen_bit_image(tmp_path):
+    deep = (np.arange(48 * 64 * 3).reshape(48, 64, 3) * 7).astype(np.uint16)
+    save_image(tmp_path / "0.png", av.VideoFrame.from_ndarray(deep, format="rgb48le"), pix_fmt="rgb48be")
+    assert probe(tmp_path).bit_depth == 16
+
+
+def test_pipe_cannot_be_probed():
+    with pytest.raises(InputError, match="pipe"):
+        probe("-")
