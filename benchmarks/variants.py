@@ -45,9 +45,7 @@ def milliseconds(path: Path, runs: int = 40) -> float:
 
 
 def run() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(VARIANTS), help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--evaluate", type=Path, required=True)

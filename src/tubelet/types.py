@@ -27,7 +27,8 @@ class Frame:
     """One picture of a video with its place in time.
 
     Attributes:
-        rgb: (3, H, W) float32 in [0, 1], upright (rotation of the container is already applied).
+        rgb: (3, H, W) float32, upright (rotation of the container is already applied). In [0, 1] but for colours
+            that YUV can code and RGB cannot, which `open_reader(gamut="keep")` leaves as they are.
         pts: presentation time in ticks of `time_base`.
         time_base: seconds per tick.
         duration: ticks that the frame is shown; 0 where the file does not say.
@@ -80,10 +81,6 @@ class Temporal:
         for name, kind in owner.items():
             value = getattr(self, name)
             if value < 0 or (value and kind != self.kind):
-                raise ValueError(
-                    f"{name}={value} does not fit a {self.kind!r} model; it is for {kind!r} models"
-                )
+                raise ValueError(f"{name}={value} does not fit a {self.kind!r} model; it is for {kind!r} models")
         if self.window_frames and self.overlap_frames >= self.window_frames:
-            raise ValueError(
-                f"overlap_frames={self.overlap_frames} must be below window_frames={self.window_frames}"
-            )
+            raise ValueError(f"overlap_frames={self.overlap_frames} must be below window_frames={self.window_frames}")

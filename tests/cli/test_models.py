@@ -8,9 +8,7 @@ from tubelet.cli import main
 from tubelet.models.zoo import list_models
 
 
-def test_the_table_has_every_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_has_every_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["models"]) == 0
     table = capsys.readouterr().out

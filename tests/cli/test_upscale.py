@@ -116,9 +116,7 @@ def test_sound_alone(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no video stream" in one_line(capsys)
 
 
-def test_a_truncated_input_gives_what_can_be_decoded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_truncated_input_gives_what_can_be_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = write_clip(tmp_path / "whole.mkv", frames=60)
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
@@ -158,9 +156,7 @@ def test_output_equal_to_input(clip: Path, capsys: pytest.CaptureFixture[str]) -
     assert clip.read_bytes() == before
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(
-    clip: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_existing_output_is_kept_unless_told_otherwise(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = clip.with_name("out.mp4")
     out.write_bytes(b"precious")
     assert main(["upscale", str(clip), str(out), *FAST]) == 2
@@ -199,9 +195,7 @@ def test_an_unknown_model_suggests_the_nearest(clip: Path, capsys: pytest.Captur
         (["--codec", "prores"], "prores"),
     ],
 )
-def test_flags_that_make_no_sense(
-    clip: Path, flags: list[str], word: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flags_that_make_no_sense(clip: Path, flags: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", str(clip), str(clip.with_name("out.mp4")), *FAST, *flags]) == 2
     assert word in one_line(capsys)
 

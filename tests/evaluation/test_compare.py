@@ -63,9 +63,7 @@ def picture(attributes: dict[str, str | None]) -> Image.Image:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    return write_levels(tmp_path / "lq <1>.mp4", (64, 48)), write_levels(
-        tmp_path / "sr.mkv", (256, 192), offset=5
-    )
+    return write_levels(tmp_path / "lq <1>.mp4", (64, 48)), write_levels(tmp_path / "sr.mkv", (256, 192), offset=5)
 
 
 def test_page_needs_nothing_else(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -82,9 +80,7 @@ def test_page_needs_nothing_else(pair: tuple[Path, Path], tmp_path: Path) -> Non
     assert "$" not in text
 
 
-def test_both_sides_show_the_same_frame_at_the_size_of_the_result(
-    pair: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_both_sides_show_the_same_frame_at_the_size_of_the_result(pair: tuple[Path, Path], tmp_path: Path) -> None:
     page = Page(write_compare_page(*pair, tmp_path / "page.html", frames=3).read_text("utf-8"))
     sides = [img for img in page.of("img") if (img.get("alt") or "").startswith(("Input at", "Result at"))]
     levels = []
@@ -102,12 +98,8 @@ def test_both_sides_show_the_same_frame_at_the_size_of_the_result(
 
 def test_a_part_is_compared_with_its_place_in_the_input(tmp_path: Path) -> None:
     before = write_levels(tmp_path / "lq.mp4", (64, 48), frames=12)
-    after = write_levels(
-        tmp_path / "sr.mp4", (256, 192), frames=4, offset=16 * 6
-    )  # begins at frame 6 of the input
-    text = write_compare_page(before, after, tmp_path / "p.html", frames=2, before_start_s=6 / 25).read_text(
-        "utf-8"
-    )
+    after = write_levels(tmp_path / "sr.mp4", (256, 192), frames=4, offset=16 * 6)  # begins at frame 6 of the input
+    text = write_compare_page(before, after, tmp_path / "p.html", frames=2, before_start_s=6 / 25).read_text("utf-8")
     sides = [img for img in Page(text).of("img") if "at 0:" in (img.get("alt") or "")]
     levels = [int(np.asarray(picture(img).convert("L"))[100, 200]) for img in sides]
     assert abs(levels[0] - levels[1]) <= 3

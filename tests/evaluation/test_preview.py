@@ -46,16 +46,12 @@ def levels(tmp_path: Path) -> Path:
 
 def engine_of(temporal: Temporal) -> tuple[Engine, Echo]:
     model = Echo()
-    spec = ModelSpec(
-        id="echo", summary="", architecture="Echo", scale=2, temporal=temporal, build=Echo, halo_px=0
-    )
+    spec = ModelSpec(id="echo", summary="", architecture="Echo", scale=2, temporal=temporal, build=Echo, halo_px=0)
     return Engine(spec, model), model
 
 
 @pytest.mark.parametrize("temporal", [Temporal("frame"), Temporal("window", radius=2)])
-def test_rows_show_the_frames_at_the_times_that_are_named(
-    temporal: Temporal, levels: Path, tmp_path: Path
-) -> None:
+def test_rows_show_the_frames_at_the_times_that_are_named(temporal: Temporal, levels: Path, tmp_path: Path) -> None:
     engine, model = engine_of(temporal)
     times = write_preview(engine, probe(levels), tmp_path / "p.png", count=4)
     assert times == pytest.approx([0.25, 0.75, 1.25, 1.75], abs=0.021)

@@ -38,9 +38,7 @@ def test_equals_recorded_values(shared):
 def test_psnr_of_a_known_error():
     gt, sr = torch.full((3, 16, 16), 100 / 255), torch.full((3, 16, 16), 110 / 255)
     assert psnr(sr, gt, channel="rgb").item() == pytest.approx(20 * math.log10(255 / 10))
-    assert psnr(sr, gt).item() == pytest.approx(
-        20 * math.log10(255 / (10 * (65.481 + 128.553 + 24.966) / 255))
-    )
+    assert psnr(sr, gt).item() == pytest.approx(20 * math.log10(255 / (10 * (65.481 + 128.553 + 24.966) / 255)))
 
 
 def test_batches_and_borders():

@@ -130,16 +130,16 @@ def test_other_sizes_are_an_exact_resize_of_the_result(settings, size):
     model, clip = build(FRAME), clip_of(2)
     with torch.inference_mode():
         native = model(clip[None])[0]
-    expected = resample(native, size).clamp(0, 1)
+    expected = resample(native, size)
     torch.testing.assert_close(run(FRAME, model, clip, **settings), expected, rtol=0, atol=1e-5)
 
 
-def test_values_are_in_range_and_the_result_may_be_changed_in_place():
+def test_colours_beyond_rgb_pass_and_the_result_may_be_changed_in_place():
     model = build(FRAME)
     model.head.weight.data *= 50
     frame = next(iter(Engine(FRAME, model, UpscaleSettings(device="cpu")).restore(frames_of(clip_of(1)))))
-    assert frame.rgb.min() == 0
-    assert frame.rgb.max() == 1
+    assert frame.rgb.min() < 0
+    assert frame.rgb.max() > 1
     frame.rgb.mul_(255)
 
 
@@ -178,14 +178,10 @@ def test_empty_stream_gives_an_empty_stream():
 class OutOfMemoryAbove(nn.Module):
     """Wraps a network: calls above an area fail as torch fails, after `patience` calls."""
 
-    def __init__(
-        self, model: nn.Module, area: int, patience: int = 0, error: Exception | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, area: int, patience: int = 0, error: Exception | None = None) -> None:
         super().__init__()
         self.model, self.area, self.patience = model, area, patience
-        self.error = error or RuntimeError(
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"
-        )
+        self.error = error or RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
         self.calls = 0
 
     def _check(self, lq: Tensor) -> None:
@@ -207,9 +203,7 @@ class OutOfMemoryAbove(nn.Module):
 @pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_when_memory_runs_out_the_call_is_done_again_in_smaller_tiles(spec, patience, error):
     model, clip = build(spec), clip_of(9, 100, 120)
-    engine = Engine(
-        spec, OutOfMemoryAbove(model, 60 * 60, patience, error), UpscaleSettings(device="cpu", tile=0)
-    )
+    engine = Engine(spec, OutOfMemoryAbove(model, 60 * 60, patience, error), UpscaleSettings(device="cpu", tile=0))
     out = list(engine.restore(frames_of(clip), starts_scene=NEVER))
     assert [f.index for f in out] == list(range(9))
     result = torch.stack([f.rgb for f in out])

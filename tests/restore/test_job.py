@@ -9,10 +9,12 @@ import torch
 
 import tubelet
 from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError, ResourceError
+from tubelet.models.spec import ModelSpec
 from tubelet.restore import job
 from tubelet.restore.engine import Engine
 from tubelet.restore.job import describe, run
 from tubelet.restore.settings import UpscaleSettings
+from tubelet.types import Temporal
 from tubelet.video.probe import probe
 from tubelet.video.reader import open_reader
 
@@ -134,9 +136,7 @@ def test_truncated_input_gives_every_frame_and_says_what_is_missing(tmp_path):
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     out = tmp_path / "out.mp4"
-    with pytest.raises(
-        IncompleteError, match=r"out\.mp4 has the \d+ frames that could be decoded, but "
-    ) as caught:
+    with pytest.raises(IncompleteError, match=r"out\.mp4 has the \d+ frames that could be decoded, but ") as caught:
         tubelet.upscale(cut, out, **CPU)
     assert caught.value.exit_code == 3
     assert 0 < len(times(out)) < 60
@@ -174,3 +174,35 @@ def test_description_writes_nothing(video, tmp_path):
 def test_description_counts_the_frames_of_a_part(video, tmp_path):
     plan = describe(video, tmp_path / "out.mkv", UpscaleSettings(start=0.2, duration=0.1, **CPU))
     assert plan.frames in (2, 3)
+
+
+class Identity(torch.nn.Module):
+    def forward(self, lq: torch.Tensor) -> torch.Tensor:
+        return lq
+
+
+@pytest.mark.parametrize("clip", ["vid4_calendar", "davis_goat"])  # vivid colours, many beyond RGB
+def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path, monkeypatch, clip):
+    frames = [str(p) for p in sorted((shared / "data" / "dev_eval" / clip).iterdir())[:3]]
+    src, out = tmp_path / "in.mp4", tmp_path / "out.mkv"
+    with av.open(str(src), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
+        for path in frames:
+            with av.open(path) as picture:
+                frame = next(picture.decode(video=0)).reformat(width=320, height=240, format="yuv420p")
+            frame.pts = None
+            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    spec = ModelSpec(
+        id="identity", summary="", architecture="Identity", scale=1, temporal=Temporal("frame"), build=Identity
+    )
+    monkeypatch.setattr(job, "_open_model", lambda settings, info: (spec, Identity()))
+    run(src, out, UpscaleSettings(device="cpu", codec="ffv1"))
+    with av.open(str(src)) as before, av.open(str(out)) as after:
+        pairs = list(zip(before.decode(video=0), after.decode(video=0), strict=True))
+        assert len(pairs) == 3
+        for a, b in pairs:
+            assert np.array_equal(a.to_ndarray(format="yuv420p"), b.to_ndarray(format="yuv420p"))
+            rgb = [x.to_ndarray(format="rgb24").astype(int) for x in (a, b)]
+            assert np.abs(rgb[0] - rgb[1]).max() <= 1

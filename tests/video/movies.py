@@ -35,9 +35,7 @@ Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 SPOKEN = ((100, 200, "Grüße {\\i1}you{\\i0}\\Nline two"), (350, 150, "second, with comma"))
 
 
-def add_video(
-    container: Any, pts_ms=VFR_MS, size=(64, 48), codec="libx264", pix_fmt="yuv420p", still=False, **context
-):
+def add_video(container: Any, pts_ms=VFR_MS, size=(64, 48), codec="libx264", pix_fmt="yuv420p", still=False, **context):
     stream = container.add_stream(codec, rate=25, width=size[0], height=size[1], pix_fmt=pix_fmt)
     stream.codec_context.time_base = MS
     stream.options = {"preset": "ultrafast"} if codec.startswith("libx") else {}
@@ -143,9 +141,7 @@ def rewrite(src: Path, dst: Any, *, scale=2, start_s=0.0, duration_s=None, **key
     """Read a film, enlarge it by repeating pixels, write it; return the notes."""
     with open_reader(src, start_s=start_s, duration_s=duration_s) as reader:
         size = {"width": reader.info.width * scale, "height": reader.info.height * scale}
-        with open_writer(
-            dst, like=reader.info, start_s=start_s, duration_s=duration_s, **size, **keywords
-        ) as writer:
+        with open_writer(dst, like=reader.info, start_s=start_s, duration_s=duration_s, **size, **keywords) as writer:
             for frame in reader:
                 frame.rgb = frame.rgb.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
                 if frame.alpha is not None:

@@ -53,9 +53,7 @@ def test_ten_bit_hdr_metadata(tmp_path):
         "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited:hdr10=1:"
         "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
     )
-    path = make_video(
-        tmp_path / "a.mp4", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": hdr}
-    )
+    path = make_video(tmp_path / "a.mp4", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": hdr})
     info = probe(path)
     assert (info.bit_depth, info.colour.matrix, info.colour.primaries, info.colour.transfer) == (10, 9, 9, 16)
     assert info.hdr is not None
@@ -104,9 +102,7 @@ def test_streams_languages_titles(tmp_path):
 @needs_ffmpeg
 def test_cover_picture_is_not_the_video(tmp_path):
     save_image(tmp_path / "c.png", av.VideoFrame.from_ndarray(picture(0), format="rgb24"))
-    ffmpeg(
-        "-f", "lavfi", "-i", "sine=d=1", "-i", tmp_path / "c.png", "-map", 0, "-map", 1, tmp_path / "a.mp3"
-    )
+    ffmpeg("-f", "lavfi", "-i", "sine=d=1", "-i", tmp_path / "c.png", "-map", 0, "-map", 1, tmp_path / "a.mp3")
     with pytest.raises(InputError, match="no video stream"):
         probe(tmp_path / "a.mp3")
 

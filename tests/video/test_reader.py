@@ -193,9 +193,7 @@ def test_alpha_is_kept(tmp_path):
 
 def test_size_that_changes_is_reported(tmp_path):
     for number, size in enumerate([(64, 48), (64, 48), (32, 24)]):
-        save_image(
-            tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
-        )
+        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24"))
     frames, reader = read(tmp_path)
     assert [tuple(frame.rgb.shape) for frame in frames] == [(3, 48, 64)] * 3
     assert "another size" in reader.problems[0]
@@ -221,9 +219,7 @@ def test_image_folder_is_sorted_naturally(tmp_path):
     ],
 )
 def test_image_formats(tmp_path, suffix, codec, pix_fmt):
-    save_image(
-        tmp_path / f"0.{suffix}", av.VideoFrame.from_ndarray(picture(0), format="rgb24"), pix_fmt, codec
-    )
+    save_image(tmp_path / f"0.{suffix}", av.VideoFrame.from_ndarray(picture(0), format="rgb24"), pix_fmt, codec)
     frame = read(tmp_path)[0][0]
     assert np.abs(as_picture(frame.rgb) - picture(0)).mean() < 6
 
@@ -237,9 +233,7 @@ def test_sixteen_bit_images_keep_their_depth(tmp_path):
 
 def test_printf_pattern_reports_gaps(tmp_path):
     for number in (7, 8, 11):
-        save_image(
-            tmp_path / f"f{number:04d}.png", av.VideoFrame.from_ndarray(picture(number), format="rgb24")
-        )
+        save_image(tmp_path / f"f{number:04d}.png", av.VideoFrame.from_ndarray(picture(number), format="rgb24"))
     save_image(tmp_path / "other.png", av.VideoFrame.from_ndarray(picture(0), format="rgb24"))
     frames, reader = read(tmp_path / "f%04d.png")
     assert np.array_equal(as_picture(frames[2].rgb), picture(11))
@@ -286,9 +280,7 @@ def test_truncated_file_gives_what_there_is(tmp_path, name):
     assert 10 < len(frames) < 90
     assert [frame.pts for frame in frames][:10] == pts_of(whole)[:10]
     assert len(reader.problems) == 1
-    assert re.match(
-        rf"the file ends early: {len(frames)} of about (9[5-9]|10[01]) frames", reader.problems[0]
-    )
+    assert re.match(rf"the file ends early: {len(frames)} of about (9[5-9]|10[01]) frames", reader.problems[0])
 
 
 def test_truncation_behind_the_cut_does_not_matter(tmp_path):

@@ -76,9 +76,7 @@ def load(path: Path) -> list[Tensor]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         width, height = stream.width // 4, stream.height // 4
-        pictures = [
-            f.to_ndarray(format="rgb24", width=width, height=height) for f in container.decode(stream)
-        ]
+        pictures = [f.to_ndarray(format="rgb24", width=width, height=height) for f in container.decode(stream)]
     return [torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1) / 255 for p in pictures]
 
 

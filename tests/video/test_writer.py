@@ -192,9 +192,7 @@ def test_hdr_metadata_in_other_codecs(tmp_path, codec):
     ],
 )
 def test_odd_sizes_stay_what_they_are(tmp_path, name, codec, size):
-    notes = write(
-        tmp_path / name, pictures=frames(size=size), size=size, settings=EncodeSettings(codec=codec)
-    )
+    notes = write(tmp_path / name, pictures=frames(size=size), size=size, settings=EncodeSettings(codec=codec))
     stream = video_stream(tmp_path / name)
     assert (stream["width"], stream["height"]) == size
     assert any("4:4:4" in note for note in notes) == (codec in ("h264", "hevc"))

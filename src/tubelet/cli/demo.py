@@ -155,9 +155,7 @@ def _drawn_video(sound: Path, width: int, height: int, frames: int) -> VideoInfo
         height=height,
         pix_fmt="yuv420p",
         bit_depth=8,
-        colour=ColourTags(
-            matrix=1, primaries=1, transfer=1, full_range=False, siting=1
-        ),  # BT.709, as tagged HD
+        colour=ColourTags(matrix=1, primaries=1, transfer=1, full_range=False, siting=1),  # BT.709, as tagged HD
         time_base=Fraction(1, FRAME_RATE),
         average_rate=Fraction(FRAME_RATE),
         duration_s=frames / FRAME_RATE,

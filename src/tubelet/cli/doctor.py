@@ -64,9 +64,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _examine() -> Iterator[Finding]:
-    yield Finding(
-        "Python", f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}"
-    )
+    yield Finding("Python", f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}")
     broken = [name for name in ("torch", "av", "numpy", "PIL", "safetensors") if not _imports(name)]
     if broken:
         yield Finding(
@@ -146,9 +144,7 @@ def _space() -> Iterator[Finding]:
     )
     disk = shutil.disk_usage(Path.cwd()).free
     low = disk < 2 * _GB
-    yield Finding(
-        "disk", f"{disk / _GB:.1f} GiB free here", "note" if low else "ok", "free some" if low else ""
-    )
+    yield Finding("disk", f"{disk / _GB:.1f} GiB free here", "note" if low else "ok", "free some" if low else "")
 
 
 def _video() -> Iterator[Finding]:
@@ -164,9 +160,7 @@ def _video() -> Iterator[Finding]:
         advice = "pip install --force-reinstall --only-binary av av"
         yield Finding("encoders", f"{works}; not {', '.join(fails)}", "missing", advice)
     elif fails:
-        yield Finding(
-            "encoders", f"{works}; not {', '.join(fails)}", "note", "NVENC needs an NVIDIA GPU and driver"
-        )
+        yield Finding("encoders", f"{works}; not {', '.join(fails)}", "note", "NVENC needs an NVIDIA GPU and driver")
     else:
         yield Finding("encoders", works)
 
@@ -218,9 +212,7 @@ def _extras() -> Iterator[Finding]:
         try:
             yield Finding(f"[{extra}]", f"{package} {version(package)}")
         except PackageNotFoundError:
-            yield Finding(
-                f"[{extra}]", f"{package} is not installed", "note", f"pip install 'tubelet[{extra}]'"
-            )
+            yield Finding(f"[{extra}]", f"{package} is not installed", "note", f"pip install 'tubelet[{extra}]'")
 
 
 def _print_table(findings: list[Finding]) -> None:

@@ -53,9 +53,7 @@ def _parse(args: list[str]) -> OnlineConfig:
     if place + 1 == len(args):
         raise RequestError("--config needs the name of a YAML file")
     default = read_config(Path(args[place + 1]), OnlineConfig)
-    return tyro.cli(
-        OnlineConfig, args=args[:place] + args[place + 2 :], default=default, prog="tubelet train online"
-    )
+    return tyro.cli(OnlineConfig, args=args[:place] + args[place + 2 :], default=default, prog="tubelet train online")
 
 
 class _Report:
@@ -69,9 +67,7 @@ class _Report:
         if "loss" in record:
             left = time.strftime("%H:%M:%S", time.gmtime(record["eta_s"]))
             speed = f"{record['s_per_step']:.2f} s/step"
-            print(
-                f"{step}  loss {record['loss']:.5f}  lr {record['lr']:.1e}  {speed}  {left} left", flush=True
-            )
+            print(f"{step}  loss {record['loss']:.5f}  lr {record['lr']:.1e}  {speed}  {left} left", flush=True)
         else:
             scores = "  ".join(f"{name} {value:.3f}" for name, value in record.items() if name != "step")
             print(f"{step}  {scores}", flush=True)

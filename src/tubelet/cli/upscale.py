@@ -97,9 +97,7 @@ def _check_comparable(output: str) -> None:
     kind = destination_kind(output)
     if kind != "file":
         reason = "a pipe cannot be read again" if kind == "pipe" else "pictures have no times"
-        raise RequestError(
-            f"--compare pairs frames by their times, and {reason}; name a video file as the output"
-        )
+        raise RequestError(f"--compare pairs frames by their times, and {reason}; name a video file as the output")
 
 
 def companion(output: str, ending: str) -> Path:
@@ -134,9 +132,7 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
         from tubelet.evaluation.compare import write_compare_page
 
         details = {"Model": result.model, "Time": f"{clock(result.elapsed_s)} for {result.frames} frames"}
-        write_compare_page(
-            request.input, request.output, page, details=details, before_start_s=settings.start or 0.0
-        )
+        write_compare_page(request.input, request.output, page, details=details, before_start_s=settings.start or 0.0)
         sys.stderr.write(f"before and after: {page}\n")
 
 

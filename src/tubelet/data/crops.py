@@ -76,7 +76,7 @@ class Crops:
     def _times(self, rng: np.random.Generator, length: int) -> NDArray[np.int64]:
         """Consecutive frames, forwards or backwards; a short clip turns round at its ends."""
         frames = self.settings.frames
-        start = int(rng.integers(max(1, length - frames + 1)))
+        start = int(rng.random() * max(1, length - frames + 1))
         times = (start + np.arange(frames)) % max(1, 2 * length - 2)
         times = np.where(times < length, times, 2 * length - 2 - times)
         return times[::-1] if rng.random() < 0.5 else times
@@ -86,7 +86,7 @@ class Crops:
         height, width = lq.shape[-2:]
         best, most = (0, 0), -1.0
         for _ in range(self.settings.candidates):
-            top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+            top, left = (int(rng.random() * (n - size + 1)) for n in (height, width))
             green = torch.tensor(lq[time, 1, top : top + size, left : left + size], dtype=torch.float32)
             detail = (green.diff(dim=0).abs().mean() + green.diff(dim=1).abs().mean()).item()
             if detail > most:

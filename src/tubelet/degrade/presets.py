@@ -53,9 +53,7 @@ def degrade(clip: Tensor, preset: Preset, *, scale: int = 4, seed: int = 0) -> T
     if preset == "bd":
         return _quantise(blur(clip, gaussian_taps(1.6, 13), stride=scale))
     if preset == "bd-b":
-        return _quantise(
-            blur(clip, gaussian_taps(1.6, 12), stride=scale, phase=scale // 2 - 1, edge="replicate")
-        )
+        return _quantise(blur(clip, gaussian_taps(1.6, 12), stride=scale, phase=scale // 2 - 1, edge="replicate"))
     if preset == "bd-c":
         return _quantise(blur(clip, gaussian_taps(1.5, 9), stride=scale))
     if preset == "real":
@@ -72,9 +70,7 @@ def _real(clip: Tensor, scale: int, seed: int) -> Tensor:
     rng = random.Random(seed)
     if rng.random() < 0.8:
         low, high = 0.15 * scale, 0.45 * scale  # σ in gt pixels: from sharp optics to slightly out of focus
-        kernel = gaussian_kernel(
-            rng.uniform(low, high), rng.uniform(low, high), rng.uniform(0, math.pi), 4 * scale + 1
-        )
+        kernel = gaussian_kernel(rng.uniform(low, high), rng.uniform(low, high), rng.uniform(0, math.pi), 4 * scale + 1)
         clip = blur(clip, kernel)
     clip = _shrink(clip, scale, rng.choice(["bicubic", "area", "bilinear"])).clamp(0, 1)
     clip = _add_noise(clip, rng).clamp(0, 1)

@@ -96,9 +96,7 @@ def write_compare_page(
     return path
 
 
-def _moment(
-    videos: tuple[VideoInfo, VideoInfo, VideoInfo | None], time_s: float, before_start_s: float
-) -> _Moment:
+def _moment(videos: tuple[VideoInfo, VideoInfo, VideoInfo | None], time_s: float, before_start_s: float) -> _Moment:
     """Read one moment of both videos and keep no more of it than its encoded pictures."""
     before, after, truth = videos
     result = frame_near(after, time_s)
@@ -109,9 +107,7 @@ def _moment(
     if truth is not None:
         sides.append(enlarge(frame_near(truth, time_s).rgb, size))
     regions = detailed_regions(sr, width_px=_CROP_PX[0], height_px=_CROP_PX[1], count=_CROPS)
-    closeups = [
-        (region, [data_url(to_image(region.of(side)), lossless=True) for side in sides]) for region in regions
-    ]
+    closeups = [(region, [data_url(to_image(region.of(side)), lossless=True) for side in sides]) for region in regions]
     picture = to_image(sr)
     thumbnail = picture.copy()
     thumbnail.thumbnail((256, 256))
@@ -151,8 +147,7 @@ def _choice(moment: _Moment, number: int) -> str:
 
 def _closeup_row(time_s: float, urls: list[str], columns: list[str]) -> str:
     cells = "".join(
-        f'<td><img src="{url}" alt="{html.escape(name)}"></td>'
-        for url, name in zip(urls, columns, strict=True)
+        f'<td><img src="{url}" alt="{html.escape(name)}"></td>' for url, name in zip(urls, columns, strict=True)
     )
     return f'<tr><td class="time">{_time(time_s)}</td>{cells}</tr>'
 

@@ -12,9 +12,7 @@ __all__ = ["frame_near", "sample_times"]
 _LEAD_S = 0.5  # reading starts this much earlier, so that the frame before the wanted time is seen too
 
 
-def sample_times(
-    info: VideoInfo, count: int, *, start_s: float = 0.0, duration_s: float | None = None
-) -> list[float]:
+def sample_times(info: VideoInfo, count: int, *, start_s: float = 0.0, duration_s: float | None = None) -> list[float]:
     """Spread times evenly over a video, none at its very ends.
 
     Args:

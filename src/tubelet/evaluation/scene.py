@@ -105,9 +105,7 @@ def _sky(rng: np.random.Generator) -> Image.Image:
 def _paste_hills(canvas: Image.Image, rng: np.random.Generator) -> None:
     """Three ranges of grass and wood, the nearer the darker and the rougher."""
     across = np.arange(_CANVAS[0]) / _CANVAS[0]
-    for depth, (base, colour) in enumerate(
-        [(820, (128, 150, 150)), (960, (92, 122, 84)), (1120, (66, 92, 48))]
-    ):
+    for depth, (base, colour) in enumerate([(820, (128, 150, 150)), (960, (92, 122, 84)), (1120, (66, 92, 48))]):
         skyline = base + 90 * np.sin(5 * across + 2 * depth) + 40 * _noise(rng, (_CANVAS[0], 8), 160, 6)[0]
         inside = (np.arange(_CANVAS[1])[:, None] > skyline).astype(np.uint8) * 255
         leaves = _noise(rng, _CANVAS, 60 / (depth + 1), 5)[..., None] * (14 + 18 * depth)
@@ -192,10 +190,7 @@ def _draw_wires(canvas: Image.Image) -> None:
     overlay = Image.new("L", (_CANVAS[0] * _FINE, 1000 * _FINE), 0)
     draw = ImageDraw.Draw(overlay)
     for wire in range(6):
-        sag = [
-            (x, 60 + 70 * wire + 90 * math.sin(math.pi * x / overlay.width))
-            for x in range(0, overlay.width, 40)
-        ]
+        sag = [(x, 60 + 70 * wire + 90 * math.sin(math.pi * x / overlay.width)) for x in range(0, overlay.width, 40)]
         draw.line(sag, fill=255, width=5)
     for step in range(35):
         x, y = _MAST_PX, step * 58
@@ -219,9 +214,7 @@ def _tram() -> Image.Image:
     scale = 2 * _FINE
     picture = Image.new("RGBA", (760 * scale, 300 * scale), (0, 0, 0, 0))
     draw = ImageDraw.Draw(picture)
-    draw.rounded_rectangle(
-        (20, 40, picture.width - 20, 1040), 120, fill=(196, 52, 44), outline=_INK, width=12
-    )
+    draw.rounded_rectangle((20, 40, picture.width - 20, 1040), 120, fill=(196, 52, 44), outline=_INK, width=12)
     draw.rectangle((20, 620, picture.width - 20, 680), fill=_PAPER)
     for window in range(6):
         x = 150 + 470 * window
@@ -246,12 +239,8 @@ def _wheel(angle_deg: float) -> Image.Image:
         x, y = centre + radius * math.cos(angle), centre + radius * math.sin(angle)
         draw.line([(centre, centre), (x, y)], fill=(236, 236, 240), width=14)
         if spoke % 2 == 0:
-            hue = [(222, 72, 60), (240, 190, 70), (70, 140, 210), (90, 170, 110), (180, 90, 170)][
-                spoke // 2 % 5
-            ]
+            hue = [(222, 72, 60), (240, 190, 70), (70, 140, 210), (90, 170, 110), (180, 90, 170)][spoke // 2 % 5]
             draw.ellipse((x - 90, y - 60, x + 90, y + 120), fill=hue, outline=_INK, width=12)
     for rim in (radius, radius - 90):
-        draw.ellipse(
-            (centre - rim, centre - rim, centre + rim, centre + rim), outline=(236, 236, 240), width=18
-        )
+        draw.ellipse((centre - rim, centre - rim, centre + rim, centre + rim), outline=(236, 236, 240), width=18)
     return _reduced(picture, scale)

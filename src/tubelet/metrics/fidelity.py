@@ -76,9 +76,7 @@ def ssim(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> 
     mean_a, mean_b, aa, bb, ab = _window(torch.cat([a, b, a * a, b * b, a * b])).chunk(5)
     var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    value = (
-        (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-    )
+    value = (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
     return value.mean((-2, -1)).reshape(*shape, -1).mean(-1)
 
 
@@ -93,9 +91,5 @@ def _check(sr: Tensor, gt: Tensor, border: int) -> None:
         raise ValueError(f"sr is {tuple(sr.shape)} but gt is {tuple(gt.shape)}; they must agree")
     if sr.ndim < 3 or sr.shape[-3] != 3:
         raise ValueError(f"sr is {tuple(sr.shape)}; it must be (..., 3, H, W)")
-    if (
-        border < 0
-        or math.prod(n - 2 * border for n in sr.shape[-2:]) <= 0
-        or min(sr.shape[-2:]) <= 2 * border
-    ):
+    if border < 0 or math.prod(n - 2 * border for n in sr.shape[-2:]) <= 0 or min(sr.shape[-2:]) <= 2 * border:
         raise ValueError(f"border={border} leaves nothing of {sr.shape[-1]}×{sr.shape[-2]} pixels")

@@ -136,7 +136,7 @@ class FastVSR(nn.Module):
             x = act(conv(x))
         detail = functional.pixel_shuffle(self.tail(x), self.config.scale)  # (B, 1 or 3, sH, sW)
         skip = functional.interpolate(
-            current, scale_factor=float(self.config.scale), mode="bilinear", align_corners=False
+            current.contiguous(), scale_factor=float(self.config.scale), mode="bilinear", align_corners=False
         )
         return skip + detail, (current, x)
 

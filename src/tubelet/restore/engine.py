@@ -98,9 +98,7 @@ class Engine:
     def output_size(self, width: int, height: int) -> tuple[int, int]:
         """Compute the output's (width, height) for an input of this size, pixels."""
         asked = self._settings
-        return output_size(
-            width, height, native=self.spec.scale, scale=asked.scale, target_height=asked.height
-        )
+        return output_size(width, height, native=self.spec.scale, scale=asked.scale, target_height=asked.height)
 
     def plan(self, height: int, width: int) -> Layout:
         """Decide tiles and windows from the memory that is free now.
@@ -122,11 +120,7 @@ class Engine:
             tile_px = choose_tile(height, width, self.spec, max_area_px=frame_px / frames)
         if temporal.kind != "clip":
             return Layout(tile_px)
-        overlap = (
-            temporal.overlap_frames
-            if temporal.window_frames
-            else min(temporal.overlap_frames or 8, frames // 2)
-        )
+        overlap = temporal.overlap_frames if temporal.window_frames else min(temporal.overlap_frames or 8, frames // 2)
         return Layout(tile_px, frames, overlap)
 
     def restore(
@@ -140,7 +134,8 @@ class Engine:
                 neighbours and state never cross such a cut. Default: a `CutDetector`.
 
         Yields:
-            As many frames, with the same times, sizes from `output_size`, values in [0, 1], on the CPU.
+            As many frames, with the same times, sizes from `output_size`, on the CPU. Values are not clipped:
+            whoever rounds them to pixels does that.
 
         Raises:
             ResourceError: memory does not suffice for the smallest tile on the CPU.
@@ -188,7 +183,7 @@ class Engine:
                 reason = " ".join(str(error).split())
             self._descend(clip, reason)  # outside of the handler: the traceback would hold the tensors
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _attempt(self, clip: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
         height, width = clip.shape[-2:]
         lq = _pad(clip.to(self.device), *padded_size(height, width, self.spec))
@@ -211,22 +206,16 @@ class Engine:
             return self._model(lq), None
 
     def _finish(self, source: Frame, sr: Tensor) -> Frame:
-        """Bring a result (3, sH, sW) to its size and range, and give it the time of its source."""
+        """Bring a result (3, sH, sW) to its size, and give it the time of its source."""
         width, height = self.output_size(source.rgb.shape[-1], source.rgb.shape[-2])
         alpha = None
-        with torch.inference_mode():
+        with torch.no_grad():
             sr = sr.float()
             if sr.shape[-2:] != (height, width):
                 sr = resample(sr, (height, width))
-            sr = sr.cpu()
             if source.alpha is not None:
                 alpha = resample(source.alpha, (height, width)).clamp(0, 1)
-        rgb = torch.empty_like(
-            sr
-        )  # made here, so that who gets it may change it in place: no inference tensor
-        with torch.inference_mode():
-            torch.clamp(sr, 0, 1, out=rgb)
-        return replace(source, rgb=rgb, alpha=None if alpha is None else alpha.clone())
+        return replace(source, rgb=sr.cpu(), alpha=alpha)
 
     def _descend(self, clip: Tensor, reason: str) -> None:
         """Take less memory: tiles of half the side, then the CPU.

@@ -155,7 +155,7 @@ def run(
     check_output(dst, source=src, overwrite=settings.overwrite)
     cores = torch.get_num_threads()
     try:
-        with open_reader(src, start_s=settings.start or 0.0, duration_s=settings.duration) as reader:
+        with open_reader(src, start_s=settings.start or 0.0, duration_s=settings.duration, gamut="keep") as reader:
             engine = build_engine(settings, reader.info)
             width, height = engine.output_size(reader.info.width, reader.info.height)
             ticker = _Ticker(on_progress, _expected_frames(reader.info, settings), began_s)

@@ -24,9 +24,7 @@ class UpscaleSettings:
     by an exact resize of its result."""
     height: int | None = None
     """Height of the output in pixels, for example 1080; the width follows. Not together with --scale."""
-    codec: Literal["auto", "h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"] = (
-        "auto"
-    )
+    codec: Literal["auto", "h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"] = "auto"
     """Video codec. auto: H.264 for 8 bit, HEVC for more (VP9 in webm)."""
     crf: float | None = None
     """Constant rate factor, lower is better and larger. Default: 16 for H.264, 18 for HEVC."""

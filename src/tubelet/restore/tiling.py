@@ -60,9 +60,7 @@ def run_tiled(
         if not states:
             seen = tile.y.stop - tile.y.start, tile.x.stop - tile.x.start
             ratios = [_ratio(state, *seen, size_multiple) for state in part_state]
-            states = [
-                _empty_whole(state, height, width, r) for state, r in zip(part_state, ratios, strict=True)
-            ]
+            states = [_empty_whole(state, height, width, r) for state, r in zip(part_state, ratios, strict=True)]
         for whole, state, ratio in zip(states, part_state, ratios, strict=True):
             _paste(whole, state, tile, ratio)
     if sr is None:

@@ -31,9 +31,7 @@ def sitings_of(location: int) -> tuple[Siting, Siting]:
     return across, down
 
 
-def upsample_chroma(
-    chroma: Tensor, out: Tensor, *, shifts: tuple[int, int], sitings: tuple[Siting, Siting]
-) -> None:
+def upsample_chroma(chroma: Tensor, out: Tensor, *, shifts: tuple[int, int], sitings: tuple[Siting, Siting]) -> None:
     """Interpolate subsampled chroma to the size of the luma.
 
     Args:

@@ -217,9 +217,7 @@ CONTAINERS: Mapping[str, ContainerSpec] = MappingProxyType(
 )  # fmt: skip
 
 
-def choose_encoding(
-    suffix: str, like: VideoInfo, width: int, height: int, settings: EncodeSettings
-) -> Encoding:
+def choose_encoding(suffix: str, like: VideoInfo, width: int, height: int, settings: EncodeSettings) -> Encoding:
     """Choose encoder, pixel format and options for an output.
 
     Args:
@@ -246,9 +244,7 @@ def choose_encoding(
     notes: list[str] = []
     pix_fmt = _choose_pix_fmt(name, spec, supported, like, (width, height), notes)
     if like.hdr is not None and name not in ("hevc", "av1", "h264"):
-        notes.append(
-            f"mastering display and light level of the input are left out: {name} does not carry them"
-        )
+        notes.append(f"mastering display and light level of the input are left out: {name} does not carry them")
     return Encoding(
         codec=name,
         encoder=spec.encoder,
@@ -280,9 +276,7 @@ def _supported_formats(name: str, spec: CodecSpec) -> set[str]:
         formats = av.codec.Codec(spec.encoder, "w").video_formats
     except av.codec.codec.UnknownCodecError as error:
         have = ", ".join(other for other, s in CODECS.items() if s.encoder in av.codec.codecs_available)
-        raise ResourceError(
-            f"this FFmpeg has no {spec.encoder}, which {name} needs; it has {have}"
-        ) from error
+        raise ResourceError(f"this FFmpeg has no {spec.encoder}, which {name} needs; it has {have}") from error
     return {f.name for f in formats or ()}
 
 
@@ -309,9 +303,7 @@ def _choose_pix_fmt(
     pix_fmt = _nearest_format(supported, subsampling, depth, like.has_alpha)
     if odd and spec.even_size and subsampling == "444":
         if "444" not in pix_fmt:
-            raise RequestError(
-                f"{spec.encoder} cannot encode the odd size {size[0]}x{size[1]}; use h264 or vp9"
-            )
+            raise RequestError(f"{spec.encoder} cannot encode the odd size {size[0]}x{size[1]}; use h264 or vp9")
         notes.append(
             f"{size[0]}x{size[1]} is odd: written as 4:4:4, since {name} halves chroma only of even sizes; "
             "some players refuse 4:4:4"

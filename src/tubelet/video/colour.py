@@ -218,7 +218,7 @@ def _strip_rows(layout: PixelLayout, colour: ColourTags, width: int, height: int
 
 def _rows_of(view: NDArray[Any], number: int, layout: PixelLayout, top: int, rows: int) -> NDArray[Any]:
     shift = layout.shift_y if layout.kind == "yuv" and number in (1, 2) else 0
-    return view[top >> shift : (top + rows) >> shift]
+    return view[top >> shift : -(-(top + rows) >> shift)]  # the end is rounded up
 
 
 def _store_ycc(rgb: Tensor, views: list[NDArray[Any]], layout: PixelLayout, colour: ColourTags) -> None:

@@ -44,9 +44,7 @@ class ContainerFrames:
             self._pass = self._decode()
             first = next(self._pass, None)
             if first is None:
-                raise InputError(
-                    f"{source}: no frame of its {self._name()} video can be decoded{self._why()}"
-                )
+                raise InputError(f"{source}: no frame of its {self._name()} video can be decoded{self._why()}")
             self._first = first
             self.info = describe(self._container, self._stream, first, source)
         except BaseException:
@@ -79,8 +77,7 @@ class ContainerFrames:
         missing = self._missing_frames(end_tick)
         if missing:
             found.append(
-                f"the file ends early: {decoded} of about {decoded + missing} frames could be decoded"
-                + self._why()
+                f"the file ends early: {decoded} of about {decoded + missing} frames could be decoded" + self._why()
             )
         elif self._has_rest(end_tick):
             found.append(f"the stream ends early, in the middle of a frame, after {decoded} whole ones")
@@ -117,9 +114,7 @@ class ContainerFrames:
         context = self._stream.codec_context
         context.thread_type = "AUTO" if threads > 1 else "SLICE"
         context.thread_count = threads
-        context.flags |= int(
-            Flags.output_corrupt
-        )  # a picture with a missing reference is patched, not left out
+        context.flags |= int(Flags.output_corrupt)  # a picture with a missing reference is patched, not left out
         return container
 
     def _restart(self, threads: int) -> None:
@@ -170,9 +165,7 @@ class ContainerFrames:
                 if not clean and frame.is_corrupt and not frame.key_frame:
                     continue  # a stream that begins between keyframes: there is no picture yet
                 clean = True
-                self._concealed += frame.is_corrupt and (
-                    count_after is None or (frame.pts or 0) > count_after
-                )
+                self._concealed += frame.is_corrupt and (count_after is None or (frame.pts or 0) > count_after)
                 if frame.pts is not None:
                     self._end_tick = frame.pts + (frame.duration or 0)
                 yield frame

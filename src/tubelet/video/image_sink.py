@@ -53,9 +53,7 @@ class ImageSink:
 
     def write(self, frame: Frame) -> None:
         """Write one picture."""
-        picture = rgb_to_frame(
-            frame.rgb, frame.alpha, pix_fmt=self._encoder.pix_fmt, colour=ColourTags(matrix=0)
-        )
+        picture = rgb_to_frame(frame.rgb, frame.alpha, pix_fmt=self._encoder.pix_fmt, colour=ColourTags(matrix=0))
         picture.pts = self._count
         data = b"".join(bytes(packet) for packet in self._encoder.encode(picture))
         path = self._part / (self._names % self._count)

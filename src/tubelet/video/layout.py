@@ -87,9 +87,7 @@ def to_known_layout(frame: VideoFrame) -> tuple[VideoFrame, PixelLayout]:
     if layout is not None:
         return frame, layout
     name = _nearest_planar(frame)
-    converted = frame.reformat(
-        format=name, src_color_range=frame.color_range, dst_color_range=frame.color_range
-    )
+    converted = frame.reformat(format=name, src_color_range=frame.color_range, dst_color_range=frame.color_range)
     layout = layout_of(name)
     assert layout is not None, name
     return converted, layout
@@ -185,9 +183,7 @@ def _semi_planar(name: str) -> PixelLayout | None:
         return None
     _, nv, sampling, digits, endian = match.groups()
     v_first = nv in ("21", "42")
-    shift_x, shift_y = {"16": (1, 0), "24": (0, 0), "42": (0, 0), "2": (1, 0), "4": (0, 0)}.get(
-        nv or sampling, (1, 1)
-    )
+    shift_x, shift_y = {"16": (1, 0), "24": (0, 0), "42": (0, 0), "2": (1, 0), "4": (0, 0)}.get(nv or sampling, (1, 1))
     bits = _depth(digits or "")
     return PixelLayout(
         kind="yuv",

@@ -34,9 +34,7 @@ _MP4_KEYS = frozenset(
 )
 _STREAM_KEYS = frozenset({"language", "title", "handler_name", "creation_time", "timecode"})
 _TS_KEYS = frozenset({"service_name", "service_provider"})
-_AVI_KEYS = frozenset(
-    {"title", "artist", "comment", "copyright", "date", "genre", "album", "language", "track"}
-)
+_AVI_KEYS = frozenset({"title", "artist", "comment", "copyright", "date", "genre", "album", "language", "track"})
 _KEYS: Mapping[str, frozenset[str]] = {
     "mp4": _MP4_KEYS,
     "mov": _MP4_KEYS,
@@ -54,9 +52,7 @@ def copy_file_metadata(source: InputContainer, target: OutputContainer, notes: l
     known = _KEYS.get(target.format.name)
     lost = sorted(key for key in tags if known is not None and key.lower() not in known)
     if lost:
-        notes.append(
-            f"tags of the file left out, {target.format.name} has no place for them: {', '.join(lost)}"
-        )
+        notes.append(f"tags of the file left out, {target.format.name} has no place for them: {', '.join(lost)}")
 
 
 def copy_stream_metadata(source: Any, target: Any) -> list[str]:
@@ -78,9 +74,7 @@ def copy_stream_metadata(source: Any, target: Any) -> list[str]:
     return sorted(lost)
 
 
-def copy_chapters(
-    source: InputContainer, target: OutputContainer, origin: Fraction, span: Fraction | None
-) -> None:
+def copy_chapters(source: InputContainer, target: OutputContainer, origin: Fraction, span: Fraction | None) -> None:
     """Copy chapters, moved to the new origin and limited to the part that is written.
 
     Args:

@@ -149,9 +149,7 @@ def probe(src: str | Path) -> VideoInfo:
     from tubelet.video.reader import open_reader  # the reader is built on this module
 
     if str(src) == "-":
-        raise InputError(
-            "a pipe cannot be probed without using it up; open it with open_reader and read .info"
-        )
+        raise InputError("a pipe cannot be probed without using it up; open it with open_reader and read .info")
     with open_reader(src) as reader:
         return reader.info
 

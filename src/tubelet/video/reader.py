@@ -49,9 +49,7 @@ class Reader:
         problems: what could not be decoded or was missing, a line each; complete when the frames are used up.
     """
 
-    def __init__(
-        self, source: FrameSource, *, start_s: float, duration_s: float | None, gamut: Gamut
-    ) -> None:
+    def __init__(self, source: FrameSource, *, start_s: float, duration_s: float | None, gamut: Gamut) -> None:
         self.info = source.info
         self.problems: list[str] = []
         self._source = source
@@ -108,9 +106,7 @@ class Reader:
             index += 1
         self.problems += self._source.problems(index, self._end_tick)
         if odd_sizes and size is not None:
-            self.problems.append(
-                f"{odd_sizes} frames have another size and were scaled to {size[0]}x{size[1]}"
-            )
+            self.problems.append(f"{odd_sizes} frames have another size and were scaled to {size[0]}x{size[1]}")
         if self._clock.moved:
             self.problems.append(f"{self._clock.moved} timestamps did not increase and were moved")
 

@@ -36,9 +36,7 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
     try:
         context = cast(Any, av.CodecContext.create(encoder, "w"))
     except (av.FFmpegError, ValueError) as error:
-        raise ResourceError(
-            f"FFmpeg has no encoder {encoder!r}; install PyAV from PyPI, which has it"
-        ) from error
+        raise ResourceError(f"FFmpeg has no encoder {encoder!r}; install PyAV from PyPI, which has it") from error
     context.width, context.height = even.shape[-1], even.shape[-2]
     context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, rate), rate
     context.thread_count = 1
@@ -51,9 +49,7 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
         packets += context.encode(frame)
     packets += context.encode(None)
 
-    decoder = cast(
-        Any, av.CodecContext.create(_decoder(encoder), "r")
-    )
+    decoder = cast(Any, av.CodecContext.create(_decoder(encoder), "r"))
     decoder.thread_count = 1
     if context.extradata:
         decoder.extradata = context.extradata

@@ -275,9 +275,7 @@ class _Plan:
         except (av.FFmpegError, ValueError) as error:
             return self._leave_out(stream, f"{encoder} cannot encode it ({error})")
         self._remuxer.add_track(stream.index, track)
-        self._notes.append(
-            f"{_label(stream)} converted with {encoder}: {self._suffix} does not hold its codec"
-        )
+        self._notes.append(f"{_label(stream)} converted with {encoder}: {self._suffix} does not hold its codec")
         return copy_stream_metadata(stream, track.stream)
 
     def _convert_subtitle(self, stream: Any) -> list[str]:
@@ -288,9 +286,7 @@ class _Plan:
             return self._leave_out(stream, "they are pictures, which it does not hold")
         track = ConvertedSubtitle(stream, self._target, encoder)
         self._remuxer.add_track(stream.index, track)
-        self._notes.append(
-            f"{_label(stream)} converted to {encoder}: {self._suffix} does not hold the format"
-        )
+        self._notes.append(f"{_label(stream)} converted to {encoder}: {self._suffix} does not hold the format")
         return copy_stream_metadata(stream, track.stream)
 
     def _add_picture(self, stream: Any) -> list[str]:

@@ -54,9 +54,7 @@ class ImageFrames:
         """Say what could not be decoded."""
         found = [self._gaps] if self._gaps else []
         if self._bad:
-            found.append(
-                f"{len(self._bad)} of {len(self._paths)} images could not be decoded: {self._bad[0]}"
-            )
+            found.append(f"{len(self._bad)} of {len(self._paths)} images could not be decoded: {self._bad[0]}")
         return found
 
     def close(self) -> None:
@@ -117,9 +115,7 @@ def _numbered(pattern: Path) -> dict[int, Path]:
         return {}
     digits = match.group(1)
     number = rf"(\d{{{digits},}})" if digits else r"(0|[1-9]\d*)"
-    regex = re.compile(
-        re.escape(pattern.name[: match.start()]) + number + re.escape(pattern.name[match.end() :])
-    )
+    regex = re.compile(re.escape(pattern.name[: match.start()]) + number + re.escape(pattern.name[match.end() :]))
     found = ((regex.fullmatch(p.name), p) for p in pattern.parent.iterdir())
     return {int(hit.group(1)): p for hit, p in found if hit}
 

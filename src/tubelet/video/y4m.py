@@ -52,9 +52,7 @@ def open_y4m_pipe(stream: IO[bytes] | None = None) -> InputContainer:
     if not head:
         raise InputError("nothing came on standard input; pipe y4m into it: ffmpeg -i FILE -f yuv4mpegpipe -")
     if head != _MAGIC:
-        raise InputError(
-            f"standard input is not y4m (it begins with {head!r}); pipe: ffmpeg -i FILE -f yuv4mpegpipe -"
-        )
+        raise InputError(f"standard input is not y4m (it begins with {head!r}); pipe: ffmpeg -i FILE -f yuv4mpegpipe -")
     try:
         return av.open(ForwardOnly(read, head), mode="r", format="yuv4mpegpipe", buffer_size=_BUFFER_BYTES)
     except (av.FFmpegError, OSError) as error:
