@@ -9,7 +9,7 @@ from PIL import Image
 from tubelet.data import CropSettings
 from tubelet.errors import InputError
 from tubelet.models.checkpoint import load_model, read_notes
-from tubelet.models.fast import FastConfig
+from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.ops import imresize
 from tubelet.recipes.online import OnlineConfig, main
 from tubelet.training import LoopSettings
@@ -70,3 +70,16 @@ def test_begins_with_another_model_where_shapes_agree(clips):
                 model=FastConfig(channels=8, depth=1, expansion=3),
             )
         )
+
+
+def test_triplets_train_everything_but_the_memory(clips):
+    crops = CropSettings(batch=2, frames=3, patch_px=12)
+    path = main(_config(clips, stage="triplets", crops=crops, loop=LoopSettings(steps=20, save_every=20)))
+    model = load_model(path)
+    assert model.recall.weight.abs().max() == model.recall.bias.abs().max() == 0
+    torch.manual_seed(0)
+    before = FastVSR(model.config)
+    assert not torch.equal(model.head.weight, before.head.weight)
+    loop = LoopSettings(steps=3, lr=1e-3, warmup_steps=0)
+    after = load_model(main(_config(clips, out=clips.parent / "clips-stage", init=path, loop=loop)))
+    assert after.recall.weight.abs().max() > 0

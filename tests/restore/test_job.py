@@ -187,11 +187,11 @@ def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path
     src, out = tmp_path / "in.mp4", tmp_path / "out.mkv"
     with av.open(str(src), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         for path in frames:
             with av.open(path) as picture:
                 frame = next(picture.decode(video=0)).reformat(width=320, height=240, format="yuv420p")
             frame.pts = None
-            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     spec = ModelSpec(

@@ -34,7 +34,7 @@ VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".y4m", ".ts"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _MAX_FRAMES = 300  # of one source; a film gives a sample, not the whole
 _PAN_FRAMES = 14
-_PAN_SIZE = (384, 640)  # height, width of a clip made from an image
+_PAN_SIZE = (640, 960)  # height, width of a clip made from an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,8 @@ def _find_sources(root: Path) -> list[Path]:
 def _key(source: Path) -> str:
     stat = source.stat()
     identity = f"{source.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    if source.suffix.lower() in IMAGE_SUFFIXES:
+        identity += f"|{_PAN_FRAMES}x{_PAN_SIZE}"
     return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 

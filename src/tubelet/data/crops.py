@@ -52,7 +52,7 @@ class Crops:
         if not self.clips:
             raise InputError(f"none of {len(clips)} clips has {settings.patch_px} px on both sides at low quality")
         self.scale, self.settings, self.seed = scale, settings, seed
-        frames = np.array([min(len(c.gt), 4 * settings.frames) for c in self.clips], dtype=float)
+        frames = np.array([min(len(c.gt), 2 * settings.frames) for c in self.clips], dtype=float)
         self._weights = frames / frames.sum()  # long clips count more, up to a point
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

@@ -70,8 +70,10 @@ def _real(clip: Tensor, scale: int, seed: int) -> Tensor:
     rng = random.Random(seed)
     if rng.random() < 0.8:
         low, high = 0.15 * scale, 0.45 * scale  # σ in gt pixels: from sharp optics to slightly out of focus
-        kernel = gaussian_kernel(rng.uniform(low, high), rng.uniform(low, high), rng.uniform(0, math.pi), 4 * scale + 1)
-        clip = blur(clip, kernel)
+        taps = 2 * math.ceil(3 * high) + 1
+        clip = blur(
+            clip, gaussian_kernel(rng.uniform(low, high), rng.uniform(low, high), rng.uniform(0, math.pi), taps)
+        )
     clip = _shrink(clip, scale, rng.choice(["bicubic", "area", "bilinear"])).clamp(0, 1)
     clip = _add_noise(clip, rng).clamp(0, 1)
     clip = _quantise(clip)

@@ -27,7 +27,7 @@ from tubelet.errors import ConfigError
 
 __all__ = ["CollapsibleConv", "FastConfig", "FastVSR", "infer_config"]
 
-Hidden = tuple[Tensor, Tensor]
+Hidden = tuple[Tensor, Tensor | None]
 _OUTPUTS: tuple[tuple[int, Literal["luma", "rgb"]], ...] = ((1, "luma"), (3, "rgb"))
 
 
@@ -93,7 +93,9 @@ class CollapsibleConv(nn.Module):
         return conv
 
 
-def _conv(in_channels: int, out_channels: int, config: FastConfig, *, residual: bool = False) -> nn.Module:
+def _conv(
+    in_channels: int, out_channels: int, config: FastConfig, *, residual: bool = False
+) -> CollapsibleConv | nn.Conv2d:
     if config.expansion:
         return CollapsibleConv(in_channels, out_channels, config.expansion * config.channels, residual=residual)
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -115,6 +117,10 @@ class FastVSR(nn.Module):
         self.body = nn.ModuleList(_conv(c, c, config, residual=True) for _ in range(config.depth))
         self.acts = nn.ModuleList(nn.PReLU(c, init=0.1) for _ in range(config.depth + 1))
         self.tail = _conv(c, s * s * (1 if config.output == "luma" else 3), config)
+        if self.recall is not None:  # begins without memory, and learns what to keep
+            last = self.recall.narrow if isinstance(self.recall, CollapsibleConv) else self.recall.weight
+            nn.init.zeros_(last)
+            nn.init.zeros_(self.recall.bias)  # pyright: ignore[reportArgumentType]
 
     def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Restore one frame.

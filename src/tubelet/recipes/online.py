@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ class OnlineConfig:
     """Degradation: bi and bd for benchmarks, real for people's videos."""
     variants: int = 3
     """Degraded versions of each clip, for a random preset."""
+    stage: Literal["triplets", "clips"] = "clips"
+    """clips trains the network as it runs, its memory included. triplets trains single steps without memory, on a
+    frame and its two neighbours (crops.frames is 3): far more scenes for the same work, and a good `init` for clips."""
     init: Path | None = None
     """Begin with the weights of this checkpoint; parts of another shape begin anew."""
     model: FastConfig = field(default_factory=FastConfig)
@@ -49,6 +52,20 @@ class OnlineConfig:
     """Size of the samples."""
     loop: LoopSettings = field(default_factory=LoopSettings)
     """How long and how fast."""
+
+
+class _Triplets(nn.Module):
+    """Restores every frame of a clip but the first and last by a single step without memory."""
+
+    def __init__(self, model: FastVSR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore the inner frames: (B, T, 3, H, W) → (B, T - 2, 3, sH, sW)."""
+        ahead = self.model.config.lookahead
+        steps = [self.model.step(lq[:, t : t + 1 + ahead], (lq[:, t - 1], None)) for t in range(1, lq.shape[1] - 1)]
+        return torch.stack([sr for sr, _ in steps], 1)
 
 
 def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
@@ -72,19 +89,32 @@ def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     scale = config.model.scale
     clips = list(prepare_clips(config.data, config.cache, preset=config.preset, scale=scale, variants=config.variants))
     crops = Crops(clips, scale, config.crops, config.loop.seed)
-    average = train(model, crops.batch, config.loop, config.out, evaluate=_scorer(config), on_log=on_log)
-    assert isinstance(average, FastVSR)
-    save_checkpoint(config.out / "wide.safetensors", average, {"preset": config.preset})
+    trained = _Triplets(model) if config.stage == "triplets" else model
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:
+        lq, gt = crops.batch(step)
+        return (lq, gt[:, 1:-1]) if config.stage == "triplets" else (lq, gt)
+
+    average = _plain(train(trained, batches, config.loop, config.out, evaluate=_scorer(config), on_log=on_log))
+    notes = {"training": asdict(config)}
+    if config.model.expansion:
+        save_checkpoint(config.out / "wide.safetensors", average, notes)
     path = config.out / "model.safetensors"
-    save_checkpoint(path, average.collapse(), {"preset": config.preset, "training": asdict(config)})
+    save_checkpoint(path, average.collapse(), notes)
     return path
+
+
+def _plain(network: nn.Module) -> FastVSR:
+    model = network.model if isinstance(network, _Triplets) else network
+    assert isinstance(model, FastVSR)
+    return model
 
 
 def _scorer(config: OnlineConfig) -> Callable[[nn.Module], dict[str, float]] | None:
     if config.evaluate is None:
         return None
     pairs = _load_pairs(config.evaluate, config.preset, config.model.scale, config.evaluate_frames)
-    return lambda network: score_clips(network, pairs)
+    return lambda network: score_clips(_plain(network), pairs)
 
 
 def _begin_with(model: FastVSR, path: Path) -> None:
