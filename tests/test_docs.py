@@ -1,12 +1,24 @@
-"""The documents: links lead somewhere, and the commands that they show exist."""
+"""The documents: links lead somewhere, the commands that they show exist, and their examples run."""
 
 import re
 import shlex
+import sys
+from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
+from media import make_plain
 from tubelet.cli import VERBS
+from tubelet.models.checkpoint import save_checkpoint
+from tubelet.models.fast import FastConfig, FastVSR
+from tubelet.models.spec import ModelSpec
+from tubelet.restore.engine import Engine
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.types import Frame
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -43,3 +55,43 @@ def test_commands_that_are_shown_exist(path: Path, capsys: pytest.CaptureFixture
                 for word in words[2:]:
                     if word.startswith("-") and word != "-":
                         assert word.split("=")[0] in known, f"tubelet {words[1]} has no {word}"
+
+
+def python_blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text("utf-8"), re.DOTALL)
+
+
+def test_examples_of_the_python_api_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_plain(tmp_path / "old.mp4", size=(48, 32))
+    save_checkpoint(Path("runs/mine/model.safetensors"), FastVSR(FastConfig(channels=8, depth=1)), {})
+    names: dict[str, object] = {}
+    for block in python_blocks("python.md"):
+        exec(block, names)
+    assert {path.name for path in tmp_path.glob("*.m*")} == {
+        "old.mp4",
+        "new.mp4",
+        "new.mkv",
+        "part.mp4",
+        "brighter.mkv",
+    }
+
+
+def test_the_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, entry, test = python_blocks("add-a-model.md")
+    module = ModuleType("tubelet.models.espcn")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(network, module.__dict__)
+    names: dict[str, Any] = dict(module.__dict__)
+    exec(entry, names)
+    spec: ModelSpec = names["ESPCN_X4"]
+    frames = [Frame(torch.rand(3, 40, 60), t, Fraction(1, 25), index=t) for t in range(2)]
+    whole, tiled = (
+        list(Engine(spec, model, UpscaleSettings(device="cpu", tile=tile)).restore(frames))
+        for model in [spec.build()]
+        for tile in (0, 32)
+    )
+    torch.testing.assert_close(tiled[1].rgb, whole[1].rgb, atol=1e-5, rtol=0)
+    exec(test, names)
+    for name in [name for name in names if name.startswith("test_")]:
+        names[name]()

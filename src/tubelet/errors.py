@@ -43,7 +43,15 @@ class InputError(TubeletError):
 
 
 class IncompleteError(InputError):
-    """The output was written with every frame that could be decoded, but part of the input was missing."""
+    """The output was written with every frame that could be decoded, but part of the input was missing.
+
+    Attributes:
+        notes: what a person should know of the output, a line each, as in `Result`.
+    """
+
+    def __init__(self, message: str, *, notes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.notes = notes
 
 
 class CheckpointError(InputError):

@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["LOSSES", "Loss", "LossName", "charbonnier", "l1"]
+__all__ = ["LOSSES", "Loss", "LossName", "charbonnier", "l1", "luma", "mse"]
 
-LossName = Literal["charbonnier", "l1"]
+LossName = Literal["charbonnier", "l1", "mse"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -34,4 +34,15 @@ def l1(sr: Tensor, gt: Tensor) -> Tensor:
     return (sr - gt).abs().mean()
 
 
-LOSSES: dict[LossName, Loss] = {"charbonnier": charbonnier, "l1": l1}
+def mse(sr: Tensor, gt: Tensor) -> Tensor:
+    """Mean squared error, which PSNR measures: scalar, for two tensors of one shape."""
+    return (sr - gt).square().mean()
+
+
+def luma(x: Tensor) -> Tensor:
+    """Weigh R'G'B' to full-range BT.601 luma: (..., 3, H, W) to (..., 1, H, W)."""
+    red, green, blue = x.unbind(-3)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(-3)
+
+
+LOSSES: dict[LossName, Loss] = {"charbonnier": charbonnier, "l1": l1, "mse": mse}

@@ -57,7 +57,8 @@ class Temporal:
     frame     model(lq) with (B, 1, 3, H, W)                      none
     window    model(lq) with (B, 2·radius + 1, 3, H, W) → (B, 1, 3, sH, sW), the middle frame
     online    model.step(lq, hidden) → (sr, hidden), lq (B, 1 + lookahead, 3, H, W): the frame and those
-              that follow it; hidden is None at the start of a scene, otherwise a tuple of tensors
+              that follow it; sr (B, 3, sH, sW); hidden is None at the start of a scene, otherwise a tuple
+              of tensors that are pictures too
     clip      model(lq) with (B, T, 3, H, W) → (B, T, 3, sH, sW), T up to `window_frames`
 
     Neighbours beyond the ends of a scene repeat the first or last frame of the scene.

@@ -4,13 +4,14 @@ import wave
 from pathlib import Path
 
 import pytest
-from clips import write_clip
+
+from media import make_video
 
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    """An H.264 clip of 10 frames, 64×48."""
-    return write_clip(tmp_path / "clip.mp4")
+    """An H.264 clip of 10 frames, 64×48, 25 a second."""
+    return make_video(tmp_path / "clip.mp4")
 
 
 @pytest.fixture

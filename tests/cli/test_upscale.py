@@ -10,12 +10,13 @@ from pathlib import Path
 
 import av
 import pytest
-from clips import FRAMES, write_clip
 from PIL import Image
 
+from media import make_video
 from tubelet.cli import main
 from tubelet.cli.upscale import companion
 
+FRAMES = 10  # of the fixture `clip`
 FAST = ["--model", "bicubic", "--progress", "none"]
 
 
@@ -24,6 +25,10 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     assert written.startswith("tubelet: error: "), written
     assert written.count("\n") == 1
     return written
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_writes_the_video_and_one_summary_line(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +78,13 @@ def test_dry_run_prints_the_plan_and_writes_nothing(clip: Path, capsys: pytest.C
     assert sorted(path.name for path in clip.parent.iterdir()) == ["clip.mp4"]
 
 
+def test_the_plan_on_a_terminal_of_few_letters(clip: Path) -> None:
+    program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "upscale", str(clip), str(clip.with_name("o.mp4")), *FAST, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True)
+    assert b"64\\xd748" in done.stdout
+
+
 @pytest.mark.parametrize(("output", "png"), [("out.mp4", "out.preview.png"), ("look.png", "look.png")])
 def test_preview_puts_input_and_result_side_by_side(clip: Path, output: str, png: str) -> None:
     assert main(["upscale", str(clip), str(clip.with_name(output)), *FAST, "--preview", "2"]) == 0
@@ -93,11 +105,13 @@ def test_companion_names() -> None:
     assert companion("a/new.mp4", ".compare.html") == Path("a/new.compare.html")
     assert companion("frames/%05d.png", ".compare.html") == Path("frames.compare.html")
     assert companion("frames", ".preview.png") == Path("frames.preview.png")
+    assert companion("%05d.png", ".preview.png") == companion(".", ".preview.png") == Path("pictures.preview.png")
 
 
 def test_a_missing_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", str(tmp_path / "no.mp4"), str(tmp_path / "out.mp4")]) == 3
     assert "no.mp4" in one_line(capsys)
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(("content", "word"), [(b"", "empty"), (b"just some text\n" * 50, "not a video")])
@@ -108,16 +122,17 @@ def test_an_input_that_is_no_video(
     path.write_bytes(content)
     assert main(["upscale", str(path), str(tmp_path / "out.mp4")]) == 3
     assert word in one_line(capsys)
-    assert not (tmp_path / "out.mp4").exists()
+    assert names_in(tmp_path) == ["odd.mp4"]
 
 
 def test_sound_alone(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", str(sound), str(sound.with_name("out.mp4"))]) == 3
     assert "no video stream" in one_line(capsys)
+    assert names_in(sound.parent) == [sound.name]
 
 
 def test_a_truncated_input_gives_what_can_be_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = write_clip(tmp_path / "whole.mkv", frames=60)
+    whole = make_video(tmp_path / "whole.mkv", frames=60)
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
     out = tmp_path / "out.mp4"
@@ -126,12 +141,30 @@ def test_a_truncated_input_gives_what_can_be_decoded(tmp_path: Path, capsys: pyt
     with av.open(str(out)) as container:
         decoded = sum(1 for _ in container.decode(video=0))
     assert 10 < decoded < 60
-    assert str(decoded) in line
+    assert f"has the {decoded} frames that could be decoded" in line
+    assert f"{decoded} of about 60 frames" in line
+    assert names_in(tmp_path) == ["cut.mkv", "out.mp4", "whole.mkv"]
+
+
+def test_a_film_without_its_end_and_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = make_video(tmp_path / "whole.mp4", frames=60)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    assert main(["upscale", str(cut), str(tmp_path / "out.mp4"), *FAST]) == 3
+    assert "before its index" in one_line(capsys)
+    assert names_in(tmp_path) == ["cut.mp4", "whole.mp4"]
+
+
+def test_a_start_behind_the_end(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(clip), str(clip.with_name("out.mp4")), *FAST, "--start", "7"]) == 3
+    assert "no picture from 7 s on; its video is 0.40 s long" in one_line(capsys)
+    assert names_in(clip.parent) == ["clip.mp4"]
 
 
 def test_a_folder_that_does_not_exist(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", str(clip), str(clip.parent / "nowhere" / "out.mp4"), *FAST]) == 2
     assert "nowhere" in one_line(capsys)
+    assert names_in(clip.parent) == ["clip.mp4"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -154,6 +187,7 @@ def test_output_equal_to_input(clip: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["upscale", str(clip), str(clip), *FAST, "--overwrite"]) == 2
     assert "input itself" in one_line(capsys)
     assert clip.read_bytes() == before
+    assert names_in(clip.parent) == ["clip.mp4"]
 
 
 def test_an_existing_output_is_kept_unless_told_otherwise(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +217,17 @@ def test_an_existing_companion_is_kept_too(
 def test_an_unknown_model_suggests_the_nearest(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", str(clip), str(clip.with_name("out.mp4")), "--model", "bicubik-x4"]) == 2
     assert "bicubic-x4" in one_line(capsys)
+    assert names_in(clip.parent) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(("source", "output", "code"), [("clip.mp4", "", 2), ("", "out.mp4", 3)])
+def test_an_empty_name(
+    clip: Path, source: str, output: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(clip.parent)
+    assert main(["upscale", source, output, *FAST]) == code
+    assert "has no name" in one_line(capsys)
+    assert names_in(clip.parent) == ["clip.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +238,7 @@ def test_an_unknown_model_suggests_the_nearest(clip: Path, capsys: pytest.Captur
         (["--preview", "2", "--compare"], "contradict"),
         (["--tile", "5"], "tile=5"),
         (["--codec", "prores"], "prores"),
+        (["--preset", "sluggish"], "ultrafast"),
     ],
 )
 def test_flags_that_make_no_sense(clip: Path, flags: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,9 +271,28 @@ def test_a_pipe_carries_the_video_and_nothing_else(clip: Path) -> None:
     assert [json.loads(line)["event"] for line in done.stderr.splitlines()][-1] == "end"
 
 
+def test_an_interrupt_while_the_pipe_says_nothing(tmp_path: Path) -> None:
+    film = make_video(tmp_path / "in.y4m", codec="rawvideo").read_bytes()
+    program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "upscale", "-", str(tmp_path / "out.mp4"), "-m", "bicubic"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--progress", "json"], **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(film[: len(film) // 2])
+        process.stdin.flush()
+        assert any(b'"progress"' in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        error = process.stderr.read().decode()
+    assert process.returncode == 130
+    assert error == "tubelet: error: interrupted; no unfinished output is left\n"
+    assert names_in(tmp_path) == ["in.y4m"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    source = write_clip(tmp_path / "long.mp4", frames=250, size=(320, 240))
+    source = make_video(tmp_path / "long.mp4", frames=250, size=(320, 240))
     program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "upscale", str(source), str(tmp_path / "out.mp4")]
     with subprocess.Popen(

@@ -83,3 +83,15 @@ def test_triplets_train_everything_but_the_memory(clips):
     loop = LoopSettings(steps=3, lr=1e-3, warmup_steps=0)
     after = load_model(main(_config(clips, out=clips.parent / "clips-stage", init=path, loop=loop)))
     assert after.recall.weight.abs().max() > 0
+    main(
+        _config(
+            clips,
+            stage="triplets",
+            crops=crops,
+            out=clips.parent / "again",
+            init=clips.parent / "clips-stage" / "model.safetensors",
+            loop=loop,
+        )
+    )
+    again = load_model(clips.parent / "again" / "model.safetensors")
+    assert again.recall.weight.abs().max() == 0

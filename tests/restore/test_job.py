@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tubelet
+from media import make_video
 from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError, ResourceError
 from tubelet.models.spec import ModelSpec
 from tubelet.restore import job
@@ -21,21 +22,11 @@ from tubelet.video.reader import open_reader
 CPU = {"device": "cpu", "model": "bicubic"}
 
 
-def make_video(path: Path, num_frames: int = 10, size: tuple[int, int] = (64, 48)) -> Path:
-    """A moving gradient at uneven times."""
-    width, height = size
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "10", "bf": "0"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        x, y = np.meshgrid(np.arange(width), np.arange(height))
-        for t in range(num_frames):
-            picture = np.stack([(3 * x + 5 * t) % 256, (4 * y) % 256, 128 + 0 * x], -1).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = 40 * t + 7 * (t % 3), Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+def uneven_video(path: Path, frames: int = 10, size: tuple[int, int] = (64, 48)) -> Path:
+    pts = [40 * t + 7 * (t % 3) for t in range(frames)]
+    return make_video(
+        path, frames=frames, size=size, pts=pts, time_base=Fraction(1, 1000), options={"crf": "10", "bf": "0"}
+    )
 
 
 def times(path: Path) -> list[float]:
@@ -45,7 +36,7 @@ def times(path: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    return make_video(tmp_path_factory.mktemp("job") / "in.mp4")
+    return uneven_video(tmp_path_factory.mktemp("job") / "in.mp4")
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +123,7 @@ def test_input_that_is_no_video(tmp_path):
 
 
 def test_truncated_input_gives_every_frame_and_says_what_is_missing(tmp_path):
-    whole = make_video(tmp_path / "whole.mkv", 60, (128, 96))
+    whole = uneven_video(tmp_path / "whole.mkv", 60, (128, 96))
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     out = tmp_path / "out.mp4"

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -66,10 +67,19 @@ def test_resumes_to_the_same_numbers(tmp_path):
 
 def test_other_settings_do_not_resume(tmp_path):
     train(_model(), _batches, SETTINGS, tmp_path)
-    with pytest.raises(CheckpointError, match="steps=12 seed=0, not steps=13"):
+    with pytest.raises(CheckpointError, match="steps=12, not steps=13"):
         train(_model(), _batches, LoopSettings(steps=13, warmup_steps=2), tmp_path)
+    with pytest.raises(CheckpointError, match=r"lr=0\.05, not lr=0\.01"):
+        train(_model(), _batches, replace(SETTINGS, lr=0.01), tmp_path)
     with pytest.raises(CheckpointError, match="another model"):
         train(nn.Conv2d(2, 3, 3), _batches, SETTINGS, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"hello\n"])
+def test_a_damaged_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged"):
+        train(_model(), _batches, SETTINGS, tmp_path)
 
 
 def test_gradients_are_clipped(tmp_path):

@@ -3,6 +3,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -11,8 +12,19 @@ import av
 import numpy as np
 import pytest
 import torch
-from media import FFMPEG, ffmpeg_raw, ffprobe_times, make_video, needs_ffmpeg, picture, save_image
 
+from media import (
+    FFMPEG,
+    add_sound,
+    add_video,
+    ffmpeg_raw,
+    ffprobe_times,
+    make_video,
+    mux,
+    needs_ffmpeg,
+    picture,
+    save_image,
+)
 from tubelet.errors import InputError
 from tubelet.video.probe import probe
 from tubelet.video.reader import Reader, open_reader
@@ -283,6 +295,20 @@ def test_truncated_file_gives_what_there_is(tmp_path, name):
     assert re.match(rf"the file ends early: {len(frames)} of about (9[5-9]|10[01]) frames", reader.problems[0])
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.avi"])
+@pytest.mark.parametrize("missing_bytes", [1, 300])
+def test_however_little_is_cut_off_it_is_reported(tmp_path, name, missing_bytes):
+    codec = {"a.webm": "libvpx-vp9", "a.avi": "mjpeg"}.get(name, "libx264")
+    whole = make_video(tmp_path / name, codec=codec, pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p")
+    assert read(whole)[1].problems == []
+    whole.write_bytes(whole.read_bytes()[:-missing_bytes])
+    frames, reader = read(whole)
+    assert 0 < len(frames) <= 10
+    words = r"the file (ends early: \d of about \d+ frames|is \d+ bytes shorter than it says)"
+    assert re.match(words, reader.problems[0])
+    assert read(whole, duration_s=0.04)[1].problems == []
+
+
 def test_truncation_behind_the_cut_does_not_matter(tmp_path):
     whole = make_video(tmp_path / "a.mp4", frames=100, container_options={"movflags": "faststart"})
     short = cut_off(whole, 0.6)
@@ -307,6 +333,38 @@ def test_damage_in_the_middle_is_skipped_and_reported(tmp_path):
     assert frames[-1].time_s == pytest.approx(59 / 25)
     assert reader.problems
     assert "damaged" in reader.problems[0]
+
+
+@pytest.mark.parametrize("damage", ["zeros", "noise", "removed"])
+def test_frames_lost_inside_a_matroska_file_are_reported(tmp_path, damage):
+    """FFmpeg goes on at the next cluster without a word."""
+    path = make_video(tmp_path / "a.mkv", frames=100, size=(128, 96), options={"crf": "12", "g": "25", "bf": "0"})
+    data = bytearray(path.read_bytes())
+    first, length = len(data) * 3 // 10, len(data) // 12
+    data[first : first + length] = {
+        "zeros": bytes(length),
+        "noise": random.Random(3).randbytes(length),
+        "removed": b"",
+    }[damage]
+    path.write_bytes(data)
+    frames, reader = read(path)
+    lost = 100 - len(frames)
+    assert lost > 5
+    assert any(problem.startswith(f"about {lost} frames are missing at ") for problem in reader.problems)
+    assert read(path, duration_s=0.5)[1].problems == []
+
+
+def test_gaps_of_a_variable_rate_are_not_taken_for_damage(tmp_path):
+    """Large sound between the pictures, clusters of every size, and pauses."""
+    ticks = (*range(0, 400, 40), 900, 940, 3000, 3040, 7000, 15000, 15040)
+    path = tmp_path / "a.mkv"
+    container = av.open(str(path), "w", options={"cluster_time_limit": "300"})
+    _, pictures = add_video(container, ticks)
+    _, sound = add_sound(container, "pcm_s16le", seconds=15)
+    mux(container, pictures, sound)
+    frames, reader = read(path)
+    assert len(frames) == len(ticks)
+    assert reader.problems == []
 
 
 @pytest.mark.parametrize("place", [-1, -2, -3, -4])
@@ -441,3 +499,29 @@ def test_nothing_accumulates(tmp_path):
         assert first.index == 0
     with pytest.raises(StopIteration):
         next(frames)
+
+
+def test_closing_while_another_thread_waits_in_it_does_nothing(tmp_path):
+    class Stuck(Stamped):
+        closed = False
+
+        def frames(self, start_tick):
+            inside.set()
+            leave.wait(10)
+            yield from super().frames(start_tick)
+
+        def close(self):
+            self.closed = True
+
+    inside, leave = threading.Event(), threading.Event()
+    source = Stuck(probe(make_video(tmp_path / "a.mp4")), [(0, 0)])
+    reader = Reader(source, start_s=0, duration_s=None, gamut="clip")
+    thread = threading.Thread(target=lambda: list(reader))
+    thread.start()
+    assert inside.wait(10)
+    reader.close()
+    assert not source.closed
+    leave.set()
+    thread.join()
+    reader.close()
+    assert source.closed

@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import av
 import pytest
-from movies import (
+
+from media import (
     add_sound,
     add_video,
     ffprobe,

@@ -11,9 +11,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from movies import VFR_MS, add_video, ffprobe, frames, info, make_plain, mux, rewrite, times_s
 from PIL import Image
 
+from media import VFR_MS, add_video, ffprobe, frames, info, make_plain, mux, rewrite, times_s
 from tubelet.errors import RequestError, ResourceError, TubeletError
 from tubelet.video import codecs
 from tubelet.video.probe import ColourTags, HdrMetadata, probe
@@ -241,13 +241,13 @@ def test_pictures_in_a_new_folder(tmp_path):
 
 
 def test_pictures_by_a_pattern_replace_older_ones(tmp_path):
-    for name in ("f0009.png", "f0001.png", "note.png", "f00x1.png"):
+    for name in ("f0009.png", "f0001.png", "note.png", "f00x1.png", "f12.png"):
         (tmp_path / name).write_bytes(b"old")
     with pytest.raises(RequestError, match="exists"):
         write(tmp_path / "f%04d.png")
     write(tmp_path / "f%04d.png", overwrite=True)
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["f0000.png", "f0001.png", "f0002.png", "f00x1.png", "note.png"]
+    assert names == ["f0000.png", "f0001.png", "f0002.png", "f00x1.png", "f12.png", "note.png"]
     assert pixels(tmp_path / "f0001.png").shape == (24, 32, 3)
 
 
@@ -264,12 +264,12 @@ def test_deep_pictures_have_16_bit(tmp_path):
 def test_y4m_on_stdout(tmp_path):
     """In a process of its own: nothing but the film may come out."""
     code = (
-        "from movies import frames, info\nfrom tubelet.video.writer import open_writer\n"
+        "from media import frames, info\nfrom tubelet.video.writer import open_writer\n"
         "with open_writer('-', like=info(), width=32, height=24) as out:\n"
         "    for frame in frames(): out.write(frame)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, check=True, timeout=120
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True, timeout=120
     )
     assert done.stdout.startswith(b"YUV4MPEG2 W32 H24 F25:1")
     assert done.stdout.count(b"FRAME\n") == 3
@@ -280,7 +280,7 @@ def test_y4m_on_stdout(tmp_path):
 
 def test_closed_pipe_is_one_line(tmp_path):
     code = (
-        "import sys\nfrom movies import frames, info\nfrom tubelet.errors import ResourceError\n"
+        "import sys\nfrom media import frames, info\nfrom tubelet.errors import ResourceError\n"
         "from tubelet.video.writer import open_writer\n"
         "try:\n"
         "    with open_writer('-', like=info(), width=320, height=240) as out:\n"
@@ -289,7 +289,7 @@ def test_closed_pipe_is_one_line(tmp_path):
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -339,7 +339,7 @@ def test_no_frame_is_no_output(tmp_path, name):
 def test_full_disk_is_one_line(tmp_path, name):
     """A limit on the size of files, in a process of its own, stands for a full disk."""
     code = (
-        "import resource, signal, sys\nfrom movies import frames, info\n"
+        "import resource, signal, sys\nfrom media import frames, info\n"
         "from tubelet.errors import ResourceError\nfrom tubelet.video.writer import open_writer\n"
         "pictures = frames(4, (320, 240))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -351,7 +351,7 @@ def test_full_disk_is_one_line(tmp_path, name):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / name)],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         timeout=120,
@@ -391,6 +391,18 @@ def test_output_equal_to_input_is_refused_by_any_name(tmp_path):
     for name in ("in.mp4", "soft.mp4", "hard.mp4"):
         assert "the input itself" in refused(tmp_path / name, source, overwrite=True)
     assert "the input itself" in refused(tmp_path / "f%d.png", tmp_path / "f%d.png")
+
+
+@pytest.mark.parametrize(
+    ("source", "dst"), [("", "%03d.png"), ("0%02d.png", "%03d.png"), ("%03d.png", "f%d.png"), ("000.png", "%03d.png")]
+)
+def test_pictures_of_the_input_are_never_replaced(tmp_path, source, dst):
+    for name in ("000.png", "001.png"):
+        (tmp_path / name).write_bytes(b"x")
+    if dst.startswith("f"):
+        check_output(tmp_path / dst, source=tmp_path / source, overwrite=True)
+    else:
+        assert "pictures of the input" in refused(tmp_path / dst, tmp_path / source, overwrite=True)
 
 
 def test_folders_that_cannot_take_the_output(tmp_path):

@@ -112,8 +112,8 @@ def _prepare(folder: Path) -> _Files:
 
 def _make_clips(files: _Files, frames: int) -> dict[int, Tensor]:
     """Write the original and its degraded copy, both with sound; give some of the originals, as uint8."""
+    from tubelet.degrade import degrade
     from tubelet.evaluation.scene import FRAME_RATE, SCENE_SIZE, draw_scene
-    from tubelet.ops.resize import imresize
     from tubelet.types import Frame
     from tubelet.video.writer import EncodeSettings, open_writer
 
@@ -136,7 +136,7 @@ def _make_clips(files: _Files, frames: int) -> dict[int, Tensor]:
             for path, shrink, crf in ((files.original, 1, _GT_CRF), (files.lq, _SCALE, _LQ_CRF))
         ]
         for t, gt in enumerate(draw_scene(frames)):
-            lq = (imresize(gt, 1 / _SCALE).clamp(0, 1) * 255).round() / 255
+            lq = degrade(gt[None], "bi", scale=_SCALE)[0]
             for writer, rgb in zip(writers, (gt, lq), strict=True):
                 writer.write(Frame(rgb, t, Fraction(1, FRAME_RATE), duration=1, index=t))
             if t % _MEASURE_EVERY == 0:

@@ -104,7 +104,7 @@ def _processor() -> Iterator[Finding]:
             "processor",
             f"{cores}; no AVX2",
             "note",
-            "expect a tenth of the usual speed; prefer --device cuda",
+            "expect a fraction of the usual speed; prefer --device cuda",
         )
     else:
         yield Finding("processor", f"{cores}, {capability}")

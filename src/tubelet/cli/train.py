@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from tubelet.errors import RequestError
-from tubelet.recipes.configs import read_config, write_config
-from tubelet.recipes.online import OnlineConfig
-from tubelet.recipes.online import main as train_online
+
+if TYPE_CHECKING:
+    from tubelet.recipes.online import OnlineConfig
 
 __all__ = ["main"]
 
@@ -31,22 +32,30 @@ example:
 """
 
 
-def main(args: list[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Run the verb."""
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(_HELP)
         return 0 if args else 2
     if args[0] != "online":
         raise RequestError(f"no recipe {args[0]!r}; there is: online")
+    from tubelet.recipes import online
+    from tubelet.recipes.configs import write_config
+
     config = _parse(args[1:])
     config.out.mkdir(parents=True, exist_ok=True)
-    write_config(config.out / "config.yaml", config)
-    path = train_online(config, on_log=_Report(config.loop.steps))
+    if not (config.out / "state.pt").exists():  # a run that goes on, or is refused, keeps its own
+        write_config(config.out / "config.yaml", config)
+    path = online.main(config, on_log=_Report(config.loop.steps))
     print(f"wrote {path}; use it with: tubelet upscale IN OUT --model {path}")
     return 0
 
 
-def _parse(args: list[str]) -> OnlineConfig:
+def _parse(args: Sequence[str]) -> OnlineConfig:
+    from tubelet.recipes.configs import read_config
+    from tubelet.recipes.online import OnlineConfig
+
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" not in args:
         return tyro.cli(OnlineConfig, args=args, prog="tubelet train online")
     place = args.index("--config")

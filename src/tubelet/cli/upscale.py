@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tubelet.cli.flags import flags_from, parse, pick
 from tubelet.cli.progress import ProgressStyle, clock, json_line, show_progress
-from tubelet.errors import ConfigError, RequestError, TubeletError
+from tubelet.errors import ConfigError, IncompleteError, RequestError, TubeletError
 from tubelet.restore.settings import Result, UpscaleSettings
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def companion(output: str, ending: str) -> Path:
     """Name the file beside an output: new.mp4 → new.compare.html, frames/%05d.png → frames.compare.html."""
     path = Path(output)
     path = path.parent if "%" in path.name else path
-    return path.with_name(path.stem + ending)
+    return path.parent / ((path.stem or "pictures") + ending)  # the current folder has no name of its own
 
 
 def _refuse_existing(path: Path, settings: UpscaleSettings) -> None:
@@ -138,15 +138,20 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
 
 @contextmanager
 def _events(request: UpscaleFlags, stream: TextIO) -> Generator[None]:
-    """Write the first event, and the last one where the run fails; the error goes on."""
+    """Write the first event, and the last one where the run fails, or the notes of an output that lacks something."""
     if request.progress != "json":
-        yield
+        try:
+            yield
+        except IncompleteError as error:
+            _print_notes(error.notes)
+            raise
         return
     json_line(stream, "start", input=request.input, output=request.output)
     try:
         yield
     except TubeletError as error:
-        json_line(stream, "error", exit_code=error.exit_code, message=str(error))
+        notes = {"notes": list(error.notes)} if isinstance(error, IncompleteError) else {}
+        json_line(stream, "error", exit_code=error.exit_code, message=str(error), **notes)
         raise
     except KeyboardInterrupt as error:
         json_line(stream, "error", exit_code=getattr(error, "exit_code", 130), message="interrupted")
@@ -169,8 +174,7 @@ def _end_fields(result: Result) -> dict[str, Any]:
 def _print_summary(request: UpscaleFlags, result: Result) -> None:
     from tubelet.video.probe import probe
 
-    for note in result.notes:
-        sys.stderr.write(f"note: {note}\n")
+    _print_notes(result.notes)
     before = ""
     if request.input != "-":
         info = probe(request.input)
@@ -180,6 +184,11 @@ def _print_summary(request: UpscaleFlags, result: Result) -> None:
         f"{result.path or 'standard output'}: {before}{result.width}×{result.height}, "
         f"{result.frames} frames in {speed}, {result.model}\n"
     )
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
 
 
 def _preview(request: UpscaleFlags, settings: UpscaleSettings) -> None:

@@ -1,6 +1,6 @@
 """Clips for training: decoded once, degraded once, cropped at random."""
 
-from tubelet.data.cache import CachedClip, prepare_clips
+from tubelet.data.cache import CachedClip, prepare_clips, read_clip
 from tubelet.data.crops import Crops, CropSettings
 
-__all__ = ["CachedClip", "CropSettings", "Crops", "prepare_clips"]
+__all__ = ["CachedClip", "CropSettings", "Crops", "prepare_clips", "read_clip"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,12 +28,13 @@ from torch.nn import functional
 from tubelet.degrade import Preset, degrade
 from tubelet.errors import InputError
 from tubelet.video.reader import open_reader
+from tubelet.video.sequence import IMAGE_SUFFIXES
 
-__all__ = ["CachedClip", "prepare_clips"]
+__all__ = ["CachedClip", "prepare_clips", "read_clip"]
 
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".y4m", ".ts"}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".y4m", ".ts"}
 _MAX_FRAMES = 300  # of one source; a film gives a sample, not the whole
+_SIZE_MULTIPLE = 12  # the scales 2, 3 and 4 divide it
 _PAN_FRAMES = 14
 _PAN_SIZE = (640, 960)  # height, width of a clip made from an image
 
@@ -69,14 +71,14 @@ def prepare_clips(
         folder = cache / f"{source.stem}-{_key(source)}"
         gt = _stored(folder / "gt.npy")
         if gt is None:
-            gt = _store(folder / "gt.npy", _decode(source, scale_multiple=12))
+            gt = _store(folder / "gt.npy", _decode(source))
         lqs: list[NDArray[np.uint8]] = []
         for seed in range(variants if preset == "real" else 1):
             path = folder / f"{preset}-x{scale}-{seed}.npy"
             lq = _stored(path)
             if lq is None:
                 clip = torch.from_numpy(np.array(gt)).float() / 255
-                unique = int(_key(source), 16) % 2**31 + seed  # another draw for every clip
+                unique = zlib.crc32(source.name.encode()) + seed  # another draw for every clip
                 lq = _store(path, _to_bytes(degrade(clip, preset, scale=scale, seed=unique)))
             lqs.append(lq)
         yield CachedClip(source.stem, gt, tuple(lqs))
@@ -86,7 +88,7 @@ def _find_sources(root: Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"no such folder of clips: {root}")
     entries = sorted(root.iterdir())
-    found = [p for p in entries if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES or p.is_dir()]
+    found = [p for p in entries if p.suffix.lower() in _VIDEO_SUFFIXES | IMAGE_SUFFIXES or p.is_dir()]
     if not found:
         raise InputError(f"no video, image or folder of frames in {root}")
     return found
@@ -100,14 +102,36 @@ def _key(source: Path) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
-def _decode(source: Path, *, scale_multiple: int) -> NDArray[np.uint8]:
-    """Decode to (T, 3, H, W), cropped to multiples that every scale divides."""
+def read_clip(source: Path, *, max_frames: int, size_multiple: int = 1) -> NDArray[np.uint8]:
+    """Decode a video, an image or a folder of frames.
+
+    Args:
+        source: its path.
+        max_frames: where to stop.
+        size_multiple: height and width are cropped to multiples of it, at the right and below.
+
+    Returns:
+        (T, 3, H, W) uint8.
+
+    Raises:
+        InputError: there is nothing that can be decoded.
+    """
     with open_reader(source) as reader:
-        frames = [_to_bytes(frame.rgb) for frame in islice(reader, _MAX_FRAMES)]
-    if source.suffix.lower() in IMAGE_SUFFIXES:
-        frames = _pan(torch.from_numpy(frames[0]), seed=int(_key(source), 16))
-    height, width = (n // scale_multiple * scale_multiple for n in frames[0].shape[-2:])
+        frames = [_to_bytes(frame.rgb) for frame in islice(reader, max_frames)]
+    return _cropped(frames, size_multiple)
+
+
+def _cropped(frames: Sequence[NDArray[np.uint8]], multiple: int) -> NDArray[np.uint8]:
+    height, width = (n // multiple * multiple for n in frames[0].shape[-2:])
     return np.stack([frame[:, :height, :width] for frame in frames])
+
+
+def _decode(source: Path) -> NDArray[np.uint8]:
+    """Decode to (T, 3, H, W); an image becomes a clip."""
+    if source.suffix.lower() not in IMAGE_SUFFIXES:
+        return read_clip(source, max_frames=_MAX_FRAMES, size_multiple=_SIZE_MULTIPLE)
+    image = torch.from_numpy(read_clip(source, max_frames=1)[0])
+    return _cropped(_pan(image, seed=zlib.crc32(source.name.encode())), _SIZE_MULTIPLE)
 
 
 def _pan(image: Tensor, seed: int) -> list[NDArray[np.uint8]]:

@@ -38,7 +38,7 @@ class Crops:
     """Draws batches from cached clips.
 
     Args:
-        clips: at least one, each at least `patch_px` in both directions at low quality.
+        clips: those below `patch_px` in height or width at low quality are left out.
         scale: factor between lq and gt.
         settings: size of the samples.
         seed: of all draws.
@@ -62,7 +62,7 @@ class Crops:
         return lq, gt
 
     def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Draw one sample: lq (T, 3, h, w) and gt (T, 3, sh, sw)."""
+        """Draw one sample: lq (T, 3, h, w) and gt (T, 3, sh, sw), uint8."""
         rng = np.random.default_rng((self.seed, index))
         clip = self.clips[rng.choice(len(self.clips), p=self._weights)]
         lq = clip.lqs[rng.integers(len(clip.lqs))]

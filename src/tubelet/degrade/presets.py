@@ -39,12 +39,12 @@ def degrade(clip: Tensor, preset: Preset, *, scale: int = 4, seed: int = 0) -> T
         seed: of the random preset; the same seed gives the same result.
 
     Returns:
-        (T, 3, ceil(H/scale), ceil(W/scale)) in [0, 1], multiples of 1/255.
+        (T, 3, ceil(H/scale), ceil(W/scale)) in [0, 1], multiples of 1/255; `bd-b` wants H and W that `scale` divides.
 
     Raises:
         ConfigError: unknown preset.
 
-    Source: `bi`, `bd` as in docs/protocols.md.
+    Source: docs/protocols.md, with the papers that use each preset.
     """
     if preset == "bi":
         return _quantise(imresize(clip, 1 / scale))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -23,6 +22,9 @@ def to_channel(x: Tensor, channel: Channel) -> Tensor:
 
     Returns:
         (..., 1 or 3, H, W), float64, in [0, 255].
+
+    Raises:
+        ValueError: the channel is unknown.
     """
     if channel not in ("y", "rgb"):
         raise ValueError(f"channel={channel!r} must be 'y' or 'rgb'")
@@ -49,6 +51,9 @@ def psnr(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> 
     Returns:
         (...), dB, float64.
 
+    Raises:
+        ValueError: the shapes differ or are not (..., 3, H, W), the channel is unknown, or the border leaves nothing.
+
     Source: docs/protocols.md; the convention of BasicSR and KAIR.
     """
     _check(sr, gt, border)
@@ -64,6 +69,9 @@ def ssim(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> 
 
     Returns:
         (...), float64, the mean over pixels and channels.
+
+    Raises:
+        ValueError: as `psnr`, or fewer than 11×11 pixels are left.
 
     Source: Wang et al., IEEE TIP 2004.
     """
@@ -91,5 +99,5 @@ def _check(sr: Tensor, gt: Tensor, border: int) -> None:
         raise ValueError(f"sr is {tuple(sr.shape)} but gt is {tuple(gt.shape)}; they must agree")
     if sr.ndim < 3 or sr.shape[-3] != 3:
         raise ValueError(f"sr is {tuple(sr.shape)}; it must be (..., 3, H, W)")
-    if border < 0 or math.prod(n - 2 * border for n in sr.shape[-2:]) <= 0 or min(sr.shape[-2:]) <= 2 * border:
+    if border < 0 or min(sr.shape[-2:]) <= 2 * border:
         raise ValueError(f"border={border} leaves nothing of {sr.shape[-1]}×{sr.shape[-2]} pixels")

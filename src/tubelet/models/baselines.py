@@ -8,12 +8,11 @@ lq (B, T, 3, H, W) → sr (B, T, 3, sH, sW)
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 from torch import Tensor, nn
 
 from tubelet.models.spec import ModelSpec
-from tubelet.ops.resize import resample
+from tubelet.ops.resize import Kernel, resample
 from tubelet.types import Temporal
 
 __all__ = ["BASELINES", "Resample"]
@@ -24,10 +23,10 @@ _SCALES = (2, 3, 4)
 class Resample(nn.Module):
     """Enlarge every frame with a fixed kernel."""
 
-    def __init__(self, scale: int, *, kernel: Literal["bicubic", "lanczos3"] = "bicubic") -> None:
+    def __init__(self, scale: int, *, kernel: Kernel = "bicubic") -> None:
         super().__init__()
         self.scale = scale
-        self.kernel: Literal["bicubic", "lanczos3"] = kernel
+        self.kernel: Kernel = kernel
 
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""

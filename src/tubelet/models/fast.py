@@ -16,7 +16,7 @@ Source: this project; hidden state as in RLSP (Fuoli et al., ICCVW 2019), collap
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -45,6 +45,8 @@ class FastConfig:
     """Frames after the current one that the network sees."""
     recurrent: bool = True
     """Carry features from frame to frame."""
+    recall_px: Literal[1, 3] = 3
+    """Side of the convolution that reads them: 3 can follow small motions, 1 costs a ninth."""
     output: Literal["luma", "rgb"] = "luma"
     """Predict the detail of luma for all three channels, or of each channel by itself."""
     expansion: int = 0
@@ -53,6 +55,8 @@ class FastConfig:
     def __post_init__(self) -> None:
         if self.scale not in (2, 3, 4) or self.channels < 1 or self.depth < 0 or self.expansion < 0:
             raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; channels ≥ 1; depth, expansion ≥ 0")
+        if self.lookahead not in (0, 1) or self.output not in dict(_OUTPUTS).values() or self.recall_px not in (1, 3):
+            raise ConfigError(f"{self} is out of range: lookahead 0 or 1; output luma or rgb; recall_px 1 or 3")
 
 
 class CollapsibleConv(nn.Module):
@@ -101,6 +105,11 @@ def _conv(
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
+def _recall(config: FastConfig) -> CollapsibleConv | nn.Conv2d:
+    c = config.channels
+    return nn.Conv2d(c, c, 1) if config.recall_px == 1 else _conv(c, c, config)
+
+
 class FastVSR(nn.Module):
     """Online recurrent super-resolution; see the drawing on top of this file.
 
@@ -113,14 +122,19 @@ class FastVSR(nn.Module):
         self.config = config
         c, s = config.channels, config.scale
         self.head = _conv(3 * (2 + config.lookahead), c, config)
-        self.recall = _conv(c, c, config) if config.recurrent else None
+        self.recall = _recall(config) if config.recurrent else None
         self.body = nn.ModuleList(_conv(c, c, config, residual=True) for _ in range(config.depth))
         self.acts = nn.ModuleList(nn.PReLU(c, init=0.1) for _ in range(config.depth + 1))
         self.tail = _conv(c, s * s * (1 if config.output == "luma" else 3), config)
-        if self.recall is not None:  # begins without memory, and learns what to keep
-            last = self.recall.narrow if isinstance(self.recall, CollapsibleConv) else self.recall.weight
-            nn.init.zeros_(last)
-            nn.init.zeros_(self.recall.bias)  # pyright: ignore[reportArgumentType]
+        self.forget()
+
+    def forget(self) -> None:
+        """Set the path of the memory to zero, so that training begins with the frame and its neighbours alone."""
+        if self.recall is None:
+            return
+        for name, parameter in self.recall.named_parameters():
+            if name != "wide":  # zero behind it is enough, and lets it learn
+                nn.init.zeros_(parameter)
 
     def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Restore one frame.
@@ -144,7 +158,7 @@ class FastVSR(nn.Module):
         skip = functional.interpolate(
             current.contiguous(), scale_factor=float(self.config.scale), mode="bilinear", align_corners=False
         )
-        return skip + detail, (current, x)
+        return skip.add_(detail), (current, x)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
@@ -162,6 +176,7 @@ class FastVSR(nn.Module):
         self.head, self.tail = _collapsed(self.head), _collapsed(self.tail)
         self.recall = _collapsed(self.recall) if self.recall is not None else None
         self.body = nn.ModuleList(_collapsed(conv) for conv in self.body)
+        self.config = replace(self.config, expansion=0)
         return self
 
 
@@ -171,11 +186,13 @@ def infer_config(state: Mapping[str, Tensor]) -> FastConfig | None:
     head, bias, tail = plain if plain is not None else wide, state.get("head.bias"), state.get("tail.bias")
     if head is None or bias is None or tail is None or "acts.0.weight" not in state:
         return None
+    if bias.ndim != 1 or tail.ndim != 1:
+        return None
     channels, outputs = bias.shape[0], tail.shape[0]
     shapes: dict[int, tuple[int, Literal["luma", "rgb"]]] = {
         s * s * n: (s, output) for s in (2, 3, 4) for n, output in _OUTPUTS
     }
-    if outputs not in shapes or head.shape[1] not in (6, 9):
+    if outputs not in shapes or head.ndim != 4 or head.shape[1] not in (6, 9):
         return None
     scale, output = shapes[outputs]
     return FastConfig(
@@ -184,6 +201,7 @@ def infer_config(state: Mapping[str, Tensor]) -> FastConfig | None:
         depth=sum(name.startswith("body.") and name.endswith(".bias") for name in state),
         lookahead=1 if head.shape[1] == 9 else 0,
         recurrent="recall.bias" in state,
+        recall_px=1 if "recall.weight" in state and state["recall.weight"].shape[-1] == 1 else 3,
         output=output,
         expansion=0 if wide is None else wide.shape[0] // channels,
     )

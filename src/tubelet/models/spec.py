@@ -37,7 +37,7 @@ class ModelSpec:
         architecture: class of the network.
         scale: integer factor from lq to sr.
         temporal: what the engine gives the network along time.
-        build: makes the network, in evaluation mode, without weights.
+        build: makes the network as it is initialised, without trained weights.
         weights: what to load into it; None where there is nothing to load.
         halo_px: how far, in lq pixels, an output pixel can see within one call; tiles overlap by it.
         size_multiple: height and width of lq must be multiples of it; the engine pads.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from functools import partial
 from pathlib import Path
 
@@ -37,16 +38,21 @@ def _fast_spec(id: str, config: FastConfig, *, summary: str, weights: WeightsSpe
     )
 
 
-def _embedded(scale: int, kind: str, sha256: str, *, summary: str) -> ModelSpec:
-    id = f"fast-x{scale}-{kind}"
-    weights = WeightsSpec(file=f"{id}.safetensors", sha256=sha256)
-    return _fast_spec(id, FastConfig(scale=scale), summary=summary, weights=weights)
+def _embedded() -> list[ModelSpec]:
+    """List the models whose weights come with the package, as their manifest describes them."""
+    entries = json.loads((_WEIGHTS / "manifest.json").read_text(encoding="utf-8"))
+    return [
+        _fast_spec(
+            entry["id"],
+            FastConfig(**entry["config"]),
+            summary=entry["summary"],
+            weights=WeightsSpec(file=f"{entry['id']}.safetensors", sha256=entry["sha256"]),
+        )
+        for entry in entries
+    ]
 
 
-_FOR_PEOPLE = "compact recurrent network for real videos, compressed and noisy"
-_FOR_BENCHMARKS = "the same network for clean videos and benchmarks (bicubic degradation)"
-
-_MODELS: tuple[ModelSpec, ...] = (*BASELINES,)
+_MODELS: tuple[ModelSpec, ...] = (*_embedded(), *BASELINES)
 
 _BY_SCALE: dict[str, dict[int, str]] = {
     "default": {2: "lanczos-x2", 3: "lanczos-x3", 4: "lanczos-x4"},
@@ -90,7 +96,8 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
 
 def is_checkpoint(name: str) -> bool:
     """Tell a path of a weight file from the id of a model."""
-    return name.endswith((".safetensors", ".pth", ".pt", ".ckpt")) or Path(name).is_file()
+    known = name in _BY_SCALE or any(spec.id == name for spec in _MODELS)
+    return not known and (name.endswith((".safetensors", ".pth", ".pt", ".ckpt")) or Path(name).is_file())
 
 
 def checkpoint_spec(path: str) -> tuple[ModelSpec, nn.Module]:

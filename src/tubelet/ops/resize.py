@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["imresize", "resample"]
+__all__ = ["Kernel", "imresize", "resample"]
 
 Kernel = Literal["bicubic", "lanczos3"]
 _BLOCK = 64  # outputs of one matrix product: wide enough for the vector units, narrow enough to skip most zeros
@@ -59,6 +59,9 @@ def resample(
 
     Returns:
         (..., H', W').
+
+    Raises:
+        ValueError: `x` is not floating point.
     """
     if not x.is_floating_point():
         raise ValueError(f"x is {x.dtype}; resample takes floating point in [0, 1]")

@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from tubelet.data import Crops, CropSettings, prepare_clips
+from tubelet.data import Crops, CropSettings, prepare_clips, read_clip
 from tubelet.degrade import Preset, degrade
-from tubelet.errors import InputError
+from tubelet.errors import ConfigError, InputError
 from tubelet.metrics import psnr
 from tubelet.models.checkpoint import load_model, save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
@@ -53,6 +51,10 @@ class OnlineConfig:
     loop: LoopSettings = field(default_factory=LoopSettings)
     """How long and how fast."""
 
+    def __post_init__(self) -> None:
+        if self.stage == "triplets" and self.crops.frames < 3:
+            raise ConfigError(f"crops.frames={self.crops.frames} must be at least 3 for stage triplets")
+
 
 class _Triplets(nn.Module):
     """Restores every frame of a clip but the first and last by a single step without memory."""
@@ -89,6 +91,8 @@ def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     scale = config.model.scale
     clips = list(prepare_clips(config.data, config.cache, preset=config.preset, scale=scale, variants=config.variants))
     crops = Crops(clips, scale, config.crops, config.loop.seed)
+    if config.stage == "triplets":
+        model.forget()  # what it does not train would disturb what it does
     trained = _Triplets(model) if config.stage == "triplets" else model
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -129,22 +133,15 @@ def _begin_with(model: FastVSR, path: Path) -> None:
 
 def _load_pairs(root: Path, preset: Preset, scale: int, frames: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Read the first frames of every folder: {name: (lq, gt)}, each (T, 3, H, W)."""
+    if not root.is_dir():
+        raise InputError(f"no such folder of clips to evaluate: {root}")
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for seed, folder in enumerate(sorted(p for p in root.iterdir() if p.is_dir())):
-        files = sorted(p for p in folder.iterdir() if p.is_file())[:frames]
-        gt = torch.stack([_read_image(file) for file in files])
-        height, width = (n // scale * scale for n in gt.shape[-2:])
-        gt = gt[..., :height, :width]
+        gt = torch.from_numpy(read_clip(folder, max_frames=frames, size_multiple=scale)).float() / 255
         pairs[folder.name] = (degrade(gt, preset, scale=scale, seed=seed), gt)
     if not pairs:
         raise InputError(f"no folders of frames in {root}")
     return pairs
-
-
-def _read_image(path: Path) -> Tensor:
-    with Image.open(path) as image:
-        pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).movedim(-1, 0).float() / 255
 
 
 @torch.inference_mode()

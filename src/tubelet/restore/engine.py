@@ -202,7 +202,8 @@ class Engine:
         dtype = _DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             if self.spec.temporal.kind == "online":
-                return self._model.step(lq, hidden)
+                sr, hidden = self._model.step(lq, hidden)
+                return sr[:, None], hidden
             return self._model(lq), None
 
     def _finish(self, source: Frame, sr: Tensor) -> Frame:

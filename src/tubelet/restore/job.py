@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -171,13 +171,14 @@ def run(
             ) as writer:
                 _pump(reader, engine, writer.write, ticker)
                 if not ticker.frames:
-                    raise InputError(f"{src} has no picture that can be decoded{_listed(reader.problems)}")
+                    raise InputError(_nothing_to_restore(src, reader, settings))
     finally:
         torch.set_num_threads(cores)  # the threads set it to 1, which new threads would inherit
     ticker.finish()
+    notes = (*engine.notes, *writer.notes)
     if reader.problems:
         raise IncompleteError(
-            f"{dst} has the {ticker.frames} frames that could be decoded, but {'; '.join(reader.problems)}"
+            f"{dst} has the {ticker.frames} frames that could be decoded, but {'; '.join(reader.problems)}", notes=notes
         )
     return Result(
         path=None if str(dst) == "-" else Path(dst),
@@ -186,7 +187,7 @@ def run(
         width=width,
         height=height,
         elapsed_s=time.monotonic() - began_s,
-        notes=(*engine.notes, *writer.notes),
+        notes=notes,
     )
 
 
@@ -309,8 +310,13 @@ def _expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:
     return round(min(known_s) * info.average_rate)
 
 
-def _listed(problems: Sequence[str]) -> str:
-    return f": {'; '.join(problems)}" if problems else ""
+def _nothing_to_restore(src: str | Path, reader: Reader, settings: UpscaleSettings) -> str:
+    if reader.problems:
+        return f"{src} has no picture that can be decoded: {'; '.join(reader.problems)}"
+    until = "" if settings.duration is None else f" for {settings.duration:g} s"
+    known_s = reader.info.duration_s
+    length = "" if known_s is None else f"; its video is {known_s:.2f} s long"
+    return f"{src} has no picture from {settings.start or 0:g} s on{until}{length}"
 
 
 def _time_frame(engine: Engine, info: VideoInfo) -> float:

@@ -20,7 +20,7 @@ __all__ = ["WriteBehind", "read_ahead", "write_behind"]
 T = TypeVar("T")
 
 _POLL_S = 0.2  # lets Ctrl-C through on platforms where waiting for a lock cannot be interrupted
-_JOIN_S = 10.0  # a reader that is stuck in a pipe is left behind after this
+_JOIN_S = 3.0  # a reader that is stuck in a pipe is left behind after this
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error: the other side left

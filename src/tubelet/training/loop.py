@@ -13,15 +13,16 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.losses import LOSSES, LossName
+from tubelet.losses import LOSSES, Loss, LossName, luma
 
 __all__ = ["LoopSettings", "cosine_lr", "train"]
 
@@ -47,7 +48,9 @@ class LoopSettings:
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what gets evaluated and kept."""
     loss: LossName = "charbonnier"
-    """Pixel loss."""
+    """Pixel loss. mse is what PSNR measures."""
+    loss_on: Literal["rgb", "luma"] = "rgb"
+    """Compare all channels, or luma alone, as benchmarks do and as suits a network that predicts luma."""
     log_every: int = 50
     """Steps between two log lines."""
     save_every: int = 500
@@ -95,7 +98,7 @@ def train(
         the averaged model, in evaluation mode, on the CPU.
 
     Raises:
-        CheckpointError: `out` holds a checkpoint of other settings or of another model.
+        CheckpointError: `out` holds a checkpoint of other steps, of another seed or model, or a damaged one.
     """
     device = torch.device(settings.device)
     model.to(device).train()
@@ -104,7 +107,7 @@ def train(
     state_file = out / "state.pt"
     out.mkdir(parents=True, exist_ok=True)
     first = _resume(state_file, model, average, optimiser, settings)
-    criterion = LOSSES[settings.loss]
+    criterion = _criterion(settings)
     recent: list[Tensor] = []
     with _logger(out, on_log) as log, _prefetch(batches, first, settings.steps) as stream:
         start = time.monotonic()
@@ -126,6 +129,11 @@ def train(
                 if evaluate is not None:
                     log({"step": done, **evaluate(average)})
     return average.cpu()
+
+
+def _criterion(settings: LoopSettings) -> Loss:
+    loss = LOSSES[settings.loss]
+    return loss if settings.loss_on == "rgb" else lambda sr, gt: loss(luma(sr), luma(gt))
 
 
 def _descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, *, lr: float, grad_clip: float) -> None:
@@ -156,8 +164,7 @@ def _save(
 ) -> None:
     state = {
         "step": step,
-        "steps": settings.steps,
-        "seed": settings.seed,
+        "settings": _numbers(settings),
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -167,18 +174,29 @@ def _save(
     part.replace(path)
 
 
+def _numbers(settings: LoopSettings) -> dict[str, Any]:
+    """Name the settings that change the result."""
+    return {
+        name: value for name, value in asdict(settings).items() if name not in ("log_every", "save_every", "device")
+    }
+
+
 def _resume(
     path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, settings: LoopSettings
 ) -> int:
     """Load the state if there is one; returns the step to go on with."""
     if not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True, map_location=settings.device)
-    if (state["steps"], state["seed"]) != (settings.steps, settings.seed):
-        raise CheckpointError(
-            f"{path} is of a run with steps={state['steps']} seed={state['seed']}, not steps={settings.steps} "
-            f"seed={settings.seed}; name another output folder"
-        )
+    try:
+        state = torch.load(path, weights_only=True, map_location=settings.device)
+    except (RuntimeError, EOFError, LookupError, UnpicklingError) as error:
+        raise CheckpointError(f"{path} is damaged; delete it to begin anew, or name another output folder") from error
+    for name, value in _numbers(settings).items():
+        if state["settings"].get(name) != value:
+            raise CheckpointError(
+                f"{path} is of a run with {name}={state['settings'].get(name)}, not {name}={value}; name another "
+                "output folder"
+            )
     try:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])

@@ -95,6 +95,7 @@ class CodecSpec:
         crf_max: largest value of it.
         preset_option: name of the speed option; "" where there is none.
         preset: default of it.
+        presets: all its values, where the encoder would complain of others on its own.
         options: further options of the encoder.
         max_depth: most bits of a component that are written.
         keeps_alpha: can hold transparency.
@@ -110,6 +111,7 @@ class CodecSpec:
     crf_max: float = 51.0
     preset_option: str = "preset"
     preset: str = ""
+    presets: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict[str, str])
     max_depth: int = 10
     min_depth: int = 8
@@ -141,12 +143,16 @@ class Encoding:
 
 
 _X265_BLOCK_PX = 64
+_X264_PRESETS = (
+    *("ultrafast", "superfast", "veryfast", "faster", "fast", "medium"),
+    *("slow", "slower", "veryslow", "placebo"),
+)
 # Presets: H.264 at 1280x720 costs 14 ms of CPU a frame with superfast, 26 with veryfast, and is 11 % larger;
 # it shares the processor with the network. HEVC: 65 ms with ultrafast, 150 with superfast.
 CODECS: Mapping[str, CodecSpec] = MappingProxyType(
     {
-        "h264": CodecSpec(encoder="libx264", crf=16, preset="superfast", even_size=True),
-        "hevc": CodecSpec(encoder="libx265", crf=18, preset="ultrafast", even_size=True),
+        "h264": CodecSpec(encoder="libx264", crf=16, preset="superfast", presets=_X264_PRESETS, even_size=True),
+        "hevc": CodecSpec(encoder="libx265", crf=18, preset="ultrafast", presets=_X264_PRESETS, even_size=True),
         "av1": CodecSpec(
             encoder="libsvtav1", crf=24, crf_max=63, preset="10", even_size=True, min_size=(64, 64)
         ),
@@ -343,6 +349,8 @@ def _options(
         raise RequestError(f"crf={settings.crf:g} has no meaning for {name}; leave it out")
     if settings.preset is not None and not spec.preset_option:
         raise RequestError(f"preset={settings.preset!r} has no meaning for {name}; leave it out")
+    if settings.preset is not None and spec.presets and settings.preset not in spec.presets:
+        raise RequestError(f"preset={settings.preset!r} is none of {name}'s: {', '.join(spec.presets)}")
     if settings.crf is not None and not 0 <= settings.crf <= spec.crf_max:
         raise RequestError(f"crf={settings.crf:g} must be between 0 and {spec.crf_max:g} for {name}")
     if spec.crf_option:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import av
@@ -15,6 +17,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 
 from tubelet.errors import InputError
+from tubelet.video.declared import declared_bytes
+from tubelet.video.holes import HoleFinder
 from tubelet.video.probe import describe, pick_video_stream
 from tubelet.video.y4m import ForwardOnly
 
@@ -81,7 +85,11 @@ class ContainerFrames:
             )
         elif self._has_rest(end_tick):
             found.append(f"the stream ends early, in the middle of a frame, after {decoded} whole ones")
+        elif cut_bytes := self._cut_bytes(end_tick):
+            found.append(f"the file is {cut_bytes} bytes shorter than it says, so its end is missing")
         at_the_end = len(found)  # where a file was cut, its last packet is damaged too: said already
+        hole = self._lost_inside(end_tick)
+        found += [hole] if hole else []
         if self._damaged > at_the_end:
             found.append(f"damaged packets that could not be decoded: {self._damaged}{self._why()}")
         if self._corrupt > max(self._damaged, at_the_end):
@@ -103,6 +111,7 @@ class ContainerFrames:
         self._reason = ""
         self._last_dts: int | None = None
         self._end_tick: int | None = None
+        self._holes: HoleFinder | None = None
 
     def _start(self, threads: int) -> InputContainer:
         container = self._open()
@@ -130,13 +139,21 @@ class ContainerFrames:
         return f" ({self._reason})" if self._reason else ""
 
     def _read(self) -> Iterator[Packet[Any] | None]:
-        """Yield packets; None at last, for the decoder to give out what it holds."""
+        """Yield packets of the video; None at last, for the decoder to give out what it holds."""
+        rate = self._stream.average_rate
+        if self._container.format.name == "matroska,webm" and rate:
+            self._holes = HoleFinder(self._stream.index, rate)
+        streams = [] if self._holes else [self._stream]  # none named means all
         while True:
             progress = False
             try:
-                for packet in self._container.demux(self._stream):
-                    if packet.size:
-                        progress = True
+                for packet in self._container.demux(*streams):
+                    if not packet.size:
+                        continue
+                    if self._holes:
+                        self._holes.note(packet)
+                    progress = True
+                    if packet.stream_index == self._stream.index:
                         yield packet
                 break
             except av.FFmpegError as error:
@@ -166,8 +183,9 @@ class ContainerFrames:
                     continue  # a stream that begins between keyframes: there is no picture yet
                 clean = True
                 self._concealed += frame.is_corrupt and (count_after is None or (frame.pts or 0) > count_after)
-                if frame.pts is not None:
-                    self._end_tick = frame.pts + (frame.duration or 0)
+                shown = frame.pts if frame.pts is not None else frame.dts  # AVI has no pts
+                if shown is not None:
+                    self._end_tick = shown + (frame.duration or 0)
                 yield frame
 
     def _sought(self, start_tick: int) -> Iterator[VideoFrame]:
@@ -196,6 +214,7 @@ class ContainerFrames:
         if after_tick is None:
             return
         damaged, concealed, reason, end_tick = self._damaged, self._concealed, self._reason, self._end_tick
+        holes = self._holes
         self._restart(threads=1)
         self._damaged, self._concealed, self._reason = damaged, concealed, reason
         try:
@@ -207,6 +226,7 @@ class ContainerFrames:
             if frame.pts is not None and frame.pts > after_tick:
                 yield frame
         self._end_tick = max(self._end_tick or 0, end_tick or 0)
+        self._holes = holes  # the first pass saw the whole file
 
     def _note(self, packet: Packet[Any] | None) -> None:
         if packet is None:
@@ -231,6 +251,17 @@ class ContainerFrames:
         total = pipe.total_bytes if isinstance(pipe, ForwardOnly) else self._container.size
         return total > self._end_byte
 
+    def _lost_inside(self, end_tick: int | None) -> str:
+        end_s = math.inf if end_tick is None else float(end_tick * self.info.time_base)
+        return self._holes.report(self.info.start_s, end_s) if self._holes else ""
+
+    def _cut_bytes(self, end_tick: int | None) -> int:
+        """Count the bytes that the file says it has and that are not there."""
+        if not self._seekable or self._has_reached(end_tick):
+            return 0
+        declared = declared_bytes(Path(self._source))
+        return 0 if declared is None else max(0, declared - self._container.size)
+
     def _has_reached(self, end_tick: int | None) -> bool:
         return end_tick is not None and self._end_tick is not None and self._end_tick >= end_tick
 
@@ -248,4 +279,5 @@ class ContainerFrames:
         if end_tick is not None:
             promised = min(promised, end_tick * self.info.time_base)
         gap_s = promised - self._end_tick * self.info.time_base
-        return round(gap_s * rate) if gap_s > max(Fraction(1, 2), 3 / rate) else 0
+        is_sure = gap_s > max(Fraction(1, 2), 3 / rate) or self._cut_bytes(end_tick) > 0
+        return max(0, round(gap_s * rate)) if is_sure else 0

@@ -7,14 +7,17 @@ import secrets
 from pathlib import Path
 from typing import Literal
 
-from tubelet.errors import RequestError
+from tubelet.errors import InputError, RequestError
 from tubelet.video.codecs import CONTAINERS
+from tubelet.video.sequence import list_images
 
-__all__ = ["DestinationKind", "check_output", "destination_kind", "part_path"]
+__all__ = ["FOLDER_NAMES", "DestinationKind", "check_output", "destination_kind", "part_path", "pictures_in"]
 
 DestinationKind = Literal["file", "folder", "pattern", "pipe"]
 
-_PATTERN = re.compile(r"%0?\d*d")
+FOLDER_NAMES = "%08d.png"
+"""Pattern of the pictures where a folder is named."""
+_PATTERN = re.compile(r"%0?(\d*)d")
 
 
 def destination_kind(dst: str | Path) -> DestinationKind:
@@ -28,11 +31,13 @@ def destination_kind(dst: str | Path) -> DestinationKind:
         slash or a name without extension; otherwise "file".
 
     Raises:
-        RequestError: the extension is not one that Tubelet writes.
+        RequestError: there is no name, or its extension is not one that Tubelet writes.
     """
     text = str(dst)
     if text == "-":
         return "pipe"
+    if not text:
+        raise RequestError("the output has no name; give a file such as new.mp4, a folder, or - for y4m on stdout")
     path = Path(text)
     if _PATTERN.search(path.name):
         if path.suffix.lower() != ".png":
@@ -66,6 +71,9 @@ def check_output(dst: str | Path, *, source: str | Path, overwrite: bool) -> Non
         return
     path = Path(dst)
     _refuse_source(path, source)
+    if kind in ("folder", "pattern"):
+        folder, names = (path.parent, path.name) if kind == "pattern" else (path, FOLDER_NAMES)
+        _refuse_source_pictures(path, source, folder, names)
     if kind == "file":
         if path.is_symlink() and not path.exists():
             raise RequestError(f"{path} is a symbolic link to nothing; remove it or choose another name")
@@ -88,6 +96,15 @@ def part_path(path: Path) -> Path:
     return path.with_name(f".{path.stem}.part-{secrets.token_hex(4)}{path.suffix}")
 
 
+def pictures_in(folder: Path, names: str) -> list[Path]:
+    """List the files of a folder that have a name of a printf pattern."""
+    if not folder.is_dir():
+        return []
+    before, digits, after = _PATTERN.split(names, maxsplit=1)
+    regex = re.compile(rf"{re.escape(before)}\d{{{digits or 1},}}{re.escape(after)}")
+    return [path for path in folder.iterdir() if regex.fullmatch(path.name)]
+
+
 def _refuse_source(path: Path, source: str | Path) -> None:
     if str(source) == "-":
         return
@@ -98,6 +115,17 @@ def _refuse_source(path: Path, source: str | Path) -> None:
         same = False
     if same or path.absolute() == origin.absolute():
         raise RequestError(f"output {path} is the input itself; choose another name")
+
+
+def _refuse_source_pictures(path: Path, source: str | Path, folder: Path, names: str) -> None:
+    """Refuse to replace pictures that are the input."""
+    try:
+        images = list_images(str(source)) or []
+    except InputError:  # said again, and better, when the input is opened
+        return
+    replaced = {picture.resolve() for picture in pictures_in(folder, names)}
+    if any(image.resolve() in replaced for image in images):
+        raise RequestError(f"output {path} would replace the pictures of the input; choose another name")
 
 
 def _try_folder(folder: Path, path: Path) -> None:

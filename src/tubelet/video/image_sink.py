@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import shutil
 from pathlib import Path
@@ -14,13 +13,12 @@ import av
 from tubelet.errors import InputError
 from tubelet.types import Frame
 from tubelet.video.colour import rgb_to_frame
+from tubelet.video.destination import FOLDER_NAMES, pictures_in
 from tubelet.video.probe import ColourTags, VideoInfo
 from tubelet.video.remux import describe_left_out
 from tubelet.video.video_sink import write_errors
 
 __all__ = ["ImageSink"]
-
-_FOLDER_NAMES = "%08d.png"
 
 
 class ImageSink:
@@ -35,7 +33,7 @@ class ImageSink:
             like: the input.
             size: width and height of the output, pixels.
         """
-        self._folder, self._names = (dst.parent, dst.name) if is_pattern else (dst, _FOLDER_NAMES)
+        self._folder, self._names = (dst.parent, dst.name) if is_pattern else (dst, FOLDER_NAMES)
         self._part = self._folder.parent / f".{self._folder.name}.part-{secrets.token_hex(4)}"
         if is_pattern:
             self._part = self._folder / f".pictures.part-{secrets.token_hex(4)}"
@@ -69,7 +67,7 @@ class ImageSink:
             if not self._folder.exists():
                 self._part.rename(self._folder)
                 return
-            for old in _pictures(self._folder, self._names):
+            for old in pictures_in(self._folder, self._names):
                 old.unlink()
             for picture in sorted(self._part.iterdir()):
                 picture.replace(self._folder / picture.name)
@@ -79,8 +77,3 @@ class ImageSink:
         """Remove what was written."""
         with contextlib.suppress(OSError):
             shutil.rmtree(self._part)
-
-
-def _pictures(folder: Path, names: str) -> list[Path]:
-    pattern = re.compile(re.sub(r"%0?\d*d", r"\\d+", re.escape(names)))
-    return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Generator, Iterator
 from fractions import Fraction
@@ -13,6 +14,7 @@ import torch
 from av.video.frame import VideoFrame
 from torch import Tensor
 
+from tubelet.errors import InputError
 from tubelet.types import Frame
 from tubelet.video.colour import Gamut, frame_to_rgb, resolve_matrix
 from tubelet.video.decode import ContainerFrames
@@ -75,7 +77,12 @@ class Reader:
         return self._frames
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file; a second time does nothing.
+
+        While another thread is inside it, stuck in a pipe, it is left open: closing it there would crash.
+        """
+        if inspect.getgeneratorstate(self._frames) == inspect.GEN_RUNNING:
+            return
         self._frames.close()
         self._source.close()
 
@@ -134,6 +141,8 @@ def open_reader(
 
 
 def _open_source(src: str) -> FrameSource:
+    if not src:
+        raise InputError("the input has no name; give a video file, a folder of images, or - for y4m on a pipe")
     if src == "-":
         return ContainerFrames(open_y4m_pipe, src, seekable=False)
     images = list_images(src)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import IO
 
@@ -46,9 +45,9 @@ def open_y4m_pipe(stream: IO[bytes] | None = None) -> InputContainer:
     Raises:
         InputError: nothing comes, or it is not y4m.
     """
-    source: IO[bytes] = sys.stdin.buffer if stream is None else stream
+    source = _standard_input() if stream is None else stream
     read = getattr(source, "read1", source.read)  # what is there, without waiting for a full buffer
-    head = source.read(len(_MAGIC))
+    head = _read_exactly(source, len(_MAGIC))
     if not head:
         raise InputError("nothing came on standard input; pipe y4m into it: ffmpeg -i FILE -f yuv4mpegpipe -")
     if head != _MAGIC:
@@ -58,3 +57,18 @@ def open_y4m_pipe(stream: IO[bytes] | None = None) -> InputContainer:
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"the y4m stream on standard input cannot be read: {reason}") from error
+
+
+def _standard_input() -> IO[bytes]:
+    """Open it without a buffer: a thread that waits in a buffered one keeps the interpreter from ending."""
+    try:
+        return open(0, "rb", buffering=0, closefd=False)
+    except OSError as error:
+        raise InputError(f"standard input cannot be read: {error.strerror}") from error
+
+
+def _read_exactly(source: IO[bytes], size: int) -> bytes:
+    data = b""
+    while len(data) < size and (more := source.read(size - len(data))):
+        data += more
+    return data

@@ -1,8 +1,17 @@
-"""Small films that the tests of the encode side make themselves, and what ffprobe says of the results."""
+"""Small films that the tests make themselves, and what FFmpeg's own programs say of the results.
+
+one stream       picture, make_video, save_image
+several streams  add_video, add_sound, add_subtitles, mux; make_plain, make_rich
+through our code rewrite; info and frames of a film that does not exist
+judges           times_s, payloads (PyAV); ffprobe, ffprobe_times, ffmpeg_raw, subtitles_as_srt
+"""
+
+from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +27,9 @@ from tubelet.video.probe import ColourTags, VideoInfo
 from tubelet.video.reader import open_reader
 from tubelet.video.writer import open_writer
 
+FFMPEG = shutil.which("ffmpeg")
+FFPROBE = shutil.which("ffprobe")
+needs_ffmpeg = pytest.mark.skipif(FFMPEG is None or FFPROBE is None, reason="no ffmpeg here to judge by")
 MS = Fraction(1, 1000)
 VFR_MS = (0, 33, 67, 133, 140, 200, 301, 333, 400, 500, 501, 550)
 ASS_HEADER = b"""[Script Info]
@@ -35,7 +47,86 @@ Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 SPOKEN = ((100, 200, "Grüße {\\i1}you{\\i0}\\Nline two"), (350, 150, "second, with comma"))
 
 
-def add_video(container: Any, pts_ms=VFR_MS, size=(64, 48), codec="libx264", pix_fmt="yuv420p", still=False, **context):
+def picture(number: int, width: int = 64, height: int = 48) -> np.ndarray:
+    """A smooth picture (H, W, 3) uint8 whose gradient moves with its number."""
+    y, x = np.mgrid[0:height, 0:width]
+    red = 128 + 90 * np.sin((x + 3 * number) / 11)
+    green = 128 + 90 * np.cos((y - 2 * number) / 13)
+    blue = 128 + 60 * np.sin((x + y + number) / 17)
+    return np.stack([red, green, blue], -1).round().astype(np.uint8)
+
+
+def make_video(
+    path: Path,
+    *,
+    frames: int = 10,
+    size: tuple[int, int] = (64, 48),
+    pts: Iterable[int] | None = None,
+    time_base: Fraction = Fraction(1, 25),
+    rate: int = 25,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    tags: dict[str, int] | None = None,
+    rotation: int = 0,
+) -> Path:
+    """Encode `frames` pictures of `size` (width, height)."""
+    width, height = size
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream: Any = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.codec_context.time_base = time_base
+        for name, value in (tags or {}).items():
+            setattr(stream.codec_context, name, value)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number, tick in zip(range(frames), pts or range(frames), strict=False):
+            frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
+            frame = frame.reformat(format=pix_fmt)
+            frame.pts, frame.time_base = tick, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def save_image(path: Path, frame: av.VideoFrame, pix_fmt: str = "rgb24", codec: str = "png") -> Path:
+    """Encode one picture."""
+    encoder: Any = av.CodecContext.create(codec, "w")
+    encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, pix_fmt
+    encoder.time_base = Fraction(1, 25)
+    packets = [*encoder.encode(frame.reformat(format=pix_fmt)), *encoder.encode(None)]
+    path.write_bytes(b"".join(bytes(packet) for packet in packets))
+    return path
+
+
+def ffprobe_times(path: Path) -> list[float]:
+    """Presentation times in seconds that ffprobe sees, as far as it knows them."""
+    command = [FFPROBE or "", "-v", "error", "-select_streams", "v:0", "-show_entries"]
+    command += ["frame=best_effort_timestamp_time", "-of", "csv=p=0", str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return [float(line.split(",")[0]) for line in lines if not line.startswith("N/A")]
+
+
+def ffmpeg_raw(path: Path, pix_fmt: str, dtype: str, *filters: str) -> np.ndarray:
+    """All bytes that ffmpeg decodes a video to, upright."""
+    command = [FFMPEG or "", "-v", "error", "-i", str(path)]
+    command += ["-vf", ",".join(filters)] if filters else []
+    command += ["-f", "rawvideo", "-pix_fmt", pix_fmt, "-"]
+    return np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, dtype)
+
+
+def add_video(
+    container: Any,
+    pts_ms=VFR_MS,
+    size=(64, 48),
+    codec="libx264",
+    pix_fmt="yuv420p",
+    still=False,
+    pictures: Iterable[np.ndarray] | None = None,
+    **context,
+):
+    """Add a video stream: `pictures` (H, W, 3) uint8, or noise that changes with every frame unless `still`."""
     stream = container.add_stream(codec, rate=25, width=size[0], height=size[1], pix_fmt=pix_fmt)
     stream.codec_context.time_base = MS
     stream.options = {"preset": "ultrafast"} if codec.startswith("libx") else {}
@@ -43,12 +134,13 @@ def add_video(container: Any, pts_ms=VFR_MS, size=(64, 48), codec="libx264", pix
     for name, value in context.items():
         setattr(stream.codec_context, name, value)
     stream.codec_context.flags |= 1 << 8
-    rng = np.random.default_rng(0)
+    if pictures is None:
+        rng, shape = np.random.default_rng(0), (size[1], size[0], 3)
+        pictures = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in pts_ms]
+        pictures = pictures[:1] * len(pts_ms) if still else pictures
 
     def packets():
-        for number, pts in enumerate(pts_ms):
-            if not still or number == 0:
-                picture = rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        for number, (pts, picture) in enumerate(zip(pts_ms, pictures, strict=True)):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=pix_fmt)
             frame.pts, frame.time_base = pts, MS
             frame.duration = pts_ms[number + 1] - pts if number + 1 < len(pts_ms) else 40

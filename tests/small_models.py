@@ -73,7 +73,7 @@ class OnlineNet(nn.Module):
         seen = torch.cat([lq.flatten(1, 2), features, F.pixel_unshuffle(last, SCALE)], 1)
         features = (3 * self.body(seen)).tanh()
         sr = _up(self.head(features)).sigmoid()
-        return sr[:, None], (features, sr)
+        return sr, (features, sr)
 
     def forward(self, lq: Tensor) -> Tensor:
         hidden, out = None, []
@@ -81,7 +81,7 @@ class OnlineNet(nn.Module):
         for t in range(lq.shape[1]):
             sr, hidden = self.step(padded[:, t : t + 2], hidden)
             out.append(sr)
-        return torch.cat(out, 1)
+        return torch.stack(out, 1)
 
 
 class GlobalStateNet(nn.Module):
@@ -89,7 +89,7 @@ class GlobalStateNet(nn.Module):
 
     def step(self, lq: Tensor, hidden: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         mean = lq.mean((-1, -2))[:, 0]
-        return F.interpolate(lq[:, 0], scale_factor=SCALE)[:, None], (mean,)
+        return F.interpolate(lq[:, 0], scale_factor=SCALE), (mean,)
 
 
 class ClipNet(nn.Module):

@@ -1,0 +1,187 @@
+"""Measure the speed and memory of upscaling on this machine; `make bench` runs it and prints the tables.
+
+Model alone: `step` or `forward` on frames that are in memory, the median and spread over runs that take turns, so
+that a busy moment falls on all alike. Command: `tubelet upscale` as a person starts it, on a clip drawn by code, as a
+process of its own: frames over the time of the whole process, and over the time without the start of Python.
+Memory: peak resident set of that process, for a short and a ten times longer video.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from tubelet.evaluation.scene import draw_scene
+from tubelet.models.zoo import create_model, find_model
+from tubelet.ops import imresize
+from tubelet.restore.engine import Engine
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.types import Frame
+from tubelet.video.probe import ColourTags, VideoInfo
+from tubelet.video.writer import EncodeSettings, open_writer
+
+WIDTH, HEIGHT = 320, 180
+RUN_IN_PROCESS = """
+import json, resource, sys, time
+from tubelet.restore.job import upscale
+start = time.monotonic()
+result = upscale(sys.argv[1], sys.argv[2], model=sys.argv[3], device="cpu", overwrite=True)
+elapsed_s = time.monotonic() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"elapsed_s": elapsed_s, "frames": result.frames, "peak_bytes": peak}))
+"""
+
+
+def frames(count: int) -> Iterator[Frame]:
+    """Drawn frames at low quality, over and over."""
+    drawn = [imresize(gt, 1 / 4).clamp(0, 1) for gt in draw_scene(25)]
+    for t in range(count):
+        yield Frame(drawn[t % 25], t, Fraction(1, 25), duration=1, index=t)
+
+
+def make_clip(path: Path, count: int) -> None:
+    """Write an H.264 clip of 320×180."""
+    info = VideoInfo(
+        source="-",  # no other streams to copy
+        width=WIDTH,
+        height=HEIGHT,
+        pix_fmt="yuv420p",
+        bit_depth=8,
+        colour=ColourTags(),
+        time_base=Fraction(1, 25),
+        average_rate=Fraction(25),
+        duration_s=count / 25,
+        frames_hint=count,
+        container="",
+        codec="rawvideo",
+        video_index=-1,
+    )
+    with open_writer(path, like=info, width=WIDTH, height=HEIGHT, settings=EncodeSettings(crf=18)) as writer:
+        for frame in frames(count):
+            writer.write(frame)
+
+
+def step_of(id: str, layout: torch.memory_format) -> Callable[[], object]:
+    """Make a function that restores the next frame, the hidden state carried along."""
+    spec, model = find_model(id), create_model(id).to(memory_format=layout)
+    lq = torch.stack([f.rgb for f in frames(2)])[None]
+    if layout == torch.channels_last:
+        lq = lq.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    hidden = None
+
+    def step() -> None:
+        nonlocal hidden
+        with torch.inference_mode():
+            if spec.temporal.kind == "online":
+                _, hidden = model.step(lq[:, : 1 + spec.temporal.lookahead], hidden)
+            else:
+                model(lq[:, :1])
+
+    return step
+
+
+def bench_models(ids: list[str], runs: int) -> None:
+    """Print milliseconds a frame of every model alone, in both memory layouts."""
+    layouts = {"channels last": torch.channels_last, "PyTorch's default": torch.contiguous_format}
+    steps = {(id, name): step_of(id, layout) for id in ids for name, layout in layouts.items()}
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    for run in range(runs + 3):
+        for key, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if run >= 3:
+                times[key].append(1e3 * (time.perf_counter() - start))
+    print(f"\nModel alone, {WIDTH}x{HEIGHT}, {runs} frames each in turns")
+    print("| model | layout | output | ms a frame, median (10–90 %) | frames a second |\n|---|---|---|---|---|")
+    for (id, name), values in times.items():
+        scale = find_model(id).scale
+        deciles = statistics.quantiles(values, n=10)
+        median = statistics.median(values)
+        spread = f"{median:.1f} ({deciles[0]:.1f}–{deciles[8]:.1f})"
+        print(f"| {id} | {name} | {WIDTH * scale}x{HEIGHT * scale} | {spread} | {1e3 / median:.1f} |")
+
+
+def bench_engine(ids: list[str], count: int) -> None:
+    """Print frames a second through the engine, from frames in memory."""
+    print(f"\nThrough the engine, {count} frames\n| model | frames a second |\n|---|---|")
+    clip = list(frames(count))
+    for id in ids:
+        engine = Engine(find_model(id), create_model(id), UpscaleSettings(device="cpu"))
+        start = time.perf_counter()
+        done = sum(1 for _ in engine.restore(iter(clip)))
+        print(f"| {id} | {done / (time.perf_counter() - start):.1f} |", flush=True)
+
+
+def run_command(clip: Path, out: Path, id: str) -> tuple[dict[str, float], float]:
+    """Run `upscale` in a process of its own: its report, and the seconds of the whole process."""
+    start = time.perf_counter()
+    command = [sys.executable, "-c", RUN_IN_PROCESS, str(clip), str(out), id]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output), time.perf_counter() - start
+
+
+def bench_command(ids: list[str], folder: Path, count: int, repeats: int) -> None:
+    """Print frames a second of the whole command."""
+    clip = folder / "clip.mp4"
+    make_clip(clip, count)
+    print(f"\nThe whole command, {WIDTH}x{HEIGHT} H.264 → H.264, {count} frames, median of {repeats}")
+    print("| model | output | frames a second | with the start of Python |\n|---|---|---|---|")
+    for id in ids:
+        reports = [run_command(clip, folder / "out.mp4", id) for _ in range(repeats)]
+        inside = statistics.median(report["frames"] / report["elapsed_s"] for report, _ in reports)
+        whole = statistics.median(report["frames"] / wall_s for report, wall_s in reports)
+        scale = find_model(id).scale
+        print(f"| {id} | {WIDTH * scale}x{HEIGHT * scale} | {inside:.1f} | {whole:.1f} |", flush=True)
+
+
+def bench_memory(id: str, folder: Path, short: int) -> None:
+    """Print the peak memory for a video and for one ten times as long."""
+    print("\nPeak memory of the command\n| model | frames | MB |\n|---|---|---|")
+    peaks = []
+    for count in (short, 10 * short):
+        clip = folder / f"clip-{count}.mp4"
+        make_clip(clip, count)
+        report, _ = run_command(clip, folder / "out.mp4", id)
+        peaks.append(report["peak_bytes"])
+        print(f"| {id} | {count} | {report['peak_bytes'] / 1e6:.0f} |", flush=True)
+    print(f"{10 * short} frames take {100 * (peaks[1] / peaks[0] - 1):+.1f} % against {short}")
+
+
+def processor() -> str:
+    """Name the processor as the system does."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown processor")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["fast-x4-real", "fast-x2-real", "bicubic-x4"])
+    parser.add_argument("--frames", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of the command")
+    parser.add_argument("--memory-frames", type=int, default=200, help="of the short video; 0 leaves this out")
+    options = parser.parse_args()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], check=False, capture_output=True, text=True)
+    print(f"{date.today()}  {processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {commit.stdout.strip()}")
+    bench_models(options.models, options.frames)
+    bench_engine(options.models, options.frames)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_command(options.models, Path(folder), options.frames, options.repeats)
+        if options.memory_frames:
+            bench_memory(options.models[0], Path(folder), options.memory_frames)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What every model must do, through the engine; each architecture with weights of chance, too."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tubelet.models.checkpoint import save_checkpoint
+from tubelet.models.fast import FastConfig, FastVSR
+from tubelet.models.spec import ModelSpec
+from tubelet.models.zoo import checkpoint_spec, create_model, list_models
+from tubelet.restore.engine import Engine
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.types import Frame
+
+RANDOM = {
+    "random FastVSR": FastConfig(channels=8, depth=2),
+    "random FastVSR x2, rgb, no lookahead": FastConfig(channels=8, depth=1, scale=2, output="rgb", lookahead=0),
+    "random FastVSR x3, no recurrence": FastConfig(channels=8, depth=1, scale=3, recurrent=False, expansion=2),
+}
+
+
+@pytest.fixture(params=[*(spec.id for spec in list_models()), *RANDOM])
+def opened(request, tmp_path) -> tuple[ModelSpec, nn.Module]:
+    if request.param not in RANDOM:
+        return next(spec for spec in list_models() if spec.id == request.param), create_model(request.param)
+    torch.manual_seed(0)
+    network = FastVSR(RANDOM[request.param])
+    for parameter in network.parameters():  # memory begins at zero, which would hide it
+        nn.init.normal_(parameter, std=0.1)
+    save_checkpoint(tmp_path / "model.safetensors", network, {})
+    return checkpoint_spec(str(tmp_path / "model.safetensors"))
+
+
+def restore(spec: ModelSpec, model: nn.Module, clip: Tensor, *, tile: int) -> list[Frame]:
+    frames = (Frame(rgb, 3 * t, Fraction(1, 75), duration=3, index=t) for t, rgb in enumerate(clip))
+    engine = Engine(spec, model, UpscaleSettings(device="cpu", tile=tile))
+    return list(engine.restore(frames, starts_scene=lambda _: False))
+
+
+def test_odd_sizes_through_the_engine(opened):
+    spec, model = opened
+    frames = restore(spec, model, torch.rand(4, 3, 17, 23), tile=0)
+    assert [frame.pts for frame in frames] == [0, 3, 6, 9]
+    assert {tuple(frame.rgb.shape) for frame in frames} == {(3, 17 * spec.scale, 23 * spec.scale)}
+
+
+def test_the_engine_gives_what_the_network_gives(opened):
+    spec, model = opened
+    clip = torch.rand(4, 3, 16, 24)
+    with torch.inference_mode():
+        whole = model(clip[None])[0]
+    restored = torch.stack([frame.rgb for frame in restore(spec, model, clip, tile=0)])
+    torch.testing.assert_close(restored, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_tiles_leave_no_seam(opened):
+    spec, model = opened
+    clip = torch.rand(4, 3, 50, 70)
+    whole, tiled = (torch.stack([f.rgb for f in restore(spec, model, clip, tile=tile)]) for tile in (0, 32))
+    torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=1e-4)
