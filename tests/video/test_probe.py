@@ -1,14 +1,17 @@
+import gc
 import subprocess
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from media import FFMPEG, make_video, needs_ffmpeg, picture, save_image
 
+from media import FFMPEG, make_video, needs_ffmpeg, picture, save_image
 from tubelet.errors import InputError
 from tubelet.video.info import ColourTags
 from tubelet.video.probe import probe
+from tubelet.video.reader import open_reader
 
 
 def ffmpeg(*arguments: object) -> None:
@@ -130,3 +133,23 @@ def test_sixteen_bit_image(tmp_path):
 def test_pipe_cannot_be_probed():
     with pytest.raises(InputError, match="pipe"):
         probe("-")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_no_decoder_runs_while_ffmpeg_may_log(tmp_path, monkeypatch):
+    """A decoder's thread that logs waits for the interpreter, which may be waiting for that thread."""
+    running = []
+    original = av.logging.set_level
+
+    def set_level(level):
+        names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+        running.append([name for name in names if name.startswith("av:")])
+        original(level)
+
+    path = make_video(tmp_path / "a.mp4", frames=30)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    gc.collect()
+    monkeypatch.setattr(av.logging, "set_level", set_level)
+    with open_reader(path) as reader:
+        assert len(list(reader)) == 30
+    assert running == [[], []]

@@ -55,7 +55,7 @@ def _embedded() -> list[ModelSpec]:
 _MODELS: tuple[ModelSpec, ...] = (*_embedded(), *BASELINES)
 
 _BY_SCALE: dict[str, dict[int, str]] = {
-    "default": {2: "lanczos-x2", 3: "lanczos-x3", 4: "lanczos-x4"},
+    "default": {2: "fast-x2-real", 4: "fast-x4-real"},
     "bicubic": {2: "bicubic-x2", 3: "bicubic-x3", 4: "bicubic-x4"},
     "lanczos": {2: "lanczos-x2", 3: "lanczos-x3", 4: "lanczos-x4"},
 }

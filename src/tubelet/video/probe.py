@@ -30,6 +30,7 @@ __all__ = [
     "orientation_of",
     "pick_video_stream",
     "probe",
+    "read_siting",
 ]
 
 _SITINGS = ("unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom")
@@ -102,8 +103,32 @@ def pick_video_stream(container: InputContainer, source: str) -> VideoStream:
     return stream
 
 
-def describe(container: InputContainer, stream: VideoStream, frame: VideoFrame, source: str) -> VideoInfo:
-    """Put together what the container, the stream and its first decoded frame say."""
+def read_siting(container: InputContainer, stream: VideoStream) -> int:
+    """Read the chroma siting (AVCHROMA_LOC_*), before the first packet is decoded.
+
+    PyAV shows it only in FFmpeg's dump of the format, at a verbose level. While that level is set, whoever logs
+    waits for the interpreter; a decoder's thread that does so as its decoder is freed would wait for ever.
+    """
+    pix_fmt: str | None = stream.codec_context.pix_fmt
+    with _dump_lock:
+        before = av.logging.get_level()
+        av.logging.set_level(av.logging.INFO)
+        av.logging.set_libav_level(av.logging.VERBOSE)
+        try:
+            untyped: Any = container  # dumps_format is missing from the stubs
+            dump = str(untyped.dumps_format())
+        finally:
+            av.logging.set_libav_level(_LIBAV_DEFAULT_LEVEL)
+            av.logging.set_level(before)
+    for line in dump.splitlines():
+        if line.strip().startswith(f"Stream #0:{stream.index}") and f"{pix_fmt}(" in line:
+            words = line.split(f"{pix_fmt}(", 1)[1].split(")", 1)[0].replace("/", ", ").split(", ")
+            return next((_SITINGS.index(word) for word in words if word in _SITINGS), 0)
+    return 0
+
+
+def describe(container: InputContainer, stream: VideoStream, frame: VideoFrame, source: str, siting: int) -> VideoInfo:
+    """Put together what the container, the stream, its first decoded frame and `read_siting` say."""
     turn = orientation_of(frame)
     width, height = (frame.height, frame.width) if turn.transpose else (frame.width, frame.height)
     aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -122,7 +147,7 @@ def describe(container: InputContainer, stream: VideoStream, frame: VideoFrame, 
         bit_depth=max((c.bits for c in layout.components), default=8),
         has_alpha=_has_alpha(frame, stream),
         is_rgb=layout.is_rgb or layout.has_palette,
-        colour=_colour(container, stream, frame),
+        colour=_colour(stream, frame, siting),
         time_base=stream.time_base or Fraction(1, 90000),
         average_rate=rate or None,
         duration_s=duration_s,
@@ -222,7 +247,7 @@ def _hdr(frame: VideoFrame) -> HdrMetadata | None:
     return HdrMetadata(**fields) if fields else None
 
 
-def _colour(container: InputContainer, stream: VideoStream, frame: VideoFrame) -> ColourTags:
+def _colour(stream: VideoStream, frame: VideoFrame, siting: int) -> ColourTags:
     """Read the tags: those of the frame (its decoder knows best), else those of the stream."""
 
     def tag(ours: int, theirs: int) -> int:
@@ -237,27 +262,8 @@ def _colour(container: InputContainer, stream: VideoStream, frame: VideoFrame) -
         primaries=tag(frame.color_primaries, stream.color_primaries),
         transfer=tag(frame.color_trc, stream.color_trc),
         full_range=full_range,
-        siting=_siting(container, stream, frame.format.name),
+        siting=siting,
     )
-
-
-def _siting(container: InputContainer, stream: VideoStream, pix_fmt: str) -> int:
-    """Read the chroma siting, which PyAV shows only in FFmpeg's dump of the format, at a verbose level."""
-    with _dump_lock:
-        before = av.logging.get_level()
-        av.logging.set_level(av.logging.INFO)
-        av.logging.set_libav_level(av.logging.VERBOSE)
-        try:
-            untyped: Any = container  # dumps_format is missing from the stubs
-            dump = str(untyped.dumps_format())
-        finally:
-            av.logging.set_libav_level(_LIBAV_DEFAULT_LEVEL)
-            av.logging.set_level(before)
-    for line in dump.splitlines():
-        if line.strip().startswith(f"Stream #0:{stream.index}") and f"{pix_fmt}(" in line:
-            words = line.split(f"{pix_fmt}(", 1)[1].split(")", 1)[0].replace("/", ", ").split(", ")
-            return next((_SITINGS.index(word) for word in words if word in _SITINGS), 0)
-    return 0
 
 
 def _has_alpha(frame: VideoFrame, stream: VideoStream) -> bool:

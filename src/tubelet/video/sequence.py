@@ -14,7 +14,7 @@ import av
 from av.video.frame import VideoFrame
 
 from tubelet.errors import InputError
-from tubelet.video.probe import VideoInfo, describe, pick_video_stream
+from tubelet.video.probe import VideoInfo, describe, pick_video_stream, read_siting
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFrames", "list_images"]
 
@@ -30,11 +30,12 @@ class ImageFrames:
         self._paths = paths
         self._bad: list[str] = []
         self._gaps = _missing_numbers(source, paths)
-        first = next(self._decoded(0), None)
+        self._first: VideoInfo | None = None
+        first = self._describe_first()
         if first is None:
             raise InputError(f"{source}: none of its {len(paths)} images can be decoded ({self._bad[0]})")
         self.info = dataclasses.replace(
-            first[1],
+            first,
             source=source,
             time_base=1 / _RATE,
             average_rate=_RATE,
@@ -47,8 +48,7 @@ class ImageFrames:
     def frames(self, start_tick: int | None) -> Iterator[VideoFrame]:
         """Yield the pictures from `start_tick` on; pts counts images."""
         self._bad.clear()
-        for frame, _ in self._decoded(start_tick or 0):
-            yield frame
+        yield from self._decoded(start_tick or 0)
 
     def problems(self, decoded: int, end_tick: int | None) -> list[str]:
         """Say what could not be decoded."""
@@ -60,19 +60,24 @@ class ImageFrames:
     def close(self) -> None:
         """Nothing stays open between two images."""
 
-    def _decoded(self, start: int) -> Iterator[tuple[VideoFrame, VideoInfo]]:
+    def _describe_first(self) -> VideoInfo | None:
+        next(self._decoded(0), None)
+        return self._first
+
+    def _decoded(self, start: int) -> Iterator[VideoFrame]:
         for number, path in enumerate(self._paths[start:], start):
             try:
                 with av.open(io.BytesIO(path.read_bytes()), mode="r") as container:  # by content, not by name
                     stream = pick_video_stream(container, str(path))
+                    siting = 0 if self._first else read_siting(container, stream)
                     frame = next(container.decode(stream))
-                    info = describe(container, stream, frame, str(path))
+                    self._first = self._first or describe(container, stream, frame, str(path), siting)
             except (av.FFmpegError, OSError, StopIteration, InputError) as error:
                 reason = getattr(error, "strerror", None) or str(error) or "no picture in it"
                 self._bad.append(f"{path.name}: {reason}")
                 continue
             frame.pts, frame.duration = number, 1
-            yield frame, info
+            yield frame
 
 
 def list_images(src: str) -> list[Path] | None:
