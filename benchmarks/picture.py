@@ -1,6 +1,6 @@
 """Draw the picture of the README from what `tubelet demo` left in its folder.
 
-    tubelet demo demo && python benchmarks/picture.py demo docs/images/result.png
+tubelet demo demo && python benchmarks/picture.py demo docs/images/result.png
 """
 
 import argparse

@@ -68,8 +68,8 @@ def _quantise(x: Tensor) -> Tensor:
 def _real(clip: Tensor, scale: int, seed: int) -> Tensor:
     """Blur → resize → noise → codec, each drawn once, as a camera and an upload do to a whole clip."""
     rng = random.Random(seed)
-    if rng.random() < 0.8:
-        low, high = 0.15 * scale, 0.45 * scale  # σ in gt pixels: from sharp optics to slightly out of focus
+    if rng.random() < 0.5:
+        low, high = 0.15 * scale, 0.35 * scale  # σ in gt pixels: from sharp optics to slightly out of focus
         taps = 2 * math.ceil(3 * high) + 1
         clip = blur(
             clip, gaussian_kernel(rng.uniform(low, high), rng.uniform(low, high), rng.uniform(0, math.pi), taps)
