@@ -142,13 +142,14 @@ def test_no_decoder_runs_while_ffmpeg_may_log(tmp_path, monkeypatch):
     original = av.logging.set_level
 
     def set_level(level):
-        names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
-        running.append([name for name in names if name.startswith("av:")])
+        names = {task.parent.name: task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")}
+        running.append([name for task, name in names.items() if name.startswith("av:") and task not in others])
         original(level)
 
     path = make_video(tmp_path / "a.mp4", frames=30)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     gc.collect()
+    others = {task.name for task in Path("/proc/self/task").iterdir()}  # what other tests have not closed yet
     monkeypatch.setattr(av.logging, "set_level", set_level)
     with open_reader(path) as reader:
         assert len(list(reader)) == 30

@@ -32,6 +32,7 @@ def save_checkpoint(path: Path, model: FastVSR, notes: Mapping[str, Any]) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part, metadata=header)
+    part.chmod(0o644)  # safetensors writes files that only their owner may read
     part.replace(path)
 
 
