@@ -52,6 +52,7 @@ def test_the_manifest_tells_the_truth(id):
     assert "/work" not in path.read_bytes()[:2000].decode("utf-8", "replace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", MANIFEST)
 def test_beats_bicubic_and_lanczos_on_every_held_out_clip(shared, id):
     scale, preset = MANIFEST[id]["config"]["scale"], id.rsplit("-", 1)[1]
