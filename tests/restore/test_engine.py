@@ -3,6 +3,8 @@ from fractions import Fraction
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from small_models import (
     ALL,
     CLIP,
@@ -19,8 +21,6 @@ from small_models import (
     direct,
     frames_of,
 )
-from torch import Tensor, nn
-
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.models.spec import ModelSpec
 from tubelet.ops.resize import resample

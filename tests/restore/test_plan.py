@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 import pytest
-from small_models import COARSE, FRAME
 
+from small_models import COARSE, FRAME
 from tubelet.restore.plan import (
     MIN_TILE_PX,
     Span,
