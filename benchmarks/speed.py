@@ -32,15 +32,18 @@ from tubelet.video.probe import ColourTags, VideoInfo
 from tubelet.video.writer import EncodeSettings, open_writer
 
 WIDTH, HEIGHT = 320, 180
-RUN_IN_PROCESS = """
-import json, resource, sys, time
-from tubelet.restore.job import upscale
-start = time.monotonic()
-result = upscale(sys.argv[1], sys.argv[2], model=sys.argv[3], device="cpu", overwrite=True)
-elapsed_s = time.monotonic() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"elapsed_s": elapsed_s, "frames": result.frames, "peak_bytes": peak}))
+RUN_COMMAND = """
+import json, resource, sys
+from tubelet.cli import main
+code = main(["upscale", *sys.argv[1:], "--device", "cpu", "--overwrite", "--progress", "json"])
+print(json.dumps({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+sys.exit(code)
 """
+WAYS = {
+    "channels last, fp32": (torch.channels_last, torch.float32),
+    "PyTorch's default layout, fp32": (torch.contiguous_format, torch.float32),
+    "channels last, bf16": (torch.channels_last, torch.bfloat16),
+}
 
 
 def frames(count: int) -> Iterator[Frame]:
@@ -72,8 +75,9 @@ def make_clip(path: Path, count: int) -> None:
             writer.write(frame)
 
 
-def step_of(id: str, layout: torch.memory_format) -> Callable[[], object]:
+def step_of(id: str, layout: torch.memory_format, dtype: torch.dtype) -> Callable[[], object]:
     """Make a function that restores the next frame, the hidden state carried along."""
+    low = dtype != torch.float32
     spec, model = find_model(id), create_model(id).to(memory_format=layout)
     lq = torch.stack([f.rgb for f in frames(2)])[None]
     if layout == torch.channels_last:
@@ -82,7 +86,7 @@ def step_of(id: str, layout: torch.memory_format) -> Callable[[], object]:
 
     def step() -> None:
         nonlocal hidden
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", dtype=dtype if low else None, enabled=low):
             if spec.temporal.kind == "online":
                 _, hidden = model.step(lq[:, : 1 + spec.temporal.lookahead], hidden)
             else:
@@ -92,9 +96,8 @@ def step_of(id: str, layout: torch.memory_format) -> Callable[[], object]:
 
 
 def bench_models(ids: list[str], runs: int) -> None:
-    """Print milliseconds a frame of every model alone, in both memory layouts."""
-    layouts = {"channels last": torch.channels_last, "PyTorch's default": torch.contiguous_format}
-    steps = {(id, name): step_of(id, layout) for id in ids for name, layout in layouts.items()}
+    """Print milliseconds a frame of every model alone, in both memory layouts and in half precision."""
+    steps = {(id, name): step_of(id, *way) for id in ids for name, way in WAYS.items()}
     times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for run in range(runs + 3):
         for key, step in steps.items():
@@ -103,7 +106,7 @@ def bench_models(ids: list[str], runs: int) -> None:
             if run >= 3:
                 times[key].append(1e3 * (time.perf_counter() - start))
     print(f"\nModel alone, {WIDTH}x{HEIGHT}, {runs} frames each in turns")
-    print("| model | layout | output | ms a frame, median (10–90 %) | frames a second |\n|---|---|---|---|---|")
+    print("| model | how | output | ms a frame, median (10–90 %) | frames a second |\n|---|---|---|---|---|")
     for (id, name), values in times.items():
         scale = find_model(id).scale
         deciles = statistics.quantiles(values, n=10)
@@ -124,11 +127,12 @@ def bench_engine(ids: list[str], count: int) -> None:
 
 
 def run_command(clip: Path, out: Path, id: str) -> tuple[dict[str, float], float]:
-    """Run `upscale` in a process of its own: its report, and the seconds of the whole process."""
+    """Run `tubelet upscale` in a process of its own: its report, and the seconds of the whole process."""
     start = time.perf_counter()
-    command = [sys.executable, "-c", RUN_IN_PROCESS, str(clip), str(out), id]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(output), time.perf_counter() - start
+    command = [sys.executable, "-c", RUN_COMMAND, str(clip), str(out), "--model", id]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    wall_s = time.perf_counter() - start
+    return json.loads(lines[-2]) | json.loads(lines[-1]), wall_s  # the event "end", and the peak
 
 
 def bench_command(ids: list[str], folder: Path, count: int, repeats: int) -> None:

@@ -7,6 +7,7 @@ from golden import recorded, recorded_input
 from tubelet.degrade import PRESETS, degrade
 from tubelet.degrade.blur import blur, gaussian_kernel, gaussian_taps
 from tubelet.errors import ConfigError, ResourceError
+from tubelet.evaluation.scene import draw_scene
 from tubelet.metrics import psnr
 from tubelet.ops import imresize
 from tubelet.video.recode import recode
@@ -65,6 +66,19 @@ def test_recode_keeps_order_and_count(encoder):
     out = recode(clip, encoder, {})
     assert out.shape == clip.shape
     assert (out.mean((1, 2, 3)) - clip.mean((1, 2, 3))).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "libx265"])
+def test_recode_replays_to_the_bit(encoder):
+    scene = torch.stack([imresize(gt, 1 / 4).clamp(0, 1) for gt in draw_scene(8)])[..., :90, :160]
+    first, *again = [recode(scene, encoder, {"crf": "24", "preset": "medium"}) for _ in range(8)]
+    assert all(torch.equal(first, other) for other in again)
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "libx265", "mpeg4"])
+def test_recode_takes_tiny_pictures(encoder):
+    clip = _smooth_clip()[:, :, :15, :10]
+    assert psnr(recode(clip, encoder, {}), clip).mean() > 20
 
 
 def test_more_compression_loses_more():

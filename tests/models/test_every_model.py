@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tubelet.degrade import degrade
+from tubelet.evaluation.scene import draw_scene
+from tubelet.metrics import psnr
 from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.models.spec import ModelSpec
 from tubelet.models.zoo import checkpoint_spec, create_model, list_models
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
-from tubelet.types import Frame
+from tubelet.types import Frame, Precision
 
 RANDOM = {
     "random FastVSR": FastConfig(channels=8, depth=2),
@@ -33,10 +36,24 @@ def opened(request, tmp_path) -> tuple[ModelSpec, nn.Module]:
     return checkpoint_spec(str(tmp_path / "model.safetensors"))
 
 
-def restore(spec: ModelSpec, model: nn.Module, clip: Tensor, *, tile: int) -> list[Frame]:
+def restore(
+    spec: ModelSpec, model: nn.Module, clip: Tensor, *, tile: int, precision: Precision = "fp32"
+) -> list[Frame]:
     frames = (Frame(rgb, 3 * t, Fraction(1, 75), duration=3, index=t) for t, rgb in enumerate(clip))
-    engine = Engine(spec, model, UpscaleSettings(device="cpu", tile=tile))
+    engine = Engine(spec, model, UpscaleSettings(device="cpu", tile=tile, precision=precision))
     return list(engine.restore(frames, starts_scene=lambda _: False))
+
+
+@pytest.mark.parametrize("spec", [s for s in list_models() if "bf16" in s.precisions], ids=lambda s: s.id)
+def test_bf16_costs_less_than_it_may(spec):
+    gt = torch.stack(list(draw_scene(8)))[..., :360, :480]
+    clip = degrade(gt, "bi", scale=spec.scale)
+    scores = []
+    for precision in ("fp32", "bf16"):
+        frames = restore(spec, create_model(spec.id), clip, tile=0, precision=precision)
+        scores.append(psnr(torch.stack([frame.rgb for frame in frames]), gt).mean())
+    assert scores[0] != scores[1]
+    assert scores[0] - scores[1] < 0.02
 
 
 def test_odd_sizes_through_the_engine(opened):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -76,9 +77,9 @@ def test_triplets_train_everything_but_the_memory(clips):
     crops = CropSettings(batch=2, frames=3, patch_px=12)
     path = main(_config(clips, stage="triplets", crops=crops, loop=LoopSettings(steps=20, save_every=20)))
     model = load_model(path)
-    assert model.recall.weight.abs().max() == model.recall.bias.abs().max() == 0
+    assert model.recall is None  # nothing to keep of what was not trained
     torch.manual_seed(0)
-    before = FastVSR(model.config)
+    before = FastVSR(dataclasses.replace(model.config, recurrent=True))
     assert not torch.equal(model.head.weight, before.head.weight)
     loop = LoopSettings(steps=3, lr=1e-3, warmup_steps=0)
     after = load_model(main(_config(clips, out=clips.parent / "clips-stage", init=path, loop=loop)))
@@ -94,4 +95,26 @@ def test_triplets_train_everything_but_the_memory(clips):
         )
     )
     again = load_model(clips.parent / "again" / "model.safetensors")
-    assert again.recall.weight.abs().max() == 0
+    assert again.recall is None
+
+
+@pytest.mark.parametrize("stage", ["clips", "triplets"])
+def test_harm_counts_only_where_lanczos_is_better(clips, stage):
+    good = main(_config(clips, stage=stage, crops=CropSettings(batch=2, frames=3, patch_px=12)))
+
+    def first_loss(init: Path | None, harm_weight: float) -> float:
+        records = []
+        config = _config(
+            clips,
+            stage=stage,
+            init=init,
+            harm_weight=harm_weight,
+            crops=CropSettings(batch=2, frames=3, patch_px=12),
+            out=clips.parent / f"{init is None}-{harm_weight}",
+            loop=LoopSettings(steps=1, log_every=1, loss="mse", loss_on="luma"),
+        )
+        main(config, on_log=records.append)
+        return records[0]["loss"]
+
+    assert first_loss(None, 10.0) > 1.01 * first_loss(None, 0.0)
+    assert first_loss(good, 10.0) == first_loss(good, 0.0)

@@ -293,6 +293,16 @@ def test_bf16_runs_close_to_fp32():
     assert 0 < (low - direct(spec, model, clip)).abs().max() < 0.05
 
 
+@pytest.mark.parametrize(
+    ("can", "expected"), [({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32"), ({}, "fp32")]
+)
+def test_auto_precision_is_bf16_only_where_the_processor_multiplies_it(monkeypatch, can, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    spec = replace(ONLINE, precisions=("fp32", "bf16"))
+    assert Engine(spec, build(spec), UpscaleSettings(device="cpu")).precision == expected
+    assert Engine(ONLINE, build(ONLINE), UpscaleSettings(device="cpu")).precision == "fp32"
+
+
 def test_auto_device_exists():
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
 

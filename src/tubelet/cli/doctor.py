@@ -95,6 +95,8 @@ def _processor() -> Iterator[Finding]:
     import psutil
     import torch
 
+    from tubelet.restore.engine import fast_precision
+
     capability = torch.backends.cpu.get_cpu_capability()
     cores = f"{psutil.cpu_count(logical=False) or '?'} cores, {os.cpu_count()} threads"
     cores += f", torch uses {torch.get_num_threads()}"
@@ -107,7 +109,8 @@ def _processor() -> Iterator[Finding]:
             "expect a fraction of the usual speed; prefer --device cuda",
         )
     else:
-        yield Finding("processor", f"{cores}, {capability}")
+        low = ", multiplies bf16" if fast_precision(torch.device("cpu")) == "bf16" else ""
+        yield Finding("processor", f"{cores}, {capability}{low}")
 
 
 def _devices() -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tubelet.cli.flags import flags_from, parse, pick
 from tubelet.cli.progress import ProgressStyle, clock, json_line, show_progress
+from tubelet.cli.startup import loading
 from tubelet.errors import ConfigError, IncompleteError, RequestError, TubeletError
 from tubelet.restore.settings import Result, UpscaleSettings
 
@@ -115,7 +116,8 @@ def _refuse_existing(path: Path, settings: UpscaleSettings) -> None:
 
 
 def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
-    from tubelet.restore.job import run
+    with loading():
+        from tubelet.restore.job import run
 
     page = companion(request.output, ".compare.html")
     if request.compare:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tubelet.degrade import Preset, degrade
+from tubelet.degrade import REAL_RECIPE, Preset, degrade
 from tubelet.errors import InputError
 from tubelet.video.reader import open_reader
 from tubelet.video.sequence import IMAGE_SUFFIXES
@@ -74,7 +74,8 @@ def prepare_clips(
             gt = _store(folder / "gt.npy", _decode(source))
         lqs: list[NDArray[np.uint8]] = []
         for seed in range(variants if preset == "real" else 1):
-            path = folder / f"{preset}-x{scale}-{seed}.npy"
+            recipe = f"real.{REAL_RECIPE}" if preset == "real" else preset
+            path = folder / f"{recipe}-x{scale}-{seed}.npy"
             lq = _stored(path)
             if lq is None:
                 clip = torch.from_numpy(np.array(gt)).float() / 255

@@ -23,10 +23,11 @@ from tubelet.errors import ConfigError
 from tubelet.ops import imresize
 from tubelet.video.recode import recode
 
-__all__ = ["PRESETS", "Preset", "degrade"]
+__all__ = ["PRESETS", "REAL_RECIPE", "Preset", "degrade"]
 
 Preset = Literal["bi", "bi-u8", "bd", "bd-b", "bd-c", "real"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+REAL_RECIPE = 2  # raise it when `real` gives other pixels for a seed: caches of degraded clips go by it
 
 
 def degrade(clip: Tensor, preset: Preset, *, scale: int = 4, seed: int = 0) -> Tensor:

@@ -27,7 +27,7 @@ from tubelet.errors import ConfigError
 
 __all__ = ["CollapsibleConv", "FastConfig", "FastVSR", "infer_config"]
 
-Hidden = tuple[Tensor, Tensor | None]
+Hidden = tuple[Tensor, ...]
 _OUTPUTS: tuple[tuple[int, Literal["luma", "rgb"]], ...] = ((1, "luma"), (3, "rgb"))
 
 
@@ -147,10 +147,10 @@ class FastVSR(nn.Module):
             sr (B, 3, sH, sW), and the hidden state for the next step.
         """
         current = lq[:, 0]
-        previous, memory = hidden or (current, None)
+        previous = hidden[0] if hidden else current
         x = self.head(torch.cat([previous, *lq.unbind(1)], 1))
-        if self.recall is not None and memory is not None:
-            x = x + self.recall(memory)
+        if self.recall is not None and hidden and len(hidden) > 1:
+            x = x + self.recall(hidden[1])
         x = self.acts[0](x)
         for conv, act in zip(self.body, list(self.acts)[1:], strict=True):
             x = act(conv(x))
@@ -158,7 +158,7 @@ class FastVSR(nn.Module):
         skip = functional.interpolate(
             current.contiguous(), scale_factor=float(self.config.scale), mode="bilinear", align_corners=False
         )
-        return skip.add_(detail), (current, x)
+        return skip.add_(detail), (current,) if self.recall is None else (current, x)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
@@ -172,11 +172,16 @@ class FastVSR(nn.Module):
         return torch.stack(out, 1)
 
     def collapse(self) -> FastVSR:
-        """Replace, in place, every collapsible block by the convolution that it equals; returns self."""
+        """Replace, in place, every collapsible block by the convolution that it equals; returns self.
+
+        A memory path that training left at zero is dropped: it would cost time and change nothing.
+        """
         self.head, self.tail = _collapsed(self.head), _collapsed(self.tail)
         self.recall = _collapsed(self.recall) if self.recall is not None else None
+        if self.recall is not None and not any(bool(parameter.any()) for parameter in self.recall.parameters()):
+            self.recall = None
         self.body = nn.ModuleList(_collapsed(conv) for conv in self.body)
-        self.config = replace(self.config, expansion=0)
+        self.config = replace(self.config, expansion=0, recurrent=self.recall is not None)
         return self
 
 

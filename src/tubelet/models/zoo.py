@@ -33,6 +33,7 @@ def _fast_spec(id: str, config: FastConfig, *, summary: str, weights: WeightsSpe
         temporal=Temporal("online", lookahead=config.lookahead),
         build=partial(FastVSR, config),
         weights=weights,
+        precisions=("fp32", "bf16"),
         halo_px=config.depth + 2,  # every convolution reaches a pixel further
         source="Tubelet",
     )

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from tubelet.data import Crops, CropSettings, prepare_clips, read_clip
 from tubelet.degrade import Preset, degrade
 from tubelet.errors import ConfigError, InputError
+from tubelet.losses import luma
 from tubelet.metrics import psnr
 from tubelet.models.checkpoint import load_model, save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
-from tubelet.training import LoopSettings, train
+from tubelet.ops import resample
+from tubelet.training import Criterion, LoopSettings, pixel_loss, train
 
 __all__ = ["OnlineConfig", "main", "score_clips"]
 
@@ -42,6 +44,9 @@ class OnlineConfig:
     stage: Literal["triplets", "clips"] = "clips"
     """clips trains the network as it runs, its memory included. triplets trains single steps without memory, on a
     frame and its two neighbours (crops.frames is 3): far more scenes for the same work, and a good `init` for clips."""
+    harm_weight: float = 0.0
+    """Weight, for `real`, of the squared error by which a sample comes out worse than Lanczos leaves it, on top of the
+    loss: whether a picture is soft or compressed is often in doubt, and a person minds harm more than a missed gain."""
     init: Path | None = None
     """Begin with the weights of this checkpoint; parts of another shape begin anew."""
     model: FastConfig = field(default_factory=FastConfig)
@@ -52,6 +57,8 @@ class OnlineConfig:
     """How long and how fast."""
 
     def __post_init__(self) -> None:
+        if self.harm_weight < 0:
+            raise ConfigError(f"harm_weight={self.harm_weight} must not be negative")
         if self.stage == "triplets" and self.crops.frames < 3:
             raise ConfigError(f"crops.frames={self.crops.frames} must be at least 3 for stage triplets")
 
@@ -66,7 +73,7 @@ class _Triplets(nn.Module):
     def forward(self, lq: Tensor) -> Tensor:
         """Restore the inner frames: (B, T, 3, H, W) → (B, T - 2, 3, sH, sW)."""
         ahead = self.model.config.lookahead
-        steps = [self.model.step(lq[:, t : t + 1 + ahead], (lq[:, t - 1], None)) for t in range(1, lq.shape[1] - 1)]
+        steps = [self.model.step(lq[:, t : t + 1 + ahead], (lq[:, t - 1],)) for t in range(1, lq.shape[1] - 1)]
         return torch.stack([sr for sr, _ in steps], 1)
 
 
@@ -99,7 +106,17 @@ def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
         lq, gt = crops.batch(step)
         return (lq, gt[:, 1:-1]) if config.stage == "triplets" else (lq, gt)
 
-    average = _plain(train(trained, batches, config.loop, config.out, evaluate=_scorer(config), on_log=on_log))
+    average = _plain(
+        train(
+            trained,
+            batches,
+            config.loop,
+            config.out,
+            criterion=_criterion(config),
+            evaluate=_scorer(config),
+            on_log=on_log,
+        )
+    )
     notes = {"training": asdict(config)}
     if config.model.expansion:
         save_checkpoint(config.out / "wide.safetensors", average, notes)
@@ -112,6 +129,20 @@ def _plain(network: nn.Module) -> FastVSR:
     model = network.model if isinstance(network, _Triplets) else network
     assert isinstance(model, FastVSR)
     return model
+
+
+def _criterion(config: OnlineConfig) -> Criterion:
+    loss = pixel_loss(config.loop)
+    if not config.harm_weight:
+        return loss
+
+    def with_harm(sr: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
+        inner = lq[:, 1:-1] if config.stage == "triplets" else lq
+        plain = resample(luma(inner), (gt.shape[-2], gt.shape[-1]), kernel="lanczos3")
+        worse = (luma(sr - gt).square() - (plain - luma(gt)).square()).mean((1, 2, 3, 4)).relu()  # (B,)
+        return loss(sr, gt, lq) + config.harm_weight * worse.mean()
+
+    return with_harm
 
 
 def _scorer(config: OnlineConfig) -> Callable[[nn.Module], dict[str, float]] | None:

@@ -1,5 +1,5 @@
 """The one training loop."""
 
-from tubelet.training.loop import LoopSettings, train
+from tubelet.training.loop import Criterion, LoopSettings, pixel_loss, train
 
-__all__ = ["LoopSettings", "train"]
+__all__ = ["Criterion", "LoopSettings", "pixel_loss", "train"]

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.losses import LOSSES, Loss, LossName, luma
+from tubelet.losses import LOSSES, LossName, luma
 
-__all__ = ["LoopSettings", "cosine_lr", "train"]
+__all__ = ["Criterion", "LoopSettings", "cosine_lr", "pixel_loss", "train"]
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 Evaluate = Callable[[nn.Module], dict[str, float]]
 Log = Callable[[dict[str, Any]], None]
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,9 @@ class LoopSettings:
     """Steps between two checkpoints, each evaluated."""
     device: str = "cpu"
     """Where to train."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the forward and backward pass; the weights stay fp32. bf16 is faster where the processor
+    multiplies it (`tubelet doctor` says so)."""
     seed: int = 0
     """Of the first weights and of all crops."""
 
@@ -81,6 +85,7 @@ def train(
     settings: LoopSettings,
     out: Path,
     *,
+    criterion: Criterion | None = None,
     evaluate: Evaluate | None = None,
     on_log: Log | None = None,
 ) -> nn.Module:
@@ -91,6 +96,7 @@ def train(
         batches: step → (lq, gt), a pure function.
         settings: see there.
         out: folder of `state.pt`, `log.jsonl` and the TensorBoard events.
+        criterion: (sr, gt, lq) → loss; default: the loss that the settings name, of sr and gt.
         evaluate: scores of a model, computed with the averaged weights at every checkpoint.
         on_log: called with every log line.
 
@@ -107,13 +113,16 @@ def train(
     state_file = out / "state.pt"
     out.mkdir(parents=True, exist_ok=True)
     first = _resume(state_file, model, average, optimiser, settings)
-    criterion = _criterion(settings)
+    criterion = criterion or pixel_loss(settings)
     recent: list[Tensor] = []
     with _logger(out, on_log) as log, _prefetch(batches, first, settings.steps) as stream:
         start = time.monotonic()
         for step, (lq, gt) in enumerate(stream, first):
             lr = cosine_lr(step, settings)
-            loss = criterion(model(lq.to(device)), gt.to(device))
+            lq, gt = lq.to(device), gt.to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+                sr = model(lq)
+            loss = criterion(sr.float(), gt, lq)
             _descend(model, optimiser, loss, lr=lr, grad_clip=settings.grad_clip)
             _update_average(average, model, min(settings.ema, (1 + step) / (10 + step)))
             recent.append(loss.detach())
@@ -131,9 +140,12 @@ def train(
     return average.cpu()
 
 
-def _criterion(settings: LoopSettings) -> Loss:
+def pixel_loss(settings: LoopSettings) -> Criterion:
+    """Make the loss that the settings name; it leaves lq out of account."""
     loss = LOSSES[settings.loss]
-    return loss if settings.loss_on == "rgb" else lambda sr, gt: loss(luma(sr), luma(gt))
+    if settings.loss_on == "rgb":
+        return lambda sr, gt, lq: loss(sr, gt)
+    return lambda sr, gt, lq: loss(luma(sr), luma(gt))
 
 
 def _descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, *, lr: float, grad_clip: float) -> None:

@@ -15,6 +15,8 @@ from tubelet.errors import ResourceError
 
 __all__ = ["recode"]
 
+_LEAST_SIDE_PX = 32  # x265 takes no smaller picture
+
 
 def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int = 25) -> Tensor:
     """Pass a clip through a lossy encoder and its decoder.
@@ -26,13 +28,14 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
         rate: frames a second, which the rate control reckons with.
 
     Returns:
-        (T, 3, H, W) in [0, 1], multiples of 1/255.
+        (T, 3, H, W) in [0, 1], multiples of 1/255; the same to the bit in every run of the same FFmpeg.
 
     Raises:
         ResourceError: this build of FFmpeg has no such encoder.
     """
     height, width = clip.shape[-2:]
-    even = torch.nn.functional.pad(clip, (0, width % 2, 0, height % 2), mode="replicate")
+    right, below = (max(n + n % 2, _LEAST_SIDE_PX) - n for n in (width, height))
+    even = torch.nn.functional.pad(clip, (0, right, 0, below), mode="replicate")
     try:
         context = cast(Any, av.CodecContext.create(encoder, "w"))
     except (av.FFmpegError, ValueError) as error:
@@ -59,11 +62,19 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
 
 
 def _safe(encoder: str, options: Mapping[str, str], side_px: int) -> dict[str, str]:
-    """x265's cutree writes beyond its buffers in pictures of less than a coding tree unit: leave it out there."""
-    safe = dict(options)
-    if encoder == "libx265" and side_px < 64:
-        safe["x265-params"] = ":".join(filter(None, [safe.get("x265-params"), "cutree=0"]))
-    return safe
+    """Leave out two parts of the rate control that spoil a replay.
+
+    x264's mbtree reads memory that it never wrote, so two runs differ by a few code values; x265's cutree writes
+    beyond its buffers in pictures of less than a coding tree unit.
+    """
+    if encoder == "libx264":
+        extra = ("x264-params", "mbtree=0")
+    elif encoder == "libx265" and side_px < 64:
+        extra = ("x265-params", "cutree=0")
+    else:
+        return dict(options)
+    name, value = extra
+    return {**options, name: ":".join(filter(None, [options.get(name), value]))}
 
 
 def _decoder(encoder: str) -> str:
