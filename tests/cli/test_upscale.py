@@ -144,6 +144,9 @@ def test_a_truncated_input_gives_what_can_be_decoded(tmp_path: Path, capsys: pyt
     assert f"has the {decoded} frames that could be decoded" in line
     assert f"{decoded} of about 60 frames" in line
     assert names_in(tmp_path) == ["cut.mkv", "out.mp4", "whole.mkv"]
+    assert main(["upscale", str(cut), str(out), *FAST, "--overwrite", "--compare"]) == 3
+    assert "before and after: " in capsys.readouterr().err
+    assert names_in(tmp_path) == ["cut.mkv", "out.compare.html", "out.mp4", "whole.mkv"]
 
 
 def test_a_film_without_its_end_and_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

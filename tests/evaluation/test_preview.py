@@ -1,5 +1,6 @@
 """A preview shows the frames that the whole run would give."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -75,3 +76,11 @@ def test_beyond_the_end_there_is_nothing(levels: Path, tmp_path: Path) -> None:
     engine, _ = engine_of(Temporal("frame"))
     with pytest.raises(InputError, match="no frame"):
         write_preview(engine, probe(levels), tmp_path / "p.png", start_s=9.0)
+
+
+def test_pixels_that_are_not_square_are_shown_as_a_player_does(levels: Path, tmp_path: Path) -> None:
+    engine, _ = engine_of(Temporal("frame"))
+    info = replace(probe(levels), sample_aspect=Fraction(3, 2))
+    write_preview(engine, info, tmp_path / "p.png", count=1)
+    with Image.open(tmp_path / "p.png") as image:
+        assert 2 * 128 * 3 // 2 <= image.width < 2 * 128 * 3 // 2 + 10

@@ -123,19 +123,28 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     if request.compare:
         _refuse_existing(page, settings)
     stream = sys.stderr if request.output == "-" else sys.stdout
-    with _events(request, stream):
-        with show_progress(request.progress, label=Path(request.input).name, json_to=stream) as update:
-            result = run(request.input, request.output, settings, on_progress=update)
-        if request.progress == "json":
-            json_line(stream, "end", **_end_fields(result))
+    try:
+        with _events(request, stream):
+            with show_progress(request.progress, label=Path(request.input).name, json_to=stream) as update:
+                result = run(request.input, request.output, settings, on_progress=update)
+            if request.progress == "json":
+                json_line(stream, "end", **_end_fields(result))
+    except IncompleteError:
+        if request.compare:
+            _write_page(request, settings, page, {})
+        raise
     if request.progress != "json":
         _print_summary(request, result)
     if request.compare:
-        from tubelet.evaluation.compare import write_compare_page
-
         details = {"Model": result.model, "Time": f"{clock(result.elapsed_s)} for {result.frames} frames"}
-        write_compare_page(request.input, request.output, page, details=details, before_start_s=settings.start or 0.0)
-        sys.stderr.write(f"before and after: {page}\n")
+        _write_page(request, settings, page, details)
+
+
+def _write_page(request: UpscaleFlags, settings: UpscaleSettings, page: Path, details: dict[str, str]) -> None:
+    from tubelet.evaluation.compare import write_compare_page
+
+    write_compare_page(request.input, request.output, page, details=details, before_start_s=settings.start or 0.0)
+    sys.stderr.write(f"before and after: {page}\n")
 
 
 @contextmanager

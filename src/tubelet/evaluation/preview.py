@@ -51,7 +51,7 @@ def write_preview(
     for time_s in sample_times(info, count, start_s=start_s, duration_s=duration_s):
         source, result = _restore_at(engine, info, time_s)
         times_s.append(source.time_s - info.start_s)
-        rows.append(_row(source, result, engine.spec.id, times_s[-1]))
+        rows.append(_row(source, result, engine.spec.id, times_s[-1], info.sample_aspect))
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     top = 0
     for row in rows:
@@ -98,16 +98,17 @@ def _reach(temporal: Temporal) -> tuple[int, int]:
             return half, half
 
 
-def _row(source: Frame, result: Frame, model: str, time_s: float) -> Image.Image:
-    height, width = result.rgb.shape[-2:]
+def _row(source: Frame, result: Frame, model: str, time_s: float, sample_aspect: Fraction) -> Image.Image:
+    height, coded_width = result.rgb.shape[-2:]
+    width = round(coded_width * sample_aspect)  # as a player shows it
     bar, gap = max(18, round(height * 0.045)), max(2, width // 320)
     row = Image.new("RGB", (2 * width + gap, height + bar + gap), (24, 24, 26))
     row.paste(to_image(enlarge(source.rgb, (height, width))), (0, bar))
-    row.paste(to_image(result.rgb), (width + gap, bar))
+    row.paste(to_image(enlarge(result.rgb, (height, width))), (width + gap, bar))
     draw, font = ImageDraw.Draw(row), ImageFont.load_default(bar * 0.62)
     # The font of Pillow has no ×.
     lq_size = f"{source.rgb.shape[-1]}x{source.rgb.shape[-2]}"
-    labels = (f"{time_s:.2f} s   input {lq_size}, bicubic", f"{model}, {width}x{height}")
+    labels = (f"{time_s:.2f} s   input {lq_size}, bicubic", f"{model}, {coded_width}x{height}")
     for x, label in zip((0, width + gap), labels, strict=True):
         draw.text((x + bar * 0.4, bar * 0.12), label, fill=(235, 235, 238), font=font)
     return row

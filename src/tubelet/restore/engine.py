@@ -242,6 +242,7 @@ class Engine:
         self.device = torch.device("cpu")
         self.precision = _resolve_precision("auto", self.spec, self.device)
         _move(self._model, self.device)
+        vars(self).pop("_bytes_per_px", None)  # it was measured on the other device
         self._layout = replace(self._layout, tile_px=self.plan(height, width).tile_px)
 
     @cached_property

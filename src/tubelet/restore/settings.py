@@ -39,7 +39,7 @@ class UpscaleSettings:
     precision: Precision | Literal["auto"] = "auto"
     """Number format. auto: fp16 on a GPU where the model allows it, otherwise fp32."""
     tile: int | None = None
-    """Side of square tiles in input pixels; 0 never tiles. Default: from what memory is free."""
+    """Side of square tiles in input pixels; 0 begins with the whole picture. Default: from what memory is free."""
     overwrite: bool = False
     """Replace the output if it exists."""
 
@@ -51,7 +51,7 @@ class UpscaleSettings:
         if self.height is not None and not 16 <= self.height <= 16384:
             raise ConfigError(f"height={self.height} must be between 16 and 16384 pixels")
         if self.tile is not None and self.tile != 0 and self.tile < 32:
-            raise ConfigError(f"tile={self.tile} must be 0 (never) or at least 32 input pixels")
+            raise ConfigError(f"tile={self.tile} must be 0 (none) or at least 32 input pixels")
         if self.start is not None and self.start < 0:
             raise ConfigError(f"start={self.start} must be 0 or more seconds")
         if self.duration is not None and self.duration <= 0:
