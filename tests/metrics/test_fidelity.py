@@ -55,6 +55,25 @@ def test_ssim_is_one_for_equal_pictures_and_falls_with_noise():
     assert ssim(gt + 0.2 * torch.randn(3, 32, 32), gt) < ssim(gt + 0.02 * torch.randn(3, 32, 32), gt) < 1
 
 
+def _ssim_by_definition(sr, gt):
+    """One channel in [0, 255], by a two-dimensional convolution of the whole picture."""
+    taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / 4.5)
+    window = (taps[:, None] * taps / taps.sum() ** 2)[None, None]
+    mean_a, mean_b, aa, bb, ab = (
+        torch.nn.functional.conv2d(x[None], window)[0] for x in (sr, gt, sr * sr, gt * gt, sr * gt)
+    )
+    top = (2 * mean_a * mean_b + 6.5025) * (2 * (ab - mean_a * mean_b) + 58.5225)
+    return (top / ((mean_a**2 + mean_b**2 + 6.5025) * (aa + bb - mean_a**2 - mean_b**2 + 58.5225))).mean()
+
+
+@pytest.mark.parametrize("height", [73, 74, 75, 138, 150])
+def test_ssim_of_tall_pictures_counts_every_row_once(height):
+    gt = torch.randint(0, 256, (3, height, 20)).double()
+    sr = (gt + torch.randint(-9, 10, gt.shape)).clamp(0, 255)
+    expected = sum(_ssim_by_definition(a[None], b[None]) for a, b in zip(sr, gt, strict=True)) / 3
+    assert ssim(sr / 255, gt / 255, channel="rgb").item() == pytest.approx(expected.item(), abs=1e-9)
+
+
 def test_bad_arguments_say_what_is_wrong():
     with pytest.raises(ValueError, match="must agree"):
         psnr(torch.rand(3, 8, 8), torch.rand(3, 8, 9))

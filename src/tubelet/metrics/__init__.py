@@ -1,5 +1,6 @@
 """Numbers that say how good a result is."""
 
 from tubelet.metrics.fidelity import psnr, ssim
+from tubelet.metrics.measure import METRICS, Meter, MetricInfo, make_meter, metric_info
 
-__all__ = ["psnr", "ssim"]
+__all__ = ["METRICS", "Meter", "MetricInfo", "make_meter", "metric_info", "psnr", "ssim"]

@@ -1,0 +1,241 @@
+"""Every metric by name, and meters that score a film frame by frame in constant memory."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from tubelet.errors import RequestError, ResourceError
+from tubelet.metrics.fidelity import Channel, psnr, ssim
+from tubelet.metrics.meters import FrameMeter
+
+__all__ = ["METRICS", "Direction", "Meter", "MetricInfo", "make_meter", "metric_info"]
+
+Direction = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricInfo:
+    """What a metric measures and how its numbers read.
+
+    Attributes:
+        name: as `make_meter` takes it.
+        summary: the convention in a line.
+        unit: of its values, "" for a pure number.
+        direction: which way is better.
+        low: smallest value that can occur.
+        high: largest value that can occur.
+        needs_reference: every frame must come with its ground truth.
+        temporal: it looks at more than one frame.
+    """
+
+    name: str
+    summary: str
+    unit: str
+    direction: Direction
+    low: float
+    high: float
+    needs_reference: bool
+    temporal: bool
+
+
+class Meter(Protocol):
+    """Scores a clip whose frames come one after another; its memory does not grow with the film."""
+
+    def update(self, sr: Tensor, gt: Tensor | None) -> None:
+        """Take the next frame.
+
+        Args:
+            sr: (3, H, W) in [0, 1].
+            gt: the ground truth, of the same size; None where there is none.
+
+        Raises:
+            InputError: the sizes disagree, the frame is too small, or a reference that is needed is absent.
+        """
+        ...
+
+    def values(self) -> list[float]:
+        """Return a score for each frame; NaN where a frame has none, as the first one of a temporal metric."""
+        ...
+
+    def mean(self) -> float:
+        """Return the clip's score: the mean over its frames, NaN left out; NaN where no frame has one."""
+        ...
+
+
+def _fidelity(name: str, summary: str, unit: str, high: float) -> MetricInfo:
+    return MetricInfo(
+        name=name,
+        summary=summary,
+        unit=unit,
+        direction="higher",
+        low=-1.0 if name.startswith("ssim") else 0.0,
+        high=high,
+        needs_reference=True,
+        temporal=False,
+    )
+
+
+def _perceptual(name: str, summary: str, direction: Direction, high: float, *, needs_reference: bool) -> MetricInfo:
+    return MetricInfo(
+        name=name,
+        summary=summary,
+        unit="",
+        direction=direction,
+        low=0.0,
+        high=high,
+        needs_reference=needs_reference,
+        temporal=False,
+    )
+
+
+def _temporal(
+    name: str, summary: str, unit: str, *, high: float = math.inf, needs_reference: bool = True
+) -> MetricInfo:
+    return MetricInfo(
+        name=name,
+        summary=summary,
+        unit=unit,
+        direction="lower",
+        low=0.0,
+        high=high,
+        needs_reference=needs_reference,
+        temporal=True,
+    )
+
+
+_LUMA = "luma (BT.601, limited range, not rounded) of frames rounded to 8 bit"
+METRICS: tuple[MetricInfo, ...] = (
+    _fidelity("psnr-y", f"PSNR of {_LUMA}, mean over frames", "dB", math.inf),
+    _fidelity("psnr-rgb", "PSNR of R, G and B together, frames rounded to 8 bit, mean over frames", "dB", math.inf),
+    _fidelity("ssim-y", f"SSIM of {_LUMA}; 11×11 Gaussian σ 1.5, valid area", "", 1.0),
+    _fidelity("ssim-rgb", "SSIM of R, G and B, averaged; 11×11 Gaussian σ 1.5, valid area, 8 bit", "", 1.0),
+    _perceptual("lpips", "LPIPS v0.1 with AlexNet features", "lower", math.inf, needs_reference=True),
+    _perceptual("lpips-vgg", "LPIPS v0.1 with VGG-16 features", "lower", math.inf, needs_reference=True),
+    _perceptual("dists", "DISTS, VGG-16 features, frames at their own size", "lower", 1.0, needs_reference=True),
+    _perceptual(
+        "clip-iqa", "CLIP-IQA, ResNet-50, 'Good photo.' against 'Bad photo.'", "higher", 1.0, needs_reference=False
+    ),
+    _perceptual(
+        "niqe",
+        "NIQE with the published pristine model, luma rounded to 8 bit",
+        "lower",
+        math.inf,
+        needs_reference=False,
+    ),
+    _perceptual(
+        "niqe-tubelet",
+        "NIQE with Tubelet's own pristine model; not comparable with published NIQE",
+        "lower",
+        math.inf,
+        needs_reference=False,
+    ),
+    _temporal(
+        "warp-error",
+        "squared RGB difference of a frame and the next one warped to it by DIS flow of the reference (of the clip "
+        "itself where there is none), over pixels that are not occluded",
+        "",
+        high=3.0,
+        needs_reference=False,
+    ),
+    _temporal("tof", "mean length of the difference of Farneback flows of the clip and of the reference", "px"),
+    _temporal("tlpips", "difference of the LPIPS (AlexNet) of consecutive frames, clip against reference", ""),
+    _temporal(
+        "flicker",
+        "temporal standard deviation of luma where the reference does not change, from consecutive frames",
+        "levels of 255",
+        high=255.0,
+    ),
+    MetricInfo(
+        name="vmaf",
+        summary="VMAF v0.6.1 by an ffmpeg with libvmaf, BT.601 luma of 8 bit",
+        unit="",
+        direction="higher",
+        low=0.0,
+        high=100.0,
+        needs_reference=True,
+        temporal=True,
+    ),
+)
+
+
+def metric_info(name: str) -> MetricInfo:
+    """Find a metric by its name.
+
+    Raises:
+        RequestError: there is none; the message has the nearest name.
+    """
+    names = [info.name for info in METRICS]
+    if name in names:
+        return METRICS[names.index(name)]
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    raise RequestError(f"there is no metric {name!r}; {hint}")
+
+
+def make_meter(name: str, *, border: int = 0, weights: Path | None = None, device: str | torch.device = "cpu") -> Meter:
+    """Make a meter for one clip.
+
+    Args:
+        name: of a metric in `METRICS`.
+        border: pixels left out on each side of every frame. Frames are cropped before they are compared, but for
+            `warp-error`, `tof` and `flicker`, whose flow and masks see the whole frame.
+        weights: folder of the metric's weight files, or one of them; by default torch's cache, then a download. For
+            `vmaf` a model file. Metrics without weights ignore it.
+        device: where networks run and tensors are compared; flow and VMAF are computed on the CPU.
+
+    Raises:
+        RequestError: there is no such metric, or the border is negative.
+        ResourceError: a package, a program or a weight file is absent, or the device is.
+        CheckpointError: a weight file is damaged or of another network.
+    """
+    info = metric_info(name)
+    if border < 0:
+        raise RequestError(f"border={border} must not be negative")
+    return _build(info, border, weights, _find_device(device))
+
+
+def _find_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).strip().split("\n")[0]
+        raise ResourceError(f"device {str(device)!r} cannot be used: {reason}") from error
+
+
+def _build(info: MetricInfo, border: int, weights: Path | None, device: torch.device) -> Meter:
+    """Make the meter; what a metric needs is imported only here."""
+    kind, _, variant = info.name.partition("-")
+    if kind in ("psnr", "ssim"):
+        return _fidelity_meter(info, "y" if variant == "y" else "rgb", border, device)
+    if kind == "niqe":
+        from tubelet.metrics.niqe import niqe_meter
+
+        return niqe_meter(info.name, border=border, weights=weights, device=device)
+    if info.name in ("lpips", "lpips-vgg", "dists", "clip-iqa", "tlpips"):
+        from tubelet.metrics.perceptual import perceptual_meter
+
+        return perceptual_meter(info.name, border=border, weights=weights, device=device)
+    if info.name == "vmaf":
+        from tubelet.metrics.vmaf import VmafMeter
+
+        return VmafMeter(border=border, model=weights)
+    from tubelet.metrics.temporal import temporal_meter
+
+    return temporal_meter(info.name, border=border, device=device)
+
+
+def _fidelity_meter(info: MetricInfo, channel: Channel, border: int, device: torch.device) -> Meter:
+    function = psnr if info.name.startswith("psnr") else ssim
+
+    def score(sr: Tensor, gt: Tensor | None) -> float:
+        assert gt is not None
+        return function(sr.to(device), gt.to(device), channel=channel, border=border).item()
+
+    return FrameMeter(info.name, score, needs_reference=True)
