@@ -1,0 +1,216 @@
+"""What each published number was measured on: clips, degradation, colour channel, border, frames.
+
+A name reads dataset, degradation, scale, and what else differs: vid4-bd-x4-crop8. The conventions themselves are told
+in docs/protocols.md.
+
+folder-<degradation>-x<scale>   any folder of clips: Y, border 0, all frames
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from tubelet.errors import RequestError
+
+__all__ = ["DEGRADATIONS", "PROTOCOLS", "Protocol", "find_protocol"]
+
+DEGRADATIONS = ("bi", "bi-u8", "bd", "bd-b", "bd-c", "real", "second-order")
+"""The presets of `tubelet.degrade`, which stands beside this package and is not imported by it."""
+SCALES = range(2, 9)
+"""Scales of the free protocols."""
+
+_Y = ("psnr-y", "ssim-y")
+_RGB = ("psnr-rgb", "ssim-rgb")
+_REDS4 = ("000", "011", "015", "020")
+_VID4 = ("calendar", "city", "foliage", "walk")
+_RECURRENT = ("BasicVSR", "IconVSR", "BasicVSR++", "TTVSR", "VRT", "RVRT", "PSRT", "IART", "MIA-VSR", "PFVSR")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """All that a score depends on besides the model.
+
+    Attributes:
+        name: what a person types.
+        dataset: name of the set in `tubelet.data.datasets`, or "folder" for any folder of clips.
+        clips: clips of the set that count, None for all.
+        degradation: preset that makes the low-quality frames; "none" where the set has only those.
+        scale: factor between low-quality and restored frames.
+        metrics: names in `tubelet.metrics.measure`, the first is the one that papers lead with.
+        border: pixels left out on each side before a frame is scored.
+        drop_ends: frames left out of the score at each end of a clip; they are restored with the rest.
+        frames: "all" that are left, or the "middle" one only.
+        summary: one line for a person.
+        used_by: methods whose papers report numbers under it.
+    """
+
+    name: str
+    dataset: str
+    clips: tuple[str, ...] | None = None
+    degradation: str
+    scale: int = 4
+    metrics: tuple[str, ...] = _Y
+    border: int = 0
+    drop_ends: int = 0
+    frames: Literal["all", "middle"] = "all"
+    summary: str
+    used_by: tuple[str, ...] = ()
+
+    def scored_frames(self, count: int) -> range:
+        """Tell which frames of a clip of `count` frames are scored.
+
+        Raises:
+            RequestError: none is left.
+        """
+        if self.frames == "middle" and count:
+            return range(count // 2, count // 2 + 1)
+        if count <= 2 * self.drop_ends:
+            raise RequestError(
+                f"{self.name} leaves out {self.drop_ends} frames at each end, but a clip has only {count} frames"
+            )
+        return range(self.drop_ends, count - self.drop_ends)
+
+
+def _vid4(degradation: str, summary: str, used_by: tuple[str, ...]) -> tuple[Protocol, ...]:
+    """Vid4 under one degradation, with the three borders and ends in use."""
+    plain = Protocol(
+        name=f"vid4-{degradation}-x4",
+        dataset="vid4",
+        clips=_VID4,
+        degradation=degradation,
+        summary=f"Vid4, {summary}; Y, whole frames, all frames",
+        used_by=used_by,
+    )
+    crop = dataclasses.replace(
+        plain,
+        name=f"{plain.name}-crop8",
+        border=8,
+        summary=f"Vid4, {summary}; Y, without 8 px at the borders, all frames",
+        used_by=("RRN", "RSDN", "RLSP") if degradation == "bd" else (),
+    )
+    drop = dataclasses.replace(
+        crop,
+        name=f"{crop.name}-drop2",
+        drop_ends=2,
+        summary=f"Vid4, {summary}; Y, without 8 px at the borders and two frames at each end",
+        used_by=("DUF", "PFNL") if degradation == "bd" else (),
+    )
+    return plain, crop, drop
+
+
+PROTOCOLS: tuple[Protocol, ...] = (
+    Protocol(
+        name="reds4-bi-x4",
+        dataset="reds4",
+        clips=_REDS4,
+        degradation="bi-u8",
+        metrics=_RGB,
+        summary="REDS clips 000, 011, 015, 020, MATLAB bicubic of 8-bit pictures (sharp_bicubic); RGB, all frames",
+        used_by=("EDVR", *_RECURRENT, "SATeCo", "LRTI-VSR"),
+    ),
+    *_vid4("bi", "MATLAB bicubic", (*_RECURRENT, "EDVR", "TDAN", "SATeCo")),
+    *_vid4("bd", "Gaussian σ 1.6 of 13 taps, samples 0::4", ("OVSR",)),
+    *_vid4("bd-b", "Gaussian σ 1.6 of 12 taps, block centres", _RECURRENT),
+    *_vid4("bd-c", "Gaussian σ 1.5 of 9 taps, samples 0::4", ("FRVSR", "TecoGAN")),
+    Protocol(
+        name="udm10-bd-x4",
+        dataset="udm10",
+        degradation="bd",
+        summary="UDM10, Gaussian σ 1.6 of 13 taps; Y, whole frames, all frames",
+        used_by=(*_RECURRENT, "PFNL", "RRN", "RSDN", "OVSR"),
+    ),
+    Protocol(
+        name="udm10-bd-b-x4",
+        dataset="udm10",
+        degradation="bd-b",
+        summary="UDM10, Gaussian σ 1.6 of 12 taps, block centres; Y, whole frames, all frames",
+        used_by=_RECURRENT,
+    ),
+    Protocol(
+        name="vimeo90k-t-bi-x4",
+        dataset="vimeo90k-t",
+        degradation="bi",
+        frames="middle",
+        summary="Vimeo-90K test septuplets, MATLAB bicubic; Y, whole frames, the 4th of 7",
+        used_by=(*_RECURRENT, "EDVR", "TDAN", "TOFlow"),
+    ),
+    Protocol(
+        name="vimeo90k-t-bd-x4",
+        dataset="vimeo90k-t",
+        degradation="bd",
+        frames="middle",
+        summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 13 taps; Y, whole frames, the 4th of 7",
+        used_by=(*_RECURRENT, "RRN", "RSDN"),
+    ),
+    Protocol(
+        name="vimeo90k-t-bd-b-x4",
+        dataset="vimeo90k-t",
+        degradation="bd-b",
+        frames="middle",
+        summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 12 taps, block centres; Y, whole frames, the 4th of 7",
+        used_by=_RECURRENT,
+    ),
+    Protocol(
+        name="tos3-bi-x4",
+        dataset="tos3",
+        degradation="bi",
+        metrics=_RGB,
+        summary="ToS3, MATLAB bicubic; RGB, whole frames, all frames",
+        used_by=("LRTI-VSR",),
+    ),
+    Protocol(
+        name="spmcs-bd-x4",
+        dataset="spmcs",
+        degradation="bd",
+        summary="SPMCS, Gaussian σ 1.6 of 13 taps; Y, whole frames, all frames",
+        used_by=("PFNL", "RSDN"),
+    ),
+    Protocol(
+        name="videolq-x4",
+        dataset="videolq",
+        degradation="none",
+        metrics=("niqe",),
+        summary="VideoLQ, real low-quality videos without ground truth; NIQE of all frames",
+        used_by=("RealBasicVSR", "LRTI-VSR"),
+    ),
+)
+"""Every protocol with a name of its own; `find_protocol` also makes the free ones."""
+
+_SHORT = {f"vid4-{bd}-x4-drop2": f"vid4-{bd}-x4-crop8-drop2" for bd in ("bi", "bd", "bd-b", "bd-c")}
+_FREE = re.compile(rf"folder-({'|'.join(DEGRADATIONS)})-x(\d+)")
+
+
+def find_protocol(name: str) -> Protocol:
+    """Look up a protocol.
+
+    Args:
+        name: of a protocol; "-drop2" without "-crop8" means both, as DUF does.
+
+    Raises:
+        RequestError: there is none; the line names the nearest.
+    """
+    wanted = _SHORT.get(name, name)
+    for protocol in PROTOCOLS:
+        if protocol.name == wanted:
+            return protocol
+    free = _FREE.fullmatch(name)
+    if free and int(free.group(2)) in SCALES:
+        return _folder(free.group(1), int(free.group(2)))
+    known = [p.name for p in PROTOCOLS] + [f"folder-{d}-x4" for d in DEGRADATIONS]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    raise RequestError(f"no protocol {name!r}; {hint}")
+
+
+def _folder(degradation: str, scale: int) -> Protocol:
+    return Protocol(
+        name=f"folder-{degradation}-x{scale}",
+        dataset="folder",
+        degradation=degradation,
+        scale=scale,
+        summary=f"every clip of a folder, degraded by {degradation} to 1/{scale}; Y, whole frames, all frames",
+    )
