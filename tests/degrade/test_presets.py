@@ -20,9 +20,10 @@ def _smooth_clip(frames: int = 6, height: int = 64, width: int = 96) -> torch.Te
     return torch.stack([field.roll(t, -1) for t in range(frames)])
 
 
-def test_bd_equals_its_recorded_variants(shared):
-    description, outputs = recorded(shared, "bd_degradation")
-    x = recorded_input(shared, "bd_degradation", tuple(description["inputs"]["x"]))[None]
+@pytest.mark.parametrize("case", ["bd_degradation", "bd_degradation_mod"])
+def test_bd_equals_its_recorded_variants(shared, case):
+    description, outputs = recorded(shared, case)
+    x = recorded_input(shared, case, tuple(description["inputs"]["x"]))[None]
     made = {
         "rsdn_rrn": blur(x, gaussian_taps(1.6, 13), stride=4),
         "tecogan_1.5": blur(x, gaussian_taps(1.5, 9), stride=4),
@@ -45,7 +46,8 @@ def test_shape_range_and_replay(preset, scale):
     assert lq.shape == (6, 3, 64 // scale, 96 // scale)
     torch.testing.assert_close((lq * 255).round() / 255, lq)
     assert torch.equal(lq, degrade(clip, preset, scale=scale, seed=3))
-    assert psnr(lq, imresize(clip, 1 / scale)).mean() > 25  # still the same scene
+    least = 15 if preset == "second-order" else 25
+    assert psnr(lq, imresize(clip, 1 / scale)).mean() > least  # still the same scene
 
 
 def test_real_draws_differ_between_seeds_and_hold_for_the_clip():

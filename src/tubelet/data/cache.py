@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tubelet.degrade import REAL_RECIPE, Preset, degrade
+from tubelet.degrade import RANDOM_PRESETS, Preset, degrade
 from tubelet.errors import InputError
 from tubelet.video.reader import open_reader
 from tubelet.video.sequence import IMAGE_SUFFIXES
 
-__all__ = ["CachedClip", "prepare_clips", "read_clip"]
+__all__ = ["VIDEO_SUFFIXES", "CachedClip", "prepare_clips", "read_clip"]
 
-_VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".y4m", ".ts"}
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".y4m", ".ts"})
 _MAX_FRAMES = 300  # of one source; a film gives a sample, not the whole
 _SIZE_MULTIPLE = 12  # the scales 2, 3 and 4 divide it
 _PAN_FRAMES = 14
@@ -73,8 +73,9 @@ def prepare_clips(
         if gt is None:
             gt = _store(folder / "gt.npy", _decode(source))
         lqs: list[NDArray[np.uint8]] = []
-        for seed in range(variants if preset == "real" else 1):
-            recipe = f"real.{REAL_RECIPE}" if preset == "real" else preset
+        edition = RANDOM_PRESETS.get(preset)
+        for seed in range(variants if edition else 1):
+            recipe = f"{preset}.{edition}" if edition else preset
             path = folder / f"{recipe}-x{scale}-{seed}.npy"
             lq = _stored(path)
             if lq is None:
@@ -89,7 +90,7 @@ def _find_sources(root: Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"no such folder of clips: {root}")
     entries = sorted(root.iterdir())
-    found = [p for p in entries if p.suffix.lower() in _VIDEO_SUFFIXES | IMAGE_SUFFIXES or p.is_dir()]
+    found = [p for p in entries if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES or p.is_dir()]
     if not found:
         raise InputError(f"no video, image or folder of frames in {root}")
     return found

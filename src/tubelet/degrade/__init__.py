@@ -1,5 +1,16 @@
 """Make low-quality clips from good ones, by named presets."""
 
-from tubelet.degrade.presets import PRESETS, REAL_RECIPE, Preset, degrade
+from tubelet.degrade.presets import PRESETS, Preset, degrade, degrade_frames
+from tubelet.degrade.recipe import RANDOM_PRESETS, Recipe, apply_recipe, draw_recipe, stream_recipe
 
-__all__ = ["PRESETS", "REAL_RECIPE", "Preset", "degrade"]
+__all__ = [
+    "PRESETS",
+    "RANDOM_PRESETS",
+    "Preset",
+    "Recipe",
+    "apply_recipe",
+    "degrade",
+    "degrade_frames",
+    "draw_recipe",
+    "stream_recipe",
+]

@@ -1,0 +1,305 @@
+"""Write low-quality copies of clips: as pictures, a folder for each clip, or as a lossless video.
+
+    copies/
+      degradation.json      preset, scale, seed; another run with other values is refused
+      calendar/0001.png     named as the frames of the source
+
+A clip has its name only when it is whole, so a run that was stopped goes on with the clip it was at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tubelet.data.datasets import EvalClip
+from tubelet.degrade import PRESETS, RANDOM_PRESETS, Preset, Recipe, degrade_frames, stream_recipe
+from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError
+from tubelet.types import Frame
+from tubelet.video.codecs import EncodeSettings
+from tubelet.video.probe import VideoInfo
+from tubelet.video.reader import Reader, open_reader
+from tubelet.video.sequence import list_images
+from tubelet.video.video_sink import write_errors
+from tubelet.video.writer import open_writer
+
+__all__ = [
+    "Degradation",
+    "OnFrame",
+    "clip_seed",
+    "lossless",
+    "write_clips",
+    "write_picture",
+    "write_pictures",
+    "write_video",
+]
+
+OnFrame = Callable[[], None]
+
+_NOTHING = torch.empty(3, 0, 0)
+_MARKER = "degradation.json"
+_X264 = (".mp4", ".m4v", ".mov", ".ts")
+_PNG_LEVEL = 3  # of zlib: half the time of the default, 3 % larger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Degradation:
+    """What is done to a clip.
+
+    Attributes:
+        preset: name of the degradation.
+        scale: factor by which the copies are smaller, 1 to 16.
+        seed: of the random presets.
+        recipe: drawn steps to replay instead of drawing from the seed.
+    """
+
+    preset: Preset = "bi"
+    scale: int = 4
+    seed: int = 0
+    recipe: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ConfigError(f"unknown degradation {self.preset!r}; known are {', '.join(PRESETS)}")
+        if not 1 <= self.scale <= 16:
+            raise ConfigError(f"scale={self.scale} must be between 1 and 16")
+        if self.preset == "bd-b" and self.scale % 2:
+            raise ConfigError(f"bd-b samples the centres of blocks, which scale={self.scale} has not; take 2 or 4")
+
+    def stream(self, frames: Iterator[Tensor], size: tuple[int, int]) -> Iterator[Tensor]:
+        """Degrade frames (3, H, W) of a `size` (H, W) that the scale divides."""
+        if self.recipe is not None:
+            return stream_recipe(frames, self.recipe, size)
+        return degrade_frames(frames, self.preset, size, scale=self.scale, seed=self.seed)
+
+
+def clip_seed(name: str, seed: int) -> int:
+    """Make the seed of a clip: another for every name, the same whatever else lies beside it."""
+    return zlib.crc32(name.encode()) + seed
+
+
+def write_clips(
+    clips: Sequence[EvalClip],
+    out: Path,
+    degradation: Degradation,
+    *,
+    on_frame: OnFrame,
+    on_clip: Callable[[EvalClip, bool], None] = lambda clip, is_new: None,
+) -> int:
+    """Write a folder of pictures for every clip; those that are there are left.
+
+    Args:
+        clips: with good versions.
+        out: folder of the copies; made where it is missing.
+        degradation: its seed becomes another for every clip, except that a recipe is replayed on all alike.
+        on_frame: called after every frame.
+        on_clip: called after every clip, with whether it was made now.
+
+    Returns:
+        Number of clips that were made now.
+
+    Raises:
+        RequestError: the folder holds something else, or copies of another degradation.
+        InputError: a clip cannot be decoded.
+    """
+    _claim(out, degradation)
+    made = 0
+    for clip in clips:
+        if clip.gt is None:
+            raise InputError(f"{clip.name} has no good version to degrade")
+        folder = out / clip.name
+        if not folder.exists():
+            own = dataclasses.replace(degradation, seed=clip_seed(clip.name, degradation.seed))
+            write_pictures(clip.gt, folder, own, on_frame=on_frame)
+            made += 1
+            on_clip(clip, True)
+        else:
+            on_clip(clip, False)
+    return made
+
+
+def write_pictures(src: Path | str, dst: Path, degradation: Degradation, *, on_frame: OnFrame) -> int:
+    """Write the degraded frames of a clip as 8-bit PNGs.
+
+    Args:
+        src: video, folder or printf pattern of pictures.
+        dst: folder; of one that exists, the PNGs are replaced. Pictures keep the names of the source's, frames of a
+            video are numbered.
+        degradation: what to do.
+        on_frame: called after every frame.
+
+    Returns:
+        Number of frames.
+
+    Raises:
+        InputError: the source cannot be decoded, or not all of it: a copy would lack frames.
+    """
+    part = dst.with_name(f".{dst.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    images = list_images(str(src))
+    try:
+        with open_reader(src) as reader, write_errors(str(dst)):
+            part.mkdir()
+            count = 0
+            for frame in _degraded(reader, degradation):
+                stem = images[frame.pts].stem if images else f"{frame.index:08d}"
+                _save(part / f"{stem}.png", frame.rgb)
+                count += 1
+                on_frame()
+            if reader.problems or not count:
+                raise InputError(f"{src}: {'; '.join(reader.problems) or 'no frame can be decoded'}")
+            _put(part, dst)
+            return count
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_picture(src: Path, dst: Path, degradation: Degradation) -> None:
+    """Write one degraded picture as an 8-bit PNG.
+
+    Raises:
+        InputError: the source cannot be decoded.
+    """
+    part = dst.with_name(f".{dst.name}.part")
+    try:
+        with open_reader(src) as reader, write_errors(str(dst)):
+            frame = next(_degraded(reader, degradation), None)
+            if frame is None:
+                raise InputError(f"{src}: {'; '.join(reader.problems) or 'it cannot be decoded'}")
+            _save(part, frame.rgb)
+            part.replace(dst)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_video(
+    src: Path | str,
+    dst: Path,
+    degradation: Degradation,
+    *,
+    encode: EncodeSettings,
+    overwrite: bool,
+    on_frame: OnFrame,
+) -> list[str]:
+    """Write the degraded frames of a clip as a video, with their times, sound and the rest of the source.
+
+    Args:
+        src: video, folder or printf pattern of pictures.
+        dst: video file.
+        degradation: what to do.
+        encode: `lossless(dst)` keeps every value as far as the container can.
+        overwrite: replace an existing file.
+        on_frame: called after every frame.
+
+    Returns:
+        What a person should know, a line each.
+
+    Raises:
+        IncompleteError: the video was written, but part of the source could not be decoded.
+    """
+    with open_reader(src) as reader:
+        info = _as_written(reader.info, dst)
+        height, width = (n // degradation.scale for n in (info.height, info.width))
+        with open_writer(dst, like=info, width=width, height=height, settings=encode, overwrite=overwrite) as writer:
+            for frame in _degraded(reader, degradation):
+                writer.write(frame)
+                on_frame()
+    if reader.problems:
+        raise IncompleteError(f"{dst} was written, but {src} is damaged: {'; '.join(reader.problems)}")
+    return writer.notes + _losses(dst)
+
+
+def _losses(dst: Path) -> list[str]:
+    suffix = dst.suffix.lower()
+    if suffix == ".mkv":
+        return []
+    what = "holds colour at half the resolution or through a matrix" if suffix in (*_X264, ".avi") else "is lossy"
+    return [f"{suffix} {what}; .mkv or a folder keeps every value"]
+
+
+def lossless(dst: Path) -> EncodeSettings:
+    """Choose the encoder that loses least in a container: FFV1 in .mkv and .avi, else H.264 without quantisation."""
+    if dst.suffix.lower() in (".mkv", ".avi"):
+        return EncodeSettings(codec="ffv1")
+    if dst.suffix.lower() in _X264:
+        return EncodeSettings(codec="h264", crf=0)
+    return EncodeSettings()
+
+
+def _degraded(reader: Reader, degradation: Degradation) -> Iterator[Frame]:
+    """Pair degraded pictures, which may come in parts, with the times of their frames."""
+    scale = degradation.scale
+    height, width = (n // scale * scale for n in (reader.info.height, reader.info.width))
+    if min(height, width) < scale:
+        raise InputError(f"{reader.info.source} is {reader.info.width}x{reader.info.height}, too small for 1/{scale}")
+    waiting: deque[Frame] = deque()
+
+    def cropped() -> Iterator[Tensor]:
+        for frame in reader:
+            rgb = (frame.rgb[:, :height, :width] * 255).round() / 255  # as if read from pictures, whatever the source
+            waiting.append(dataclasses.replace(frame, rgb=_NOTHING, alpha=None))  # a view would keep the picture
+            yield rgb
+
+    for lq in degradation.stream(cropped(), (height, width)):
+        frame = waiting.popleft()
+        frame.rgb = lq
+        yield frame
+
+
+def _as_written(info: VideoInfo, dst: Path) -> VideoInfo:
+    """Describe the source as 8 bit without transparency, and as RGB where the container holds RGB without loss."""
+    rgb = {"is_rgb": True, "pix_fmt": "gbrp"} if dst.suffix.lower() == ".mkv" else {}
+    return dataclasses.replace(info, bit_depth=8, has_alpha=False, hdr=None, **rgb)
+
+
+def _save(path: Path, rgb: Tensor) -> None:
+    pixels = (rgb * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, "PNG", compress_level=_PNG_LEVEL)
+
+
+def _put(part: Path, dst: Path) -> None:
+    """Give a finished folder its name, or put its pictures in place of those that are there."""
+    if not dst.exists():
+        part.rename(dst)
+        return
+    for old in dst.glob("*.png"):
+        old.unlink()
+    for picture in part.iterdir():
+        picture.replace(dst / picture.name)
+
+
+def _claim(out: Path, degradation: Degradation) -> None:
+    """Mark a folder as that of one degradation, or see that it is."""
+    record = {
+        "preset": degradation.preset,
+        "edition": RANDOM_PRESETS.get(degradation.preset, 1),
+        "scale": degradation.scale,
+        "seed": degradation.seed,
+        "recipe": None if degradation.recipe is None else str(degradation.recipe),
+    }
+    marker = out / _MARKER
+    if marker.is_file():
+        with contextlib.suppress(ValueError):
+            before = json.loads(marker.read_text(encoding="utf-8"))
+            if before == record:
+                return
+        raise RequestError(f"{out} holds copies of another degradation ({marker}); choose another folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise RequestError(f"{out} is not empty and not a folder of copies; choose another folder")
+    with write_errors(str(out)):
+        out.mkdir(parents=True, exist_ok=True)
+        part = marker.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        part.replace(marker)
