@@ -9,7 +9,6 @@ Memory: peak resident set of that process, for a short and a ten times longer vi
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from tubelet.evaluation.machine import processor_name
 from tubelet.evaluation.scene import draw_scene
 from tubelet.models.zoo import create_model, find_model
 from tubelet.ops import imresize
@@ -33,10 +33,11 @@ from tubelet.video.writer import EncodeSettings, open_writer
 
 WIDTH, HEIGHT = 320, 180
 RUN_COMMAND = """
-import json, resource, sys
+import json, sys
 from tubelet.cli import main
 code = main(["upscale", *sys.argv[1:], "--device", "cpu", "--overwrite", "--progress", "json"])
-print(json.dumps({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+from tubelet.evaluation.machine import peak_resident_bytes  # here, so that the command loads torch in its own way
+print(json.dumps({"peak_bytes": peak_resident_bytes()}))
 sys.exit(code)
 """
 WAYS = {
@@ -162,14 +163,6 @@ def bench_memory(id: str, folder: Path, short: int) -> None:
     print(f"{10 * short} frames take {100 * (peaks[1] / peaks[0] - 1):+.1f} % against {short}")
 
 
-def processor() -> str:
-    """Name the processor as the system does."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown processor")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["fast-x4-real", "fast-x2-real", "bicubic-x4"])
@@ -178,7 +171,8 @@ def main() -> None:
     parser.add_argument("--memory-frames", type=int, default=200, help="of the short video; 0 leaves this out")
     options = parser.parse_args()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], check=False, capture_output=True, text=True)
-    print(f"{date.today()}  {processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {commit.stdout.strip()}")
+    machine = f"{processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    print(f"{date.today()}  {machine}, {commit.stdout.strip()}")
     bench_models(options.models, options.frames)
     bench_engine(options.models, options.frames)
     with tempfile.TemporaryDirectory() as folder:

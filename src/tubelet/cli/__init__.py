@@ -26,7 +26,12 @@ VERBS = {
     "demo": "see a result in a minute, on a clip that is made on the spot",
     "models": "list the models",
     "doctor": "say what this machine can do, and what is missing",
+    "evaluate": "score models on a benchmark, beside the published figures",
+    "compare": "measure two videos, and show them with a slider",
     "train": "train a model",
+    "degrade": "make the low-quality version of a video, by a benchmark's rule or a realistic one",
+    "data": "list, check and prepare the standard sets",
+    "bench": "measure what models cost: parameters, FLOPs, memory, time",
 }
 """Verb → what it does; `tubelet.cli.<verb>` holds its `main`."""
 

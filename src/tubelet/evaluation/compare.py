@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Literal
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from tubelet.evaluation.pictures import data_url, enlarge, to_image
 from tubelet.evaluation.sampling import frame_near, sample_times
 from tubelet.video.probe import VideoInfo, probe
 
-__all__ = ["write_compare_page"]
+__all__ = ["ComparePage", "write_compare_page", "write_page"]
 
 _CROP_PX = (144, 112)  # width, height in pixels of the result; four side by side still fit a desktop
 _ZOOM = 2
@@ -24,9 +25,29 @@ _CROPS = 4
 _HDR_TRANSFERS = (16, 18)  # AVCOL_TRC_SMPTE2084 (PQ), AVCOL_TRC_ARIB_STD_B67 (HLG)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparePage:
+    """What a page shows and says."""
+
+    frames: int = 6
+    """How many moments, spread evenly."""
+    title: str | None = None
+    """Heading; None is the names of the files."""
+    details: Mapping[str, str] = field(default_factory=dict[str, str])
+    """More lines for the table at the end, name → value."""
+    truth: str | Path | None = None
+    """The original that both are to look like, where there is one."""
+    before_start_s: float = 0.0
+    """Time of the first video at which the second begins, seconds."""
+    labels: tuple[str, str] = ("Input", "Result")
+    """What the two videos are called."""
+    size: Literal["second", "larger"] = "second"
+    """Whose size the page has; the others are brought to it (bicubic)."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """One frame of the page: both sides at the size of the result, and its best close-ups."""
+    """One frame of the page: both sides at the size of the page, and its best close-ups."""
 
     time_s: float
     before_url: str
@@ -64,48 +85,96 @@ def write_compare_page(
     Raises:
         InputError: one of the videos cannot be read.
     """
-    before_info, after_info = probe(before), probe(after)
-    truth_info = None if truth is None else probe(truth)
-    columns = ["Input, bicubic", "Input, Lanczos", "Result", *(["Original"] if truth else [])]
-    moments = [
-        _moment((before_info, after_info, truth_info), time_s, before_start_s)
-        for time_s in sample_times(after_info, frames)
-    ]
-    size = f"{after_info.width}×{after_info.height}"
+    page = ComparePage(frames=frames, title=title, details=details or {}, truth=truth, before_start_s=before_start_s)
+    return write_page(before, after, dst, page)
+
+
+def write_page(before: str | Path, after: str | Path, dst: str | Path, page: ComparePage) -> Path:
+    """Write a page that compares any two videos; frames are paired by time.
+
+    Args:
+        before: left of the slider.
+        after: right of it.
+        dst: the HTML file; an existing one is replaced. It appears when it is whole.
+        page: what it shows and says.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: one of the videos cannot be read.
+    """
+    videos = _Videos(probe(before), probe(after), None if page.truth is None else probe(page.truth), page)
+    times_s = sample_times(videos.after, page.frames, duration_s=videos.shared_s)
+    moments = [_moment(videos, time_s) for time_s in times_s]
     facts = {
-        "Input": f"{_name(before)}, {before_info.width}×{before_info.height}, {before_info.codec}",
-        "Result": f"{_name(after)}, {size}, {after_info.codec}",
-        **(details or {}),
+        page.labels[0]: _described(before, videos.before),
+        page.labels[1]: _described(after, videos.after),
+        **page.details,
     }
-    page = Template(resources.files("tubelet.evaluation").joinpath("compare_page.html").read_text("utf-8"))
-    text = page.substitute(
-        title=html.escape(title or f"{_name(before)} → {_name(after)}"),
-        summary=html.escape(_summary(before_info, after_info)),
-        aspect=_display_aspect(after_info),
-        width=after_info.width,
-        crop_width=_ZOOM * min(_CROP_PX[0], after_info.width),
+    form = Template(resources.files("tubelet.evaluation").joinpath("compare_page.html").read_text("utf-8"))
+    text = form.substitute(
+        title=html.escape(page.title or f"{_name(before)} → {_name(after)}"),
+        summary=html.escape(_summary(videos)),
+        aspect=_display_aspect(videos.after),
+        width=videos.size[1],
+        crop_width=_ZOOM * min(_CROP_PX[0], videos.size[1]),
         zoom={2: "two", 3: "three"}[_ZOOM],
-        figures="\n".join(_figure(moment, number) for number, moment in enumerate(moments)),
+        figures="\n".join(_figure(moment, number, videos) for number, moment in enumerate(moments)),
         choices="\n".join(_choice(moment, number) for number, moment in enumerate(moments)),
-        columns="".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns),
-        crops="\n".join(_closeup_row(*row, columns) for row in _best_closeups(moments)),
+        columns="".join(f'<th scope="col">{html.escape(name)}</th>' for name in videos.columns),
+        crops="\n".join(_closeup_row(*row, videos.columns) for row in _best_closeups(moments)),
         details="\n".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()),
     )
     path = Path(dst)
-    path.write_text(text, "utf-8")
-    return path
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, "utf-8")
+    return part.replace(path)
 
 
-def _moment(videos: tuple[VideoInfo, VideoInfo, VideoInfo | None], time_s: float, before_start_s: float) -> _Moment:
-    """Read one moment of both videos and keep no more of it than its encoded pictures."""
-    before, after, truth = videos
-    result = frame_near(after, time_s)
-    time_s = result.time_s - after.start_s
-    lq = frame_near(before, time_s + before_start_s).rgb
-    sr, size = result.rgb, (result.rgb.shape[-2], result.rgb.shape[-1])
-    sides: list[Tensor] = [enlarge(lq, size), enlarge(lq, size, "lanczos3"), sr]
-    if truth is not None:
-        sides.append(enlarge(frame_near(truth, time_s).rgb, size))
+@dataclass(frozen=True, slots=True)
+class _Videos:
+    """The videos of a page."""
+
+    before: VideoInfo
+    after: VideoInfo
+    truth: VideoInfo | None
+    page: ComparePage
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the page's pictures (height, width)."""
+        sizes = [(self.after.height, self.after.width), (self.before.height, self.before.width)]
+        return sizes[0] if self.page.size == "second" else max(sizes, key=lambda size: size[0] * size[1])
+
+    @property
+    def enlarged(self) -> bool:
+        """Say whether the first video is smaller than the page, so that a player would enlarge it."""
+        return self.before.width * self.before.height < self.size[0] * self.size[1]
+
+    @property
+    def shared_s(self) -> float | None:
+        """How much of the second video the others have too, seconds; None where a header does not say."""
+        starts_s = ((self.before, self.page.before_start_s), *(((self.truth, 0.0),) if self.truth else ()))
+        return min((max(0.0, v.duration_s - start_s) for v, start_s in starts_s if v.duration_s), default=None)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the close-ups of a moment."""
+        first, second = self.page.labels
+        left = [f"{first}, bicubic", f"{first}, Lanczos"] if self.enlarged else [first]
+        return [*left, second, *(["Original"] if self.truth else [])]
+
+
+def _moment(videos: _Videos, time_s: float) -> _Moment:
+    """Read one moment of all videos and keep no more of it than its encoded pictures."""
+    result = frame_near(videos.after, time_s)
+    time_s = result.time_s - videos.after.start_s
+    lq, size = frame_near(videos.before, time_s + videos.page.before_start_s).rgb, videos.size
+    sr = enlarge(result.rgb, size)
+    sides: list[Tensor] = [enlarge(lq, size), *([enlarge(lq, size, "lanczos3")] if videos.enlarged else []), sr]
+    if videos.truth is not None:
+        sides.append(enlarge(frame_near(videos.truth, time_s).rgb, size))
     regions = detailed_regions(sr, width_px=_CROP_PX[0], height_px=_CROP_PX[1], count=_CROPS)
     closeups = [(region, [data_url(to_image(region.of(side)), lossless=True) for side in sides]) for region in regions]
     picture = to_image(sr)
@@ -127,14 +196,16 @@ def _best_closeups(moments: list[_Moment]) -> list[tuple[float, list[str]]]:
     return [(time_s, urls) for _, time_s, urls in chosen]
 
 
-def _figure(moment: _Moment, number: int) -> str:
+def _figure(moment: _Moment, number: int, videos: _Videos) -> str:
     at = _time(moment.time_s)
+    first, second = (html.escape(label) for label in videos.page.labels)
+    how, tag = (", enlarged", ", bicubic") if videos.enlarged else ("", "")
     return (
         f'<figure class="frame"{" hidden" if number else ""}>'
-        f'<img src="{moment.before_url}" alt="Input at {at}, enlarged" draggable="false">'
-        f'<img class="after" src="{moment.after_url}" alt="Result at {at}" draggable="false">'
-        '<div class="handle"></div><span class="tag left">input, bicubic</span>'
-        '<span class="tag right">result</span></figure>'
+        f'<img src="{moment.before_url}" alt="{first} at {at}{how}" draggable="false">'
+        f'<img class="after" src="{moment.after_url}" alt="{second} at {at}" draggable="false">'
+        f'<div class="handle"></div><span class="tag left">{_as_tag(first)}{tag}</span>'
+        f'<span class="tag right">{_as_tag(second)}</span></figure>'
     )
 
 
@@ -152,12 +223,26 @@ def _closeup_row(time_s: float, urls: list[str], columns: list[str]) -> str:
     return f'<tr><td class="time">{_time(time_s)}</td>{cells}</tr>'
 
 
-def _summary(before: VideoInfo, after: VideoInfo) -> str:
-    text = f"{before.width}×{before.height} → {after.width}×{after.height}. Left of the line is the input, "
-    text += "enlarged as a player does; right of it the result. Drag the line, or use the arrow keys."
+def _as_tag(label: str) -> str:
+    """Write a plain word small, a name as it is."""
+    return label.lower() if label in ("Input", "Result") else label
+
+
+def _summary(videos: _Videos) -> str:
+    before, after = videos.before, videos.after
+    first, second = videos.page.labels
+    plain = videos.page.labels == ("Input", "Result")
+    left, right = ("the input", "the result") if plain else (first, second)
+    sizes = f"{before.width}×{before.height} → {after.width}×{after.height}"
+    how = ", enlarged as a player does" if videos.enlarged else ""
+    text = f"{sizes}. Left of the line is {left}{how}; right of it {right}. Drag the line, or use the arrow keys."
     if after.colour.transfer in _HDR_TRANSFERS:
         text += " The video is HDR; the page shows its code values without tone mapping."
     return text
+
+
+def _described(src: str | Path, info: VideoInfo) -> str:
+    return f"{_name(src)}, {info.width}×{info.height}, {info.codec}"
 
 
 def _display_aspect(info: VideoInfo) -> str:

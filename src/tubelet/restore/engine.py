@@ -190,14 +190,22 @@ class Engine:
         hidden = hidden and tuple(state.to(self.device) for state in hidden)
         tiles = plan_tiles(lq.shape[-2], lq.shape[-1], self._layout.tile_px, self.spec)
         if len(tiles) == 1:
-            sr, hidden = self._call(lq, hidden)
+            sr, hidden = self.call(lq, hidden)
         else:
             scale, multiple = self.spec.scale, self.spec.size_multiple
-            sr, hidden = run_tiled(self._call, lq, hidden, tiles, scale=scale, size_multiple=multiple)
+            sr, hidden = run_tiled(self.call, lq, hidden, tiles, scale=scale, size_multiple=multiple)
         return sr[..., : height * self.spec.scale, : width * self.spec.scale], hidden
 
-    def _call(self, lq: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
-        """Run the network once; lq (1, T, 3, h, w) on the device."""
+    def call(self, lq: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """Run the network once, as it is run on every tile: layout and number format are the engine's.
+
+        Args:
+            lq: (1, T, 3, h, w) on the device, of a size that the network takes.
+            hidden: state of an online model, None at the start of a scene and for other kinds.
+
+        Returns:
+            sr (1, T', 3, sh, sw), and the new state.
+        """
         lq = _channels_last(lq)
         dtype = _DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
@@ -259,8 +267,8 @@ class Engine:
         lq = torch.zeros(1, frames, 3, height, width, device=self.device)
         try:
             with torch.inference_mode():
-                hidden = self._call(lq, None)[1]
-                peak = peak_tensor_bytes(lambda: self._call(lq, hidden))
+                hidden = self.call(lq, None)[1]
+                peak = peak_tensor_bytes(lambda: self.call(lq, hidden))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -1,0 +1,95 @@
+"""The time that is left: each model at its own speed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tubelet.evaluation.pairs import Subject
+from tubelet.evaluation.results import ClipScore, Identity
+from tubelet.evaluation.ticker import EvaluateProgress, Task, Ticker
+
+
+def task(model: str, clip: str, frames: int, score: ClipScore | None = None) -> Task:
+    subject = Subject(name=clip, gt=Path(clip), lq=None, frames=frames, width=8, height=8, scored=None, fingerprint="")
+    return Task(model, subject, score_of(model, clip, frames).identity, None, score)
+
+
+def score_of(model: str, clip: str, frames: int) -> ClipScore:
+    identity = Identity(
+        model=model,
+        weights_sha256=None,
+        clip=clip,
+        source="",
+        protocol={},
+        max_frames=None,
+        device="cpu",
+        precision="fp32",
+        tubelet="0",
+    )
+    return ClipScore(
+        identity=identity, per_frame={}, mean={}, frames=frames, first_frame=0, width=8, height=8, seconds_per_frame=1
+    )
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A clock that goes on only when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr("tubelet.evaluation.ticker.time.monotonic", lambda: now[0])
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    return wait
+
+
+def run(ticker: Ticker, job: Task, frame_s: float, wait: Callable[[float], None], *, frames: int | None = None) -> None:
+    ticker.begin(job)
+    count = job.subject.frames if frames is None else frames
+    for _ in range(count):
+        wait(frame_s)
+        ticker.tick()
+    ticker.finish(job, score_of(job.model, job.subject.name, count))
+
+
+def test_what_is_left_is_counted_at_each_models_own_speed(wait: Callable[[float], None]) -> None:
+    seen: list[EvaluateProgress] = []
+    jobs = [task(model, clip, 10) for model in ("quick", "slow") for clip in "ab"]
+    ticker = Ticker(seen.append, jobs)
+    run(ticker, jobs[0], 1, wait)
+    assert seen[-1].eta_s == pytest.approx(30)  # nothing is known of the slow one: as the average
+    run(ticker, jobs[1], 1, wait)
+    run(ticker, jobs[2], 5, wait)
+    assert seen[-1].eta_s == pytest.approx(50)
+    assert seen[-1].elapsed_s == pytest.approx(70)
+    run(ticker, jobs[3], 5, wait)
+    assert (seen[-1].frames_done, seen[-1].frames_total, seen[-1].eta_s) == (40, 40, 0)
+
+
+def test_what_is_stored_is_not_counted(wait: Callable[[float], None]) -> None:
+    seen: list[EvaluateProgress] = []
+    jobs = [task("m", "a", 10, score_of("m", "a", 10)), task("m", "b", 4)]
+    ticker = Ticker(seen.append, jobs)
+    run(ticker, jobs[1], 1, wait)
+    assert (seen[-1].frames_done, seen[-1].frames_total) == (4, 4)
+
+
+def test_a_header_that_was_wrong_is_put_right(wait: Callable[[float], None]) -> None:
+    seen: list[EvaluateProgress] = []
+    jobs = [task("m", "a", 10), task("m", "b", 4)]
+    ticker = Ticker(seen.append, jobs)
+    run(ticker, jobs[0], 1, wait, frames=12)
+    assert seen[-1].frames_total == 16
+    assert seen[-1].eta_s == pytest.approx(4)
+    run(ticker, replace(jobs[1]), 1, wait)
+    assert (seen[-1].frames_done, seen[-1].frames_total) == (16, 16)
+
+
+def test_reports_come_at_most_four_times_a_second(wait: Callable[[float], None]) -> None:
+    seen: list[EvaluateProgress] = []
+    job = task("m", "a", 100)
+    run(Ticker(seen.append, [job]), job, 0.01, wait)
+    assert len(seen) <= 6
+    assert seen[-1].score is not None
