@@ -31,6 +31,29 @@ def test_field_help_joins_lines() -> None:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Mix colours."""
+
+    pots: tuple[str, ...] | None = None
+    into: tuple[str, ...] = ()
+    coats: int = 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["-p", "red", "blue", "--coats", "2", "--into", "x"],
+        ["-p", "red", "--pots", "blue", "--into", "x", "--coats", "2"],
+        ["--pots=red", "--coats", "2", "--into=x", "-p=blue"],
+    ],
+)
+def test_several_values_may_follow_one_flag_or_several(args: list[str]) -> None:
+    command = parse(flags_from(Mix, aliases={"pots": "-p"}), args, verb="mix")
+    assert pick(command, Mix) == Mix(pots=("red", "blue"), into=("x",), coats=2)
+    assert pick(parse(flags_from(Mix), [], verb="mix"), Mix) == Mix()
+
+
 def test_fields_without_default_are_positional_and_the_rest_flags() -> None:
     flags = flags_from(Paint, aliases={"coats": "-c"})
     command = parse(flags, ["north", "-c", "2", "--dry", "--colour", "blue"], verb="paint")

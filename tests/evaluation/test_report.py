@@ -128,6 +128,15 @@ def test_ours_stand_beside_the_published_in_order(tmp_path: Path) -> None:
     assert rows.index(basic) < rows.index(ours)
 
 
+def test_costs_are_drawn_wherever_one_paper_tells_them(tmp_path: Path) -> None:
+    out = made_up(tmp_path, "vid4-bi-x4", {"mine": [27.5, 27.5]})
+    write_report(out)
+    page = (out / "report.html").read_text("utf-8")
+    assert "VRT: PSNR-Y (dB) ↑ 27.93, ms per megapixel" in page  # a second paper has VRT without a time
+    assert "RVRT: PSNR-Y (dB) ↑ 27.99, ms per megapixel of output 198.5" in page  # the first of two papers
+    assert "frozen image model is not counted" in page
+
+
 def test_tables_that_agree_on_a_method_share_a_row(tmp_path: Path) -> None:
     rows = comparison_rows(read_results(made_up(tmp_path, "vid4-bi-x4", {"mine": [20.0]})))
     bicubic = [row for row in rows if row.method == "Bicubic"]

@@ -8,7 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -72,7 +72,31 @@ def field_help(source: type[Any]) -> dict[str, str]:
 
 def parse(flags: type[Any], args: Sequence[str], *, verb: str) -> Any:
     """Parse arguments; on `--help` and on wrong usage prints and exits (0 and 2)."""
-    return tyro.cli(flags, args=list(args), prog=f"tubelet {verb}", config=_CONFIG)
+    return tyro.cli(flags, args=_gather(flags, args), prog=f"tubelet {verb}", config=_CONFIG)
+
+
+def _gather(flags: type[Any], args: Sequence[str]) -> list[str]:
+    """Let a flag that takes several values be given several times: `-m a -m b` is `-m a b`, not `-m b`."""
+    spellings: dict[str, str] = {}
+    for field in dataclasses.fields(flags):
+        kind, dressed, *_ = get_args(field.type)
+        if field.default is not dataclasses.MISSING and any(
+            get_origin(part) is tuple for part in (kind, *get_args(kind))
+        ):
+            name = "--" + field.name.replace("_", "-")
+            spellings |= dict.fromkeys([name, *(dressed.aliases or ())], name)
+    rest: list[str] = []
+    values: dict[str, list[str]] = {}
+    into = rest
+    for word in args:
+        flag, equals, value = word.partition("=")
+        if flag in spellings:
+            into = values.setdefault(spellings[flag], [])
+            into += [value] if equals else []
+        else:
+            into = rest if word.startswith("-") else into
+            into.append(word)
+    return rest + [word for name, given in values.items() for word in (name, *given)]
 
 
 def pick(command: object, settings: type[Any]) -> Any:

@@ -194,6 +194,8 @@ def report_notes(results: Results, rows: Sequence[Row]) -> list[str]:
     notes.append(f"Time is that of the engine for one frame, without reading and measuring, on {hardware}.")
     if any(not row.ours for row in rows):
         notes.append("Published figures are as printed in the papers named beside them; their times are in the plot.")
+        if any(row.method == "PFVSR" and not row.ours for row in rows):
+            notes.append("PFVSR's parameters are those that it trains; its frozen image model is not counted.")
         plain = {score.protocol for score in published_scores(results.name)}
         if plain - {results.name}:
             notes.append(

@@ -167,7 +167,10 @@ def _cost_plots(results: Results, rows: Sequence[Row]) -> str:
     """Draw quality against parameters and against time, with the methods whose costs are published."""
     metric = results.metrics[0]
     label = metric_heading(metric)
-    costs: dict[str, PublishedCost] = {cost.method: cost for cost in published_costs()}
+    costs: dict[str, PublishedCost] = {}
+    for cost in published_costs():
+        if cost.runtime_ms is not None:
+            costs.setdefault(cost.method, cost)  # of papers that disagree, the first
     colours = {model.model: place for place, model in enumerate(results.models)}
     by_parameters: list[Point] = []
     by_time: list[Point] = []
