@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import os
 from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
@@ -236,6 +237,8 @@ def _open_encoder(
         context.codec_tag = encoding.tag
     context.flags |= _FRAME_DURATION
     context.thread_type = "AUTO"
+    if encoding.encoder == "libx264":
+        context.thread_count = min(os.cpu_count() or 1, 64)  # its own choice, half as many again, crowds the model
     options = dict(encoding.options)
     if tags.siting and "420" in encoding.pix_fmt:
         options["chroma_sample_location"] = str(tags.siting)
