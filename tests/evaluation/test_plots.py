@@ -85,6 +85,13 @@ def test_ticks_are_round_and_inside() -> None:
     assert all(len(label) <= 5 for label in labels)
 
 
+def test_values_close_together_have_ticks_on_a_logarithmic_axis() -> None:
+    svg = point_plot([Point("a", 0.0536, 25, 0), Point("b", 0.063, 26, 1)], x=MILLIONS, y=DB, title="t")
+    labels = re.findall(r'text-anchor="middle">(0[\d.]+)<', svg)
+    assert len(labels) >= 2
+    assert all(0.05 < float(label) < 0.07 for label in labels)
+
+
 def test_frames_are_whole() -> None:
     svg = line_plot([Line("a", range(3), [20, 21, 22], 0)], x=Axis("frame", whole=True), y=DB, title="t")
     labels = re.findall(r'text-anchor="middle">([^<]+)', svg)

@@ -204,6 +204,8 @@ def _scale(values: Sequence[float], axis: Axis, start: float, stop: float, *, ti
         room = 0.08 * (high - low)
         low, high = low - room, high + room
     ticks = _log_ticks(low, high) if axis.logarithmic else _linear_ticks(low, high, least=1 if axis.whole else 0)
+    if len(ticks) < 2 and axis.logarithmic:  # values so close together that no two powers lie between them
+        ticks = _linear_ticks(10**low, 10**high, least=0)
     return _Scale(lambda value: start + (form(value) - low) / (high - low) * (stop - start), ticks)
 
 
