@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -79,6 +81,68 @@ def test_the_configuration_is_read_off_the_shapes(config):
     loaded = load_model(FastVSR(config).state_dict(), architecture="FastVSR")
     assert isinstance(loaded, FastVSR)
     assert loaded.config == config
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"params": {}, "params_ema": s},
+        lambda s: {"state_dict": {f"generator.{k}": v for k, v in s.items()} | {"discriminator.conv": torch.ones(1)}},
+        lambda s: {
+            "meta": {"epoch": 3},
+            "state_dict": {f"generator_ema.{k}": v for k, v in s.items()} | {"generator.a": 0},
+        },
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"state_dict": {"params": s}, "optimizer": [1, 2]},
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", None])
+def test_wrappings_of_frameworks_are_taken_off(saved, tmp_path, wrap, suffix):
+    model, _ = saved
+    content = wrap(model.state_dict())
+    if suffix:
+        torch.save(content, tmp_path / "w.pth")
+        content = tmp_path / "w.pth"
+    loaded = load_model(content)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+def test_a_pickle_with_code_is_not_executed(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"params": {"conv.weight": torch.ones(1)}, "x": Hostile()}, tmp_path / "hostile.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": Hostile()}))
+    for name in ("hostile.pth", "plain.pth"):
+        with pytest.raises(CheckpointError, match="not read for safety") as info:
+            load_model(tmp_path / name)
+        assert "\n" not in str(info.value)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_files_without_tensors_say_what_they_hold(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        load_model(tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "epoch.pth")
+    with pytest.raises(CheckpointError, match="holds no tensors; its entries are epoch"):
+        load_model(tmp_path / "epoch.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "epoch.pth").read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(tmp_path / "cut.pth")
+
+
+def test_what_is_missing_surplus_or_misshapen_is_listed(saved):
+    model, _ = saved
+    state = dict(model.state_dict())
+    state["extra"] = torch.ones(1)
+    state["body.0.bias"] = torch.ones(5)
+    del state["acts.1.weight"]
+    with pytest.raises(CheckpointError) as info:
+        load_model(state)
+    for words in ("lacks acts.1.weight", "has too much: extra", "body.0.bias is 5, not 8"):
+        assert words in str(info.value)
 
 
 def test_a_checkpoint_stands_in_for_a_model_of_the_zoo(saved):

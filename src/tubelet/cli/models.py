@@ -1,11 +1,11 @@
-"""`tubelet models`: the zoo as a table."""
+"""`tubelet models`: the zoo as a table; `tubelet models identify FILE`: what a checkpoint is."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tubelet.cli.flags import flags_from, parse
@@ -15,14 +15,29 @@ __all__ = ["main"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsFlags:
-    """List the models: what they are called, what they enlarge, how they see time, and whose they are."""
+    """List the models: what they are called, what they enlarge, how they see time, and whose they are.
+
+    `tubelet models identify FILE` tells what a checkpoint is.
+    """
 
     json: bool = False
     """Write JSON instead of a table."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class IdentifyFlags:
+    """Tell what a checkpoint is: its architecture and configuration, read off names and shapes."""
+
+    file: str
+    """A .safetensors or .pth file."""
+    json: bool = False
+    """Write JSON instead of lines."""
+
+
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
+    if args[:1] == ["identify"]:
+        return _identify(parse(flags_from(IdentifyFlags), args[1:], verb="models identify"))
     flags: ModelsFlags = parse(flags_from(ModelsFlags), args, verb="models")
     rows = _rows()
     if flags.json:
@@ -30,6 +45,34 @@ def main(args: Sequence[str]) -> int:
         sys.stdout.write("\n")
     else:
         _print_table(rows)
+    return 0
+
+
+def _identify(flags: IdentifyFlags) -> int:
+    from tubelet.models.checkpoint import open_checkpoint
+
+    opened = open_checkpoint(flags.file)
+    contract = opened.architecture.contract(opened.config)
+    temporal = {name: value for name, value in asdict(contract.temporal).items() if value}
+    facts: dict[str, Any] = {
+        "file": flags.file,
+        "architecture": opened.architecture.name,
+        "scale": contract.scale,
+        "temporal": temporal,
+        "config": asdict(opened.config),
+        "parameters": sum(parameter.numel() for parameter in opened.model.parameters()),
+        "source": opened.architecture.source,
+    }
+    if flags.json:
+        json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+        return 0
+    sys.stdout.write(
+        f"{flags.file}: {facts['architecture']} ×{facts['scale']}, {_short(facts['parameters'])} parameters\n"
+    )
+    for name in ("temporal", "config"):
+        sys.stdout.write(f"  {name}: {', '.join(f'{key}={value}' for key, value in facts[name].items())}\n")
+    sys.stdout.write(f"  source: {facts['source']}\n  tubelet upscale IN OUT --model {flags.file}\n")
     return 0
 
 

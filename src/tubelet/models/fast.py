@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
+from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.types import Temporal
 
-__all__ = ["CollapsibleConv", "FastConfig", "FastVSR", "infer_config"]
+__all__ = ["ARCHITECTURE", "CollapsibleConv", "FastConfig", "FastVSR", "infer_config"]
 
 Hidden = tuple[Tensor, ...]
 _OUTPUTS: tuple[tuple[int, Literal["luma", "rgb"]], ...] = ((1, "luma"), (3, "rgb"))
@@ -214,3 +216,27 @@ def infer_config(state: Mapping[str, Tensor]) -> FastConfig | None:
 
 def _collapsed(conv: nn.Module) -> nn.Module:
     return conv.collapse() if isinstance(conv, CollapsibleConv) else conv
+
+
+def _translate(state: State) -> dict[str, Tensor] | None:
+    return None if infer_config(state) is None else dict(state)
+
+
+def _contract(config: FastConfig) -> Contract:
+    return Contract(
+        scale=config.scale,
+        temporal=Temporal("online", lookahead=config.lookahead),
+        halo_px=config.depth + 2,  # every convolution reaches a pixel further
+        precisions=("fp32", "bf16"),
+    )
+
+
+ARCHITECTURE = Architecture(
+    name=FastVSR.__name__,
+    config=FastConfig,
+    build=FastVSR,
+    translate=_translate,
+    infer=infer_config,
+    contract=_contract,
+    source="Tubelet",
+)

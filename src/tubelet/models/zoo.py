@@ -7,35 +7,42 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
 from tubelet.errors import CheckpointError, RequestError
+from tubelet.models import fast
+from tubelet.models.architecture import Architecture
 from tubelet.models.baselines import BASELINES
-from tubelet.models.checkpoint import load_model
-from tubelet.models.fast import FastConfig, FastVSR
+from tubelet.models.checkpoint import open_checkpoint
 from tubelet.models.spec import ModelSpec, WeightsSpec
-from tubelet.types import Temporal
 
 __all__ = ["checkpoint_spec", "create_model", "find_model", "is_checkpoint", "list_models"]
 
 _WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
-def _fast_spec(id: str, config: FastConfig, *, summary: str, weights: WeightsSpec | None) -> ModelSpec:
+def _spec(
+    id: str, architecture: Architecture, config: Any, *, summary: str, weights: WeightsSpec | None = None
+) -> ModelSpec:
+    """Make the entry of a configured architecture."""
+    contract = architecture.contract(config)
     return ModelSpec(
         id=id,
         summary=summary,
-        architecture=FastVSR.__name__,
-        scale=config.scale,
-        temporal=Temporal("online", lookahead=config.lookahead),
-        build=partial(FastVSR, config),
+        architecture=architecture.name,
+        scale=contract.scale,
+        temporal=contract.temporal,
+        build=partial(architecture.build, config),
         weights=weights,
-        precisions=("fp32", "bf16"),
-        halo_px=config.depth + 2,  # every convolution reaches a pixel further
-        source="Tubelet",
+        halo_px=contract.halo_px,
+        size_multiple=contract.size_multiple,
+        min_size_px=contract.min_size_px,
+        precisions=contract.precisions,
+        source=architecture.source,
     )
 
 
@@ -43,9 +50,10 @@ def _embedded() -> list[ModelSpec]:
     """List the models whose weights come with the package, as their manifest describes them."""
     entries = json.loads((_WEIGHTS / "manifest.json").read_text(encoding="utf-8"))
     return [
-        _fast_spec(
+        _spec(
             entry["id"],
-            FastConfig(**entry["config"]),
+            fast.ARCHITECTURE,
+            fast.FastConfig(**entry["config"]),
             summary=entry["summary"],
             weights=WeightsSpec(file=f"{entry['id']}.safetensors", sha256=entry["sha256"]),
         )
@@ -113,9 +121,8 @@ def checkpoint_spec(path: str) -> tuple[ModelSpec, nn.Module]:
     Raises:
         CheckpointError: see `load_model`.
     """
-    model = load_model(path)
-    assert isinstance(model, FastVSR)
-    return _fast_spec(Path(path).name, model.config, summary=f"checkpoint {path}", weights=None), model
+    opened = open_checkpoint(path)
+    return _spec(Path(path).name, opened.architecture, opened.config, summary=f"checkpoint {path}"), opened.model
 
 
 def create_model(id: str, *, weights: bool = True) -> nn.Module:
