@@ -56,7 +56,7 @@ def test_foreign_and_inconsistent_files_are_refused(saved, tmp_path):
     _, path = saved
     tensors = load_file(path)
     save_file({"conv.weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match=r"of no architecture that Tubelet knows \(FastVSR\).*conv\.weight"):
+    with pytest.raises(CheckpointError, match=r"of no architecture that Tubelet knows \(FastVSR, .*conv\.weight"):
         load_model(tmp_path / "foreign.safetensors")
     tensors.pop("tail.narrow")
     save_file(tensors, tmp_path / "missing.safetensors")
@@ -65,7 +65,7 @@ def test_foreign_and_inconsistent_files_are_refused(saved, tmp_path):
     assert "\n" not in str(info.value)
     with pytest.raises(ConfigError, match="heads"):
         load_model(path, heads=8)
-    with pytest.raises(ConfigError, match="unknown architecture 'EDVR'; known are FastVSR"):
+    with pytest.raises(ConfigError, match="unknown architecture 'EDVR'; known are FastVSR, SRVGG"):
         load_model(path, architecture="EDVR")
 
 

@@ -53,11 +53,11 @@ def _identify(flags: IdentifyFlags) -> int:
 
     opened = open_checkpoint(flags.file)
     contract = opened.architecture.contract(opened.config)
-    temporal = {name: value for name, value in asdict(contract.temporal).items() if value}
+    temporal = {name: value for name, value in asdict(contract.temporal).items() if value} if contract else {}
     facts: dict[str, Any] = {
         "file": flags.file,
         "architecture": opened.architecture.name,
-        "scale": contract.scale,
+        "scale": contract.scale if contract else None,
         "temporal": temporal,
         "config": asdict(opened.config),
         "parameters": sum(parameter.numel() for parameter in opened.model.parameters()),
@@ -67,12 +67,14 @@ def _identify(flags: IdentifyFlags) -> int:
         json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
         return 0
-    sys.stdout.write(
-        f"{flags.file}: {facts['architecture']} ×{facts['scale']}, {_short(facts['parameters'])} parameters\n"
-    )
+    kind = f" ×{contract.scale}" if contract else ", a part of other networks"
+    sys.stdout.write(f"{flags.file}: {facts['architecture']}{kind}, {_short(facts['parameters'])} parameters\n")
     for name in ("temporal", "config"):
-        sys.stdout.write(f"  {name}: {', '.join(f'{key}={value}' for key, value in facts[name].items())}\n")
-    sys.stdout.write(f"  source: {facts['source']}\n  tubelet upscale IN OUT --model {flags.file}\n")
+        if facts[name]:
+            sys.stdout.write(f"  {name}: {', '.join(f'{key}={value}' for key, value in facts[name].items())}\n")
+    sys.stdout.write(f"  source: {facts['source']}\n")
+    if contract:
+        sys.stdout.write(f"  tubelet upscale IN OUT --model {flags.file}\n")
     return 0
 
 

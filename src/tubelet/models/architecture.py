@@ -38,7 +38,8 @@ class Architecture:
         translate: maps the names of a state dict in any layout in circulation to ours; None where the names are of no
             layout of this architecture. Values may be renamed, split or joined, never invented.
         infer: reads the configuration off our names and shapes.
-        contract: temporal contract, scale and sizes of a configuration.
+        contract: temporal contract, scale and sizes of a configuration; None for a network that is only a part of
+            others and makes no pictures.
         derived: endings of names that the constructor derives (means, indexes, masks): they may be absent from a file.
         source: paper.
     """
@@ -48,6 +49,6 @@ class Architecture:
     build: Callable[[Any], nn.Module]
     translate: Callable[[State], dict[str, Tensor] | None]
     infer: Callable[[State], Any]
-    contract: Callable[[Any], Contract]
+    contract: Callable[[Any], Contract | None]
     derived: tuple[str, ...] = field(default=())
     source: str = ""

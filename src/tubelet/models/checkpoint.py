@@ -22,12 +22,26 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.models import fast
+from tubelet.models import basicvsr, edsr, fast, frvsr, fsrcnn, msrresnet, rlsp, rrdb, rrn, rsdn, sesr, spynet, srvgg
 from tubelet.models.architecture import Architecture
 
 __all__ = ["ARCHITECTURES", "Opened", "load_model", "open_checkpoint", "read_notes", "save_checkpoint"]
 
-ARCHITECTURES: tuple[Architecture, ...] = (fast.ARCHITECTURE,)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    fast.ARCHITECTURE,
+    srvgg.ARCHITECTURE,
+    rrdb.ARCHITECTURE,
+    edsr.ARCHITECTURE,
+    msrresnet.ARCHITECTURE,
+    fsrcnn.ARCHITECTURE,
+    sesr.ARCHITECTURE,
+    rrn.ARCHITECTURE,
+    rlsp.ARCHITECTURE,
+    rsdn.ARCHITECTURE,
+    frvsr.ARCHITECTURE,
+    basicvsr.ARCHITECTURE,
+    spynet.ARCHITECTURE,
+)
 """What `load_model` recognises; the first that claims a file gets it."""
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")

@@ -28,8 +28,10 @@ _WEIGHTS = Path(__file__).parents[1] / "weights"
 def _spec(
     id: str, architecture: Architecture, config: Any, *, summary: str, weights: WeightsSpec | None = None
 ) -> ModelSpec:
-    """Make the entry of a configured architecture."""
+    """Make the entry of a configured architecture; CheckpointError where it makes no pictures."""
     contract = architecture.contract(config)
+    if contract is None:
+        raise CheckpointError(f"{id} is {architecture.name}, a part of other networks: it makes no pictures by itself")
     return ModelSpec(
         id=id,
         summary=summary,

@@ -1,0 +1,52 @@
+"""Residual blocks without normalisation, as the recurrent networks stack them.
+
+Source: Lim et al. (EDSR), CVPRW 2017, Fig. 2; the trunk as in Chan et al. (BasicVSR), CVPR 2021, Fig. 3.
+
+x (B, C, H, W) → (B, C, H, W)
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["ResidualBlock", "ResidualTrunk"]
+
+
+class ResidualBlock(nn.Module):
+    """Convolve, cut at zero, convolve, add the input.
+
+    Args:
+        channels: width.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        return self.conv2(functional.relu_(self.conv1(x))).add_(x)
+
+
+class ResidualTrunk(nn.Module):
+    """One convolution to the width of the trunk, then residual blocks.
+
+    Args:
+        in_channels: of the input.
+        channels: width of the trunk.
+        num_blocks: residual blocks.
+    """
+
+    def __init__(self, in_channels: int, channels: int, num_blocks: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, padding=1),
+            nn.LeakyReLU(0.1, inplace=True),
+            nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks))),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, H, W) to (B, C, H, W)."""
+        return self.main(x)

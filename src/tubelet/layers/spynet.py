@@ -1,0 +1,112 @@
+"""SpyNet: optical flow from coarse to fine, one small network a level.
+
+    ref, supp (B, 3, H, W) ── resize up to multiples of 32, normalise, halve 5 times
+      level 0 (1/32)  [ref, supp, 0] ──────────────────────────── 5 convolutions ── flow
+      level l (1/16 … 1)  flow = 2 · up(flow);  [ref, warp(supp, flow), flow] ── 5 convolutions ──(+)── flow
+    resize back, in pixels of the input ── flow (B, 2, H, W)
+
+Warping `supp` with the flow gives `ref`.
+
+Source: Ranjan and Black, CVPR 2017, Sec. 3 and Fig. 1; sizes, padding and normalisation as in the PyTorch networks that
+the published recurrent models were trained with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.ops.warp import backward_warp
+
+__all__ = ["SpyNet", "rename_spynet"]
+
+_LEVELS = 6
+_MULTIPLE = 2 ** (_LEVELS - 1)
+_WIDTHS = (8, 32, 64, 32, 16, 2)  # Sec. 3.2: ref, warped supp and flow in; flow out
+_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, R, G, B
+_STD = (0.229, 0.224, 0.225)
+_CONV_MODULE = re.compile(r"(basic_module\.\d+\.basic_module)\.(\d+)\.conv\.(weight|bias)$")
+
+
+class _Level(nn.Module):
+    """The network of one level: (B, 8, h, w) → the residual of the flow (B, 2, h, w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for in_channels, out_channels in pairwise(_WIDTHS):
+            layers += [nn.Conv2d(in_channels, out_channels, 7, padding=3), nn.ReLU(inplace=True)]
+        self.basic_module = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.basic_module(x)
+
+
+class SpyNet(nn.Module):
+    """Estimate optical flow; see the drawing on top of this file."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.basic_module = nn.ModuleList(_Level() for _ in range(_LEVELS))
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
+
+    def forward(self, ref: Tensor, supp: Tensor) -> Tensor:
+        """Estimate where each pixel of `ref` lies in `supp`.
+
+        Args:
+            ref: (B, 3, H, W), RGB in [0, 1].
+            supp: (B, 3, H, W), the other frame.
+
+        Returns:
+            (B, 2, H, W), pixels, dx then dy.
+        """
+        height, width = ref.shape[-2:]
+        # Published weights expect the frame stretched, not padded.
+        size = (-(-height // _MULTIPLE) * _MULTIPLE, -(-width // _MULTIPLE) * _MULTIPLE)
+        flow = self._estimate(self._pyramid(ref, size), self._pyramid(supp, size))
+        if size == (height, width):
+            return flow
+        flow = functional.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
+        return flow * flow.new_tensor([width / size[1], height / size[0]]).view(1, 2, 1, 1)
+
+    def _pyramid(self, frame: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """Normalise a frame and halve it: coarsest first."""
+        if frame.shape[-2:] != size:
+            frame = functional.interpolate(frame, size, mode="bilinear", align_corners=False)
+        levels = [(frame - self.mean) / self.std]
+        for _ in range(_LEVELS - 1):
+            levels.append(functional.avg_pool2d(levels[-1], 2))
+        return levels[::-1]
+
+    def _estimate(self, refs: list[Tensor], supps: list[Tensor]) -> Tensor:
+        flow: Tensor | None = None
+        for level, ref, supp in zip(self.basic_module, refs, supps, strict=True):
+            if flow is None:  # nothing is known yet: the flow to start from is zero
+                flow = level(torch.cat([ref, supp, torch.zeros_like(ref[:, :2])], 1))
+                continue
+            flow = 2 * functional.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=True)
+            warped = backward_warp(supp, flow, padding="border")
+            flow = flow + level(torch.cat([ref, warped, flow], 1))  # Eq. 6
+        assert flow is not None
+        return flow
+
+
+def rename_spynet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the convolutions of a SpyNet within `state` as here; other names stay.
+
+    MMagic counts convolutions (`basic_module.3.conv.weight`), BasicSR and this file count activations too
+    (`basic_module.6.weight`).
+    """
+    return {
+        _CONV_MODULE.sub(lambda match: f"{match[1]}.{2 * int(match[2])}.{match[3]}", name): value
+        for name, value in state.items()
+    }

@@ -1,0 +1,168 @@
+"""EDSR: residual blocks without normalisation, at input resolution; the upsampling comes last.
+
+    lq (B, T, 3, H, W), frame by frame; x = (lq − mean) · img_range
+      conv_first ─┬─ (conv ─ ReLU ─ conv, × res_scale, + skip) × num_block ─ conv_after_body ─┐
+                  └───────────────────────────────────────────────────────────────────────────┴ (B·T, C, H, W)
+      ─ (conv ─ pixel shuffle) up to ×s ─ conv_last ─ / img_range + mean → sr (B, T, 3, sH, sW)
+
+Published configurations (Table 1):
+    baseline, "M"     64 features, 16 blocks, res_scale 1
+    EDSR, "L"         256 features, 32 blocks, res_scale 0.1
+
+Source: Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPRW 2017.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.errors import ConfigError
+from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.types import Temporal
+
+__all__ = ["ARCHITECTURE", "EDSR", "EDSRConfig"]
+
+_STEPS: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
+"""Factors of the pixel shuffles that make a scale."""
+_DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+_WIDE = 256
+"""From this width on, the published networks scale their residuals by 0.1 (Section 3.2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EDSRConfig:
+    """Shape of an `EDSR`."""
+
+    scale: int = 4
+    """Factor of the output size: 2, 3, 4 or 8."""
+    num_feat: int = 64
+    """Width of the features."""
+    num_block: int = 16
+    """Residual blocks."""
+    res_scale: float = 1.0
+    """Factor of each block's residual. No file tells it: `infer` takes 0.1 from 256 features on, as published."""
+    img_range: float = 255.0
+    """What one stands for inside the network."""
+    rgb_mean: tuple[float, float, float] = _DIV2K_MEAN
+    """Subtracted before and added after, in [0, 1]; of DIV2K's images."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in _STEPS or self.num_feat < 1 or self.num_block < 0 or self.img_range <= 0:
+            raise ConfigError(f"{self} is out of range: scale 2, 3, 4 or 8; num_feat ≥ 1; num_block ≥ 0; img_range > 0")
+
+
+class ResidualBlock(nn.Module):
+    """Convolution, ReLU, convolution, skip: (B, C, H, W) → (B, C, H, W) (Fig. 2c)."""
+
+    def __init__(self, num_feat: int, res_scale: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.conv2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.res_scale = res_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
+        return torch.add(x, self.conv2(self.conv1(x).relu_()), alpha=self.res_scale)
+
+
+class EDSR(nn.Module):
+    """Enlarge every frame by itself; see the drawing on top of this file.
+
+    Args:
+        config: shape of the network.
+    """
+
+    mean: Tensor
+
+    def __init__(self, config: EDSRConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.num_feat
+        self.register_buffer("mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False)
+        self.conv_first = nn.Conv2d(3, c, 3, padding=1)
+        self.body = nn.Sequential(*(ResidualBlock(c, config.res_scale) for _ in range(config.num_block)))
+        self.conv_after_body = nn.Conv2d(c, c, 3, padding=1)
+        self.upsample = nn.Sequential()
+        for step in _STEPS[config.scale]:
+            self.upsample.extend([nn.Conv2d(c, c * step**2, 3, padding=1), nn.PixelShuffle(step)])
+        self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
+        x = self.conv_first((lq.flatten(0, 1) - self.mean) * self.config.img_range)  # (B·T, C, H, W)
+        x = x + self.conv_after_body(self.body(x))
+        x = self.conv_last(self.upsample(x))  # (B·T, 3, sH, sW)
+        return (x / self.config.img_range + self.mean).unflatten(0, lq.shape[:2])
+
+
+_AUTHORS = (
+    (re.compile(r"head\.0\.(\w+)"), r"conv_first.\1"),
+    (re.compile(r"body\.(\d+)\.body\.0\.(\w+)"), r"body.\1.conv1.\2"),
+    (re.compile(r"body\.(\d+)\.body\.2\.(\w+)"), r"body.\1.conv2.\2"),
+    (re.compile(r"body\.\d+\.(weight|bias)"), r"conv_after_body.\1"),
+    (re.compile(r"tail\.0\.(\d+)\.(\w+)"), r"upsample.\1.\2"),
+    (re.compile(r"tail\.1\.(\w+)"), r"conv_last.\1"),
+)
+"""Names of the authors' PyTorch version; its `sub_mean` and `add_mean` are constants of the configuration."""
+
+
+def _renamed(name: str) -> str:
+    for pattern, new in _AUTHORS:
+        if pattern.fullmatch(name):
+            return pattern.sub(new, name)
+    return name
+
+
+def _translate(state: State) -> dict[str, Tensor] | None:
+    if "head.0.weight" in state and "tail.0.0.weight" in state:
+        constants = ("sub_mean.", "add_mean.")
+        state = {_renamed(name): value for name, value in state.items() if not name.startswith(constants)}
+    first, after, last = (state.get(f"{name}.weight") for name in ("conv_first", "conv_after_body", "conv_last"))
+    if first is None or after is None or last is None or "body.0.conv1.weight" not in state:
+        return None
+    if first.ndim != 4 or first.shape[1] != 3 or after.shape != (first.shape[0], first.shape[0], 3, 3):
+        return None
+    return dict(state) if _scale(state) in _STEPS else None
+
+
+def _scale(state: State) -> int:
+    """Read the scale off the convolutions before the pixel shuffles; 0 where there are none."""
+    first = state.get("upsample.0.weight")
+    if first is None or first.ndim != 4 or first.shape[1] < 1:
+        return 0
+    steps = sum(re.fullmatch(r"upsample\.\d+\.weight", name) is not None for name in state)
+    ratio = first.shape[0] // first.shape[1]
+    return 3 if ratio == 9 and steps == 1 else 2**steps if ratio == 4 else 0
+
+
+def _infer(state: State) -> EDSRConfig:
+    num_feat = state["conv_first.weight"].shape[0]
+    return EDSRConfig(
+        scale=_scale(state),
+        num_feat=num_feat,
+        num_block=sum(re.fullmatch(r"body\.\d+\.conv1\.weight", name) is not None for name in state),
+        res_scale=0.1 if num_feat >= _WIDE else 1.0,
+    )
+
+
+def _contract(config: EDSRConfig) -> Contract:
+    return Contract(
+        scale=config.scale,
+        temporal=Temporal("frame"),
+        halo_px=2 * config.num_block + 4,  # first, body, first of the upsampling, and less than a pixel after it
+    )
+
+
+ARCHITECTURE = Architecture(
+    name=EDSR.__name__,
+    config=EDSRConfig,
+    build=EDSR,
+    translate=_translate,
+    infer=_infer,
+    contract=_contract,
+    source="https://arxiv.org/abs/1707.02921",
+)

@@ -1,0 +1,132 @@
+"""MSRResNet: SRResNet without batch normalisation; BasicSR's baseline that is trained for PSNR.
+
+    lq (B, T, 3, H, W), frame by frame
+      ├ conv_first ─ LeakyReLU ─ (conv ─ ReLU ─ conv, + skip) × num_block                        (B·T, C, H, W)
+      │   ─ (conv ─ pixel shuffle ─ LeakyReLU) up to ×s ─ conv_hr ─ LeakyReLU ─ conv_last ─┐
+      └ bilinear ×s ───────────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
+
+Published configuration: 64 features, 16 blocks, ×2, ×3, ×4.
+
+Source: Ledig et al., Photo-Realistic Single Image Super-Resolution Using a GAN, CVPR 2017, Section 2.1.1; as changed in
+Wang et al., ESRGAN, ECCVW 2018, Section 3.1 (no batch normalisation).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.errors import ConfigError
+from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.types import Temporal
+
+__all__ = ["ARCHITECTURE", "MSRResNet", "MSRResNetConfig"]
+
+_STEPS: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2)}
+"""Factors of the pixel shuffles that make a scale."""
+_SLOPE = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MSRResNetConfig:
+    """Shape of an `MSRResNet`."""
+
+    scale: int = 4
+    """Factor of the output size: 2, 3 or 4."""
+    num_feat: int = 64
+    """Width of the features."""
+    num_block: int = 16
+    """Residual blocks."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in _STEPS or self.num_feat < 1 or self.num_block < 0:
+            raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; num_feat ≥ 1; num_block ≥ 0")
+
+
+class ResidualBlock(nn.Module):
+    """Convolution, ReLU, convolution, skip: (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(self, num_feat: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.conv2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
+        return x + self.conv2(self.conv1(x).relu_())
+
+
+class MSRResNet(nn.Module):
+    """Enlarge every frame by itself; see the drawing on top of this file.
+
+    Args:
+        config: shape of the network.
+    """
+
+    def __init__(self, config: MSRResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.num_feat
+        self.conv_first = nn.Conv2d(3, c, 3, padding=1)
+        self.body = nn.Sequential(*(ResidualBlock(c) for _ in range(config.num_block)))
+        for i, step in enumerate(_STEPS[config.scale], 1):
+            self.add_module(f"upconv{i}", nn.Conv2d(c, c * step**2, 3, padding=1))
+        self.conv_hr = nn.Conv2d(c, c, 3, padding=1)
+        self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
+        frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
+        x = self.body(functional.leaky_relu(self.conv_first(frames), _SLOPE, inplace=True))
+        for i, step in enumerate(_STEPS[self.config.scale], 1):
+            x = functional.pixel_shuffle(self.get_submodule(f"upconv{i}")(x), step)
+            x = functional.leaky_relu(x, _SLOPE, inplace=True)
+        x = self.conv_last(functional.leaky_relu(self.conv_hr(x), _SLOPE, inplace=True))  # (B·T, 3, sH, sW)
+        skip = functional.interpolate(frames, scale_factor=float(self.config.scale), mode="bilinear")
+        return (x + skip).unflatten(0, lq.shape[:2])
+
+
+def _translate(state: State) -> dict[str, Tensor] | None:
+    first, last = state.get("conv_first.weight"), state.get("conv_last.weight")
+    if first is None or last is None or "conv_hr.weight" not in state or "body.0.conv1.weight" not in state:
+        return None
+    if first.ndim != 4 or first.shape[1] != 3 or last.shape != (3, first.shape[0], 3, 3):
+        return None
+    return dict(state) if _scale(state) in _STEPS else None
+
+
+def _scale(state: State) -> int:
+    """Read the scale off the convolutions before the pixel shuffles; 0 where they are of another network."""
+    convs = [state[name] for name in ("upconv1.weight", "upconv2.weight") if name in state]
+    ratios = [conv.shape[0] / conv.shape[1] for conv in convs if conv.ndim == 4 and conv.shape[1]]
+    return next((scale for scale, steps in _STEPS.items() if ratios == [step**2 for step in steps]), 0)
+
+
+def _infer(state: State) -> MSRResNetConfig:
+    return MSRResNetConfig(
+        scale=_scale(state),
+        num_feat=state["conv_first.weight"].shape[0],
+        num_block=sum(re.fullmatch(r"body\.\d+\.conv1\.weight", name) is not None for name in state),
+    )
+
+
+def _contract(config: MSRResNetConfig) -> Contract:
+    return Contract(
+        scale=config.scale,
+        temporal=Temporal("frame"),
+        halo_px=2 * config.num_block + 3,  # first, body, first of the upsampling, and at most a pixel after it
+    )
+
+
+ARCHITECTURE = Architecture(
+    name=MSRResNet.__name__,
+    config=MSRResNetConfig,
+    build=MSRResNet,
+    translate=_translate,
+    infer=_infer,
+    contract=_contract,
+    source="https://arxiv.org/abs/1609.04802",
+)

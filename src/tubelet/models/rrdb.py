@@ -1,0 +1,219 @@
+"""RRDBNet: residual-in-residual dense blocks; the network of ESRGAN, BSRGAN and Real-ESRGAN.
+
+    lq (B, T, 3, H, W), frame by frame ─ pixel unshuffle /u → (B·T, 3u², H/u, W/u)
+      conv_first ─┬─ RRDB × num_block ─ conv_body ─┐
+                  └────────────────────────────────┴─ (nearest ×2 ─ conv ─ LeakyReLU) × doublings ─ conv_hr ─ LeakyReLU
+      ─ conv_last → sr (B, T, 3, sH, sW), s = 2^doublings / u
+
+    RRDB: three dense blocks of five convolutions, each block and all three together with a skip, residuals × 0.2
+
+Published configurations, 64 features, growth 32:
+    ESRGAN, Real-ESRGAN x4plus, BSRGAN      23 blocks, u = 1, doublings 2
+    Real-ESRGAN x4plus anime 6B              6 blocks, u = 1, doublings 2
+    Real-ESRGAN x2plus                      23 blocks, u = 2, doublings 2
+    BSRGANx2                                23 blocks, u = 1, doublings 1
+
+Source: Wang et al., ESRGAN, ECCVW 2018, Section 3.1; Zhang et al., BSRGAN, ICCV 2021;
+pixel unshuffle: Wang et al., Real-ESRGAN, ICCVW 2021, Section 3.3.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.errors import ConfigError
+from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.types import Temporal
+
+__all__ = ["ARCHITECTURE", "RRDBConfig", "RRDBNet"]
+
+_RESIDUAL_SCALE = 0.2  # ESRGAN, Section 3.1: β
+_SLOPE = 0.2
+_HALO_PX = 32
+"""What tiles overlap by, in pixels of the features: with random weights, seams at 16 are within rounding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RRDBConfig:
+    """Shape of an `RRDBNet`."""
+
+    num_feat: int = 64
+    """Width of the features."""
+    num_block: int = 23
+    """Residual-in-residual dense blocks."""
+    num_grow_ch: int = 32
+    """Channels that each convolution of a dense block adds."""
+    unshuffle: int = 1
+    """Side of the squares of pixels that enter as channels: 1, 2 or 4."""
+    doublings: int = 2
+    """How often the features are doubled in size afterwards: 0 to 3."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_feat, self.num_grow_ch) < 1 or self.num_block < 0:
+            raise ConfigError(f"{self} is out of range: num_feat, num_grow_ch ≥ 1; num_block ≥ 0")
+        if self.unshuffle not in (1, 2, 4) or self.doublings not in range(4) or 2**self.doublings < self.unshuffle:
+            raise ConfigError(f"{self} is out of range: unshuffle 1, 2 or 4, at most 2^doublings; doublings 0 to 3")
+
+    @property
+    def scale(self) -> int:
+        """Factor of the output size."""
+        return 2**self.doublings // self.unshuffle
+
+
+class ResidualDenseBlock(nn.Module):
+    """Five convolutions, each of which sees all before it: (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(self, num_feat: int, num_grow_ch: int) -> None:
+        super().__init__()
+        c, g = num_feat, num_grow_ch
+        self.conv1 = nn.Conv2d(c, g, 3, padding=1)
+        self.conv2 = nn.Conv2d(c + g, g, 3, padding=1)
+        self.conv3 = nn.Conv2d(c + 2 * g, g, 3, padding=1)
+        self.conv4 = nn.Conv2d(c + 3 * g, g, 3, padding=1)
+        self.conv5 = nn.Conv2d(c + 4 * g, c, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
+        seen = x
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            seen = torch.cat([seen, functional.leaky_relu(conv(seen), _SLOPE, inplace=True)], 1)
+        return torch.add(x, self.conv5(seen), alpha=_RESIDUAL_SCALE)
+
+
+class RRDB(nn.Module):
+    """Three dense blocks in a residual: (B, C, H, W) → (B, C, H, W) (ESRGAN, Fig. 4)."""
+
+    def __init__(self, num_feat: int, num_grow_ch: int) -> None:
+        super().__init__()
+        self.rdb1 = ResidualDenseBlock(num_feat, num_grow_ch)
+        self.rdb2 = ResidualDenseBlock(num_feat, num_grow_ch)
+        self.rdb3 = ResidualDenseBlock(num_feat, num_grow_ch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
+        return torch.add(x, self.rdb3(self.rdb2(self.rdb1(x))), alpha=_RESIDUAL_SCALE)
+
+
+class RRDBNet(nn.Module):
+    """Enlarge every frame by itself; see the drawing on top of this file.
+
+    Args:
+        config: shape of the network.
+    """
+
+    def __init__(self, config: RRDBConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.num_feat
+        self.conv_first = nn.Conv2d(3 * config.unshuffle**2, c, 3, padding=1)
+        self.body = nn.Sequential(*(RRDB(c, config.num_grow_ch) for _ in range(config.num_block)))
+        self.conv_body = nn.Conv2d(c, c, 3, padding=1)
+        for i in range(config.doublings):
+            self.add_module(f"conv_up{i + 1}", nn.Conv2d(c, c, 3, padding=1))
+        self.conv_hr = nn.Conv2d(c, c, 3, padding=1)
+        self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Enlarge `lq` (B, T, 3, H, W), H and W multiples of `unshuffle`, to (B, T, 3, sH, sW)."""
+        x = functional.pixel_unshuffle(lq.flatten(0, 1), self.config.unshuffle)  # (B·T, 3u², H/u, W/u)
+        x = self.conv_first(x)
+        x = x + self.conv_body(self.body(x))
+        for i in range(self.config.doublings):
+            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = functional.leaky_relu(self.get_submodule(f"conv_up{i + 1}")(x), _SLOPE, inplace=True)
+        x = functional.leaky_relu(self.conv_hr(x), _SLOPE, inplace=True)
+        return self.conv_last(x).unflatten(0, lq.shape[:2])  # (B, T, 3, sH, sW)
+
+
+_AUTHORS = (
+    (re.compile(r"RRDB_trunk\.(\d+)\.RDB(\d)\.(conv\d\.\w+)"), r"body.\1.rdb\2.\3"),
+    (re.compile(r"trunk_conv\.(\w+)"), r"conv_body.\1"),
+    (re.compile(r"upconv(\d)\.(\w+)"), r"conv_up\1.\2"),
+    (re.compile(r"HRconv\.(\w+)"), r"conv_hr.\1"),
+)
+"""Names of ESRGAN's published files and of KAIR (BSRGAN)."""
+
+_FIRST_RELEASE = (
+    (re.compile(r"model\.0\.(\w+)"), r"conv_first.\1"),
+    (re.compile(r"model\.1\.sub\.(\d+)\.RDB(\d)\.(conv\d)\.0\.(\w+)"), r"body.\1.rdb\2.\3.\4"),
+    (re.compile(r"model\.1\.sub\.\d+\.(weight|bias)"), r"conv_body.\1"),
+)
+"""Names of ESRGAN's first release, before the upsampling; behind it they are numbers that depend on its length."""
+
+
+def _renamed(name: str, patterns: tuple[tuple[re.Pattern[str], str], ...]) -> str:
+    for pattern, new in patterns:
+        if pattern.fullmatch(name):
+            return pattern.sub(new, name)
+    return name
+
+
+def _from_first_release(state: State) -> dict[str, Tensor]:
+    """Rename `model.<index>`: three places per doubling (nearest, convolution, activation) from 2 on, then the end."""
+    found = (re.fullmatch(r"model\.(\d+)\.weight", name) for name in state)
+    indexes = sorted({int(match[1]) for match in found if match} - {0})
+    names = [*(f"conv_up{i}" for i in range(1, len(indexes) - 1)), "conv_hr", "conv_last"]
+    behind = zip(indexes, names, strict=False)
+    patterns = [(re.compile(rf"model\.{index}\.(\w+)"), rf"{name}.\1") for index, name in behind]
+    return {_renamed(name, (*_FIRST_RELEASE, *patterns)): value for name, value in state.items()}
+
+
+def _translate(state: State) -> dict[str, Tensor] | None:
+    if "RRDB_trunk.0.RDB1.conv1.weight" in state:
+        state = {_renamed(name, _AUTHORS): value for name, value in state.items()}
+    elif "model.1.sub.0.RDB1.conv1.0.weight" in state:
+        state = _from_first_release(state)
+    first, dense = state.get("conv_first.weight"), state.get("body.0.rdb1.conv1.weight")
+    if first is None or dense is None or "conv_body.weight" not in state or "conv_last.weight" not in state:
+        return None
+    if first.ndim != 4 or first.shape[1] not in (3, 12, 48) or dense.ndim != 4:
+        return None
+    doublings = _count(state, r"conv_up\d\.weight")
+    return dict(state) if doublings <= 3 and 2**doublings >= _unshuffle(first) else None
+
+
+def _count(state: State, pattern: str) -> int:
+    return sum(re.fullmatch(pattern, name) is not None for name in state)
+
+
+def _unshuffle(first: Tensor) -> int:
+    return {3: 1, 12: 2, 48: 4}[first.shape[1]]
+
+
+def _infer(state: State) -> RRDBConfig:
+    first, dense = state["conv_first.weight"], state["body.0.rdb1.conv1.weight"]
+    return RRDBConfig(
+        num_feat=first.shape[0],
+        num_block=_count(state, r"body\.\d+\.rdb1\.conv1\.weight"),
+        num_grow_ch=dense.shape[0],
+        unshuffle=_unshuffle(first),
+        doublings=_count(state, r"conv_up\d\.weight"),
+    )
+
+
+def _contract(config: RRDBConfig) -> Contract:
+    # 15 convolutions a block, the first, the one behind the body, and less than two pixels behind it.
+    reach = 15 * config.num_block + 4
+    # Deviation: 23 blocks reach 349 pixels, but their damped residuals leave next to nothing of what is far away.
+    return Contract(
+        scale=config.scale,
+        temporal=Temporal("frame"),
+        halo_px=config.unshuffle * min(reach, _HALO_PX),
+        size_multiple=config.unshuffle,
+    )
+
+
+ARCHITECTURE = Architecture(
+    name=RRDBNet.__name__,
+    config=RRDBConfig,
+    build=RRDBNet,
+    translate=_translate,
+    infer=_infer,
+    contract=_contract,
+    source="https://arxiv.org/abs/1809.00219",
+)

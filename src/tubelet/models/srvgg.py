@@ -1,0 +1,127 @@
+"""SRVGGNetCompact: a plain stack of 3×3 convolutions at input resolution; Real-ESRGAN's small networks.
+
+    lq (B, T, 3, H, W), frame by frame
+      ├ conv ─ act ─ (conv ─ act) × num_conv ─ conv → (B, 3s², H, W) ─ pixel shuffle ─┐
+      └ nearest ×s ───────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
+
+Published configurations, 64 features, ×4, PReLU:
+    realesr-animevideov3      16 convolutions, 621 424 parameters
+    realesr-general-x4v3      32 convolutions, 1 213 296 parameters
+
+Source: Wang et al., Real-ESRGAN, ICCVW 2021; the network is of its repository's version 0.2.3, without a paper.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.errors import ConfigError
+from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.types import Temporal
+
+__all__ = ["ARCHITECTURE", "SRVGGConfig", "SRVGGNetCompact"]
+
+Act = Literal["prelu", "relu", "leakyrelu"]
+_NAME = re.compile(r"body\.\d+\.(weight|bias)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SRVGGConfig:
+    """Shape of an `SRVGGNetCompact`."""
+
+    scale: int = 4
+    """Factor of the output size."""
+    num_feat: int = 64
+    """Width of the features."""
+    num_conv: int = 16
+    """Convolutions between the first and the last."""
+    act: Act = "prelu"
+    """Activation. Files of the two without parameters look alike: `infer` takes those for "relu"."""
+
+    def __post_init__(self) -> None:
+        if self.scale < 1 or self.num_feat < 1 or self.num_conv < 0:
+            raise ConfigError(f"{self} is out of range: scale, num_feat ≥ 1; num_conv ≥ 0")
+        if self.act not in ("prelu", "relu", "leakyrelu"):
+            raise ConfigError(f"unknown activation {self.act!r}; known are prelu, relu, leakyrelu")
+
+
+class SRVGGNetCompact(nn.Module):
+    """Enlarge every frame by itself; see the drawing on top of this file.
+
+    Args:
+        config: shape of the network.
+    """
+
+    def __init__(self, config: SRVGGConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.num_feat
+        self.body = nn.Sequential(nn.Conv2d(3, c, 3, padding=1), _act(config))
+        for _ in range(config.num_conv):
+            self.body.extend([nn.Conv2d(c, c, 3, padding=1), _act(config)])
+        self.body.append(nn.Conv2d(c, 3 * config.scale**2, 3, padding=1))
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
+        frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
+        # The nearest ×s skip is the same for all s² sub-pixels, so it is added before they are shuffled.
+        x = self.body(frames) + frames.repeat_interleave(self.config.scale**2, 1)  # (B·T, 3s², H, W)
+        sr = functional.pixel_shuffle(x, self.config.scale)  # (B·T, 3, sH, sW)
+        return sr.reshape(*lq.shape[:2], *sr.shape[1:])
+
+
+def _act(config: SRVGGConfig) -> nn.Module:
+    if config.act == "prelu":
+        return nn.PReLU(config.num_feat)
+    return nn.ReLU(inplace=True) if config.act == "relu" else nn.LeakyReLU(0.1, inplace=True)
+
+
+def _translate(state: State) -> dict[str, Tensor] | None:
+    """Claim names `body.<index>.weight` and `.bias` alone: the only layout in circulation, and ours."""
+    first = state.get("body.0.weight")
+    if first is None or first.ndim != 4 or first.shape[1] != 3 or first.shape[2:] != (3, 3):
+        return None
+    if not all(map(_NAME.fullmatch, state)):
+        return None
+    last = state.get(_last(state))
+    outputs = 0 if last is None or last.ndim != 4 else last.shape[0]
+    return dict(state) if outputs and outputs == 3 * math.isqrt(outputs // 3) ** 2 else None
+
+
+def _last(state: State) -> str:
+    return f"body.{max(int(name.split('.')[1]) for name in state)}.weight"
+
+
+def _infer(state: State) -> SRVGGConfig:
+    last = _last(state)
+    return SRVGGConfig(
+        scale=math.isqrt(state[last].shape[0] // 3),
+        num_feat=state["body.0.weight"].shape[0],
+        num_conv=int(last.split(".")[1]) // 2 - 1,
+        act="prelu" if "body.1.weight" in state else "relu",
+    )
+
+
+def _contract(config: SRVGGConfig) -> Contract:
+    return Contract(
+        scale=config.scale,
+        temporal=Temporal("frame"),
+        halo_px=config.num_conv + 2,  # every convolution reaches a pixel further
+    )
+
+
+ARCHITECTURE = Architecture(
+    name=SRVGGNetCompact.__name__,
+    config=SRVGGConfig,
+    build=SRVGGNetCompact,
+    translate=_translate,
+    infer=_infer,
+    contract=_contract,
+    source="https://arxiv.org/abs/2107.10833",
+)

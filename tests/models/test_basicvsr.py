@@ -1,0 +1,117 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from golden import recorded, recorded_input, rules
+from tubelet.models.basicvsr import ARCHITECTURE, BasicVSR, BasicVSRConfig
+from tubelet.ops import backward_warp
+
+TINY = BasicVSRConfig(channels=4, num_blocks=1)
+
+
+def _recorded_state(shared: Path, description: dict[str, Any]) -> dict[str, Tensor]:
+    """Make the state dict of a case; what keeps its constructor's value is left out."""
+    fill = rules(shared).fill
+    return {
+        name: torch.from_numpy(fill(name, tuple(shape)))
+        for name, (_, shape) in description["state_dict"].items()
+        if name not in description["kept"]
+    }
+
+
+def _published_names(shared: Path, file: str) -> dict[str, Tensor]:
+    lines = (shared / "keys" / f"{file}.txt").read_text(encoding="utf-8").splitlines()[1:]
+    fields = (line.split("\t") for line in lines if line)
+    return {
+        name: torch.empty([int(n) for n in shape.strip("()").split(",") if n.strip()], device="meta")
+        for name, shape, _ in fields
+    }
+
+
+def _seeded(config: BasicVSRConfig = TINY) -> BasicVSR:
+    torch.manual_seed(0)
+    return BasicVSR(config).eval()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("case", ["basicvsr_A", "basicvsr_A_batch2", "basicvsr_mmagic_A"])
+def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
+    description, (expected,) = recorded(shared, case)
+    state = ARCHITECTURE.translate(_recorded_state(shared, description))
+    assert state is not None
+    network = ARCHITECTURE.build(ARCHITECTURE.infer(state))
+    derived = {name: value for name, value in network.state_dict().items() if name.endswith(ARCHITECTURE.derived)}
+    network.load_state_dict({**derived, **state}, strict=True)
+    network = network.to(memory_format=layout)
+    lq = recorded_input(shared, case, tuple(description["inputs"]["x"]))
+    with torch.no_grad():
+        sr = network(lq)
+    assert list(sr.shape) == description["output_shape"]
+    step = description["output_step"]
+    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    torch.testing.assert_close(sr[..., ::step, ::step], expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("file", ["basicsr_basicvsr_reds_b30", "mmagic_basicvsr"])
+def test_recognises_published_files(shared: Path, file: str) -> None:
+    state = ARCHITECTURE.translate(_published_names(shared, file))
+    assert state is not None
+    config = ARCHITECTURE.infer(state)
+    assert config == BasicVSRConfig(channels=64, num_blocks=30)
+    with torch.device("meta"):
+        network = ARCHITECTURE.build(config)
+    network.load_state_dict(state, strict=True, assign=True)
+    assert sum(p.numel() for p in network.parameters()) == 6_291_311
+
+
+def test_leaves_other_files_alone(shared: Path) -> None:
+    ours = {"basicsr_basicvsr_reds_b30", "mmagic_basicvsr"}
+    others = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem not in ours]
+    assert len(others) > 40
+    assert [file for file in others if ARCHITECTURE.translate(_published_names(shared, file)) is not None] == []
+    assert ARCHITECTURE.translate({}) is None
+
+
+def test_gradients_reach_every_parameter() -> None:
+    network = _seeded()
+    network(torch.rand(1, 3, 3, 33, 34)).square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_equals_the_equations_written_plainly() -> None:
+    """All flows first, all features kept, nothing in place: the order of the paper."""
+    net, lq = _seeded(), torch.rand(2, 4, 3, 20, 21)
+    with torch.no_grad():
+        features: dict[str, list[Tensor]] = {}
+        for trunk, clip in ((net.backward_trunk, lq.flip(1)), (net.forward_trunk, lq)):
+            flows = [net.spynet(clip[:, t], clip[:, t - 1]) for t in range(1, 4)]
+            kept = [trunk(torch.cat([clip[:, 0], torch.zeros(2, 4, 20, 21)], 1))]
+            for t in range(1, 4):
+                kept.append(trunk(torch.cat([clip[:, t], backward_warp(kept[-1], flows[t - 1])], 1)))
+            features["back" if trunk is net.backward_trunk else "front"] = kept
+        for t, (back, front) in enumerate(zip(features["back"][::-1], features["front"], strict=True)):
+            expected = net._upsample(net.fusion(torch.cat([back, front], 1)), lq[:, t])
+            torch.testing.assert_close(net(lq)[:, t], expected, rtol=0, atol=1e-6)
+
+
+def test_training_and_inference_agree() -> None:
+    net, lq = _seeded(), torch.rand(1, 3, 3, 18, 17)
+    with torch.no_grad():
+        sr = net(lq)
+    assert net(lq).requires_grad
+    torch.testing.assert_close(net(lq), sr, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_short_clips_of_odd_size(frames: int) -> None:
+    with torch.no_grad():
+        assert _seeded()(torch.rand(1, frames, 3, 7, 9)).shape == (1, frames, 3, 28, 36)
+
+
+def test_the_clips_of_a_batch_do_not_meet() -> None:
+    net, lq = _seeded(), torch.rand(2, 3, 3, 33, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(net(lq)[1:], net(lq[1:]), rtol=0, atol=1e-5)

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import Tensor
+
+from golden import recorded
+from online_networks import (
+    assert_causal_but_for_the_lookahead,
+    assert_gradients,
+    assert_loads_on_meta,
+    assert_online,
+    assert_recorded,
+    golden_case,
+    published_keys,
+    reach_px,
+)
+from tubelet.errors import ConfigError
+from tubelet.models.frvsr import ARCHITECTURE, FRVSR, BicubicUpsampler, FRVSRConfig, space_to_depth
+
+
+def _small(**changes) -> FRVSR:
+    torch.manual_seed(0)
+    return FRVSR(FRVSRConfig(**{"channels": 8, "blocks": 1, **changes})).eval()
+
+
+@pytest.mark.parametrize("name", ["frvsr_bd_A", "frvsr_bd_x2_A", "frvsr_bi_A_odd"])
+def test_output_is_the_recorded_one(shared, name):
+    described, _ = recorded(shared, name)
+    kernels = BicubicUpsampler(described["constructor"]["scale"]).kernels
+    kept: dict[str, Tensor] = dict.fromkeys(described["kept"], kernels)
+    model, lq, (expected,), case = golden_case(shared, name, ARCHITECTURE, kept)
+    with torch.inference_mode():
+        assert_recorded(model(lq), expected, case)
+
+
+def test_published_names_are_recognised(shared):
+    assert_loads_on_meta(ARCHITECTURE, published_keys(shared, "frnet_nb10"), FRVSRConfig())
+
+
+@pytest.mark.parametrize("changes", [{"scale": 2}, {"upsample": "bicubic"}, {"blocks": 3}])
+def test_configuration_is_inferred(changes):
+    model = _small(**changes)
+    assert_loads_on_meta(ARCHITECTURE, dict(model.state_dict()), model.config)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"srnet.conv_in.0.weight": torch.zeros(8)}, {"srnet.conv_in.0.weight": torch.zeros(8, 50, 3, 3)}]
+)
+def test_other_state_dicts_are_not_taken_for_it(shared, changed):
+    state = dict(_small().state_dict())
+    assert ARCHITECTURE.translate(state) is not None
+    assert ARCHITECTURE.translate({**state, **changed}) is None
+    assert ARCHITECTURE.translate(published_keys(shared, "rrn_5L")) is None
+    assert ARCHITECTURE.translate({}) is None
+
+
+def test_pixels_go_to_channels_in_the_order_of_tensorflow():
+    x = torch.arange(12.0).reshape(1, 3, 2, 2)
+    assert space_to_depth(x, 2).flatten().tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+
+
+def test_bicubic_upsampling_keeps_the_pixels_it_lies_on_and_ramps():
+    ramp = torch.arange(8.0)[None, None, None].expand(1, 2, 5, 8)
+    up = BicubicUpsampler(4)(ramp)
+    assert torch.equal(up[..., ::4, ::4], ramp)
+    assert up[0, 0, 0, 10] == pytest.approx(2.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("upsample", ["bilinear", "bicubic"])
+def test_engine_gives_what_the_network_gives(upsample):
+    model = _small(upsample=upsample)
+    assert_online(ARCHITECTURE, model, ((1, 16, 24), (2, 24, 16), (3, 32, 256)))
+
+
+@pytest.mark.parametrize("upsample", ["bilinear", "bicubic"])
+def test_halo_covers_flow_and_network(upsample):
+    model, side = _small(upsample=upsample).double(), 144
+    config, halo = model.config, ARCHITECTURE.contract(model.config).halo_px
+    flow_reach = 0
+    with torch.inference_mode():
+        for centre in range(side // 2, side // 2 + 8):  # pooling sees the places differently
+            lq = torch.rand(1, 3, side, side, dtype=torch.float64)
+            lq[..., centre, centre] = torch.nan
+            flow_reach = max(flow_reach, reach_px(model.upsample_func(model.fnet(lq, lq)), centre, config.scale))
+        warped = torch.rand(1, 48, side, side, dtype=torch.float64)
+        warped[..., side // 2, side // 2] = torch.nan
+        sr_reach = reach_px(model.srnet(torch.rand_like(lq), warped), side // 2, config.scale)
+    assert max(flow_reach, 25) + sr_reach <= halo  # the warp reads the last output up to 24 pixels away
+    assert max(flow_reach, 25) + sr_reach >= halo - 2
+
+
+def test_time():
+    assert_causal_but_for_the_lookahead(_small(), 0)
+
+
+def test_gradients_reach_every_parameter():
+    model = _small().train()
+    assert_gradients(model, model(torch.rand(1, 2, 3, 16, 17)))
+
+
+@pytest.mark.parametrize("changes", [{"scale": 3}, {"blocks": 0}, {"upsample": "nearest"}])
+def test_bad_configuration_is_refused(changes):
+    with pytest.raises(ConfigError, match=r"out of range|bilinear or bicubic"):
+        FRVSRConfig(**changes)

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from online_networks import (
+    assert_causal_but_for_the_lookahead,
+    assert_gradients,
+    assert_halo,
+    assert_loads_on_meta,
+    assert_online,
+    assert_recorded,
+    golden_case,
+    published_keys,
+)
+from tubelet.errors import ConfigError
+from tubelet.models.rsdn import ARCHITECTURE, RSDN, RSDNConfig, decompose
+
+
+def _small(scale: int = 4) -> RSDN:
+    torch.manual_seed(0)
+    return RSDN(RSDNConfig(scale=scale, channels=8, blocks=2)).eval()
+
+
+@pytest.mark.parametrize("name", ["rsdn_A", "rsdn_A_damped"])
+def test_outputs_are_the_recorded_ones(shared, name):
+    model, lq, outputs, case = golden_case(shared, name, ARCHITECTURE)
+    with torch.inference_mode():
+        parts = model.forward_parts(lq)
+        for part, expected in zip(parts, outputs, strict=True):
+            assert_recorded(part, expected, case)
+        assert torch.equal(model(lq), parts[0])
+
+
+def test_published_names_are_recognised(shared):
+    assert_loads_on_meta(ARCHITECTURE, published_keys(shared, "rsdn9_128"), RSDNConfig())
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_our_own_names_and_other_scales_are_recognised(scale):
+    model = _small(scale)
+    assert_loads_on_meta(ARCHITECTURE, dict(model.state_dict()), model.config)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"neuro.conv_d.weight": torch.zeros(8)},
+        {"neuro.conv_d.weight": torch.zeros(8, 63, 3, 3)},
+        {"conv.weight": torch.zeros(47, 96, 3, 3)},
+    ],
+)
+def test_other_state_dicts_are_not_taken_for_it(shared, changed):
+    state = dict(_small().state_dict())
+    assert ARCHITECTURE.translate(state) is not None
+    assert ARCHITECTURE.translate({**state, **changed}) is None
+    assert ARCHITECTURE.translate({name: t for name, t in state.items() if ".blocks." not in name}) is None
+    assert ARCHITECTURE.translate(published_keys(shared, "rrn_5L")) is None
+    assert ARCHITECTURE.translate({}) is None
+
+
+def test_detail_and_structure_sum_up_to_the_frame():
+    clip = torch.rand(2, 3, 3, 8, 10)
+    detail, structure = decompose(clip)
+    torch.testing.assert_close(detail + structure, clip)
+    flat = torch.full_like(clip, 0.25)
+    torch.testing.assert_close(decompose(flat)[1], flat)
+
+
+def test_engine_gives_what_the_network_gives():
+    assert_online(ARCHITECTURE, _small())
+
+
+def test_halo_is_the_reach_of_a_step():
+    assert_halo(ARCHITECTURE, _small(), side=32)
+
+
+def test_time():
+    assert_causal_but_for_the_lookahead(_small(), 1)
+
+
+def test_gradients_reach_every_parameter():
+    model = _small().train()
+    assert_gradients(model, model(torch.rand(1, 3, 3, 8, 10)))
+
+
+def test_bad_configuration_is_refused():
+    with pytest.raises(ConfigError, match="scale 2, 3 or 4"):
+        RSDNConfig(scale=5)

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tubelet.models.spynet import ARCHITECTURE
+
+
+def _published_names(shared: Path, file: str) -> dict[str, Tensor]:
+    lines = (shared / "keys" / f"{file}.txt").read_text(encoding="utf-8").splitlines()[1:]
+    fields = (line.split("\t") for line in lines if line)
+    return {
+        name: torch.empty([int(n) for n in shape.strip("()").split(",") if n.strip()], device="meta")
+        for name, shape, _ in fields
+    }
+
+
+def test_recognises_the_published_file(shared: Path) -> None:
+    state = ARCHITECTURE.translate(_published_names(shared, "basicsr_spynet"))
+    assert state is not None
+    with torch.device("meta"):
+        network = ARCHITECTURE.build(ARCHITECTURE.infer(state))
+    network.load_state_dict(state, strict=True, assign=True)
+
+
+def test_recognises_the_names_of_mmagic(shared: Path) -> None:
+    names = _published_names(shared, "mmagic_basicvsr")
+    state = ARCHITECTURE.translate(
+        {name.removeprefix("spynet."): value for name, value in names.items() if name.startswith("spynet.")}
+    )
+    assert state is not None
+    assert set(state) == set(ARCHITECTURE.build(ARCHITECTURE.infer(state)).state_dict())
+
+
+def test_leaves_other_files_alone(shared: Path) -> None:
+    files = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem != "basicsr_spynet"]
+    assert [file for file in files if ARCHITECTURE.translate(_published_names(shared, file)) is not None] == []
+
+
+@pytest.mark.parametrize("missing", ["basic_module.5.basic_module.8.weight"])
+def test_a_pyramid_of_fewer_levels_is_another_network(missing: str) -> None:
+    state = ARCHITECTURE.build(ARCHITECTURE.infer({})).state_dict()
+    assert ARCHITECTURE.translate(state) is not None
+    del state[missing]
+    assert ARCHITECTURE.translate(state) is None

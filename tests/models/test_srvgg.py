@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from published_nets import assert_as_recorded, assert_every_parameter_learns, listed_state, load
+from tubelet.errors import ConfigError
+from tubelet.models.srvgg import ARCHITECTURE, SRVGGConfig, SRVGGNetCompact
+
+TINY = SRVGGConfig(scale=2, num_feat=8, num_conv=2)
+
+
+@pytest.mark.parametrize("case", ["srvgg_x4_A", "srvgg_x2_A_relu"])
+def test_gives_the_recorded_output(shared, case):
+    assert_as_recorded(shared, case, ARCHITECTURE)
+
+
+def test_gives_the_recorded_output_with_the_activation_that_no_file_tells(shared):
+    assert_as_recorded(shared, "srvgg_x4_A_lrelu", ARCHITECTURE, act="leakyrelu")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_conv", "parameters"), [("animevideov3", 16, 621_424), ("general_x4v3", 32, 1_213_296)]
+)
+def test_recognises_published_files(shared, name, num_conv, parameters):
+    model = load(ARCHITECTURE, listed_state(shared / "keys" / f"srvgg_{name}.txt"))
+    assert model.config == SRVGGConfig(num_conv=num_conv)
+    assert sum(value.numel() for value in model.parameters()) == parameters
+
+
+def test_claims_no_other_published_file(shared):
+    lists = sorted((shared / "keys").glob("*.txt"))
+    claimed = [path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None]
+    assert claimed == ["srvgg_animevideov3.txt", "srvgg_general_x4v3.txt"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"body.0.weight": torch.zeros(4)},
+        {"body.0.weight": torch.zeros(4, 3, 3, 3)},
+        {"body.0.weight": torch.zeros(12, 3, 3, 3), "body.2.bias": torch.zeros(12)},
+    ],
+)
+def test_refuses_state_dicts_of_other_shapes(state):
+    assert ARCHITECTURE.translate(state) is None
+
+
+def test_the_published_checkpoint_sharpens_an_edge(shared):
+    file = torch.load(shared / "checkpoints" / "realesr-animevideov3.pth", weights_only=True)
+    model = load(ARCHITECTURE, file["params"])
+    lq = torch.full((1, 1, 3, 24, 32), 0.2)
+    lq[..., 16:] = 0.8
+    with torch.inference_mode():
+        sr = model(lq)[0, 0]
+    assert sr.shape == (3, 96, 128)
+    torch.testing.assert_close(sr[..., 16:-16, 24:48].mean(), torch.tensor(0.2), rtol=0, atol=0.02)
+    torch.testing.assert_close(sr[..., 16:-16, 80:104].mean(), torch.tensor(0.8), rtol=0, atol=0.02)
+    assert sr[..., 16:-16, 64].mean() - sr[..., 16:-16, 63].mean() > 0.1
+
+
+@pytest.mark.parametrize("act", ["prelu", "relu", "leakyrelu"])
+def test_every_parameter_learns(act):
+    torch.manual_seed(0)
+    model = SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=8, num_conv=2, act=act))
+    assert_every_parameter_learns(model, torch.rand(1, 2, 3, 9, 7))
+
+
+def test_frames_do_not_see_each_other():
+    torch.manual_seed(0)
+    model, lq = SRVGGNetCompact(TINY), torch.rand(2, 3, 3, 9, 7)
+    torch.testing.assert_close(model(lq)[1, 2], model(lq[1:, 2:])[0, 0])
+
+
+def test_sees_as_far_as_the_halo():
+    torch.manual_seed(0)
+    model, halo = SRVGGNetCompact(TINY), ARCHITECTURE.contract(TINY).halo_px
+    lq = torch.rand(1, 1, 3, 21, 21, requires_grad=True)
+    model(lq)[..., 20:22, 20:22].sum().backward()
+    columns = lq.grad.abs().sum((0, 1, 2, 3)).nonzero().flatten()
+    assert (columns.min(), columns.max()) == (10 - halo, 10 + halo)
+
+
+@pytest.mark.parametrize("fields", [{"scale": 0}, {"num_feat": 0}, {"num_conv": -1}, {"act": "gelu"}])
+def test_refuses_what_is_out_of_range(fields):
+    with pytest.raises(ConfigError):
+        SRVGGConfig(**fields)

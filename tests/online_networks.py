@@ -1,0 +1,162 @@
+"""What every test of a published online network needs: recorded cases, key lists, and runs through the engine."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from golden import recorded, rules
+from small_models import cuts_at, frames_of
+from tubelet.models.architecture import Architecture
+from tubelet.models.spec import ModelSpec
+from tubelet.restore.engine import Engine
+from tubelet.restore.settings import UpscaleSettings
+
+
+def load(architecture: Architecture, state: dict[str, Tensor]) -> nn.Module:
+    """Build what a published state dict is of, and load it strictly."""
+    ours = architecture.translate(state)
+    assert ours is not None
+    model = architecture.build(architecture.infer(ours))
+    model.load_state_dict(ours, strict=True)
+    return model.eval()
+
+
+def golden_case(
+    shared: Path, case: str, architecture: Architecture, kept: dict[str, Tensor] | None = None
+) -> tuple[nn.Module, Tensor, list[Tensor], Any]:
+    """Return the network with the weights of a case, its input, the recorded outputs and the case's description.
+
+    `kept` are the constants that the published constructor makes.
+    """
+    case_json, outputs = recorded(shared, case)
+    made = rules(shared)
+    state: dict[str, Tensor] = {}
+    for name, (_, shape) in case_json["state_dict"].items():
+        gains = [gain for ending, gain in case_json.get("fill_gain", {}).items() if name.endswith(ending)]
+        state[name] = torch.from_numpy(made.fill(name, tuple(shape)) * np.float32(gains[0] if gains else 1))
+    state.update(kept or {})
+    lq = torch.from_numpy(made.image(case, tuple(case_json["inputs"]["x"])))
+    return load(architecture, state), lq, outputs, case_json
+
+
+def assert_recorded(sr: Tensor, expected: Tensor, case_json: Any) -> None:
+    """Compare an output with the recorded one, within the tolerance of the recordings' README."""
+    step = case_json["output_step"]
+    tolerance = max(1e-4, 20 * case_json["float64_max_abs_over_std"]) * expected.std().item()
+    torch.testing.assert_close(sr[..., ::step, ::step], expected, rtol=0, atol=tolerance)
+
+
+def published_keys(shared: Path, name: str) -> dict[str, Tensor]:
+    """Make a state dict without values from a list of names and shapes."""
+    state: dict[str, Tensor] = {}
+    for line in (shared / "keys" / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            key, shape, _ = line.split("\t")
+            sides = [int(side) for side in shape.strip("()").split(",") if side.strip()]
+            state[key] = torch.empty(sides, device="meta")
+    return state
+
+
+def assert_loads_on_meta(architecture: Architecture, state: dict[str, Tensor], config: Any) -> None:
+    """Check that names and shapes give this configuration, and that the network has exactly them."""
+    ours = architecture.translate(state)
+    assert ours is not None
+    assert architecture.infer(ours) == config
+    with torch.device("meta"):
+        model = architecture.build(config)
+    model.load_state_dict(ours, strict=True, assign=True)
+
+
+def through_engine(architecture: Architecture, model: nn.Module, clip: Tensor, *, tile: int = 0) -> Tensor:
+    """Restore a clip (T, 3, H, W) as a stream of one scene: (T, 3, sH, sW)."""
+    contract = architecture.contract(model.config)
+    spec = ModelSpec(
+        id=architecture.name,
+        summary="for tests",
+        architecture=architecture.name,
+        scale=contract.scale,
+        temporal=contract.temporal,
+        build=lambda: model,
+        halo_px=contract.halo_px,
+        size_multiple=contract.size_multiple,
+        min_size_px=contract.min_size_px,
+    )
+    engine = Engine(spec, model, UpscaleSettings(device="cpu", tile=tile))
+    out: list[Tensor] = []
+    for frame in engine.restore(frames_of(clip), starts_scene=cuts_at()):
+        out.append(frame.rgb.clone())
+        frame.rgb.zero_()  # as whoever takes a frame may: the state must not change with it
+    return torch.stack(out)
+
+
+_CLIPS = (1, 16, 18), (2, 18, 16), (5, 70, 52)
+
+
+def assert_online(
+    architecture: Architecture, model: nn.Module, clips: tuple[tuple[int, int, int], ...] = _CLIPS
+) -> None:
+    """Check that the engine gives what the network gives on clips of (T, H, W), whole and in tiles; and odd sizes."""
+    torch.manual_seed(1)
+    for frames, height, width in clips:
+        clip = torch.rand(frames, 3, height, width)
+        with torch.inference_mode():
+            whole = model(clip[None])[0]
+        tolerance = 1e-4 * whole.std().item()
+        for tile in (0, 32):
+            got = through_engine(architecture, model, clip, tile=tile)
+            torch.testing.assert_close(got, whole, rtol=0, atol=tolerance)
+    scale = architecture.contract(model.config).scale
+    assert through_engine(architecture, model, torch.rand(2, 3, 17, 23)).shape == (2, 3, 17 * scale, 23 * scale)
+
+
+def assert_causal_but_for_the_lookahead(model: nn.Module, lookahead: int) -> None:
+    """Check that a frame depends on those before it, on those that the contract states, and on no later ones."""
+    torch.manual_seed(1)
+    lq = torch.rand(2, 5, 3, 16, 18)
+    future, past = lq.clone(), lq.clone()
+    future[:, 1 + lookahead :] = 0
+    past[:, 0] = 0
+    with torch.inference_mode():
+        sr, with_future, with_past, alone = model(lq), model(future), model(past), model(lq[1:])
+    assert torch.equal(with_future[:, 0], sr[:, 0])
+    assert not torch.equal(with_future[:, 1 + lookahead], sr[:, 1 + lookahead])
+    assert not torch.equal(with_past[:, 2], sr[:, 2])  # it is not among the inputs of that step
+    torch.testing.assert_close(alone, sr[1:], rtol=0, atol=1e-4 * sr.std().item())
+
+
+def assert_gradients(model: nn.Module, *outputs: Tensor) -> None:
+    """Check that a loss of the outputs reaches every parameter."""
+    sum(output.square().mean() for output in outputs).backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not dead
+
+
+def reach_px(sr: Tensor, centre: int, scale: int) -> int:
+    """Measure how far, in lq pixels, the not-a-numbers of sr (..., sH, sW) lie from row and column `centre` of lq."""
+    rows, columns = sr.isnan().flatten(0, -3).any(0).nonzero().unbind(1)
+    places = torch.cat([rows, columns]) // scale
+    assert len(places)
+    return int((places - centre).abs().max())
+
+
+def assert_halo(architecture: Architecture, model: nn.Module, *, side: int) -> None:
+    """Check that what a step returns depends on no pixel of its input and state further away than the halo."""
+    contract = architecture.contract(model.config)
+    model.double()  # its convolutions go through no transformed tiles, which would spread not-a-numbers
+    lq = torch.rand(1, 1 + contract.temporal.lookahead, 3, side, side, dtype=torch.float64)
+    reached: list[int] = []
+    with torch.inference_mode():
+        _, hidden = model.step(lq, None)
+        for spoilt in range(1 + len(hidden)):
+            inputs = [lq.clone(), *(state.clone() for state in hidden)]
+            ratio = inputs[spoilt].shape[-1] // side
+            inputs[spoilt][..., ratio * (side // 2), ratio * (side // 2)] = torch.nan
+            sr, states = model.step(inputs[0], tuple(inputs[1:]))
+            for result in (sr, *states):
+                if result.isnan().any():
+                    reached.append(reach_px(result, side // 2, result.shape[-1] // side))
+    assert max(reached) <= contract.halo_px
+    assert max(reached) >= contract.halo_px - contract.size_multiple  # wider would only cost time

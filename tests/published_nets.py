@@ -1,0 +1,61 @@
+"""Published networks by their names and shapes: weights as recorded, and the lists of keys."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from golden import recorded, rules
+from tubelet.models.architecture import Architecture
+
+
+def recorded_state(shared: Path, description: dict[str, Any]) -> dict[str, Tensor]:
+    """Make the weights that a case was recorded with, by their published names."""
+    fill, gains = rules(shared).fill, description.get("fill_gain", {})
+    state: dict[str, Tensor] = {}
+    for name, (_, shape) in description["state_dict"].items():
+        gain = next((value for ending, value in gains.items() if name.endswith(ending)), 1.0)
+        state[name] = torch.from_numpy(fill(name, tuple(shape))) * gain
+    return state
+
+
+def listed_state(path: Path) -> dict[str, Tensor]:
+    """Read a list of names and shapes as tensors without values."""
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return {name: torch.empty(ast.literal_eval(shape), device="meta") for name, shape, _ in lines}
+
+
+def load(architecture: Architecture, state: dict[str, Tensor], **config: Any) -> nn.Module:
+    """Translate, infer, build and load strictly, on the device of the tensors."""
+    own = architecture.translate(state)
+    assert own is not None
+    device = next(iter(state.values())).device
+    with torch.device(device):
+        model = architecture.build(architecture.config(**{**_fields(architecture.infer(own)), **config}))
+    model.load_state_dict(own, strict=True)
+    return model.eval()
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def assert_as_recorded(shared: Path, case: str, architecture: Architecture, **config: Any) -> None:
+    """Compare the output of a case of an image network with the recorded one, within the stated tolerance."""
+    description, outputs = recorded(shared, case)
+    model = load(architecture, recorded_state(shared, description), **config)
+    lq = torch.from_numpy(rules(shared).image(case, tuple(description["inputs"]["x"])))
+    with torch.inference_mode():
+        sr = model(lq.unsqueeze(1)).squeeze(1)
+    (expected,) = outputs
+    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    torch.testing.assert_close(sr, expected, rtol=0, atol=tolerance)
+
+
+def assert_every_parameter_learns(model: nn.Module, lq: Tensor) -> None:
+    """Check that the loss of a network's output depends on each of its parameters."""
+    model.train()(lq).square().mean().backward()
+    dead = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
+    assert not dead
