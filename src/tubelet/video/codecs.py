@@ -142,7 +142,7 @@ class Encoding:
     notes: tuple[str, ...]
 
 
-_X265_BLOCK_PX = 64
+X265_BLOCK_PX = 64
 _X264_PRESETS = (
     *("ultrafast", "superfast", "veryfast", "faster", "fast", "medium"),
     *("slow", "slower", "veryslow", "placebo"),
@@ -370,7 +370,7 @@ def _private_options(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[s
     display, light = (hdr.master_display(), hdr.max_cll_text()) if hdr else (None, None)
     if name == "hevc":
         params = ["log-level=error"]
-        if side_px < _X265_BLOCK_PX:
+        if side_px < X265_BLOCK_PX:
             params.append("cutree=0")  # it writes beyond its buffers in a picture smaller than a block
         params += [f"master-display={display}"] if display else []
         params += [f"max-cll={light}"] if light else []

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from tubelet.errors import ResourceError
+from tubelet.video.codecs import X265_BLOCK_PX
 
 __all__ = ["recode"]
-
-_LEAST_SIDE_PX = 32  # x265 takes no smaller picture
 
 
 def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int = 25) -> Tensor:
@@ -28,13 +27,14 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
         rate: frames a second, which the rate control reckons with.
 
     Returns:
-        (T, 3, H, W) in [0, 1], multiples of 1/255; the same to the bit in every run of the same FFmpeg.
+        (T, 3, H, W) in [0, 1], multiples of 1/255; the same to the bit in every run of the same FFmpeg. Sides of less
+        than 64 px are padded to it on the way.
 
     Raises:
         ResourceError: this build of FFmpeg has no such encoder.
     """
     height, width = clip.shape[-2:]
-    right, below = (max(n + n % 2, _LEAST_SIDE_PX) - n for n in (width, height))
+    right, below = (max(n + n % 2, X265_BLOCK_PX) - n for n in (width, height))
     even = torch.nn.functional.pad(clip, (0, right, 0, below), mode="replicate")
     try:
         context = cast(Any, av.CodecContext.create(encoder, "w"))
@@ -43,7 +43,7 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
     context.width, context.height = even.shape[-1], even.shape[-2]
     context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, rate), rate
     context.thread_count = 1
-    context.options = _safe(encoder, options, min(even.shape[-2:]))
+    context.options = _replayable(encoder, options, min(even.shape[-2:]))
     packets: list[Any] = []
     pixels = (even.movedim(1, -1) * 255).round().byte().contiguous().numpy()  # (T, H, W, 3)
     for pts, picture in enumerate(pixels):
@@ -61,16 +61,15 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
     return torch.from_numpy(decoded).movedim(-1, 1).float() / 255
 
 
-def _safe(encoder: str, options: Mapping[str, str], side_px: int) -> dict[str, str]:
-    """Leave out two parts of the rate control that spoil a replay.
+def _replayable(encoder: str, options: Mapping[str, str], side_px: int) -> dict[str, str]:
+    """Leave out what reads memory that was never written, so that two runs differ by a few code values.
 
-    x264's mbtree reads memory that it never wrote, so two runs differ by a few code values; x265's cutree writes
-    beyond its buffers in pictures of less than a coding tree unit.
+    That is mbtree in x264, and a picture that is one row or column of coding tree units in x265.
     """
     if encoder == "libx264":
         extra = ("x264-params", "mbtree=0")
-    elif encoder == "libx265" and side_px < 64:
-        extra = ("x265-params", "cutree=0")
+    elif encoder == "libx265" and side_px <= X265_BLOCK_PX:
+        extra = ("x265-params", f"ctu={X265_BLOCK_PX // 2}")
     else:
         return dict(options)
     name, value = extra
