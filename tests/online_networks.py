@@ -3,25 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from golden import recorded, rules
+from published_nets import load, recorded_state
 from small_models import cuts_at, frames_of
 from tubelet.models.architecture import Architecture
 from tubelet.models.spec import ModelSpec
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
-
-
-def load(architecture: Architecture, state: dict[str, Tensor]) -> nn.Module:
-    """Build what a published state dict is of, and load it strictly."""
-    ours = architecture.translate(state)
-    assert ours is not None
-    model = architecture.build(architecture.infer(ours))
-    model.load_state_dict(ours, strict=True)
-    return model.eval()
 
 
 def golden_case(
@@ -33,10 +24,7 @@ def golden_case(
     """
     case_json, outputs = recorded(shared, case)
     made = rules(shared)
-    state: dict[str, Tensor] = {}
-    for name, (_, shape) in case_json["state_dict"].items():
-        gains = [gain for ending, gain in case_json.get("fill_gain", {}).items() if name.endswith(ending)]
-        state[name] = torch.from_numpy(made.fill(name, tuple(shape)) * np.float32(gains[0] if gains else 1))
+    state = recorded_state(shared, case_json)
     state.update(kept or {})
     lq = torch.from_numpy(made.image(case, tuple(case_json["inputs"]["x"])))
     return load(architecture, state), lq, outputs, case_json
@@ -47,17 +35,6 @@ def assert_recorded(sr: Tensor, expected: Tensor, case_json: Any) -> None:
     step = case_json["output_step"]
     tolerance = max(1e-4, 20 * case_json["float64_max_abs_over_std"]) * expected.std().item()
     torch.testing.assert_close(sr[..., ::step, ::step], expected, rtol=0, atol=tolerance)
-
-
-def published_keys(shared: Path, name: str) -> dict[str, Tensor]:
-    """Make a state dict without values from a list of names and shapes."""
-    state: dict[str, Tensor] = {}
-    for line in (shared / "keys" / f"{name}.txt").read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            key, shape, _ = line.split("\t")
-            sides = [int(side) for side in shape.strip("()").split(",") if side.strip()]
-            state[key] = torch.empty(sides, device="meta")
-    return state
 
 
 def assert_loads_on_meta(architecture: Architecture, state: dict[str, Tensor], config: Any) -> None:

@@ -27,6 +27,11 @@ def listed_state(path: Path) -> dict[str, Tensor]:
     return {name: torch.empty(ast.literal_eval(shape), device="meta") for name, shape, _ in lines}
 
 
+def published_keys(shared: Path, name: str) -> dict[str, Tensor]:
+    """Read the list of a published file by its name."""
+    return listed_state(shared / "keys" / f"{name}.txt")
+
+
 def load(architecture: Architecture, state: dict[str, Tensor], **config: Any) -> nn.Module:
     """Translate, infer, build and load strictly, on the device of the tensors."""
     own = architecture.translate(state)

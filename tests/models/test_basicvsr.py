@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from golden import recorded, recorded_input, rules
+from published_nets import published_keys
 from tubelet.models.basicvsr import ARCHITECTURE, BasicVSR, BasicVSRConfig
 from tubelet.ops import backward_warp
 
@@ -19,15 +20,6 @@ def _recorded_state(shared: Path, description: dict[str, Any]) -> dict[str, Tens
         name: torch.from_numpy(fill(name, tuple(shape)))
         for name, (_, shape) in description["state_dict"].items()
         if name not in description["kept"]
-    }
-
-
-def _published_names(shared: Path, file: str) -> dict[str, Tensor]:
-    lines = (shared / "keys" / f"{file}.txt").read_text(encoding="utf-8").splitlines()[1:]
-    fields = (line.split("\t") for line in lines if line)
-    return {
-        name: torch.empty([int(n) for n in shape.strip("()").split(",") if n.strip()], device="meta")
-        for name, shape, _ in fields
     }
 
 
@@ -57,7 +49,7 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
 
 @pytest.mark.parametrize("file", ["basicsr_basicvsr_reds_b30", "mmagic_basicvsr"])
 def test_recognises_published_files(shared: Path, file: str) -> None:
-    state = ARCHITECTURE.translate(_published_names(shared, file))
+    state = ARCHITECTURE.translate(published_keys(shared, file))
     assert state is not None
     config = ARCHITECTURE.infer(state)
     assert config == BasicVSRConfig(channels=64, num_blocks=30)
@@ -71,7 +63,7 @@ def test_leaves_other_files_alone(shared: Path) -> None:
     ours = {"basicsr_basicvsr_reds_b30", "mmagic_basicvsr"}
     others = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem not in ours]
     assert len(others) > 40
-    assert [file for file in others if ARCHITECTURE.translate(_published_names(shared, file)) is not None] == []
+    assert [file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
     assert ARCHITECTURE.translate({}) is None
 
 

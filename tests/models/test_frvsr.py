@@ -10,9 +10,9 @@ from online_networks import (
     assert_online,
     assert_recorded,
     golden_case,
-    published_keys,
     reach_px,
 )
+from published_nets import published_keys
 from tubelet.errors import ConfigError
 from tubelet.models.frvsr import ARCHITECTURE, FRVSR, BicubicUpsampler, FRVSRConfig, space_to_depth
 

@@ -9,8 +9,8 @@ from online_networks import (
     assert_online,
     assert_recorded,
     golden_case,
-    published_keys,
 )
+from published_nets import published_keys
 from tubelet.errors import ConfigError
 from tubelet.models.rrn import ARCHITECTURE, RRN, RRNConfig
 

@@ -2,22 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
+from published_nets import published_keys
 from tubelet.models.spynet import ARCHITECTURE
 
 
-def _published_names(shared: Path, file: str) -> dict[str, Tensor]:
-    lines = (shared / "keys" / f"{file}.txt").read_text(encoding="utf-8").splitlines()[1:]
-    fields = (line.split("\t") for line in lines if line)
-    return {
-        name: torch.empty([int(n) for n in shape.strip("()").split(",") if n.strip()], device="meta")
-        for name, shape, _ in fields
-    }
-
-
 def test_recognises_the_published_file(shared: Path) -> None:
-    state = ARCHITECTURE.translate(_published_names(shared, "basicsr_spynet"))
+    state = ARCHITECTURE.translate(published_keys(shared, "basicsr_spynet"))
     assert state is not None
     with torch.device("meta"):
         network = ARCHITECTURE.build(ARCHITECTURE.infer(state))
@@ -25,7 +16,7 @@ def test_recognises_the_published_file(shared: Path) -> None:
 
 
 def test_recognises_the_names_of_mmagic(shared: Path) -> None:
-    names = _published_names(shared, "mmagic_basicvsr")
+    names = published_keys(shared, "mmagic_basicvsr")
     state = ARCHITECTURE.translate(
         {name.removeprefix("spynet."): value for name, value in names.items() if name.startswith("spynet.")}
     )
@@ -35,7 +26,7 @@ def test_recognises_the_names_of_mmagic(shared: Path) -> None:
 
 def test_leaves_other_files_alone(shared: Path) -> None:
     files = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem != "basicsr_spynet"]
-    assert [file for file in files if ARCHITECTURE.translate(_published_names(shared, file)) is not None] == []
+    assert [file for file in files if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
 
 
 @pytest.mark.parametrize("missing", ["basic_module.5.basic_module.8.weight"])

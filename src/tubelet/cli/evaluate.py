@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tubelet.cli.flags import flags_from, parse, pick
-from tubelet.cli.progress import ProgressStyle, clock, json_line, show_progress
+from tubelet.cli.progress import ProgressStyle, clock, error_events, json_line, show_progress
 from tubelet.cli.startup import loading
-from tubelet.errors import RequestError, TubeletError
+from tubelet.errors import RequestError
 from tubelet.evaluation.settings import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -95,14 +95,8 @@ def _events(request: EvaluateFlags) -> Generator[None]:
         yield
         return
     json_line(sys.stdout, "start", protocol=request.protocol, models=list(request.model or ()))
-    try:
+    with error_events(sys.stdout):
         yield
-    except TubeletError as error:
-        json_line(sys.stdout, "error", exit_code=error.exit_code, message=str(error))
-        raise
-    except KeyboardInterrupt as error:
-        json_line(sys.stdout, "error", exit_code=getattr(error, "exit_code", 130), message="interrupted")
-        raise
 
 
 @contextmanager

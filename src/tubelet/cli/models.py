@@ -50,6 +50,7 @@ def main(args: Sequence[str]) -> int:
 
 def _identify(flags: IdentifyFlags) -> int:
     from tubelet.models.checkpoint import open_checkpoint
+    from tubelet.models.spec import count_parameters
 
     opened = open_checkpoint(flags.file)
     contract = opened.architecture.contract(opened.config)
@@ -60,7 +61,7 @@ def _identify(flags: IdentifyFlags) -> int:
         "scale": contract.scale if contract else None,
         "temporal": temporal,
         "config": asdict(opened.config),
-        "parameters": sum(parameter.numel() for parameter in opened.model.parameters()),
+        "parameters": count_parameters(opened.model),
         "source": opened.architecture.source,
     }
     if flags.json:
@@ -79,6 +80,7 @@ def _identify(flags: IdentifyFlags) -> int:
 
 
 def _rows() -> list[dict[str, Any]]:
+    from tubelet.models.spec import count_parameters
     from tubelet.models.zoo import list_models
 
     return [
@@ -87,7 +89,7 @@ def _rows() -> list[dict[str, Any]]:
             "scale": spec.scale,
             "kind": spec.temporal.kind,
             "architecture": spec.architecture,
-            "parameters": sum(parameter.numel() for parameter in spec.build().parameters()),
+            "parameters": count_parameters(spec.build()),
             "summary": spec.summary,
             "licence": spec.weights.licence if spec.weights else spec.licence,
             "source": spec.source,

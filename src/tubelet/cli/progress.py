@@ -13,10 +13,12 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from tubelet.errors import IncompleteError, TubeletError
+
 if TYPE_CHECKING:
     from tubelet.restore.job import Progress
 
-__all__ = ["OnProgress", "ProgressStyle", "clock", "json_line", "show_progress"]
+__all__ = ["OnProgress", "ProgressStyle", "clock", "error_events", "json_line", "show_progress"]
 
 ProgressStyle = Literal["auto", "bar", "json", "none"]
 OnProgress = Callable[["Progress"], None]
@@ -52,6 +54,20 @@ def json_line(stream: TextIO, event: str, **fields: Any) -> None:
     """Write one event as one line of JSON, at once."""
     stream.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
     stream.flush()
+
+
+@contextmanager
+def error_events(stream: TextIO) -> Generator[None]:
+    """Write the last event where the block fails, and let the error go on."""
+    try:
+        yield
+    except TubeletError as error:
+        notes = {"notes": list(error.notes)} if isinstance(error, IncompleteError) else {}
+        json_line(stream, "error", exit_code=error.exit_code, message=str(error), **notes)
+        raise
+    except KeyboardInterrupt as error:
+        json_line(stream, "error", exit_code=getattr(error, "exit_code", 130), message="interrupted")
+        raise
 
 
 def clock(seconds: float) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tubelet.cli.flags import flags_from, parse, pick
-from tubelet.cli.progress import ProgressStyle, clock, json_line, show_progress
+from tubelet.cli.progress import ProgressStyle, clock, error_events, json_line, show_progress
 from tubelet.cli.startup import loading
-from tubelet.errors import ConfigError, IncompleteError, RequestError, TubeletError
+from tubelet.errors import ConfigError, IncompleteError, RequestError
 from tubelet.restore.settings import Result, UpscaleSettings
 
 if TYPE_CHECKING:
@@ -158,15 +158,8 @@ def _events(request: UpscaleFlags, stream: TextIO) -> Generator[None]:
             raise
         return
     json_line(stream, "start", input=request.input, output=request.output)
-    try:
+    with error_events(stream):
         yield
-    except TubeletError as error:
-        notes = {"notes": list(error.notes)} if isinstance(error, IncompleteError) else {}
-        json_line(stream, "error", exit_code=error.exit_code, message=str(error), **notes)
-        raise
-    except KeyboardInterrupt as error:
-        json_line(stream, "error", exit_code=getattr(error, "exit_code", 130), message="interrupted")
-        raise
 
 
 def _end_fields(result: Result) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.evaluation.counting import count_flops, peak_bytes
 from tubelet.evaluation.machine import Machine, describe_machine, peak_resident_bytes
-from tubelet.models.spec import ModelSpec
+from tubelet.models.spec import ModelSpec, count_parameters
 from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint
 from tubelet.restore.engine import Engine, resolve_device
 from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
@@ -303,7 +303,7 @@ class _Subject:
             height=self.height,
             frames_in=self._frames_in,
             frames_out=self._frames_out,
-            parameters=sum(parameter.numel() for parameter in self._model.parameters()),
+            parameters=count_parameters(self._model),
             flops=self._flops / self._frames_out,
             peak_bytes=self._peak_bytes,
             process_bytes=self._process_bytes,

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from tubelet.errors import RequestError
-from tubelet.models.spec import ModelSpec
+from tubelet.models.spec import ModelSpec, count_parameters
 from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint, list_models
 
 __all__ = ["Entrant", "find_entrants"]
@@ -73,18 +73,16 @@ def find_entrants(names: Sequence[str], *, scale: int) -> list[Entrant]:
 def _from_zoo(name: str, scale: int) -> Entrant:
     spec = find_model(name, factor=scale)
     digest = spec.weights.sha256 if spec.weights else None
-    return Entrant(name=spec.id, spec=spec, weights_sha256=digest, parameters=_count(create_model(spec.id)))
+    return Entrant(name=spec.id, spec=spec, weights_sha256=digest, parameters=count_parameters(create_model(spec.id)))
 
 
 def _from_checkpoint(name: str) -> Entrant:
     path = Path(name)
     spec, model = checkpoint_spec(name)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Entrant(name=path.stem, spec=spec, weights_sha256=digest, parameters=_count(model), checkpoint=path)
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return Entrant(
+        name=path.stem, spec=spec, weights_sha256=digest, parameters=count_parameters(model), checkpoint=path
+    )
 
 
 def _with_distinct_names(entrants: list[Entrant]) -> list[Entrant]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from typing import Self, cast
 
 from torch import Tensor
 
+from tubelet.data.copies import clip_seed
 from tubelet.data.datasets import EvalClip
 from tubelet.degrade import Preset, degrade_frames
 from tubelet.errors import InputError
@@ -188,7 +188,7 @@ class Pairs:
                 yield gt
 
         subject, protocol = self._subject, self._protocol
-        size, seed = (subject.height, subject.width), zlib.crc32(subject.name.encode())
+        size, seed = (subject.height, subject.width), clip_seed(subject.name, 0)
         preset = cast(Preset, protocol.degradation)
         for lq in degrade_frames(gts(), preset, size, scale=protocol.scale, seed=seed):
             frame = ahead.popleft()

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
+from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "CollapsibleConv", "FastConfig", "FastVSR", "infer_config"]
 
-Hidden = tuple[Tensor, ...]
 _OUTPUTS: tuple[tuple[int, Literal["luma", "rgb"]], ...] = ((1, "luma"), (3, "rgb"))
 
 
@@ -164,14 +164,7 @@ class FastVSR(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
-        frames = lq.shape[1]
-        hidden: Hidden | None = None
-        out: list[Tensor] = []
-        for t in range(frames):
-            index = [min(t + i, frames - 1) for i in range(1 + self.config.lookahead)]
-            sr, hidden = self.step(lq[:, index], hidden)
-            out.append(sr)
-        return torch.stack(out, 1)
+        return run_online(self.step, lq, lookahead=self.config.lookahead)
 
     def collapse(self) -> FastVSR:
         """Replace, in place, every collapsible block by the convolution that it equals; returns self.

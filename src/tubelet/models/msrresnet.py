@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
+from tubelet.layers.residual import ResidualBlock
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.types import Temporal
 
@@ -44,19 +45,6 @@ class MSRResNetConfig:
     def __post_init__(self) -> None:
         if self.scale not in _STEPS or self.num_feat < 1 or self.num_block < 0:
             raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; num_feat ≥ 1; num_block ≥ 0")
-
-
-class ResidualBlock(nn.Module):
-    """Convolution, ReLU, convolution, skip: (B, C, H, W) → (B, C, H, W)."""
-
-    def __init__(self, num_feat: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.conv2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return features of the same shape."""
-        return x + self.conv2(self.conv1(x).relu_())
 
 
 class MSRResNet(nn.Module):

@@ -9,7 +9,7 @@ from torch import nn
 
 from tubelet.types import Precision, Temporal
 
-__all__ = ["ModelSpec", "WeightsSpec"]
+__all__ = ["ModelSpec", "WeightsSpec", "count_parameters"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +60,8 @@ class ModelSpec:
     precisions: tuple[Precision, ...] = ("fp32",)
     licence: str = "Apache-2.0"
     source: str = ""
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the numbers that training can change."""
+    return sum(parameter.numel() for parameter in model.parameters())
