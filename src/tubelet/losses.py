@@ -1,4 +1,4 @@
-"""Training losses; each maps sr and gt of one shape to a scalar."""
+"""Training losses; each maps sr and gt, or a flow and the true one, of one shape to a scalar."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["LOSSES", "Loss", "LossName", "charbonnier", "l1", "luma", "mse"]
+__all__ = ["LOSSES", "Loss", "LossName", "charbonnier", "end_point_error", "l1", "luma", "mse"]
 
 LossName = Literal["charbonnier", "l1", "mse"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -37,6 +37,25 @@ def l1(sr: Tensor, gt: Tensor) -> Tensor:
 def mse(sr: Tensor, gt: Tensor) -> Tensor:
     """Mean squared error, which PSNR measures: scalar, for two tensors of one shape."""
     return (sr - gt).square().mean()
+
+
+def end_point_error(flow: Tensor, gt: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Mean distance between where a flow points and where it should.
+
+    Args:
+        flow: (B, 2, H, W), pixels.
+        gt: the true flow, the same shape.
+        weight: (B, 1, H, W), of each pixel; where all are 0, so is the error. Default: all alike.
+
+    Returns:
+        scalar, pixels. The gradient is finite where the two agree.
+
+    Source: Otte and Nagel, ECCV 1994; Baker et al., IJCV 2011, Sec. 4.1.
+    """
+    distance = ((flow - gt).square().sum(1, keepdim=True) + 1e-12).sqrt()
+    if weight is None:
+        return distance.mean()
+    return (distance * weight).sum() / weight.sum().clamp_min(1e-12)
 
 
 def luma(x: Tensor) -> Tensor:

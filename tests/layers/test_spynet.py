@@ -2,10 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from golden import recorded, recorded_input, rules
-from tubelet.layers.spynet import SpyNet, rename_spynet
-from tubelet.ops import backward_warp
+from tubelet.errors import CheckpointError
+from tubelet.layers.spynet import SpyNet, load_spynet, rename_spynet
+from tubelet.ops import backward_warp, imresize
 
 
 @pytest.mark.parametrize("case", ["spynet_32mult", "spynet_odd"])
@@ -61,3 +63,49 @@ def test_gradients_reach_every_parameter() -> None:
     network = SpyNet()
     network(torch.rand(1, 3, 40, 33), torch.rand(1, 3, 40, 33)).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+
+
+def test_levels_of_the_pyramid() -> None:
+    network = SpyNet()
+    ref, supp = torch.rand(1, 3, 32, 64), torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        flows = network.levels(ref, supp)
+        assert [flow.shape[2:] for flow in flows] == [(2**k, 2 ** (k + 1)) for k in range(6)]
+        torch.testing.assert_close(flows[-1], network(ref, supp))
+        halves = [torch.nn.functional.avg_pool2d(frame, 2) for frame in (ref, supp)]
+        few = network.levels(halves[0], halves[1], 5)
+    for flow, same in zip(few, flows[:-1], strict=True):
+        torch.testing.assert_close(flow, same, atol=1e-5, rtol=1e-4)
+
+
+def test_half_precision_keeps_the_unit_of_the_flow() -> None:
+    """20 pixels and a sixteenth do not fit into bfloat16, what a level adds does."""
+    network = SpyNet()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.basic_module[-2].basic_module[-1].bias.fill_(10.0)
+        network.basic_module[-1].basic_module[-1].bias.fill_(0.0625)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            flow = network(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
+    torch.testing.assert_close(flow, torch.full_like(flow, 20.0625))
+
+
+def test_embedded_weights_see_motion() -> None:
+    texture = imresize(torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0)), 5).clamp(0, 1)
+    ref, supp = texture[..., 2:98, :96], texture[..., :96, 3:99]  # (x, y) of ref is (x - 3, y + 2) of supp
+    network = nn.Sequential(SpyNet(), nn.Conv2d(1, 1, 1), SpyNet())
+    assert load_spynet(network) == 2
+    for spynet in (network[0], network[2]):
+        with torch.no_grad():
+            flow = spynet(ref, supp)
+        error = flow - torch.tensor([-3.0, 2.0]).view(1, 2, 1, 1)
+        assert error[..., 8:-8, 8:-8].square().sum(1).sqrt().mean() < 1.2
+    assert load_spynet(nn.Conv2d(1, 1, 1)) == 0
+
+
+def test_damaged_embedded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "parts.json").write_text('{"spynet": {"sha256": "0"}}', encoding="utf-8")
+    monkeypatch.setattr("tubelet.layers.spynet._WEIGHTS", tmp_path)
+    with pytest.raises(CheckpointError, match="missing or damaged"):
+        load_spynet(SpyNet())

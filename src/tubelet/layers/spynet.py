@@ -13,23 +13,29 @@ the published recurrent models were trained with.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tubelet.errors import CheckpointError
 from tubelet.ops.warp import backward_warp
 
-__all__ = ["SpyNet", "rename_spynet"]
+__all__ = ["SpyNet", "load_spynet", "rename_spynet"]
 
 _LEVELS = 6
 _MULTIPLE = 2 ** (_LEVELS - 1)
 _WIDTHS = (8, 32, 64, 32, 16, 2)  # Sec. 3.2: ref, warped supp and flow in; flow out
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, R, G, B
 _STD = (0.229, 0.224, 0.225)
+_WEIGHTS = Path(__file__).parents[1] / "weights"
 _CONV_MODULE = re.compile(r"(basic_module\.\d+\.basic_module)\.(\d+)\.conv\.(weight|bias)$")
 
 
@@ -72,32 +78,79 @@ class SpyNet(nn.Module):
         height, width = ref.shape[-2:]
         # Published weights expect the frame stretched, not padded.
         size = (-(-height // _MULTIPLE) * _MULTIPLE, -(-width // _MULTIPLE) * _MULTIPLE)
-        flow = self._estimate(self._pyramid(ref, size), self._pyramid(supp, size))
+        flow = self._estimate(self._pyramid(ref, _LEVELS, size), self._pyramid(supp, _LEVELS, size))[-1]
         if size == (height, width):
             return flow
         flow = functional.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
         return flow * flow.new_tensor([width / size[1], height / size[0]]).view(1, 2, 1, 1)
 
-    def _pyramid(self, frame: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    def levels(self, ref: Tensor, supp: Tensor, levels: int = _LEVELS) -> list[Tensor]:
+        """Estimate flow with the coarsest networks alone, and keep what each of them gives: for training.
+
+        Args:
+            ref: (B, 3, H, W), RGB in [0, 1]; both sides are multiples of 2 ** (levels - 1).
+            supp: (B, 3, H, W), the other frame.
+            levels: how many networks work; the frames are the input of the finest of them.
+
+        Returns:
+            flow after each, coarsest first, in pixels of its level: (B, 2, H / 2 ** (levels - 1), ...) to
+            (B, 2, H, W).
+        """
+        size = (ref.shape[-2], ref.shape[-1])
+        return self._estimate(self._pyramid(ref, levels, size), self._pyramid(supp, levels, size))
+
+    def _pyramid(self, frame: Tensor, levels: int, size: tuple[int, int]) -> list[Tensor]:
         """Normalise a frame and halve it: coarsest first."""
         if frame.shape[-2:] != size:
             frame = functional.interpolate(frame, size, mode="bilinear", align_corners=False)
-        levels = [(frame - self.mean) / self.std]
-        for _ in range(_LEVELS - 1):
-            levels.append(functional.avg_pool2d(levels[-1], 2))
-        return levels[::-1]
+        pyramid = [(frame - self.mean) / self.std]
+        for _ in range(levels - 1):
+            pyramid.append(functional.avg_pool2d(pyramid[-1], 2))
+        return pyramid[::-1]
 
-    def _estimate(self, refs: list[Tensor], supps: list[Tensor]) -> Tensor:
-        flow: Tensor | None = None
-        for level, ref, supp in zip(self.basic_module, refs, supps, strict=True):
-            if flow is None:  # nothing is known yet: the flow to start from is zero
-                flow = level(torch.cat([ref, supp, torch.zeros_like(ref[:, :2])], 1))
+    def _estimate(self, refs: list[Tensor], supps: list[Tensor]) -> list[Tensor]:
+        flows: list[Tensor] = []
+        for level, ref, supp in zip(self.basic_module, refs, supps, strict=False):
+            if not flows:  # nothing is known yet: the flow to start from is zero
+                flows.append(level(torch.cat([ref, supp, torch.zeros_like(ref[:, :2])], 1)).to(ref.dtype))
                 continue
-            flow = 2 * functional.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=True)
+            flow = 2 * functional.interpolate(flows[-1], scale_factor=2.0, mode="bilinear", align_corners=True)
             warped = backward_warp(supp, flow, padding="border")
-            flow = flow + level(torch.cat([ref, warped, flow], 1))  # Eq. 6
-        assert flow is not None
-        return flow
+            # Eq. 6; under autocast the sum keeps full precision, which the flow in pixels needs
+            flows.append(flow + level(torch.cat([ref, warped, flow], 1)).to(ref.dtype))
+        return flows
+
+
+def load_spynet(network: nn.Module) -> int:
+    """Give every SpyNet within a network the weights that come with Tubelet.
+
+    Published checkpoints of flow-based models bring the flow that they were trained with; training one from the start
+    begins with this one.
+
+    Args:
+        network: a SpyNet, or a network that holds some.
+
+    Returns:
+        how many there are; 0 leaves the network as it was.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    found = [module for module in network.modules() if isinstance(module, SpyNet)]
+    if found:
+        state = _read_embedded()
+        for spynet in found:
+            spynet.load_state_dict({**spynet.state_dict(), **state})
+    return len(found)
+
+
+def _read_embedded() -> dict[str, Tensor]:
+    entry = json.loads((_WEIGHTS / "parts.json").read_text(encoding="utf-8"))["spynet"]
+    path = _WEIGHTS / "spynet.safetensors"
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise CheckpointError(f"weight file {path} is missing or damaged; install the package again")
+    return load(data)
 
 
 def rename_spynet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from golden import recorded
+from tubelet.layers.attention import Mlp, WindowAttention, attend, relative_position_bias
+
+
+def test_positions_are_the_recorded_ones(shared):
+    _, (_, _, _, swinir, hat, _) = recorded(shared, "swin_windows_A")
+    table = torch.arange(225.0)[:, None]
+    assert torch.equal(relative_position_bias(table, (8, 8), (8, 8))[0], swinir.float())
+    assert torch.equal(swinir, hat)
+
+
+@pytest.mark.parametrize(("window", "size"), [((4, 4), (4, 4)), ((4, 3), (2, 3)), ((2, 3, 4), (2, 1, 3)), ((5,), (2,))])
+def test_bias_of_every_pair_is_that_of_its_distance(window, size):
+    torch.manual_seed(0)
+    shape = [2 * w - 1 for w in window]
+    table = torch.randn(int(torch.tensor(shape).prod()), 2)
+    bias = relative_position_bias(table, window, size)
+    places = torch.cartesian_prod(*(torch.arange(s) for s in size)).view(-1, len(size))
+    for i, query in enumerate(places):
+        for j, key in enumerate(places):
+            entry = tuple((query - key + torch.tensor(window) - 1).tolist())
+            assert torch.equal(bias[:, i, j], table.view(*shape, 2)[entry])
+
+
+def test_attention_is_the_equation():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 6, 5)
+    bias = torch.randn(4, 6, 6)
+    scores = q @ k.mT / 5**0.5 + bias
+    expected = (scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 6, 20)
+    torch.testing.assert_close(attend(q, k, v, bias), expected)
+
+
+def test_a_cut_window_is_a_masked_one():
+    torch.manual_seed(0)
+    attention, x = WindowAttention(8, 2, (4, 4)), torch.randn(3, 16, 8)
+    left = torch.arange(16).view(4, 4)[:, :2].flatten()
+    mask = torch.full((16, 16), -100.0)
+    mask[left[:, None], left] = 0
+    masked = attention(x, attention.bias((4, 4)) + mask)[:, left]
+    torch.testing.assert_close(attention(x[:, left], attention.bias((4, 2))), masked)
+
+
+def test_every_parameter_learns():
+    torch.manual_seed(0)
+    attention, mlp = WindowAttention(4, 2, (2, 2)), Mlp(4, 6)
+    mlp(attention(torch.randn(3, 4, 4), attention.bias((2, 2)))).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in [*attention.parameters(), *mlp.parameters()])
+    assert WindowAttention(4, 2, (2, 2), qkv_bias=False).qkv.bias is None

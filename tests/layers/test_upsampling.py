@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tubelet.layers import upsampling
+from tubelet.layers.upsampling import enlarge, shuffle_x4
+
+
+def _convs() -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d, nn.Conv2d]:
+    torch.manual_seed(0)
+    sizes = ((6, 20), (5, 32), (8, 8), (8, 3))
+    first, second, detail, last = (nn.Conv2d(a, b, 3, padding=1) for a, b in sizes)
+    return first, second, detail, last
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_the_layers_written_plainly(layout: torch.memory_format) -> None:
+    x, base, convs = torch.randn(2, 6, 7, 5), torch.rand(2, 3, 28, 20), _convs()
+    first, second, detail, last = convs
+    y = functional.leaky_relu(functional.pixel_shuffle(first(x), 2), 0.1)
+    y = functional.leaky_relu(functional.pixel_shuffle(second(y), 2), 0.1)
+    expected = last(functional.leaky_relu(detail(y), 0.1)) + base
+    for conv in convs:
+        conv.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    with torch.no_grad():
+        torch.testing.assert_close(shuffle_x4(x, base, convs), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(shuffle_x4(x, base, convs), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("height", [8, 9, 17, 26])
+def test_strips_equal_the_whole(monkeypatch: pytest.MonkeyPatch, height: int, layout: torch.memory_format) -> None:
+    monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)  # strips of 8 lines
+    x = torch.randn(2, 6, height, 5).contiguous(memory_format=layout)
+    base, convs = torch.rand(2, 3, 4 * height, 20), _convs()
+    whole = shuffle_x4(x, base, convs)
+    calls: list[int] = []
+    convs[0].register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[2]))
+    with torch.no_grad():
+        torch.testing.assert_close(shuffle_x4(x, base, convs), whole, rtol=0, atol=1e-6)
+    assert max(calls) <= 8 + 4
+    assert len(calls) == -(-height // 8)
+
+
+def test_the_sum_keeps_the_precision_of_the_picture() -> None:
+    base = torch.rand(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert shuffle_x4(torch.randn(1, 6, 2, 2), base, _convs()).dtype == torch.float32
+
+
+def test_gradients_reach_everything() -> None:
+    x, base, convs = torch.randn(1, 6, 4, 3, requires_grad=True), torch.rand(1, 3, 16, 12), _convs()
+    shuffle_x4(x, base, convs).square().mean().backward()
+    assert x.grad is not None
+    assert x.grad.all()
+    assert all(p.grad is not None and p.grad.any() for conv in convs for p in conv.parameters())
+
+
+def test_enlarge_keeps_the_mean_and_reaches_the_size() -> None:
+    frame = torch.rand(1, 3, 3, 5)
+    assert enlarge(frame, 4).shape == (1, 3, 12, 20)
+    torch.testing.assert_close(enlarge(torch.full_like(frame, 0.3), 4), torch.full((1, 3, 12, 20), 0.3))

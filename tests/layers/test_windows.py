@@ -1,0 +1,98 @@
+from math import prod
+
+import pytest
+import torch
+
+from golden import recorded, recorded_input
+from tubelet.layers.windows import Span, map_windows, pad_to_windows, split_windows, window_blocks, window_spans
+
+
+def _parts(grid, window, shift):
+    """Number the positions of a grid by the window that they are in."""
+    x, number = torch.zeros(1, *grid, 1), 0
+    with torch.inference_mode():
+        for size, place in window_blocks(x, window, shift):
+            counts = [(s.stop - s.start) // n for s, n in zip(place[1:], size, strict=True)]
+            parts = torch.arange(number, number + prod(counts)).view(1, *counts, 1).float()
+            for axis, side in enumerate(size):
+                parts = parts.repeat_interleave(side, 1 + axis)
+            x[place] = parts
+            number += prod(counts)
+    return x
+
+
+def test_a_shift_cuts_the_first_and_the_last_window():
+    assert window_spans(12, 4, 2) == [Span(0, 2, 1), Span(2, 4, 2), Span(10, 2, 1)]
+    assert window_spans(12, 4, 0) == [Span(0, 4, 3)]
+    assert window_spans(4, 4, 2) == [Span(0, 2, 1), Span(2, 2, 1)]
+    assert window_spans(2, 4, 3) == [Span(0, 2, 1)]
+
+
+def test_windows_and_their_shift_are_the_recorded_ones(shared):
+    description, (windows, joined, mask, *_) = recorded(shared, "swin_windows_A")
+    x = recorded_input(shared, "swin_windows_A", tuple(description["inputs"]["x"])).permute(0, 2, 3, 1)
+    assert torch.equal(joined, x)
+    rolled = x.roll((-4, -4), (1, 2))
+    assert torch.equal(split_windows(rolled, (8, 8)), windows.flatten(1, 2))
+    assert torch.equal(split_windows(x[:, 4:12, 4:20], (8, 8)), windows[:2].flatten(1, 2))  # the whole ones
+    parts = split_windows(_parts((16, 24), (8, 8), (4, 4)).roll((-4, -4), (1, 2)), (8, 8))  # (6, 64, 1)
+    assert torch.equal(parts.ne(parts.mT) * -100.0, mask)  # tokens of two parts are those that the mask parts
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "shift"),
+    [
+        ((40, 56), (8, 8), (4, 4)),
+        ((16, 800), (8, 8), (0, 0)),
+        ((5, 6), (4, 4), (2, 2)),
+        ((4, 12, 20), (2, 4, 4), (1, 2, 2)),
+    ],
+)
+def test_a_few_windows_at_once_are_all_windows(grid, window, shift):
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 2, *grid, 3)
+
+    def apply(windows, size):
+        first, second = windows
+        assert first.shape[1] == prod(size)
+        return first.cumsum(1) * second.mean(1, keepdim=True)
+
+    whole = map_windows(apply, [x, y], window=window, shift=shift)
+    kept = x.clone()
+    with torch.inference_mode():
+        few = map_windows(apply, [kept, y], window=window, shift=shift)
+    torch.testing.assert_close(few, whole)
+    assert few is kept
+    torch.testing.assert_close(whole[0], map_windows(apply, [x[:1], y[:1]], window=window, shift=shift)[0])
+
+
+def test_blocks_are_small_on_a_cpu_and_cover_everything():
+    x = torch.zeros(1, 48, 640, 1)
+    assert len(list(window_blocks(x, (8, 8), (0, 0)))) == 1
+    with torch.inference_mode():
+        places = [place for _, place in window_blocks(x, (8, 8), (4, 4))]
+        for place in places:
+            assert x[place].numel() <= 2048
+            x[place] += 1
+    assert x.unique().tolist() == [1]
+    parts = _parts((16, 24), (8, 8), (4, 4))
+    assert parts.unique().numel() == 3 * 4
+
+
+def test_gradients_are_those_of_the_function():
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 10, 2, dtype=torch.float64, requires_grad=True)
+
+    def step(tensor):
+        return map_windows(lambda windows, _: windows[0].softmax(1), [tensor], window=(4, 4), shift=(2, 2))
+
+    assert torch.autograd.gradcheck(step, [x])
+
+
+def test_pictures_are_mirrored_to_whole_windows():
+    x = torch.rand(1, 3, 5, 8)
+    padded = pad_to_windows(x, 8)
+    assert torch.equal(padded[:, :, 5:], x[:, :, 1:4].flip(2))
+    assert pad_to_windows(padded, 8) is padded
+    tiny = pad_to_windows(torch.rand(1, 3, 2, 3), 8)
+    assert torch.equal(tiny[..., 3:], tiny[..., 2:3].expand(1, 3, 8, 5))
