@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fmt lint types bench docs clean
+.PHONY: help demo test test-slow fmt lint types bench docs models-page clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench: $(INSTALLED)  ## speed on this machine
 
 docs: $(INSTALLED_DEV)  ## check the links and the commands in the documents
 	$(BIN)/python -m pytest tests/test_docs.py
+
+models-page: $(INSTALLED)  ## write docs/models.md from the specs
+	$(BIN)/python docs/models_page.py
 
 clean:  ## remove what was built, the environment too
 	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache .import_linter_cache

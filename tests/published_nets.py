@@ -17,7 +17,7 @@ def recorded_state(shared: Path, description: dict[str, Any]) -> dict[str, Tenso
     state: dict[str, Tensor] = {}
     for name, (_, shape) in description["state_dict"].items():
         gain = next((value for ending, value in gains.items() if name.endswith(ending)), 1.0)
-        state[name] = torch.from_numpy(fill(name, tuple(shape))) * gain
+        state[name] = torch.as_tensor(fill(name, tuple(shape))) * gain
     return state
 
 

@@ -1,12 +1,13 @@
 """A plain small network of each temporal kind, with fixed random weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tubelet.layers.store import FeatureStore
 from tubelet.models.spec import ModelSpec
 from tubelet.types import Frame, Temporal
 
@@ -106,6 +107,44 @@ class ClipNet(nn.Module):
         return _up(out.flatten(0, 1)).unflatten(0, lq.shape[:2]) + 0.5
 
 
+class StreamNet(nn.Module):
+    """A running mean from the end to the start, then a convolution; gives its frames back one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(6, 3 * SCALE**2, 3, padding=1)
+        self.calls: list[int] = []
+
+    def forward(self, lq: Tensor) -> Tensor:
+        return torch.stack(list(self.restore(lq)), 1)
+
+    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+        self.calls.append(lq.shape[1])
+        feat = torch.zeros_like(lq[:, 0])
+        with FeatureStore() as store:
+            for t in reversed(range(lq.shape[1])):
+                feat = 0.2 * feat + lq[:, t]
+                store.append(t, feat)
+            for t in range(lq.shape[1]):
+                yield _up(self.head(torch.cat([*store.pop(t), lq[:, t]], 1))) + 0.5
+
+
+class SpaceTimeNet(nn.Module):
+    """A 3×3 convolution of each frame; half-way between two lies their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 3 * SCALE**2, 3, padding=1)
+        self.calls: list[int] = []
+
+    def forward(self, lq: Tensor) -> Tensor:
+        self.calls.append(lq.shape[1])
+        frames = _up(self.body(lq.flatten(0, 1))).unflatten(0, lq.shape[:2]) + 0.5
+        sr = frames.repeat_interleave(2, 1)[:, :-1]
+        sr[:, 1::2] = (frames[:, :-1] + frames[:, 1:]) / 2
+        return sr
+
+
 class NearestNet(nn.Module):
     """Repeats pixels."""
 
@@ -132,8 +171,11 @@ ONLINE = spec_of(OnlineNet, Temporal("online", lookahead=1), halo_px=2)
 GLOBAL_STATE = spec_of(GlobalStateNet, Temporal("online"))
 CLIP = spec_of(ClipNet, Temporal("clip", window_frames=5, overlap_frames=2), halo_px=1)
 WHOLE_CLIP = spec_of(ClipNet, Temporal("clip"), halo_px=1)
+STREAM = spec_of(StreamNet, Temporal("clip"), halo_px=1)
+SPACE_TIME = spec_of(SpaceTimeNet, Temporal("clip", window_frames=5, overlap_frames=2, between_frames=1), halo_px=1)
+WHOLE_SPACE_TIME = spec_of(SpaceTimeNet, Temporal("clip", between_frames=1), halo_px=1)
 NEAREST = spec_of(NearestNet, Temporal("frame"))
-ALL = [FRAME, COARSE, WINDOW, ONLINE, CLIP, WHOLE_CLIP, NEAREST]
+ALL = [FRAME, COARSE, WINDOW, ONLINE, CLIP, WHOLE_CLIP, STREAM, SPACE_TIME, WHOLE_SPACE_TIME, NEAREST]
 
 
 def build(spec: ModelSpec) -> nn.Module:
@@ -159,12 +201,12 @@ def cuts_at(*numbers: int) -> Callable[[Tensor], bool]:
 
 
 def direct(spec: ModelSpec, model: nn.Module, clip: Tensor) -> Tensor:
-    """The result of a whole scene without the engine: (T, 3, sH, sW)."""
+    """The result of a whole scene without the engine, at the times of its frames: (T, 3, sH, sW)."""
     lq = clip[None]
     with torch.inference_mode():
         if spec.temporal.kind == "window":
             padded = torch.cat([lq[:, :1], lq, lq[:, -1:]], 1)
             sr = torch.cat([model(padded[:, t : t + 3]) for t in range(lq.shape[1])], 1)
         else:
-            sr = model(lq)
+            sr = model(lq)[:, :: 1 + spec.temporal.between_frames]
     return sr[0]

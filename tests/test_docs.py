@@ -13,9 +13,9 @@ import torch
 
 from media import make_plain
 from tubelet.cli import VERBS
+from tubelet.models import checkpoint, zoo
 from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
-from tubelet.models.spec import ModelSpec
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
@@ -84,7 +84,11 @@ def test_the_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     exec(network, module.__dict__)
     names: dict[str, Any] = dict(module.__dict__)
     exec(entry, names)
-    spec: ModelSpec = names["ESPCN_X4"]
+    monkeypatch.setattr(checkpoint, "ARCHITECTURES", (*checkpoint.ARCHITECTURES, module.ARCHITECTURE))
+    state = module.ESPCN(module.ESPCNConfig(scale=3, channels=8)).state_dict()
+    loaded: Any = checkpoint.load_model({"params": state})
+    assert loaded.config == module.ESPCNConfig(scale=3, channels=8)
+    spec = zoo._published(names["ESPCN_X4"])
     frames = [Frame(torch.rand(3, 40, 60), t, Fraction(1, 25), index=t) for t in range(2)]
     whole, tiled = (
         list(Engine(spec, model, UpscaleSettings(device="cpu", tile=tile)).restore(frames))

@@ -59,9 +59,13 @@ class Temporal:
     online    model.step(lq, hidden) → (sr, hidden), lq (B, 1 + lookahead, 3, H, W): the frame and those
               that follow it; sr (B, 3, sH, sW); hidden is None at the start of a scene, otherwise a tuple
               of tensors that are pictures too
-    clip      model(lq) with (B, T, 3, H, W) → (B, T, 3, sH, sW), T up to `window_frames`
+    clip      model(lq) with (B, T, 3, H, W) → (B, T', 3, sH, sW), T up to `window_frames`;
+              T' = T + `between_frames` · (T - 1)
 
     Neighbours beyond the ends of a scene repeat the first or last frame of the scene.
+
+    A space-time model has `between_frames` = 1: between any two frames it also gives the one half-way. The engine uses
+    those where twice the frame rate is asked for, and otherwise drops them.
 
     Attributes:
         kind: see above.
@@ -69,6 +73,7 @@ class Temporal:
         lookahead: frames after the current one that a step needs (online).
         window_frames: the most frames at once, 0 for a whole scene (clip).
         overlap_frames: frames that consecutive windows share; the seam lies in their middle (clip).
+        between_frames: frames that the result also has between any two, half-way: 0 or 1 (clip).
     """
 
     kind: TemporalKind
@@ -76,12 +81,18 @@ class Temporal:
     lookahead: int = 0
     window_frames: int = 0
     overlap_frames: int = 0
+    between_frames: int = 0
 
     def __post_init__(self) -> None:
-        owner = {"radius": "window", "lookahead": "online", "window_frames": "clip", "overlap_frames": "clip"}
+        owner = {"radius": "window", "lookahead": "online"}
+        owner |= dict.fromkeys(("window_frames", "overlap_frames", "between_frames"), "clip")
         for name, kind in owner.items():
             value = getattr(self, name)
             if value < 0 or (value and kind != self.kind):
                 raise ValueError(f"{name}={value} does not fit a {self.kind!r} model; it is for {kind!r} models")
         if self.window_frames and self.overlap_frames >= self.window_frames:
             raise ValueError(f"overlap_frames={self.overlap_frames} must be below window_frames={self.window_frames}")
+        if self.between_frames > 1:
+            raise ValueError(f"between_frames={self.between_frames} must be 0 or 1")
+        if self.between_frames and self.window_frames and not self.overlap_frames:
+            raise ValueError("overlap_frames=0 would leave nothing half-way between two windows; give at least 1")

@@ -1,22 +1,35 @@
 """`tubelet models` lists the zoo."""
 
+import hashlib
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import tubelet
 from tubelet.cli import main
+from tubelet.downloads import RemoteFile
+from tubelet.models import srvgg, zoo
 from tubelet.models.zoo import list_models
 
 WEIGHTS = Path(tubelet.__path__[0]) / "weights"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("TUBELET_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 def test_the_table_has_every_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["models"]) == 0
     table = capsys.readouterr().out
-    for spec in list_models():
+    for spec in list_models(published=True):
         row = next(line for line in table.splitlines() if line.split()[:1] == [spec.id])
         assert f"×{spec.scale}" in row
         assert spec.temporal.kind in row
@@ -26,8 +39,9 @@ def test_the_table_has_every_model(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_json_counts_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
-    assert list(rows) == [spec.id for spec in list_models()]
+    assert list(rows) == [spec.id for spec in list_models(published=True)]
     assert rows["bicubic-x4"]["parameters"] == 0
+    assert rows["basicvsr_pp-reds4"]["parameters"] == 7_322_927
     for spec in list_models():
         assert rows[spec.id]["parameters"] == sum(p.numel() for p in spec.build().parameters())
 
@@ -41,6 +55,94 @@ def test_identify_tells_what_a_checkpoint_is(capsys: pytest.CaptureFixture[str])
     assert "depth=4" in said
     assert main(["models", "identify", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["recall_px"] == 3
+
+
+def test_the_table_says_what_is_here_and_what_is_fetched(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def weights_of(*ids: str) -> list[str]:
+        assert main(["models"]) == 0
+        rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+        return [re.split(r"\s{2,}", rows[id].strip())[4] for id in ids]
+
+    ids = ("realesrgan-x4plus", "basicvsr-reds4", "edsr_l-x4")
+    assert weights_of(*ids) == ["67.0 MB", "≈ 25 MB", "by hand"]
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "RealESRGAN_x4plus.pth").write_bytes(b"carried here")
+    assert weights_of("realesrgan-x4plus") == ["here"]
+    assert main(["models", "--json"]) == 0
+    row = next(row for row in json.loads(capsys.readouterr().out) if row["id"] == "edsr_l-x4")
+    assert (row["here"], row["url"], row["sha256"]) == (False, None, "76ee1c8f")
+
+
+def test_download_and_cache(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    source = home.parent / "net.pth"
+    source.write_bytes(b"weights")
+    known = replace(zoo._KNOWN["realesr-animevideov3"], file=RemoteFile(name="net.pth", url=source.as_uri()))
+    monkeypatch.setitem(zoo._KNOWN, known.id, known)
+    path = home / "models" / "net.pth"
+    assert main(["models", "download", known.id, known.id]) == 0
+    assert capsys.readouterr().out == f"{known.id}: {path}\n" * 2
+    path.with_name("other.pth.part").write_bytes(b"half")
+    assert main(["models", "cache"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{path.parent}: 2 files, 0.0 MB"
+    assert "not whole" in lines[2]
+    assert main(["models", "cache", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "folder": str(path.parent),
+        "files": {"net.pth": 7, "other.pth.part": 4},
+    }
+
+
+@pytest.mark.parametrize(
+    ("ids", "code", "said"),
+    [
+        ([], 2, "no model is named"),
+        (["edvrm"], 2, "did you mean edvr_m-reds"),
+        (["fast-x4-bi"], 2, "in the package"),
+        (["edsr_l-x4"], 4, "must be fetched by hand: from https://github.com/XPixelGroup/BasicSR"),
+    ],
+)
+def test_what_cannot_be_downloaded(ids: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "download", *ids]) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_identify_tells_the_layout_and_under_which_name_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(num_feat=4, num_conv=1)).half()
+    path = tmp_path / "a.pth"
+    torch.save({"params_ema": {f"module.{name}": value for name, value in model.state_dict().items()}}, path)
+    known = replace(
+        zoo._KNOWN["realesr-animevideov3"],
+        file=RemoteFile(name="a.pth", sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
+    )
+    monkeypatch.setattr(zoo, "KNOWN_FILES", (known,))
+    assert main(["models", "identify", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "SRVGGNetCompact ×4" in said
+    assert "layout: recognised by names and shapes; in params_ema → module, all " in said
+    assert "published as: realesr-animevideov3" in said
+
+
+def test_identify_says_what_comes_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {"body.0.weight": torch.zeros(64, 3, 3, 3), "body.0.bias": torch.zeros(1), "other": torch.zeros(2)}
+    torch.save(state, tmp_path / "a.pth")
+    assert main(["models", "identify", str(tmp_path / "a.pth")]) == 3
+    said = capsys.readouterr()
+    assert said.out.startswith("nearest: ")
+    assert "it has too much: other" in said.out
+    assert "is of no architecture that Tubelet knows" in said.err
+    assert main(["models", "identify", str(tmp_path / "a.pth"), "--json"]) == 3
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["tensors"] == 3
+    assert facts["nearest"][0]["share"] > 0
 
 
 def test_identify_refuses_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
 from media import make_video
+from small_models import SPACE_TIME, build
 from tubelet.cli import main
 from tubelet.cli.upscale import companion
+from tubelet.restore import job
 
 FRAMES = 10  # of the fixture `clip`
 FAST = ["--model", "bicubic", "--progress", "none"]
@@ -83,6 +86,36 @@ def test_the_plan_on_a_terminal_of_few_letters(clip: Path) -> None:
     command = [sys.executable, "-c", program, "upscale", str(clip), str(clip.with_name("o.mp4")), *FAST, "--dry-run"]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True)
     assert b"64\\xd748" in done.stdout
+
+
+@pytest.fixture
+def space_time(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Flags of a run that doubles the frame rate, with a small model."""
+    monkeypatch.setattr(job, "_open_model", lambda *_: (SPACE_TIME, build(SPACE_TIME)))
+    return ["--fps", "x2", "--device", "cpu"]
+
+
+def test_the_new_frame_rate_is_in_the_plan_and_in_the_events(
+    clip: Path, space_time: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["upscale", str(clip), str(clip.with_name("out.mp4")), *space_time]
+    assert main([*command, "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert f"{2 * FRAMES - 1} (by the header)" in plan
+    assert "25 → 50 a second" in plan
+    assert main([*command, "--progress", "json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {event["total"] for event in events if event["event"] == "progress"} == {2 * FRAMES - 1}
+    assert events[-1]["frames"] == 2 * FRAMES - 1
+
+
+def test_a_preview_also_shows_the_frame_half_way(clip: Path, space_time: list[str]) -> None:
+    png = clip.with_name("out.png")
+    assert main(["upscale", str(clip), str(png), *space_time, "--preview", "1"]) == 0
+    with Image.open(png) as sheet:
+        assert 3 * 128 <= sheet.width < 3 * 128 + 10
+        result, half_way = (np.asarray(sheet.crop((x, 30, x + 128, 100))).astype(int) for x in (130, 260))
+    assert 0 < abs(result - half_way).mean() < 20
 
 
 @pytest.mark.parametrize(("output", "png"), [("out.mp4", "out.preview.png"), ("look.png", "look.png")])
@@ -242,6 +275,7 @@ def test_an_empty_name(
         (["--tile", "5"], "tile=5"),
         (["--codec", "prores"], "prores"),
         (["--preset", "sluggish"], "ultrafast"),
+        (["--fps", "x2"], "bicubic-x4 does not; use a checkpoint of ZoomingSlowMo or TMNet"),
     ],
 )
 def test_flags_that_make_no_sense(clip: Path, flags: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate, leaky_relu, pixel_shuffle
 
 from golden import recorded, recorded_input, rules
 from published_nets import published_keys
@@ -85,7 +86,12 @@ def test_equals_the_equations_written_plainly() -> None:
                 kept.append(trunk(torch.cat([clip[:, t], backward_warp(kept[-1], flows[t - 1])], 1)))
             features["back" if trunk is net.backward_trunk else "front"] = kept
         for t, (back, front) in enumerate(zip(features["back"][::-1], features["front"], strict=True)):
-            expected = net._upsample(net.fusion(torch.cat([back, front], 1)), lq[:, t])
+            x = leaky_relu(net.fusion(torch.cat([back, front], 1)), 0.1)
+            x = leaky_relu(pixel_shuffle(net.upconv1(x), 2), 0.1)
+            x = leaky_relu(pixel_shuffle(net.upconv2(x), 2), 0.1)
+            expected = net.conv_last(leaky_relu(net.conv_hr(x), 0.1)) + interpolate(
+                lq[:, t], scale_factor=4.0, mode="bilinear"
+            )
             torch.testing.assert_close(net(lq)[:, t], expected, rtol=0, atol=1e-6)
 
 

@@ -3,30 +3,69 @@
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from golden import recorded
-from published_nets import listed_state, recorded_state
+from published_nets import listed_state, published_keys, recorded_state
+from tubelet.errors import CheckpointError
 from tubelet.models.checkpoint import ARCHITECTURES, open_checkpoint
+from tubelet.models.foreign_names import FOREIGN, fits
 
 PUBLISHED = {
     "basicsr_basicvsr_reds_b30": "BasicVSR",
     "mmagic_basicvsr": "BasicVSR",
+    "basicsr_basicvsrpp_128_25": "BasicVSRPlusPlus",
+    "basicsr_basicvsrpp_64_7": "BasicVSRPlusPlus",
+    "mmagic_basicvsrpp_c128n25": "BasicVSRPlusPlus",
+    "mmagic_basicvsrpp_c64n7": "BasicVSRPlusPlus",
+    "basicsr_iconvsr_b30": "IconVSR",
+    "basicsr_iconvsr_vimeo_tp3": "IconVSR",
+    "mmagic_iconvsr": "IconVSR",
+    "mmagic_realbasicvsr": "RealBasicVSR",
+    "govsr_8+4_56": "OVSR",
+    "govsr_8+4_80": "OVSR",
     "basicsr_edsr_L_x4": "EDSR",
     "basicsr_edsr_M_x4": "EDSR",
     "basicsr_rrdb_6b_anime": "RRDBNet",
     "basicsr_rrdb_x4": "RRDBNet",
     "basicsr_spynet": "SpyNet",
+    "basicsr_edvr_L": "EDVR",
+    "basicsr_edvr_L_vimeo7": "EDVR",
+    "basicsr_edvr_M": "EDVR",
+    "basicsr_edvr_M_woTSA": "EDVR",
+    "mmagic_edvrM": "EDVR",
     "frnet_nb10": "FRVSR",
     "rrn_10L": "RRN",
     "rrn_5L": "RRN",
     "rsdn9_128": "RSDN",
     "srvgg_animevideov3": "SRVGGNetCompact",
     "srvgg_general_x4v3": "SRVGGNetCompact",
+    "zsm_lunatokis": "ZoomingSlowMo",
+    "tdan_official": "TDAN",
+    "mmagic_tdan": "TDAN",
+    "basicsr_duf_16": "DUF",
+    "basicsr_duf_52": "DUF",
+    "basicsr_swinir_classical_x4": "SwinIR",
+    "basicsr_swinir_light_x4": "SwinIR",
+    "basicsr_swinir_real_M_x4": "SwinIR",
+    "hat_L_x4": "HAT",
+    "hat_S_x4": "HAT",
+    "hat_x2": "HAT",
+    "hat_x4": "HAT",
+    "basicsr_tof": "TOFlow",
+    "mmagic_tof": "TOFlow",
 }
 RECORDED = {
     "basicvsr_A": "BasicVSR",
     "basicvsr_mmagic_A": "BasicVSR",
+    "basicvsrpp_A_hr": "BasicVSRPlusPlus",
+    "basicvsrpp_mmagic_A": "BasicVSRPlusPlus",
+    "iconvsr_A_tp3": "IconVSR",
+    "realbasicvsr_A": "RealBasicVSR",
+    "ovsr_global_A": "OVSR",
     "edsr_A": "EDSR",
+    "edvr_A_predeblur": "EDVR",
+    "edvr_mmagic_A": "EDVR",
     "frvsr_bd_A": "FRVSR",
     "fsrcnn_x4_A": "FSRCNN",
     "msrresnet_A": "MSRResNet",
@@ -36,14 +75,51 @@ RECORDED = {
     "rrn_A": "RRN",
     "rsdn_A_damped": "RSDN",
     "srvgg_x4_A": "SRVGGNetCompact",
+    "tmnet_A_t": "TMNet",
+    "zsm_A": "ZoomingSlowMo",
+    "tdan_A_dcnv1": "TDAN",
+    "tdan_mmagic_A": "TDAN",
+    "duf16_A": "DUF",
+    "swinir_light_x4_A": "SwinIR",
+    "swinir_nearest_x4_A": "SwinIR",
+    "hat_x2_A": "HAT",
+    "toflow_A": "TOFlow",
+    "rbpn_A": "RBPN",
+    "rbpn_x2_A": "RBPN",
 }
 
 
+FOREIGN_NAMES = {
+    "iart_reds": "IART",
+    "miavsr_reds": "MIA-VSR",
+    "psrt_recurrent_reds": "PSRT",
+    "rvrt_001_reds_30f": "RVRT",
+    "ttvsr": "TTVSR",
+    "vrt_001_reds_6f": "VRT",
+    "vrt_002_reds_16f": "VRT",
+}
+"""Lists of networks that Tubelet names and does not run."""
+
+
+def claims(state: dict[str, Tensor]) -> list[str]:
+    """Return all names under which a state dict is recognised."""
+    own = [architecture.name for architecture in ARCHITECTURES if architecture.translate(state) is not None]
+    return own + [foreign.name.split()[0] for foreign in FOREIGN if fits(foreign, state)]
+
+
 def test_each_list_of_keys_is_claimed_by_its_own(shared: Path) -> None:
-    for path in sorted((shared / "keys").glob("*.txt")):
-        state = listed_state(path)
-        claims = [architecture.name for architecture in ARCHITECTURES if architecture.translate(state) is not None]
-        assert claims == ([PUBLISHED[path.stem]] if path.stem in PUBLISHED else []), path.stem
+    paths = sorted((shared / "keys").glob("*.txt"))
+    assert paths
+    for path in paths:
+        expected = PUBLISHED.get(path.stem) or FOREIGN_NAMES[path.stem]
+        assert claims(listed_state(path)) == [expected], path.stem
+
+
+@pytest.mark.parametrize(("keys", "name"), FOREIGN_NAMES.items())
+def test_a_network_that_cannot_be_run_is_named(shared: Path, keys: str, name: str) -> None:
+    state = published_keys(shared, keys)
+    with pytest.raises(CheckpointError, match=rf"is {name} \(.*\): Tubelet has no network for it yet"):
+        open_checkpoint({"params": {f"module.{key}": value for key, value in state.items()}})
 
 
 @pytest.mark.parametrize(("case", "name"), RECORDED.items())

@@ -6,10 +6,21 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tubelet.errors import CheckpointError, RequestError
-from tubelet.models import zoo
+from tubelet.downloads import RemoteFile
+from tubelet.errors import CheckpointError, RequestError, ResourceError
+from tubelet.models import srvgg, zoo
+from tubelet.models.publishers import KnownFile
 from tubelet.models.spec import ModelSpec, WeightsSpec
-from tubelet.models.zoo import create_model, find_model, list_models
+from tubelet.models.zoo import (
+    checkpoint_spec,
+    create_model,
+    find_model,
+    is_checkpoint,
+    known_ids,
+    list_models,
+    model_size,
+    model_weights,
+)
 from tubelet.types import Temporal
 
 
@@ -66,6 +77,117 @@ def learned(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "_WEIGHTS", tmp_path)
     monkeypatch.setattr(zoo, "_MODELS", (spec,))
     return trained, spec, file
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A published file of a small network, at an address of this machine, and an empty cache."""
+    monkeypatch.setenv("TUBELET_HOME", str(tmp_path / "home"))
+    torch.manual_seed(0)
+    model = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(num_feat=4, num_conv=1)).eval()
+    torch.save({"params": model.state_dict()}, tmp_path / "tiny.pth")
+    digest = hashlib.sha256((tmp_path / "tiny.pth").read_bytes()).hexdigest()
+
+    def publish(**changes):
+        usual = {"name": "tiny.pth", "url": (tmp_path / "tiny.pth").as_uri(), "sha256": digest[:8]}
+        known = KnownFile(
+            id="tiny-x4",
+            architecture=srvgg.ARCHITECTURE,
+            config=model.config,
+            summary="",
+            file=RemoteFile(**{**usual, **changes}),
+            licence="MIT",
+        )
+        monkeypatch.setattr(zoo, "_KNOWN", {known.id: known})
+        monkeypatch.setattr(zoo, "_PUBLISHED", (zoo._published(known),))
+        monkeypatch.setattr(zoo, "KNOWN_FILES", (known,))
+        return known
+
+    return publish, model, tmp_path / "home" / "models" / "tiny.pth"
+
+
+def test_published_weights_are_fetched_once(published, tmp_path, capsys):
+    publish, model, path = published
+    publish()
+    lq = torch.rand(1, 2, 3, 8, 8)
+    assert torch.equal(create_model("tiny-x4")(lq), model(lq))
+    assert capsys.readouterr().err.startswith("downloading tiny.pth from file://")
+    assert path.is_file()
+    (tmp_path / "tiny.pth").unlink()  # nobody asks again
+    assert torch.equal(create_model("tiny-x4")(lq), model(lq))
+    assert known_ids(path) == ["tiny-x4"]
+    assert model_weights("tiny-x4") == path
+
+
+def test_a_published_model_is_described_before_it_is_fetched(published):
+    publish, model, path = published
+    publish()
+    spec = find_model("tiny-x4")
+    assert (spec.scale, spec.architecture, spec.temporal.kind) == (4, "SRVGGNetCompact", "frame")
+    assert spec.weights.remote.name == path.name
+    assert model_size(spec) == sum(p.numel() for p in model.parameters())
+    assert not torch.equal(create_model("tiny-x4", weights=False).body[0].weight, model.body[0].weight)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"sha256": "00000000"}, ResourceError, "what arrived has sha256 .*deleted"),
+        ({"url": "file:///nowhere/tiny.pth"}, ResourceError, "could not be downloaded .* into .*home/models"),
+        ({"url": "", "page": "https://example.org"}, ResourceError, "by hand: from https://example.org into"),
+    ],
+)
+def test_published_weights_that_cannot_be_had(published, changes, error, said):
+    publish, _, path = published
+    publish(**changes)
+    with pytest.raises(error, match=said):
+        create_model("tiny-x4")
+    assert not path.exists()
+
+
+def test_a_published_file_of_another_network_is_refused(published):
+    publish, _, path = published
+    known = publish()
+    zoo._KNOWN["tiny-x4"] = replace(known, config=srvgg.SRVGGConfig(num_feat=4, num_conv=2))
+    with pytest.raises(CheckpointError, match=r"tiny-x4 should be SRVGGNetCompact, and .*tiny.pth does not fit"):
+        create_model("tiny-x4")
+    assert path.exists()
+
+
+def test_the_path_of_a_published_file_that_is_not_there_names_the_model(published):
+    published[0]()
+    with pytest.raises(CheckpointError, match=r"no such checkpoint: weights/tiny\.pth; --model tiny-x4 fetches it"):
+        checkpoint_spec("weights/tiny.pth")
+
+
+def test_a_published_file_given_by_its_path_is_what_it_is_by_its_name(published, tmp_path):
+    publish, _, _ = published
+    config = srvgg.SRVGGConfig(num_feat=4, num_conv=1, act="leakyrelu")  # its files look like those of relu
+    torch.save(srvgg.SRVGGNetCompact(config).state_dict(), tmp_path / "leaky.pth")
+    publish()
+    assert checkpoint_spec(str(tmp_path / "leaky.pth"))[1].config.act == "relu"
+    known = publish(sha256=hashlib.sha256((tmp_path / "leaky.pth").read_bytes()).hexdigest())
+    zoo._KNOWN["tiny-x4"] = replace(known, config=config)
+    assert checkpoint_spec(str(tmp_path / "leaky.pth"))[1].config == config
+
+
+def test_published_models_are_listed_when_asked_for():
+    ids = {spec.id for spec in list_models()}
+    more = [spec.id for spec in list_models(published=True)]
+    assert len(set(more)) == len(more) > len(ids)
+    assert "basicvsr_pp-reds4" in more
+    assert ids <= set(more)
+    assert not is_checkpoint("basicvsr_pp-reds4")
+
+
+def test_parts_of_networks_have_weights_and_make_no_pictures():
+    with pytest.raises(RequestError, match="spynet-sintel is a part of other networks"):
+        find_model("spynet-sintel")
+    with pytest.raises(RequestError, match="fast-x4-real are in the package; there is nothing to fetch"):
+        model_weights("default")
+    with pytest.raises(RequestError, match=r"did you mean .*basicvsr_pp-reds4"):
+        find_model("basicvsrpp-reds4")
 
 
 def test_weights_are_loaded(learned):

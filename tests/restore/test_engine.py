@@ -13,6 +13,7 @@ from small_models import (
     GLOBAL_STATE,
     NEAREST,
     ONLINE,
+    STREAM,
     WHOLE_CLIP,
     WINDOW,
     build,
@@ -22,10 +23,13 @@ from small_models import (
     frames_of,
 )
 from tubelet.errors import ConfigError, ResourceError
+from tubelet.layers import store as store_module
+from tubelet.layers.store import FeatureLimits
 from tubelet.models.spec import ModelSpec
 from tubelet.ops.resize import resample
 from tubelet.restore import engine as engine_module
-from tubelet.restore.engine import Engine, resolve_device
+from tubelet.restore.device import resolve_device
+from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 
 NEVER = cuts_at()
@@ -269,6 +273,65 @@ def test_long_scene_of_a_whole_scene_model_is_cut_into_windows(monkeypatch):
     result = run(WHOLE_CLIP, model, clip, tile=0)
     assert max(model.calls) == 16
     torch.testing.assert_close(result, direct(WHOLE_CLIP, model, clip), rtol=0, atol=1e-5)
+
+
+def test_a_model_that_gives_frames_one_by_one_gets_whole_scenes():
+    """The frames would not fit into one call's 16."""
+    model, clip = build(STREAM), clip_of(40, 32, 32)
+    probes = len(model.calls)
+    result = run(STREAM, model, clip, 25)
+    assert model.calls[probes:][-2:] == [25, 15]
+    expected = torch.cat([direct(STREAM, model, clip[:25]), direct(STREAM, model, clip[25:])])
+    assert torch.equal(result, expected)
+
+
+def test_features_beyond_the_bound_lie_in_a_file(monkeypatch):
+    written: list[int] = []
+    write = store_module._SpillFile.write
+    monkeypatch.setattr(
+        store_module._SpillFile, "write", lambda self, feat: written.append(feat.nbytes) or write(self, feat)
+    )
+    model, clip = build(STREAM), clip_of(20)
+    engine = Engine(STREAM, model, UpscaleSettings(device="cpu"))
+    engine.plan(24, 32)
+    written.clear()  # of the probes
+    monkeypatch.setattr(
+        engine_module, "plan_features", lambda device, budget: FeatureLimits(host_bytes=5 * 4 * 3 * 24 * 32)
+    )
+    out = torch.stack([frame.rgb for frame in engine.restore(frames_of(clip), starts_scene=NEVER)])
+    assert len(written) == 20 - 5
+    assert torch.equal(out, direct(STREAM, model, clip))
+
+
+def test_a_stream_that_runs_out_of_memory_goes_on_in_windows(monkeypatch):
+    model, clip = build(STREAM), clip_of(40, 32, 32)
+    expected = direct(STREAM, model, clip)
+    restore = model.restore
+
+    def fails_late(lq):
+        for t, sr in enumerate(restore(lq)):
+            if lq.shape[1] > 16 and t == 3:
+                raise MemoryError
+            yield sr
+
+    model.restore = fails_late
+    engine = Engine(STREAM, model, UpscaleSettings(device="cpu"))
+    monkeypatch.setattr(engine_module, "_MOST_WINDOW", 16)
+    out = torch.stack([frame.rgb for frame in engine.restore(frames_of(clip), starts_scene=NEVER)])
+    assert engine.notes == ["memory ran out; went on with 16 frames at once"]
+    torch.testing.assert_close(out, expected, rtol=0, atol=0.01)  # a seam sees 4 frames on each side
+
+
+def test_scenes_are_as_long_as_disk_and_memory_allow(monkeypatch):
+    engine = Engine(STREAM, build(STREAM), UpscaleSettings(device="cpu"))
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1 << 40)
+    lengths = []
+    for spare in (1 << 40, 10**9, 0):
+        monkeypatch.setattr(engine_module, "spare_bytes", lambda folder, spare=spare: spare)
+        lengths.append(engine.plan(720, 1280).window_frames)
+    assert 3000 == lengths[0] > lengths[1] > lengths[2] >= 16
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 10_000_000)
+    assert engine.plan(720, 1280).features is None
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from tubelet.restore import memory
-from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
+from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes, plan_features, spare_bytes
 
 CPU = torch.device("cpu")
 
@@ -62,3 +65,18 @@ def test_container_limit_counts(monkeypatch, tmp_path):
     assert free_bytes(CPU) > unlimited // 2
     (tmp_path / "memory.max").write_text("105000\n")
     assert free_bytes(CPU) == 100_000
+
+
+def test_a_folder_in_memory_has_no_room_for_features(tmp_path, monkeypatch):
+    kinds = {str(tmp_path): "tmpfs", "/": "ext4"}
+    parts = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in kinds.items()]
+    monkeypatch.setattr(memory.psutil, "disk_partitions", lambda all: parts)
+    assert spare_bytes(tmp_path / "deeper") == 0
+    parts[0].fstype = "ext4"
+    assert spare_bytes(tmp_path) == pytest.approx(shutil.disk_usage(tmp_path).free / 2, rel=0.1)
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(10_000, 10_000), (10**12, 2**30)])
+def test_features_on_a_cpu_are_bounded_by_the_budget_and_by_a_gigabyte(budget, expected):
+    limits = plan_features(CPU, budget)
+    assert (limits.device_bytes, limits.host_bytes) == (None, expected)

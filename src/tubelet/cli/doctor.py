@@ -95,7 +95,7 @@ def _processor() -> Iterator[Finding]:
     import psutil
     import torch
 
-    from tubelet.restore.engine import fast_precision
+    from tubelet.restore.device import fast_precision
 
     capability = torch.backends.cpu.get_cpu_capability()
     cores = f"{psutil.cpu_count(logical=False) or '?'} cores, {os.cpu_count()} threads"

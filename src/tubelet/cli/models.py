@@ -1,14 +1,20 @@
-"""`tubelet models`: the zoo as a table; `tubelet models identify FILE`: what a checkpoint is."""
+"""`tubelet models`: the zoo as a table, what a checkpoint is, and the weights that are fetched."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tubelet.cli.flags import flags_from, parse
+from tubelet.errors import CheckpointError, RequestError
+
+if TYPE_CHECKING:
+    from tubelet.models.checkpoint import Opened
+    from tubelet.models.spec import ModelSpec
 
 __all__ = ["main"]
 
@@ -17,7 +23,8 @@ __all__ = ["main"]
 class ModelsFlags:
     """List the models: what they are called, what they enlarge, how they see time, and whose they are.
 
-    `tubelet models identify FILE` tells what a checkpoint is.
+    `tubelet models identify FILE` tells what a checkpoint is; `tubelet models download ID...` fetches published weights
+    beforehand; `tubelet models cache` tells where they are kept.
     """
 
     json: bool = False
@@ -34,68 +41,172 @@ class IdentifyFlags:
     """Write JSON instead of lines."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DownloadFlags:
+    """Fetch published weights, so that later runs need no network."""
+
+    ids: tuple[str, ...]
+    """Models, as `tubelet models` lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFlags:
+    """Tell where fetched weights are kept, and which are there. TUBELET_HOME names another place."""
+
+    json: bool = False
+    """Write JSON instead of lines."""
+
+
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
-    if args[:1] == ["identify"]:
-        return _identify(parse(flags_from(IdentifyFlags), args[1:], verb="models identify"))
-    flags: ModelsFlags = parse(flags_from(ModelsFlags), args, verb="models")
+    actions: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
+        "identify": (IdentifyFlags, _identify),
+        "download": (DownloadFlags, _download),
+        "cache": (CacheFlags, _cache),
+    }
+    if args and args[0] in actions:
+        flags, action = actions[args[0]]
+        return action(parse(flags_from(flags), args[1:], verb=f"models {args[0]}"))
+    wanted: ModelsFlags = parse(flags_from(ModelsFlags), args, verb="models")
     rows = _rows()
-    if flags.json:
-        json.dump(rows, sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
-    else:
-        _print_table(rows)
+    if wanted.json:
+        return _write_json(rows)
+    _print_table(rows)
+    return 0
+
+
+def _write_json(content: Any) -> int:
+    json.dump(content, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
     return 0
 
 
 def _identify(flags: IdentifyFlags) -> int:
     from tubelet.models.checkpoint import open_checkpoint
-    from tubelet.models.spec import count_parameters
 
-    opened = open_checkpoint(flags.file)
+    try:
+        opened = open_checkpoint(flags.file)
+    except CheckpointError as error:
+        _explain(flags, str(error))
+        raise
+    facts = _facts(flags.file, opened)
+    if flags.json:
+        return _write_json(facts)
+    scale = f" ×{facts['scale']}" if facts["scale"] else ", a part of other networks"
+    write = sys.stdout.write
+    write(f"{flags.file}: {facts['architecture']}{scale}, {_short(facts['parameters'])} parameters\n")
+    for name in ("temporal", "config"):
+        if facts[name]:
+            write(f"  {name}: {', '.join(f'{key}={value}' for key, value in facts[name].items())}\n")
+    write(f"  layout: {_layout(opened, facts['tensors'])}\n")
+    if facts["published_as"]:
+        write(f"  published as: {', '.join(facts['published_as'])}\n")
+    write(f"  source: {facts['source']}\n")
+    if facts["scale"]:
+        write(f"  tubelet upscale IN OUT --model {flags.file}\n")
+    return 0
+
+
+def _facts(file: str, opened: Opened) -> dict[str, Any]:
+    from tubelet.models.spec import count_parameters
+    from tubelet.models.zoo import known_ids
+
     contract = opened.architecture.contract(opened.config)
     temporal = {name: value for name, value in asdict(contract.temporal).items() if value} if contract else {}
-    facts: dict[str, Any] = {
-        "file": flags.file,
+    return {
+        "file": file,
         "architecture": opened.architecture.name,
         "scale": contract.scale if contract else None,
         "temporal": temporal,
         "config": asdict(opened.config),
         "parameters": count_parameters(opened.model),
+        "tensors": len(opened.model.state_dict()),
+        "wrapping": opened.wrapping,
+        "renamed": opened.renamed,
+        "published_as": known_ids(Path(file)),
         "source": opened.architecture.source,
     }
+
+
+def _layout(opened: Opened, tensors: int) -> str:
+    inside = f"in {' → '.join(name.rstrip('.') for name in opened.wrapping)}, " if opened.wrapping else ""
+    names = f"{opened.renamed} of {tensors} names translated" if opened.renamed else f"all {tensors} names are ours"
+    return f"recognised by names and shapes; {inside}{names}"
+
+
+def _explain(flags: IdentifyFlags, fault: str) -> None:
+    """Say what comes nearest, where the file holds tensors at all."""
+    from tubelet.models.checkpoint import read_state
+    from tubelet.models.foreign_names import recognise_foreign
+    from tubelet.models.likeness import nearest
+
+    try:
+        state, _ = read_state(flags.file)
+    except CheckpointError:
+        return
+    near = [] if recognise_foreign(state) else nearest(state)
     if flags.json:
-        json.dump(facts, sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
-        return 0
-    kind = f" ×{contract.scale}" if contract else ", a part of other networks"
-    sys.stdout.write(f"{flags.file}: {facts['architecture']}{kind}, {_short(facts['parameters'])} parameters\n")
-    for name in ("temporal", "config"):
-        if facts[name]:
-            sys.stdout.write(f"  {name}: {', '.join(f'{key}={value}' for key, value in facts[name].items())}\n")
-    sys.stdout.write(f"  source: {facts['source']}\n")
-    if contract:
-        sys.stdout.write(f"  tubelet upscale IN OUT --model {flags.file}\n")
+        _write_json({"file": flags.file, "fault": fault, "tensors": len(state), "nearest": [asdict(n) for n in near]})
+        return
+    for one in near:
+        sys.stdout.write(f"nearest: {one.architecture}, {one.share:.0%} of the names alike\n")
+        for verb, names in (("it lacks", one.absent), ("it has too much", one.foreign), ("shapes", one.shapes)):
+            if names:
+                sys.stdout.write(f"  {verb}: {', '.join(names)}\n")
+
+
+def _download(flags: DownloadFlags) -> int:
+    from tubelet.models.zoo import model_weights
+
+    if not flags.ids:
+        raise RequestError("no model is named; `tubelet models` lists those whose weights are fetched")
+    for id in flags.ids:
+        sys.stdout.write(f"{id}: {model_weights(id)}\n")
+    return 0
+
+
+def _cache(flags: CacheFlags) -> int:
+    from tubelet.models.zoo import weights_folder
+
+    folder = weights_folder()
+    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+    sizes = {path.name: path.stat().st_size for path in files}
+    if flags.json:
+        return _write_json({"folder": str(folder), "files": sizes})
+    sys.stdout.write(f"{folder}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB\n")
+    for name, size_bytes in sizes.items():
+        note = ", not whole: the next use completes it" if name.endswith(".part") else ""
+        sys.stdout.write(f"  {name}  {size_bytes / 1e6:.1f} MB{note}\n")
     return 0
 
 
 def _rows() -> list[dict[str, Any]]:
-    from tubelet.models.spec import count_parameters
     from tubelet.models.zoo import list_models
 
-    return [
-        {
-            "id": spec.id,
-            "scale": spec.scale,
-            "kind": spec.temporal.kind,
-            "architecture": spec.architecture,
-            "parameters": count_parameters(spec.build()),
-            "summary": spec.summary,
-            "licence": spec.weights.licence if spec.weights else spec.licence,
-            "source": spec.source,
-        }
-        for spec in list_models()
-    ]
+    return [_row(spec) for spec in list_models(published=True)]
+
+
+def _row(spec: ModelSpec) -> dict[str, Any]:
+    from tubelet.models.zoo import model_size, weights_folder
+
+    remote = spec.weights.remote if spec.weights else None
+    here = remote is None or (weights_folder() / remote.name).is_file()
+    return {
+        "id": spec.id,
+        "scale": spec.scale,
+        "kind": spec.temporal.kind,
+        "architecture": spec.architecture,
+        "parameters": model_size(spec),
+        "summary": spec.summary,
+        "licence": spec.weights.licence if spec.weights else spec.licence,
+        "source": spec.source,
+        "here": here,
+        "file": spec.weights.file if spec.weights else None,
+        "sha256": spec.weights.sha256 if spec.weights else None,
+        "size_bytes": remote.size_bytes if remote else None,
+        "url": (remote.url or None) if remote else None,
+        "page": remote.page if remote else None,
+    }
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -108,19 +219,33 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("scale", justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("summary")
+    table.add_column("weights", no_wrap=True)
     table.add_column("licence", no_wrap=True)
+    table.add_column("summary")
     for row in rows:
         count = _short(row["parameters"])
-        table.add_row(row["id"], f"×{row['scale']}", row["kind"], count, row["summary"], row["licence"])
+        table.add_row(row["id"], f"×{row['scale']}", row["kind"], count, _weights(row), row["licence"], row["summary"])
     console = Console()
     console.print(table)
     console.print(
         "kind: a frame model sees one frame, window its neighbours, online those before, clip all.\n"
-        "`--model default` is the one for real videos, in the scale that is asked for.",
+        "`--model default` is the one for real videos, in the scale that is asked for.\n"
+        "weights: those with a size are fetched on first use, or by `tubelet models download ID`; for those by hand,\n"
+        "that command says from where to where.",
         highlight=False,
         style="dim",
+        soft_wrap=True,
     )
+
+
+def _weights(row: dict[str, Any]) -> str:
+    """Say whether weights are here, or how much is fetched; unknown sizes are those of the numbers, roughly."""
+    if row["here"]:
+        return "here" if row["parameters"] else "–"
+    if row["url"] is None:
+        return "by hand"
+    size_bytes = row["size_bytes"]
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes else f"≈ {4 * row['parameters'] / 1e6:.0f} MB"
 
 
 def _short(parameters: int) -> str:

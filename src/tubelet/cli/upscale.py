@@ -6,6 +6,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -237,11 +238,12 @@ def _plan_rows(request: UpscaleFlags, plan: Description) -> dict[str, str]:
     others = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind != "video")
     tiles = f"tiles of {plan.tile_px} input pixels" if plan.tile_px else "whole frames"
     window = f", {plan.window_frames} frames at once" if plan.window_frames else ""
-    rate = f", {float(info.average_rate):.6g} frames a second" if info.average_rate else ""
+    rate = "" if info.average_rate is None else f", {_rate(info.average_rate)} frames a second"
     rows = {
         "input": f"{request.input}, {info.codec} in {info.container}, {info.pix_fmt}{rate}",
         "size": f"{info.width}×{info.height} → {plan.width}×{plan.height}",
         "frames": "unknown" if plan.frames is None else f"{plan.frames} (by the header)",
+        "frame rate": _new_rate(info.average_rate, plan.frame_rate),
         "also copied": others or "nothing: the video is alone",
         "model": plan.model,
         "runs on": f"{plan.device}, {plan.precision}, {tiles}{window}",
@@ -253,6 +255,17 @@ def _plan_rows(request: UpscaleFlags, plan: Description) -> dict[str, str]:
         rows["disk"] = f"about {_megabytes(plan.output_bytes)}"
     rows["output"] = f"{request.output} (nothing is written now)"
     return rows
+
+
+def _new_rate(before: Fraction | None, after: Fraction | None) -> str:
+    """Say how the frame rate changes, if it does."""
+    if before is None or after is None or before == after:
+        return "as in the input"
+    return f"{_rate(before)} → {_rate(after)} a second"
+
+
+def _rate(rate: Fraction) -> str:
+    return f"{float(rate):.6g}"
 
 
 def _megabytes(count: int) -> str:

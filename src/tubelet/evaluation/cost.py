@@ -34,7 +34,8 @@ from tubelet.evaluation.counting import count_flops, peak_bytes
 from tubelet.evaluation.machine import Machine, describe_machine, peak_resident_bytes
 from tubelet.models.spec import ModelSpec, count_parameters
 from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint
-from tubelet.restore.engine import Engine, resolve_device
+from tubelet.restore.device import resolve_device
+from tubelet.restore.engine import Engine
 from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
 from tubelet.restore.plan import padded_size
 from tubelet.restore.settings import UpscaleSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -32,6 +33,8 @@ def write_preview(
 ) -> list[float]:
     """Restore frames spread over a video and put each beside its plain enlargement.
 
+    Where the engine doubles the frame rate, the frame half-way to the next stands beside them.
+
     Args:
         engine: with the model.
         info: of the video; only what each frame needs is read.
@@ -49,9 +52,9 @@ def write_preview(
     rows: list[Image.Image] = []
     times_s: list[float] = []
     for time_s in sample_times(info, count, start_s=start_s, duration_s=duration_s):
-        source, result = _restore_at(engine, info, time_s)
+        source, results = _restore_at(engine, info, time_s)
         times_s.append(source.time_s - info.start_s)
-        rows.append(_row(source, result, engine.spec.id, times_s[-1], info.sample_aspect))
+        rows.append(_row(source, results, engine.spec.id, info))
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     top = 0
     for row in rows:
@@ -61,8 +64,8 @@ def write_preview(
     return times_s
 
 
-def _restore_at(engine: Engine, info: VideoInfo, time_s: float) -> tuple[Frame, Frame]:
-    """Restore the frame at a time, with as many neighbours as the model looks at."""
+def _restore_at(engine: Engine, info: VideoInfo, time_s: float) -> tuple[Frame, list[Frame]]:
+    """Restore the frame at a time, with as many neighbours as the model looks at; also the one half-way, if any."""
     before, after = _reach(engine.spec.temporal)
     period_s = float(1 / (info.average_rate or Fraction(25)))
     wanted_s = info.start_s + time_s - period_s / 2
@@ -78,10 +81,12 @@ def _restore_at(engine: Engine, info: VideoInfo, time_s: float) -> tuple[Frame, 
     if not clip:
         raise InputError(f"{info.source}: no frame can be decoded at {time_s:.3f} s")
     place = len(clip) - 1 if place is None else place
-    for index, result in enumerate(engine.restore(clip)):
-        if index == place:
-            return clip[place], result
-    raise AssertionError("the engine gives as many frames as it takes")
+    wanted = [place]
+    if engine.doubles_rate:
+        wanted = [2 * place, min(2 * place + 1, 2 * len(clip) - 2)]  # after the last frame there is none
+    until = islice(engine.restore(clip), max(wanted) + 1)
+    results = {index: result for index, result in enumerate(until) if index in wanted}
+    return clip[place], [results[index] for index in wanted]
 
 
 def _reach(temporal: Temporal) -> tuple[int, int]:
@@ -98,17 +103,19 @@ def _reach(temporal: Temporal) -> tuple[int, int]:
             return half, half
 
 
-def _row(source: Frame, result: Frame, model: str, time_s: float, sample_aspect: Fraction) -> Image.Image:
-    height, coded_width = result.rgb.shape[-2:]
-    width = round(coded_width * sample_aspect)  # as a player shows it
+def _row(source: Frame, results: list[Frame], model: str, info: VideoInfo) -> Image.Image:
+    """Draw the input and the results side by side, each below its time and name."""
+    height, coded_width = results[0].rgb.shape[-2:]
+    width = round(coded_width * info.sample_aspect)  # as a player shows it
     bar, gap = max(18, round(height * 0.045)), max(2, width // 320)
-    row = Image.new("RGB", (2 * width + gap, height + bar + gap), (24, 24, 26))
-    row.paste(to_image(enlarge(source.rgb, (height, width))), (0, bar))
-    row.paste(to_image(enlarge(result.rgb, (height, width))), (width + gap, bar))
-    draw, font = ImageDraw.Draw(row), ImageFont.load_default(bar * 0.62)
     # The font of Pillow has no ×.
-    lq_size = f"{source.rgb.shape[-1]}x{source.rgb.shape[-2]}"
-    labels = (f"{time_s:.2f} s   input {lq_size}, bicubic", f"{model}, {coded_width}x{height}")
-    for x, label in zip((0, width + gap), labels, strict=True):
+    labels = [f"{source.time_s - info.start_s:.2f} s   input {source.rgb.shape[-1]}x{source.rgb.shape[-2]}, bicubic"]
+    labels.append(f"{model}, {coded_width}x{height}")
+    labels += [f"half-way, at {result.time_s - info.start_s:.3f} s" for result in results[1:]]
+    row = Image.new("RGB", (len(labels) * (width + gap) - gap, height + bar + gap), (24, 24, 26))
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(bar * 0.62)
+    for number, (frame, label) in enumerate(zip((source, *results), labels, strict=True)):
+        x = number * (width + gap)
+        row.paste(to_image(enlarge(frame.rgb, (height, width))), (x, bar))
         draw.text((x + bar * 0.4, bar * 0.12), label, fill=(235, 235, 238), font=font)
     return row

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from tubelet.downloads import RemoteFile, fetch
 from tubelet.errors import CheckpointError, ResourceError
+from tubelet.tensor_files import is_torchscript, read_content
 
 __all__ = ["WeightFile", "find_weights", "read_tensors"]
 
@@ -72,17 +70,10 @@ def _cached(metric: str, file: WeightFile) -> Path:
     for folder in (cache, *([Path(file.also_in).expanduser()] if file.also_in else [])):
         if (folder / file.name).is_file():
             return folder / file.name
-    path = cache / file.name
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(file.url, str(path), hash_prefix=file.sha256 or None, progress=False)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the hash is another
-        reason = " ".join(str(error).split())
-        raise ResourceError(
-            f"{metric} needs {file.name}, which is not in {cache} and could not be downloaded ({reason}); "
-            f"put it there from {file.url}, or name its folder as the weights"
-        ) from error
-    return path
+        return fetch(RemoteFile(name=file.name, url=file.url, sha256=file.sha256), cache)
+    except ResourceError as error:
+        raise ResourceError(f"{metric} needs a file: {error}, or name its folder as the weights") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -94,22 +85,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is none of these.
     """
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        elif _is_torchscript(path):
-            with warnings.catch_warnings():  # torch deprecates the format in which CLIP is published
-                warnings.simplefilter("ignore", FutureWarning)
-                found = cast(Any, torch.jit).load(path, map_location="cpu").state_dict()
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} is not a file of weights that can be read: {reason}") from error
+    found = _read_torchscript(path) if path.is_file() and is_torchscript(path) else read_content(path)
     tensors = {name: value for name, value in _named_items(found) if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
     return tensors
+
+
+def _read_torchscript(path: Path) -> dict[str, Any]:
+    """Read the weights of a program without calling it."""
+    try:
+        with warnings.catch_warnings():  # torch deprecates the format in which CLIP is published
+            warnings.simplefilter("ignore", FutureWarning)
+            return cast(Any, torch.jit).load(path, map_location="cpu").state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path} is a TorchScript program that cannot be read: {reason}") from error
 
 
 def _named_items(found: Any) -> list[tuple[str, Any]]:
@@ -117,10 +108,3 @@ def _named_items(found: Any) -> list[tuple[str, Any]]:
         return [(str(name), value) for name, value in cast(dict[Any, Any], found).items()]
     values = cast(list[Any], found) if isinstance(found, list | tuple) else [found]
     return [(str(number), value) for number, value in enumerate(values)]
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())

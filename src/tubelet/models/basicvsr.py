@@ -24,6 +24,8 @@ from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet, rename_spynet
+from tubelet.layers.store import FeatureStore
+from tubelet.layers.upsampling import enlarge, shuffle_x4
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
@@ -69,25 +71,33 @@ class BasicVSR(nn.Module):
         self.conv_last = nn.Conv2d(_HR_CHANNELS, 3, 3, padding=1)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W).
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W)."""
+        return stack_frames(self.restore(lq), lq.shape[1])
 
-        What is kept of the clip are the features of one direction; every flow is used where it is computed, and
-        features are freed as the frames are finished.
+    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+        """Restore a clip as `forward` does, and yield each frame as it is done.
+
+        What is kept of the clip are the features of one direction, in a `FeatureStore`; every flow is used where it is
+        computed, and the features of a frame are freed with the frame.
+
+        Args:
+            lq: (B, T, 3, H, W).
+
+        Yields:
+            (B, 3, 4H, 4W), from the first frame to the last.
         """
-        return stack_frames(self._restore(lq), lq.shape[1])
-
-    def _restore(self, lq: Tensor) -> Iterator[Tensor]:
-        """Yield sr (B, 3, 4H, 4W) from the first frame to the last."""
         frames = lq.unbind(1)
-        back: list[Tensor] = []  # the last frame first
-        feat: Tensor | None = None
-        for t in reversed(range(len(frames))):
-            feat = self._propagate(self.backward_trunk, frames, t, t + 1, feat)
-            back.append(feat)
-        feat = None
-        for t, frame in enumerate(frames):
-            feat = self._propagate(self.forward_trunk, frames, t, t - 1, feat)
-            yield self._upsample(self.fusion(torch.cat([back.pop(), feat], 1)), frame)
+        with FeatureStore() as back:
+            feat: Tensor | None = None
+            for t in reversed(range(len(frames))):
+                feat = self._propagate(self.backward_trunk, frames, t, t + 1, feat)
+                back.append(t, feat)
+            feat = None
+            for t, frame in enumerate(frames):
+                feat = self._propagate(self.forward_trunk, frames, t, t - 1, feat)
+                x = functional.leaky_relu_(self.fusion(torch.cat([*back.pop(t), feat], 1)), 0.1)
+                base = enlarge(frame, _SCALE)
+                yield shuffle_x4(x, base, (self.upconv1, self.upconv2, self.conv_hr, self.conv_last))
 
     def _propagate(
         self, trunk: ResidualTrunk, frames: tuple[Tensor, ...], t: int, before: int, feat: Tensor | None
@@ -100,15 +110,6 @@ class BasicVSR(nn.Module):
         else:
             aligned = backward_warp(feat, self.spynet(frame, frames[before]))
         return trunk(torch.cat([frame, aligned], 1))
-
-    def _upsample(self, x: Tensor, frame: Tensor) -> Tensor:
-        """Turn fused features (B, C, H, W) into the detail that a bilinear picture lacks, and add it."""
-        x = functional.leaky_relu_(x, 0.1)
-        x = functional.leaky_relu_(functional.pixel_shuffle(self.upconv1(x), 2), 0.1)
-        x = functional.leaky_relu_(functional.pixel_shuffle(self.upconv2(x), 2), 0.1)
-        x = functional.leaky_relu_(self.conv_hr(x), 0.1)
-        skip = functional.interpolate(frame, scale_factor=float(_SCALE), mode="bilinear", align_corners=False)
-        return self.conv_last(x).add_(skip)
 
 
 _MMAGIC = (

@@ -2,35 +2,64 @@
 
     file or state dict → unwrapped → translated by the architecture that knows its names → built → loaded strictly
 
-Files are safetensors, or PyTorch's own read as data alone: nothing in a checkpoint is ever executed.
+Files are safetensors, or PyTorch's own, read as data alone: nothing in a checkpoint is ever executed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.models import basicvsr, edsr, fast, frvsr, fsrcnn, msrresnet, rlsp, rrdb, rrn, rsdn, sesr, spynet, srvgg
-from tubelet.models.architecture import Architecture
+from tubelet.models import (
+    basicvsr,
+    basicvsr_pp,
+    duf,
+    edsr,
+    edvr,
+    fast,
+    frvsr,
+    fsrcnn,
+    hat,
+    iconvsr,
+    msrresnet,
+    ovsr,
+    rbpn,
+    realbasicvsr,
+    rlsp,
+    rrdb,
+    rrn,
+    rsdn,
+    sesr,
+    spynet,
+    srvgg,
+    swinir,
+    tdan,
+    tmnet,
+    toflow,
+    zooming_slow_mo,
+)
+from tubelet.models.architecture import Architecture, State
+from tubelet.models.by_spandrel import has_spandrel, load_by_spandrel
+from tubelet.models.foreign_names import recognise_foreign
+from tubelet.tensor_files import read_content, read_safetensors
 
-__all__ = ["ARCHITECTURES", "Opened", "load_model", "open_checkpoint", "read_notes", "save_checkpoint"]
+__all__ = ["ARCHITECTURES", "Opened", "load_model", "open_checkpoint", "read_notes", "read_state", "save_checkpoint"]
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     fast.ARCHITECTURE,
     srvgg.ARCHITECTURE,
     rrdb.ARCHITECTURE,
+    swinir.ARCHITECTURE,
+    hat.ARCHITECTURE,
     edsr.ARCHITECTURE,
     msrresnet.ARCHITECTURE,
     fsrcnn.ARCHITECTURE,
@@ -40,6 +69,17 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     rsdn.ARCHITECTURE,
     frvsr.ARCHITECTURE,
     basicvsr.ARCHITECTURE,
+    basicvsr_pp.ARCHITECTURE,
+    iconvsr.ARCHITECTURE,
+    realbasicvsr.ARCHITECTURE,
+    ovsr.ARCHITECTURE,
+    edvr.ARCHITECTURE,
+    zooming_slow_mo.ARCHITECTURE,
+    tmnet.ARCHITECTURE,
+    tdan.ARCHITECTURE,
+    duf.ARCHITECTURE,
+    toflow.ARCHITECTURE,
+    rbpn.ARCHITECTURE,
     spynet.ARCHITECTURE,
 )
 """What `load_model` recognises; the first that claims a file gets it."""
@@ -48,6 +88,11 @@ _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
 """Keys under which training frameworks put the tensors, the best first."""
 _PREFIXES = ("generator_ema.", "generator.", "module.")
 """What they put before every name; where several are there, the first counts."""
+_DEEPEST = 8
+"""So many wrappings are taken off; a dict can hold itself."""
+_MOST_SWELLING = 4
+"""Tensors may declare so many times the numbers that are stored: views share them."""
+_SLACK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +103,15 @@ class Opened:
         model: the network, loaded, in evaluation mode, float32, on the CPU.
         architecture: what it is.
         config: how it was built; of `architecture.config`.
+        wrapping: keys and prefixes that were taken off, from the outside in.
+        renamed: how many names are not ours.
     """
 
     model: nn.Module
     architecture: Architecture
     config: Any
+    wrapping: tuple[str, ...] = ()
+    renamed: int = 0
 
 
 def save_checkpoint(path: Path, model: nn.Module, notes: Mapping[str, Any]) -> None:
@@ -87,8 +136,7 @@ def read_notes(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or is not safetensors.
     """
-    _require(path)
-    return json.loads(_read_safetensors(path)[1].get("notes", "{}"))
+    return json.loads(read_safetensors(path)[1].get("notes", "{}"))
 
 
 def load_model(
@@ -116,18 +164,43 @@ def open_checkpoint(
 ) -> Opened:
     """Do what `load_model` does, and also tell what the checkpoint was recognised as."""
     candidates = _named(architecture)
-    if isinstance(path_or_state_dict, str | Path):
-        where, content = str(path_or_state_dict), _read(Path(path_or_state_dict))
-    else:
-        where, content = "the state dict", path_or_state_dict
-    state = _unwrap(content, where)
+    where = str(path_or_state_dict) if isinstance(path_or_state_dict, str | Path) else "the state dict"
+    state, wrapping = read_state(path_or_state_dict)
     for candidate in candidates:
         own = candidate.translate(state)
         if own is not None:
-            return _build(candidate, own, config, where)
+            opened = _build(candidate, own, config, where)
+            return dataclasses.replace(opened, wrapping=wrapping, renamed=len(state.keys() - own.keys()))
+    if foreign := recognise_foreign(state):
+        raise CheckpointError(f"{where} is {foreign.name}: {foreign.advice}")
+    if architecture is None and (other := load_by_spandrel(state, where)):
+        return Opened(*other, wrapping=wrapping, renamed=len(state))
     known = ", ".join(candidate.name for candidate in candidates)
-    first = ", ".join(list(state)[:3]) or "none"
-    raise CheckpointError(f"{where} is of no architecture that Tubelet knows ({known}); its first tensors are {first}")
+    first = ", ".join(list(state)[:3])
+    hint = "" if has_spandrel() else "; more image models come with pip install 'tubelet[spandrel]'"
+    raise CheckpointError(
+        f"{where} is of no architecture that Tubelet knows ({known}); its first tensors are {first}{hint}"
+    )
+
+
+def read_state(path_or_state_dict: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Read the tensors of a checkpoint by their plain names.
+
+    Args:
+        path_or_state_dict: as for `load_model`.
+
+    Returns:
+        them, and the keys and prefixes that were taken off, from the outside in.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, holds objects with code, or no tensors.
+    """
+    if not isinstance(path_or_state_dict, str | Path):
+        return _unwrap(path_or_state_dict, "the state dict")
+    content = read_content(Path(path_or_state_dict))
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path_or_state_dict} holds a {type(content).__name__}, not tensors by name")
+    return _unwrap(cast(Mapping[str, Any], content), str(path_or_state_dict))
 
 
 def _named(name: str | None) -> tuple[Architecture, ...]:
@@ -141,11 +214,7 @@ def _named(name: str | None) -> tuple[Architecture, ...]:
 
 
 def _build(architecture: Architecture, state: dict[str, Tensor], changes: Mapping[str, Any], where: str) -> Opened:
-    try:
-        config = dataclasses.replace(architecture.infer(state), **changes)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    model = architecture.build(config)
+    model = architecture.build(config := _configured(architecture, state, changes, where))
     expected = model.state_dict()
     absent = [n for n in expected if n not in state and not n.endswith(architecture.derived or ("\0",))]
     surplus = [name for name in state if name not in expected]
@@ -157,8 +226,31 @@ def _build(architecture: Architecture, state: dict[str, Tensor], changes: Mappin
     faults = [_list("lacks", absent), _list("has too much:", surplus), _list("has other shapes:", other)]
     if any(faults):
         raise CheckpointError(f"{where} does not fit {architecture.name}: it {', and '.join(filter(None, faults))}")
+    if unfit := [name for name, value in state.items() if not _holds_numbers(value, expected[name])]:
+        raise CheckpointError(f"{where} does not fit {architecture.name}: {_list('no plain numbers are in', unfit)}")
     model.load_state_dict({**expected, **state})
     return Opened(model.float().eval(), architecture, config)
+
+
+def _configured(architecture: Architecture, state: State, changes: Mapping[str, Any], where: str) -> Any:
+    """Read the configuration off the shapes, and change what was asked for."""
+    try:
+        config = architecture.infer(state)
+    except (ConfigError, LookupError, ValueError, ArithmeticError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{where} has names of {architecture.name}, and its shapes are of no configuration of it ({reason})"
+        ) from error
+    try:
+        return dataclasses.replace(config, **changes)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _holds_numbers(value: Tensor, expected: Tensor) -> bool:
+    """Refuse quantised, sparse, complex and absent numbers, and integers where there are fractions."""
+    plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta and not value.is_complex()
+    return plain and (value.is_floating_point() or not expected.is_floating_point())
 
 
 def _list(verb: str, names: Iterable[str]) -> str:
@@ -171,51 +263,35 @@ def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "a number"
 
 
-def _unwrap(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """Find the tensors in what a framework wrote around them, by their plain names."""
-    while (
-        inner := next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    ) is not None:
-        content = cast(Mapping[str, Any], inner)
-    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+def _unwrap(content: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Find the tensors in what a framework wrote around them; return them by their plain names, and what was around."""
+    wrapping: list[str] = []
+    while len(wrapping) < _DEEPEST:
+        key = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            break
+        content = cast(Mapping[str, Any], content[key])
+        wrapping.append(key)
+    entries = cast(Mapping[object, object], content)
+    state = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
-        raise CheckpointError(
-            f"{where} holds no tensors; its entries are {', '.join(map(str, list(content)[:3])) or 'none'}"
-        )
+        first = ", ".join(key if isinstance(key, str) else type(key).__name__ for key in list(entries)[:3])
+        raise CheckpointError(f"{where} holds no tensors; its entries are {first or 'none'}")
+    _refuse_swelling(state, where)
     for prefix in _PREFIXES:
         if any(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return state
+            wrapping.append(prefix)
+    return state, tuple(wrapping)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    _require(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)[0]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of old pickle protocols; what cannot be read raises
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+def _refuse_swelling(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors that declare far more numbers than are stored: a network of their size would fill the memory."""
+    dense = [value for value in state.values() if value.layout == torch.strided and not value.is_meta]
+    stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in dense}
+    declared_bytes, stored_bytes = sum(value.nbytes for value in dense), sum(stored.values())
+    if declared_bytes > _MOST_SWELLING * stored_bytes + _SLACK_BYTES:
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors, which is not read for safety: {reason}"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not tensors by name")
-    return cast(Mapping[str, Any], content)
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint: {path}")
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the header of a file."""
-    try:
-        with cast(Any, safe_open)(path, framework="pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole .safetensors file ({error})") from error
+            f"{where} declares {declared_bytes / 1e6:.1f} MB of numbers and holds {stored_bytes / 1e6:.1f} MB; "
+            "that is not read for safety"
+        )

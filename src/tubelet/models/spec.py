@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tubelet.downloads import RemoteFile
 from tubelet.types import Precision, Temporal
 
 __all__ = ["ModelSpec", "WeightsSpec", "count_parameters"]
@@ -17,14 +18,16 @@ class WeightsSpec:
     """A weight file, and what may be done with it.
 
     Attributes:
-        file: name of the file in `tubelet/weights`.
-        sha256: of its bytes, hexadecimal.
-        licence: SPDX name.
+        file: its name, in `tubelet/weights` or, where it is published elsewhere, in the cache.
+        sha256: of its bytes, hexadecimal; of a file that is published elsewhere as many digits as are published.
+        licence: SPDX name, or what its publisher says of its use.
+        remote: where it is published; None for a file of the package.
     """
 
     file: str
     sha256: str
     licence: str = "Apache-2.0"
+    remote: RemoteFile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,26 +1,45 @@
-"""The zoo: every model that Tubelet knows, listed by hand."""
+"""The zoo: every model that Tubelet knows, listed by hand.
+
+The weights of some come with the package; those of others are published elsewhere, fetched on first use, and kept.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
+from tubelet.downloads import OnBytes, cache_folder, fetch
 from tubelet.errors import CheckpointError, RequestError
 from tubelet.models import fast
 from tubelet.models.architecture import Architecture
 from tubelet.models.baselines import BASELINES
 from tubelet.models.checkpoint import open_checkpoint
-from tubelet.models.spec import ModelSpec, WeightsSpec
+from tubelet.models.known_files import KNOWN_FILES
+from tubelet.models.publishers import KnownFile
+from tubelet.models.spec import ModelSpec, WeightsSpec, count_parameters
 
-__all__ = ["checkpoint_spec", "create_model", "find_model", "is_checkpoint", "list_models"]
+__all__ = [
+    "checkpoint_spec",
+    "create_model",
+    "find_model",
+    "is_checkpoint",
+    "known_ids",
+    "list_models",
+    "model_size",
+    "model_weights",
+    "weights_folder",
+]
 
 _WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -38,7 +57,7 @@ def _spec(
         architecture=architecture.name,
         scale=contract.scale,
         temporal=contract.temporal,
-        build=partial(architecture.build, config),
+        build=_builder(architecture, config),
         weights=weights,
         halo_px=contract.halo_px,
         size_multiple=contract.size_multiple,
@@ -46,6 +65,12 @@ def _spec(
         precisions=contract.precisions,
         source=architecture.source,
     )
+
+
+@cache
+def _builder(architecture: Architecture, config: Any) -> Callable[[], nn.Module]:
+    """Make one function for all models of one shape, so that its size is counted once."""
+    return partial(architecture.build, config)
 
 
 def _embedded() -> list[ModelSpec]:
@@ -63,7 +88,21 @@ def _embedded() -> list[ModelSpec]:
     ]
 
 
+def _published(known: KnownFile) -> ModelSpec:
+    return _spec(
+        known.id,
+        known.architecture,
+        known.config,
+        summary=known.summary,
+        weights=WeightsSpec(file=known.file.name, sha256=known.file.sha256, licence=known.licence, remote=known.file),
+    )
+
+
 _MODELS: tuple[ModelSpec, ...] = (*_embedded(), *BASELINES)
+_KNOWN: dict[str, KnownFile] = {known.id: known for known in KNOWN_FILES}
+_PUBLISHED: tuple[ModelSpec, ...] = tuple(
+    _published(known) for known in KNOWN_FILES if known.architecture.contract(known.config) is not None
+)
 
 _BY_SCALE: dict[str, dict[int, str]] = {
     "default": {2: "fast-x2-real", 4: "fast-x4-real"},
@@ -73,9 +112,13 @@ _BY_SCALE: dict[str, dict[int, str]] = {
 """Names that stand for one model per native scale."""
 
 
-def list_models() -> list[ModelSpec]:
-    """List the models of the zoo, in the order in which they are shown."""
-    return list(_MODELS)
+def list_models(*, published: bool = False) -> list[ModelSpec]:
+    """List the models of the zoo, in the order in which they are shown.
+
+    Args:
+        published: also list those whose weights are fetched on first use.
+    """
+    return [*_MODELS, *(_PUBLISHED if published else ())]
 
 
 def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
@@ -96,18 +139,21 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
         ids = _BY_SCALE[name]
         enough = [scale for scale in ids if factor is not None and scale >= factor - 1e-6]
         name = ids[min(enough, default=max(ids))]
-    for spec in _MODELS:
+    for spec in (*_MODELS, *_PUBLISHED):
         if spec.id == name:
             return spec
-    known = [*_BY_SCALE, *(spec.id for spec in _MODELS)]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+    if name in _KNOWN:
+        raise RequestError(f"{name} is a part of other networks: it makes no pictures by itself")
+    here = [*_BY_SCALE, *(spec.id for spec in _MODELS)]
+    near = difflib.get_close_matches(name, [*here, *(spec.id for spec in _PUBLISHED)], n=3, cutoff=0.5)
+    rest = f", and {len(_PUBLISHED)} that are fetched: `tubelet models` lists them"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(here)}{rest}"
     raise RequestError(f"no model is called {name!r}; {hint}")
 
 
 def is_checkpoint(name: str) -> bool:
     """Tell a path of a weight file from the id of a model."""
-    known = name in _BY_SCALE or any(spec.id == name for spec in _MODELS)
+    known = name in _BY_SCALE or name in _KNOWN or any(spec.id == name for spec in _MODELS)
     return not known and (name.endswith((".safetensors", ".pth", ".pt", ".ckpt")) or Path(name).is_file())
 
 
@@ -123,7 +169,12 @@ def checkpoint_spec(path: str) -> tuple[ModelSpec, nn.Module]:
     Raises:
         CheckpointError: see `load_model`.
     """
+    if not Path(path).exists():
+        _point_to_known(path)
     opened = open_checkpoint(path)
+    for id in known_ids(Path(path)):
+        if _KNOWN[id].config != opened.config:  # the hash tells what names and shapes do not
+            opened = open_checkpoint(path, architecture=_KNOWN[id].architecture.name, **_fields(_KNOWN[id].config))
     return _spec(Path(path).name, opened.architecture, opened.config, summary=f"checkpoint {path}"), opened.model
 
 
@@ -132,7 +183,8 @@ def create_model(id: str, *, weights: bool = True) -> nn.Module:
 
     Args:
         id: a model's id, or a name that `find_model` resolves.
-        weights: load the trained weights, where the model has some; otherwise it is as initialised.
+        weights: load the trained weights, where the model has some; otherwise it is as initialised. Weights that are
+            published elsewhere are fetched on first use, with a line or a bar on the standard error.
 
     Returns:
         The network in evaluation mode, float32, on the CPU.
@@ -140,8 +192,11 @@ def create_model(id: str, *, weights: bool = True) -> nn.Module:
     Raises:
         RequestError: no model has this id.
         CheckpointError: the weight file is missing, damaged, or does not fit.
+        ResourceError: published weights cannot be fetched.
     """
     spec = find_model(id)
+    if weights and spec.weights is not None and spec.weights.remote is not None:
+        return _open_known(_KNOWN[spec.id])
     model = spec.build()
     if weights and spec.weights is not None:
         _load_weights(model, spec.weights)
@@ -162,3 +217,67 @@ def _load_weights(model: nn.Module, weights: WeightsSpec) -> None:
         model.load_state_dict(load(data), strict=True)
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"weight file {path} does not fit the model: {' '.join(str(error).split())}") from error
+
+
+def weights_folder() -> Path:
+    """Return the folder of fetched weights; a file that is carried there by hand counts as fetched."""
+    return cache_folder() / "models"
+
+
+def model_weights(id: str, *, on_bytes: OnBytes | None = None) -> Path:
+    """Return the path of published weights, fetching them if they are not here.
+
+    Args:
+        id: of a model whose weights are published, or of a part of models.
+        on_bytes: see `tubelet.downloads.fetch`.
+
+    Raises:
+        RequestError: no published weights have this name.
+        ResourceError: they cannot be fetched, or are not what was published.
+    """
+    known = _KNOWN.get(id)
+    if known is None:
+        spec = find_model(id)  # which says what is near
+        raise RequestError(f"the weights of {spec.id} are in the package; there is nothing to fetch")
+    return fetch(known.file, weights_folder(), on_bytes=on_bytes)
+
+
+def model_size(spec: ModelSpec) -> int:
+    """Count the trained numbers of a model without making them."""
+    return _size(spec.build)
+
+
+@cache
+def _size(build: Callable[[], nn.Module]) -> int:
+    with torch.device("meta"):
+        return count_parameters(build())
+
+
+def _open_known(known: KnownFile) -> nn.Module:
+    path = fetch(known.file, weights_folder())
+    try:
+        return open_checkpoint(path, architecture=known.architecture.name, **_fields(known.config)).model
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{known.id} should be {known.architecture.name}, and {error}; remove the file"
+        ) from error
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _point_to_known(path: str) -> None:
+    """Name the model whose file is asked for by a path at which it is not."""
+    name = Path(path).name.lower()
+    for known in KNOWN_FILES:
+        if known.file.name.lower() == name:
+            raise CheckpointError(f"no such checkpoint: {path}; --model {known.id} fetches it")
+
+
+def known_ids(path: Path) -> list[str]:
+    """Tell under which names a file is published, by its hash as far as that is published."""
+    hashed = [known for known in KNOWN_FILES if known.file.sha256]
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return [known.id for known in hashed if digest.startswith(known.file.sha256)]

@@ -10,6 +10,7 @@ done again with tiles of half the side, at last on the CPU; the state of a recur
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tubelet.errors import ConfigError, ResourceError
+from tubelet.errors import ResourceError
+from tubelet.layers.store import FeatureLimits, feature_limits, measure_features
 from tubelet.models.spec import ModelSpec
 from tubelet.ops.resize import resample
-from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
+from tubelet.restore.device import number_format, resolve_device, resolve_precision
+from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes, plan_features, spare_bytes
 from tubelet.restore.plan import (
     MIN_TILE_PX,
     choose_tile,
@@ -34,19 +37,23 @@ from tubelet.restore.plan import (
     scenes,
     windows,
 )
+from tubelet.restore.rate import double_rate, require_space_time
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.restore.tiling import Hidden, run_tiled
 from tubelet.types import Frame, Precision
 from tubelet.video.scenes import CutDetector
 
-__all__ = ["Engine", "Layout", "fast_precision", "resolve_device"]
+__all__ = ["Engine", "Layout"]
 
 _MARGIN = 2.0  # work space inside convolutions and copies between layouts, which the probe does not see
 _SHARE = 0.5  # of the free memory; the rest is for queues, the encoder and others
 _PROBE_PX = 64
 _PROBE_FRAMES = 5
+_STREAM_PROBE_PX, _STREAM_PROBE_FRAMES = 32, 3  # these networks are slow, and their memory is simple
 _LEAST_WINDOW, _MOST_WINDOW = 16, 100  # frames, for clip models without a window of their own
-_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MOST_FRAMES = 3000  # where they give frames back one by one: two minutes before the first result
+_OVERLAP = 8  # frames that windows share, where the model does not say
+_COPIES = 3  # of the frames of a window: as they came, as one tensor, in the layout of the network
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +64,13 @@ class Layout:
         tile_px: side of the part that a tile keeps, lq pixels; 0 is the whole picture.
         window_frames: frames of a call (clip models); 0 for the other kinds.
         overlap_frames: that consecutive windows share (clip models).
+        features: where the features of a clip lie, for models that give it back frame by frame; None for the others.
     """
 
     tile_px: int
     window_frames: int = 0
     overlap_frames: int = 0
+    features: FeatureLimits | None = None
 
 
 class Engine:
@@ -80,20 +89,27 @@ class Engine:
         Args:
             spec: tells how to call it.
             model: the network; it is moved to the device.
-            settings: its scale, height, device, precision and tile are used.
+            settings: its scale, height, fps, device, precision and tile are used.
 
         Raises:
-            ConfigError: the device's name or the precision makes no sense for this model.
+            ConfigError: the device's name, the precision or the frame rate makes no sense for this model.
             ResourceError: the device is absent.
         """
         settings = settings or UpscaleSettings()
+        if settings.fps:
+            require_space_time(spec, settings.fps)
         self.spec = spec
         self.device = resolve_device(settings.device)
-        self.precision: Precision = _resolve_precision(settings.precision, spec, self.device)
+        self.precision: Precision = resolve_precision(settings.precision, spec, self.device)
         self.notes: list[str] = []
         self._settings = settings
         self._model: Any = _move(model.eval(), self.device)
         self._layout = Layout(0)
+
+    @property
+    def doubles_rate(self) -> bool:
+        """Whether a frame half-way follows every frame but the last."""
+        return self._settings.fps is not None
 
     def output_size(self, width: int, height: int) -> tuple[int, int]:
         """Compute the output's (width, height) for an input of this size, pixels."""
@@ -111,6 +127,12 @@ class Engine:
         fixed_frames = temporal.window_frames if temporal.kind == "clip" else 1
         if self._settings.tile is not None and fixed_frames:
             return Layout(self._settings.tile, temporal.window_frames, temporal.overlap_frames)
+        return self._plan_stream(height, width) or self._plan_calls(height, width)
+
+    def _plan_calls(self, height: int, width: int) -> Layout:
+        """Plan calls whose results come all at once."""
+        temporal = self.spec.temporal
+        fixed_frames = temporal.window_frames if temporal.kind == "clip" else 1
         budget = _SHARE * free_bytes(self.device)
         frame_px = budget / self._bytes_per_px  # lq pixels of all frames of a call
         frames = fixed_frames or int(frame_px // math.prod(padded_size(height, width, self.spec)))
@@ -120,8 +142,27 @@ class Engine:
             tile_px = choose_tile(height, width, self.spec, max_area_px=frame_px / frames)
         if temporal.kind != "clip":
             return Layout(tile_px)
-        overlap = temporal.overlap_frames if temporal.window_frames else min(temporal.overlap_frames or 8, frames // 2)
-        return Layout(tile_px, frames, overlap)
+        if fixed_frames:
+            return Layout(tile_px, frames, temporal.overlap_frames)
+        return Layout(tile_px, frames, min(temporal.overlap_frames or _OVERLAP, frames // 2))
+
+    def _plan_stream(self, height: int, width: int) -> Layout | None:
+        """Plan whole scenes of untiled pictures; None where the model or the memory does not allow it."""
+        temporal = self.spec.temporal
+        streams = temporal.kind == "clip" and not temporal.window_frames and hasattr(self._model, "restore")
+        if not streams or self._settings.tile:
+            return None
+        budget = _SHARE * free_bytes(self.device)
+        pixels = math.prod(padded_size(height, width, self.spec))
+        call_bytes, feature_bytes = (pixels * cost for cost in self._stream_bytes_per_px)
+        if call_bytes > budget / 2:
+            return None
+        limits = plan_features(self.device, budget / 2)
+        room = sum(filter(None, (limits.device_bytes, limits.host_bytes))) + spare_bytes(limits.folder)
+        frames = min(room / feature_bytes, budget / 4 / (_COPIES * 12 * pixels), _MOST_FRAMES)
+        if frames < _LEAST_WINDOW:
+            return None
+        return Layout(0, int(frames), temporal.overlap_frames or _OVERLAP, limits)
 
     def restore(
         self, frames: Iterable[Frame], *, starts_scene: Callable[[Tensor], bool] | None = None
@@ -134,8 +175,8 @@ class Engine:
                 neighbours and state never cross such a cut. Default: a `CutDetector`.
 
         Yields:
-            As many frames, with the same times, sizes from `output_size`, on the CPU. Values are not clipped:
-            whoever rounds them to pixels does that.
+            As many frames, with the same times, or with those of `double_rate` where the settings ask for it; sizes
+            from `output_size`, on the CPU. Values are not clipped: whoever rounds them to pixels does that.
 
         Raises:
             ResourceError: memory does not suffice for the smallest tile on the CPU.
@@ -150,8 +191,9 @@ class Engine:
             yield from self._restore_scene(stream)
             return
         detect = starts_scene or CutDetector().is_cut
-        for scene in scenes(stream, lambda frame: detect(frame.rgb)):
-            yield from self._restore_scene(scene)
+        split = scenes(stream, lambda frame: detect(frame.rgb))
+        restored = chain.from_iterable(map(self._restore_scene, split))
+        yield from double_rate(restored) if self.doubles_rate else restored
 
     def _restore_scene(self, scene: Iterable[Frame]) -> Iterator[Frame]:
         temporal = self.spec.temporal
@@ -166,14 +208,49 @@ class Engine:
 
     def _restore_windows(self, scene: Iterable[Frame]) -> Iterator[Frame]:
         size, overlap = self._layout.window_frames, self._layout.overlap_frames
+        steps = 1 + self.spec.temporal.between_frames  # results from one frame to the next
         for window, span in windows(scene, size=size, overlap=overlap):
-            sr, _ = self._run(window, None)
-            for t in range(span.keep_start - span.start, span.keep_stop - span.start):
-                yield self._finish(window[t], sr[0, t])
+            for number, sr in enumerate(self._run_window(window)):
+                t, is_between = divmod(number, steps)
+                if span.keep_start <= span.start + t < span.keep_stop and (not is_between or self.doubles_rate):
+                    yield self._finish(window[t], sr)
+
+    def _run_window(self, window: list[Frame]) -> Iterator[Tensor]:
+        """Yield the results (3, sH, sW) of a window, each as it is done where the model can."""
+        done = 0
+        if self._layout.features is not None:
+            try:
+                for sr in self._stream(window):
+                    yield sr
+                    done += 1
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._layout = self._plan_calls(*window[0].rgb.shape[-2:])
+            self.notes.append(f"memory ran out; went on with {self._layout.window_frames} frames at once")
+        size, overlap = self._layout.window_frames, self._layout.overlap_frames
+        steps = 1 + self.spec.temporal.between_frames
+        for part, span in windows(window, size=size, overlap=overlap):
+            for number, sr in enumerate(self._run(part, None)[0][0], span.start * steps):
+                if max(done, span.keep_start * steps) <= number < span.keep_stop * steps:
+                    yield sr
+
+    @torch.no_grad()
+    def _stream(self, window: list[Frame]) -> Iterator[Tensor]:
+        height, width = window[0].rgb.shape[-2:]
+        lq = _channels_last(_pad(_stack(window).to(self.device), *padded_size(height, width, self.spec)))
+        results = iter(self._model.restore(lq))
+        while True:
+            with self._number_format(), feature_limits(self._layout.features or FeatureLimits()):
+                sr = next(results, None)
+            if sr is None:
+                return
+            yield sr[0, :, : height * self.spec.scale, : width * self.spec.scale]
 
     def _run(self, frames: Iterable[Frame], hidden: Hidden) -> tuple[Tensor, Hidden]:
         """Call the model, with less memory until it succeeds: sr (1, T', 3, sH, sW) and the new state."""
-        clip = torch.stack([frame.rgb for frame in frames])[None]  # (1, T, 3, H, W)
+        clip = _stack(frames)
         while True:
             try:
                 return self._attempt(clip, hidden)
@@ -207,12 +284,14 @@ class Engine:
             sr (1, T', 3, sh, sw), and the new state.
         """
         lq = _channels_last(lq)
-        dtype = _DTYPES.get(self.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with self._number_format():
             if self.spec.temporal.kind == "online":
                 sr, hidden = self._model.step(lq, hidden)
                 return sr[:, None], hidden
             return self._model(lq), None
+
+    def _number_format(self) -> torch.autocast:
+        return number_format(self.device, self.precision)
 
     def _finish(self, source: Frame, sr: Tensor) -> Frame:
         """Bring a result (3, sH, sW) to its size, and give it the time of its source."""
@@ -248,9 +327,10 @@ class Engine:
             )
         self.notes.append(f"memory of {self.device} ran out with the smallest tile; went on with the CPU")
         self.device = torch.device("cpu")
-        self.precision = _resolve_precision("auto", self.spec, self.device)
+        self.precision = resolve_precision("auto", self.spec, self.device)
         _move(self._model, self.device)
-        vars(self).pop("_bytes_per_px", None)  # it was measured on the other device
+        for name in ("_bytes_per_px", "_stream_bytes_per_px"):
+            vars(self).pop(name, None)  # it was measured on the other device
         self._layout = replace(self._layout, tile_px=self.plan(height, width).tile_px)
 
     @cached_property
@@ -276,53 +356,20 @@ class Engine:
         pixels = height * width * (frames if temporal.kind == "clip" else 1)
         return _MARGIN * max(peak, lq.nbytes) / pixels
 
+    @cached_property
+    def _stream_bytes_per_px(self) -> tuple[float, float]:
+        """Estimate memory per lq pixel of a call that keeps no features, and of the features of one frame."""
+        height, width = padded_size(_STREAM_PROBE_PX, _STREAM_PROBE_PX, self.spec)
+        lq = _channels_last(torch.zeros(1, _STREAM_PROBE_FRAMES, 3, height, width, device=self.device))
 
-def resolve_device(name: str) -> torch.device:
-    """Find the device that a setting names.
+        def run() -> None:
+            with self._number_format(), feature_limits(FeatureLimits(device_bytes=0, host_bytes=0)):
+                deque(self._model.restore(lq), maxlen=0)
 
-    Args:
-        name: "auto" is the first of CUDA, MPS and CPU that is there.
-
-    Raises:
-        ConfigError: torch knows no such name.
-        ResourceError: this machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device={name!r} is not a device; give auto, cpu, cuda, cuda:1 or mps") from None
-    present = {
-        "cpu": lambda: True,
-        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available,
-    }
-    if device.type not in present:
-        raise ConfigError(f"device={name!r} is not supported; give auto, cpu, cuda, cuda:1 or mps")
-    if not present[device.type]():
-        raise ResourceError(f"device={name!r} is not available on this machine; use --device cpu")
-    return device
-
-
-def fast_precision(device: torch.device) -> Precision:
-    """Tell which number format a device convolves fastest."""
-    if device.type == "cuda":
-        return "fp16"
-    if device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")):
-        return "bf16"  # twice as fast as fp32 there; several times slower where the processor must emulate it
-    return "fp32"
-
-
-def _resolve_precision(asked: str, spec: ModelSpec, device: torch.device) -> Precision:
-    if asked == "auto":
-        fast = fast_precision(device)
-        return fast if fast in spec.precisions else "fp32"
-    for precision in spec.precisions:
-        if precision == asked:
-            return precision
-    allowed = ", ".join(spec.precisions)
-    raise ConfigError(f"precision={asked} loses quality with {spec.id}; it takes {allowed}")
+        with torch.inference_mode(), measure_features() as features:
+            call_bytes = peak_tensor_bytes(run)
+        pixels = height * width
+        return _MARGIN * call_bytes / pixels, max(features.peak_bytes, lq.nbytes) / (_STREAM_PROBE_FRAMES * pixels)
 
 
 def _move(model: nn.Module, device: torch.device) -> nn.Module:
@@ -332,6 +379,10 @@ def _move(model: nn.Module, device: torch.device) -> nn.Module:
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def _stack(frames: Iterable[Frame]) -> Tensor:
+    return torch.stack([frame.rgb for frame in frames])[None]  # (1, T, 3, H, W)
 
 
 def _channels_last(lq: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from tubelet.models.spec import ModelSpec
 from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint
 from tubelet.restore.engine import Engine
 from tubelet.restore.pipeline import read_ahead, write_behind
+from tubelet.restore.rate import doubled_frames, doubled_info
 from tubelet.restore.settings import Result, UpscaleSettings
 from tubelet.types import Frame, Precision
 from tubelet.video.codecs import CODECS, choose_encoding
@@ -84,7 +85,8 @@ class Description:
         precision: number format inside the model.
         tile_px: side of a tile in input pixels; 0 is the whole picture.
         window_frames: frames of a call, for models that take clips; otherwise 0.
-        frames: expected number, None where the header does not say.
+        frames: expected number in the output, None where the header does not say.
+        frame_rate: of the output, frames a second; None where that of the input is unknown.
         frame_s: seconds that the model takes for a frame, from a short run on a part of the picture.
         restore_s: the same for all frames; encoding goes on at the same time and can take longer.
         output_bytes: rough size of the output, None where the number of frames is unknown.
@@ -101,6 +103,7 @@ class Description:
     tile_px: int
     window_frames: int
     frames: int | None
+    frame_rate: Fraction | None
     frame_s: float
     restore_s: float | None
     output_bytes: int | None
@@ -161,7 +164,7 @@ def run(
             ticker = _Ticker(on_progress, _expected_frames(reader.info, settings), began_s)
             with open_writer(
                 dst,
-                like=reader.info,
+                like=_output_info(reader.info, settings),
                 width=width,
                 height=height,
                 settings=_encode_settings(settings),
@@ -222,6 +225,7 @@ def describe(src: str | Path, dst: str | Path, settings: UpscaleSettings) -> Des
         tile_px=layout.tile_px,
         window_frames=layout.window_frames,
         frames=frames,
+        frame_rate=_output_info(info, settings).average_rate,
         frame_s=frame_s,
         restore_s=None if frames is None else frames * frame_s,
         output_bytes=None if frames is None else round(frames * width * height * bits_per_px / 8),
@@ -300,7 +304,12 @@ class _Ticker:
 
 
 def _expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:
-    """Guess the number of frames from the header."""
+    """Guess the number of frames of the output from the header."""
+    frames = _frames_to_read(info, settings)
+    return doubled_frames(frames) if settings.fps and frames is not None else frames
+
+
+def _frames_to_read(info: VideoInfo, settings: UpscaleSettings) -> int | None:
     if settings.start is None and settings.duration is None:
         return info.frames_hint
     rest_s = None if info.duration_s is None else max(0.0, info.duration_s - (settings.start or 0.0))
@@ -308,6 +317,11 @@ def _expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:
     if info.average_rate is None or not known_s:
         return None
     return round(min(known_s) * info.average_rate)
+
+
+def _output_info(info: VideoInfo, settings: UpscaleSettings) -> VideoInfo:
+    """Describe the input as the writer should take it: with the times and the rate of the output."""
+    return doubled_info(info) if settings.fps else info
 
 
 def _nothing_to_restore(src: str | Path, reader: Reader, settings: UpscaleSettings) -> str:
@@ -323,13 +337,12 @@ def _time_frame(engine: Engine, info: VideoInfo) -> float:
     """Time the model on noise, on a part of the picture, and scale by area."""
     height, width = min(info.height, _TIMED_SIDE_PX), min(info.width, _TIMED_SIDE_PX)
     clip = [Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t) for t in range(_TIMED_FRAMES)]
-    seconds = 0.0
+    frame_s = 0.0
     for _ in range(2):  # the first run warms up
         start_s = time.monotonic()
-        for _ in engine.restore(clip, starts_scene=lambda _: False):
-            pass
-        seconds = time.monotonic() - start_s
-    return seconds / len(clip) * info.height * info.width / (height * width)
+        given = sum(1 for _ in engine.restore(clip, starts_scene=lambda _: False))
+        frame_s = (time.monotonic() - start_s) / given
+    return frame_s * info.height * info.width / (height * width)
 
 
 def _choose_codec(

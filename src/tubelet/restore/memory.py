@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["free_bytes", "is_out_of_memory", "peak_tensor_bytes"]
+from tubelet.layers.store import FeatureLimits
+
+__all__ = ["free_bytes", "is_out_of_memory", "peak_tensor_bytes", "plan_features", "spare_bytes"]
+
+_MOST_ON_HOST = 2**30
 
 _SIGNS = (
     "out of memory",
@@ -37,6 +43,34 @@ def free_bytes(device: torch.device) -> int:
     except (OSError, ValueError):  # no cgroup v2, or the limit is "max"
         return available
     return min(available, max(0, limit - used))
+
+
+def plan_features(device: torch.device, budget: float) -> FeatureLimits:
+    """Bound what the features of a clip take, by place.
+
+    On the host the bound is low on purpose: beyond it a file does as well, since the system keeps the file in whatever
+    memory nobody else wants.
+
+    Args:
+        device: that computes.
+        budget: bytes that may be taken on it.
+    """
+    if device.type == "cpu":
+        return FeatureLimits(host_bytes=min(int(budget), _MOST_ON_HOST))
+    host = int(free_bytes(torch.device("cpu")) / 4)
+    return FeatureLimits(device_bytes=int(budget), host_bytes=min(host, _MOST_ON_HOST))
+
+
+def spare_bytes(folder: Path | None) -> int:
+    """Tell how many bytes of features a temporary file may hold: half of what is free, none in a folder in memory.
+
+    Args:
+        folder: of the file; None: the system's for temporary files.
+    """
+    place = (folder or Path(tempfile.gettempdir())).resolve()
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    kind = next((mounts[parent] for parent in (place, *place.parents) if parent in mounts), "")
+    return 0 if kind in {"tmpfs", "ramfs"} else shutil.disk_usage(place).free // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -24,6 +24,9 @@ class UpscaleSettings:
     by an exact resize of its result."""
     height: int | None = None
     """Height of the output in pixels, for example 1080; the width follows. Not together with --scale."""
+    fps: Literal["x2"] | None = None
+    """x2: also give the frame half-way between any two, which needs a space-time model such as Zooming Slow-Mo. Sound
+    and length stay; across a cut the frame before it is repeated."""
     codec: Literal["auto", "h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"] = "auto"
     """Video codec. auto: H.264 for 8 bit, HEVC for more (VP9 in webm)."""
     crf: float | None = None
@@ -50,6 +53,8 @@ class UpscaleSettings:
             raise ConfigError(f"scale={self.scale} must be 2, 3 or 4; for other sizes give height")
         if self.height is not None and not 16 <= self.height <= 16384:
             raise ConfigError(f"height={self.height} must be between 16 and 16384 pixels")
+        if self.fps not in (None, "x2"):
+            raise ConfigError(f"fps={self.fps} must be x2, twice the frames of the input: no model gives another rate")
         if self.tile is not None and self.tile != 0 and self.tile < 32:
             raise ConfigError(f"tile={self.tile} must be 0 (none) or at least 32 input pixels")
         if self.start is not None and self.start < 0:

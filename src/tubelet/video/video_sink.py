@@ -100,6 +100,7 @@ class VideoSink:
         self._last_pts: int | None = None
         self._phase: Fraction | None = None  # by how much the first time was rounded
         self._end = Fraction(0)
+        self._delay: int | None = None  # ticks by which the encoder reorders: pts after dts of the first packet
 
     def write(self, frame: Frame) -> None:
         """Encode one frame; frames come in presentation order."""
@@ -195,10 +196,23 @@ class VideoSink:
 
     def _encode(self, picture: VideoFrame | None) -> None:
         with write_errors(self._name):
-            for packet in self._stream.encode(picture):
+            packets = list(self._stream.encode(picture))
+            if self._delay is None and packets and packets[0].pts is not None and packets[0].dts is not None:
+                self._delay = packets[0].pts - packets[0].dts
+            if picture is None and packets:
+                self._lengthen(packets[-1])
+            for packet in packets:
                 if self._remuxer and packet.dts is not None:
                     self._remuxer.advance(packet.dts * Fraction(packet.time_base))
                 self._container.mux(packet)
+
+    def _lengthen(self, packet: Any) -> None:
+        """Let the last packet last to the end: MP4 adds up durations in the order of decoding, not of showing."""
+        if not self._spec.is_mov_family or packet.dts is None or self._delay is None:
+            return
+        end = round(self._end / Fraction(packet.time_base))
+        rest = min(end - (packet.dts + self._delay), end - packet.pts)
+        packet.duration = max(packet.duration or 0, rest)
 
     def _note(self, line: str) -> None:
         if line not in self.notes:

@@ -1,0 +1,249 @@
+"""BasicVSR++: second-order grid propagation with features aligned by flow-guided deformable convolution.
+
+    lq (B, T, 3, H, W) ── feat_extract ── g(t)                                                (B, C, H, W)
+      four sweeps over the clip: backward_1, forward_1, backward_2, forward_2; in sweep j, step i at frame t
+        aligned(t) = align [f(i-1), f(i-2)] by the flows from t to their frames; zero at the first step
+        f_j(t)     = aligned(t) + trunk_j [g(t), f_1(t) … f_{j-1}(t), aligned(t)]             (B, C, H, W)
+      reconstruction [g(t), f_1(t) … f_4(t)] ── shuffle ×2 ── shuffle ×2 ── conv ── conv ──(+)── sr(t)
+      lq(t) ───────────────────────────────── bilinear ×4 ─────────────────────────────┘
+    sr (B, T, 3, 4H, 4W)
+
+The network for restoration at the size of the input takes features at a quarter of it (two convolutions of stride 2),
+flows of the picture shrunk ×1/4, and adds lq(t) itself.
+
+Source: Chan et al., "BasicVSR++: Improving Video Super-Resolution with Enhanced Propagation and Alignment", CVPR 2022,
+Sec. 3. Published: 64 channels and 7 blocks a sweep (7.3 M parameters) for REDS4 and Vimeo-90K; 128 channels and 25
+blocks (NTIRE 2021: ×4 of compressed video, and decompression at the size of the input).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.errors import ConfigError
+from tubelet.layers.deform import SecondOrderAlign
+from tubelet.layers.flows import ClipFlows, is_mirrored
+from tubelet.layers.frames import stack_frames
+from tubelet.layers.residual import ResidualTrunk
+from tubelet.layers.spynet import SpyNet, rename_spynet
+from tubelet.layers.store import FeatureStore
+from tubelet.layers.upsampling import enlarge, shuffle_x4
+from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.ops.warp import backward_warp
+from tubelet.types import Temporal
+
+__all__ = ["ARCHITECTURE", "BasicVSRPlusPlus", "BasicVSRPlusPlusConfig"]
+
+_SCALE = 4
+_HR_CHANNELS = 64  # of the last convolutions, whatever the width of the sweeps
+_OUTER_BLOCKS = 5  # of the feature extraction and of the reconstruction
+_SWEEPS = ("backward_1", "forward_1", "backward_2", "forward_2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BasicVSRPlusPlusConfig:
+    """Shape of a `BasicVSRPlusPlus`."""
+
+    channels: int = 64
+    """Width of the propagated features."""
+    num_blocks: int = 7
+    """Residual blocks of each sweep."""
+    groups: int = 16
+    """Offset groups of the alignment; the first half reads the last step, the second half the one before."""
+    max_residue_magnitude: float = 10.0
+    """How far the alignment can look from the flow, pixels of the features."""
+    input: Literal["low", "full"] = "low"
+    """"low": lq is enlarged ×4; "full": lq has the size of the result."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.num_blocks < 1 or self.groups < 2 or self.groups % 2:
+            raise ConfigError(f"{self} is out of range: channels ≥ 1, num_blocks ≥ 1, groups even and ≥ 2")
+        if 2 * self.channels % self.groups:
+            raise ConfigError(f"groups={self.groups} must divide twice the channels={self.channels}")
+
+
+class BasicVSRPlusPlus(nn.Module):
+    """Second-order grid propagation; see the drawing on top of this file.
+
+    Args:
+        config: shape of the network.
+    """
+
+    def __init__(self, config: BasicVSRPlusPlusConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.channels
+        self.spynet = SpyNet()
+        self.feat_extract = _feature_extraction(config)
+        self.deform_align = nn.ModuleDict(
+            {
+                sweep: SecondOrderAlign(c, groups=config.groups, max_residue_px=config.max_residue_magnitude)
+                for sweep in _SWEEPS
+            }
+        )
+        self.backbone = nn.ModuleDict(
+            {sweep: ResidualTrunk((2 + j) * c, c, config.num_blocks) for j, sweep in enumerate(_SWEEPS)}
+        )
+        self.reconstruction = ResidualTrunk(5 * c, c, _OUTER_BLOCKS)
+        self.upconv1 = nn.Conv2d(c, 4 * c, 3, padding=1)
+        self.upconv2 = nn.Conv2d(c, 4 * _HR_CHANNELS, 3, padding=1)
+        self.conv_hr = nn.Conv2d(_HR_CHANNELS, _HR_CHANNELS, 3, padding=1)
+        self.conv_last = nn.Conv2d(_HR_CHANNELS, 3, 3, padding=1)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), s = 4, or 1 for input "full"."""
+        return stack_frames(self.restore(lq), lq.shape[1])
+
+    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+        """Restore a clip as `forward` does, and yield each frame as it is done.
+
+        Features and flows wait in a `FeatureStore` between the sweeps; each is computed once, and those of a frame are
+        freed with the frame.
+
+        Args:
+            lq: (B, T, 3, H, W).
+
+        Yields:
+            (B, 3, sH, sW), from the first frame to the last.
+        """
+        with FeatureStore() as store:
+            mirrored = is_mirrored(lq)
+            flows = ClipFlows(self.spynet, self._shrink(lq), store, uses=2, mirrored=mirrored)
+            for t in reversed(range(lq.shape[1])):
+                twin = store.get(lq.shape[1] - 1 - t) if mirrored else []  # the same picture
+                store.append(t, twin[0] if twin else self.feat_extract(lq[:, t]))
+            for sweep in _SWEEPS[:-1]:
+                for t, feats in self._propagate(sweep, lq.shape[1], flows, store.get):
+                    store.append(t, feats[-1])
+            for t, feats in self._propagate(_SWEEPS[-1], lq.shape[1], flows, store.pop):
+                yield self._reconstruct(feats, lq[:, t])
+
+    def _shrink(self, lq: Tensor) -> tuple[Tensor, ...]:
+        """Return the frames that flow is estimated of: they have the size of the features."""
+        if self.config.input == "low":
+            return lq.unbind(1)
+        return tuple(
+            functional.interpolate(frame, scale_factor=1 / _SCALE, mode="bicubic", align_corners=False)
+            for frame in lq.unbind(1)
+        )
+
+    def _propagate(
+        self, sweep: str, num_frames: int, flows: ClipFlows, read: Callable[[int], list[Tensor]]
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Sweep over the clip (Eqs. 1 and 2).
+
+        Args:
+            sweep: which.
+            num_frames: T.
+            flows: of the clip.
+            read: gives what is known of a frame: its own features and those of earlier sweeps, (B, C, H, W) each.
+
+        Yields:
+            a frame, and what is known of it after this sweep.
+        """
+        step = -1 if sweep.startswith("backward") else 1
+        feat: Tensor | None = None  # of the last step
+        older: Tensor | None = None  # of the step before
+        flow: Tensor | None = None  # from the last step to the step before
+        for t in range(num_frames)[::step]:
+            known = read(t)
+            if feat is None:
+                aligned = torch.zeros_like(known[0])
+            else:
+                flow_1 = flows.between(t, t - step)
+                flow_2 = None if flow is None else flow_1 + backward_warp(flow, flow_1)
+                aligned = self._align(sweep, known[0], (feat, older), (flow_1, flow_2))
+                flow = flow_1
+            fresh: Tensor = self.backbone[sweep](torch.cat([*known, aligned], 1)).add_(aligned)
+            older, feat = feat, fresh
+            yield t, [*known, fresh]
+
+    def _align(
+        self, sweep: str, current: Tensor, feats: tuple[Tensor, Tensor | None], flows: tuple[Tensor, Tensor | None]
+    ) -> Tensor:
+        """Align the features of the last two steps, as far as there are two, with the current frame (Eqs. 3 to 6)."""
+        (feat, older), (flow_1, flow_2) = feats, flows
+        guide = [backward_warp(feat, flow_1), current]
+        if older is None or flow_2 is None:
+            older, flow_2 = torch.zeros_like(feat), torch.zeros_like(flow_1)
+            guide.append(older)
+        else:
+            guide.append(backward_warp(older, flow_2))
+        joined = torch.cat(guide, 1)
+        guide.clear()  # before the offsets, the largest part of all, are made
+        return self.deform_align[sweep](torch.cat([feat, older], 1), joined, flow_1, flow_2)
+
+    def _reconstruct(self, feats: list[Tensor], frame: Tensor) -> Tensor:
+        """Make a frame of all its features: 5 of (B, C, H, W) → (B, 3, 4H, 4W)."""
+        x = self.reconstruction(torch.cat(feats, 1))
+        base = enlarge(frame, _SCALE) if self.config.input == "low" else frame
+        return shuffle_x4(x, base, (self.upconv1, self.upconv2, self.conv_hr, self.conv_last))
+
+
+def _feature_extraction(config: BasicVSRPlusPlusConfig) -> nn.Module:
+    """Make the first part: (B, 3, H, W) → (B, C, H, W), or (B, C, H/4, W/4) for input "full"."""
+    c = config.channels
+    if config.input == "low":
+        return ResidualTrunk(3, c, _OUTER_BLOCKS)
+    return nn.Sequential(
+        nn.Conv2d(3, c, 3, stride=2, padding=1),
+        nn.LeakyReLU(0.1, inplace=True),
+        nn.Conv2d(c, c, 3, stride=2, padding=1),
+        nn.LeakyReLU(0.1, inplace=True),
+        ResidualTrunk(c, c, _OUTER_BLOCKS),
+    )
+
+
+_MMAGIC = {"upsample1.upsample_conv.": "upconv1.", "upsample2.upsample_conv.": "upconv2."}
+_PARTS = {
+    *("spynet", "feat_extract", "deform_align", "backbone", "reconstruction"),
+    *("upconv1", "upconv2", "conv_hr", "conv_last"),
+}
+
+
+def _translate(state: State) -> dict[str, Tensor] | None:
+    """Map the names of BasicSR (which are ours) and of MMagic; None where they are of another network."""
+    if "deform_align.backward_1.conv_offset.6.weight" not in state:
+        return None
+    renamed: dict[str, Tensor] = {}
+    for name, value in rename_spynet(state).items():
+        theirs = next((prefix for prefix in _MMAGIC if name.startswith(prefix)), "")
+        renamed[_MMAGIC.get(theirs, "") + name.removeprefix(theirs)] = value
+    if {name.split(".", 1)[0] for name in renamed} != _PARTS:
+        return None
+    names = {"backbone.backward_1.main.0.weight", "upconv1.weight"}
+    return renamed if all(name in renamed and renamed[name].ndim == 4 for name in names) else None
+
+
+def _infer(state: State) -> BasicVSRPlusPlusConfig:
+    head = "backbone.backward_1.main."
+    return BasicVSRPlusPlusConfig(
+        channels=state[f"{head}0.weight"].shape[0],
+        num_blocks=sum(name.startswith(head) and name.endswith(".conv1.weight") for name in state),
+        groups=state["deform_align.backward_1.conv_offset.6.weight"].shape[0] // 27,
+        input="full" if "feat_extract.0.weight" in state else "low",
+    )
+
+
+def _contract(config: BasicVSRPlusPlusConfig) -> Contract:
+    if config.input == "full":
+        return Contract(scale=1, temporal=Temporal("clip"), halo_px=128, size_multiple=_SCALE)
+    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32)
+
+
+ARCHITECTURE = Architecture(
+    name="BasicVSRPlusPlus",
+    config=BasicVSRPlusPlusConfig,
+    build=BasicVSRPlusPlus,
+    translate=_translate,
+    infer=_infer,
+    contract=_contract,
+    derived=("spynet.mean", "spynet.std"),
+    source="https://arxiv.org/abs/2104.13371",
+)

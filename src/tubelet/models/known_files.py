@@ -1,0 +1,41 @@
+"""Published weights that Tubelet fetches by a name: where each is, what it is, and its licence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tubelet.downloads import RemoteFile
+from tubelet.models import spynet
+from tubelet.models.published_images import IMAGE_FILES
+from tubelet.models.published_video import VIDEO_FILES
+from tubelet.models.publishers import KnownFile
+
+__all__ = ["KNOWN_FILES", "PAGES"]
+
+_SPYNET = KnownFile(
+    id="spynet-sintel",
+    architecture=spynet.ARCHITECTURE,
+    config=spynet.SpyNetConfig(),
+    summary="optical flow; a part of other networks",
+    file=RemoteFile(
+        name="spynet_20210409-c6c1bd09.pth",
+        url="https://download.openmmlab.com/mmediting/restorers/basicvsr/spynet_20210409-c6c1bd09.pth",
+        sha256="c6c1bd09",
+        page="https://github.com/anuragranj/spynet",
+    ),
+    licence="research only",
+)
+
+KNOWN_FILES: tuple[KnownFile, ...] = (*VIDEO_FILES, *IMAGE_FILES, _SPYNET)
+"""Networks of video, networks of single pictures, and a part of networks."""
+
+PAGES: Mapping[str, str] = {
+    "FRVSR": "https://github.com/skycrapers/TecoGAN-PyTorch",
+    "OVSR": "https://github.com/psychopa4/OVSR",
+    "RBPN": "https://github.com/alterzero/RBPN-PyTorch",
+    "RRN": "https://github.com/junpan19/RRN",
+    "RSDN": "https://github.com/junpan19/RSDN",
+    "TDAN": "https://github.com/YapengTian/TDAN-VSR-CVPR-2020",
+    "TMNet": "https://github.com/CS-GangXu/TMNet",
+}
+"""Class of a network → where its authors publish; such files are fetched by hand and given as `--model PATH`."""

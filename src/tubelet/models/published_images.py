@@ -1,0 +1,249 @@
+"""Published weights of networks of single pictures.
+
+Addresses are those that the publishers' own pages give; whole hashes and sizes those that several projects that use the
+files agree on.
+"""
+
+from __future__ import annotations
+
+from tubelet.models import edsr, hat, rrdb, srvgg, swinir
+from tubelet.models.edsr import EDSRConfig
+from tubelet.models.hat import HATConfig
+from tubelet.models.publishers import KnownFile, Network, basicsr, github, hat_authors, openmmlab
+from tubelet.models.rrdb import RRDBConfig
+from tubelet.models.srvgg import SRVGGConfig
+from tubelet.models.swinir import SwinIRConfig
+
+__all__ = ["IMAGE_FILES"]
+
+_SRVGG_16: Network = (srvgg.ARCHITECTURE, SRVGGConfig())
+_SRVGG_X2: Network = (srvgg.ARCHITECTURE, SRVGGConfig(scale=2))
+_SRVGG_32: Network = (srvgg.ARCHITECTURE, SRVGGConfig(num_conv=32))
+_RRDB: Network = (rrdb.ARCHITECTURE, RRDBConfig())
+_RRDB_6: Network = (rrdb.ARCHITECTURE, RRDBConfig(num_block=6))
+_RRDB_X2PLUS: Network = (rrdb.ARCHITECTURE, RRDBConfig(unshuffle=2))
+_RRDB_X2: Network = (rrdb.ARCHITECTURE, RRDBConfig(doublings=1))
+_SWINIR_REAL: Network = (swinir.ARCHITECTURE, SwinIRConfig(upsampler="nearest+conv"))
+_SWINIR_REAL_L: Network = (
+    swinir.ARCHITECTURE,
+    SwinIRConfig(channels=240, depths=(6,) * 9, heads=(8,) * 9, upsampler="nearest+conv", resi_connection="3conv"),
+)
+
+
+def _swinir(scale: int) -> Network:
+    return swinir.ARCHITECTURE, SwinIRConfig(scale=scale)
+
+
+def _swinir_light(scale: int) -> Network:
+    shape = SwinIRConfig(scale=scale, channels=60, depths=(6,) * 4, heads=(6,) * 4, upsampler="pixelshuffledirect")
+    return swinir.ARCHITECTURE, shape
+
+
+def _hat(scale: int) -> Network:
+    return hat.ARCHITECTURE, HATConfig(scale=scale)
+
+
+def _hat_s(scale: int) -> Network:
+    return hat.ARCHITECTURE, HATConfig(scale=scale, channels=144, compress_ratio=24, squeeze_factor=24)
+
+
+def _hat_l(scale: int) -> Network:
+    return hat.ARCHITECTURE, HATConfig(scale=scale, depths=(6,) * 12, heads=(6,) * 12)
+
+
+def _edsr_m(scale: int) -> Network:
+    return edsr.ARCHITECTURE, EDSRConfig(scale=scale)
+
+
+def _edsr_l(scale: int) -> Network:
+    return edsr.ARCHITECTURE, EDSRConfig(scale=scale, num_feat=256, num_block=32, res_scale=0.1)
+
+
+IMAGE_FILES: tuple[KnownFile, ...] = (
+    github(
+        "realesr-animevideov3",
+        _SRVGG_16,
+        "xinntao/Real-ESRGAN/v0.2.5.0/realesr-animevideov3.pth",
+        "anime; fast",
+        "b8a8376811077954d82ca3fcf476f1ac3da3e8a68a4f4d71363008000a18b75d",
+        2_504_012,
+    ),
+    github(
+        "realesr-general-x4v3",
+        _SRVGG_32,
+        "xinntao/Real-ESRGAN/v0.2.5.0/realesr-general-x4v3.pth",
+        "real pictures; fast",
+        "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
+        4_885_111,
+    ),
+    github(
+        "realesr-general-wdn-x4v3",
+        _SRVGG_32,
+        "xinntao/Real-ESRGAN/v0.2.5.0/realesr-general-wdn-x4v3.pth",
+        "real pictures; fast, keeps noise",
+        "1641f8c4464b9f097c9fdda5589273713f67cf59f3d909e0bd688f0cee269dca",
+    ),
+    github(
+        "realesrgan-animevideo-xsx2",
+        _SRVGG_X2,
+        "xinntao/Real-ESRGAN/v0.2.3.0/RealESRGANv2-animevideo-xsx2.pth",
+        "anime; fast; before v3",
+    ),
+    github(
+        "realesrgan-animevideo-xsx4",
+        _SRVGG_16,
+        "xinntao/Real-ESRGAN/v0.2.3.0/RealESRGANv2-animevideo-xsx4.pth",
+        "anime; fast; before v3",
+    ),
+    github(
+        "realesrgan-x4plus",
+        _RRDB,
+        "xinntao/Real-ESRGAN/v0.1.0/RealESRGAN_x4plus.pth",
+        "real pictures; sharp, invents detail",
+        "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
+        67_040_989,
+    ),
+    github(
+        "realesrgan-x2plus",
+        _RRDB_X2PLUS,
+        "xinntao/Real-ESRGAN/v0.2.1/RealESRGAN_x2plus.pth",
+        "real pictures; sharp, invents detail",
+        "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
+        67_061_725,
+    ),
+    github(
+        "realesrgan-x4plus-anime",
+        _RRDB_6,
+        "xinntao/Real-ESRGAN/v0.2.2.4/RealESRGAN_x4plus_anime_6B.pth",
+        "anime pictures",
+        "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
+        17_938_799,
+    ),
+    github("realesrnet-x4plus", _RRDB, "xinntao/Real-ESRGAN/v0.1.1/RealESRNet_x4plus.pth", "real pictures; smooth"),
+    github(
+        "esrgan-x4",
+        _RRDB,
+        "xinntao/Real-ESRGAN/v0.1.1/ESRGAN_SRx4_DF2KOST_official-ff704c30.pth",
+        "DF2K and OST, bicubic; sharp",
+    ),
+    github(
+        "bsrgan-x4",
+        _RRDB,
+        "cszn/KAIR/v1.0/BSRGAN.pth",
+        "real pictures; sharp, invents detail",
+        "5d505a0766160921e0388d76e1ddf08cb114303990f9080432bf2b1c988b1c54",
+        67_046_751,
+    ),
+    github(
+        "bsrgan-x2",
+        _RRDB_X2,
+        "cszn/KAIR/v1.0/BSRGANx2.pth",
+        "real pictures; sharp, invents detail",
+        "614f68bcafcf123a1ea51cc75ae5741640a8b1d49dd75757ad3ad531f772c736",
+        66_894_171,
+    ),
+    github("bsrnet-x4", _RRDB, "cszn/KAIR/v1.0/BSRNet.pth", "real pictures; smooth"),
+    openmmlab(
+        "esrgan_psnr-x4",
+        _RRDB,
+        "esrgan/esrgan_psnr_x4c64b23g32_1x16_1000k_div2k_20200420-bf5c993c.pth",
+        "DIV2K, bicubic",
+    ),
+    *(
+        github(
+            f"swinir-df2k-x{scale}",
+            _swinir(scale),
+            f"JingyunLiang/SwinIR/v0.0/001_classicalSR_DF2K_s64w8_SwinIR-M_x{scale}.pth",
+            "DF2K, bicubic",
+        )
+        for scale in (2, 3, 4, 8)
+    ),
+    *(
+        github(
+            f"swinir-div2k-x{scale}",
+            _swinir(scale),
+            f"JingyunLiang/SwinIR/v0.0/001_classicalSR_DIV2K_s48w8_SwinIR-M_x{scale}.pth",
+            "DIV2K, bicubic",
+        )
+        for scale in (2, 3, 4, 8)
+    ),
+    *(
+        github(
+            f"swinir_light-x{scale}",
+            _swinir_light(scale),
+            f"JingyunLiang/SwinIR/v0.0/002_lightweightSR_DIV2K_s64w8_SwinIR-S_x{scale}.pth",
+            "DIV2K, bicubic; light",
+        )
+        for scale in (2, 3, 4)
+    ),
+    github(
+        "swinir-real-x4",
+        _SWINIR_REAL,
+        "JingyunLiang/SwinIR/v0.0/003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_GAN.pth",
+        "real pictures; sharp, invents detail",
+    ),
+    github(
+        "swinir-real_psnr-x4",
+        _SWINIR_REAL,
+        "JingyunLiang/SwinIR/v0.0/003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_PSNR.pth",
+        "real pictures; smooth",
+    ),
+    github(
+        "swinir_l-real-x4",
+        _SWINIR_REAL_L,
+        "JingyunLiang/SwinIR/v0.0/003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN.pth",
+        "real pictures; sharp, large",
+    ),
+    hat_authors(
+        "hat-x4",
+        _hat(4),
+        "HAT_SRx4_ImageNet-pretrain.pth",
+        "ImageNet, then DF2K, bicubic",
+        "4ee053c42461187846dc0e93aa5abd34591c0725a8e044a59000e92ee215e833",
+    ),
+    hat_authors(
+        "hat-real-x4",
+        _hat(4),
+        "Real_HAT_GAN_sharper.pth",
+        "real pictures; sharp, invents detail",
+        "5800b67136006eb8cab3b4ed7c8d73b6a195bb18e6cc709b674f9aa069c00271",
+    ),
+    *(
+        hat_authors(
+            f"hat-x{scale}", _hat(scale), f"HAT_SRx{scale}_ImageNet-pretrain.pth", "ImageNet, then DF2K, bicubic"
+        )
+        for scale in (2, 3)
+    ),
+    *(
+        hat_authors(f"hat_s-x{scale}", _hat_s(scale), f"HAT-S_SRx{scale}.pth", "DF2K, bicubic; small")
+        for scale in (2, 3, 4)
+    ),
+    *(
+        hat_authors(
+            f"hat_l-x{scale}",
+            _hat_l(scale),
+            f"HAT-L_SRx{scale}_ImageNet-pretrain.pth",
+            "ImageNet, then DF2K, bicubic; large",
+        )
+        for scale in (2, 3, 4)
+    ),
+    *(
+        basicsr(
+            f"edsr_m-x{scale}",
+            _edsr_m(scale),
+            f"EDSR_Mx{scale}_f64b16_DIV2K_official-{digits}.pth",
+            "DIV2K, bicubic; medium",
+        )
+        for scale, digits in ((2, "3ba7b086"), (3, "6908f88a"), (4, "0c287733"))
+    ),
+    *(
+        basicsr(
+            f"edsr_l-x{scale}",
+            _edsr_l(scale),
+            f"EDSR_Lx{scale}_f256b32_DIV2K_official-{digits}.pth",
+            "DIV2K, bicubic; large",
+        )
+        for scale, digits in ((2, "be38e77d"), (3, "3660f70d"), (4, "76ee1c8f"))
+    ),
+)
+"""Hashes are checked as far as they are published."""

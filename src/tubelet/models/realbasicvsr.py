@@ -1,0 +1,149 @@
+"""RealBasicVSR: BasicVSR for real video, behind a network that cleans the frames first.
+
+    lq (B, T, 3, H, W)
+      up to 3 times, until mean |residue| of the clip falls below a threshold
+        residue(t) = clean lq(t)      conv ── residual blocks ── conv                (B, 3, H, W)
+        lq(t) += residue(t)
+      BasicVSR ── sr (B, T, 3, 4H, 4W)
+
+Source: Chan et al., "Investigating Tradeoffs in Real-World Video Super-Resolution", CVPR 2022, Sec. 4.1. Published: 64
+channels, 20 cleaning blocks, 20 blocks a direction (6.3 M parameters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.errors import ConfigError
+from tubelet.layers.frames import stack_frames
+from tubelet.layers.residual import ResidualTrunk
+from tubelet.models import basicvsr
+from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.basicvsr import BasicVSR, BasicVSRConfig
+
+__all__ = ["ARCHITECTURE", "RealBasicVSR", "RealBasicVSRConfig"]
+
+_MOST_CLEANINGS = 3  # Sec. 4.1
+_LEVELS = 255  # of a pixel; the published threshold counts them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealBasicVSRConfig:
+    """Shape of a `RealBasicVSR`."""
+
+    channels: int = 64
+    """Width of the features."""
+    num_blocks: int = 20
+    """Residual blocks of each direction of propagation."""
+    num_cleaning_blocks: int = 20
+    """Residual blocks of the cleaning."""
+    dynamic_refine_thres: float = 255.0
+    """A clip is cleaned again while its mean change is at least this, in levels of 1/255. 255: cleaned once, as it is
+    trained; its authors evaluate real video with 5."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.num_blocks < 0 or self.num_cleaning_blocks < 0 or self.dynamic_refine_thres < 0:
+            raise ConfigError(f"{self} is out of range: channels ≥ 1, the others ≥ 0")
+
+
+class RealBasicVSR(nn.Module):
+    """Recurrent super-resolution ×4 of damaged video; see the drawing on top of this file.
+
+    Args:
+        config: shape of the network.
+    """
+
+    def __init__(self, config: RealBasicVSRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_cleaning = nn.Sequential(
+            ResidualTrunk(3, config.channels, config.num_cleaning_blocks),
+            nn.Conv2d(config.channels, 3, 3, padding=1),
+        )
+        self.basicvsr = BasicVSR(BasicVSRConfig(channels=config.channels, num_blocks=config.num_blocks))
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W)."""
+        return stack_frames(self.restore(lq), lq.shape[1])
+
+    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+        """Restore a clip as `forward` does, and yield each frame as it is done.
+
+        Args:
+            lq: (B, T, 3, H, W).
+
+        Yields:
+            (B, 3, 4H, 4W), from the first frame to the last.
+        """
+        yield from self.basicvsr.restore(self.clean(lq))
+
+    def clean(self, lq: Tensor) -> Tensor:
+        """Remove noise and artefacts from a clip, as often as it needs: (B, T, 3, H, W) to the same.
+
+        Each clip of a batch is judged by itself.
+        """
+        active = torch.ones(lq.shape[0], dtype=torch.bool, device=lq.device)
+        for _ in range(_MOST_CLEANINGS):
+            lq, change = self._clean_once(lq, active)
+            active = active & (change >= self.config.dynamic_refine_thres / _LEVELS)
+            if not active.any():
+                break
+        return lq
+
+    def _clean_once(self, lq: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean the clips that are `active` (B,), frame by frame; return the clips and their mean change (B,)."""
+        change = lq.new_zeros(lq.shape[0])
+        frames: list[Tensor] = []
+        cleaned = None if torch.is_grad_enabled() else torch.empty_like(lq)  # in the layout of the frames
+        for t, frame in enumerate(lq.unbind(1)):
+            residue = self.image_cleaning(frame) * active.view(-1, 1, 1, 1)
+            change += residue.detach().abs().mean((1, 2, 3)) / lq.shape[1]
+            if cleaned is None:
+                frames.append(frame + residue)
+            else:
+                cleaned[:, t] = frame + residue
+        return torch.stack(frames, 1) if cleaned is None else cleaned, change
+
+
+_INNER = "basicvsr."
+
+
+def _translate(state: State) -> dict[str, Tensor] | None:
+    """Map the names of MMagic; None where they are of another network."""
+    head = state.get("image_cleaning.0.main.0.weight")
+    if head is None or head.ndim != 4:
+        return None
+    inner = {name.removeprefix(_INNER): value for name, value in state.items() if name.startswith(_INNER)}
+    renamed = basicvsr.ARCHITECTURE.translate(inner)
+    outer = {name: value for name, value in state.items() if not name.startswith(_INNER)}
+    if renamed is None or any(not name.startswith("image_cleaning.") for name in outer):
+        return None
+    return outer | {_INNER + name: value for name, value in renamed.items()}
+
+
+def _infer(state: State) -> RealBasicVSRConfig:
+    inner = basicvsr.ARCHITECTURE.infer(
+        {name.removeprefix(_INNER): value for name, value in state.items() if name.startswith(_INNER)}
+    )
+    cleaning = [n for n in state if n.startswith("image_cleaning.0.main.2.") and n.endswith(".conv1.weight")]
+    return RealBasicVSRConfig(channels=inner.channels, num_blocks=inner.num_blocks, num_cleaning_blocks=len(cleaning))
+
+
+def _contract(config: RealBasicVSRConfig) -> Contract | None:
+    return basicvsr.ARCHITECTURE.contract(BasicVSRConfig(channels=config.channels, num_blocks=config.num_blocks))
+
+
+ARCHITECTURE = Architecture(
+    name="RealBasicVSR",
+    config=RealBasicVSRConfig,
+    build=RealBasicVSR,
+    translate=_translate,
+    infer=_infer,
+    contract=_contract,
+    derived=("spynet.mean", "spynet.std"),
+    source="https://arxiv.org/abs/2111.12704",
+)

@@ -1,0 +1,92 @@
+import sys
+
+import pytest
+import torch
+
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.models.checkpoint import load_model, open_checkpoint
+from tubelet.models.zoo import checkpoint_spec
+
+FOREIGN = {"conv.weight": torch.zeros(3)}
+
+
+@pytest.fixture
+def spandrel():
+    return pytest.importorskip("spandrel")
+
+
+@pytest.fixture
+def state(spandrel):
+    """Weights of chance of a network that Tubelet does not have."""
+    from spandrel.architectures.SAFMN import SAFMN
+
+    torch.manual_seed(0)
+    return SAFMN(dim=8, n_blocks=2, ffn_scale=2.0, upscaling_factor=2).state_dict()
+
+
+@torch.inference_mode()
+def test_networks_of_spandrel_load_and_run(spandrel, state, tmp_path):
+    torch.save({"params": state}, tmp_path / "net.pth")
+    opened = open_checkpoint(tmp_path / "net.pth")
+    assert (opened.architecture.name, opened.config.spandrel) == ("SAFMN", spandrel.__version__)
+    assert opened.wrapping == ("params",)
+    lq = torch.rand(1, 2, 3, 16, 24)
+    expected = spandrel.ModelLoader().load_from_state_dict(state).eval()
+    for model in (opened.model, opened.architecture.build(opened.config)):
+        sr = model(lq)
+        assert sr.shape == (1, 2, 3, 32, 48)
+        assert torch.equal(sr[:, 1], expected(lq[:, 1]))
+
+
+@torch.inference_mode()
+def test_they_stand_in_for_models_of_the_zoo(state, tmp_path):
+    torch.save(state, tmp_path / "net.pth")
+    spec, model = checkpoint_spec(str(tmp_path / "net.pth"))
+    assert (spec.architecture, spec.scale, spec.temporal.kind, spec.halo_px) == ("SAFMN", 2, "frame", 32)
+    assert spec.size_multiple >= 1
+    assert spec.min_size_px >= 1
+    assert not model.training
+
+
+@torch.inference_mode()
+def test_grey_networks_restore_each_colour(spandrel):
+    from spandrel.architectures.DnCNN import DnCNN
+
+    torch.manual_seed(0)
+    state = DnCNN(in_nc=1, out_nc=1, nc=8, nb=8, act_mode="R").state_dict()
+    model, lq = load_model(state), torch.rand(1, 1, 3, 8, 8)
+    grey = lq[:, :, :1].expand(1, 1, 3, 8, 8)
+    assert torch.equal(model(lq)[:, :, :1], model(grey)[:, :, :1])
+    assert model(grey)[0, 0].unique(dim=0).shape[0] == 1
+
+
+def test_what_spandrel_cannot_load_is_said_in_one_line(state):
+    del state["feats.1.norm2.bias"]
+    with pytest.raises(CheckpointError, match=r"spandrel cannot load it") as info:
+        load_model(state)
+    assert "\n" not in str(info.value)
+
+
+def test_a_damaged_name_is_not_built(state):
+    state["body.987654321.weight"] = torch.zeros(3)
+    with pytest.raises(CheckpointError, match="of no architecture"):
+        open_checkpoint(state)
+
+
+def test_an_asked_for_architecture_is_not_left_to_spandrel(state):
+    with pytest.raises(CheckpointError, match="of no architecture that Tubelet knows"):
+        load_model(state, architecture="SwinIR")
+    with pytest.raises(ConfigError):
+        load_model(state, architecture="SAFMN")
+
+
+def test_what_nobody_knows(spandrel):
+    with pytest.raises(CheckpointError, match=r"its first tensors are conv\.weight$"):
+        load_model(FOREIGN)
+
+
+def test_without_spandrel_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(CheckpointError, match=r"conv\.weight; .*tubelet\[spandrel\]") as info:
+        load_model(FOREIGN)
+    assert "\n" not in str(info.value)

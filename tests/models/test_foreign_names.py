@@ -1,0 +1,35 @@
+"""Networks that Tubelet names and does not run; the published ones are tested with all others in test_recognition."""
+
+import pytest
+import torch
+
+from tubelet.errors import CheckpointError
+from tubelet.models.checkpoint import load_model
+from tubelet.models.foreign_names import FOREIGN, recognise_foreign
+
+
+def names_of(patterns: tuple[str, ...]) -> list[str]:
+    """Make a name that each pattern matches."""
+    return [
+        pattern.replace(r"\d+", "1").replace(r"\d", "1").replace(".*", "x").replace("\\", "") for pattern in patterns
+    ]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign: foreign.name)
+def test_each_is_told_by_its_names_and_by_all_of_them(foreign) -> None:
+    names = names_of(foreign.has)
+    assert recognise_foreign(names) is foreign
+    assert all(recognise_foreign([other for other in names if other != name]) is not foreign for name in names)
+    for unwanted in names_of(foreign.lacks):
+        assert recognise_foreign([*names, unwanted]) is not foreign
+
+
+def test_a_discriminator_is_not_unknown_but_of_no_use() -> None:
+    state = {name: torch.zeros(1) for name in ("conv0.weight", "conv1.weight_orig", "conv9.weight")}
+    with pytest.raises(CheckpointError, match="is a discriminator of BasicSR: it judges pictures and makes none"):
+        load_model({"params": state})
+
+
+def test_what_is_unknown_is_of_none() -> None:
+    assert recognise_foreign(["conv_first.weight"]) is None
+    assert recognise_foreign([]) is None

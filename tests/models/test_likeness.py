@@ -1,0 +1,30 @@
+"""What an unknown state dict comes nearest to."""
+
+import torch
+
+from tubelet.models import fsrcnn, srvgg
+from tubelet.models.likeness import compare, nearest
+
+
+def test_a_network_is_wholly_like_itself() -> None:
+    with torch.device("meta"):
+        state = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig()).state_dict()
+    like = compare(state, srvgg.ARCHITECTURE)
+    assert (like.share, like.foreign, like.absent, like.shapes) == (1.0, (), (), ())
+
+
+def test_differences_are_named() -> None:
+    state = dict(fsrcnn.FSRCNN(fsrcnn.FSRCNNConfig()).state_dict())
+    del state["last_part.bias"]
+    state["tail.other"] = torch.zeros(1)
+    state["first_part.0.bias"] = torch.zeros(3)
+    best, *_ = nearest(state)
+    assert best.architecture == "FSRCNN"
+    assert 0.5 < best.share < 1
+    assert best.absent == ("last_part.bias",)
+    assert best.foreign == ("tail.other",)
+    assert best.shapes == (f"first_part.0.bias 3 for {fsrcnn.FSRCNNConfig().d}",)
+
+
+def test_nothing_is_like_a_stranger() -> None:
+    assert nearest({"zzz": torch.zeros(1)}) == []

@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from published_nets import assert_as_recorded, assert_every_parameter_learns, listed_state, load
+from tubelet.errors import ConfigError
+from tubelet.models.checkpoint import open_checkpoint
+from tubelet.models.swinir import ARCHITECTURE, SwinIR, SwinIRConfig
+
+SMALL = {"channels": 12, "depths": (2, 3), "heads": (3, 2), "window": 4}
+KINDS = [
+    SwinIRConfig(scale=2, **SMALL),
+    SwinIRConfig(scale=3, **SMALL, resi_connection="3conv", num_feat=8),
+    SwinIRConfig(scale=8, **SMALL, num_feat=4),
+    SwinIRConfig(scale=3, **SMALL, upsampler="pixelshuffledirect", mlp_ratio=1.5),
+    SwinIRConfig(scale=2, **SMALL, upsampler="nearest+conv", num_feat=8),
+    SwinIRConfig(scale=4, **SMALL, upsampler="nearest+conv", num_feat=8, qkv_bias=False),
+    SwinIRConfig(scale=1, **SMALL, upsampler="none", patch_norm=False),
+    SwinIRConfig(scale=1, **SMALL | {"window": 7}, upsampler="none", img_range=255.0),
+    SwinIRConfig(scale=1, **SMALL, upsampler="none", colours=1),
+]
+
+
+def _name(config):
+    return f"{config.upsampler} x{config.scale} window {config.window} colours {config.colours}"
+
+
+def _random(config):
+    torch.manual_seed(0)
+    net = SwinIR(config).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
+    return net
+
+
+@pytest.mark.parametrize(
+    "case", ["swinir_x4_A", "swinir_x2_A", "swinir_x3_3conv_A", "swinir_light_x4_A", "swinir_nearest_x4_A"]
+)
+def test_gives_the_recorded_output(shared, case):
+    assert_as_recorded(shared, case, ARCHITECTURE)
+
+
+@pytest.mark.parametrize(
+    ("file", "config", "parameters"),
+    [
+        ("classical_x4", SwinIRConfig(), 11_900_199),
+        (
+            "light_x4",
+            SwinIRConfig(channels=60, depths=(6,) * 4, heads=(6,) * 4, upsampler="pixelshuffledirect"),
+            929_628,
+        ),
+        ("real_M_x4", SwinIRConfig(upsampler="nearest+conv"), 11_715_559),
+    ],
+)
+def test_recognises_published_files(shared, file, config, parameters):
+    model = load(ARCHITECTURE, listed_state(shared / "keys" / f"basicsr_swinir_{file}.txt"))
+    assert model.config == config
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("config", KINDS, ids=_name)
+def test_infers_the_configuration_it_was_built_with(config):
+    net = _random(config)
+    opened = open_checkpoint(net.state_dict())
+    assert opened.architecture is ARCHITECTURE
+    assert opened.config == config
+    lq = torch.rand(1, 2, 3, 9, 6)
+    with torch.inference_mode():
+        sr = opened.model(lq)
+        assert sr.shape == (1, 2, 3, 9 * config.scale, 6 * config.scale)
+        assert torch.equal(sr, net(lq))
+
+
+@pytest.mark.parametrize("config", KINDS, ids=_name)
+def test_equals_the_published_formulation(config, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from plain.swinir import plain_forward
+
+    net, lq = _random(config), torch.rand(1, 2, 3, 10, 13)
+    if config.colours == 1:
+        lq = lq[:, :, :1].expand(1, 2, 3, 10, 13)  # grey: the three are restored alike
+    with torch.inference_mode():
+        expected = plain_forward(net, lq[:, :, : config.colours])
+        sr = net.to(memory_format=torch.channels_last)(lq)
+    torch.testing.assert_close(sr, expected.expand_as(sr), rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+@pytest.mark.parametrize("config", [KINDS[1], KINDS[5], KINDS[8]], ids=_name)
+def test_every_parameter_learns(config):
+    assert_every_parameter_learns(_random(config), torch.rand(1, 2, 3, 9, 7))
+
+
+def test_training_and_inference_agree():
+    net, lq = _random(KINDS[0]), torch.rand(2, 1, 3, 12, 40)
+    with torch.inference_mode():
+        sr = net(lq)
+        tolerance = 1e-4 * float(sr.std())
+        torch.testing.assert_close(net(lq[1:]), sr[1:], rtol=1e-4, atol=tolerance)
+    assert net(lq).requires_grad
+    torch.testing.assert_close(net(lq), sr, rtol=1e-4, atol=tolerance)
+
+
+def test_leaves_its_input_as_it_was():
+    net, lq = _random(KINDS[6]), torch.rand(1, 1, 3, 8, 8)
+    kept = lq.clone()
+    with torch.inference_mode():
+        net(lq)
+    assert torch.equal(lq, kept)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 9)])
+def test_tiny_pictures(size):
+    with torch.inference_mode():
+        assert _random(KINDS[0])(torch.rand(1, 1, 3, *size)).shape == (1, 1, 3, 2 * size[0], 2 * size[1])
+
+
+def test_asks_the_engine_for_whole_windows():
+    contract = ARCHITECTURE.contract(KINDS[7])
+    assert (contract.scale, contract.size_multiple, contract.min_size_px, contract.halo_px) == (1, 7, 4, 35)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"conv_first.weight": torch.zeros(4, 3, 3, 3)},
+        {"conv_first.weight": torch.zeros(4), "layers.0.residual_group.blocks.0.norm1.weight": torch.zeros(4)},
+        _random(KINDS[0]).state_dict() | {"conv_first.weight": torch.zeros(12, 12, 3, 3)},
+        _random(KINDS[0]).state_dict() | {"layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(48, 3)},
+        _random(KINDS[0]).state_dict() | {"upsample.0.weight": torch.zeros(64)},
+    ],
+)
+def test_refuses_state_dicts_of_other_networks(state):
+    assert ARCHITECTURE.translate(state) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scale": 5},
+        {"scale": 1},
+        {"scale": 2, "upsampler": "none"},
+        {"scale": 3, "upsampler": "nearest+conv"},
+        {"depths": (2,)},
+        {"heads": (7,) * 6},
+        {"window": 0},
+        {"colours": 2},
+        {"img_range": 0.0},
+    ],
+)
+def test_refuses_what_is_out_of_range(fields):
+    with pytest.raises(ConfigError):
+        SwinIRConfig(**fields)

@@ -1,0 +1,114 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from golden import recorded, recorded_input
+from published_nets import assert_every_parameter_learns, load, published_keys, recorded_state
+from tubelet.errors import ConfigError
+from tubelet.models.tdan import ARCHITECTURE, TDAN, TDANConfig
+
+TINY: dict[str, Any] = {"channels": 8, "groups": 2, "extract_blocks": 1, "reconstruct_blocks": 1, "num_frames": 3}
+
+
+def _seeded(**changes: Any) -> TDAN:
+    torch.manual_seed(0)
+    model = TDAN(TDANConfig(**{**TINY, **changes})).eval()
+    for name, parameter in model.named_parameters():
+        if "conv_offset" in name:  # which starts at zero: no offsets
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("case", "subtracted", "changes"),
+    [
+        ("tdan_A_dcnv1", 0.0, {}),
+        ("tdan_A", 0.0, {"border": "zeros"}),  # recorded with the other operation, which names cannot tell
+        ("tdan_mmagic_A", 0.5, {}),  # recorded without taking the mean off the frames
+    ],
+)
+def test_recorded_outputs(
+    shared: Path, case: str, subtracted: float, changes: dict[str, Any], layout: torch.memory_format
+) -> None:
+    description, expected = recorded(shared, case)
+    model = load(ARCHITECTURE, recorded_state(shared, description), **changes).to(memory_format=layout)
+    assert isinstance(model, TDAN)
+    lq = recorded_input(shared, case, tuple(description["inputs"]["x"])) + subtracted
+    with torch.inference_mode():
+        sr, aligned = model(lq)[:, 0], model.align([model.encode(frame) for frame in lq.unbind(1)])
+    for ours, theirs, stats in zip((sr, aligned), expected, description["output_stats"], strict=True):
+        tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * stats["std"]
+        torch.testing.assert_close(ours - 0.5, theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("file", "config", "parameters"),
+    [
+        ("tdan_official", TDANConfig(), 1_970_819),
+        ("mmagic_tdan", TDANConfig(release="mmagic", deform="modulated", border="zeros"), 2_095_707),
+    ],
+)
+def test_recognises_published_files(shared: Path, file: str, config: TDANConfig, parameters: int) -> None:
+    model = load(ARCHITECTURE, published_keys(shared, file))
+    assert model.config == config
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("changes", [{}, {"release": "mmagic", "border": "zeros"}, {"deform": "modulated"}])
+def test_loads_its_own_names(changes: dict[str, Any]) -> None:
+    model = _seeded(**changes)
+    assert load(ARCHITECTURE, model.state_dict()).config == model.config
+
+
+def test_leaves_other_files_alone(shared: Path) -> None:
+    others = [path.stem for path in (shared / "keys").glob("*.txt") if "tdan" not in path.stem]
+    assert len(others) > 40
+    assert [file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
+    assert ARCHITECTURE.translate({}) is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"deform": "modulated", "release": "mmagic", "border": "zeros"}])
+def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
+    assert_every_parameter_learns(_seeded(**changes), torch.rand(1, 3, 3, 12, 13))
+
+
+def test_frames_are_encoded_once_for_all_windows() -> None:
+    """What `encode` makes of a frame serves every window, to the bit, and `fuse` leaves it as it is."""
+    model, clip = _seeded(), torch.rand(1, 5, 3, 13, 11)
+    with torch.inference_mode():
+        features = [model.encode(frame) for frame in clip.unbind(1)]
+        before = [[part.clone() for part in frame] for frame in features]
+        for t in range(3):
+            assert torch.equal(model.fuse(features[t : t + 3])[:, None], model(clip[:, t : t + 3]))
+        assert all(torch.equal(x, y) for f, g in zip(features, before, strict=True) for x, y in zip(f, g, strict=True))
+
+
+def test_brightness_is_kept() -> None:
+    """The network sees frames less their mean: what it makes of grey is about grey, for whatever weights."""
+    model = _seeded()
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(model(torch.rand(1, 3, 3, 8, 8)), torch.full((1, 1, 3, 32, 32), 0.5))
+
+
+def test_tiles_with_the_stated_halo_equal_the_whole() -> None:
+    model = _seeded(num_frames=1)
+    contract = ARCHITECTURE.contract(model.config)
+    assert contract is not None
+    lq = torch.rand(1, 1, 3, 16, 128)
+    changed = lq.clone()
+    changed[..., contract.halo_px + 16 :] = 0  # beyond what the first 16 columns see
+    with torch.inference_mode():
+        difference: Tensor = (model(lq) - model(changed))[..., : 4 * 16]
+    assert difference.abs().max() < 1e-3 * model(lq).std()
+
+
+def test_refuses_a_configuration_out_of_range() -> None:
+    for changes in ({"num_frames": 4}, {"groups": 3}, {"border": "edge"}, {"channels": 0}, {"release": "basicsr"}):
+        with pytest.raises(ConfigError):
+            TDANConfig(**{**TINY, **changes})

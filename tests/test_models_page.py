@@ -1,0 +1,36 @@
+"""docs/models.md is what its script writes."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tubelet.models.checkpoint import ARCHITECTURES
+from tubelet.models.known_files import KNOWN_FILES
+
+SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "models_page.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("models_page", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_current(script: ModuleType) -> None:
+    text = script.render()
+    assert script.PAGE.read_text("utf-8") == text, "run `make models-page`"
+
+
+def test_the_page_has_every_file_and_every_network(script: ModuleType) -> None:
+    text = script.PAGE.read_text("utf-8")
+    for known in KNOWN_FILES:
+        assert f"| `{known.id}` |" in text
+        assert (known.file.url or known.file.page) in text
+    for architecture in ARCHITECTURES:
+        assert f"\n| {architecture.name} |" in text

@@ -1,0 +1,81 @@
+"""A configuration of every architecture that makes pictures, as small as it goes."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tubelet.models.architecture import Architecture
+from tubelet.models.basicvsr import BasicVSRConfig
+from tubelet.models.basicvsr_pp import BasicVSRPlusPlusConfig
+from tubelet.models.checkpoint import ARCHITECTURES
+from tubelet.models.duf import DUFConfig
+from tubelet.models.edsr import EDSRConfig
+from tubelet.models.edvr import EDVRConfig
+from tubelet.models.fast import FastConfig
+from tubelet.models.frvsr import FRVSRConfig
+from tubelet.models.fsrcnn import FSRCNNConfig
+from tubelet.models.hat import HATConfig
+from tubelet.models.iconvsr import IconVSRConfig
+from tubelet.models.msrresnet import MSRResNetConfig
+from tubelet.models.ovsr import OVSRConfig
+from tubelet.models.rbpn import RBPNConfig
+from tubelet.models.realbasicvsr import RealBasicVSRConfig
+from tubelet.models.rlsp import RLSPConfig
+from tubelet.models.rrdb import RRDBConfig
+from tubelet.models.rrn import RRNConfig
+from tubelet.models.rsdn import RSDNConfig
+from tubelet.models.sesr import SESRConfig
+from tubelet.models.srvgg import SRVGGConfig
+from tubelet.models.swinir import SwinIRConfig
+from tubelet.models.tdan import TDANConfig
+from tubelet.models.tmnet import TMNetConfig
+from tubelet.models.toflow import TOFlowConfig
+from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
+
+_ATTENTION: dict[str, Any] = {"channels": 8, "depths": (2, 2), "heads": (2, 2), "num_feat": 8}
+
+TINY: dict[str, Any] = {
+    "BasicVSR": BasicVSRConfig(channels=8, num_blocks=1),
+    "BasicVSRPlusPlus": BasicVSRPlusPlusConfig(channels=8, num_blocks=1, groups=2),
+    "DUF": DUFConfig(channels=8, blocks=3, growth=4),
+    "EDSR": EDSRConfig(num_feat=8, num_block=1),
+    "EDVR": EDVRConfig(channels=8, num_frames=3, groups=2, extract_blocks=1, reconstruct_blocks=1),
+    "FastVSR": FastConfig(channels=8, depth=1, expansion=2),
+    "FRVSR": FRVSRConfig(channels=8, blocks=1),
+    "FSRCNN": FSRCNNConfig(),
+    "HAT": HATConfig(**_ATTENTION, window=8, compress_ratio=2, squeeze_factor=2),
+    "IconVSR": IconVSRConfig(channels=8, num_blocks=1, groups=2, temporal_padding=1),
+    "MSRResNet": MSRResNetConfig(num_feat=8, num_block=1),
+    "OVSR": OVSRConfig(channels=8, num_precursor_blocks=1, num_successor_blocks=1),
+    "RBPN": RBPNConfig(num_frames=3, base_channels=8, channels=8, blocks=1),
+    "RealBasicVSR": RealBasicVSRConfig(channels=8, num_blocks=1, num_cleaning_blocks=1),
+    "RLSP": RLSPConfig(layers=3, filters=8, state_channels=8),
+    "RRDBNet": RRDBConfig(num_feat=8, num_block=1, num_grow_ch=4),
+    "RRN": RRNConfig(channels=8, blocks=2),
+    "RSDN": RSDNConfig(channels=8, blocks=1),
+    "SESR": SESRConfig(f=8, m=1, p=16),
+    "SRVGGNetCompact": SRVGGConfig(num_feat=8, num_conv=1),
+    "SwinIR": SwinIRConfig(**_ATTENTION, window=8),
+    "TDAN": TDANConfig(channels=8, num_frames=3, groups=2, extract_blocks=1, reconstruct_blocks=1),
+    "TMNet": TMNetConfig(front_blocks=1, back_blocks=1),
+    "TOFlow": TOFlowConfig(num_frames=3),
+    "ZoomingSlowMo": ZoomingSlowMoConfig(channels=8, groups=2, front_blocks=1, back_blocks=1),
+}
+"""By the name of the architecture."""
+
+
+def architecture_of(name: str) -> Architecture:
+    return next(architecture for architecture in ARCHITECTURES if architecture.name == name)
+
+
+def tiny_frames(name: str) -> int:
+    """Return how many frames a small input has."""
+    temporal = architecture_of(name).contract(TINY[name]).temporal
+    return 2 * temporal.radius + 1 if temporal.kind == "window" else 3
+
+
+def gradients(network: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of a loss by every parameter that it depends on."""
+    network.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
