@@ -6,7 +6,8 @@ from tubelet.cli import main
 from tubelet.models.checkpoint import load_model
 
 TINY = ["--model.channels", "4", "--model.depth", "0", "--crops.batch", "1", "--crops.frames", "2"]
-TINY += ["--crops.patch-px", "6", "--loop.steps", "2", "--loop.log-every", "1"]
+LOOP = ["--loop.steps", "2", "--loop.log-every", "1"]
+TINY += ["--crops.patch-px", "6", *LOOP]
 
 
 @pytest.fixture
@@ -46,6 +47,21 @@ def test_a_run_that_is_refused_keeps_its_configuration(folder, capsys):
     assert train("--config", "a/config.yaml") == 0
 
 
+def test_trains_spynet_on_pictures(folder, capsys):
+    flags = ["--hold-out", "3", "--levels", "1", "--motion.batch", "4", "--motion.patch-px", "8", *LOOP]
+    assert main(["train", "spynet", "--data", "clips/noise", "--out", "a", *flags]) == 3
+    assert "64" in capsys.readouterr().err  # the pictures are too small
+    for t in range(3):
+        rng = np.random.default_rng(t)
+        Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(folder / "clips" / "noise" / f"{t}.png")
+    assert main(["train", "spynet", "--data", "clips/noise", "--out", "a", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "epe_zero" in out
+    assert "wrote a/model.safetensors; train finer levels from it with: --levels N --init a/model.safe" in out
+    assert main(["train", "spynet", "--config", "a/config.yaml", "--out", "b", "--init", "a/model.safetensors"]) == 0
+    assert "levels: 1" in (folder / "b" / "config.yaml").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -65,4 +81,58 @@ def test_mistakes_give_one_line(folder, capsys, args, code, message):
 def test_help(capsys):
     assert main(["train", "--help"]) == 0
     assert main(["train"]) == 2
-    assert "online   FastVSR" in capsys.readouterr().out
+    assert "spynet       SpyNet" in capsys.readouterr().out
+
+
+SMALL = ["--network.channels", "4", "--network.blocks", "1", "--crops.batch", "1", "--crops.frames", "2"]
+SMALL += ["--crops.patch-px", "6", *LOOP]
+
+
+def supervised(*args: str) -> int:
+    return main(["train", "supervised", *args])
+
+
+def test_supervised_trains_a_network_by_its_name(folder, capsys):
+    assert supervised("--model", "rrn", "--data", "clips", *SMALL) == 0
+    said = capsys.readouterr().out
+    assert "rrn: RRN x4" in said
+    assert "Isobe et al., BMVC 2020" in said
+    assert "step 2/2  loss" in said
+    assert "tubelet upscale IN OUT --model runs/rrn/model.safetensors" in said
+    assert load_model("runs/rrn/model.safetensors").config.channels == 4
+    assert supervised("--config=runs/rrn/config.yaml", "--out", "b", "--network.channels", "5") == 0
+    assert load_model("b/model.safetensors").config.channels == 5
+    written = (folder / "b" / "config.yaml").read_text("utf-8")
+    assert "loss_reduction: sum" in written
+    assert supervised("--config", "b/config.yaml", "--model", "RRN") == 0  # it is done, and stays as it is
+
+
+def test_supervised_lists_its_networks(capsys):
+    assert supervised("--help") == 0
+    said = capsys.readouterr().out
+    assert "basicvsr_pp      Chan et al., CVPR 2022" in said
+    assert "TDAN" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ([], 2, "which network? --model NAME"),
+        (["--model"], 2, "--model needs the name of a network"),
+        (["--model", "edvr-n"], 2, "did you mean edvr-m"),
+        (["--model", "spynet"], 2, "no network to train is called 'spynet'"),
+        (["--model", "edvr-m"], 2, "no data to train on"),
+        (["--model", "edvr-m", "--data", "clips", "--crops.patch-px", "30"], 2, "32 would do"),
+        (["--model", "edvr-m", "--data", "clips", "--network.num-frames", "7"], 2, "the middle one of 7 frames"),
+        (["--model", "edvr-m", "--config", "rrn.yaml"], 2, "rrn.yaml is for model rrn, not edvr-m"),
+        (["--config", "rrn.yaml"], 2, "network has unknown key 'groups'; known are scale, channels, blocks"),
+        (["--config", "absent.yaml"], 2, "cannot read configuration absent.yaml"),
+        (["--model", "rrn", "--data", "absent"], 3, "no such folder of clips: absent"),
+    ],
+)
+def test_mistakes_of_supervised_give_one_line(folder, capsys, args, code, message):
+    (folder / "rrn.yaml").write_text("model: rrn\nnetwork: {groups: 8}\n")
+    assert supervised(*args) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -8,7 +8,7 @@ from torch import nn
 
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.training import LoopSettings, train
-from tubelet.training.loop import cosine_lr
+from tubelet.training.schedule import learning_rate
 
 SETTINGS = LoopSettings(steps=12, lr=0.05, warmup_steps=2, log_every=4, save_every=4)
 
@@ -97,7 +97,7 @@ def test_gradients_are_clipped(tmp_path):
 
 def test_schedule():
     s = LoopSettings(steps=100, lr=1.0, lr_final=0.1, warmup_steps=10)
-    rates = [cosine_lr(step, s) for step in range(101)]
+    rates = [learning_rate(step, s) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.1)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import tyro
 
 from tubelet.errors import RequestError
-
-if TYPE_CHECKING:
-    from tubelet.recipes.online import OnlineConfig
 
 __all__ = ["main"]
 
 _HELP = """usage: tubelet train RECIPE [--config FILE.yaml] [OPTIONS]
 
 recipes:
-  online   FastVSR, the compact recurrent network of the embedded models
+  online       FastVSR, the compact recurrent network of the embedded models
+  supervised   any network of the zoo, with its published recipe: --model NAME
+  spynet       SpyNet, the optical flow of the BasicVSR family, on photographs that move
 
-`tubelet train online --help` lists the options. A run that was stopped goes on where it was when the same command
+`tubelet train RECIPE --help` lists the options. A run that was stopped goes on where it was when the same command
 is given again. --config reads the options from a file, flags after it override them; the run writes its own
 config.yaml beside its log, which --config reads again.
 
@@ -30,6 +29,26 @@ example:
   tubelet train online --data clips/ --out runs/mine --evaluate held-out/ --loop.steps 20000
   tubelet upscale old.mp4 new.mp4 --model runs/mine/model.safetensors
 """
+_HELP_SUPERVISED = """usage: tubelet train supervised --model NAME [--config FILE.yaml] [OPTIONS]
+
+networks with a recipe of their own, as published:
+{recipes}
+
+networks that one plain recipe trains:
+  {others}
+
+`tubelet train supervised --model NAME --help` lists the options, with the recipe's numbers as defaults.
+
+example:
+  tubelet train supervised --model edvr-m --data clips/ --out runs/edvr --crops.batch 8 --loop.device cuda
+"""
+
+
+class _Recipe(NamedTuple):
+    config: type[Any]  # has `out` and `loop`
+    run: Callable[..., Path]
+    use: str  # of the result; {} is its path
+    describe: Callable[[Any], list[str]] = lambda config: []  # what to print before it begins
 
 
 def main(args: Sequence[str]) -> int:
@@ -37,32 +56,83 @@ def main(args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(_HELP)
         return 0 if args else 2
-    if args[0] != "online":
-        raise RequestError(f"no recipe {args[0]!r}; there is: online")
-    from tubelet.recipes import online
+    recipe = _find_recipe(args[0])
     from tubelet.recipes.configs import write_config
 
-    config = _parse(args[1:])
+    config = _parse_supervised(args[1:]) if args[0] == "supervised" else _parse(args[0], recipe.config, args[1:])
+    if config is None:
+        return 0
+    for line in recipe.describe(config):
+        print(line)
     config.out.mkdir(parents=True, exist_ok=True)
     if not (config.out / "state.pt").exists():  # a run that goes on, or is refused, keeps its own
         write_config(config.out / "config.yaml", config)
-    path = online.main(config, on_log=_Report(config.loop.steps))
-    print(f"wrote {path}; use it with: tubelet upscale IN OUT --model {path}")
+    path = recipe.run(config, on_log=_Report(config.loop.steps))
+    print(f"wrote {path}; {recipe.use.format(path)}")
     return 0
 
 
-def _parse(args: Sequence[str]) -> OnlineConfig:
-    from tubelet.recipes.configs import read_config
-    from tubelet.recipes.online import OnlineConfig
+def _find_recipe(name: str) -> _Recipe:
+    if name == "online":
+        from tubelet.recipes import online
 
-    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if "--config" not in args:
-        return tyro.cli(OnlineConfig, args=args, prog="tubelet train online")
-    place = args.index("--config")
-    if place + 1 == len(args):
-        raise RequestError("--config needs the name of a YAML file")
-    default = read_config(Path(args[place + 1]), OnlineConfig)
-    return tyro.cli(OnlineConfig, args=args[:place] + args[place + 2 :], default=default, prog="tubelet train online")
+        return _Recipe(online.OnlineConfig, online.main, "use it with: tubelet upscale IN OUT --model {}")
+    if name == "spynet":
+        from tubelet.recipes import spynet
+
+        return _Recipe(spynet.SpynetConfig, spynet.main, "train finer levels from it with: --levels N --init {}")
+    if name == "supervised":
+        from tubelet.recipes import supervised
+
+        use = "use it with: tubelet upscale IN OUT --model {}"
+        return _Recipe(supervised.SupervisedConfig, supervised.main, use, supervised.describe)
+    raise RequestError(f"no recipe {name!r}; there are: online, supervised, spynet")
+
+
+def _parse(name: str, kind: type[Any], args: Sequence[str]) -> Any:
+    from tubelet.recipes.configs import read_config
+
+    prog = f"tubelet train {name}"
+    path, args = _take(args, "--config", "the name of a YAML file")
+    if path is None:
+        return tyro.cli(kind, args=args, prog=prog)
+    return tyro.cli(kind, args=args, default=read_config(Path(path), kind), prog=prog)
+
+
+def _parse_supervised(args: Sequence[str]) -> Any:
+    """Read the options of a network, whose defaults its recipe gives; None where only a list was asked for."""
+    from tubelet.recipes.configs import read_config, read_entry
+    from tubelet.recipes.published import RECIPES, find_recipe, list_names
+    from tubelet.recipes.supervised import configure
+
+    path, rest = _take(args, "--config", "the name of a YAML file")
+    model, rest = _take(rest, "--model", "the name of a network")
+    written = None if path is None else read_entry(Path(path), "model")
+    if model is None and written is None:
+        own = [recipe.name for recipe in RECIPES]
+        if not {"-h", "--help"} & set(rest):
+            raise RequestError("which network? --model NAME; `tubelet train supervised --help` lists them")
+        recipes = "\n".join(f"  {recipe.name:<16} {recipe.source}" for recipe in RECIPES)
+        others = ", ".join(name for name in list_names() if name not in own)
+        sys.stdout.write(_HELP_SUPERVISED.format(recipes=recipes, others=others))
+        return None
+    default = configure(str(model or written))
+    if written is not None and find_recipe(str(written)).name != default.model:
+        raise RequestError(f"{path} is for model {written}, not {model}; leave --model out, or --config")
+    if path is not None:
+        default = read_config(Path(path), type(default), default=default)
+    return tyro.cli(type(default), args=rest, default=default, prog=f"tubelet train supervised --model {default.model}")
+
+
+def _take(args: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:
+    """Take a flag and its value out of the arguments."""
+    rest = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg])]
+    if flag not in rest:
+        return None, rest
+    place = rest.index(flag)
+    if place + 1 == len(rest):
+        raise RequestError(f"{flag} needs {what}")
+    return rest[place + 1], rest[:place] + rest[place + 2 :]
 
 
 class _Report:

@@ -11,7 +11,7 @@ import yaml
 
 from tubelet.errors import ConfigError
 
-__all__ = ["read_config", "write_config"]
+__all__ = ["read_config", "read_entry", "write_config"]
 
 T = TypeVar("T")
 
@@ -21,12 +21,13 @@ def write_config(path: Path, config: Any) -> None:
     path.write_text(yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def read_config(path: Path, kind: type[T]) -> T:
+def read_config(path: Path, kind: type[T], *, default: T | None = None) -> T:
     """Read a configuration.
 
     Args:
         path: of a YAML file; fields it leaves out keep their defaults.
         kind: the dataclass.
+        default: what they keep instead.
 
     Returns:
         an instance of `kind`.
@@ -34,13 +35,26 @@ def read_config(path: Path, kind: type[T]) -> T:
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a missing one, or a value of the wrong type.
     """
+    return _build(kind, _read(path), str(path), default)
+
+
+def read_entry(path: Path, name: str) -> Any:
+    """Read one entry of a configuration, None where there is none, for what must be known before the others.
+
+    Raises:
+        ConfigError: no such file, or not YAML.
+    """
+    data = _read(path)
+    return cast("dict[str, Any]", data).get(name) if isinstance(data, dict) else None
+
+
+def _read(path: Path) -> Any:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    return _build(kind, data or {}, str(path))
 
 
 def _plain(value: Any) -> Any:
@@ -51,7 +65,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _build(kind: type[T], data: Any, where: str) -> T:
+def _build(kind: type[T], data: Any, where: str, default: T | None = None) -> T:
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must hold `name: value` lines, not {data!r}")
     given = cast("dict[str, Any]", data)
@@ -59,18 +73,20 @@ def _build(kind: type[T], data: Any, where: str) -> T:
     unknown = [key for key in given if key not in hints]
     if unknown:
         raise ConfigError(f"{where} has unknown key {unknown[0]!r}; known are {', '.join(hints)}")
-    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in given.items()}
+    values = {
+        key: _convert(hints[key], value, f"{where}: {key}", getattr(default, key, None)) for key, value in given.items()
+    }
     try:
-        return kind(**values)
+        return kind(**values) if default is None else dataclasses.replace(cast(Any, default), **values)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """Check a YAML value against a type annotation, and make it that type."""
+def _convert(kind: Any, value: Any, where: str, default: Any = None) -> Any:
+    """Check a YAML value against a type annotation, and make it that type; `default` is of a nested dataclass."""
     origin, args = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _build(cast("type[Any]", kind), value, where)
+        return _build(cast("type[Any]", kind), value, where, default)
     if origin in (Union, types.UnionType):
         return None if value is None else _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:

@@ -15,12 +15,13 @@ from tubelet.degrade import Preset, degrade
 from tubelet.errors import ConfigError, InputError
 from tubelet.losses import luma
 from tubelet.metrics import psnr
-from tubelet.models.checkpoint import load_model, save_checkpoint
+from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.ops import resample
+from tubelet.recipes.start import begin_with
 from tubelet.training import Criterion, LoopSettings, pixel_loss, train
 
-__all__ = ["OnlineConfig", "main", "score_clips"]
+__all__ = ["OnlineConfig", "load_pairs", "main", "score_clips"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     torch.manual_seed(config.loop.seed)
     model = FastVSR(config.model)
     if config.init is not None:
-        _begin_with(model, config.init)
+        begin_with(model, config.init)
     scale = config.model.scale
     clips = list(prepare_clips(config.data, config.cache, preset=config.preset, scale=scale, variants=config.variants))
     crops = Crops(clips, scale, config.crops, config.loop.seed)
@@ -148,22 +149,16 @@ def _criterion(config: OnlineConfig) -> Criterion:
 def _scorer(config: OnlineConfig) -> Callable[[nn.Module], dict[str, float]] | None:
     if config.evaluate is None:
         return None
-    pairs = _load_pairs(config.evaluate, config.preset, config.model.scale, config.evaluate_frames)
+    pairs = load_pairs(config.evaluate, config.preset, config.model.scale, config.evaluate_frames)
     return lambda network: score_clips(_plain(network), pairs)
 
 
-def _begin_with(model: FastVSR, path: Path) -> None:
-    """Copy every tensor whose name and shape agree; the rest keeps its random start."""
-    source = load_model(path).state_dict()
-    own = model.state_dict()
-    fitting = {name: value for name, value in source.items() if name in own and own[name].shape == value.shape}
-    if not any(value.ndim == 4 for value in fitting.values()):
-        raise InputError(f"{path} shares no convolution with this network; give a checkpoint of the same channels")
-    model.load_state_dict({**own, **fitting})
+def load_pairs(root: Path, preset: Preset, scale: int, frames: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read the first frames of every folder, and degrade them: {name: (lq, gt)}, each (T, 3, H, W).
 
-
-def _load_pairs(root: Path, preset: Preset, scale: int, frames: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read the first frames of every folder: {name: (lq, gt)}, each (T, 3, H, W)."""
+    Raises:
+        InputError: there is no such folder, or no folder within.
+    """
     if not root.is_dir():
         raise InputError(f"no such folder of clips to evaluate: {root}")
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -176,7 +171,7 @@ def _load_pairs(root: Path, preset: Preset, scale: int, frames: int) -> dict[str
 
 
 @torch.inference_mode()
-def score_clips(network: nn.Module, pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+def score_clips(network: Callable[[Tensor], Tensor], pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Score a network on clips: mean Y-PSNR of each, dB, and of all."""
     scores: dict[str, float] = {}
     for name, (lq, gt) in pairs.items():

@@ -1,4 +1,4 @@
-"""Train a model: cosine schedule, gradient clipping, EMA, exact resume, TensorBoard and JSON lines.
+"""Train a model: schedule, gradient clipping, EMA, exact resume, TensorBoard and JSON lines.
 
 A batch is a function of its step, and a checkpoint holds all else that changes (weights, EMA, optimiser, step), so a
 run that was killed goes on to the same numbers as one that was not.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -22,9 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.losses import LOSSES, LossName, luma
+from tubelet.losses import LOSSES, LossName, charbonnier, luma
+from tubelet.training.optimiser import Learner, OptimiserSettings
+from tubelet.training.recompute import Recompute
+from tubelet.training.schedule import ScheduleSettings, learning_rate
 
-__all__ = ["Criterion", "LoopSettings", "cosine_lr", "pixel_loss", "train"]
+__all__ = ["Criterion", "LoopSettings", "pixel_loss", "train"]
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -39,17 +42,25 @@ class LoopSettings:
     steps: int = 20_000
     """Updates in all."""
     lr: float = 1e-3
-    """Peak learning rate of Adam."""
+    """Peak learning rate."""
     lr_final: float = 1e-6
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of a cosine or line."""
     warmup_steps: int = 100
     """Steps of the linear rise to the peak."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    """How the rate falls."""
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    """Who learns when, and how fast."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; inf leaves it as it is."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what gets evaluated and kept."""
     loss: LossName = "charbonnier"
     """Pixel loss. mse is what PSNR measures."""
+    loss_eps: float = 1e-3
+    """Width of the smooth part of Charbonnier, in units of the pixels; papers often state its square."""
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    """Mean or sum of the loss over all numbers of a batch."""
     loss_on: Literal["rgb", "luma"] = "rgb"
     """Compare all channels, or luma alone, as benchmarks do and as suits a network that predicts luma."""
     log_every: int = 50
@@ -61,6 +72,9 @@ class LoopSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass; the weights stay fp32. bf16 is faster where the processor
     multiplies it (`tubelet doctor` says so)."""
+    activations: Literal["keep", "recompute"] = "keep"
+    """recompute: trunks are computed again in the backward pass, which takes a third more time and far less memory; no
+    number changes."""
     seed: int = 0
     """Of the first weights and of all crops."""
 
@@ -69,14 +83,8 @@ class LoopSettings:
             raise ConfigError("steps, log_every and save_every must be at least 1")
         if not (0 < self.lr_final <= self.lr) or not 0 <= self.ema < 1 or self.grad_clip <= 0:
             raise ConfigError("need 0 < lr_final ≤ lr, 0 ≤ ema < 1 and grad_clip > 0")
-
-
-def cosine_lr(step: int, settings: LoopSettings) -> float:
-    """Learning rate of a step: linear rise, then half a cosine down to `lr_final`."""
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.lr_final + (settings.lr - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        if self.warmup_steps < 0 or not self.loss_eps > 0:
+            raise ConfigError("need warmup_steps ≥ 0 and loss_eps > 0")
 
 
 def train(
@@ -105,25 +113,28 @@ def train(
 
     Raises:
         CheckpointError: `out` holds a checkpoint of other steps, of another seed or model, or a damaged one.
+        ConfigError: the optimiser's settings name a part that the model does not have.
     """
     device = torch.device(settings.device)
     model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+    learner = Learner(model, settings.optimiser)
+    optimiser = learner.optimiser
     state_file = out / "state.pt"
     out.mkdir(parents=True, exist_ok=True)
     first = _resume(state_file, model, average, optimiser, settings)
     criterion = criterion or pixel_loss(settings)
+    forgetting = Recompute(model) if settings.activations == "recompute" else nullcontext()
     recent: list[Tensor] = []
     with _logger(out, on_log) as log, _prefetch(batches, first, settings.steps) as stream:
         start = time.monotonic()
         for step, (lq, gt) in enumerate(stream, first):
-            lr = cosine_lr(step, settings)
+            learner.prepare(step, lr := learning_rate(step, settings))
             lq, gt = lq.to(device), gt.to(device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"), forgetting:
                 sr = model(lq)
             loss = criterion(sr.float(), gt, lq)
-            _descend(model, optimiser, loss, lr=lr, grad_clip=settings.grad_clip)
+            _descend(model, optimiser, loss, grad_clip=settings.grad_clip)
             _update_average(average, model, min(settings.ema, (1 + step) / (10 + step)))
             recent.append(loss.detach())
             done = step + 1
@@ -142,15 +153,18 @@ def train(
 
 def pixel_loss(settings: LoopSettings) -> Criterion:
     """Make the loss that the settings name; it leaves lq out of account."""
-    loss = LOSSES[settings.loss]
-    if settings.loss_on == "rgb":
-        return lambda sr, gt, lq: loss(sr, gt)
-    return lambda sr, gt, lq: loss(luma(sr), luma(gt))
+    mean = partial(charbonnier, eps=settings.loss_eps) if settings.loss == "charbonnier" else LOSSES[settings.loss]
+
+    def loss(sr: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
+        del lq
+        if settings.loss_on == "luma":
+            sr, gt = luma(sr), luma(gt)
+        return mean(sr, gt) * sr.numel() if settings.loss_reduction == "sum" else mean(sr, gt)
+
+    return loss
 
 
-def _descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, *, lr: float, grad_clip: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = lr
+def _descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, *, grad_clip: float) -> None:
     optimiser.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
@@ -188,9 +202,12 @@ def _save(
 
 def _numbers(settings: LoopSettings) -> dict[str, Any]:
     """Name the settings that change the result."""
-    return {
-        name: value for name, value in asdict(settings).items() if name not in ("log_every", "save_every", "device")
-    }
+    numbers = asdict(settings)
+    for name in ("log_every", "save_every", "device", "activations"):
+        del numbers[name]
+    for name in ("schedule", "optimiser"):
+        numbers |= {f"{name}.{key}": value for key, value in numbers.pop(name).items()}
+    return numbers
 
 
 def _resume(
@@ -203,11 +220,11 @@ def _resume(
         state = torch.load(path, weights_only=True, map_location=settings.device)
     except (RuntimeError, EOFError, LookupError, UnpicklingError) as error:
         raise CheckpointError(f"{path} is damaged; delete it to begin anew, or name another output folder") from error
+    before = _numbers(LoopSettings()) | state["settings"]  # a state of an older version lacks the newer settings
     for name, value in _numbers(settings).items():
-        if state["settings"].get(name) != value:
+        if before[name] != value:
             raise CheckpointError(
-                f"{path} is of a run with {name}={state['settings'].get(name)}, not {name}={value}; name another "
-                "output folder"
+                f"{path} is of a run with {name}={before[name]}, not {name}={value}; name another output folder"
             )
     try:
         model.load_state_dict(state["model"])

@@ -1,0 +1,198 @@
+"""Compare the networks of the zoo, as the engine runs them, with plain PyTorch: time, memory, largest difference.
+
+    python benchmarks/zoo.py                                  # 320×180, time and difference of every network
+    python benchmarks/zoo.py --networks basicvsr_pp --frames 60 300 --size 160 90     # memory against length
+
+Ours: the engine, from a checkpoint. Plain: the same network eager, in PyTorch's default
+layout, with torchvision's deformable convolution and grid_sample, recurrent networks as they were published (all flows
+first, every feature kept); windows one after the other. Every run is a process of its own; both take turns. Weights are
+random, with offsets of a few pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from plain import hat as plain_hat
+from plain import swinir as plain_swinir
+from plain.recurrent import plain_basicvsr, plain_basicvsr_pp, warp
+from tubelet.evaluation.machine import peak_resident_bytes, processor_name
+from tubelet.evaluation.scene import draw_scene
+from tubelet.models import basicvsr, basicvsr_pp, edvr, hat, rrdb, swinir, tdan
+from tubelet.models.architecture import Architecture
+from tubelet.models.checkpoint import open_checkpoint, save_checkpoint
+from tubelet.models.zoo import checkpoint_spec
+from tubelet.ops.resize import resample
+from tubelet.restore.engine import Engine
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.types import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A published configuration, how plain PyTorch runs it, and how many frames tell its time."""
+
+    architecture: Architecture
+    config: Any
+    plain: Callable[[Any, Tensor], Tensor]
+    frames: int = 10
+
+
+def plain_frames(model: nn.Module, lq: Tensor) -> Tensor:
+    """Restore every frame by itself."""
+    return torch.cat([model(lq[:, t : t + 1]) for t in range(lq.shape[1])], 1)
+
+
+def plain_windows(radius: int) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Restore every frame with its neighbours, the ends repeated."""
+
+    def run(model: nn.Module, lq: Tensor) -> Tensor:
+        last = lq.shape[1] - 1
+        around = [[min(max(t + i, 0), last) for i in range(-radius, radius + 1)] for t in range(last + 1)]
+        return torch.cat([model(lq[:, indexes]) for indexes in around], 1)
+
+    return run
+
+
+NETWORKS = {
+    "basicvsr": Network(basicvsr.ARCHITECTURE, basicvsr.BasicVSRConfig(), plain_basicvsr),
+    "basicvsr_pp": Network(basicvsr_pp.ARCHITECTURE, basicvsr_pp.BasicVSRPlusPlusConfig(), plain_basicvsr_pp),
+    "edvr-m": Network(edvr.ARCHITECTURE, edvr.EDVRConfig(), plain_windows(2), 5),
+    "tdan": Network(
+        tdan.ARCHITECTURE, tdan.TDANConfig(deform="modulated", release="mmagic", border="zeros"), plain_windows(2), 5
+    ),
+    "rrdbnet": Network(rrdb.ARCHITECTURE, rrdb.RRDBConfig(), plain_frames, 2),
+    "swinir": Network(swinir.ARCHITECTURE, swinir.SwinIRConfig(), plain_swinir.plain_forward, 1),
+    "hat": Network(hat.ARCHITECTURE, hat.HATConfig(), plain_hat.plain_forward, 1),
+}
+
+
+def make_checkpoint(network: Network, path: Path) -> None:
+    """Save the network with random weights; what starts at zero (offsets) gets some too."""
+    torch.manual_seed(0)
+    model = network.architecture.build(network.config)
+    for name, parameter in model.named_parameters():
+        if "offset" in name:
+            nn.init.normal_(parameter, std=0.05)
+    save_checkpoint(path, model, {})
+
+
+def clip(frames: int, width: int, height: int) -> Tensor:
+    """Drawn frames (T, 3, H, W), over and over."""
+    drawn = [resample(gt, (height, width)).clamp(0, 1) for gt in draw_scene(min(frames, 10))]
+    return torch.stack([drawn[t % len(drawn)] for t in range(frames)])
+
+
+def run_ours(path: Path, lq: Tensor) -> Iterator[Tensor]:
+    """Yield what the engine gives."""
+    spec, model = checkpoint_spec(str(path))
+    engine = Engine(spec, model, UpscaleSettings(device="cpu", precision="fp32"))
+    frames = (Frame(rgb, t, Fraction(1, 25), index=t) for t, rgb in enumerate(lq))
+    for frame in engine.restore(frames, starts_scene=lambda _: False):
+        yield frame.rgb
+
+
+def run_plain(network: Network, path: Path, lq: Tensor) -> Iterator[Tensor]:
+    """Yield what plain PyTorch gives."""
+    model = open_checkpoint(path).model
+
+    def deform(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, **how: Any) -> Tensor:
+        how.pop("border", None)
+        return deform_conv2d(x, offset, weight, bias, **how)
+
+    with patch("tubelet.layers.deform.deform_conv2d", deform), patch("tubelet.layers.spynet.backward_warp", _warp):
+        yield from network.plain(model, lq[None])[0]
+
+
+def _warp(x: Tensor, flow: Tensor, *, padding: str = "zeros") -> Tensor:
+    return warp(x, flow, padding)
+
+
+def run_one(options: argparse.Namespace) -> None:
+    """Do one run, in a process of its own: print its time and peak, keep a part of the result."""
+    network = NETWORKS[options.networks[0]]
+    lq: Tensor = torch.load(options.file.with_name("lq.pt"))
+    ways = {"ours": lambda: run_ours(options.file, lq), "plain": lambda: run_plain(network, options.file, lq)}
+    kept: list[Tensor] = []
+    start_s = time.perf_counter()
+    with torch.no_grad():
+        for number, sr in enumerate(ways[options.way]()):
+            if number in (0, options.frames[0] // 2, options.frames[0] - 1):
+                kept.append(sr[:, ::7, ::7].clone())
+    seconds = time.perf_counter() - start_s
+    torch.save(torch.stack(kept), options.file.with_name(f"{options.way}.pt"))
+    print(json.dumps({"s": seconds / options.frames[0], "mb": peak_resident_bytes() / 1e6}))
+
+
+def main() -> None:
+    """Run what was asked for, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--frames", type=int, nargs="+", default=[], help="of a clip; by default what tells the time")
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 180), metavar=("W", "H"))
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--ways", nargs="+", default=["ours", "plain"], choices=["ours", "plain"])
+    parser.add_argument("--way", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        run_one(options)
+        return
+    print(
+        f"{date.today()}, {processor_name()}, {torch.get_num_threads()} threads, {options.size[0]}×{options.size[1]}\n"
+    )
+    print("| network | frames | plain, s a frame | ours | ratio | plain, MB | ours | difference |\n|" + "---|" * 8)
+    for name in options.networks:
+        for frames in options.frames or [NETWORKS[name].frames]:
+            print(compare(name, frames, options), flush=True)
+
+
+def compare(name: str, frames: int, options: argparse.Namespace) -> str:
+    """Run both ways in turn: a line of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.safetensors"
+        make_checkpoint(NETWORKS[name], file)
+        torch.save(clip(frames, *options.size), file.with_name("lq.pt"))
+        seen: dict[str, list[dict[str, float]]] = {way: [] for way in options.ways}
+        for _ in range(options.repeats):
+            for way, results in seen.items():
+                results.append(_child(name, way, frames, file, options.size))
+        difference = "-"
+        if len(seen) == 2:
+            ours, plain = (torch.load(file.with_name(f"{way}.pt")) for way in ("ours", "plain"))
+            difference = f"{(ours - plain).abs().max():.1e}"
+    seconds = {way: statistics.median(result["s"] for result in results) for way, results in seen.items()}
+    peaks = {way: max(result["mb"] for result in results) for way, results in seen.items()}
+    ratio = f"{seconds['plain'] / seconds['ours']:.2f}" if len(seen) == 2 else "-"
+    times = [f"{seconds[way]:.2f}" if way in seconds else "-" for way in ("plain", "ours")]
+    memory = [f"{peaks[way]:.0f}" if way in peaks else "-" for way in ("plain", "ours")]
+    return "| " + " | ".join([name, str(frames), *times, ratio, *memory, difference]) + " |"
+
+
+def _child(name: str, way: str, frames: int, file: Path, size: tuple[int, int]) -> dict[str, float]:
+    arguments = ["--way", way, "--file", str(file), "--networks", name, "--frames", str(frames)]
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments, "--size", *map(str, size)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""How the published networks were trained, and one plain recipe for those whose training is not told here.
+
+Batches are whole: of all GPUs together. Where a source states the square of Charbonnier's eps, its root stands here.
+What a source does not state is Tubelet's, and `assumed` names it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tubelet.data import CropSettings
+from tubelet.degrade import Preset
+from tubelet.errors import RequestError
+from tubelet.models import (
+    basicvsr,
+    basicvsr_pp,
+    edvr,
+    hat,
+    iconvsr,
+    ovsr,
+    realbasicvsr,
+    rrdb,
+    rrn,
+    sesr,
+    swinir,
+    zooming_slow_mo,
+)
+from tubelet.models.architecture import Architecture
+from tubelet.models.checkpoint import ARCHITECTURES
+from tubelet.models.edvr import EDVRConfig
+from tubelet.models.sesr import SESRConfig
+from tubelet.training import LoopSettings, OptimiserSettings, ScheduleSettings
+from tubelet.types import Temporal
+
+__all__ = ["RECIPES", "Recipe", "find_recipe", "list_names"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How one network was trained.
+
+    Attributes:
+        name: what `--model` takes.
+        architecture: of the network.
+        network: its configuration.
+        crops: size of the samples.
+        loop: how long, how fast, by which loss.
+        preset: degradation.
+        mirrored: whether samples run back to their start.
+        cleaning_weight: of the loss of cleaned frames.
+        source: who states it.
+        assumed: what the source leaves open.
+    """
+
+    name: str
+    architecture: Architecture
+    network: Any
+    crops: CropSettings
+    loop: LoopSettings
+    preset: Preset = "bi"
+    mirrored: bool = False
+    cleaning_weight: float = 0.0
+    source: str
+    assumed: str
+
+
+def _crops(patch_px: int, frames: int, batch: int) -> CropSettings:
+    return CropSettings(patch_px=patch_px, frames=frames, batch=batch, candidates=1)
+
+
+_ROOT_1E12 = 1e-6  # of the eps of BasicSR and MMagic, 1e-12
+_BASE = LoopSettings(
+    lr_final=1e-7, warmup_steps=0, grad_clip=math.inf, loss_eps=_ROOT_1E12, log_every=100, save_every=5000
+)
+"""What most of them share."""
+_FLOW = OptimiserSettings(slow=("spynet",), slow_factor=0.125, frozen_steps=5000)
+_SLOW_TAIL = OptimiserSettings(betas=(0.9, 0.999))
+
+_BASICVSR = replace(_BASE, steps=300_000, lr=2e-4, optimiser=_FLOW)
+_EDVR = replace(
+    _BASE,
+    steps=600_000,
+    lr=4e-4,
+    loss_reduction="sum",
+    schedule=ScheduleSettings(kind="restarts", periods=(50_000, 100_000, 150_000, 150_000, 150_000)),
+    optimiser=OptimiserSettings(alone=("extractor.fusion",), alone_steps=50_000),
+)
+_EDVR_WOTSA = replace(
+    _EDVR, schedule=ScheduleSettings(kind="restarts", periods=(150_000,)), optimiser=OptimiserSettings()
+)
+_EDVR_LARGE = EDVRConfig(channels=128, reconstruct_blocks=40)
+_EDVR_SOURCE = "Wang et al., CVPRW 2019; option files of BasicSR"
+_EDVR_ASSUMED = "eps; betas"
+_HAT_SOURCE = "Chen et al., CVPR 2023; option files of HAT"
+_RRN_EPOCH = 64_612 // 4  # steps: the clips of Vimeo-90K's training list over the batch
+_SESR_EPOCH = 800 * 64 // 32  # steps: 64 crops of each picture of DIV2K over the batch
+
+
+def _steps(*milestones: int, factor: float = 0.5) -> ScheduleSettings:
+    return ScheduleSettings(kind="steps", milestones=milestones, factor=factor)
+
+
+def _hat(name: str, loop: LoopSettings, assumed: str) -> Recipe:
+    return Recipe(
+        name=name,
+        architecture=hat.ARCHITECTURE,
+        network=hat.HATConfig(),
+        crops=_crops(64, 1, 32),
+        loop=replace(loop, loss="l1", ema=0.999),
+        source=_HAT_SOURCE,
+        assumed=assumed,
+    )
+
+
+def _edvr(name: str, network: EDVRConfig, loop: LoopSettings) -> Recipe:
+    return Recipe(
+        name=name,
+        architecture=edvr.ARCHITECTURE,
+        network=network,
+        crops=_crops(64, 5, 32),
+        loop=loop,
+        source=_EDVR_SOURCE,
+        assumed=_EDVR_ASSUMED,
+    )
+
+
+def _sesr(scale: int) -> Recipe:
+    return Recipe(
+        name=f"sesr-x{scale}",
+        architecture=sesr.ARCHITECTURE,
+        network=SESRConfig(scale=scale),
+        crops=_crops(64, 1, 32),
+        loop=replace(_BASE, steps=300 * _SESR_EPOCH, lr=2e-4, lr_final=2e-4, loss="l1", loss_on="luma"),
+        source="Bhardwaj et al., MLSys 2022",
+        assumed="crops; 64 of them a picture make an epoch of DIV2K; constant rate. x4 begins with x2: --init",
+    )
+
+
+RECIPES: tuple[Recipe, ...] = (
+    Recipe(
+        name="basicvsr",
+        architecture=basicvsr.ARCHITECTURE,
+        network=basicvsr.BasicVSRConfig(),
+        crops=_crops(64, 15, 8),
+        loop=_BASICVSR,
+        source="Chan et al., CVPR 2021; configuration of MMagic",
+        assumed="EMA",
+    ),
+    Recipe(
+        name="iconvsr",
+        architecture=iconvsr.ARCHITECTURE,
+        network=iconvsr.IconVSRConfig(),
+        crops=_crops(64, 15, 8),
+        loop=_BASICVSR,
+        source="Chan et al., CVPR 2021; configuration of MMagic",
+        assumed="EMA",
+    ),
+    Recipe(
+        name="basicvsr_pp",
+        architecture=basicvsr_pp.ARCHITECTURE,
+        network=basicvsr_pp.BasicVSRPlusPlusConfig(),
+        crops=_crops(64, 30, 8),
+        loop=replace(_BASE, steps=600_000, lr=1e-4, optimiser=replace(_FLOW, slow_factor=0.25)),
+        source="Chan et al., CVPR 2022; configuration of MMagic",
+        assumed="EMA; flow frozen as in BasicVSR",
+    ),
+    _edvr("edvr-m", EDVRConfig(), _EDVR),
+    _edvr("edvr-l", _EDVR_LARGE, _EDVR),
+    _edvr("edvr-m-wotsa", EDVRConfig(fusion="conv"), _EDVR_WOTSA),
+    _edvr("edvr-l-wotsa", replace(_EDVR_LARGE, fusion="conv"), _EDVR_WOTSA),
+    Recipe(
+        name="rrn",
+        architecture=rrn.ARCHITECTURE,
+        network=rrn.RRNConfig(),
+        crops=_crops(64, 7, 4),
+        loop=replace(
+            _BASE,
+            steps=70 * _RRN_EPOCH,
+            lr=1e-4,
+            schedule=_steps(60 * _RRN_EPOCH, factor=0.1),
+            optimiser=replace(_SLOW_TAIL, weight_decay=5e-4),
+            loss_eps=1e-3,
+            loss_reduction="sum",
+        ),
+        preset="bd",
+        source="Isobe et al., BMVC 2020; their code",
+        assumed="epochs of Vimeo-90K; crops, where their code takes whole frames; EMA; betas",
+    ),
+    Recipe(
+        name="ovsr",
+        architecture=ovsr.ARCHITECTURE,
+        network=ovsr.OVSRConfig(),
+        crops=_crops(64, 9, 16),
+        loop=replace(
+            _BASE,
+            steps=400_000,
+            lr=1e-3,
+            lr_final=1e-4,
+            schedule=ScheduleSettings(kind="linear", periods=(120_000,)),
+            optimiser=_SLOW_TAIL,
+            loss_eps=1e-3,
+        ),
+        preset="bd",
+        source="Yi et al., ICCV 2021; their options",
+        assumed="EMA; betas; their loss also weighs the precursor's pictures, and leaves out the outermost frames",
+    ),
+    Recipe(
+        name="zsm",
+        architecture=zooming_slow_mo.ARCHITECTURE,
+        network=zooming_slow_mo.ZoomingSlowMoConfig(),
+        crops=_crops(32, 7, 16),
+        loop=replace(
+            _BASE,
+            steps=600_000,
+            lr=4e-4,
+            schedule=ScheduleSettings(kind="restarts", periods=(150_000,)),
+            loss_eps=1e-3,
+            loss_reduction="sum",
+        ),
+        source="Xiang et al., CVPR 2020; their options",
+        assumed="eps and sum, as in EDVR's first code; EMA",
+    ),
+    Recipe(
+        name="swinir-x4",
+        architecture=swinir.ARCHITECTURE,
+        network=swinir.SwinIRConfig(),
+        crops=_crops(48, 1, 32),
+        loop=replace(
+            _BASE,
+            steps=500_000,
+            lr=2e-4,
+            schedule=_steps(250_000, 400_000, 450_000, 475_000),
+            optimiser=_SLOW_TAIL,
+            loss="l1",
+        ),
+        source="Liang et al., ICCVW 2021; options of KAIR",
+        assumed="8 GPUs; EMA; betas",
+    ),
+    _hat(
+        "hat-x4",
+        replace(_BASE, steps=800_000, lr=2e-4, schedule=_steps(300_000, 500_000, 650_000, 700_000, 750_000)),
+        "8 GPUs; milestones",
+    ),
+    _hat(
+        "hat-x4-finetune",
+        replace(_BASE, steps=250_000, lr=1e-5, schedule=_steps(125_000, 200_000, 225_000, 240_000)),
+        "8 GPUs. Begins with hat-x4: --init",
+    ),
+    Recipe(
+        name="realesrgan-x4",
+        architecture=rrdb.ARCHITECTURE,
+        network=rrdb.RRDBConfig(),
+        crops=_crops(64, 1, 48),
+        loop=replace(_BASE, steps=400_000, lr=1e-4, lr_final=1e-4, loss="l1"),
+        preset="second-order",
+        source="Wang et al., ICCVW 2021",
+        assumed="4 GPUs; EMA; the L1 term alone, without VGG and discriminator",
+    ),
+    Recipe(
+        name="realbasicvsr",
+        architecture=realbasicvsr.ARCHITECTURE,
+        network=realbasicvsr.RealBasicVSRConfig(),
+        crops=_crops(64, 15, 16),
+        loop=replace(
+            _BASE,
+            steps=300_000,
+            lr=1e-4,
+            lr_final=1e-4,
+            loss="l1",
+        ),
+        preset="second-order",
+        mirrored=True,
+        cleaning_weight=1.0,
+        source="Chan et al., CVPR 2022; configuration of MMagic",
+        assumed="its first stage alone, without VGG and discriminator; EMA; gt is not sharpened",
+    ),
+    _sesr(2),
+    _sesr(4),
+)
+"""By the names that `--model` takes; the first of an architecture also goes by the architecture's name."""
+
+
+def list_names() -> list[str]:
+    """List what `find_recipe` takes: the recipes, then the architectures that have none of their own."""
+    told = {recipe.architecture.name for recipe in RECIPES}
+    rest = [architecture.name for architecture in _trainable() if architecture.name not in told]
+    return [recipe.name for recipe in RECIPES] + sorted(rest, key=str.lower)
+
+
+def find_recipe(name: str) -> Recipe:
+    """Find a recipe by its name or that of an architecture; case and punctuation do not count.
+
+    Raises:
+        RequestError: there is none; the line suggests the nearest.
+    """
+    wanted = _key(name)
+    for recipe in RECIPES:
+        if wanted == _key(recipe.name):
+            return recipe
+    for recipe in RECIPES:
+        if wanted == _key(recipe.architecture.name):
+            return recipe
+    for architecture in _trainable():
+        if wanted == _key(architecture.name):
+            return _plain(architecture)
+    near = difflib.get_close_matches(name.lower(), names := list_names(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
+    raise RequestError(f"no network to train is called {name!r}; {hint}")
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().replace("+", "p"))
+
+
+def _trainable() -> list[Architecture]:
+    return [architecture for architecture in ARCHITECTURES if architecture.contract(architecture.config()) is not None]
+
+
+def _plain(architecture: Architecture) -> Recipe:
+    """Make a recipe of what most of the published ones have in common."""
+    contract = architecture.contract(network := architecture.config())
+    assert contract is not None
+    return Recipe(
+        name=architecture.name,
+        architecture=architecture,
+        network=network,
+        crops=_crops(64, _frames(contract.temporal), 16 if contract.temporal.kind == "frame" else 8),
+        loop=replace(_BASE, steps=300_000, lr=2e-4),
+        source="Tubelet",
+        assumed="everything",
+    )
+
+
+def _frames(temporal: Temporal) -> int:
+    if temporal.kind == "window":
+        return 2 * temporal.radius + 1
+    if temporal.kind == "frame":
+        return 1
+    return 7 if temporal.kind == "online" or temporal.between_frames else 15

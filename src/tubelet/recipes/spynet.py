@@ -1,0 +1,242 @@
+"""Train SpyNet on synthetic motion: photographs that move over photographs, with every pixel's motion known.
+
+Training begins with an estimator written down by hand (`spynet_start.py`), and goes from coarse to fine, as in the
+paper: `levels` networks, the coarsest ones, learn together, each judged by what it gives; the finer ones stay as they
+are. The next stage begins with the result (`init`).
+
+Source: Ranjan and Black, CVPR 2017, Sec. 3.3, where the levels are trained one after the other; several at a time and
+a loss for each: Sun et al., PWC-Net, CVPR 2018, Eq. 4.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.data import read_clip
+from tubelet.data.motion import MotionSettings, MovingPair, MovingPictures, find_pictures
+from tubelet.errors import ConfigError, InputError
+from tubelet.layers.spynet import SpyNet
+from tubelet.losses import end_point_error
+from tubelet.metrics.temporal import warp
+from tubelet.models.checkpoint import load_model, save_checkpoint
+from tubelet.recipes.spynet_start import designed_spynet
+from tubelet.training import LoopSettings, train
+
+__all__ = ["SpynetConfig", "main", "score_clip", "score_pairs", "split_pictures"]
+
+Estimate = Callable[[Tensor, Tensor], Tensor]
+"""ref, supp (B, 3, H, W) → flow (B, 2, H, W)."""
+
+_SCORED_SEED = 2017  # of the pairs to score: other motion than that of any training
+_LEVELS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpynetConfig:
+    """What to train, on what, and where to put it."""
+
+    data: tuple[Path, ...]
+    """Folders of pictures, as large and sharp as there are."""
+    out: Path = Path("runs/spynet")
+    """Folder of the checkpoint, the log and the finished model.safetensors."""
+    hold_out: int = 8
+    """Every so many pictures, one is never trained on; the pairs to score are made of these."""
+    evaluate_pairs: int = 64
+    """Pairs to score at every checkpoint."""
+    evaluate: Path | None = None
+    """Folder of folders of frames; the warping error of each is scored at every checkpoint."""
+    evaluate_frames: int = 4
+    """Frames of each of them."""
+    levels: int = _LEVELS
+    """Networks to train, from the coarsest on; motion.max_px and motion.patch_px are pixels of the finest of them."""
+    init: Path | None = None
+    """Begin with the weights of this checkpoint of a SpyNet."""
+    hidden_weight: float = 0.3
+    """Weight of the error where ref shows what supp does not: motion must be guessed there."""
+    motion: MotionSettings = field(default_factory=MotionSettings)
+    """Size and variety of the pairs."""
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(lr=5e-5))
+    """How long and how fast; its pixel loss plays no part."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.levels <= _LEVELS or self.hold_out < 2 or self.evaluate_pairs < 1:
+            raise ConfigError(f"need 1 ≤ levels ≤ {_LEVELS}, hold_out ≥ 2 and evaluate_pairs ≥ 1")
+        if not 0 <= self.hidden_weight <= 1:
+            raise ConfigError(f"hidden_weight={self.hidden_weight} must be within 0 and 1")
+        if self.motion.patch_px % 2 ** (self.levels - 1):
+            raise ConfigError(
+                f"motion.patch_px={self.motion.patch_px} must be a multiple of {2 ** (self.levels - 1)} for "
+                f"levels={self.levels}"
+            )
+
+
+class _Stages(nn.Module):
+    """A SpyNet of which the coarsest `levels` are trained: pairs (B, 2, 3, H, W) → flows, packed (B, 2, N)."""
+
+    def __init__(self, spynet: SpyNet, levels: int) -> None:
+        super().__init__()
+        self.spynet, self.count = spynet, levels
+
+    def forward(self, frames: Tensor) -> Tensor:
+        flows = self.spynet.levels(frames[:, 0], frames[:, 1], self.count)
+        return torch.cat([flow.flatten(2) for flow in flows], 2)
+
+
+def main(config: SpynetConfig, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Train to the end, or resume; write the network.
+
+    Args:
+        config: see there.
+        on_log: called with every log line.
+
+    Returns:
+        path of the finished model.safetensors.
+
+    Raises:
+        InputError: no pictures, or too few to hold one out.
+        CheckpointError: the output folder holds another run.
+    """
+    torch.manual_seed(config.loop.seed)
+    spynet = _begin_with(config.init) if config.init is not None else designed_spynet()
+    known, unseen = split_pictures(find_pictures(config.data), config.hold_out)
+    pictures = MovingPictures(known, config.motion, config.loop.seed)
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:
+        frames, flow, visible = pictures.batch(step)
+        weight = config.hidden_weight + (1 - config.hidden_weight) * visible
+        return frames, torch.cat([flow, weight], 1)
+
+    average = train(
+        _Stages(spynet, config.levels).to(memory_format=torch.channels_last),
+        batches,
+        config.loop,
+        config.out,
+        criterion=_criterion(config.levels),
+        evaluate=_scorer(config, unseen),
+        on_log=on_log,
+    )
+    assert isinstance(average, _Stages)
+    path = config.out / "model.safetensors"
+    save_checkpoint(path, average.spynet, {"training": asdict(config)})
+    return path
+
+
+def split_pictures(paths: list[Path], hold_out: int) -> tuple[list[Path], list[Path]]:
+    """Part the pictures to train on from those to score on, every `hold_out`-th.
+
+    Raises:
+        InputError: there are too few.
+    """
+    if len(paths) < hold_out:
+        raise InputError(f"{len(paths)} pictures are too few to hold out every {hold_out}th; lower hold_out")
+    return [path for i, path in enumerate(paths, 1) if i % hold_out], paths[hold_out - 1 :: hold_out]
+
+
+def _begin_with(path: Path) -> SpyNet:
+    model = load_model(path)
+    if not isinstance(model, SpyNet):
+        raise InputError(f"{path} is {type(model).__name__}, not SpyNet; give a checkpoint of a SpyNet")
+    return model
+
+
+def _criterion(levels: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Make the loss: the end-point error of each level in its own pixels, all levels alike."""
+
+    def loss(packed: Tensor, gt: Tensor, frames: Tensor) -> Tensor:
+        del frames
+        total, start = packed.new_zeros(()), 0
+        for level in range(levels):
+            factor = 2 ** (levels - 1 - level)
+            truth = functional.avg_pool2d(gt, factor) if factor > 1 else gt
+            flow = packed[..., start : start + truth[0, 0].numel()].view_as(truth[:, :2])
+            total = total + end_point_error(flow, truth[:, :2] / factor, weight=truth[:, 2:])
+            start += truth[0, 0].numel()
+        return total
+
+    return loss
+
+
+def _scorer(config: SpynetConfig, unseen: list[Path]) -> Callable[[nn.Module], dict[str, float]]:
+    pictures = MovingPictures(unseen, config.motion, _SCORED_SEED)
+    pairs = [pictures.pair(i) for i in range(config.evaluate_pairs)]
+    clips = _read_clips(config.evaluate, config.evaluate_frames) if config.evaluate is not None else {}
+
+    def score(average: nn.Module) -> dict[str, float]:
+        assert isinstance(average, _Stages)
+        stages = average
+
+        def finest(ref: Tensor, supp: Tensor) -> Tensor:
+            return stages.spynet.levels(ref, supp, stages.count)[-1]
+
+        scores = score_pairs(finest, pairs)
+        for name, frames in clips.items():
+            error = score_clip(stages.spynet, frames)
+            scores[f"warping/{name}"] = error["flow"] / error["zero"]
+        return scores
+
+    return score
+
+
+def _read_clips(root: Path, frames: int) -> dict[str, Tensor]:
+    """Read the first frames of every folder: {name: (T, 3, H, W)}."""
+    if not root.is_dir():
+        raise InputError(f"no such folder of clips to evaluate: {root}")
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    return {path.name: torch.from_numpy(read_clip(path, max_frames=frames)).float() / 255 for path in folders}
+
+
+@torch.inference_mode()
+def score_pairs(estimate: Estimate, pairs: Iterable[MovingPair]) -> dict[str, float]:
+    """Score flow on pairs whose motion is known.
+
+    Args:
+        estimate: ref, supp (1, 3, H, W) → flow (1, 2, H, W).
+        pairs: of frames.
+
+    Returns:
+        mean end-point error, pixels: `epe` of all pixels, `epe_visible` of those that both frames show, and
+        `epe_zero` of all pixels for no motion at all.
+    """
+    errors: list[Tensor] = []
+    for pair in pairs:
+        flow = estimate(pair.frames[:1], pair.frames[1:])
+        truth = pair.flow[None]
+        errors.append(
+            torch.stack(
+                [
+                    end_point_error(flow, truth),
+                    end_point_error(flow, truth, weight=pair.visible[None]),
+                    end_point_error(torch.zeros_like(flow), truth),
+                ]
+            )
+        )
+    epe, visible, zero = torch.stack(errors).mean(0)
+    return {"epe": epe.item(), "epe_visible": visible.item(), "epe_zero": zero.item()}
+
+
+@torch.inference_mode()
+def score_clip(estimate: Estimate, frames: Tensor) -> dict[str, float]:
+    """Score flow on a clip whose motion is not known, by how well it warps each next frame onto the one before.
+
+    Args:
+        estimate: ref, supp (1, 3, H, W) → flow (1, 2, H, W).
+        frames: (T, 3, H, W) in [0, 1].
+
+    Returns:
+        warping error, the mean squared error over all pixels and pairs: `flow` with the estimated flow, and `zero`
+        with none.
+    """
+    errors: list[Tensor] = []
+    for ref, supp in itertools.pairwise(frames):
+        flow = estimate(ref[None], supp[None])[0]
+        errors.append(torch.stack([(ref - warp(supp, flow)).square().mean(), (ref - supp).square().mean()]))
+    with_flow, zero = torch.stack(errors).mean(0)
+    return {"flow": with_flow.item(), "zero": zero.item()}

@@ -1,0 +1,57 @@
+"""Weights to begin a training with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from tubelet.errors import InputError
+from tubelet.layers.spynet import SpyNet, load_spynet
+from tubelet.models.checkpoint import load_model
+
+__all__ = ["begin_flow_with", "begin_with", "find_flow"]
+
+
+def begin_with(model: nn.Module, path: Path) -> None:
+    """Copy every tensor of a checkpoint whose name and shape agree; the rest keeps its random start.
+
+    Raises:
+        CheckpointError: see `load_model`.
+        InputError: nothing agrees.
+    """
+    source = load_model(path).state_dict()
+    own = model.state_dict()
+    fitting = {name: value for name, value in source.items() if name in own and own[name].shape == value.shape}
+    if not any(value.ndim == 4 for value in fitting.values()):
+        raise InputError(f"{path} shares no convolution with this network; give a checkpoint of the same channels")
+    model.load_state_dict({**own, **fitting})
+
+
+def find_flow(model: nn.Module) -> list[SpyNet]:
+    """List the flow networks within a network."""
+    return [module for module in model.modules() if isinstance(module, SpyNet)]
+
+
+def begin_flow_with(model: nn.Module, source: str) -> None:
+    """Give every SpyNet within a network its weights; a network without any stays as it is.
+
+    Args:
+        model: the network.
+        source: "own" for those of the package, "random" to leave them as they are, or the path of a checkpoint.
+
+    Raises:
+        CheckpointError: see `load_model`.
+        InputError: the file is no SpyNet, or there is a file and the network has no SpyNet.
+    """
+    if source == "own":
+        load_spynet(model)
+    if source in ("own", "random"):
+        return
+    if not (flows := find_flow(model)):
+        raise InputError(f"{type(model).__name__} estimates no flow by SpyNet; leave spynet={source} out")
+    read = load_model(source)
+    if not isinstance(read, SpyNet):
+        raise InputError(f"{source} is {type(read).__name__}, not SpyNet; give a checkpoint of a SpyNet")
+    for flow in flows:
+        flow.load_state_dict(read.state_dict())

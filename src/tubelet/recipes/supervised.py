@@ -1,0 +1,325 @@
+"""Train any network that makes pictures, on pairs of clips: lq made from gt by a preset of degradation.
+
+kind      the network sees              and is compared with
+frame     lq (B, T, …), frame by frame  gt of all T frames
+window    lq (B, 2r + 1, …)             gt of the middle frame
+online    lq (B, T, …), step by step    gt of all T frames
+clip      lq (B, T, …)                  gt of all T frames; a space-time network sees every second frame of lq
+
+Which network, and how it learns, comes from a recipe (`published.py`), and every field of it can be changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.data import Crops, CropSettings, prepare_clips
+from tubelet.degrade import RANDOM_PRESETS, Preset
+from tubelet.errors import ConfigError
+from tubelet.losses import l1
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.checkpoint import save_checkpoint
+from tubelet.models.realbasicvsr import RealBasicVSR
+from tubelet.models.spec import ModelSpec, count_parameters
+from tubelet.recipes.online import load_pairs, score_clips
+from tubelet.recipes.published import Recipe, find_recipe
+from tubelet.recipes.start import begin_flow_with, begin_with, find_flow
+from tubelet.restore.engine import Engine
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.training import Criterion, LoopSettings, pixel_loss, train
+from tubelet.types import Frame
+
+__all__ = ["SupervisedConfig", "configure", "describe", "main"]
+
+_CACHED_MULTIPLE = 12  # of the sizes of cached clips
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedConfig:
+    """What to train, on what, and where to put it; by default as a published recipe says."""
+
+    model: str
+    """Name of a recipe or of an architecture."""
+    network: Any
+    """Shape of the network; the configuration of its architecture."""
+    data: tuple[Path, ...] = ()
+    """Folders of videos, of images, or of folders of frames."""
+    out: Path = Path("runs/supervised")
+    """Folder of the checkpoint, the log and the finished model.safetensors."""
+    cache: Path = Path("cache")
+    """Folder of the decoded clips."""
+    evaluate: Path | None = None
+    """Folder of folders of frames, never trained on, to score at every checkpoint."""
+    evaluate_frames: int = 12
+    """Frames of each of them."""
+    preset: Preset = "bi"
+    """Degradation: bi and bd for benchmarks, real for people's videos."""
+    variants: int = 3
+    """Degraded versions of each clip, for a random preset."""
+    init: Path | None = None
+    """Begin with the weights of this checkpoint; parts of another shape begin anew."""
+    spynet: str = "own"
+    """Flow to begin with, unless `init` brings one: own (Tubelet's), random, or the path of a checkpoint of a
+    SpyNet."""
+    mirrored: bool = False
+    """Samples run back to their start, which gives them twice the frames."""
+    cleaning_weight: float = 0.0
+    """Weight of the L1 distance between cleaned frames and shrunk gt, for RealBasicVSR (its Sec. 3)."""
+    crops: CropSettings = field(default_factory=CropSettings)
+    """Size of the samples."""
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    """How long and how fast."""
+
+    def __post_init__(self) -> None:
+        if self.cleaning_weight < 0 or self.variants < 1 or self.evaluate_frames < 1:
+            raise ConfigError("need cleaning_weight ≥ 0, variants ≥ 1 and evaluate_frames ≥ 1")
+
+
+@cache
+def _kind(network: type[Any]) -> type[SupervisedConfig]:
+    """Make the configuration whose `network` is of this type, so that files and flags are checked against it."""
+    made = make_dataclass(
+        "SupervisedConfig", [("network", network)], bases=(SupervisedConfig,), frozen=True, slots=True, kw_only=True
+    )
+    made.__doc__ = SupervisedConfig.__doc__
+    return cast(type[SupervisedConfig], made)
+
+
+def configure(model: str, **changes: Any) -> SupervisedConfig:
+    """Make the configuration of a recipe.
+
+    Args:
+        model: its name; see `find_recipe`.
+        changes: fields of `SupervisedConfig` that differ.
+
+    Returns:
+        of a subclass, whose `network` is of the type of the architecture's configuration.
+
+    Raises:
+        RequestError: no recipe has this name.
+    """
+    recipe = find_recipe(model)
+    config = _kind(recipe.architecture.config)(
+        model=recipe.name,
+        network=recipe.network,
+        out=Path("runs") / recipe.name,
+        preset=recipe.preset,
+        mirrored=recipe.mirrored,
+        cleaning_weight=recipe.cleaning_weight,
+        crops=recipe.crops,
+        loop=recipe.loop,
+    )
+    return replace(config, **changes)
+
+
+def describe(config: SupervisedConfig) -> list[str]:
+    """Say, a line each, what will be trained, how, and what a person should know of it."""
+    recipe = find_recipe(config.model)
+    contract = _contract(recipe.architecture, config)
+    with torch.device("meta"):
+        network = recipe.architecture.build(config.network)
+    crops, temporal = config.crops, contract.temporal
+    lines = [
+        f"{config.model}: {recipe.architecture.name} x{contract.scale}, {count_parameters(network) / 1e6:.2f} M "
+        f"parameters, {temporal.kind}; {config.loop.steps} steps of {crops.batch} samples of {crops.frames} "
+        f"frame{'s' if crops.frames > 1 else ''}, {crops.patch_px} px",
+        f"recipe: {recipe.source}; assumed: {recipe.assumed}",
+    ]
+    own, loop = config.loop.optimiser, _loop(config, network)
+    if own.alone_steps and not loop.optimiser.alone_steps:
+        lines.append(f"without --init, {', '.join(own.alone)} does not learn alone at first")
+    if find_flow(network) and config.init is None and config.spynet == "random":
+        lines.append("the flow begins at random, and learns as the rest does")
+    return lines
+
+
+def main(config: SupervisedConfig, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Train to the end, or resume; write the network.
+
+    Args:
+        config: see there; `configure` makes one.
+        on_log: called with every log line.
+
+    Returns:
+        path of the finished model.safetensors, which `tubelet upscale --model` takes.
+
+    Raises:
+        ConfigError: crops, network and degradation do not fit each other.
+        InputError: no clips.
+        CheckpointError: the output folder holds another run, or the weights to begin with cannot be read.
+    """
+    recipe = find_recipe(config.model)
+    contract = _contract(recipe.architecture, config)
+    torch.manual_seed(config.loop.seed)
+    network = recipe.architecture.build(config.network)
+    _check_saved(recipe.architecture, network, config.network)
+    if config.init is None:
+        begin_flow_with(network, config.spynet)
+    else:
+        begin_with(network, config.init)
+    loop = _loop(config, network)
+    clips = prepare_clips(
+        config.data, config.cache, preset=config.preset, scale=contract.scale, variants=config.variants
+    )
+    average = train(
+        network.to(memory_format=torch.channels_last),
+        _batches(Crops(list(clips), contract.scale, config.crops, loop.seed), contract, config.mirrored),
+        loop,
+        config.out,
+        criterion=_criterion(config, network),
+        evaluate=_scorer(config, recipe, contract),
+        on_log=on_log,
+    )
+    return _save(config, average)
+
+
+def _contract(architecture: Architecture, config: SupervisedConfig) -> Contract:
+    """Check that network, data and degradation fit each other.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    contract, name = architecture.contract(config.network), architecture.name
+    if contract is None:
+        raise ConfigError(f"{name} makes no pictures; train a network that does")
+    if not config.data:
+        raise ConfigError("no data to train on; name folders of clips: --data FOLDER")
+    _check_crops(contract, config, name)
+    if _CACHED_MULTIPLE % contract.scale:
+        raise ConfigError(f"{name} enlarges x{contract.scale}; clips are cut for factors of {_CACHED_MULTIPLE}")
+    if contract.scale == 1 and config.preset not in RANDOM_PRESETS:
+        known = " or ".join(RANDOM_PRESETS)
+        raise ConfigError(f"preset={config.preset} only changes the size, which {name} keeps; take {known}")
+    if config.cleaning_weight and architecture.build is not RealBasicVSR:
+        raise ConfigError(f"cleaning_weight={config.cleaning_weight} is for RealBasicVSR; {name} cleans nothing")
+    return contract
+
+
+def _check_crops(contract: Contract, config: SupervisedConfig, name: str) -> None:
+    """Check that a network can take the samples.
+
+    Raises:
+        ConfigError: it cannot; the line says which size it would take.
+    """
+    crops, multiple, temporal = config.crops, contract.size_multiple, contract.temporal
+    least = -(-contract.min_size_px // multiple) * multiple
+    if crops.patch_px % multiple or crops.patch_px < least:
+        fitting = max(least, -(-crops.patch_px // multiple) * multiple)
+        raise ConfigError(
+            f"crops.patch_px={crops.patch_px} does not fit {name}, which takes multiples of {multiple} from {least} "
+            f"px on; {fitting} would do"
+        )
+    window = 2 * temporal.radius + 1
+    if temporal.kind == "window" and (crops.frames != window or config.mirrored):
+        raise ConfigError(
+            f"crops.frames={crops.frames}, mirrored={config.mirrored} does not fit {name}, which restores the middle "
+            f"one of {window} frames"
+        )
+    if temporal.between_frames and (crops.frames < 3 or crops.frames % 2 == 0):
+        raise ConfigError(
+            f"crops.frames={crops.frames} does not fit {name}, which gives 2T - 1 frames of T: take an odd number "
+            "from 3 on"
+        )
+
+
+def _check_saved(architecture: Architecture, network: nn.Module, config: Any) -> None:
+    """Refuse a configuration that names and shapes do not tell: the checkpoint would be read as another.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    told = architecture.infer(network.state_dict())
+    for entry in fields(config):
+        wanted, read = getattr(config, entry.name), getattr(told, entry.name)
+        if wanted != read:
+            raise ConfigError(
+                f"network.{entry.name}={wanted} cannot be told from a checkpoint of {architecture.name}, which would "
+                f"be read as {read}; leave it at that"
+            )
+
+
+def _loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
+    """Leave out what a recipe does with weights that it begins with, where it begins with none."""
+    optimiser = config.loop.optimiser
+    if config.init is None:
+        optimiser = replace(optimiser, alone_steps=0)
+        if config.spynet == "random" and find_flow(network):
+            optimiser = replace(optimiser, slow_factor=1.0, frozen_steps=0)
+    return replace(config.loop, optimiser=optimiser)
+
+
+def _batches(crops: Crops, contract: Contract, mirrored: bool) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Make the batch of a step: what the network sees, and what it is compared with."""
+    temporal = contract.temporal
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        lq, gt = crops.batch(step)
+        if temporal.kind == "window":
+            return lq, gt[:, temporal.radius, None]
+        lq = lq[:, :: 1 + temporal.between_frames]
+        return (_run_back(lq), _run_back(gt)) if mirrored else (lq, gt)
+
+    return batch
+
+
+def _run_back(clip: Tensor) -> Tensor:
+    """Play a clip to its end and back: (B, T, ...) → (B, 2T, ...)."""
+    return torch.cat([clip, clip.flip(1)], 1)
+
+
+def _criterion(config: SupervisedConfig, network: nn.Module) -> Criterion:
+    loss = pixel_loss(config.loop)
+    if not config.cleaning_weight:
+        return loss
+    assert isinstance(network, RealBasicVSR)
+
+    def with_cleaning(sr: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
+        small = functional.interpolate(gt.flatten(0, 1), lq.shape[-2:], mode="area").view_as(lq)
+        return loss(sr, gt, lq) + config.cleaning_weight * l1(network.clean(lq), small)
+
+    return with_cleaning
+
+
+def _scorer(
+    config: SupervisedConfig, recipe: Recipe, contract: Contract
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """Make what scores a network on clips, through the engine that upscales videos."""
+    if config.evaluate is None:
+        return None
+    pairs = load_pairs(config.evaluate, config.preset, contract.scale, config.evaluate_frames)
+    known = {entry.name: getattr(contract, entry.name) for entry in fields(contract)}
+
+    def score(network: nn.Module) -> dict[str, float]:
+        spec = ModelSpec(
+            id=config.model, summary="", architecture=recipe.architecture.name, build=lambda: network, **known
+        )
+        engine = Engine(spec, network, UpscaleSettings(device=config.loop.device, precision="fp32"))
+        return score_clips(lambda lq: _restore(engine, lq), pairs)
+
+    return score
+
+
+def _restore(engine: Engine, lq: Tensor) -> Tensor:
+    """Restore a clip: (1, T, 3, H, W) → (1, T, 3, sH, sW)."""
+    frames = (Frame(rgb, t, Fraction(1, 25), index=t) for t, rgb in enumerate(lq[0]))
+    return torch.stack([frame.rgb for frame in engine.restore(frames)])[None]
+
+
+def _save(config: SupervisedConfig, average: nn.Module) -> Path:
+    """Write the network; one whose blocks collapse is kept as it was trained as well."""
+    path, notes = config.out / "model.safetensors", {"training": asdict(config)}
+    collapse = getattr(average, "collapse", None)
+    if collapse is not None:
+        save_checkpoint(config.out / "wide.safetensors", average, notes)
+        average = collapse()
+    save_checkpoint(path, average, notes)
+    return path

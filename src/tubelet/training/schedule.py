@@ -1,0 +1,67 @@
+"""The learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+from tubelet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tubelet.training.loop import LoopSettings
+
+__all__ = ["ScheduleSettings", "learning_rate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSettings:
+    """How the learning rate falls from its peak."""
+
+    kind: Literal["cosine", "restarts", "steps", "linear"] = "cosine"
+    """cosine: half a cosine over all steps. restarts: one after the other, each from the peak and as long as its
+    period. steps: times `factor` at each milestone. linear: a straight line."""
+    periods: tuple[int, ...] = ()
+    """Steps of each cosine of restarts, the last one repeated. For linear: steps until `lr_final`, by default all."""
+    milestones: tuple[int, ...] = ()
+    """Steps at which the rate falls, for steps."""
+    factor: float = 0.5
+    """By how much, for steps."""
+
+    def __post_init__(self) -> None:
+        if any(period < 1 for period in self.periods) or not 0 < self.factor <= 1:
+            raise ConfigError(f"{self}: need periods ≥ 1 and 0 < factor ≤ 1")
+        if any(later <= earlier for earlier, later in pairwise((0, *self.milestones))):
+            raise ConfigError(f"milestones={self.milestones} must rise, from 1 on")
+        if self.kind == "restarts" and not self.periods:
+            raise ConfigError("schedule kind=restarts needs periods, the steps of each cosine")
+
+
+def learning_rate(step: int, settings: LoopSettings) -> float:
+    """Compute the rate of a step: a linear rise over `warmup_steps`, then as the schedule says.
+
+    A cosine begins where the rise ends; periods and milestones count from step 0, as published ones do.
+    """
+    warm, schedule = settings.warmup_steps, settings.schedule
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    if schedule.kind == "steps":
+        passed = sum(step >= milestone for milestone in schedule.milestones)
+        return settings.lr * schedule.factor**passed
+    if schedule.kind == "linear":
+        progress = min(1.0, step / (schedule.periods or (settings.steps,))[0])
+        return settings.lr + (settings.lr_final - settings.lr) * progress
+    progress = (step - warm) / max(1, settings.steps - warm)
+    if schedule.kind == "restarts":
+        progress = _within_period(step, schedule.periods)
+    return settings.lr_final + (settings.lr - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _within_period(step: int, periods: tuple[int, ...]) -> float:
+    """Tell which part of its cosine is behind a step, from 0 to 1."""
+    for period in periods[:-1]:
+        if step < period:
+            return step / period
+        step -= period
+    return step % periods[-1] / periods[-1]

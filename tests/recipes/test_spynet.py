@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tubelet.data.motion import MotionSettings, MovingPair, MovingPictures
+from tubelet.errors import ConfigError, InputError
+from tubelet.layers.spynet import SpyNet
+from tubelet.models.checkpoint import load_model, read_notes, save_checkpoint
+from tubelet.models.fsrcnn import FSRCNN, FSRCNNConfig
+from tubelet.ops import backward_warp, imresize
+from tubelet.recipes.spynet import SpynetConfig, main, score_clip, score_pairs, split_pictures
+from tubelet.recipes.spynet_start import designed_spynet
+from tubelet.training import LoopSettings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three pictures of smooth texture."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        coarse = torch.from_numpy(rng.random((3, 24, 24), dtype=np.float32))
+        pixels = (imresize(coarse, 6).clamp(0, 1).movedim(0, -1) * 255).byte().numpy()
+        Image.fromarray(pixels).save(root / f"{i}.png")
+    return root
+
+
+def _config(data: Path, out: Path, **changes: object) -> SpynetConfig:
+    fields = {
+        "data": (data,),
+        "out": out,
+        "hold_out": 3,
+        "evaluate_pairs": 4,
+        "levels": 2,
+        "motion": MotionSettings(batch=4, patch_px=16, max_px=2.0),
+        "loop": LoopSettings(steps=4, lr=1e-3, warmup_steps=1, log_every=1, save_every=2),
+    }
+    return SpynetConfig(**{**fields, **changes})
+
+
+def test_finer_levels_stay_as_they_were(data: Path, tmp_path: Path) -> None:
+    path = main(_config(data, tmp_path / "a"))
+    network = load_model(path)
+    assert isinstance(network, SpyNet)
+    torch.manual_seed(0)
+    start = designed_spynet().state_dict()
+    for name, value in network.state_dict().items():
+        trained = name.startswith(("basic_module.0.", "basic_module.1."))
+        assert trained or torch.equal(value, start[name])
+    assert not torch.equal(network.basic_module[1].basic_module[8].bias, start["basic_module.1.basic_module.8.bias"])
+    assert read_notes(path)["training"]["levels"] == 2
+    begun = load_model(main(_config(data, tmp_path / "b", init=path, loop=LoopSettings(steps=1, lr=1e-6))))
+    torch.testing.assert_close(begun.state_dict(), network.state_dict(), atol=1e-5, rtol=0)
+
+
+def test_sees_motion_from_the_first_step(data: Path, tmp_path: Path) -> None:
+    records: list[dict[str, float]] = []
+    motion = MotionSettings(batch=4, patch_px=32, max_px=1.5, things=0, noise=0, change=0)
+    loop = LoopSettings(steps=1, lr=1e-6, save_every=1)
+    main(_config(data, tmp_path / "a", levels=1, motion=motion, loop=loop, evaluate_pairs=8), on_log=records.append)
+    assert records[-1]["epe"] < 0.7 * records[-1]["epe_zero"]
+
+
+def test_learns_a_batch_by_heart(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = MovingPictures.batch
+    monkeypatch.setattr(MovingPictures, "batch", lambda self, step: draw(self, 3))
+    losses: list[float] = []
+    loop = LoopSettings(steps=40, lr=1e-4, warmup_steps=10, log_every=1, save_every=40)
+    main(_config(data, tmp_path / "a", loop=loop), on_log=lambda record: losses.append(record.get("loss", 0)))
+    assert losses[-2] < 0.6 * losses[0]
+
+
+def test_resume_gives_the_same_network(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_model(main(_config(data, tmp_path / "whole"))).state_dict()
+
+    def stop(record: dict[str, float]) -> None:
+        if record["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        main(_config(data, tmp_path / "parts"), on_log=stop)
+    resumed = load_model(main(_config(data, tmp_path / "parts"))).state_dict()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text("utf-8").splitlines()]
+    assert steps == [1, 2, 2, 3, 3, 4, 4]
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+def test_scores_of_pairs() -> None:
+    flow = torch.zeros(2, 8, 8)
+    flow[0, :, :4], flow[1, :, :4] = 3.0, 4.0
+    visible = torch.zeros(1, 8, 8)
+    visible[:, :, 4:] = 1
+    pair = MovingPair(torch.rand(2, 3, 8, 8), flow, visible)
+    assert score_pairs(lambda ref, supp: flow[None], [pair])["epe"] == pytest.approx(0, abs=1e-5)
+    scores = score_pairs(lambda ref, supp: torch.ones(1, 2, 8, 8), [pair])
+    assert scores["epe_zero"] == pytest.approx(2.5)
+    assert scores["epe_visible"] == pytest.approx(2**0.5)
+    assert scores["epe"] == pytest.approx((2**0.5 + 13**0.5) / 2)
+
+
+def test_scores_of_clips() -> None:
+    """Supp is ref, shifted: the true flow leaves no error, within the frame."""
+    wide = imresize(torch.rand(3, 8, 8), 4).clamp(0, 1)
+    frames = torch.stack([wide[:, :, t : t + 24] for t in (2, 1, 0)])
+    exact = score_clip(lambda ref, supp: torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 32, 24), frames)
+    assert exact["flow"] < 0.2 * exact["zero"]
+    still = score_clip(lambda ref, supp: torch.zeros(1, 2, 32, 24), frames)
+    assert still["flow"] == pytest.approx(still["zero"])
+    warped = backward_warp(frames[1:2], torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 32, 24))
+    torch.testing.assert_close(warped[..., :-1], frames[:1, ..., :-1])
+
+
+def test_pictures_are_held_out() -> None:
+    paths = [Path(f"{i}.png") for i in range(1, 9)]
+    known, unseen = split_pictures(paths, 4)
+    assert unseen == [Path("4.png"), Path("8.png")]
+    assert sorted(known + unseen) == paths
+    with pytest.raises(InputError, match="too few"):
+        split_pictures(paths, 9)
+
+
+@pytest.mark.parametrize("changes", [{"levels": 7}, {"hold_out": 1}, {"hidden_weight": 1.5}, {"levels": 6}])
+def test_settings_out_of_range(data: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        _config(data, Path("out"), **changes)
+
+
+def test_begins_with_a_spynet_alone(data: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "other.safetensors", FSRCNN(FSRCNNConfig()), {})
+    with pytest.raises(InputError, match="FSRCNN, not SpyNet"):
+        main(_config(data, tmp_path / "a", init=tmp_path / "other.safetensors"))
+    with pytest.raises(InputError, match="no such folder"):
+        main(_config(data, tmp_path / "a", evaluate=tmp_path / "absent"))
