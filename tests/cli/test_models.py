@@ -80,8 +80,8 @@ def test_the_table_says_what_is_here_and_what_is_fetched(
 def test_download_and_cache(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     source = home.parent / "net.pth"
     source.write_bytes(b"weights")
-    known = replace(zoo._KNOWN["realesr-animevideov3"], file=RemoteFile(name="net.pth", url=source.as_uri()))
-    monkeypatch.setitem(zoo._KNOWN, known.id, known)
+    known = replace(zoo._known()["realesr-animevideov3"], file=RemoteFile(name="net.pth", url=source.as_uri()))
+    monkeypatch.setitem(zoo._known(), known.id, known)
     path = home / "models" / "net.pth"
     assert main(["models", "download", known.id, known.id]) == 0
     assert capsys.readouterr().out == f"{known.id}: {path}\n" * 2
@@ -120,10 +120,10 @@ def test_identify_tells_the_layout_and_under_which_name_it_is_published(
     path = tmp_path / "a.pth"
     torch.save({"params_ema": {f"module.{name}": value for name, value in model.state_dict().items()}}, path)
     known = replace(
-        zoo._KNOWN["realesr-animevideov3"],
+        zoo._known()["realesr-animevideov3"],
         file=RemoteFile(name="a.pth", sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
     )
-    monkeypatch.setattr(zoo, "KNOWN_FILES", (known,))
+    monkeypatch.setattr(zoo, "_known", lambda: {known.id: known})
     assert main(["models", "identify", str(path)]) == 0
     said = capsys.readouterr().out
     assert "SRVGGNetCompact ×4" in said

@@ -98,9 +98,8 @@ def published(tmp_path, monkeypatch):
             file=RemoteFile(**{**usual, **changes}),
             licence="MIT",
         )
-        monkeypatch.setattr(zoo, "_KNOWN", {known.id: known})
-        monkeypatch.setattr(zoo, "_PUBLISHED", (zoo._published(known),))
-        monkeypatch.setattr(zoo, "KNOWN_FILES", (known,))
+        files = {known.id: known}
+        monkeypatch.setattr(zoo, "_known", lambda: files)
         return known
 
     return publish, model, tmp_path / "home" / "models" / "tiny.pth"
@@ -149,7 +148,7 @@ def test_published_weights_that_cannot_be_had(published, changes, error, said):
 def test_a_published_file_of_another_network_is_refused(published):
     publish, _, path = published
     known = publish()
-    zoo._KNOWN["tiny-x4"] = replace(known, config=srvgg.SRVGGConfig(num_feat=4, num_conv=2))
+    zoo._known()["tiny-x4"] = replace(known, config=srvgg.SRVGGConfig(num_feat=4, num_conv=2))
     with pytest.raises(CheckpointError, match=r"tiny-x4 should be SRVGGNetCompact, and .*tiny.pth does not fit"):
         create_model("tiny-x4")
     assert path.exists()
@@ -168,7 +167,7 @@ def test_a_published_file_given_by_its_path_is_what_it_is_by_its_name(published,
     publish()
     assert checkpoint_spec(str(tmp_path / "leaky.pth"))[1].config.act == "relu"
     known = publish(sha256=hashlib.sha256((tmp_path / "leaky.pth").read_bytes()).hexdigest())
-    zoo._KNOWN["tiny-x4"] = replace(known, config=config)
+    zoo._known()["tiny-x4"] = replace(known, config=config)
     assert checkpoint_spec(str(tmp_path / "leaky.pth"))[1].config == config
 
 

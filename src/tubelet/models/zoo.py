@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,10 +24,10 @@ from tubelet.errors import CheckpointError, RequestError
 from tubelet.models import fast
 from tubelet.models.architecture import Architecture
 from tubelet.models.baselines import BASELINES
-from tubelet.models.checkpoint import open_checkpoint
-from tubelet.models.known_files import KNOWN_FILES
-from tubelet.models.publishers import KnownFile
 from tubelet.models.spec import ModelSpec, WeightsSpec, count_parameters
+
+if TYPE_CHECKING:
+    from tubelet.models.publishers import KnownFile
 
 __all__ = [
     "checkpoint_spec",
@@ -99,11 +99,6 @@ def _published(known: KnownFile) -> ModelSpec:
 
 
 _MODELS: tuple[ModelSpec, ...] = (*_embedded(), *BASELINES)
-_KNOWN: dict[str, KnownFile] = {known.id: known for known in KNOWN_FILES}
-_PUBLISHED: tuple[ModelSpec, ...] = tuple(
-    _published(known) for known in KNOWN_FILES if known.architecture.contract(known.config) is not None
-)
-
 _BY_SCALE: dict[str, dict[int, str]] = {
     "default": {2: "fast-x2-real", 4: "fast-x4-real"},
     "bicubic": {2: "bicubic-x2", 3: "bicubic-x3", 4: "bicubic-x4"},
@@ -112,13 +107,25 @@ _BY_SCALE: dict[str, dict[int, str]] = {
 """Names that stand for one model per native scale."""
 
 
+@cache
+def _known() -> dict[str, KnownFile]:
+    """Return the published files by id; read when they are asked for, since that loads every architecture."""
+    from tubelet.models.known_files import KNOWN_FILES
+
+    return {known.id: known for known in KNOWN_FILES}
+
+
+def _published_models() -> list[ModelSpec]:
+    return [_published(known) for known in _known().values() if known.architecture.contract(known.config) is not None]
+
+
 def list_models(*, published: bool = False) -> list[ModelSpec]:
     """List the models of the zoo, in the order in which they are shown.
 
     Args:
         published: also list those whose weights are fetched on first use.
     """
-    return [*_MODELS, *(_PUBLISHED if published else ())]
+    return [*_MODELS, *(_published_models() if published else ())]
 
 
 def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
@@ -139,22 +146,28 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
         ids = _BY_SCALE[name]
         enough = [scale for scale in ids if factor is not None and scale >= factor - 1e-6]
         name = ids[min(enough, default=max(ids))]
-    for spec in (*_MODELS, *_PUBLISHED):
+    for spec in _MODELS:
         if spec.id == name:
             return spec
-    if name in _KNOWN:
+    fetched = _published_models()
+    for spec in fetched:
+        if spec.id == name:
+            return spec
+    if name in _known():
         raise RequestError(f"{name} is a part of other networks: it makes no pictures by itself")
     here = [*_BY_SCALE, *(spec.id for spec in _MODELS)]
-    near = difflib.get_close_matches(name, [*here, *(spec.id for spec in _PUBLISHED)], n=3, cutoff=0.5)
-    rest = f", and {len(_PUBLISHED)} that are fetched: `tubelet models` lists them"
+    near = difflib.get_close_matches(name, [*here, *(spec.id for spec in fetched)], n=3, cutoff=0.5)
+    rest = f", and {len(fetched)} that are fetched: `tubelet models` lists them"
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(here)}{rest}"
     raise RequestError(f"no model is called {name!r}; {hint}")
 
 
 def is_checkpoint(name: str) -> bool:
     """Tell a path of a weight file from the id of a model."""
-    known = name in _BY_SCALE or name in _KNOWN or any(spec.id == name for spec in _MODELS)
-    return not known and (name.endswith((".safetensors", ".pth", ".pt", ".ckpt")) or Path(name).is_file())
+    if name in _BY_SCALE or any(spec.id == name for spec in _MODELS):
+        return False
+    is_file = name.endswith((".safetensors", ".pth", ".pt", ".ckpt")) or Path(name).is_file()
+    return is_file and name not in _known()
 
 
 def checkpoint_spec(path: str) -> tuple[ModelSpec, nn.Module]:
@@ -169,12 +182,14 @@ def checkpoint_spec(path: str) -> tuple[ModelSpec, nn.Module]:
     Raises:
         CheckpointError: see `load_model`.
     """
+    from tubelet.models.checkpoint import open_checkpoint
+
     if not Path(path).exists():
         _point_to_known(path)
     opened = open_checkpoint(path)
-    for id in known_ids(Path(path)):
-        if _KNOWN[id].config != opened.config:  # the hash tells what names and shapes do not
-            opened = open_checkpoint(path, architecture=_KNOWN[id].architecture.name, **_fields(_KNOWN[id].config))
+    for known in map(_known().__getitem__, known_ids(Path(path))):
+        if known.config != opened.config:  # the hash tells what names and shapes do not
+            opened = open_checkpoint(path, architecture=known.architecture.name, **_fields(known.config))
     return _spec(Path(path).name, opened.architecture, opened.config, summary=f"checkpoint {path}"), opened.model
 
 
@@ -196,7 +211,7 @@ def create_model(id: str, *, weights: bool = True) -> nn.Module:
     """
     spec = find_model(id)
     if weights and spec.weights is not None and spec.weights.remote is not None:
-        return _open_known(_KNOWN[spec.id])
+        return _open_known(_known()[spec.id])
     model = spec.build()
     if weights and spec.weights is not None:
         _load_weights(model, spec.weights)
@@ -235,7 +250,7 @@ def model_weights(id: str, *, on_bytes: OnBytes | None = None) -> Path:
         RequestError: no published weights have this name.
         ResourceError: they cannot be fetched, or are not what was published.
     """
-    known = _KNOWN.get(id)
+    known = _known().get(id)
     if known is None:
         spec = find_model(id)  # which says what is near
         raise RequestError(f"the weights of {spec.id} are in the package; there is nothing to fetch")
@@ -254,6 +269,8 @@ def _size(build: Callable[[], nn.Module]) -> int:
 
 
 def _open_known(known: KnownFile) -> nn.Module:
+    from tubelet.models.checkpoint import open_checkpoint
+
     path = fetch(known.file, weights_folder())
     try:
         return open_checkpoint(path, architecture=known.architecture.name, **_fields(known.config)).model
@@ -270,14 +287,14 @@ def _fields(config: Any) -> dict[str, Any]:
 def _point_to_known(path: str) -> None:
     """Name the model whose file is asked for by a path at which it is not."""
     name = Path(path).name.lower()
-    for known in KNOWN_FILES:
+    for known in _known().values():
         if known.file.name.lower() == name:
             raise CheckpointError(f"no such checkpoint: {path}; --model {known.id} fetches it")
 
 
 def known_ids(path: Path) -> list[str]:
     """Tell under which names a file is published, by its hash as far as that is published."""
-    hashed = [known for known in KNOWN_FILES if known.file.sha256]
+    hashed = [known for known in _known().values() if known.file.sha256]
     with path.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return [known.id for known in hashed if digest.startswith(known.file.sha256)]

@@ -15,15 +15,12 @@ from dataclasses import replace
 from itertools import count
 
 from tubelet.errors import ConfigError
-from tubelet.models import tmnet, zooming_slow_mo
 from tubelet.models.spec import ModelSpec
 from tubelet.models.zoo import list_models
 from tubelet.types import Frame
 from tubelet.video.info import VideoInfo
 
 __all__ = ["double_rate", "doubled_frames", "doubled_info", "require_space_time"]
-
-_SPACE_TIME = (zooming_slow_mo.ARCHITECTURE, tmnet.ARCHITECTURE)
 
 
 def require_space_time(spec: ModelSpec, fps: str) -> None:
@@ -38,8 +35,12 @@ def require_space_time(spec: ModelSpec, fps: str) -> None:
     """
     if spec.temporal.between_frames:
         return
+    from tubelet.models.checkpoint import ARCHITECTURES
+
     able = [other.id for other in list_models() if other.temporal.between_frames]
-    able.append(f"a checkpoint of {' or '.join(architecture.name for architecture in _SPACE_TIME)}")
+    contracts = {architecture.name: architecture.contract(architecture.config()) for architecture in ARCHITECTURES}
+    names = [name for name, contract in contracts.items() if contract and contract.temporal.between_frames]
+    able.append(f"a checkpoint of {' or '.join(names)}")
     raise ConfigError(
         f"fps={fps} needs a model that raises the frame rate, and {spec.id} does not; use {', '.join(able)}"
     )
