@@ -49,21 +49,25 @@ def _hash_in(name: str) -> str:
     return found[1] if found else ""
 
 
+def _known(id: str, network: Network, summary: str, licence: str, **file: Any) -> KnownFile:
+    """Describe a file; its hash is read off its name where none is given."""
+    file["sha256"] = file.get("sha256") or _hash_in(file["name"])
+    return KnownFile(
+        id=id, architecture=network[0], config=network[1], summary=summary, file=RemoteFile(**file), licence=licence
+    )
+
+
 def openmmlab(id: str, network: Network, path: str, summary: str) -> KnownFile:
     """Describe a file of OpenMMLab's server: its path below the folder of restorers."""
     name = path.rpartition("/")[2]
-    return KnownFile(
-        id=id,
-        architecture=network[0],
-        config=network[1],
-        summary=summary,
-        file=RemoteFile(
-            name=name,
-            url=f"https://download.openmmlab.com/mmediting/restorers/{path}",
-            sha256=_hash_in(name),
-            page="https://github.com/open-mmlab/mmagic",
-        ),
-        licence="Apache-2.0",
+    return _known(
+        id,
+        network,
+        summary,
+        "Apache-2.0",
+        name=name,
+        url=f"https://download.openmmlab.com/mmediting/restorers/{path}",
+        page="https://github.com/open-mmlab/mmagic",
     )
 
 
@@ -71,50 +75,40 @@ def github(id: str, network: Network, path: str, summary: str, sha256: str = "",
     """Describe an asset of a release on GitHub: owner/repository/tag/name."""
     owner, repository, tag, name = path.split("/")
     page = f"https://github.com/{owner}/{repository}"
-    return KnownFile(
-        id=id,
-        architecture=network[0],
-        config=network[1],
-        summary=summary,
-        file=RemoteFile(
-            name=name,
-            url=f"{page}/releases/download/{tag}/{name}",
-            sha256=sha256 or _hash_in(name),
-            size_bytes=size,
-            page=page,
-        ),
-        licence=_GITHUB_LICENCES[repository],
+    return _known(
+        id,
+        network,
+        summary,
+        _GITHUB_LICENCES[repository],
+        name=name,
+        url=f"{page}/releases/download/{tag}/{name}",
+        sha256=sha256,
+        size_bytes=size,
+        page=page,
     )
 
 
 def basicsr(id: str, network: Network, name: str, summary: str) -> KnownFile:
     """Describe a file of BasicSR that is on Google Drive, which asks people before it hands out files."""
-    return KnownFile(
-        id=id,
-        architecture=network[0],
-        config=network[1],
-        summary=summary,
-        file=RemoteFile(
-            name=name,
-            sha256=_hash_in(name),
-            page="https://github.com/XPixelGroup/BasicSR/blob/master/docs/ModelZoo.md",
-        ),
-        licence="Apache-2.0",
+    return _known(
+        id,
+        network,
+        summary,
+        "Apache-2.0",
+        name=name,
+        page="https://github.com/XPixelGroup/BasicSR/blob/master/docs/ModelZoo.md",
     )
 
 
 def hat_authors(id: str, network: Network, name: str, summary: str, sha256: str = "") -> KnownFile:
     """Describe a file of HAT: on Google Drive, and where a hash is known at Hugging Face too."""
-    return KnownFile(
-        id=id,
-        architecture=network[0],
-        config=network[1],
-        summary=summary,
-        file=RemoteFile(
-            name=name,
-            url=f"https://huggingface.co/Acly/hat/resolve/main/{name}" if sha256 else "",
-            sha256=sha256,
-            page="https://github.com/XPixelGroup/HAT",
-        ),
-        licence="Apache-2.0",
+    return _known(
+        id,
+        network,
+        summary,
+        "Apache-2.0",
+        name=name,
+        url=f"https://huggingface.co/Acly/hat/resolve/main/{name}" if sha256 else "",
+        sha256=sha256,
+        page="https://github.com/XPixelGroup/HAT",
     )
