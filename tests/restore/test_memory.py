@@ -1,4 +1,7 @@
+import platform
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -80,3 +83,29 @@ def test_a_folder_in_memory_has_no_room_for_features(tmp_path, monkeypatch):
 def test_features_on_a_cpu_are_bounded_by_the_budget_and_by_a_gigabyte(budget, expected):
     limits = plan_features(CPU, budget)
     assert (limits.device_bytes, limits.host_bytes) == (None, expected)
+
+
+_FAULTS = """
+import resource, torch
+from tubelet.restore.memory import keep_freed
+
+def faults():
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        blocks = [torch.ones(7_000_000) for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+
+faults()
+before = faults()
+keep_freed()
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_kept() -> None:
+    done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 10

@@ -8,7 +8,8 @@ x (B, C, H, W) → (B, C, H, W)
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
+
+from tubelet.layers.convolution import convolve, convolve_add
 
 __all__ = ["ResidualBlock", "ResidualTrunk"]
 
@@ -27,7 +28,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        return self.conv2(functional.relu_(self.conv1(x))).add_(x)
+        return convolve_add(self.conv2, convolve(self.conv1, x, 0), x)
 
 
 class ResidualTrunk(nn.Module):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tubelet.layers.convolution import convolve
+
 __all__ = ["Convs", "enlarge", "shuffle_x4"]
 
 Convs = tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d, nn.Conv2d]
@@ -63,6 +65,6 @@ def _strip_rows(x: Tensor, convs: Convs) -> int:
 
 def _detail(x: Tensor, convs: Convs) -> Tensor:
     first, second, detail, last = convs
-    x = functional.leaky_relu_(functional.pixel_shuffle(first(x), 2), 0.1)
-    x = functional.leaky_relu_(functional.pixel_shuffle(second(x), 2), 0.1)
-    return last(functional.leaky_relu_(detail(x), 0.1))
+    x = functional.pixel_shuffle(convolve(first, x, 0.1), 2)
+    x = functional.pixel_shuffle(convolve(second, x, 0.1), 2)
+    return last(convolve(detail, x, 0.1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from tubelet.types import Precision, Temporal
 
-__all__ = ["Architecture", "Contract", "State"]
+__all__ = ["Architecture", "Contract", "State", "count_names"]
 
 State = Mapping[str, Tensor]
 
@@ -52,3 +53,8 @@ class Architecture:
     contract: Callable[[Any], Contract | None]
     derived: tuple[str, ...] = field(default=())
     source: str = ""
+
+
+def count_names(state: State, pattern: str) -> int:
+    """Count the names that match a regular expression as a whole."""
+    return sum(re.fullmatch(pattern, name) is not None for name in state)

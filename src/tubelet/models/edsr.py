@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "EDSR", "EDSRConfig"]
@@ -134,7 +134,7 @@ def _scale(state: State) -> int:
     first = state.get("upsample.0.weight")
     if first is None or first.ndim != 4 or first.shape[1] < 1:
         return 0
-    steps = sum(re.fullmatch(r"upsample\.\d+\.weight", name) is not None for name in state)
+    steps = count_names(state, r"upsample\.\d+\.weight")
     ratio = first.shape[0] // first.shape[1]
     return 3 if ratio == 9 and steps == 1 else 2**steps if ratio == 4 else 0
 
@@ -144,7 +144,7 @@ def _infer(state: State) -> EDSRConfig:
     return EDSRConfig(
         scale=_scale(state),
         num_feat=num_feat,
-        num_block=sum(re.fullmatch(r"body\.\d+\.conv1\.weight", name) is not None for name in state),
+        num_block=count_names(state, r"body\.\d+\.conv1\.weight"),
         res_scale=0.1 if num_feat >= _WIDE else 1.0,
     )
 

@@ -32,7 +32,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
 from tubelet.layers.upsampling import enlarge, shuffle_x4
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "EDVR", "EDVRConfig", "EDVRFeatureExtractor"]
@@ -436,15 +436,11 @@ def _infer(state: State) -> EDVRConfig:
         channels=weight.shape[0],
         num_frames=weight.shape[1] // weight.shape[0],
         groups=state["extractor.pcd_align.cas_dcnpack.conv_offset.weight"].shape[0] // (3 * _TAPS),
-        extract_blocks=_count(state, "extractor.feature_extraction."),
-        reconstruct_blocks=_count(state, "reconstruction."),
+        extract_blocks=count_names(state, r"extractor\.feature_extraction\..*\.conv1\.weight"),
+        reconstruct_blocks=count_names(state, r"reconstruction\..*\.conv1\.weight"),
         fusion=fusion,
         predeblur=predeblur,
     )
-
-
-def _count(state: State, prefix: str) -> int:
-    return sum(name.startswith(prefix) and name.endswith(".conv1.weight") for name in state)
 
 
 def _contract(config: EDVRConfig) -> Contract:

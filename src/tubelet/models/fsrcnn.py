@@ -13,7 +13,6 @@ Source: Dong et al., Accelerating the Super-Resolution Convolutional Neural Netw
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.ops.resize import resample
 from tubelet.types import Temporal
 
@@ -105,7 +104,7 @@ def _translate(state: State) -> dict[str, Tensor] | None:
 
 def _depth(state: State) -> int:
     """Count the 3×3 convolutions: those between the first and the last of `mid_part`."""
-    convs = sum(re.fullmatch(r"mid_part\.\d+\.bias", name) is not None for name in state)
+    convs = count_names(state, r"mid_part\.\d+\.bias")
     return convs - 2
 
 

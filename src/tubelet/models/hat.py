@@ -19,7 +19,6 @@ Source: Chen et al., Activating More Pixels in Image Super-Resolution Transforme
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -31,7 +30,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.attention import Mlp, WindowAttention, attend
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.windows import join_windows, map_windows, pad_to_windows, split_windows, window_blocks
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "HAT", "HATConfig", "overlapping_position_bias"]
@@ -350,28 +349,24 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     return own if all(square) else None
 
 
-def _count(state: State, pattern: str) -> int:
-    return sum(re.fullmatch(pattern, name) is not None for name in state)
-
-
 def _scale(state: State) -> int:
     """Read the scale off the convolutions before the pixel shuffles; 0 where they fit none."""
     first = state.get("upsample.0.weight")
     if first is None or first.ndim != 4:
         return 0
     ratio = first.shape[0] // first.shape[1]
-    return 3 if ratio == 9 else 2 ** _count(state, r"upsample\.\d+\.weight") if ratio == 4 else 0
+    return 3 if ratio == 9 else 2 ** count_names(state, r"upsample\.\d+\.weight") if ratio == 4 else 0
 
 
 def _infer(state: State) -> HATConfig:
     channels = state["conv_first.weight"].shape[0]
-    groups = range(_count(state, r"layers\.\d+\.overlap\.norm1\.weight"))
+    groups = range(count_names(state, r"layers\.\d+\.overlap\.norm1\.weight"))
     window = (math.isqrt(len(state[_TABLE])) + 1) // 2
     key_window = math.isqrt(len(state[_OVERLAP_TABLE])) + 1 - window
     return HATConfig(
         scale=_scale(state),
         channels=channels,
-        depths=tuple(_count(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups),
+        depths=tuple(count_names(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups),
         heads=tuple(state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape[1] for i in groups),
         window=window,
         compress_ratio=channels // state[f"{_FIRST}cab.compress.weight"].shape[0],

@@ -13,15 +13,15 @@ Wang et al., ESRGAN, ECCVW 2018, Section 3.1 (no batch normalisation).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
+from tubelet.layers.convolution import convolve
 from tubelet.layers.residual import ResidualBlock
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "MSRResNet", "MSRResNetConfig"]
@@ -68,11 +68,11 @@ class MSRResNet(nn.Module):
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
         frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
-        x = self.body(functional.leaky_relu(self.conv_first(frames), _SLOPE, inplace=True))
+        x = self.body(convolve(self.conv_first, frames, _SLOPE))
         for i, step in enumerate(_STEPS[self.config.scale], 1):
             x = functional.pixel_shuffle(self.get_submodule(f"upconv{i}")(x), step)
             x = functional.leaky_relu(x, _SLOPE, inplace=True)
-        x = self.conv_last(functional.leaky_relu(self.conv_hr(x), _SLOPE, inplace=True))  # (B·T, 3, sH, sW)
+        x = self.conv_last(convolve(self.conv_hr, x, _SLOPE))  # (B·T, 3, sH, sW)
         skip = functional.interpolate(frames, scale_factor=float(self.config.scale), mode="bilinear")
         return (x + skip).unflatten(0, lq.shape[:2])
 
@@ -97,7 +97,7 @@ def _infer(state: State) -> MSRResNetConfig:
     return MSRResNetConfig(
         scale=_scale(state),
         num_feat=state["conv_first.weight"].shape[0],
-        num_block=sum(re.fullmatch(r"body\.\d+\.conv1\.weight", name) is not None for name in state),
+        num_block=count_names(state, r"body\.\d+\.conv1\.weight"),
     )
 
 

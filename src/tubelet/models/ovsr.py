@@ -29,7 +29,7 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.store import FeatureStore
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "OVSR", "OVSRConfig"]
@@ -226,13 +226,9 @@ def _translate(state: State) -> dict[str, Tensor] | None:
 def _infer(state: State) -> OVSRConfig:
     return OVSRConfig(
         channels=state["precursor.conv_c.weight"].shape[0],
-        num_precursor_blocks=_count(state, "precursor"),
-        num_successor_blocks=_count(state, "successor"),
+        num_precursor_blocks=count_names(state, r"precursor\.blocks\..*\.conv1\.weight"),
+        num_successor_blocks=count_names(state, r"successor\.blocks\..*\.conv1\.weight"),
     )
-
-
-def _count(state: State, unit: str) -> int:
-    return sum(name.startswith(f"{unit}.blocks.") and name.endswith(".conv1.weight") for name in state)
 
 
 def _contract(config: OVSRConfig) -> Contract:

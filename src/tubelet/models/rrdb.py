@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.layers.convolution import convolve, convolve_add, convolve_parts
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "RRDBConfig", "RRDBNet"]
@@ -79,10 +81,10 @@ class ResidualDenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the same shape."""
-        seen = x
+        seen = [x]
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen = torch.cat([seen, functional.leaky_relu(conv(seen), _SLOPE, inplace=True)], 1)
-        return torch.add(x, self.conv5(seen), alpha=_RESIDUAL_SCALE)
+            seen.append(convolve_parts(conv, seen, _SLOPE))
+        return torch.add(x, convolve_parts(self.conv5, seen), alpha=_RESIDUAL_SCALE)
 
 
 class RRDB(nn.Module):
@@ -122,11 +124,11 @@ class RRDBNet(nn.Module):
         """Enlarge `lq` (B, T, 3, H, W), H and W multiples of `unshuffle`, to (B, T, 3, sH, sW)."""
         x = functional.pixel_unshuffle(lq.flatten(0, 1), self.config.unshuffle)  # (B·T, 3u², H/u, W/u)
         x = self.conv_first(x)
-        x = x + self.conv_body(self.body(x))
+        x = convolve_add(self.conv_body, self.body(x), x)
         for i in range(self.config.doublings):
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = functional.leaky_relu(self.get_submodule(f"conv_up{i + 1}")(x), _SLOPE, inplace=True)
-        x = functional.leaky_relu(self.conv_hr(x), _SLOPE, inplace=True)
+            x = convolve(cast(nn.Conv2d, self.get_submodule(f"conv_up{i + 1}")), x, _SLOPE)
+        x = convolve(self.conv_hr, x, _SLOPE)
         return self.conv_last(x).unflatten(0, lq.shape[:2])  # (B, T, 3, sH, sW)
 
 
@@ -173,12 +175,8 @@ def _translate(state: State) -> dict[str, Tensor] | None:
         return None
     if first.ndim != 4 or first.shape[1] not in (3, 12, 48) or dense.ndim != 4:
         return None
-    doublings = _count(state, r"conv_up\d\.weight")
+    doublings = count_names(state, r"conv_up\d\.weight")
     return dict(state) if doublings <= 3 and 2**doublings >= _unshuffle(first) else None
-
-
-def _count(state: State, pattern: str) -> int:
-    return sum(re.fullmatch(pattern, name) is not None for name in state)
 
 
 def _unshuffle(first: Tensor) -> int:
@@ -189,10 +187,10 @@ def _infer(state: State) -> RRDBConfig:
     first, dense = state["conv_first.weight"], state["body.0.rdb1.conv1.weight"]
     return RRDBConfig(
         num_feat=first.shape[0],
-        num_block=_count(state, r"body\.\d+\.rdb1\.conv1\.weight"),
+        num_block=count_names(state, r"body\.\d+\.rdb1\.conv1\.weight"),
         num_grow_ch=dense.shape[0],
         unshuffle=_unshuffle(first),
-        doublings=_count(state, r"conv_up\d\.weight"),
+        doublings=count_names(state, r"conv_up\d\.weight"),
     )
 
 

@@ -24,7 +24,6 @@ Source: Liang et al., SwinIR: Image Restoration Using Swin Transformer, ICCVW 20
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -37,7 +36,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.attention import Mlp, WindowAttention
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.windows import map_windows, pad_to_windows
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "SwinIR", "SwinIRConfig", "SwinIRUpsampler"]
@@ -272,10 +271,6 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     return own if known else None
 
 
-def _count(state: State, pattern: str) -> int:
-    return sum(re.fullmatch(pattern, name) is not None for name in state)
-
-
 def _upsampler(state: State) -> SwinIRUpsampler:
     if "conv_up1.weight" in state:
         return "nearest+conv"
@@ -289,19 +284,19 @@ def _scale(state: State, upsampler: SwinIRUpsampler) -> int:
     if upsampler == "none":
         return 1
     if upsampler == "nearest+conv":
-        return 2 ** _count(state, r"conv_up\d\.weight")
+        return 2 ** count_names(state, r"conv_up\d\.weight")
     first = state.get("upsample.0.weight")
     if first is None or first.ndim != 4:
         return 0
     if upsampler == "pixelshuffledirect":
         return math.isqrt(first.shape[0] // state["conv_first.weight"].shape[1])
     ratio = first.shape[0] // first.shape[1]
-    return 3 if ratio == 9 else 2 ** _count(state, r"upsample\.\d+\.weight") if ratio == 4 else 0
+    return 3 if ratio == 9 else 2 ** count_names(state, r"upsample\.\d+\.weight") if ratio == 4 else 0
 
 
 def _infer(state: State) -> SwinIRConfig:
     channels, colours = state["conv_first.weight"].shape[:2]
-    groups = range(_count(state, r"layers\.\d+\.blocks\.0\.norm1\.weight"))
+    groups = range(count_names(state, r"layers\.\d+\.blocks\.0\.norm1\.weight"))
     tables = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in groups]
     upsampler = _upsampler(state)
     window = (math.isqrt(len(tables[0])) + 1) // 2
@@ -309,7 +304,7 @@ def _infer(state: State) -> SwinIRConfig:
     return SwinIRConfig(
         scale=_scale(state, upsampler),
         channels=channels,
-        depths=tuple(_count(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups),
+        depths=tuple(count_names(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups),
         heads=tuple(table.shape[1] for table in tables),
         window=window,
         mlp_ratio=state[f"{_FIRST}mlp.fc1.weight"].shape[0] / channels,

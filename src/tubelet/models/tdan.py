@@ -30,7 +30,7 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.ops.deform import Border
 from tubelet.types import Temporal
 
@@ -257,16 +257,12 @@ def _infer(state: State) -> TDANConfig:
         channels=fuse.shape[0],
         num_frames=fuse.shape[1] // 3,
         groups=plain // _OFFSETS,
-        extract_blocks=_count(state, "feature_extraction."),
-        reconstruct_blocks=_count(state, "reconstruction."),
+        extract_blocks=count_names(state, r"feature_extraction\..*\.conv1\.weight"),
+        reconstruct_blocks=count_names(state, r"reconstruction\..*\.conv1\.weight"),
         deform="plain" if state[f"{align}.deform_1.conv_offset.weight"].shape[0] == plain else "modulated",
         release=release,
         border="original" if release == "authors" else "zeros",
     )
-
-
-def _count(state: State, prefix: str) -> int:
-    return sum(name.startswith(prefix) and name.endswith(".conv1.weight") for name in state)
 
 
 def _contract(config: TDANConfig) -> Contract:

@@ -31,7 +31,7 @@ from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.residual import ResidualBlock
 from tubelet.layers.store import FeatureStore
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
 __all__ = [
@@ -390,16 +390,12 @@ def rename_space_time(state: State) -> dict[str, Tensor] | None:
 
 def infer_shape(state: State) -> dict[str, int]:
     """Read width, groups and numbers of blocks off our names and shapes."""
-
-    def count(prefix: str) -> int:
-        return sum(name.startswith(prefix) and name.endswith(".conv1.weight") for name in state)
-
     offsets = state.get("features.pcd_align.side1.level1.dcn.conv_offset.weight")
     return {
         "channels": state["features.conv_first.weight"].shape[0],
         "groups": 1 if offsets is None else offsets.shape[0] // 27,  # dy, dx and a weight for each of 3×3 taps
-        "front_blocks": count("features.blocks."),
-        "back_blocks": count("reconstruction.blocks."),
+        "front_blocks": count_names(state, r"features\.blocks\..*\.conv1\.weight"),
+        "back_blocks": count_names(state, r"reconstruction\.blocks\..*\.conv1\.weight"),
     }
 
 

@@ -26,7 +26,14 @@ from tubelet.layers.store import FeatureLimits, feature_limits, measure_features
 from tubelet.models.spec import ModelSpec
 from tubelet.ops.resize import resample
 from tubelet.restore.device import number_format, resolve_device, resolve_precision
-from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes, plan_features, spare_bytes
+from tubelet.restore.memory import (
+    free_bytes,
+    is_out_of_memory,
+    keep_freed,
+    peak_tensor_bytes,
+    plan_features,
+    spare_bytes,
+)
 from tubelet.restore.plan import (
     MIN_TILE_PX,
     choose_tile,
@@ -102,6 +109,7 @@ class Engine:
         self.device = resolve_device(settings.device)
         self.precision: Precision = resolve_precision(settings.precision, spec, self.device)
         self.notes: list[str] = []
+        keep_freed()
         self._settings = settings
         self._model: Any = _move(model.eval(), self.device)
         self._layout = Layout(0)

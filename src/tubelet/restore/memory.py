@@ -1,7 +1,10 @@
-"""How much memory there is, how much a model takes, and how to recognise that it ran out."""
+"""How much memory there is, how much a model takes, how to keep it, and how to recognise that it ran out."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import platform
 import shutil
 import tempfile
 import weakref
@@ -16,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from tubelet.layers.store import FeatureLimits
 
-__all__ = ["free_bytes", "is_out_of_memory", "peak_tensor_bytes", "plan_features", "spare_bytes"]
+__all__ = ["free_bytes", "is_out_of_memory", "keep_freed", "peak_tensor_bytes", "plan_features", "spare_bytes"]
 
 _MOST_ON_HOST = 2**30
 
@@ -28,7 +31,22 @@ _SIGNS = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
 )
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_KEPT_BYTES, _HEAP_BLOCK_BYTES = 2**30, 2**25  # the second is the most that glibc takes
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+@functools.cache
+def keep_freed() -> None:
+    """Let this process keep up to a gibibyte of freed memory for its next tensors; without glibc, do nothing.
+
+    By default large blocks go back to the system when they are freed, and every layer of a network pays for fresh
+    pages: around a tenth of the time of a convolution.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        allocator.mallopt(_M_MMAP_THRESHOLD, _HEAP_BLOCK_BYTES)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,0 +1,114 @@
+"""Convolutions that take what follows them along: the activation, a sum, the end of a concatenation.
+
+Without gradients, on a processor of the x86 family and in float32, oneDNN computes these in the pass that writes the
+result, and features are written once instead of two to five times. Everywhere else it is done step by step.
+
+    convolve          act(conv(x))
+    convolve_add      conv(x) + other
+    convolve_parts    act(conv(cat(parts))), nothing copied together: a convolution is a sum over its inputs
+
+Source: post-operations of oneDNN, as torch's own compiler uses them.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["convolve", "convolve_add", "convolve_parts"]
+
+_HAS_ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()
+_ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)  # and no activation after it
+
+
+def convolve(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
+    """Convolve, and bend.
+
+    Args:
+        conv: the convolution.
+        x: (B, C, H, W).
+        slope: of the leaky rectifier below zero; 0 is ReLU, None is no activation.
+
+    Returns:
+        (B, C', H', W').
+    """
+    if not _fuses(conv, x):
+        return _bend(conv(x), slope)
+    return _operators()._convolution_pointwise(x, conv.weight, conv.bias, *_geometry(conv), *_activation(slope), None)
+
+
+def convolve_add(conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
+    """Convolve, and add: (B, C, H, W) and `other` (B, C', H', W') → (B, C', H', W')."""
+    if not _fuses(conv, x) or not _lie_alike(x, other):
+        return conv(x).add_(other)
+    return _operators()._convolution_pointwise.binary(x, other, conv.weight, conv.bias, *_geometry(conv), *_ADD)
+
+
+def convolve_parts(conv: nn.Conv2d, parts: Sequence[Tensor], slope: float | None = None) -> Tensor:
+    """Convolve what lies in several tensors, and bend.
+
+    Args:
+        conv: the convolution, without groups.
+        parts: (B, C₁, H, W), (B, C₂, H, W), …: the channels of its input, in order.
+        slope: as in `convolve`.
+
+    Returns:
+        (B, C', H', W').
+    """
+    if len(parts) == 1 or not _fuses(conv, *parts):
+        return convolve(conv, parts[0] if len(parts) == 1 else torch.cat(list(parts), 1), slope)
+    weights = torch.split(conv.weight, [part.shape[1] for part in parts], 1)
+    y, geometry = None, _geometry(conv)
+    for part, weight in zip(parts, weights, strict=True):
+        if y is None:
+            y = _operators()._convolution_pointwise(part, weight, conv.bias, *geometry, *_activation(None), None)
+        else:
+            y = _operators()._convolution_pointwise_.binary(y, part, weight, None, *geometry, *_ADD)
+    return _bend(cast(Tensor, y), slope)
+
+
+def _operators() -> Any:
+    return torch.ops.mkldnn
+
+
+def _fuses(conv: nn.Conv2d, *inputs: Tensor) -> bool:
+    """Tell whether oneDNN may take the operations together."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if not _HAS_ONEDNN or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
+        return False
+    hooks = any(getattr(conv, name) for name in ("_forward_hooks", "_forward_pre_hooks"))
+    tensors = (conv.weight, *inputs)
+    return (
+        not hooks
+        and conv.padding_mode == "zeros"
+        and all(
+            t.device.type == "cpu" and t.dtype == torch.float32 and type(t) in {Tensor, nn.Parameter} for t in tensors
+        )
+    )
+
+
+def _lie_alike(x: Tensor, other: Tensor) -> bool:
+    """Tell whether both lie in memory pixel by pixel, as the result will."""
+    return all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, other))
+
+
+def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:
+    return list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+
+
+def _activation(slope: float | None) -> tuple[str, list[float]]:
+    if slope is None:
+        return "none", []
+    return ("relu", []) if slope == 0 else ("leaky_relu", [slope])
+
+
+def _bend(y: Tensor, slope: float | None) -> Tensor:
+    if slope is None:
+        return y
+    return functional.relu_(y) if slope == 0 else functional.leaky_relu_(y, slope)

@@ -1,0 +1,96 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.layers import convolution
+from tubelet.layers.convolution import convolve, convolve_add, convolve_parts
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+SIZES = [(1, 9, 11), (2, 17, 5), (1, 1, 1), (3, 32, 33)]
+
+
+def _conv(layout: torch.memory_format) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(12, 8, 3, padding=1).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+
+
+def _step_by_step(conv: nn.Conv2d, x: Tensor, slope: float | None) -> Tensor:
+    y = functional.conv2d(x, conv.weight, conv.bias, padding=1)
+    return y if slope is None else torch.where(y > 0, y, slope * y)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("slope", [None, 0.0, 0.1])
+@pytest.mark.parametrize("grad", [False, True])
+def test_equals_step_by_step(
+    size: tuple[int, int, int], layout: torch.memory_format, slope: float | None, *, grad: bool
+) -> None:
+    conv, (batch, height, width) = _conv(layout), size
+    x = torch.randn(batch, 12, height, width).contiguous(memory_format=layout)
+    expected = _step_by_step(conv, x, slope)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(convolve(conv, x, slope), expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(convolve_parts(conv, x.split([3, 4, 5], 1), slope), expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(convolve_parts(conv, [x], slope), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("layouts", [(a, b) for a in LAYOUTS for b in LAYOUTS])
+@pytest.mark.parametrize("grad", [False, True])
+def test_sum_leaves_its_inputs_alone(layouts: tuple[torch.memory_format, torch.memory_format], *, grad: bool) -> None:
+    conv = _conv(layouts[0])
+    x = torch.randn(2, 12, 7, 5).contiguous(memory_format=layouts[0])
+    other = torch.randn(2, 8, 7, 5).contiguous(memory_format=layouts[1])
+    before = x.clone(), other.clone()
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(
+            convolve_add(conv, x, other), _step_by_step(conv, x, None) + other, rtol=0, atol=2e-6
+        )
+    assert torch.equal(x, before[0])
+    assert torch.equal(other, before[1])
+
+
+@pytest.mark.skipif(not convolution._HAS_ONEDNN, reason="no oneDNN for this processor")
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda conv, x: convolve(conv, x, 0.1),
+        lambda conv, x: convolve_add(conv, x, x[:, :8].contiguous(memory_format=torch.channels_last)),
+        lambda conv, x: convolve_parts(conv, x.split([6, 6], 1), 0.1),
+    ],
+)
+def test_fuses_without_gradients_alone(
+    run: Callable[[nn.Conv2d, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv = _conv(torch.channels_last)
+    x = torch.randn(1, 12, 6, 6).contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(convolution, "_operators", lambda: pytest.fail("fused"))
+    run(conv, x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        run(conv, x)
+    with torch.no_grad():
+        run(_conv(torch.channels_last).double(), x.double())
+        run(_conv(torch.channels_last).to("meta"), x.to("meta"))
+    with torch.no_grad(), pytest.raises(pytest.fail.Exception, match="fused"):
+        run(_conv(torch.channels_last), x)
+
+
+def test_hooks_see_what_comes_and_goes() -> None:
+    conv, seen = _conv(torch.channels_last), list[Tensor]()
+    conv.register_forward_hook(lambda _, inputs, y: seen.extend((*inputs, y.clone())))
+    x = torch.randn(1, 12, 4, 4)
+    with torch.no_grad():
+        convolve(conv, x, 0.1)
+    assert torch.equal(seen[0], x)
+    torch.testing.assert_close(seen[1], _step_by_step(conv, x, None))
+
+
+def test_padding_that_onednn_does_not_know() -> None:
+    conv = nn.Conv2d(2, 2, 3, padding=1, padding_mode="replicate")
+    x = torch.randn(1, 2, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(convolve(conv, x), conv(x))
+        torch.testing.assert_close(convolve_parts(conv, x.split(1, 1)), conv(x))
