@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tubelet.errors import CheckpointError
 
-__all__ = ["is_torchscript", "read_content", "read_safetensors"]
+__all__ = ["is_torchscript", "read_content", "read_header", "read_safetensors"]
 
 _AGAIN = "fetch it again, from the link of the file itself"
 _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
@@ -85,12 +85,18 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is not a whole .safetensors file ({error})") from error
 
 
+def read_header(path: str | Path) -> dict[str, str]:
+    """Read what a .safetensors file says of itself; other files say nothing."""
+    try:
+        with cast(Any, safe_open)(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
 def is_torchscript(path: Path) -> bool:
     """Tell a TorchScript program from a file of tensors; both are zip archives."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    return any(entry.filename.endswith("/constants.pkl") for entry in _entries(path) or ())
 
 
 def _head(path: Path) -> bytes:
@@ -120,10 +126,8 @@ def _foreign(path: Path, head: bytes) -> str:
 
 
 def _foreign_zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError):
+    entries = _entries(path)
+    if entries is None:
         return f"is damaged: its end is missing, as after a transfer that was cut short; {_AGAIN}"
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
@@ -139,6 +143,15 @@ def _foreign_zip(path: Path) -> str:
     if declared_bytes > _MOST_SWELLING * size_bytes + _SLACK_BYTES:
         return f"swells from {size_bytes / 1e6:.1f} MB to {declared_bytes / 1e6:.1f} MB; that is not read for safety"
     return ""
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo] | None:
+    """List what is in a zip archive; None where it is damaged, or none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):  # the second: "zip file version 6.4"
+        return None
 
 
 def _numbers_of_numpy() -> list[Any]:

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models.checkpoint import load_model, open_checkpoint, read_notes, save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
+from tubelet.models.fsrcnn import FSRCNN, FSRCNNConfig
 from tubelet.models.zoo import checkpoint_spec, is_checkpoint
 
 
@@ -26,6 +27,28 @@ def test_round_trip(saved):
     assert not loaded.training
     assert torch.equal(loaded(lq), model(lq))
     assert read_notes(path) == {"steps": 3}
+
+
+def test_what_shapes_do_not_tell_is_written_down(tmp_path):
+    path = tmp_path / "x3.safetensors"
+    save_checkpoint(path, FSRCNN(FSRCNNConfig(scale=3)), {})
+    assert open_checkpoint(path).config.scale == 3
+    assert checkpoint_spec(str(path))[0].scale == 3
+    assert open_checkpoint(path, scale=2).config.scale == 2
+    save_file(load_file(path), path)
+    assert open_checkpoint(path).config.scale == FSRCNNConfig().scale
+
+
+@pytest.mark.parametrize("written", ["[]", '{"scale": "3", "other": 1}', '{"scale": null}'])
+def test_what_else_is_written_down_does_not_count(tmp_path, written):
+    path = tmp_path / "x4.safetensors"
+    save_file(FSRCNN(FSRCNNConfig()).state_dict(), path, metadata={"architecture": "FSRCNN", "config": written})
+    assert open_checkpoint(path).config == FSRCNNConfig()
+    save_file(load_file(path), path, metadata={"architecture": "EDSR", "config": '{"scale": 3}'})
+    assert open_checkpoint(path).config == FSRCNNConfig()
+    save_file(load_file(path), path, metadata={"architecture": "FSRCNN", "config": '{"scale"'})
+    with pytest.raises(CheckpointError, match="damaged header"):
+        load_model(path)
 
 
 @torch.inference_mode()

@@ -204,7 +204,6 @@ def test_a_file_leaves_the_rest_to_the_recipe(tmp_path):
         ("RRN", {"data": ()}, "--data FOLDER"),
         ("RRDBNet", {"network": dataclasses.replace(TINY["RRDBNet"], doublings=3)}, "enlarges x8"),
         ("RRDBNet", {"network": dataclasses.replace(TINY["RRDBNet"], doublings=0)}, "preset=bi only changes the size"),
-        ("RBPN", {"network": dataclasses.replace(TINY["RBPN"], skip="bicubic")}, "network.skip=bicubic cannot be told"),
         ("RRN", {"loop": LoopSettings(optimiser=OptimiserSettings(slow=("spynet",)))}, "RRN has no part 'spynet'"),
     ],
 )

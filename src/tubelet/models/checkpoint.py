@@ -50,7 +50,7 @@ from tubelet.models import (
 from tubelet.models.architecture import Architecture, State
 from tubelet.models.by_spandrel import has_spandrel, load_by_spandrel
 from tubelet.models.foreign_names import recognise_foreign
-from tubelet.tensor_files import read_content, read_safetensors
+from tubelet.tensor_files import read_content, read_header, read_safetensors
 
 __all__ = ["ARCHITECTURES", "Opened", "load_model", "open_checkpoint", "read_notes", "read_state", "save_checkpoint"]
 
@@ -123,6 +123,8 @@ def save_checkpoint(path: Path, model: nn.Module, notes: Mapping[str, Any]) -> N
         notes: what else to keep in the header; anything JSON can hold, paths become text.
     """
     header = {"architecture": type(model).__name__, "notes": json.dumps(notes, default=str)}
+    if dataclasses.is_dataclass(config := getattr(model, "config", None)):
+        header["config"] = json.dumps(dataclasses.asdict(cast(Any, config)), default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part, metadata=header)
@@ -147,7 +149,8 @@ def load_model(
     Args:
         path_or_state_dict: a .safetensors or .pth file, or its tensors by name, wrapped as frameworks do or not.
         architecture: name of the network's class; by default it is recognised.
-        config: fields of the architecture's configuration, in place of the inferred ones.
+        config: fields of the architecture's configuration, in place of the inferred ones and of those that
+            `save_checkpoint` wrote.
 
     Returns:
         the network in evaluation mode, float32, on the CPU.
@@ -166,10 +169,12 @@ def open_checkpoint(
     candidates = _named(architecture)
     where = str(path_or_state_dict) if isinstance(path_or_state_dict, str | Path) else "the state dict"
     state, wrapping = read_state(path_or_state_dict)
+    header = read_header(path_or_state_dict) if isinstance(path_or_state_dict, str | Path) else {}
     for candidate in candidates:
         own = candidate.translate(state)
         if own is not None:
-            opened = _build(candidate, own, config, where)
+            written = header.get("config", "{}") if header.get("architecture") == candidate.name else "{}"
+            opened = _build(candidate, own, config, written, where)
             return dataclasses.replace(opened, wrapping=wrapping, renamed=len(state.keys() - own.keys()))
     if foreign := recognise_foreign(state):
         raise CheckpointError(f"{where} is {foreign.name}: {foreign.advice}")
@@ -213,8 +218,10 @@ def _named(name: str | None) -> tuple[Architecture, ...]:
     return found
 
 
-def _build(architecture: Architecture, state: dict[str, Tensor], changes: Mapping[str, Any], where: str) -> Opened:
-    model = architecture.build(config := _configured(architecture, state, changes, where))
+def _build(
+    architecture: Architecture, state: dict[str, Tensor], changes: Mapping[str, Any], written: str, where: str
+) -> Opened:
+    model = architecture.build(config := _configured(architecture, state, changes, written, where))
     expected = model.state_dict()
     absent = [n for n in expected if n not in state and not n.endswith(architecture.derived or ("\0",))]
     surplus = [name for name in state if name not in expected]
@@ -232,8 +239,8 @@ def _build(architecture: Architecture, state: dict[str, Tensor], changes: Mappin
     return Opened(model.float().eval(), architecture, config)
 
 
-def _configured(architecture: Architecture, state: State, changes: Mapping[str, Any], where: str) -> Any:
-    """Read the configuration off the shapes, and change what was asked for."""
+def _configured(architecture: Architecture, state: State, changes: Mapping[str, Any], written: str, where: str) -> Any:
+    """Read the configuration off the shapes, complete it by what is written, and change what was asked for."""
     try:
         config = architecture.infer(state)
     except (ConfigError, LookupError, ValueError, ArithmeticError, TypeError) as error:
@@ -242,9 +249,20 @@ def _configured(architecture: Architecture, state: State, changes: Mapping[str, 
             f"{where} has names of {architecture.name}, and its shapes are of no configuration of it ({reason})"
         ) from error
     try:
-        return dataclasses.replace(config, **changes)
+        return dataclasses.replace(config, **(_plain_fields(written, config) | dict(changes)))
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{where} has a damaged header: {error}") from error
+
+
+def _plain_fields(written: str, config: Any) -> dict[str, Any]:
+    """Read the fields that one word or number fills; all others are told by shapes."""
+    content: Any = json.loads(written)
+    found = cast(dict[str, Any], content) if isinstance(content, dict) else {}
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    plain = {name: value for name, value in fields.items() if isinstance(value, bool | int | float | str)}
+    return {name: found[name] for name, value in plain.items() if type(found.get(name)) is type(value)}
 
 
 def _holds_numbers(value: Tensor, expected: Tensor) -> bool:

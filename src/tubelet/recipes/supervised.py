@@ -161,7 +161,6 @@ def main(config: SupervisedConfig, *, on_log: Callable[[dict[str, Any]], None] |
     contract = _contract(recipe.architecture, config)
     torch.manual_seed(config.loop.seed)
     network = recipe.architecture.build(config.network)
-    _check_saved(recipe.architecture, network, config.network)
     if config.init is None:
         begin_flow_with(network, config.spynet)
     else:
@@ -229,22 +228,6 @@ def _check_crops(contract: Contract, config: SupervisedConfig, name: str) -> Non
             f"crops.frames={crops.frames} does not fit {name}, which gives 2T - 1 frames of T: take an odd number "
             "from 3 on"
         )
-
-
-def _check_saved(architecture: Architecture, network: nn.Module, config: Any) -> None:
-    """Refuse a configuration that names and shapes do not tell: the checkpoint would be read as another.
-
-    Raises:
-        ConfigError: names the field.
-    """
-    told = architecture.infer(network.state_dict())
-    for entry in fields(config):
-        wanted, read = getattr(config, entry.name), getattr(told, entry.name)
-        if wanted != read:
-            raise ConfigError(
-                f"network.{entry.name}={wanted} cannot be told from a checkpoint of {architecture.name}, which would "
-                f"be read as {read}; leave it at that"
-            )
 
 
 def _loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
