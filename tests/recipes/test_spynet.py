@@ -57,6 +57,16 @@ def test_finer_levels_stay_as_they_were(data: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(begun.state_dict(), network.state_dict(), atol=1e-5, rtol=0)
 
 
+def test_shared_levels_are_one_network_that_all_of_them_teach(data: Path, tmp_path: Path) -> None:
+    network = load_model(main(_config(data, tmp_path / "a", shared=True)))
+    assert isinstance(network, SpyNet)
+    torch.manual_seed(0)
+    start = designed_spynet().basic_module[1].state_dict()
+    for level in network.basic_module:
+        torch.testing.assert_close(level.state_dict(), network.basic_module[0].state_dict(), rtol=0, atol=0)
+        assert not torch.equal(level.state_dict()["basic_module.8.bias"], start["basic_module.8.bias"])
+
+
 def test_sees_motion_from_the_first_step(data: Path, tmp_path: Path) -> None:
     records: list[dict[str, float]] = []
     motion = MotionSettings(batch=4, patch_px=32, max_px=1.5, things=0, noise=0, change=0)

@@ -56,6 +56,22 @@ def test_learns_and_logs(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+class _Twice(nn.Module):
+    def __init__(self, layer: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = layer, second
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x) + 0 * self.second(x)
+
+
+def test_what_has_two_places_in_a_network_is_averaged_once(tmp_path):
+    alone = train(_Twice(_model(), nn.Identity()), _batches, SETTINGS, tmp_path / "alone")
+    layer = _model()
+    twice = train(_Twice(layer, layer), _batches, SETTINGS, tmp_path / "twice")
+    torch.testing.assert_close(twice.first.state_dict(), alone.first.state_dict(), rtol=0, atol=1e-6)
+
+
 def test_resumes_to_the_same_numbers(tmp_path):
     whole = train(_model(), _batches, SETTINGS, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

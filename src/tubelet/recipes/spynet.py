@@ -2,14 +2,16 @@
 
 Training begins with an estimator written down by hand (`spynet_start.py`), and goes from coarse to fine, as in the
 paper: `levels` networks, the coarsest ones, learn together, each judged by what it gives; the finer ones stay as they
-are. The next stage begins with the result (`init`).
+are. The next stage begins with the result (`init`). With `shared` they are one network, which learns fastest.
 
-Source: Ranjan and Black, CVPR 2017, Sec. 3.3, where the levels are trained one after the other; several at a time and
-a loss for each: Sun et al., PWC-Net, CVPR 2018, Eq. 4.
+Source: Ranjan and Black, CVPR 2017, Sec. 3.3, where the levels are trained one after the other, each from the one
+before; several at a time and a loss for each: Sun et al., PWC-Net, CVPR 2018, Eq. 4; one network for all levels: Hur
+and Roth, IRR, CVPR 2019.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -57,6 +59,8 @@ class SpynetConfig:
     """Frames of each of them."""
     levels: int = _LEVELS
     """Networks to train, from the coarsest on; motion.max_px and motion.patch_px are pixels of the finest of them."""
+    shared: bool = False
+    """One network for all levels, the finer ones too: what is left to find is alike at each; all of them teach it."""
     init: Path | None = None
     """Begin with the weights of this checkpoint of a SpyNet."""
     hidden_weight: float = 0.3
@@ -106,6 +110,8 @@ def main(config: SpynetConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     """
     torch.manual_seed(config.loop.seed)
     spynet = _begin_with(config.init) if config.init is not None else designed_spynet()
+    if config.shared:
+        _share(spynet, spynet.basic_module[config.levels - 1])
     known, unseen = split_pictures(find_pictures(config.data), config.hold_out)
     pictures = MovingPictures(known, config.motion, config.loop.seed)
 
@@ -124,6 +130,8 @@ def main(config: SpynetConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
         on_log=on_log,
     )
     assert isinstance(average, _Stages)
+    if config.shared:
+        _part(average.spynet)
     path = config.out / "model.safetensors"
     save_checkpoint(path, average.spynet, {"training": asdict(config)})
     return path
@@ -145,6 +153,17 @@ def _begin_with(path: Path) -> SpyNet:
     if not isinstance(model, SpyNet):
         raise InputError(f"{path} is {type(model).__name__}, not SpyNet; give a checkpoint of a SpyNet")
     return model
+
+
+def _share(spynet: SpyNet, level: nn.Module) -> None:
+    for i in range(_LEVELS):
+        spynet.basic_module[i] = level
+
+
+def _part(spynet: SpyNet) -> None:
+    """Give every level a network of its own again, as files of SpyNets have them."""
+    for i in range(_LEVELS):
+        spynet.basic_module[i] = copy.deepcopy(spynet.basic_module[i])
 
 
 def _criterion(levels: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

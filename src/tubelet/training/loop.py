@@ -7,6 +7,7 @@ run that was killed goes on to the same numbers as one that was not.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -173,11 +174,16 @@ def _descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, *
 
 @torch.no_grad()
 def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+    # Not the state dicts: what has two places in the network would be there twice.
+    for kept, new in zip(_tensors(average), _tensors(model), strict=True):
         if kept.is_floating_point():
             kept.lerp_(new, 1 - decay)
         else:
             kept.copy_(new)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(model.parameters(), model.buffers())
 
 
 def _save(
