@@ -112,16 +112,23 @@ def run_ours(path: Path, lq: Tensor) -> Iterator[Tensor]:
 def run_plain(network: Network, path: Path, lq: Tensor) -> Iterator[Tensor]:
     """Yield what plain PyTorch gives."""
     model = open_checkpoint(path).model
-
-    def deform(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, **how: Any) -> Tensor:
-        how.pop("border", None)
-        return deform_conv2d(x, offset, weight, bias, **how)
-
-    with patch("tubelet.layers.deform.deform_conv2d", deform), patch("tubelet.layers.spynet.backward_warp", _warp):
+    with (
+        patch("tubelet.layers.deform.deform_conv2d", None),  # no network of the list samples without a mask
+        patch("tubelet.layers.deform.guided_deform_conv2d", plain_deform),
+        patch("tubelet.layers.spynet.backward_warp", plain_warp),
+    ):
         yield from network.plain(model, lq[None])[0]
 
 
-def _warp(x: Tensor, flow: Tensor, *, padding: str = "zeros") -> Tensor:
+def plain_deform(x: Tensor, predicted: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int) -> Tensor:
+    """Sample by torchvision, from predicted offsets and masks."""
+    samples = predicted.shape[1] // 3
+    mask = torch.sigmoid(predicted[:, 2 * samples :])
+    return deform_conv2d(x, predicted[:, : 2 * samples], weight, bias, padding=padding, mask=mask)
+
+
+def plain_warp(x: Tensor, flow: Tensor, *, padding: str = "zeros") -> Tensor:
+    """Sample by grid_sample."""
     return warp(x, flow, padding)
 
 
