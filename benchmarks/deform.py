@@ -52,6 +52,7 @@ def run(way: str, inputs: dict[str, Tensor], *, learn: bool) -> float:
 
 
 def main() -> None:
+    """Run the chosen ways in turns, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="runs of each way")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))

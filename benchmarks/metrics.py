@@ -50,6 +50,7 @@ def peak_mb() -> float:
 
 
 def main() -> int:
+    """Feed the film to the meters; 1 where the peak of memory is above the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--size", type=int, nargs=2, default=(1280, 720), metavar=("W", "H"))

@@ -29,6 +29,7 @@ def pictures(folder: Path) -> Iterator[Tensor]:
 
 
 def main() -> None:
+    """Fit the model to the pictures, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=OUT)

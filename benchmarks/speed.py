@@ -164,6 +164,7 @@ def bench_memory(id: str, folder: Path, short: int) -> None:
 
 
 def main() -> None:
+    """Measure what was asked for, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["fast-x4-real", "fast-x2-real", "bicubic-x4"])
     parser.add_argument("--frames", type=int, default=100)

@@ -109,6 +109,7 @@ def embed(network: SpyNet, made: dict[str, object]) -> None:
 
 
 def main() -> None:
+    """Score a network on pairs and clips, or embed it where that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, help="folder that the pairs are made of")
     parser.add_argument("--clips", type=Path, help="folder of folders of frames")

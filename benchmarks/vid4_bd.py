@@ -40,6 +40,7 @@ def scores(gt: torch.Tensor, preset: str) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
+    """Score every degradation, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of Vid4")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Published networks by their names and shapes: weights as recorded, and the lists of keys."""
+"""Published networks by their names and shapes: weights as recorded, the lists of keys, and what all of them keep."""
 
 import ast
 from pathlib import Path
@@ -64,3 +64,19 @@ def assert_every_parameter_learns(model: nn.Module, lq: Tensor) -> None:
     model.train()(lq).square().mean().backward()
     dead = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
     assert not dead
+
+
+def assert_frames_are_encoded_once(model: Any, clip: Tensor) -> None:
+    """Check that what `encode` makes of a frame serves every window, to the bit, and `fuse` leaves it as it is.
+
+    Args:
+        model: takes windows of an odd number of frames.
+        clip: (B, T, 3, H, W), longer than a window.
+    """
+    size = model.config.num_frames
+    with torch.inference_mode():
+        features = [model.encode(frame) for frame in clip.unbind(1)]
+        before = [[part.clone() for part in frame] for frame in features]
+        for t in range(clip.shape[1] - size + 1):
+            assert torch.equal(model.fuse(features[t : t + size])[:, None], model(clip[:, t : t + size]))
+    assert all(torch.equal(x, y) for f, g in zip(features, before, strict=True) for x, y in zip(f, g, strict=True))

@@ -1,4 +1,4 @@
-"""Compare networks that restore clips with the recorded outputs of published code."""
+"""Compare networks that restore clips or windows with the recorded outputs of published code."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -10,46 +10,47 @@ import tubelet
 from media import make_video
 from small_models import clip_of, cuts_at, frames_of
 from tiny_networks import TINY
-from tubelet.models.architecture import Architecture
 from tubelet.models.checkpoint import ARCHITECTURES, save_checkpoint
 from tubelet.models.zoo import checkpoint_spec
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 
 PICTURES = [a for a in ARCHITECTURES if a.name != "SpyNet"]
-EVERY = pytest.mark.parametrize("architecture", PICTURES, ids=lambda a: a.name)
 
 
-def checkpoint(architecture: Architecture, folder: Path) -> Path:
+@pytest.fixture(scope="module", params=PICTURES, ids=lambda a: a.name)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save a small network with random weights."""
     torch.manual_seed(0)
-    path = folder / "small.safetensors"
-    save_checkpoint(path, architecture.build(TINY[architecture.name]), {})
+    path = tmp_path_factory.mktemp(request.param.name) / "small.safetensors"
+    save_checkpoint(path, request.param.build(TINY[request.param.name]), {})
     return path
 
 
-def restored(path: Path, clip: Tensor, *cuts: int) -> Tensor:
-    spec, model = checkpoint_spec(str(path))
-    engine = Engine(spec, model, UpscaleSettings(device="cpu", precision="fp32"))
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four frames whose size is a multiple of two alone."""
+    return make_video(tmp_path_factory.mktemp("video") / "in.mp4", frames=4, size=(34, 26))
+
+
+def restored(engine: Engine, clip: Tensor, *cuts: int) -> Tensor:
     out = torch.stack([f.rgb for f in engine.restore(frames_of(clip), starts_scene=cuts_at(*cuts))])
-    assert out.shape == (len(clip), 3, spec.scale * clip.shape[-2], spec.scale * clip.shape[-1])
+    scale = engine.spec.scale
+    assert out.shape == (len(clip), 3, scale * clip.shape[-2], scale * clip.shape[-1])
     assert out.isfinite().all()
     return out
 
 
-@EVERY
-def test_odd_sizes_short_clips_and_a_cut(architecture: Architecture, tmp_path: Path) -> None:
-    path = checkpoint(architecture, tmp_path)
+def test_odd_sizes_short_clips_and_a_cut(checkpoint: Path) -> None:
+    """Whole pictures, whatever memory is free; the test with a video file plans by it."""
+    engine = Engine(*checkpoint_spec(str(checkpoint)), UpscaleSettings(device="cpu", precision="fp32", tile=0))
     clip = clip_of(3, 33, 37)
-    assert restored(path, clip[:1]).std() > 0
-    parts = torch.cat([restored(path, clip[:2]), restored(path, clip[2:])])
-    torch.testing.assert_close(restored(path, clip, 2), parts, rtol=0, atol=1e-4)
+    before, after = restored(engine, clip[:2]), restored(engine, clip[2:])
+    assert after.std() > 0
+    torch.testing.assert_close(restored(engine, clip, 2), torch.cat([before, after]), rtol=0, atol=1e-4)
 
 
-@EVERY
-def test_a_video_file(architecture: Architecture, tmp_path: Path) -> None:
-    source = make_video(tmp_path / "in.mp4")
-    path = checkpoint(architecture, tmp_path)
-    result = tubelet.upscale(source, tmp_path / "out.mp4", model=str(path))
-    assert (result.frames, result.model) == (10, path.name)
+def test_a_video_file(checkpoint: Path, video: Path, tmp_path: Path) -> None:
+    result = tubelet.upscale(video, tmp_path / "out.mp4", model=str(checkpoint))
+    assert (result.frames, result.model) == (4, checkpoint.name)
     assert (tmp_path / "out.mp4").stat().st_size > 0

@@ -57,7 +57,7 @@ TINY: dict[str, Any] = {
     "SRVGGNetCompact": SRVGGConfig(num_feat=8, num_conv=1),
     "SwinIR": SwinIRConfig(**_ATTENTION, window=8),
     "TDAN": TDANConfig(channels=8, num_frames=3, groups=2, extract_blocks=1, reconstruct_blocks=1),
-    "TMNet": TMNetConfig(front_blocks=1, back_blocks=1),
+    "TMNet": TMNetConfig(groups=2, front_blocks=1, back_blocks=1),
     "TOFlow": TOFlowConfig(num_frames=3),
     "ZoomingSlowMo": ZoomingSlowMoConfig(channels=8, groups=2, front_blocks=1, back_blocks=1),
 }

@@ -1,5 +1,6 @@
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,19 @@ def _feats() -> list[Tensor]:
 def _equal_to_the_bit(a: Tensor, b: Tensor) -> bool:
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return a.dtype == b.dtype and torch.equal(a.contiguous().view(whole), b.contiguous().view(whole))
+
+
+def _watch_files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list to which every temporary file is added as it is made."""
+    made: list[Any] = []
+    real: Any = tempfile.TemporaryFile
+
+    def watched(**options: Any) -> Any:
+        made.append(real(**options))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", watched)
+    return made
 
 
 @pytest.mark.parametrize("host_bytes", [None, 0, 1000])
@@ -94,14 +108,7 @@ def test_autograd_graphs_are_not_moved() -> None:
 
 
 def test_the_file_uses_freed_places_again_and_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = []
-    real = tempfile.TemporaryFile
-
-    def watched(**kwargs: object) -> object:
-        made.append(real(**kwargs))  # type: ignore[call-overload]
-        return made[-1]
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", watched)
+    made = _watch_files(monkeypatch)
     with FeatureStore(FeatureLimits(host_bytes=0, folder=tmp_path)) as store:
         for t in range(20):
             store.append(t, torch.full((64,), float(t)))
@@ -113,9 +120,12 @@ def test_the_file_uses_freed_places_again_and_goes(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_file_where_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: pytest.fail("a file was made"))
+    made = _watch_files(monkeypatch)
     with FeatureStore(FeatureLimits(host_bytes=400)) as store:
         store.append(0, torch.zeros(100))
+        assert made == []
+        store.append(1, torch.zeros(1))
+        assert len(made) == 1
 
 
 def test_bounds_come_from_the_context() -> None:

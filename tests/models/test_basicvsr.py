@@ -1,27 +1,16 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, leaky_relu, pixel_shuffle
 
-from golden import recorded, recorded_input, rules
 from published_nets import published_keys
+from recorded_clips import assert_clip_as_recorded, assert_recognised
 from tubelet.models.basicvsr import ARCHITECTURE, BasicVSR, BasicVSRConfig
 from tubelet.ops import backward_warp
 
 TINY = BasicVSRConfig(channels=4, num_blocks=1)
-
-
-def _recorded_state(shared: Path, description: dict[str, Any]) -> dict[str, Tensor]:
-    """Make the state dict of a case; what keeps its constructor's value is left out."""
-    fill = rules(shared).fill
-    return {
-        name: torch.from_numpy(fill(name, tuple(shape)))
-        for name, (_, shape) in description["state_dict"].items()
-        if name not in description["kept"]
-    }
 
 
 def _seeded(config: BasicVSRConfig = TINY) -> BasicVSR:
@@ -32,32 +21,12 @@ def _seeded(config: BasicVSRConfig = TINY) -> BasicVSR:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", ["basicvsr_A", "basicvsr_A_batch2", "basicvsr_mmagic_A"])
 def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
-    description, (expected,) = recorded(shared, case)
-    state = ARCHITECTURE.translate(_recorded_state(shared, description))
-    assert state is not None
-    network = ARCHITECTURE.build(ARCHITECTURE.infer(state))
-    derived = {name: value for name, value in network.state_dict().items() if name.endswith(ARCHITECTURE.derived)}
-    network.load_state_dict({**derived, **state}, strict=True)
-    network = network.to(memory_format=layout)
-    lq = recorded_input(shared, case, tuple(description["inputs"]["x"]))
-    with torch.no_grad():
-        sr = network(lq)
-    assert list(sr.shape) == description["output_shape"]
-    step = description["output_step"]
-    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
-    torch.testing.assert_close(sr[..., ::step, ::step], expected, rtol=0, atol=tolerance)
+    assert_clip_as_recorded(shared, case, layout)
 
 
 @pytest.mark.parametrize("file", ["basicsr_basicvsr_reds_b30", "mmagic_basicvsr"])
 def test_recognises_published_files(shared: Path, file: str) -> None:
-    state = ARCHITECTURE.translate(published_keys(shared, file))
-    assert state is not None
-    config = ARCHITECTURE.infer(state)
-    assert config == BasicVSRConfig(channels=64, num_blocks=30)
-    with torch.device("meta"):
-        network = ARCHITECTURE.build(config)
-    network.load_state_dict(state, strict=True, assign=True)
-    assert sum(p.numel() for p in network.parameters()) == 6_291_311
+    assert_recognised(shared, file, ARCHITECTURE, BasicVSRConfig(channels=64, num_blocks=30), 6_291_311)
 
 
 def test_leaves_other_files_alone(shared: Path) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from golden import recorded, recorded_input
-from published_nets import assert_every_parameter_learns, load, published_keys, recorded_state
+from published_nets import assert_every_parameter_learns, load, published_keys
+from recorded_clips import assert_clip_as_recorded, assert_recognised
 from tubelet.errors import ConfigError
 from tubelet.models.duf import ARCHITECTURE, DUF, DenseBlock, DUFConfig, apply_filters
 
@@ -27,26 +27,18 @@ def _seeded(**changes: Any) -> DUF:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("case", "changes"), [("duf16_A", {}), ("duf16_A_eps", {"norm_eps": 1e-3})])
 def test_recorded_outputs(shared: Path, case: str, changes: dict[str, Any], layout: torch.memory_format) -> None:
-    description, (expected,) = recorded(shared, case)
-    model = load(ARCHITECTURE, recorded_state(shared, description), **changes).to(memory_format=layout)
-    with torch.inference_mode():
-        sr = model(recorded_input(shared, case, tuple(description["inputs"]["x"])))
-    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
-    torch.testing.assert_close(sr[:, 0], expected, rtol=0, atol=tolerance)
+    assert_clip_as_recorded(shared, case, layout, arrange=lambda sr: sr[:, 0], **changes)
 
 
 @pytest.mark.parametrize(
     ("file", "config", "parameters"),
     [
         ("basicsr_duf_16", DUFConfig(blocks=3, growth=32), 1_900_640),
-        ("basicsr_duf_52", DUFConfig(blocks=21, growth=16), None),
+        ("basicsr_duf_52", DUFConfig(blocks=21, growth=16), 5_821_952),
     ],
 )
-def test_recognises_published_files(shared: Path, file: str, config: DUFConfig, parameters: int | None) -> None:
-    model = load(ARCHITECTURE, published_keys(shared, file))
-    assert model.config == config
-    if parameters is not None:
-        assert sum(p.numel() for p in model.parameters()) == parameters
+def test_recognises_published_files(shared: Path, file: str, config: DUFConfig, parameters: int) -> None:
+    assert_recognised(shared, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden import recorded, recorded_input
-from published_nets import assert_every_parameter_learns, load, published_keys, recorded_state
+from published_nets import assert_every_parameter_learns, assert_frames_are_encoded_once, load, published_keys
+from recorded_clips import assert_clip_as_recorded, assert_recognised
 from tubelet.errors import ConfigError
 from tubelet.models.edvr import ARCHITECTURE, EDVR, EDVRConfig
 
@@ -61,12 +61,7 @@ def _authors_name(name: str) -> str:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", ["edvr_A", "edvr_A_predeblur", "edvr_A_wotsa", "edvr_mmagic_A"])
 def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
-    description, (expected,) = recorded(shared, case)
-    model = load(ARCHITECTURE, recorded_state(shared, description)).to(memory_format=layout)
-    with torch.inference_mode():
-        sr = model(recorded_input(shared, case, tuple(description["inputs"]["x"])))
-    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
-    torch.testing.assert_close(sr[:, 0], expected, rtol=0, atol=tolerance)
+    assert_clip_as_recorded(shared, case, layout, arrange=lambda sr: sr[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -74,16 +69,13 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
     [
         ("basicsr_edvr_M", EDVRConfig(), 3_300_131),
         ("mmagic_edvrM", EDVRConfig(), 3_300_131),
-        ("basicsr_edvr_M_woTSA", EDVRConfig(fusion="conv"), None),
+        ("basicsr_edvr_M_woTSA", EDVRConfig(fusion="conv"), 2_996_259),
         ("basicsr_edvr_L", EDVRConfig(channels=128, reconstruct_blocks=40), 20_633_827),
         ("basicsr_edvr_L_vimeo7", EDVRConfig(channels=128, reconstruct_blocks=40, num_frames=7), 20_699_363),
     ],
 )
-def test_recognises_published_files(shared: Path, file: str, config: EDVRConfig, parameters: int | None) -> None:
-    model = load(ARCHITECTURE, published_keys(shared, file))
-    assert model.config == config
-    if parameters is not None:
-        assert sum(p.numel() for p in model.parameters()) == parameters
+def test_recognises_published_files(shared: Path, file: str, config: EDVRConfig, parameters: int) -> None:
+    assert_recognised(shared, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("changes", [{}, {"fusion": "conv"}, {"predeblur": "strided"}])
@@ -119,16 +111,7 @@ def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
 
 
 def test_frames_are_encoded_once_for_all_windows() -> None:
-    """What `encode` makes of a frame serves every window, to the bit, and `fuse` leaves it as it is."""
-    model, clip = _seeded(), torch.rand(1, 5, 3, 16, 20)
-    with torch.inference_mode():
-        features = [model.encode(frame) for frame in clip.unbind(1)]
-        before = [[part.clone() for part in frame] for frame in features]
-        for t in range(3):
-            torch.testing.assert_close(
-                model.fuse(features[t : t + 3])[:, None], model(clip[:, t : t + 3]), rtol=0, atol=0
-            )
-        assert all(torch.equal(x, y) for f, g in zip(features, before, strict=True) for x, y in zip(f, g, strict=True))
+    assert_frames_are_encoded_once(_seeded(), torch.rand(1, 5, 3, 16, 20))
 
 
 def test_tiles_with_the_stated_halo_equal_the_whole() -> None:

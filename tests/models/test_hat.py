@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from golden import recorded, recorded_input
-from published_nets import assert_as_recorded, assert_every_parameter_learns, listed_state, load, recorded_state
+from published_nets import assert_as_recorded, assert_every_parameter_learns, recorded_state
+from recorded_clips import assert_recognised
 from tubelet.errors import ConfigError
 from tubelet.models.checkpoint import open_checkpoint
 from tubelet.models.hat import ARCHITECTURE, HAT, OCAB, HATConfig, overlapping_position_bias
@@ -59,9 +60,7 @@ def test_overlapping_positions_are_the_recorded_ones(shared):
     ],
 )
 def test_recognises_published_files(shared, file, config, parameters):
-    model = load(ARCHITECTURE, listed_state(shared / "keys" / f"{file}.txt"))
-    assert model.config == config
-    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert_recognised(shared, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: f"x{config.scale}")

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from published_nets import assert_as_recorded, assert_every_parameter_learns, listed_state, load
+from published_nets import assert_as_recorded, assert_every_parameter_learns
+from recorded_clips import assert_recognised
 from tubelet.errors import ConfigError
 from tubelet.models.checkpoint import open_checkpoint
 from tubelet.models.swinir import ARCHITECTURE, SwinIR, SwinIRConfig
@@ -54,9 +55,7 @@ def test_gives_the_recorded_output(shared, case):
     ],
 )
 def test_recognises_published_files(shared, file, config, parameters):
-    model = load(ARCHITECTURE, listed_state(shared / "keys" / f"basicsr_swinir_{file}.txt"))
-    assert model.config == config
-    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert_recognised(shared, f"basicsr_swinir_{file}", ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("config", KINDS, ids=_name)

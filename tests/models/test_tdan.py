@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from golden import recorded, recorded_input
-from published_nets import assert_every_parameter_learns, load, published_keys, recorded_state
+from published_nets import (
+    assert_every_parameter_learns,
+    assert_frames_are_encoded_once,
+    load,
+    published_keys,
+    recorded_state,
+)
+from recorded_clips import assert_recognised
 from tubelet.errors import ConfigError
 from tubelet.models.tdan import ARCHITECTURE, TDAN, TDANConfig
 
@@ -53,9 +60,7 @@ def test_recorded_outputs(
     ],
 )
 def test_recognises_published_files(shared: Path, file: str, config: TDANConfig, parameters: int) -> None:
-    model = load(ARCHITECTURE, published_keys(shared, file))
-    assert model.config == config
-    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert_recognised(shared, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("changes", [{}, {"release": "mmagic", "border": "zeros"}, {"deform": "modulated"}])
@@ -77,14 +82,7 @@ def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
 
 
 def test_frames_are_encoded_once_for_all_windows() -> None:
-    """What `encode` makes of a frame serves every window, to the bit, and `fuse` leaves it as it is."""
-    model, clip = _seeded(), torch.rand(1, 5, 3, 13, 11)
-    with torch.inference_mode():
-        features = [model.encode(frame) for frame in clip.unbind(1)]
-        before = [[part.clone() for part in frame] for frame in features]
-        for t in range(3):
-            assert torch.equal(model.fuse(features[t : t + 3])[:, None], model(clip[:, t : t + 3]))
-        assert all(torch.equal(x, y) for f, g in zip(features, before, strict=True) for x, y in zip(f, g, strict=True))
+    assert_frames_are_encoded_once(_seeded(), torch.rand(1, 5, 3, 13, 11))
 
 
 def test_brightness_is_kept() -> None:
