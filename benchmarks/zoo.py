@@ -1,12 +1,14 @@
 """Compare the networks of the zoo, as the engine runs them, with plain PyTorch: time, memory, largest difference.
 
     python benchmarks/zoo.py                                  # 320×180, time and difference of every network
-    python benchmarks/zoo.py --networks basicvsr_pp --frames 60 300 --size 160 90     # memory against length
+    python benchmarks/zoo.py --networks basicvsr basicvsr_pp --frames 100 --shallow   # memory of long clips
+    python benchmarks/zoo.py --networks basicvsr_pp --frames 60 300 --ways ours --shallow
 
 Ours: the engine, from a checkpoint. Plain: the same network eager, in PyTorch's default
 layout, with torchvision's deformable convolution and grid_sample, recurrent networks as they were published (all flows
 first, every feature kept); windows one after the other. Every run is a process of its own; both take turns. Weights are
-random, with offsets of a few pixels.
+random, with offsets of a few pixels. `--shallow` takes one residual block a trunk: what is kept of a clip is the same,
+and a long one does not take an hour.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
@@ -84,10 +86,10 @@ NETWORKS = {
 }
 
 
-def make_checkpoint(network: Network, path: Path) -> None:
+def make_checkpoint(network: Network, path: Path, *, shallow: bool = False) -> None:
     """Save the network with random weights; what starts at zero (offsets) gets some too."""
     torch.manual_seed(0)
-    model = network.architecture.build(network.config)
+    model = network.architecture.build(replace(network.config, num_blocks=1) if shallow else network.config)
     for name, parameter in model.named_parameters():
         if "offset" in name:
             nn.init.normal_(parameter, std=0.05)
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(320, 180), metavar=("W", "H"))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--ways", nargs="+", default=["ours", "plain"], choices=["ours", "plain"])
+    parser.add_argument("--shallow", action="store_true", help="one block a trunk; for networks of the BasicVSR family")
     parser.add_argument("--way", choices=["ours", "plain"], help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -175,7 +178,7 @@ def compare(name: str, frames: int, options: argparse.Namespace) -> str:
     """Run both ways in turn: a line of the table."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.safetensors"
-        make_checkpoint(NETWORKS[name], file)
+        make_checkpoint(NETWORKS[name], file, shallow=options.shallow)
         torch.save(clip(frames, *options.size), file.with_name("lq.pt"))
         seen: dict[str, list[dict[str, float]]] = {way: [] for way in options.ways}
         for _ in range(options.repeats):

@@ -6,6 +6,7 @@ from small_models import COARSE, FRAME
 from tubelet.restore.plan import (
     MIN_TILE_PX,
     Span,
+    align_windows,
     choose_tile,
     neighbourhoods,
     output_size,
@@ -107,6 +108,24 @@ def test_windows_keep_every_frame_once_with_context(num_frames, size, overlap):
         assert span.stop == num_frames or span.stop - span.keep_stop >= overlap // 2
         kept += range(span.keep_start, span.keep_stop)
     assert kept == list(range(num_frames))
+
+
+@pytest.mark.parametrize("num_frames", range(1, 40))
+@pytest.mark.parametrize(("size", "overlap", "multiple"), [(16, 8, 5), (9, 2, 3), (7, 3, 4)])
+def test_windows_begin_at_multiples(num_frames, size, overlap, multiple):
+    aligned = align_windows(size, overlap, multiple)
+    assert overlap <= aligned < size
+    kept = []
+    for held, span in windows(range(num_frames), size=size, overlap=aligned, multiple=multiple):
+        assert held == list(range(span.start, span.stop))
+        assert span.start % multiple == 0
+        assert span.start == 0 or span.keep_start - span.start >= aligned // 2
+        kept += range(span.keep_start, span.keep_stop)
+    assert kept == list(range(num_frames))
+
+
+def test_windows_too_small_for_a_multiple_are_left_as_they_are():
+    assert align_windows(6, 3, 5) == 3
 
 
 def test_windows_of_an_empty_scene():

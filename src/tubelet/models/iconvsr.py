@@ -227,8 +227,8 @@ def _infer(state: State) -> IconVSRConfig:
 
 
 def _contract(config: IconVSRConfig) -> Contract:
-    del config  # every configuration asks for the same
-    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=48, min_size_px=_MULTIPLE)
+    temporal = Temporal("clip", start_multiple=config.keyframe_stride)  # so that windows have the clip's keyframes
+    return Contract(scale=_SCALE, temporal=temporal, halo_px=48, min_size_px=_MULTIPLE)
 
 
 ARCHITECTURE = Architecture(

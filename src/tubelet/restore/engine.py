@@ -36,6 +36,7 @@ from tubelet.restore.memory import (
 )
 from tubelet.restore.plan import (
     MIN_TILE_PX,
+    align_windows,
     choose_tile,
     neighbourhoods,
     output_size,
@@ -134,8 +135,16 @@ class Engine:
         temporal = self.spec.temporal
         fixed_frames = temporal.window_frames if temporal.kind == "clip" else 1
         if self._settings.tile is not None and fixed_frames:
-            return Layout(self._settings.tile, temporal.window_frames, temporal.overlap_frames)
+            return self._windowed(self._settings.tile, temporal.window_frames)
         return self._plan_stream(height, width) or self._plan_calls(height, width)
+
+    def _windowed(self, tile_px: int, frames: int, features: FeatureLimits | None = None) -> Layout:
+        """Decide what windows share."""
+        temporal = self.spec.temporal
+        overlap = temporal.overlap_frames
+        if not temporal.window_frames:
+            overlap = min(overlap or _OVERLAP, frames // 2)
+        return Layout(tile_px, frames, align_windows(frames, overlap, temporal.start_multiple), features)
 
     def _plan_calls(self, height: int, width: int) -> Layout:
         """Plan calls whose results come all at once."""
@@ -150,9 +159,7 @@ class Engine:
             tile_px = choose_tile(height, width, self.spec, max_area_px=frame_px / frames)
         if temporal.kind != "clip":
             return Layout(tile_px)
-        if fixed_frames:
-            return Layout(tile_px, frames, temporal.overlap_frames)
-        return Layout(tile_px, frames, min(temporal.overlap_frames or _OVERLAP, frames // 2))
+        return self._windowed(tile_px, frames)
 
     def _plan_stream(self, height: int, width: int) -> Layout | None:
         """Plan whole scenes of untiled pictures; None where the model or the memory does not allow it."""
@@ -170,7 +177,7 @@ class Engine:
         frames = min(room / feature_bytes, budget / 4 / (_COPIES * 12 * pixels), _MOST_FRAMES)
         if frames < _LEAST_WINDOW:
             return None
-        return Layout(0, int(frames), temporal.overlap_frames or _OVERLAP, limits)
+        return self._windowed(0, int(frames), limits)
 
     def restore(
         self, frames: Iterable[Frame], *, starts_scene: Callable[[Tensor], bool] | None = None
@@ -217,7 +224,7 @@ class Engine:
     def _restore_windows(self, scene: Iterable[Frame]) -> Iterator[Frame]:
         size, overlap = self._layout.window_frames, self._layout.overlap_frames
         steps = 1 + self.spec.temporal.between_frames  # results from one frame to the next
-        for window, span in windows(scene, size=size, overlap=overlap):
+        for window, span in windows(scene, size=size, overlap=overlap, multiple=self.spec.temporal.start_multiple):
             for number, sr in enumerate(self._run_window(window)):
                 t, is_between = divmod(number, steps)
                 if span.keep_start <= span.start + t < span.keep_stop and (not is_between or self.doubles_rate):
@@ -239,7 +246,7 @@ class Engine:
             self.notes.append(f"memory ran out; went on with {self._layout.window_frames} frames at once")
         size, overlap = self._layout.window_frames, self._layout.overlap_frames
         steps = 1 + self.spec.temporal.between_frames
-        for part, span in windows(window, size=size, overlap=overlap):
+        for part, span in windows(window, size=size, overlap=overlap, multiple=self.spec.temporal.start_multiple):
             for number, sr in enumerate(self._run(part, None)[0][0], span.start * steps):
                 if max(done, span.keep_start * steps) <= number < span.keep_stop * steps:
                     yield sr

@@ -22,6 +22,7 @@ __all__ = [
     "MIN_TILE_PX",
     "Span",
     "Tile",
+    "align_windows",
     "choose_tile",
     "neighbourhoods",
     "output_size",
@@ -176,7 +177,13 @@ def neighbourhoods(scene: Iterable[T], *, before: int, after: int) -> Iterator[t
         yield tuple(around)
 
 
-def windows(scene: Iterable[T], *, size: int, overlap: int) -> Iterator[tuple[list[T], Span]]:
+def align_windows(size: int, overlap: int, multiple: int) -> int:
+    """Lengthen the overlap so that windows of `size` frames begin at multiples of `multiple`, as far as size allows."""
+    step = (size - overlap) // multiple * multiple
+    return size - step if step else overlap
+
+
+def windows(scene: Iterable[T], *, size: int, overlap: int, multiple: int = 1) -> Iterator[tuple[list[T], Span]]:
     """Cut a scene of unknown length into overlapping windows, holding no more than one of them.
 
     Args:
@@ -184,6 +191,7 @@ def windows(scene: Iterable[T], *, size: int, overlap: int) -> Iterator[tuple[li
         size: frames of a window.
         overlap: frames that consecutive windows share, below `size`; the seam lies in their middle. The last
             window is moved back so that it has `size` frames too, if the scene has as many.
+        multiple: where the last window begins is rounded up to a multiple of it.
 
     Yields:
         The frames of a window and where they lie in the scene.
@@ -198,7 +206,8 @@ def windows(scene: Iterable[T], *, size: int, overlap: int) -> Iterator[tuple[li
         held.append(frame)
         number += 1
     if held:
-        yield list(held), Span(number - len(held), number, kept, number)
+        start = min(_round_up(number - len(held), multiple), kept)
+        yield list(held)[start - number :], Span(start, number, kept, number)
 
 
 def _round_up(value: int, multiple: int) -> int:
