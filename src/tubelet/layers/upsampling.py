@@ -8,6 +8,8 @@ Source: Wang et al. (EDVR), CVPRW 2019, Fig. 2; sub-pixel convolution: Shi et al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,12 +48,12 @@ def shuffle_x4(x: Tensor, base: Tensor, convs: Convs) -> Tensor:
     height = x.shape[2]
     rows = _strip_rows(x, convs)
     if rows >= height or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return base + _detail(x, convs)
+        return base + _detail(x, convs, (0, 0))
     sr = torch.empty_like(base)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first, last = max(top - _HALO_PX, 0), min(bottom + _HALO_PX, height)
-        detail = _detail(x[:, :, first:last], convs)[:, :, 4 * (top - first) : 4 * (bottom - first)]
+        detail = _detail(x[:, :, first:last], convs, (top - first, last - bottom))
         torch.add(base[:, :, 4 * top : 4 * bottom], detail, out=sr[:, :, 4 * top : 4 * bottom])
     return sr
 
@@ -63,8 +65,17 @@ def _strip_rows(x: Tensor, convs: Convs) -> int:
     return max(bound // line_bytes, 4 * _HALO_PX)
 
 
-def _detail(x: Tensor, convs: Convs) -> Tensor:
+def _detail(x: Tensor, convs: Convs, halo: tuple[int, int]) -> Tensor:
+    """Compute the detail of the lines between those of the halo, of which no step takes more than it needs."""
     first, second, detail, last = convs
     x = functional.pixel_shuffle(convolve(first, x, 0.1), 2)
+    x = _crop(x, [max(2 * lines - 2, 0) for lines in halo])  # the next three steps look one line further each
     x = functional.pixel_shuffle(convolve(second, x, 0.1), 2)
-    return last(convolve(detail, x, 0.1))
+    ends = [min(1, lines) for lines in halo]
+    x = convolve(detail, _crop(x, [2 * lines for lines in ends]), 0.1)
+    return _crop(last(_crop(x, ends)), ends)
+
+
+def _crop(x: Tensor, lines: Sequence[int]) -> Tensor:
+    above, below = lines
+    return x[:, :, above : x.shape[2] - below]
