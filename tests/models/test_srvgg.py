@@ -1,10 +1,19 @@
+from fractions import Fraction
+
 import pytest
 import torch
 
 from published_nets import assert_as_recorded, assert_every_parameter_learns, listed_state, load
 from recorded_clips import assert_recognised
+from tubelet.data import read_clip
 from tubelet.errors import ConfigError
+from tubelet.metrics import psnr
 from tubelet.models.srvgg import ARCHITECTURE, SRVGGConfig, SRVGGNetCompact
+from tubelet.models.zoo import checkpoint_spec
+from tubelet.ops import imresize
+from tubelet.restore.engine import Engine
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.types import Frame
 
 TINY = SRVGGConfig(scale=2, num_feat=8, num_conv=2)
 
@@ -83,3 +92,18 @@ def test_sees_as_far_as_the_halo():
 def test_refuses_what_is_out_of_range(fields):
     with pytest.raises(ConfigError):
         SRVGGConfig(**fields)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_costs_less_than_a_fiftieth_of_a_decibel(shared, precision):
+    spec, model = checkpoint_spec(str(shared / "checkpoints" / "realesr-animevideov3.pth"))
+    gt = torch.from_numpy(read_clip(shared / "data" / "dev_eval" / "vid4_city", max_frames=1)).float()[
+        ..., 100:292, :256
+    ]
+    lq = imresize(gt[0] / 255, 1 / 4).clamp(0, 1)
+    scores = {}
+    for name in ("fp32", precision):
+        engine = Engine(spec, model, UpscaleSettings(device="cpu", precision=name))
+        (sr,) = engine.restore([Frame(lq, 0, Fraction(1, 25))])
+        scores[name] = psnr((sr.rgb.clamp(0, 1) * 255).round() / 255, gt[0] / 255)
+    assert scores[precision] > scores["fp32"] - 0.02
