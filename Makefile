@@ -35,8 +35,9 @@ lint: $(INSTALLED_DEV)  ## style, format, and who may import whom
 types: $(INSTALLED_DEV)  ## strict types of src
 	$(BIN)/pyright
 
-bench: $(INSTALLED)  ## speed on this machine
+bench: $(INSTALLED_DEV)  ## speed on this machine: the models that come along, and published networks (half an hour)
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/zoo.py
 
 docs: $(INSTALLED_DEV)  ## check the links and the commands in the documents
 	$(BIN)/python -m pytest tests/test_docs.py

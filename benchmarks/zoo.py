@@ -80,7 +80,7 @@ NETWORKS = {
     "tdan": Network(
         tdan.ARCHITECTURE, tdan.TDANConfig(deform="modulated", release="mmagic", border="zeros"), plain_windows(2), 5
     ),
-    "rrdbnet": Network(rrdb.ARCHITECTURE, rrdb.RRDBConfig(), plain_frames, 2),
+    "rrdbnet": Network(rrdb.ARCHITECTURE, rrdb.RRDBConfig(), plain_frames),
     "swinir": Network(swinir.ARCHITECTURE, swinir.SwinIRConfig(), plain_swinir.plain_forward, 1),
     "hat": Network(hat.ARCHITECTURE, hat.HATConfig(), plain_hat.plain_forward, 1),
 }
@@ -115,14 +115,20 @@ def run_plain(network: Network, path: Path, lq: Tensor) -> Iterator[Tensor]:
     """Yield what plain PyTorch gives."""
     model = open_checkpoint(path).model
     with (
-        patch("tubelet.layers.deform.deform_conv2d", None),  # no network of the list samples without a mask
-        patch("tubelet.layers.deform.guided_deform_conv2d", plain_deform),
+        patch("tubelet.layers.deform.deform_conv2d", plain_deform),
+        patch("tubelet.layers.deform.guided_deform_conv2d", plain_guided_deform),
         patch("tubelet.layers.spynet.backward_warp", plain_warp),
     ):
         yield from network.plain(model, lq[None])[0]
 
 
-def plain_deform(x: Tensor, predicted: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int) -> Tensor:
+def plain_deform(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tensor:
+    """Sample by torchvision, which knows no border but zeros; the networks of the list have no other."""
+    assert how.pop("border") == "zeros"
+    return deform_conv2d(x, offset, weight, bias, **how)
+
+
+def plain_guided_deform(x: Tensor, predicted: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int) -> Tensor:
     """Sample by torchvision, from predicted offsets and masks."""
     samples = predicted.shape[1] // 3
     mask = torch.sigmoid(predicted[:, 2 * samples :])

@@ -362,7 +362,7 @@ class Engine:
         lq = torch.zeros(1, frames, 3, height, width, device=self.device)
         try:
             with torch.inference_mode():
-                hidden = self.call(lq, None)[1]
+                hidden = self.call(lq, None)[1] if temporal.kind == "online" else None
                 peak = peak_tensor_bytes(lambda: self.call(lq, hidden))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
