@@ -96,6 +96,14 @@ def test_neighbourhoods_repeat_the_ends():
     assert list(neighbourhoods("", before=1, after=1)) == []
 
 
+@pytest.mark.parametrize("num_frames", range(7))
+@pytest.mark.parametrize(("before", "after"), [(3, 3), (0, 4), (2, 2)])
+def test_neighbourhoods_of_short_scenes(num_frames, before, after):
+    last = num_frames - 1
+    expected = [tuple(min(max(t + i, 0), last) for i in range(-before, after + 1)) for t in range(num_frames)]
+    assert list(neighbourhoods(range(num_frames), before=before, after=after)) == expected
+
+
 @pytest.mark.parametrize("num_frames", range(1, 30))
 @pytest.mark.parametrize(("size", "overlap"), [(5, 2), (5, 3), (6, 0), (8, 7), (1, 0)])
 def test_windows_keep_every_frame_once_with_context(num_frames, size, overlap):

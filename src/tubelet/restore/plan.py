@@ -172,9 +172,10 @@ def neighbourhoods(scene: Iterable[T], *, before: int, after: int) -> Iterator[t
         seen += 1
         if seen > after:
             yield tuple(around)
-    for _ in range(min(after, seen)):
+    for behind in range(1, after + 1 if seen else 1):
         around.append(around[-1])
-        yield tuple(around)
+        if seen + behind > after:
+            yield tuple(around)
 
 
 def align_windows(size: int, overlap: int, multiple: int) -> int:
