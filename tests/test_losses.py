@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from tubelet.losses import LOSSES, charbonnier, end_point_error, l1, luma, mse
+from tubelet import metrics
+from tubelet.losses import (
+    LOSSES,
+    charbonnier,
+    encoder_distance,
+    end_point_error,
+    l1,
+    l1_and_ssim,
+    luma,
+    mse,
+    structural_similarity,
+)
 
 
 def test_values_of_a_known_error():
@@ -37,3 +48,52 @@ def test_end_point_error():
     exact = torch.zeros(1, 2, 2, 2, requires_grad=True)
     end_point_error(exact, gt).backward()
     assert exact.grad.isfinite().all()
+
+
+@pytest.fixture
+def pictures():
+    """Two pairs of colour pictures of 8 bits, one like the other but for noise: sr, gt (2, 3, 17, 23) in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    gt = torch.rand(2, 3, 17, 23, generator=generator)
+    sr = (gt + 0.2 * torch.randn(gt.shape, generator=generator)).clamp(0, 1)
+    return (sr * 255).round() / 255, (gt * 255).round() / 255
+
+
+def test_structural_similarity_is_that_of_the_metrics(pictures):
+    sr, gt = pictures
+    expected = metrics.ssim(sr, gt, channel="rgb").mean().item()
+    assert 0.1 < expected < 0.95
+    assert structural_similarity(sr, gt).item() == pytest.approx(expected, abs=1e-5)
+    assert structural_similarity(sr[None], gt[None]).item() == pytest.approx(expected, abs=1e-5)  # a clip of them
+    assert structural_similarity(gt, gt).item() == pytest.approx(1)
+    flat = torch.full((1, 3, 11, 11), 0.9)  # where float32 has nothing but rounding to divide by
+    assert structural_similarity(flat, flat + 1e-6).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_structural_similarity_can_be_learnt_from():
+    generator = torch.Generator().manual_seed(0)
+    gt = torch.rand(1, 2, 12, 13, dtype=torch.float64, generator=generator)
+    sr = torch.rand(1, 2, 12, 13, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: structural_similarity(x, gt), (sr,), atol=1e-6)
+    before = structural_similarity(sr, gt)
+    before.backward()
+    assert structural_similarity(sr + sr.grad, gt) > before
+
+
+def test_structural_similarity_refuses_what_is_below_its_window():
+    with pytest.raises(ValueError, match="at least 11×11 pixels, got 12×10"):
+        structural_similarity(torch.rand(3, 10, 12), torch.rand(3, 10, 12))
+
+
+def test_mix_of_error_and_structure(pictures):
+    sr, gt = pictures
+    error, structure = l1(sr, gt).item(), structural_similarity(sr, gt).item()
+    assert l1_and_ssim(sr, gt, alpha=0.8).item() == pytest.approx(0.8 * error + 0.2 * (1 - structure))
+    assert l1_and_ssim(sr, gt, alpha=0.0).item() == pytest.approx(1 - structure)
+    assert l1_and_ssim(sr, gt, alpha=1.0).item() == pytest.approx(error)
+
+
+def test_distance_of_the_encoders():
+    left, middle, right = (torch.full((1, 4, 2, 2), value) for value in (0.0, 1.0, 4.0))
+    assert encoder_distance(left, middle, right, alpha=0.04).item() == pytest.approx(0.04 * 3 + 0.06 * 1)
+    assert encoder_distance(left, middle, right, alpha=0.0).item() == pytest.approx(0.1 * 1)

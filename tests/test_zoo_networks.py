@@ -9,13 +9,13 @@ from torch import Tensor
 import tubelet
 from media import make_video
 from small_models import clip_of, cuts_at, frames_of
-from tiny_networks import TINY
+from tiny_networks import TINY, notes_of
 from tubelet.models.checkpoint import ARCHITECTURES, save_checkpoint
 from tubelet.models.zoo import checkpoint_spec
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 
-PICTURES = [a for a in ARCHITECTURES if a.name != "SpyNet"]
+PICTURES = [a for a in ARCHITECTURES if a.contract(a.config()) is not None]
 
 
 @pytest.fixture(scope="module", params=PICTURES, ids=lambda a: a.name)
@@ -23,7 +23,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """Save a small network with random weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp(request.param.name) / "small.safetensors"
-    save_checkpoint(path, request.param.build(TINY[request.param.name]), {})
+    save_checkpoint(path, request.param.build(TINY[request.param.name]), notes_of(request.param.name))
     return path
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tubelet.models.architecture import Architecture
+from tubelet.models.baselines import Resample
 from tubelet.models.basicvsr import BasicVSRConfig
 from tubelet.models.basicvsr_pp import BasicVSRPlusPlusConfig
 from tubelet.models.checkpoint import ARCHITECTURES
@@ -30,6 +31,7 @@ from tubelet.models.swinir import SwinIRConfig
 from tubelet.models.tdan import TDANConfig
 from tubelet.models.tmnet import TMNetConfig
 from tubelet.models.toflow import TOFlowConfig
+from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
 
 _ATTENTION: dict[str, Any] = {"channels": 8, "depths": (2, 2), "heads": (2, 2), "num_feat": 8}
@@ -59,6 +61,7 @@ TINY: dict[str, Any] = {
     "TDAN": TDANConfig(channels=8, num_frames=3, groups=2, extract_blocks=1, reconstruct_blocks=1),
     "TMNet": TMNetConfig(groups=2, front_blocks=1, back_blocks=1),
     "TOFlow": TOFlowConfig(num_frames=3),
+    "TwoStepRestorer": TwoStepConfig(base=2, norm="none"),
     "ZoomingSlowMo": ZoomingSlowMoConfig(channels=8, groups=2, front_blocks=1, back_blocks=1),
 }
 """By the name of the architecture."""
@@ -66,6 +69,17 @@ TINY: dict[str, Any] = {
 
 def architecture_of(name: str) -> Architecture:
     return next(architecture for architecture in ARCHITECTURES if architecture.name == name)
+
+
+def tiny_network(name: str) -> nn.Module:
+    """Build a network as it is run: a two-step one over bicubic."""
+    network = architecture_of(name).build(TINY[name])
+    return network.with_image_model(Resample(2)) if isinstance(network, TwoStepRestorer) else network
+
+
+def notes_of(name: str) -> dict[str, Any]:
+    """Return what a checkpoint has to say: for a two-step network its image model."""
+    return {"image_model": {"model": "bicubic-x2"}} if name == "TwoStepRestorer" else {}
 
 
 def tiny_frames(name: str) -> int:

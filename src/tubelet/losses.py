@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["LOSSES", "Loss", "LossName", "charbonnier", "end_point_error", "l1", "luma", "mse"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "LossName",
+    "charbonnier",
+    "encoder_distance",
+    "end_point_error",
+    "l1",
+    "l1_and_ssim",
+    "luma",
+    "mse",
+    "structural_similarity",
+]
 
 LossName = Literal["charbonnier", "l1", "mse"]
 Loss = Callable[[Tensor, Tensor], Tensor]
+_SSIM_TAPS = 11  # of the window, on a side
 
 
 def charbonnier(sr: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
@@ -56,6 +72,73 @@ def end_point_error(flow: Tensor, gt: Tensor, *, weight: Tensor | None = None) -
     if weight is None:
         return distance.mean()
     return (distance * weight).sum() / weight.sum().clamp_min(1e-12)
+
+
+def structural_similarity(sr: Tensor, gt: Tensor) -> Tensor:
+    """Mean structural similarity of RGB, to learn from: `metrics.ssim` without the rounding, in the type of `sr`.
+
+    Args:
+        sr: (..., C, H, W) in [0, 1], H and W at least 11.
+        gt: the same shape.
+
+    Returns:
+        scalar, 1 for equal pictures: mean over all pixels whose 11×11 window (Gaussian, σ 1.5) lies within.
+
+    Raises:
+        ValueError: the pictures are smaller than the window.
+
+    Source: Wang et al., IEEE TIP 2004, Eq. 13; constants for a data range of 1.
+    """
+    height, width = sr.shape[-2:]
+    if min(height, width) < _SSIM_TAPS:
+        raise ValueError(f"SSIM needs at least {_SSIM_TAPS}×{_SSIM_TAPS} pixels, got {width}×{height}")
+    a, b = (x.reshape(-1, 1, height, width) for x in (sr, gt))
+    mean_a, mean_b, squares, product = _window(torch.cat([a, b, a * a + b * b, a * b])).chunk(4)
+    c1, c2 = 0.01**2, 0.03**2
+    means, product_of_means = mean_a * mean_a + mean_b * mean_b, mean_a * mean_b
+    covariance, variances = product - product_of_means, squares - means
+    similarity = (2 * product_of_means + c1) * (2 * covariance + c2) / ((means + c1) * (variances + c2))
+    return similarity.mean()
+
+
+def _window(x: Tensor) -> Tensor:
+    """Blur (N, 1, H, W) with the Gaussian of SSIM, valid area only."""
+    taps = [math.exp(-((i - _SSIM_TAPS // 2) ** 2) / (2 * 1.5**2)) for i in range(_SSIM_TAPS)]
+    kernel = x.new_tensor([tap / math.fsum(taps) for tap in taps])
+    return functional.conv2d(functional.conv2d(x, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+
+
+def l1_and_ssim(sr: Tensor, gt: Tensor, *, alpha: float) -> Tensor:
+    """Mix absolute error and structure: alpha · MAE + (1 - alpha) · (1 - SSIM).
+
+    Args:
+        sr: (..., C, H, W) in [0, 1], H and W at least 11.
+        gt: the same shape.
+        alpha: from 0, SSIM alone, to 1, MAE alone.
+
+    Returns:
+        scalar.
+
+    Source: two-step video super-resolution, Eq. 8.
+    """
+    return alpha * l1(sr, gt) + (1 - alpha) * (1 - structural_similarity(sr, gt))
+
+
+def encoder_distance(left: Tensor, middle: Tensor, right: Tensor, *, alpha: float) -> Tensor:
+    """Tell how far the features of the neighbours are from those of the frame that they help.
+
+    Args:
+        left: features of the frame before, any shape.
+        middle: of the frame, the same shape.
+        right: of the frame after, the same shape.
+        alpha: weight of the right one, from 0 to 0.1; the left one has the rest of 0.1.
+
+    Returns:
+        scalar: alpha · MAE(right, middle) + (0.1 - alpha) · MAE(middle, left).
+
+    Source: two-step video super-resolution, the terms that Eq. 11 adds to the MAE of the result.
+    """
+    return alpha * l1(right, middle) + (0.1 - alpha) * l1(middle, left)
 
 
 def luma(x: Tensor) -> Tensor:

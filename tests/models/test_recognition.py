@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from golden import recorded
@@ -87,6 +88,8 @@ RECORDED = {
     "rbpn_A": "RBPN",
     "rbpn_x2_A": "RBPN",
 }
+NAMED = {"two_step_A": "TwoStepRestorer", "two_step_encoder_A": "ConditionalEncoder"}
+"""Of which the names and shapes are enough: one is large, the other makes no pictures."""
 
 
 FOREIGN_NAMES = {
@@ -120,6 +123,12 @@ def test_a_network_that_cannot_be_run_is_named(shared: Path, keys: str, name: st
     state = published_keys(shared, keys)
     with pytest.raises(CheckpointError, match=rf"is {name} \(.*\): Tubelet has no network for it yet"):
         open_checkpoint({"params": {f"module.{key}": value for key, value in state.items()}})
+
+
+@pytest.mark.parametrize(("case", "name"), NAMED.items())
+def test_recorded_names_are_claimed_by_their_own(shared: Path, case: str, name: str) -> None:
+    description, _ = recorded(shared, case)
+    assert claims({key: torch.empty(s, device="meta") for key, (_, s) in description["state_dict"].items()}) == [name]
 
 
 @pytest.mark.parametrize(("case", "name"), RECORDED.items())

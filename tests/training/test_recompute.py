@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tiny_networks import TINY, architecture_of, gradients, tiny_frames
+from tiny_networks import TINY, architecture_of, gradients, tiny_frames, tiny_network
 from tubelet.training.recompute import Recompute, find_trunks
 
 QUICK = ("EDSR", "EDVR", "FRVSR", "OVSR", "RRDBNet", "RRN", "RSDN", "SESR", "SwinIR", "TDAN")
@@ -17,8 +17,7 @@ def _input(name: str) -> torch.Tensor:
 )
 def test_no_number_changes(name):
     torch.manual_seed(0)
-    architecture = architecture_of(name)
-    network = architecture.build(TINY[name]).train()
+    network = tiny_network(name).train()
     for parameter in network.parameters():  # some begin at zero, which would hide errors
         nn.init.normal_(parameter, std=0.1)
     before = {key: value.clone() for key, value in network.state_dict().items()}

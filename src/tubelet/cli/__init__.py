@@ -29,6 +29,7 @@ VERBS = {
     "evaluate": "score models on a benchmark, beside the published figures",
     "compare": "measure two videos, and show them with a slider",
     "train": "train a model",
+    "ablate": "train the variants of a method several times, and judge what its paper claims",
     "degrade": "make the low-quality version of a video, by a benchmark's rule or a realistic one",
     "data": "list, check and prepare the standard sets",
     "bench": "measure what models cost: parameters, FLOPs, memory, time",

@@ -20,6 +20,7 @@ recipes:
   online       FastVSR, the compact recurrent network of the embedded models
   supervised   any network of the zoo, with its published recipe: --model NAME
   spynet       SpyNet, the optical flow of the BasicVSR family, on photographs that move
+  two-step     three networks that lift any image model by what its neighbours show: --image-model ID
 
 `tubelet train RECIPE --help` lists the options. A run that was stopped goes on where it was when the same command
 is given again. --config reads the options from a file, flags after it override them; the run writes its own
@@ -42,6 +43,22 @@ networks that one plain recipe trains:
 example:
   tubelet train supervised --model edvr-m --data clips/ --out runs/edvr --crops.batch 8 --loop.device cuda
 """
+_HELP_TWO_STEP = """Two-step lifts an image model that you have: the model enlarges every frame by itself and stays as
+it is; what is trained here restores each result, told by the frames before and after. The image model runs once on
+every crop, and what it made is kept. A tenth of the videos validates, a tenth tests: give ten or more.
+
+  tubelet train two-step --data clips/ --image-model hat.pth --scale 2 --preset small --out runs/two-step
+  tubelet train two-step --data clips/ --image-model runs/fsrcnn/model.safetensors --scale 4 --network.base 16
+  tubelet ablate two-step --data clips/ --image-model hat.pth           which loss is best?
+
+  --image-model NAME    an id of `tubelet models`, or a checkpoint, of a network of single frames
+  --preset small        a network of base width 8, minutes on a laptop (the default)
+  --preset paper        as published: base width 64, 64 px, batch 64, 10 epochs; for a GPU
+  --scale 2 | 4         that of the image model
+
+All options, with the defaults of the preset:
+
+"""
 
 
 class _Recipe(NamedTuple):
@@ -49,6 +66,8 @@ class _Recipe(NamedTuple):
     run: Callable[..., Path]
     use: str  # of the result; {} is its path
     describe: Callable[[Any], list[str]] = lambda config: []  # what to print before it begins
+    steps: Callable[[Any], int | None] = lambda config: config.loop.steps  # None where only the data tells
+    parse: Callable[[Sequence[str]], Any] | None = None  # where it is not by the configuration alone
 
 
 def main(args: Sequence[str]) -> int:
@@ -59,7 +78,7 @@ def main(args: Sequence[str]) -> int:
     recipe = _find_recipe(args[0])
     from tubelet.recipes.configs import write_config
 
-    config = _parse_supervised(args[1:]) if args[0] == "supervised" else _parse(args[0], recipe.config, args[1:])
+    config = recipe.parse(args[1:]) if recipe.parse else _parse(args[0], recipe.config, args[1:])
     if config is None:
         return 0
     for line in recipe.describe(config):
@@ -67,7 +86,7 @@ def main(args: Sequence[str]) -> int:
     config.out.mkdir(parents=True, exist_ok=True)
     if not (config.out / "state.pt").exists():  # a run that goes on, or is refused, keeps its own
         write_config(config.out / "config.yaml", config)
-    path = recipe.run(config, on_log=_Report(config.loop.steps))
+    path = recipe.run(config, on_log=_Report(recipe.steps(config)))
     print(f"wrote {path}; {recipe.use.format(path)}")
     return 0
 
@@ -85,8 +104,23 @@ def _find_recipe(name: str) -> _Recipe:
         from tubelet.recipes import supervised
 
         use = "use it with: tubelet upscale IN OUT --model {}"
-        return _Recipe(supervised.SupervisedConfig, supervised.main, use, supervised.describe)
-    raise RequestError(f"no recipe {name!r}; there are: online, supervised, spynet")
+        return _Recipe(supervised.SupervisedConfig, supervised.main, use, supervised.describe, parse=_parse_supervised)
+    if name == "two-step":
+        from tubelet.recipes import two_step
+
+        return _Recipe(
+            two_step.TwoStepTraining,
+            two_step.main,
+            "use it with: tubelet upscale IN OUT --model {}",
+            two_step.describe,
+            steps=_steps_unless_epochs,
+            parse=_parse_two_step,
+        )
+    raise RequestError(f"no recipe {name!r}; there are: online, supervised, spynet, two-step")
+
+
+def _steps_unless_epochs(config: Any) -> int | None:
+    return config.loop.steps if config.epochs is None else None
 
 
 def _parse(name: str, kind: type[Any], args: Sequence[str]) -> Any:
@@ -124,6 +158,25 @@ def _parse_supervised(args: Sequence[str]) -> Any:
     return tyro.cli(type(default), args=rest, default=default, prog=f"tubelet train supervised --model {default.model}")
 
 
+def _parse_two_step(args: Sequence[str]) -> Any:
+    """Read the options of two-step, whose defaults a preset gives."""
+    from tubelet.recipes.configs import read_config
+    from tubelet.recipes.two_step import PRESETS, TwoStepTraining, configure
+
+    path, rest = _take(args, "--config", "the name of a YAML file")
+    preset, rest = _take(rest, "--preset", "paper or small")
+    scale, rest = _take(rest, "--scale", "2 or 4")
+    if (name := preset or "small") not in PRESETS:
+        raise RequestError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+    default = configure(name)
+    if path is not None:
+        default = read_config(Path(path), TwoStepTraining, default=default)
+    if {"-h", "--help"} & set(rest):
+        sys.stdout.write(_HELP_TWO_STEP)
+    given = ["--network.scale", scale] if scale is not None else []
+    return tyro.cli(TwoStepTraining, args=[*given, *rest], default=default, prog="tubelet train two-step")
+
+
 def _take(args: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:
     """Take a flag and its value out of the arguments."""
     rest = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg])]
@@ -138,11 +191,11 @@ def _take(args: Sequence[str], flag: str, what: str) -> tuple[str | None, list[s
 class _Report:
     """Prints a line for every log record: progress with the time left, or scores."""
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
+    def __init__(self, steps: int | None) -> None:
+        self._of = f"/{steps}" if steps is not None else ""
 
     def __call__(self, record: dict[str, Any]) -> None:
-        step = f"step {record['step']}/{self._steps}"
+        step = f"step {record['step']}{self._of}"
         if "loss" in record:
             left = time.strftime("%H:%M:%S", time.gmtime(record["eta_s"]))
             speed = f"{record['s_per_step']:.2f} s/step"

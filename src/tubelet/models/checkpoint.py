@@ -45,6 +45,7 @@ from tubelet.models import (
     tdan,
     tmnet,
     toflow,
+    two_step,
     zooming_slow_mo,
 )
 from tubelet.models.architecture import Architecture, State
@@ -80,6 +81,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     duf.ARCHITECTURE,
     toflow.ARCHITECTURE,
     rbpn.ARCHITECTURE,
+    two_step.ARCHITECTURE,
+    two_step.ENCODER_ARCHITECTURE,
     spynet.ARCHITECTURE,
 )
 """What `load_model` recognises; the first that claims a file gets it."""

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -170,19 +170,24 @@ def is_checkpoint(name: str) -> bool:
     return is_file and name not in _known()
 
 
-def checkpoint_spec(path: str) -> tuple[ModelSpec, nn.Module]:
+def checkpoint_spec(path: str, *, steps: Literal["all", "own"] = "all") -> tuple[ModelSpec, nn.Module]:
     """Load a checkpoint and describe it as the zoo describes its models.
 
     Args:
         path: of a weight file that `load_model` takes.
+        steps: a two-step network with "all" gets the image model of its first step, which its file names; with "own"
+            it stays without.
 
     Returns:
         the entry, whose id is the name of the file, and the network.
 
     Raises:
-        CheckpointError: see `load_model`.
+        CheckpointError: see `load_model`; or the image model is missing, or is not the one it was trained with.
+        ResourceError: the image model cannot be fetched.
     """
     from tubelet.models.checkpoint import open_checkpoint
+    from tubelet.models.image_models import attach_image_model
+    from tubelet.models.two_step import TwoStepRestorer
 
     if not Path(path).exists():
         _point_to_known(path)
@@ -190,7 +195,10 @@ def checkpoint_spec(path: str) -> tuple[ModelSpec, nn.Module]:
     for known in map(_known().__getitem__, known_ids(Path(path))):
         if known.config != opened.config:  # the hash tells what names and shapes do not
             opened = open_checkpoint(path, architecture=known.architecture.name, **_fields(known.config))
-    return _spec(Path(path).name, opened.architecture, opened.config, summary=f"checkpoint {path}"), opened.model
+    spec = _spec(Path(path).name, opened.architecture, opened.config, summary=f"checkpoint {path}")
+    if steps == "all" and isinstance(opened.model, TwoStepRestorer):
+        spec = attach_image_model(opened.model, Path(path), spec)
+    return spec, opened.model
 
 
 def create_model(id: str, *, weights: bool = True) -> nn.Module:

@@ -33,6 +33,7 @@ from tubelet.models.architecture import Architecture
 from tubelet.models.checkpoint import ARCHITECTURES
 from tubelet.models.edvr import EDVRConfig
 from tubelet.models.sesr import SESRConfig
+from tubelet.models.two_step import TwoStepRestorer
 from tubelet.training import LoopSettings, OptimiserSettings, ScheduleSettings
 from tubelet.types import Temporal
 
@@ -317,7 +318,9 @@ def _key(name: str) -> str:
 
 
 def _trainable() -> list[Architecture]:
-    return [architecture for architecture in ARCHITECTURES if architecture.contract(architecture.config()) is not None]
+    """List the networks that make pictures by themselves; two-step, which needs an image model, has its own recipe."""
+    alone = (one for one in ARCHITECTURES if one.build is not TwoStepRestorer)
+    return [architecture for architecture in alone if architecture.contract(architecture.config()) is not None]
 
 
 def _plain(architecture: Architecture) -> Recipe:

@@ -1,0 +1,380 @@
+"""Train the second step of two-step: three networks that restore what a frozen image model made of a frame.
+
+    videos ─ 8:1:1 ─ crops of three frames ─┬ middle ─ image model, once, kept in a file ─ hq ┐
+                                            ├ its neighbours ─────────────────── left, right ─┴ restorer ─ sr
+                                            └ gt of the middle ─────────────────────────── loss(sr, gt)
+
+What is trained on and what scores come from the videos themselves: nobody names held-out ones.
+
+Source: two-step video super-resolution, Sec. III-C (losses) and IV-A (data, optimiser).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.data import CachedClip, prepare_clips
+from tubelet.degrade import Preset
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
+from tubelet.metrics import psnr
+from tubelet.models.checkpoint import save_checkpoint
+from tubelet.models.image_models import ImageModel, open_image_model
+from tubelet.models.spec import count_parameters
+from tubelet.models.two_step import ARCHITECTURE, Features, TwoStepConfig, TwoStepRestorer
+from tubelet.recipes.two_step_data import (
+    HeldOut,
+    Samples,
+    TrainingCrops,
+    TripletSettings,
+    frozen_outputs,
+    split_videos,
+)
+from tubelet.training import Criterion, LoopSettings, OptimiserSettings, ScheduleSettings, train
+
+__all__ = ["PRESETS", "TwoStepLoss", "TwoStepPreset", "TwoStepTraining", "configure", "describe", "main", "read_scores"]
+
+TwoStepLoss = Literal["mse", "mae", "mae+ssim", "encoder"]
+TwoStepPreset = Literal["paper", "small"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwoStepTraining:
+    """What to train, on what, over which image model, and where to put it."""
+
+    image_model: str = ""
+    """The frozen first step: id or checkpoint of any model of single frames, of the same scale."""
+    network: TwoStepConfig = field(default_factory=TwoStepConfig)
+    """Shape of the second step."""
+    data: tuple[Path, ...] = ()
+    """Folders of videos, of images, or of folders of frames; a tenth of the videos validates, a tenth tests."""
+    out: Path = Path("runs/two-step")
+    """Folder of the checkpoint, the log, the scores and the finished model.safetensors."""
+    cache: Path = Path("cache")
+    """Folder of the decoded clips."""
+    frozen: Path | None = None
+    """Folder of what the image model makes of the crops, which runs can share. Default: frozen in `out`."""
+    degradation: Preset = "bi"
+    """How the low-quality frames are made."""
+    loss: TwoStepLoss = "mae"
+    """mse; mae; mae+ssim: alpha · MAE + (1 - alpha) · (1 - SSIM), Eq. 8; encoder: MAE, and what keeps the features of
+    the neighbours near those of the frame, Eq. 11."""
+    alpha: float = 0.8
+    """Of mae+ssim, from 0 to 1, or of encoder, from 0 to 0.1: the share of the right neighbour."""
+    batch: int = 64
+    """Crops of one step."""
+    epochs: int | None = None
+    """How often every crop is seen, in place of `loop.steps`."""
+    crops: TripletSettings = field(default_factory=TripletSettings)
+    """What there is to learn from."""
+    score_px: int = 64
+    """Side of the middle of a held-out frame that is scored, low-quality pixels."""
+    score_frames: int = 5
+    """Frames of each held-out video that are scored."""
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    """How long and how fast; its own loss is not used."""
+
+    def __post_init__(self) -> None:
+        most = {"mae+ssim": 1.0, "encoder": 0.1}.get(self.loss, math.inf)
+        if not 0 <= self.alpha <= most:
+            raise ConfigError(f"alpha={self.alpha} is out of range: 0 to {most:g} for loss {self.loss}")
+        if min(self.batch, self.score_px, self.score_frames, self.epochs or 1) < 1:
+            raise ConfigError("batch, epochs, score_px and score_frames must be at least 1")
+        unused = LoopSettings()
+        for name in ("loss", "loss_on", "loss_reduction", "loss_eps"):
+            if getattr(self.loop, name) != getattr(unused, name):
+                raise ConfigError(f"loop.{name}={getattr(self.loop, name)} is not used by two-step; set loss and alpha")
+
+
+_CONSTANT = ScheduleSettings(kind="steps")
+PRESETS: dict[TwoStepPreset, TwoStepTraining] = {
+    # Sec. IV-A: Adam 1e-4, β 0.9 and 0.999, 10 epochs, batch 64, 64×64, nothing else; no average of the weights.
+    "paper": TwoStepTraining(
+        network=TwoStepConfig(residual=False),
+        epochs=10,
+        loop=LoopSettings(
+            lr=1e-4,
+            warmup_steps=0,
+            schedule=_CONSTANT,
+            optimiser=OptimiserSettings(betas=(0.9, 0.999)),
+            grad_clip=math.inf,
+            ema=0.0,
+        ),
+    ),
+    # About ten minutes on one core of a laptop.
+    "small": TwoStepTraining(
+        network=TwoStepConfig(base=8, norm="none"),
+        batch=8,
+        crops=TripletSettings(patch_px=32, crops_per_triplet=2),
+        loop=LoopSettings(steps=3000, lr=1e-3, ema=0.99, warmup_steps=50, save_every=500),
+    ),
+}
+
+
+def configure(preset: TwoStepPreset, *, scale: Literal[2, 4] = 2, **changes: Any) -> TwoStepTraining:
+    """Make the configuration of a preset.
+
+    Args:
+        preset: "paper", or "small" for a network and a run that a laptop does in minutes.
+        scale: of the image model.
+        changes: fields of `TwoStepTraining` that differ.
+    """
+    default = PRESETS[preset]
+    return replace(default, **({"network": replace(default.network, scale=scale)} | changes))
+
+
+def describe(config: TwoStepTraining) -> list[str]:
+    """Say, a line each, what will be trained, and how."""
+    with torch.device("meta"):
+        size = count_parameters(TwoStepRestorer(config.network)) / 1e6
+    length = f"{config.loop.steps} steps" if config.epochs is None else f"{config.epochs} epochs"
+    alpha = f", alpha {config.alpha:g}" if config.loss in ("mae+ssim", "encoder") else ""
+    return [
+        f"two-step x{config.network.scale} over {config.image_model}: {size:.2f} M parameters; {length} of "
+        f"{config.batch} crops, {config.crops.patch_px} px; loss {config.loss}{alpha}",
+    ]
+
+
+def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Train to the end, or resume; write the networks that were trained, and the scores.
+
+    Args:
+        config: see there; `configure` makes one.
+        on_log: called with every log line.
+
+    Returns:
+        path of the finished model.safetensors, which tells its image model; `scores.json` lies beside it.
+
+    Raises:
+        ConfigError: no image model or no data is named, or the sizes of the crops do not fit.
+        RequestError: the image model is unknown, is none of single frames, or is of another scale.
+        InputError: no clips, or too few.
+        CheckpointError: the output folder holds another run.
+    """
+    _check(config)
+    scale, loop = config.network.scale, config.loop
+    image_model = open_image_model(config.image_model, scale)
+    clips = prepare_clips(config.data, config.cache, preset=config.degradation, scale=scale)
+    videos = split_videos(list(clips))
+    crops = TrainingCrops(videos.training, scale, config.crops)
+    _claim(config, crops, image_model)
+    hq = _enlarge(config, crops, image_model)
+    validation, test = (_Judge(config, part, image_model) for part in (videos.validation, videos.test))
+    if config.epochs is not None:
+        loop = replace(loop, steps=config.epochs * -(-len(crops) // config.batch))
+    torch.manual_seed(loop.seed)
+    step = _SecondStep(TwoStepRestorer(config.network)).to(memory_format=torch.channels_last)
+    average = train(
+        step,
+        _Batches(crops, hq, scale, batch=config.batch, seed=loop.seed),
+        loop,
+        config.out,
+        criterion=_criterion(config, step),
+        evaluate=validation,
+        on_log=on_log,
+    )
+    scores = {"validation": validation(average), "test": test(average)}
+    path = config.out / "model.safetensors"
+    assert isinstance(average, _SecondStep)
+    notes = {"image_model": image_model.identity, "training": asdict(config), "scores": scores}
+    save_checkpoint(path, average.network, notes)
+    part = (config.out / _SCORES).with_suffix(".part")
+    part.write_text(json.dumps(scores, indent=1), encoding="utf-8")
+    part.replace(config.out / _SCORES)
+    return path
+
+
+_SCORES = "scores.json"
+_RUN = "run.json"
+
+
+def read_scores(config: TwoStepTraining) -> dict[str, dict[str, float]] | None:
+    """Read what a finished run scored: {"validation" | "test": {"psnr_y": …, "psnr_y/frozen": …}}; None before.
+
+    Raises:
+        CheckpointError: the folder holds another run.
+    """
+    path = config.out / _SCORES
+    if not path.is_file():
+        return None
+    _compare(config, json.loads((config.out / _RUN).read_text(encoding="utf-8")))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check(config: TwoStepTraining) -> None:
+    """Check what can be checked before any clip is decoded.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    if not config.image_model:
+        raise ConfigError("which image model? name one of single frames: --image-model ID_OR_CHECKPOINT")
+    if not config.data:
+        raise ConfigError("no data to train on; name folders of clips: --data FOLDER")
+    contract = ARCHITECTURE.contract(config.network)
+    assert contract is not None
+    for name, size_px in (("crops.patch_px", config.crops.patch_px), ("score_px", config.score_px)):
+        if size_px % contract.size_multiple:
+            raise ConfigError(f"{name}={size_px} does not fit two-step, which takes multiples of 16; 32 or 64 would do")
+
+
+def _plan(config: TwoStepTraining) -> dict[str, Any]:
+    """Name the settings that the loop does not compare, and that change the result."""
+    plan = {"network": asdict(config.network), "crops": asdict(config.crops), "loop.seed": config.loop.seed}
+    alpha = config.alpha if config.loss in ("mae+ssim", "encoder") else None
+    names = ("image_model", "degradation", "loss", "batch", "epochs")
+    return {name: getattr(config, name) for name in names} | {"alpha": alpha, "loop.steps": config.loop.steps} | plan
+
+
+def _claim(config: TwoStepTraining, crops: Samples, image_model: ImageModel) -> None:
+    """Write what this run is into its folder, or see that it is the same.
+
+    Raises:
+        CheckpointError: the folder holds another run.
+    """
+    path = config.out / _RUN
+    plan = _plan(config) | {"content": crops.describe()["content"], "image_model.sha256": image_model.sha256}
+    if path.is_file():
+        _compare(config, json.loads(path.read_text(encoding="utf-8")), plan)
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plan, indent=1), encoding="utf-8")
+
+
+def _compare(config: TwoStepTraining, before: dict[str, Any], plan: dict[str, Any] | None = None) -> None:
+    for name, value in (plan or _plan(config)).items():
+        if before.get(name) != value:
+            raise CheckpointError(
+                f"{config.out} is of a run with {name}={before.get(name)}, not {name}={value}; name another output "
+                "folder"
+            )
+
+
+def _enlarge(config: TwoStepTraining, samples: Samples, image_model: ImageModel) -> NDArray[np.uint8]:
+    folder = config.frozen or config.out / "frozen"
+    return frozen_outputs(samples, image_model, folder, device=config.loop.device)
+
+
+class _SecondStep(nn.Module):
+    """The second step as the loop of training calls it: one tensor in, one out.
+
+    Args:
+        network: what learns.
+
+    Attributes:
+        features: of the last call; the encoder loss compares them.
+    """
+
+    def __init__(self, network: TwoStepRestorer) -> None:
+        super().__init__()
+        self.network = network
+        self.features: Features | None = None
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Restore what `_pack` made: (B, 3s² + 6, H, W) → (B, 3, sH, sW)."""
+        hq, left, right = packed[:, :-6], packed[:, -6:-3], packed[:, -3:]
+        hq = functional.pixel_shuffle(hq, self.network.config.scale)
+        sr, self.features = self.network.restore_with_features(hq, left, right)
+        return sr
+
+
+def _pack(hq: Tensor, lq: Tensor, scale: int) -> Tensor:
+    """Lay hq (B, 3, sH, sW) and the neighbours of lq (B, 3, 3, H, W) into one tensor, (B, 3s² + 6, H, W)."""
+    return torch.cat([functional.pixel_unshuffle(hq, scale), lq[:, 0], lq[:, 2]], 1)
+
+
+class _Batches:
+    """Batches of a step: all crops in a random order, then all in another one.
+
+    Args:
+        crops: what there is.
+        hq: (N, 3, sp, sp) uint8, what the image model made of them.
+        scale: factor.
+        batch: crops of one step.
+        seed: of the orders.
+    """
+
+    def __init__(self, crops: Samples, hq: NDArray[np.uint8], scale: int, *, batch: int, seed: int) -> None:
+        self._crops, self._hq, self._scale, self._batch, self._seed = crops, hq, scale, batch, seed
+        self._order = lru_cache(2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self._seed, epoch)).permutation(len(self._crops))
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return what the second step sees, packed, and gt (B, 3, sp, sp)."""
+        places = (divmod(step * self._batch + i, len(self._crops)) for i in range(self._batch))
+        return _load(self._crops, self._hq, [int(self._order(epoch)[place]) for epoch, place in places], self._scale)
+
+
+def _load(samples: Samples, hq: NDArray[np.uint8], indices: list[int], scale: int) -> tuple[Tensor, Tensor]:
+    pairs = [samples.sample(index) for index in indices]
+    lq, gt = (torch.from_numpy(np.stack(arrays)).float().div_(255) for arrays in zip(*pairs, strict=True))
+    made = torch.from_numpy(np.stack([hq[index] for index in indices])).float().div_(255)
+    return _pack(made, lq, scale), gt
+
+
+def _criterion(config: TwoStepTraining, step: _SecondStep) -> Criterion:
+    """Make the loss of the settings: (sr, gt, packed) → scalar."""
+
+    def loss(sr: Tensor, gt: Tensor, packed: Tensor) -> Tensor:
+        del packed
+        if config.loss == "mse":
+            return mse(sr, gt)
+        if config.loss == "mae+ssim":
+            return l1_and_ssim(sr, gt, alpha=config.alpha)  # Eq. 8
+        if config.loss == "encoder":
+            assert step.features is not None
+            left, middle, right = (feature.float() for feature in step.features)
+            return l1(sr, gt) + encoder_distance(left, middle, right, alpha=config.alpha)  # Eq. 11
+        return l1(sr, gt)
+
+    return loss
+
+
+class _Judge:
+    """Scores the second step beside the first alone, on the middle of held-out videos.
+
+    Args:
+        config: sizes.
+        clips: held out.
+        image_model: the first step.
+    """
+
+    def __init__(self, config: TwoStepTraining, clips: list[CachedClip], image_model: ImageModel) -> None:
+        self._scale = config.network.scale
+        self._samples = HeldOut(clips, self._scale, size_px=config.score_px, frames=config.score_frames)
+        self._hq = _enlarge(config, self._samples, image_model)
+        self._frozen = self._mean([self._psnr(i, torch.from_numpy(self._hq[i] / 255)) for i in range(len(self._hq))])
+
+    def __call__(self, step: nn.Module) -> dict[str, float]:
+        """Return mean Y-PSNR, dB, over videos: `psnr_y`, that of the image model alone, and the difference."""
+        assert isinstance(step, _SecondStep)
+        device = next(step.parameters()).device
+        with torch.inference_mode():
+            packed = (_load(self._samples, self._hq, [i], self._scale)[0] for i in range(len(self._hq)))
+            value = self._mean([self._psnr(i, step(x.to(device))[0].cpu()) for i, x in enumerate(packed)])
+        return {"psnr_y": value, "psnr_y/frozen": self._frozen, "gain": value - self._frozen}
+
+    def _psnr(self, index: int, sr: Tensor) -> float:
+        gt = torch.from_numpy(self._samples.sample(index)[1]).float() / 255
+        return psnr(sr, gt).item()
+
+    def _mean(self, values: list[float]) -> float:
+        """Average over the frames of each video, then over videos."""
+        videos: dict[str, list[float]] = {}
+        for name, value in zip(self._samples.names, values, strict=True):
+            videos.setdefault(name, []).append(value)
+        return sum(sum(frames) / len(frames) for frames in videos.values()) / len(videos)

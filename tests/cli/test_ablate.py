@@ -1,0 +1,91 @@
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tubelet.cli import main
+from tubelet.recipes.two_step_ablation import VARIANTS
+
+SMALL = ["--network.base", "1", "--network.norm", "none", "--crops.patch-px", "16", "--score-px", "16", "--batch", "2"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to work in, with three clips of noise in clips."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for t in range(3):
+            pixels = rng.integers(0, 256, (72, 84, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "clips" / name / f"{t}.png")
+    return tmp_path
+
+
+def test_trains_two_step_over_an_image_model(folder, capsys):
+    args = ["train", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "a", *SMALL]
+    assert main([*args, "--scale", "2", "--loop.steps", "1", "--loop.log-every", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "two-step x2 over bicubic-x2: 0." in out
+    assert "step 1/1  psnr_y" in out
+    assert "wrote a/model.safetensors; use it with: tubelet upscale" in out
+    assert main(["train", "two-step", "--config", "a/config.yaml", "--out", "b", "--epochs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "1 epochs of 2 crops, 16 px" in out
+    assert "step 1  psnr_y" in out  # how many there are, only the data tells
+
+
+def test_help_of_two_step_teaches(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "two-step", "--preset", "paper", "--help"])
+    out = capsys.readouterr().out
+    assert "--preset small" in out
+    assert "(default: 64)" in out  # crops of a step, as published
+
+
+def test_clips_that_are_too_small_give_one_line(folder, capsys):
+    args = ["ablate", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "a", "--base", "1"]
+    assert main([*args, "--steps", "1", "--seeds", "1"]) == 3
+    assert "64 px" in capsys.readouterr().err  # the clips are smaller than what preset small scores
+
+
+@pytest.mark.slow
+def test_ablates_to_the_end(folder, capsys):
+    for clip in (folder / "clips").iterdir():
+        for picture in clip.iterdir():
+            Image.open(picture).resize((192, 192)).save(picture)
+    args = ["ablate", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "a", "--base", "1"]
+    assert main([*args, "--steps", "1", "--seeds", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"{len(VARIANTS)}/{len(VARIANTS)}  encoder loss, α = 0.08, seed 0" in out
+    assert "not told apart  MAE > MSE" in out
+    with (folder / "a" / "results.csv").open(encoding="utf-8") as lines:
+        assert [row["variant"] for row in csv.DictReader(lines)] == [variant.name for variant in VARIANTS]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["ablate"], 2, "no study ''; there is: two-step"),
+        (["ablate", "one-step"], 2, "no study 'one-step'; there is: two-step"),
+        (["ablate", "two-step", "--image-model", "bicubic-x2"], 2, "no data to train on"),
+        (["ablate", "two-step", "--seeds", "0"], 2, "seeds, steps and base must be at least 1"),
+        (["train", "two-step", "--preset", "large"], 2, "no preset 'large'; there are: paper, small"),
+        (["train", "two-step", "--data", "clips"], 2, "which image model?"),
+    ],
+)
+def test_mistakes_give_one_line(folder, capsys, args, code, message):
+    assert main(args) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_help_names_the_studies(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["ablate", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "--image-model" in out
+    assert "frozen image model alone, MSE, MAE" in out

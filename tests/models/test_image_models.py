@@ -1,0 +1,209 @@
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from small_models import clip_of, cuts_at, direct, frames_of
+from tubelet.cli import main
+from tubelet.data import read_clip
+from tubelet.errors import CheckpointError, RequestError, ResourceError
+from tubelet.models.checkpoint import open_checkpoint, save_checkpoint
+from tubelet.models.image_models import hash_tensors, open_image_model
+from tubelet.models.spec import ModelSpec
+from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
+from tubelet.models.swinir import SwinIR, SwinIRConfig
+from tubelet.models.tdan import TDAN, TDANConfig
+from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
+from tubelet.models.zoo import checkpoint_spec
+from tubelet.ops import imresize
+from tubelet.restore.engine import Engine
+from tubelet.restore.settings import UpscaleSettings
+
+WIDTH, HEIGHT = 45, 35
+
+
+def save_image_model(path: Path, scale: int = 2) -> Path:
+    torch.manual_seed(1)
+    save_checkpoint(path, SRVGGNetCompact(SRVGGConfig(scale=scale, num_feat=4, num_conv=1)), {})
+    return path
+
+
+def save_two_step(path: Path, image_model: dict[str, str] | None, *, scale: int = 2) -> Path:
+    """Save a small network in which all three pictures count."""
+    torch.manual_seed(0)
+    restorer = TwoStepRestorer(TwoStepConfig(base=2, scale=scale, norm="none"))
+    nn.init.normal_(restorer.head.weight, std=0.2)
+    save_checkpoint(path, restorer, {} if image_model is None else {"image_model": image_model})
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """Save both steps in one folder, the second with the identity of the first."""
+    image = save_image_model(tmp_path / "image.safetensors")
+    identity = open_image_model(str(image), 2).identity | {"model": image.name}
+    return save_two_step(tmp_path / "two_step.safetensors", identity)
+
+
+def test_the_hash_is_of_names_shapes_and_numbers(tmp_path: Path) -> None:
+    first, second = (open_checkpoint(save_image_model(tmp_path / f"{n}.safetensors")).model for n in "ab")
+    assert hash_tensors(first) == hash_tensors(second)
+    assert hash_tensors(second.to(memory_format=torch.channels_last)) == hash_tensors(first)
+    with torch.no_grad():
+        next(second.parameters())[0, 0, 0, 0] += 1e-6
+    assert hash_tensors(second) != hash_tensors(first)
+
+
+def test_both_steps_from_one_path(pair: Path) -> None:
+    spec, model = checkpoint_spec(str(pair))
+    assert (spec.scale, spec.temporal.kind, spec.temporal.radius, spec.size_multiple) == (2, "window", 1, 16)
+    assert spec.summary == f"checkpoint {pair}, over image.safetensors"
+    image = open_checkpoint(pair.with_name("image.safetensors")).model
+    lq = torch.rand(1, 3, 3, 16, 32)
+    with torch.inference_mode():
+        hq = image(lq[:, 1:2])[:, 0].clamp(0, 1)
+        assert torch.equal(model(lq)[:, 0], model.restore(hq, lq[:, 0], lq[:, 2]))
+    alone, without = checkpoint_spec(str(pair), steps="own")
+    assert without.image_model is None
+    assert spec.halo_px == alone.halo_px + open_image_model(str(pair.with_name("image.safetensors")), 2).spec.halo_px
+
+
+def test_relative_paths_begin_at_the_checkpoint(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert checkpoint_spec("../two_step.safetensors")[1].image_model is not None
+    shutil.move(pair, elsewhere)
+    with pytest.raises(CheckpointError, match=r"needs the image model image\.safetensors, and no such checkpoint"):
+        checkpoint_spec("two_step.safetensors")
+    monkeypatch.chdir(tmp_path)  # then at the folder of the process
+    assert checkpoint_spec("elsewhere/two_step.safetensors")[1].image_model is not None
+
+
+def test_other_weights_are_refused(pair: Path) -> None:
+    save_checkpoint(pair.with_name("image.safetensors"), SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4)), {})
+    with pytest.raises(CheckpointError, match=r"over other weights of image\.safetensors: its .* sha256 \w{12}…"):
+        checkpoint_spec(str(pair))
+
+
+@pytest.mark.parametrize(
+    ("note", "line"),
+    [
+        (None, r"does not name the image model"),
+        ({"model": ""}, r"does not name the image model"),
+        ({"model": "hat-x22"}, r"needs the image model hat-x22, and no model is called 'hat-x22'; did you mean hat-x2"),
+        ({"model": "fast-x2-bi"}, r"and fast-x2-bi cannot be an image model: FastVSR is of the kind online"),
+        ({"model": "edvr_m-reds"}, r"and edvr_m-reds cannot be an image model: EDVR is of the kind window"),
+        ({"model": "bicubic-x4"}, r"and bicubic-x4 cannot be this image model: it enlarges ×4, and ×2 is needed"),
+        ({"model": "two_step.safetensors"}, r"cannot be an image model: TwoStepRestorer is of the kind window"),
+    ],
+)
+def test_what_cannot_be_an_image_model(tmp_path: Path, note: dict[str, str] | None, line: str) -> None:
+    path = save_two_step(tmp_path / "two_step.safetensors", note)
+    with pytest.raises(CheckpointError, match=line) as caught:
+        checkpoint_spec(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_window_model_is_refused_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "tdan.safetensors"
+    save_checkpoint(path, TDAN(TDANConfig(channels=8, num_frames=3, groups=2)), {})
+    with pytest.raises(RequestError, match=r"tdan\.safetensors cannot be an image model: TDAN is of the kind window"):
+        open_image_model(str(path), 4)
+
+
+@pytest.mark.parametrize("notes", ["[]", '{"image_model": "hat-x2"}', '{"image_model": {"model": 2}}', '{"image'])
+def test_hostile_notes_give_one_line(tmp_path: Path, notes: str) -> None:
+    path, config = tmp_path / "two_step.safetensors", TwoStepConfig(base=2, norm="none")
+    header = {"architecture": "TwoStepRestorer", "config": json.dumps(asdict(config)), "notes": notes}
+    save_file(TwoStepRestorer(config).state_dict(), path, metadata=header)
+    with pytest.raises(CheckpointError, match=r"does not name the image model|damaged header"):
+        checkpoint_spec(str(path))
+
+
+def test_published_weights_run_over_what_they_were_trained_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUBELET_HOME", str(tmp_path / "home"))
+    config = TwoStepConfig(base=2, variant="published", residual=False)
+    torch.save(TwoStepRestorer(config).state_dict(), path := tmp_path / "unet.pth")
+    with pytest.raises(ResourceError, match=r"needs the image model hat-x2, and .*HAT_SRx2_ImageNet-pretrain\.pth"):
+        checkpoint_spec(str(path))
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_name_stands_for_the_scale_that_is_needed(scale: int) -> None:
+    image = open_image_model("bicubic", scale)
+    assert (image.name, image.spec.scale) == (f"bicubic-x{scale}", scale)
+    assert image.identity == {"model": image.name, "architecture": "Resample", "sha256": image.sha256}
+
+
+@torch.inference_mode()
+def test_an_image_model_with_other_windows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    swinir = SwinIR(SwinIRConfig(scale=2, channels=8, depths=(2,), heads=(2,), num_feat=8, window=7)).eval()
+    save_checkpoint(tmp_path / "swinir.safetensors", swinir, {})
+    path = save_two_step(tmp_path / "two_step.safetensors", {"model": "swinir.safetensors"})
+    assert checkpoint_spec(str(path))[0].size_multiple == 7 * 16
+    image, lq = open_image_model(str(tmp_path / "swinir.safetensors"), 2), torch.rand(2, 3, 9, 14)
+    padded = functional.pad(lq, (0, 0, 0, 5), mode="replicate")
+    expected = swinir(padded[:, None])[:, 0, :, :18].clamp(0, 1)
+    torch.testing.assert_close(image.enlarge(lq), expected)
+
+
+def by_hand(spec: ModelSpec, model: nn.Module, scene: Tensor) -> Tensor:
+    """Restore a scene whose ends are repeated, on pictures that are mirrored to 48×48: (T, 3, sH, sW)."""
+    height, width = scene.shape[-2:]
+    padded = functional.pad(scene, (0, -width % 16, 0, -height % 16), mode="reflect")
+    return direct(spec, model, padded)[..., : spec.scale * height, : spec.scale * width]
+
+
+def small(shared: Path, name: str, frames: int) -> Tensor:
+    """Read a real clip, shrunk to an odd size, in eight bits: (T, 3, H, W)."""
+    gt = torch.from_numpy(read_clip(shared / "data" / "dev_eval" / name, max_frames=frames)).float() / 255
+    return (imresize(gt, 0.08).clamp(0, 1)[..., :HEIGHT, :WIDTH] * 255).round() / 255
+
+
+def to_pictures(clip: Tensor) -> np.ndarray:
+    return (clip.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize(
+    "parts", [(("vid4_walk", 5), ("vid4_city", 3)), (("vid4_walk", 2),), (("vid4_walk", 1),)], ids=["cut", "two", "one"]
+)
+def test_a_real_clip_through_the_command(
+    shared: Path, pair: Path, tmp_path: Path, parts: tuple[tuple[str, int]]
+) -> None:
+    """First and last frames, and those beside a cut, have themselves as neighbours."""
+    clips = [small(shared, *part) for part in parts]
+    (tmp_path / "in").mkdir()
+    for t, picture in enumerate(to_pictures(torch.cat(clips))):
+        Image.fromarray(picture).save(tmp_path / "in" / f"{t:04d}.png")
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(pair), "--progress", "none"]
+    assert main(["upscale", *arguments, "--precision", "fp32"]) == 0
+    written = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*.png"))])
+    spec, model = checkpoint_spec(str(pair))
+    expected = to_pictures(torch.cat([by_hand(spec, model, clip) for clip in clips]))
+    assert written.shape == expected.shape == (len(expected), 2 * HEIGHT, 2 * WIDTH, 3)
+    assert np.abs(written.astype(int) - expected).max() <= 1
+    assert expected.std() > 10
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_tiles_leave_no_seam(tmp_path: Path, scale: int) -> None:
+    path = save_two_step(tmp_path / "two_step.safetensors", {"model": "lanczos"}, scale=scale)
+    spec, model = checkpoint_spec(str(path))
+    clip = clip_of(1, 16, 288)
+    results: list[Tensor] = []
+    for tile in (0, 32):
+        engine = Engine(spec, model, UpscaleSettings(device="cpu", precision="fp32", tile=tile))
+        results.append(torch.stack([f.rgb for f in engine.restore(frames_of(clip), starts_scene=cuts_at())]))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-4)
