@@ -21,7 +21,7 @@ from tubelet.layers.store import FeatureLimits
 
 __all__ = ["free_bytes", "is_out_of_memory", "keep_freed", "peak_tensor_bytes", "plan_features", "spare_bytes"]
 
-_MOST_ON_HOST = 2**30
+_MOST_ON_HOST = 2**29
 
 _SIGNS = (
     "out of memory",
