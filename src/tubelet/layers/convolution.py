@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +62,12 @@ def convolve_parts(conv: nn.Conv2d, parts: Sequence[Tensor], slope: float | None
     """
     if len(parts) == 1 or not _fuses(conv, *parts):
         return convolve(conv, parts[0] if len(parts) == 1 else torch.cat(list(parts), 1), slope)
-    weights = torch.split(conv.weight, [part.shape[1] for part in parts], 1)
-    y, geometry = None, _geometry(conv)
-    for part, weight in zip(parts, weights, strict=True):
-        if y is None:
-            y = _operators()._convolution_pointwise(part, weight, conv.bias, *geometry, *_activation(None), None)
-        else:
-            y = _operators()._convolution_pointwise_.binary(y, part, weight, None, *geometry, *_ADD)
-    return _bend(cast(Tensor, y), slope)
+    geometry = _geometry(conv)
+    first, *others = torch.split(conv.weight, [part.shape[1] for part in parts], 1)
+    y = _operators()._convolution_pointwise(parts[0], first, conv.bias, *geometry, *_activation(None), None)
+    for part, weight in zip(parts[1:], others, strict=True):
+        y = _operators()._convolution_pointwise_.binary(y, part, weight, None, *geometry, *_ADD)
+    return _bend(y, slope)
 
 
 def _operators() -> Any:
