@@ -153,7 +153,8 @@ def test_goes_on_to_the_same_numbers(gratings):
     assert steps == [3, 4, 4]
     expected, found = load_model(whole).state_dict(), load_model(resumed).state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    for change in ({"loss": "mse"}, {"image_model": "lanczos-x2"}, {"network": TwoStepConfig(base=1)}):
+    changes = ({"loss": "mse"}, {"image_model": "lanczos-x2"}, {"network": TwoStepConfig(base=1)}, {"score_frames": 1})
+    for change in changes:
         with pytest.raises(CheckpointError, match=f"is of a run with {next(iter(change))}=.*name another output"):
             main(dataclasses.replace(parts, **change))
     with pytest.raises(CheckpointError, match="is of a run with loss=mae, not loss=mse"):

@@ -231,10 +231,10 @@ def _check(config: TwoStepTraining) -> None:
 
 
 def _plan(config: TwoStepTraining) -> dict[str, Any]:
-    """Name the settings that the loop does not compare, and that change the result."""
+    """Name the settings that the loop does not compare, and that change the network or its scores."""
     plan = {"network": asdict(config.network), "crops": asdict(config.crops), "loop.seed": config.loop.seed}
     alpha = config.alpha if config.loss in ("mae+ssim", "encoder") else None
-    names = ("image_model", "degradation", "loss", "batch", "epochs")
+    names = ("image_model", "degradation", "loss", "batch", "epochs", "score_px", "score_frames")
     return {name: getattr(config, name) for name in names} | {"alpha": alpha, "loop.steps": config.loop.steps} | plan
 
 
