@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers import convolution
-from tubelet.layers.convolution import convolve, convolve_add, convolve_parts
+from tubelet.layers.convolution import convolve, convolve_add, convolve_doubled, convolve_parts
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SIZES = [(1, 9, 11), (2, 17, 5), (1, 1, 1), (3, 32, 33)]
@@ -36,6 +36,37 @@ def test_equals_step_by_step(
         torch.testing.assert_close(convolve(conv, x, slope), expected, rtol=0, atol=2e-6)
         torch.testing.assert_close(convolve_parts(conv, x.split([3, 4, 5], 1), slope), expected, rtol=0, atol=2e-6)
         torch.testing.assert_close(convolve_parts(conv, [x], slope), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("slope", [None, 0.2])
+@pytest.mark.parametrize("grad", [False, True])
+def test_doubled_equals_step_by_step(
+    size: tuple[int, int, int], layout: torch.memory_format, slope: float | None, *, grad: bool
+) -> None:
+    conv, (batch, height, width) = _conv(layout), size
+    x = torch.randn(batch, 12, height, width).contiguous(memory_format=layout)
+    expected = _step_by_step(conv, x.repeat_interleave(2, 2).repeat_interleave(2, 3), slope)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(convolve_doubled(conv, x, slope), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 5, padding=2),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding=1, stride=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    ],
+)
+def test_doubled_with_a_convolution_of_another_shape(conv: nn.Conv2d) -> None:
+    x = torch.randn(1, 4, 6, 5)
+    with torch.no_grad():
+        expected = conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        torch.testing.assert_close(convolve_doubled(conv, x), expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("layouts", [(a, b) for a in LAYOUTS for b in LAYOUTS])

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from tubelet.layers import upsampling
-from tubelet.layers.upsampling import enlarge, shuffle_x4
+from tubelet.layers.upsampling import enlarge, repeat_and_convolve, shuffle_x4
 
 
 def _convs() -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d, nn.Conv2d]:
@@ -41,6 +41,28 @@ def test_strips_equal_the_whole(monkeypatch: pytest.MonkeyPatch, height: int, la
         torch.testing.assert_close(shuffle_x4(x, base, convs), whole, rtol=0, atol=1e-6)
     assert max(calls) <= 8 + 4
     assert len(calls) == -(-height // 8)
+
+
+@pytest.mark.parametrize("height", [1, 9, 21])
+@pytest.mark.parametrize("doublings", [0, 1, 2, 3])
+def test_repeated_pixels_in_strips_equal_the_layers_written_plainly(
+    monkeypatch: pytest.MonkeyPatch, doublings: int, height: int
+) -> None:
+    monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)  # strips of 8 lines
+    torch.manual_seed(0)
+    *ups, detail = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(doublings + 1))
+    x, last = torch.randn(2, 6, height, 5), nn.Conv2d(6, 3, 3, padding=1)
+    y = x
+    for conv in ups:
+        y = functional.leaky_relu(conv(y.repeat_interleave(2, 2).repeat_interleave(2, 3)), 0.2)
+    expected = last(functional.leaky_relu(detail(y), 0.2))
+    torch.testing.assert_close(repeat_and_convolve(x, ups, detail, last), expected, rtol=0, atol=1e-6)
+    calls: list[int] = []
+    last.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[2]))
+    with torch.no_grad():
+        torch.testing.assert_close(repeat_and_convolve(x, ups, detail, last), expected, rtol=0, atol=1e-6)
+    assert len(calls) == -(-height // 8)
+    assert max(calls) <= 8 * 2**doublings + 2
 
 
 def test_the_sum_keeps_the_precision_of_the_picture() -> None:

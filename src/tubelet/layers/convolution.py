@@ -6,6 +6,7 @@ result, and features are written once instead of two to five times. Everywhere e
     convolve          act(conv(x))
     convolve_add      conv(x) + other
     convolve_parts    act(conv(cat(parts))), nothing copied together: a convolution is a sum over its inputs
+    convolve_doubled  act(conv(x, each pixel four times)), with four products for each of its nine
 
 Source: post-operations of oneDNN, as torch's own compiler uses them.
 """
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["convolve", "convolve_add", "convolve_parts"]
+__all__ = ["convolve", "convolve_add", "convolve_doubled", "convolve_parts"]
 
 _HAS_ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()
 _ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)  # and no activation after it
@@ -68,6 +69,27 @@ def convolve_parts(conv: nn.Conv2d, parts: Sequence[Tensor], slope: float | None
     for part, weight in zip(parts[1:], others, strict=True):
         y = _operators()._convolution_pointwise_.binary(y, part, weight, None, *geometry, *_ADD)
     return _bend(y, slope)
+
+
+def convolve_doubled(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
+    """Double the size by repeating pixels, convolve, and bend.
+
+    Of the nine pixels under the kernel only four differ: where `_fuses` allows it, the weights of the alike are summed
+    first, which makes a transposed convolution of stride 2.
+
+    Args:
+        conv: a 3×3 convolution, padded by 1.
+        x: (B, C, H, W).
+        slope: as in `convolve`.
+
+    Returns:
+        (B, C', 2H, 2W).
+    """
+    if conv.kernel_size != (3, 3) or _geometry(conv) != ([1, 1], [1, 1], [1, 1], 1) or not _fuses(conv, x):
+        return convolve(conv, functional.interpolate(x, scale_factor=2.0, mode="nearest"), slope)
+    flipped = functional.pad(conv.weight.flip(2, 3), (1, 1, 1, 1))
+    sums = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)  # (C', C, 4, 4), over 2×2 alike pixels
+    return _bend(functional.conv_transpose2d(x, sums.transpose(0, 1), conv.bias, stride=2, padding=1), slope)
 
 
 def _operators() -> Any:

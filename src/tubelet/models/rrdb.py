@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve, convolve_add, convolve_parts
+from tubelet.layers.convolution import convolve_add, convolve_parts
+from tubelet.layers.upsampling import repeat_and_convolve
 from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
@@ -125,11 +126,9 @@ class RRDBNet(nn.Module):
         x = functional.pixel_unshuffle(lq.flatten(0, 1), self.config.unshuffle)  # (B·T, 3u², H/u, W/u)
         x = self.conv_first(x)
         x = convolve_add(self.conv_body, self.body(x), x)
-        for i in range(self.config.doublings):
-            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = convolve(cast(nn.Conv2d, self.get_submodule(f"conv_up{i + 1}")), x, _SLOPE)
-        x = convolve(self.conv_hr, x, _SLOPE)
-        return self.conv_last(x).unflatten(0, lq.shape[:2])  # (B, T, 3, sH, sW)
+        doublings = [cast(nn.Conv2d, self.get_submodule(f"conv_up{i + 1}")) for i in range(self.config.doublings)]
+        x = repeat_and_convolve(x, doublings, self.conv_hr, self.conv_last)
+        return x.view(*lq.shape[:2], *x.shape[1:])  # (B, T, 3, sH, sW)
 
 
 _AUTHORS = (

@@ -26,15 +26,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.attention import Mlp, WindowAttention
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.upsampling import repeat_and_convolve
 from tubelet.layers.windows import map_windows, pad_to_windows
 from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
@@ -241,10 +241,9 @@ class SwinIR(nn.Module):
         up = self.conv_before_upsample(features)
         if kind == "pixelshuffle":
             return self.conv_last(self.upsample(up))
-        for i in range(len(_STEPS[self.config.scale])):
-            up = functional.interpolate(up, scale_factor=2.0, mode="nearest")
-            up = functional.leaky_relu_(self.get_submodule(f"conv_up{i + 1}")(up), 0.2)
-        return self.conv_last(functional.leaky_relu_(self.conv_hr(up), 0.2))
+        steps = range(len(_STEPS[self.config.scale]))
+        doublings = [cast(nn.Conv2d, self.get_submodule(f"conv_up{i + 1}")) for i in steps]
+        return repeat_and_convolve(up, doublings, self.conv_hr, self.conv_last)
 
 
 _DERIVED = ("attn_mask", "attn.relative_position_index")
