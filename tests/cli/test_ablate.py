@@ -7,7 +7,8 @@ from PIL import Image
 from tubelet.cli import main
 from tubelet.recipes.two_step_ablation import VARIANTS
 
-SMALL = ["--network.base", "1", "--network.norm", "none", "--crops.patch-px", "16", "--score-px", "16", "--batch", "2"]
+SMALL = ["--network.base", "1", "--network.norm", "none", "--crops.patch-px", "16", "--score-px", "16"]
+SMALL += ["--crops.crops-per-triplet", "2", "--batch", "2"]
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_help_of_two_step_teaches(capsys):
 
 
 def test_clips_that_are_too_small_give_one_line(folder, capsys):
-    args = ["ablate", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "a", "--base", "1"]
+    args = ["ablate", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "two-step", "--base", "1"]
     assert main([*args, "--steps", "1", "--seeds", "1"]) == 3
     assert "64 px" in capsys.readouterr().err  # the clips are smaller than what preset small scores
 

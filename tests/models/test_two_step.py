@@ -33,7 +33,8 @@ def restorer(request: pytest.FixtureRequest) -> TwoStepRestorer:
     """Make a network of which no part is at zero."""
     torch.manual_seed(0)
     network = TwoStepRestorer(request.param)
-    for parameter in network.parameters():
+    begun = request.param.norm == "none"  # all but the head
+    for parameter in (network.head if begun else network).parameters():
         if parameter.ndim == 4:
             nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     return network.eval()
@@ -115,6 +116,17 @@ def test_begins_as_its_image_model() -> None:
     network = TwoStepRestorer(TwoStepConfig(base=2)).eval()
     hq, left, right = inputs(network.config)
     assert torch.equal(network.restore(hq, left, right), hq)
+
+
+@torch.inference_mode()
+def test_begins_with_pixels_around_zero() -> None:
+    torch.manual_seed(0)
+    network = TwoStepRestorer(TwoStepConfig(base=32, norm="none"))
+    grey = torch.full((1, 3, 8, 8), 0.5)
+    for stages in (network.stages, network.encoder_l.stages, network.encoder_r.stages):
+        conv = stages[0].get_submodule("conv1")
+        torch.testing.assert_close(conv(grey)[..., 1:-1, 1:-1], torch.zeros(1, 32, 6, 6), rtol=0, atol=1e-5)
+        assert conv(grey + torch.randn(1, 3, 8, 8) / 4)[..., 1:-1, 1:-1].square().mean() == pytest.approx(2, rel=0.3)
 
 
 @torch.inference_mode()

@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> int:
     with loading():
         from tubelet.recipes.two_step_ablation import TwoStepAblation, run
     flags = flags_from(TwoStepAblation, metavars=_METAVARS)
-    rest = [word for word in args if word != "two-step"]
+    rest = args[1:] if args[:1] == ["two-step"] else args
     try:
         command = parse(flags, rest, verb="ablate two-step")
     except SystemExit:

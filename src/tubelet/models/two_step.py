@@ -152,8 +152,17 @@ def _begin(network: nn.Module, norm: Norm) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.in_channels == 3 and module.bias is not None:
+                _centre(module.weight, module.bias)
         elif isinstance(module, nn.ConvTranspose2d):  # each pixel of its result has one tap per channel
             nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+
+
+@torch.no_grad()
+def _centre(weight: Tensor, bias: Tensor) -> None:
+    """Make a first convolution see pixels, which lie around a half and spread by a quarter, as around 0 and by 1."""
+    weight.mul_(4)
+    bias.copy_(weight.sum((1, 2, 3)).mul_(-0.5))
 
 
 def _contract_path(stages: nn.ModuleList, x: Tensor) -> list[Tensor]:

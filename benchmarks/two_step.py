@@ -1,0 +1,68 @@
+"""Measure what the second step of two-step costs, alone and over image models, beside networks that align frames.
+
+    python benchmarks/two_step.py                 # `tubelet bench` on ×2 and ×4, 320×180
+
+Weights are random. Over `bicubic`, which costs next to nothing, stands for the second step alone; models of clips are
+given 10 frames.
+"""
+
+import argparse
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tubelet.models import basicvsr, edvr, fsrcnn, srvgg
+from tubelet.models.checkpoint import save_checkpoint
+from tubelet.models.image_models import open_image_model
+from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
+
+Scale = Literal[2, 4]
+
+
+def save(folder: Path, name: str, network: nn.Module, notes: dict[str, Any] | None = None) -> str:
+    """Save a network; return the name that the table is to show."""
+    path = folder / f"{name}.safetensors"
+    save_checkpoint(path, network, notes or {})
+    return path.name
+
+
+def make_checkpoints(folder: Path, scale: Scale, bases: list[int]) -> list[str]:
+    """Save image models of a scale, second steps over each, and what they are compared with."""
+    torch.manual_seed(0)
+    images = {
+        "bicubic": f"bicubic-x{scale}",
+        "fsrcnn": save(folder, f"fsrcnn-x{scale}", fsrcnn.FSRCNN(fsrcnn.FSRCNNConfig(scale=scale))),
+        "srvgg": save(folder, f"srvgg-x{scale}", srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(scale=scale))),
+    }
+    paths = [images["fsrcnn"], images["srvgg"]]
+    for name, model in images.items():
+        notes = {"image_model": open_image_model(model, scale, folder=folder).identity}
+        for base in bases if name == "bicubic" else bases[:1]:
+            network = TwoStepRestorer(TwoStepConfig(scale=scale, base=base, norm="none"))
+            paths.append(save(folder, f"two-step-{base}-over-{name}-x{scale}", network, notes))
+    if scale == 4:
+        paths.append(save(folder, "basicvsr-x4", basicvsr.BasicVSR(basicvsr.BasicVSRConfig())))
+        paths.append(save(folder, "edvr-m-x4", edvr.EDVR(edvr.EDVRConfig())))
+    return paths
+
+
+def main() -> None:
+    """Bench every network of each scale."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scales", type=int, nargs="+", default=[2, 4], choices=[2, 4])
+    parser.add_argument("--bases", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--size", default="320x180")
+    options = parser.parse_args()
+    for scale in options.scales:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = make_checkpoints(Path(folder), scale, options.bases)
+            command = ["tubelet", "bench", *paths, "--size", options.size, "--frames", "10", "--runs", "5"]
+            subprocess.run([*command, "--precision", "fp32", "--process-memory"], cwd=folder, check=True)
+
+
+if __name__ == "__main__":
+    main()
