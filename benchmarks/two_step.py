@@ -24,10 +24,10 @@ Scale = Literal[2, 4]
 
 
 def save(folder: Path, name: str, network: nn.Module, notes: dict[str, Any] | None = None) -> str:
-    """Save a network; return the name that the table is to show."""
+    """Save a network; return its path."""
     path = folder / f"{name}.safetensors"
     save_checkpoint(path, network, notes or {})
-    return path.name
+    return str(path)
 
 
 def make_checkpoints(folder: Path, scale: Scale, bases: list[int]) -> list[str]:
@@ -40,7 +40,7 @@ def make_checkpoints(folder: Path, scale: Scale, bases: list[int]) -> list[str]:
     }
     paths = [images["fsrcnn"], images["srvgg"]]
     for name, model in images.items():
-        notes = {"image_model": open_image_model(model, scale, folder=folder).identity}
+        notes = {"image_model": open_image_model(model, scale).identify_from(folder)}
         for base in bases if name == "bicubic" else bases[:1]:
             network = TwoStepRestorer(TwoStepConfig(scale=scale, base=base, norm="none"))
             paths.append(save(folder, f"two-step-{base}-over-{name}-x{scale}", network, notes))
@@ -60,7 +60,8 @@ def main() -> None:
     for scale in options.scales:
         with tempfile.TemporaryDirectory() as folder:
             paths = make_checkpoints(Path(folder), scale, options.bases)
-            command = ["tubelet", "bench", *paths, "--size", options.size, "--frames", "10", "--runs", "5"]
+            names = [Path(path).name for path in paths]
+            command = ["tubelet", "bench", *names, "--size", options.size, "--frames", "10", "--runs", "5"]
             subprocess.run([*command, "--precision", "fp32", "--process-memory"], cwd=folder, check=True)
 
 

@@ -29,7 +29,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["OnBytes", "Patience", "RemoteFile", "cache_folder", "check_file", "fetch"]
+__all__ = ["OnBytes", "Patience", "RemoteFile", "alone", "cache_folder", "check_file", "fetch"]
 
 OnBytes = Callable[[int, int | None], None]
 """Called with the bytes that are there and those of the whole file, None where the server does not tell."""
@@ -116,7 +116,7 @@ def fetch(file: RemoteFile, folder: Path, *, on_bytes: OnBytes | None = None, pa
             raise ResourceError(f"{file.name} must be fetched by hand: from {file.page} into {folder}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(folder / f".{file.name}.lock"):
+            with alone(folder / f".{file.name}.lock"):
                 if not path.is_file():  # else another process was first
                     _download(file, path, on_bytes, patience or Patience())
                     return path
@@ -252,7 +252,7 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def _alone(path: Path) -> Generator[None]:
+def alone(path: Path) -> Generator[None]:
     """Keep other processes, and other threads, out until the block ends; the file is gone afterwards."""
     while True:
         with path.open("a+b") as handle:

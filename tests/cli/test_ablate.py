@@ -2,9 +2,11 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tubelet.cli import main
+from tubelet.recipes import two_step
 from tubelet.recipes.two_step_ablation import VARIANTS
 
 SMALL = ["--network.base", "1", "--network.norm", "none", "--crops.patch-px", "16", "--score-px", "16"]
@@ -35,6 +37,35 @@ def test_trains_two_step_over_an_image_model(folder, capsys):
     out = capsys.readouterr().out
     assert "1 epochs of 2 crops, 16 px" in out
     assert "step 1  psnr_y" in out  # how many there are, only the data tells
+    assert main(["train", "two-step", "--config", "b/config.yaml", "--out", "c", "--loop.steps", "2"]) == 0
+    assert "2 steps of 2 crops" in capsys.readouterr().out
+    assert main(["train", "two-step", "--config", "b/config.yaml", "--preset", "paper"]) == 2
+    assert "leave one of both out" in capsys.readouterr().err
+
+
+def test_a_refused_run_leaves_the_settings_of_the_one_that_is_there(folder, capsys, monkeypatch):
+    args = ["train", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "a", *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(two_step, "train", _interrupt)
+        assert main([*args, "--loop.steps", "1"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; give the same command again to go on\n")
+    before = (folder / "a" / "config.yaml").read_text()
+    assert main([*args, "--loop.steps", "1", "--loss", "mse"]) == 3
+    assert "is of a run with loss=mae, not loss=mse" in capsys.readouterr().err
+    assert (folder / "a" / "config.yaml").read_text() == before
+    assert main([*args, "--loop.steps", "1"]) == 0
+
+
+def _interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", [["train", "two-step", "--loop.device"], ["ablate", "two-step", "--device"]])
+def test_a_device_that_is_not_there_gives_one_line(folder, capsys, command):
+    args = ["--data", "clips", "--image-model", "bicubic-x2", "--out", "a"]
+    assert main([*command, "cuda", *args]) == 4
+    assert "device='cuda' is not available on this machine; give cpu" in capsys.readouterr().err
 
 
 def test_help_of_two_step_teaches(capsys):

@@ -40,6 +40,9 @@ def test_the_second_call_reads_the_cache_and_a_changed_source_does_not(root, tmp
     assert times() == first
     Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(root / "still.png")
     assert len(times()) == len(first) + 2
+    picture = min((root / "walk").iterdir())
+    Image.open(picture).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(picture)
+    assert len(times()) == len(first) + 4
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 

@@ -82,7 +82,8 @@ def test_relative_paths_begin_at_the_checkpoint(pair: Path, tmp_path: Path, monk
     monkeypatch.chdir(elsewhere)
     assert checkpoint_spec("../two_step.safetensors")[1].image_model is not None
     shutil.move(pair, elsewhere)
-    with pytest.raises(CheckpointError, match=r"needs the image model image\.safetensors, and no such checkpoint"):
+    line = r"needs the image model image\.safetensors, and it is at none of these places: image\.safetensors; put it"
+    with pytest.raises(CheckpointError, match=line):
         checkpoint_spec("two_step.safetensors")
     monkeypatch.chdir(tmp_path)  # then at the folder of the process
     assert checkpoint_spec("elsewhere/two_step.safetensors")[1].image_model is not None
@@ -90,8 +91,40 @@ def test_relative_paths_begin_at_the_checkpoint(pair: Path, tmp_path: Path, monk
 
 def test_other_weights_are_refused(pair: Path) -> None:
     save_checkpoint(pair.with_name("image.safetensors"), SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4)), {})
-    with pytest.raises(CheckpointError, match=r"over other weights of image\.safetensors: its .* sha256 \w{12}…"):
+    with pytest.raises(CheckpointError, match=r"over other weights than those of .*image\.safetensors: its .* \w{12}…"):
         checkpoint_spec(str(pair))
+
+
+@pytest.mark.parametrize("moved", ["both", "to one folder", "to the folder of the process"])
+def test_an_image_model_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: str) -> None:
+    """Both files have the name that training gives them, and other models lie in the way."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/image", "runs/second", "elsewhere"):
+        Path(folder).mkdir(parents=True)
+    image = save_image_model(Path("runs/image/model.safetensors"))
+    identity = open_image_model(str(image), 2).identify_from(Path("runs/second"))
+    assert identity["model"] == "../image/model.safetensors"
+    second = save_two_step(Path("runs/second/model.safetensors"), identity)
+    save_checkpoint(Path("model.safetensors"), SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4)), {})
+    if moved == "both":
+        shutil.move("runs", "elsewhere")
+        second = "elsewhere" / second
+    elif moved == "to one folder":
+        image.rename("elsewhere/model.safetensors")
+        second = second.rename("elsewhere/second.safetensors")
+    else:
+        shutil.copytree("runs/image", "image")
+        shutil.rmtree("runs/image")
+        Path("a").mkdir()
+        monkeypatch.chdir("a")
+        second = ".." / second
+    assert checkpoint_spec(str(second))[1].image_model is not None
+
+
+def test_models_without_tensors_are_told_apart() -> None:
+    bicubic, lanczos = (open_image_model(name, 2) for name in ("bicubic-x2", "lanczos-x2"))
+    assert bicubic.sha256 == lanczos.sha256
+    assert bicubic.fingerprint != lanczos.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -103,7 +136,7 @@ def test_other_weights_are_refused(pair: Path) -> None:
         ({"model": "fast-x2-bi"}, r"and fast-x2-bi cannot be an image model: FastVSR is of the kind online"),
         ({"model": "edvr_m-reds"}, r"and edvr_m-reds cannot be an image model: EDVR is of the kind window"),
         ({"model": "bicubic-x4"}, r"and bicubic-x4 cannot be this image model: it enlarges ×4, and ×2 is needed"),
-        ({"model": "two_step.safetensors"}, r"cannot be an image model: TwoStepRestorer is of the kind window"),
+        ({"model": "two_step.safetensors"}, r"and it is at none of these places: .*two_step\.safetensors; put it at"),
     ],
 )
 def test_what_cannot_be_an_image_model(tmp_path: Path, note: dict[str, str] | None, line: str) -> None:

@@ -1,9 +1,12 @@
 import dataclasses
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tubelet.data import CachedClip, prepare_clips
 from tubelet.errors import CheckpointError, ConfigError, InputError, RequestError
@@ -12,6 +15,7 @@ from tubelet.metrics import psnr
 from tubelet.models.checkpoint import load_model, read_notes, read_state, save_checkpoint
 from tubelet.models.edvr import EDVR, EDVRConfig
 from tubelet.models.image_models import ImageModel, open_image_model
+from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
 from tubelet.models.zoo import checkpoint_spec
 from tubelet.recipes.two_step import TwoStepTraining, configure, describe, main, read_scores
@@ -69,13 +73,13 @@ def test_learns_and_writes_what_was_trained_and_over_what(gratings, image_model)
     assert network.config == config.network
     assert not any("image_model" in name for name in read_state(path)[0])
     opened = open_image_model(image_model, 2)
-    expected = {"model": image_model, "architecture": "SRVGGNetCompact", "sha256": opened.sha256}
+    expected = {"model": "../image.safetensors", "architecture": "SRVGGNetCompact", "sha256": opened.sha256}
     assert notes["image_model"] == expected
     assert notes["training"]["loss"] == "mae"
     spec, both = checkpoint_spec(str(path))  # as `tubelet upscale --model` opens it
     assert (spec.architecture, spec.scale, spec.temporal.radius) == ("TwoStepRestorer", 2, 1)
     assert type(both.image_model).__name__ == "SRVGGNetCompact"
-    scores = read_scores(config)
+    scores = read_scores(path.parent)
     assert scores == notes["scores"]
     assert scores["validation"].items() <= records[-1].items()
 
@@ -89,7 +93,7 @@ def test_scores_are_those_of_both_steps_run_on_the_video(gratings, image_model):
         sr, hq = network(lq)[:, 0], network.enlarge(lq[:, 1])
         kept = (hq * 255).round() / 255
         sr_of_kept = network.restore(kept, lq[:, 0], lq[:, 2])
-    scores = read_scores(config)["test"]
+    scores = read_scores(path.parent)["test"]
     assert scores["psnr_y"] == pytest.approx(psnr(sr_of_kept, gt).mean().item(), abs=1e-4)
     assert scores["psnr_y"] == pytest.approx(psnr(sr, gt).mean().item(), abs=0.05)
     assert scores["psnr_y/frozen"] == pytest.approx(psnr(hq, gt).mean().item(), abs=1e-6)
@@ -147,18 +151,63 @@ def test_goes_on_to_the_same_numbers(gratings):
     parts = _config(gratings, out=gratings.parent / "parts", loop=loop)
     with pytest.raises(KeyboardInterrupt):
         main(parts, on_log=stop)
-    assert read_scores(parts) is None
     steps = []
     resumed = main(parts, on_log=lambda record: steps.append(record["step"]))
     assert steps == [3, 4, 4]
     expected, found = load_model(whole).state_dict(), load_model(resumed).state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    changes = ({"loss": "mse"}, {"image_model": "lanczos-x2"}, {"network": TwoStepConfig(base=1)}, {"score_frames": 1})
-    for change in changes:
-        with pytest.raises(CheckpointError, match=f"is of a run with {next(iter(change))}=.*name another output"):
-            main(dataclasses.replace(parts, **change))
-    with pytest.raises(CheckpointError, match="is of a run with loss=mae, not loss=mse"):
-        read_scores(dataclasses.replace(parts, loss="mse"))
+    assert main(parts, on_log=lambda record: steps.append(record["step"])) == resumed
+    assert len(steps) == 3  # what is finished stays
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "mse"}, "with loss=mae, not loss=mse"),
+        ({"network": TwoStepConfig(base=1)}, "with network="),
+        ({"score_frames": 1}, "with score_frames=2, not score_frames=1"),
+        ({"loop": LoopSettings(steps=2, lr=1e-3, warmup_steps=0, ema=0.5)}, "with loop.lr=0.005, not loop.lr=0.001"),
+        ({"image_model": "lanczos-x2"}, "over bicubic-x2, not lanczos-x2"),
+        ({"degradation": "bd"}, "with degradation=bi, not degradation=bd"),
+    ],
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_run_in_its_folder_is_refused(gratings, changes, message, *, finished):
+    def stop(record):
+        raise KeyboardInterrupt
+
+    config = _config(gratings)
+    if finished:
+        main(config)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            main(config, on_log=stop)
+    with pytest.raises(CheckpointError, match=f"is of a run {message}.*name another output folder"):
+        main(dataclasses.replace(config, **changes))
+
+
+def test_other_clips_and_other_weights_are_another_run(gratings, image_model):
+    config = _config(gratings, image_model)
+    path = main(config)
+    moved = Path(image_model).with_name("moved.safetensors")
+    moved.write_bytes(Path(image_model).read_bytes())
+    assert main(dataclasses.replace(config, image_model=str(moved))) == path  # the same weights at another place
+    save_checkpoint(moved, SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4, num_conv=1)), {})
+    with pytest.raises(CheckpointError, match="or its weights are others now"):
+        main(dataclasses.replace(config, image_model=str(moved)))
+    for picture in (gratings / "one").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
+    with pytest.raises(CheckpointError, match="is of a run with clips="):
+        main(config)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"image_model": 3}'])
+def test_a_damaged_record_of_a_run_gives_one_line(gratings, text):
+    config = _config(gratings)
+    config.out.mkdir()
+    (config.out / "run.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged; name another output folder"):
+        main(config)
 
 
 def test_the_image_model_runs_once(gratings, image_model, calls):
@@ -170,6 +219,9 @@ def test_the_image_model_runs_once(gratings, image_model, calls):
     main(_config(gratings, image_model, out=gratings.parent / "b", loop=loop, loss="mse", **shared))
     assert calls == []
     main(_config(gratings, out=gratings.parent / "c", **shared))  # another image model
+    assert sum(calls) == 6
+    calls.clear()
+    main(_config(gratings, "lanczos-x2", out=gratings.parent / "d", **shared))  # has no tensors either
     assert sum(calls) == 6
 
 
@@ -191,9 +243,12 @@ def test_what_the_image_model_made_is_gone_on_with(tmp_path, image_model, calls,
         with pytest.raises(KeyboardInterrupt):
             frozen_outputs(crops, model, tmp_path / "parts")
     calls.clear()
-    resumed = frozen_outputs(crops, model, tmp_path / "parts")
+    resumed = np.array(frozen_outputs(crops, model, tmp_path / "parts"))
     assert calls == [7]
     assert np.array_equal(whole, resumed)
+    (file,) = (tmp_path / "parts").iterdir()
+    file.write_bytes(b"")
+    assert np.array_equal(frozen_outputs(crops, model, tmp_path / "parts"), whole)
     lq = torch.from_numpy(crops.sample(20)[0][1:2]).float() / 255
     assert np.array_equal(resumed[20], (model.enlarge(lq)[0] * 255).round().byte().numpy())
 
@@ -209,6 +264,30 @@ def test_the_split_keeps_videos_apart(count):
     assert sum(map(len, parts)) == len(clips)
     again = split_videos(clips[::-1])
     assert [{clip.name for clip in part} for part in again] == names
+
+
+def test_clips_that_cannot_be_used_hold_no_part(gratings):
+    for name, frames in (("four", 2), ("five", 1), ("six", 2)):
+        shutil.copytree(gratings / "one", gratings / name)
+        for picture in sorted((gratings / name).iterdir())[frames:]:
+            picture.unlink()
+    assert "gain" in read_scores(main(_config(gratings)).parent)["test"]
+
+
+def test_clips_too_small_to_score_leave_the_folder_free(gratings, calls):
+    with pytest.raises(InputError, match=r"none of 3 clips .* of 32 px .* or lower crops\.patch_px and score_px"):
+        main(_config(gratings, score_px=32))
+    assert calls == []
+    assert main(_config(gratings)).is_file()
+
+
+def test_runs_that_begin_together_share_what_the_image_model_makes(tmp_path, image_model):
+    crops = TrainingCrops([_clip("a", frames=25)], 2, TripletSettings(patch_px=16))
+    model = open_image_model(image_model, 2)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: frozen_outputs(crops, model, tmp_path / "made"), range(4)))
+    assert all(np.array_equal(other, made[0]) for other in made)
+    assert [path.suffix for path in (tmp_path / "made").iterdir()] == [".npy"]
 
 
 def _numbered(frames: int) -> CachedClip:
@@ -258,6 +337,11 @@ def test_crops_know_what_they_depend_on():
     assert TrainingCrops([_clip("a")], 2, TripletSettings(patch_px=16)).describe() == base
 
 
+@pytest.mark.parametrize(("loss", "alpha"), [("mae+ssim", "0.8"), ("encoder", "0.02")])
+def test_alpha_is_what_the_paper_found_best(loss, alpha):
+    assert describe(TwoStepTraining(loss=loss))[0].endswith(f"loss {loss}, alpha {alpha}")
+
+
 def test_presets():
     paper = configure("paper", scale=2)
     assert (paper.loop.lr, paper.epochs, paper.batch, paper.crops.patch_px) == (1e-4, 10, 64, 64)
@@ -277,7 +361,7 @@ def test_presets():
         ({"image_model": "fast-x2-bi"}, RequestError, "FastVSR is of the kind online"),
         ({"crops": TripletSettings(patch_px=20)}, ConfigError, "crops.patch_px=20 does not fit two-step"),
         ({"score_px": 24}, ConfigError, "score_px=24 does not fit two-step"),
-        ({"crops": TripletSettings(patch_px=64)}, InputError, "none of 1 clips .* has three frames of 64 px"),
+        ({"crops": TripletSettings(patch_px=64)}, InputError, "none of 3 clips .* has three frames of 64 px"),
     ],
 )
 def test_mistakes_give_one_line(gratings, changes, error, message):
@@ -305,7 +389,7 @@ def test_too_few_videos_or_none(gratings, tmp_path):
     ("changes", "message"),
     [
         ({"loss": "mae+ssim", "alpha": 1.5}, "alpha=1.5 is out of range: 0 to 1 for loss mae.ssim"),
-        ({"loss": "encoder"}, "alpha=0.8 is out of range: 0 to 0.1 for loss encoder"),
+        ({"loss": "encoder", "alpha": 0.8}, "alpha=0.8 is out of range: 0 to 0.1 for loss encoder"),
         ({"loop": LoopSettings(loss="mse")}, "loop.loss=mse is not used by two-step"),
         ({"batch": 0}, "batch, epochs, score_px and score_frames must be at least 1"),
     ],

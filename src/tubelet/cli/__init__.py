@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TubeletError as error:
         return _fail(str(error), error.exit_code)
     except _Terminated:
-        return _fail("terminated; no unfinished output is left", _Terminated.exit_code)
+        return _fail(f"terminated; {_what_is_left(args)}", _Terminated.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; no unfinished output is left", 130)
+        return _fail(f"interrupted; {_what_is_left(args)}", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter's last flush fails again
         return _EXIT_PIPE
@@ -116,6 +116,12 @@ def _help() -> str:
 def _fail(message: str, code: int) -> int:
     sys.stderr.write(f"tubelet: error: {' '.join(message.split())}\n")
     return code
+
+
+def _what_is_left(args: Sequence[str]) -> str:
+    if args[:1] in (["train"], ["ablate"]):
+        return "give the same command again to go on"
+    return "no unfinished output is left"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tubelet.cli.flags import flags_from, parse, pick
@@ -43,6 +44,7 @@ def main(args: Sequence[str]) -> int:
         raise RequestError(f"no study {' '.join(args[:1])!r}; there is: two-step")
     with loading():
         from tubelet.recipes.two_step_ablation import TwoStepAblation, run
+        from tubelet.restore.device import resolve_device
     flags = flags_from(TwoStepAblation, metavars=_METAVARS)
     rest = args[1:] if args[:1] == ["two-step"] else args
     try:
@@ -52,6 +54,7 @@ def main(args: Sequence[str]) -> int:
             sys.stdout.write(_EXAMPLE)
         raise
     ablation = pick(command, TwoStepAblation)
+    ablation = replace(ablation, device=str(resolve_device(ablation.device)))
     _, verdicts = run(ablation, on_run=_report)
     for verdict in verdicts:
         print(f"{verdict.outcome:15} {verdict.claim.text}: {verdict.mean_db:+.2f} dB")

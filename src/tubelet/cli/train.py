@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,10 +82,13 @@ def main(args: Sequence[str]) -> int:
     config = recipe.parse(args[1:]) if recipe.parse else _parse(args[0], recipe.config, args[1:])
     if config is None:
         return 0
+    from tubelet.restore.device import resolve_device
+
+    config = replace(config, loop=replace(config.loop, device=str(resolve_device(config.loop.device))))
     for line in recipe.describe(config):
         print(line)
     config.out.mkdir(parents=True, exist_ok=True)
-    if not (config.out / "state.pt").exists():  # a run that goes on, or is refused, keeps its own
+    if not any((config.out / name).exists() for name in ("state.pt", "run.json")):  # of a run that is there
         write_config(config.out / "config.yaml", config)
     path = recipe.run(config, on_log=_Report(recipe.steps(config)))
     print(f"wrote {path}; {recipe.use.format(path)}")
@@ -168,13 +172,19 @@ def _parse_two_step(args: Sequence[str]) -> Any:
     scale, rest = _take(rest, "--scale", "2 or 4")
     if (name := preset or "small") not in PRESETS:
         raise RequestError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+    if preset is not None and path is not None:
+        raise RequestError(f"{path} has all that --preset {preset} would set; leave one of both out")
     default = configure(name)
     if path is not None:
         default = read_config(Path(path), TwoStepTraining, default=default)
     if {"-h", "--help"} & set(rest):
         sys.stdout.write(_HELP_TWO_STEP)
     given = ["--network.scale", scale] if scale is not None else []
-    return tyro.cli(TwoStepTraining, args=[*given, *rest], default=default, prog="tubelet train two-step")
+    config = tyro.cli(TwoStepTraining, args=[*given, *rest], default=default, prog="tubelet train two-step")
+    named = {arg.split("=")[0].replace("_", "-") for arg in rest}
+    if "--loop.steps" in named and "--epochs" not in named:  # else the preset's epochs would say how long
+        config = replace(config, epochs=None)
+    return config
 
 
 def _take(args: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:

@@ -97,8 +97,10 @@ def _find_sources(root: Path) -> list[Path]:
 
 
 def _key(source: Path) -> str:
-    stat = source.stat()
-    identity = f"{source.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    files = list(source.iterdir()) if source.is_dir() else [source]  # a folder does not tell of a replaced picture
+    stats = [file.stat() for file in files]
+    size, time = sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+    identity = f"{source.resolve()}|{len(files)}|{size}|{time}"
     if source.suffix.lower() in IMAGE_SUFFIXES:
         identity += f"|{_PAN_FRAMES}x{_PAN_SIZE}"
     return hashlib.sha256(identity.encode()).hexdigest()[:12]

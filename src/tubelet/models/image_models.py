@@ -2,7 +2,8 @@
 
     notes of a checkpoint: {"image_model": {"model": id or path, "architecture": ..., "sha256": of its tensors}}
 
-A relative path is looked for in the folder of the checkpoint first.
+A path is looked for from the folder of the checkpoint on, then from the current one; then a file of its name beside the
+checkpoint. The first that has these tensors is it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +54,23 @@ class ImageModel:
         """What a checkpoint of the second step keeps of the first."""
         return {"model": self.name, "architecture": self.spec.architecture, "sha256": self.sha256}
 
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of all that its results depend on, wherever its file lies."""
+        known = "" if is_checkpoint(self.name) else self.name  # bicubic and lanczos have no tensors
+        shape = repr(getattr(self.network, "config", None))
+        return hashlib.sha256(f"{self.spec.architecture} {known} {shape} {self.sha256}".encode()).hexdigest()
+
+    def identify_from(self, folder: Path) -> dict[str, str]:
+        """Return the identity with a path as it is seen from a folder: both can then be moved together."""
+        if not is_checkpoint(self.name):
+            return self.identity
+        try:
+            path = os.path.relpath(Path(self.name).resolve(), folder.resolve())
+        except ValueError:  # on another drive
+            path = str(Path(self.name).resolve())
+        return self.identity | {"model": Path(path).as_posix()}
+
     @torch.inference_mode()
     def enlarge(self, lq: Tensor) -> Tensor:
         """Enlarge pictures of any size, each by itself: (B, 3, H, W) → (B, 3, sH, sW), clipped to [0, 1]."""
@@ -71,13 +90,12 @@ def hash_tensors(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def open_image_model(name: str, scale: int, *, folder: Path | None = None) -> ImageModel:
+def open_image_model(name: str, scale: int) -> ImageModel:
     """Open a model that can be the first step of a two-step network.
 
     Args:
         name: id of the zoo, a name that stands for one model per scale ("bicubic"), or path of a checkpoint.
         scale: that it must have.
-        folder: where a relative path is looked for first.
 
     Raises:
         RequestError: no model has this name, or it is not one of single frames, or has another scale.
@@ -86,7 +104,7 @@ def open_image_model(name: str, scale: int, *, folder: Path | None = None) -> Im
     """
     network = None
     if is_checkpoint(name):
-        spec, network = checkpoint_spec(str(_find_file(name, folder)), steps="own")
+        spec, network = checkpoint_spec(name, steps="own")
     else:
         spec = find_model(name, factor=scale)
         name = spec.id
@@ -118,15 +136,15 @@ def attach_image_model(restorer: TwoStepRestorer, path: Path, spec: ModelSpec) -
     """
     name, sha256 = _named(restorer.config, path)
     try:
-        image = open_image_model(name, restorer.config.scale, folder=path.parent)
+        image = _open_named(name, sha256, restorer.config.scale, path)
     except (RequestError, CheckpointError) as error:
         raise CheckpointError(f"{path} needs the image model {name}, and {error}") from error
     except ResourceError as error:
         raise ResourceError(f"{path} needs the image model {name}, and {error}") from error
     if sha256 and image.sha256 != sha256:
         raise CheckpointError(
-            f"{path} was trained over other weights of {name}: its tensors have sha256 {image.sha256[:12]}…, and "
-            f"{sha256[:12]}… is expected; put those weights there"
+            f"{path} was trained over other weights than those of {image.name}: its tensors have sha256 "
+            f"{image.sha256[:12]}…, and {sha256[:12]}… is expected; put those weights there"
         )
     restorer.with_image_model(image.network)
     return dataclasses.replace(
@@ -158,6 +176,24 @@ def _named(config: TwoStepConfig, path: Path) -> tuple[str, str]:
     )
 
 
-def _find_file(name: str, folder: Path | None) -> Path:
-    beside = folder / name if folder else Path(name)  # an absolute path stays what it is
-    return beside if beside.is_file() else Path(name)
+def _open_named(name: str, sha256: str, scale: int, checkpoint: Path) -> ImageModel:
+    """Open the image model that a checkpoint names; of several files, the one with these tensors, or else the first."""
+    if not is_checkpoint(name):
+        return open_image_model(name, scale)
+    places = dict.fromkeys((checkpoint.parent / name, Path(name), checkpoint.parent / Path(name).name))
+    files = [place for place in places if place.is_file() and not place.samefile(checkpoint)]
+    if not files:
+        raise CheckpointError(f"it is at none of these places: {', '.join(map(str, places))}; put it at one of them")
+    opened: list[ImageModel] = []
+    failed: list[RequestError | CheckpointError] = []
+    for file in files:
+        try:
+            opened.append(open_image_model(str(file), scale))
+        except (RequestError, CheckpointError) as error:
+            failed.append(error)
+        else:
+            if opened[-1].sha256 == sha256:
+                return opened[-1]
+    if not opened:
+        raise failed[0]
+    return opened[0]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tubelet.data import CachedClip, prepare_clips
+from tubelet.data import prepare_clips
 from tubelet.degrade import Preset
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
@@ -41,6 +41,7 @@ from tubelet.recipes.two_step_data import (
     TripletSettings,
     frozen_outputs,
     split_videos,
+    usable_clips,
 )
 from tubelet.training import Criterion, LoopSettings, OptimiserSettings, ScheduleSettings, train
 
@@ -71,8 +72,9 @@ class TwoStepTraining:
     loss: TwoStepLoss = "mae"
     """mse; mae; mae+ssim: alpha · MAE + (1 - alpha) · (1 - SSIM), Eq. 8; encoder: MAE, and what keeps the features of
     the neighbours near those of the frame, Eq. 11."""
-    alpha: float = 0.8
-    """Of mae+ssim, from 0 to 1, or of encoder, from 0 to 0.1: the share of the right neighbour."""
+    alpha: float | None = None
+    """Of mae+ssim, from 0 to 1, or of encoder, from 0 to 0.1: the share of the right neighbour. Default: what the paper
+    found best, 0.8 or 0.02."""
     batch: int = 64
     """Crops of one step."""
     epochs: int | None = None
@@ -88,7 +90,7 @@ class TwoStepTraining:
 
     def __post_init__(self) -> None:
         most = {"mae+ssim": 1.0, "encoder": 0.1}.get(self.loss, math.inf)
-        if not 0 <= self.alpha <= most:
+        if self.alpha is not None and not 0 <= self.alpha <= most:
             raise ConfigError(f"alpha={self.alpha} is out of range: 0 to {most:g} for loss {self.loss}")
         if min(self.batch, self.score_px, self.score_frames, self.epochs or 1) < 1:
             raise ConfigError("batch, epochs, score_px and score_frames must be at least 1")
@@ -96,6 +98,14 @@ class TwoStepTraining:
         for name in ("loss", "loss_on", "loss_reduction", "loss_eps"):
             if getattr(self.loop, name) != getattr(unused, name):
                 raise ConfigError(f"loop.{name}={getattr(self.loop, name)} is not used by two-step; set loss and alpha")
+
+
+_BEST_ALPHA = {"mae+ssim": 0.8, "encoder": 0.02}
+"""Tables II and III; other losses have none."""
+
+
+def _alpha(config: TwoStepTraining) -> float:
+    return _BEST_ALPHA.get(config.loss, 0.0) if config.alpha is None else config.alpha
 
 
 _CONSTANT = ScheduleSettings(kind="steps")
@@ -141,7 +151,7 @@ def describe(config: TwoStepTraining) -> list[str]:
     with torch.device("meta"):
         size = count_parameters(TwoStepRestorer(config.network)) / 1e6
     length = f"{config.loop.steps} steps" if config.epochs is None else f"{config.epochs} epochs"
-    alpha = f", alpha {config.alpha:g}" if config.loss in ("mae+ssim", "encoder") else ""
+    alpha = f", alpha {_alpha(config):g}" if config.loss in _BEST_ALPHA else ""
     return [
         f"two-step x{config.network.scale} over {config.image_model}: {size:.2f} M parameters; {length} of "
         f"{config.batch} crops, {config.crops.patch_px} px; loss {config.loss}{alpha}",
@@ -149,7 +159,7 @@ def describe(config: TwoStepTraining) -> list[str]:
 
 
 def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Train to the end, or resume; write the networks that were trained, and the scores.
+    """Train to the end, or resume; write the networks that were trained, and the scores. A finished run stays as it is.
 
     Args:
         config: see there; `configure` makes one.
@@ -168,11 +178,17 @@ def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | 
     scale, loop = config.network.scale, config.loop
     image_model = open_image_model(config.image_model, scale)
     clips = prepare_clips(config.data, config.cache, preset=config.degradation, scale=scale)
-    videos = split_videos(list(clips))
+    videos = split_videos(usable_clips(list(clips), max(config.crops.patch_px, config.score_px)))
     crops = TrainingCrops(videos.training, scale, config.crops)
-    _claim(config, crops, image_model)
+    held_out = [
+        HeldOut(part, scale, size_px=config.score_px, frames=config.score_frames)
+        for part in (videos.validation, videos.test)
+    ]
+    path = config.out / "model.safetensors"
+    if _claim(config, [crops, *held_out], image_model) and (config.out / _SCORES).is_file() and path.is_file():
+        return path
     hq = _enlarge(config, crops, image_model)
-    validation, test = (_Judge(config, part, image_model) for part in (videos.validation, videos.test))
+    validation, test = (_Judge(config, samples, image_model) for samples in held_out)
     if config.epochs is not None:
         loop = replace(loop, steps=config.epochs * -(-len(crops) // config.batch))
     torch.manual_seed(loop.seed)
@@ -187,13 +203,10 @@ def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | 
         on_log=on_log,
     )
     scores = {"validation": validation(average), "test": test(average)}
-    path = config.out / "model.safetensors"
     assert isinstance(average, _SecondStep)
-    notes = {"image_model": image_model.identity, "training": asdict(config), "scores": scores}
+    notes = {"image_model": image_model.identify_from(config.out), "training": asdict(config), "scores": scores}
     save_checkpoint(path, average.network, notes)
-    part = (config.out / _SCORES).with_suffix(".part")
-    part.write_text(json.dumps(scores, indent=1), encoding="utf-8")
-    part.replace(config.out / _SCORES)
+    _write_json(config.out / _SCORES, scores)
     return path
 
 
@@ -201,17 +214,9 @@ _SCORES = "scores.json"
 _RUN = "run.json"
 
 
-def read_scores(config: TwoStepTraining) -> dict[str, dict[str, float]] | None:
-    """Read what a finished run scored: {"validation" | "test": {"psnr_y": …, "psnr_y/frozen": …}}; None before.
-
-    Raises:
-        CheckpointError: the folder holds another run.
-    """
-    path = config.out / _SCORES
-    if not path.is_file():
-        return None
-    _compare(config, json.loads((config.out / _RUN).read_text(encoding="utf-8")))
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_scores(out: Path) -> dict[str, dict[str, float]]:
+    """Read what the finished run of a folder scored: {"validation" | "test": {"psnr_y": …, "psnr_y/frozen": …}}."""
+    return json.loads((out / _SCORES).read_text(encoding="utf-8"))
 
 
 def _check(config: TwoStepTraining) -> None:
@@ -231,36 +236,52 @@ def _check(config: TwoStepTraining) -> None:
             raise ConfigError(f"{name}={size_px} does not fit two-step, which takes multiples of 16; 32 or 64 would do")
 
 
-def _plan(config: TwoStepTraining) -> dict[str, Any]:
-    """Name the settings that the loop does not compare, and that change the network or its scores."""
-    plan = {"network": asdict(config.network), "crops": asdict(config.crops), "loop.seed": config.loop.seed}
-    alpha = config.alpha if config.loss in ("mae+ssim", "encoder") else None
-    names = ("image_model", "degradation", "loss", "batch", "epochs", "score_px", "score_frames")
-    return {name: getattr(config, name) for name in names} | {"alpha": alpha, "loop.steps": config.loop.steps} | plan
+_NO_MATTER = ("loop.device", "loop.log_every", "loop.save_every", "loop.activations")
+"""Settings of the loop that change no number."""
 
 
-def _claim(config: TwoStepTraining, crops: Samples, image_model: ImageModel) -> None:
-    """Write what this run is into its folder, or see that it is the same.
+def _plan(config: TwoStepTraining, samples: Sequence[Samples], image_model: ImageModel) -> dict[str, Any]:
+    """Tell all that the network and its scores depend on; of the image model, first what it is, then its name."""
+    names = ("degradation", "loss", "batch", "epochs", "score_px", "score_frames")
+    plan = {name: getattr(config, name) for name in names} | {"alpha": _alpha(config)}
+    plan |= {"network": asdict(config.network), "crops": asdict(config.crops)}
+    plan |= {f"loop.{name}": value for name, value in asdict(config.loop).items()}
+    plan |= {"clips": [part.describe()["content"][:12] for part in samples]}
+    plan |= {"image_model": [image_model.fingerprint, image_model.name]}
+    return json.loads(json.dumps({name: value for name, value in plan.items() if name not in _NO_MATTER}))
+
+
+def _claim(config: TwoStepTraining, samples: Sequence[Samples], image_model: ImageModel) -> bool:
+    """Write what this run is into its folder, or see that it is the same; tell whether it was there.
 
     Raises:
         CheckpointError: the folder holds another run.
     """
-    path = config.out / _RUN
-    plan = _plan(config) | {"content": crops.describe()["content"], "image_model.sha256": image_model.sha256}
-    if path.is_file():
-        _compare(config, json.loads(path.read_text(encoding="utf-8")), plan)
-        return
-    config.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan, indent=1), encoding="utf-8")
+    path, plan = config.out / _RUN, _plan(config, samples, image_model)
+    if not path.is_file():
+        config.out.mkdir(parents=True, exist_ok=True)
+        _write_json(path, plan)
+        return False
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        (known, model), others = before.pop("image_model"), before
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise CheckpointError(f"{path} is damaged; name another output folder") from None
+    what = None
+    if known != plan["image_model"][0]:
+        what = f"over {model}, not {image_model.name}, or its weights are others now"
+    for name, value in plan.items():
+        if name != "image_model" and others.get(name) != value:
+            what = what or f"with {name}={others.get(name)}, not {name}={value}"
+    if what is not None:
+        raise CheckpointError(f"{config.out} is of a run {what}; name another output folder")
+    return True
 
 
-def _compare(config: TwoStepTraining, before: dict[str, Any], plan: dict[str, Any] | None = None) -> None:
-    for name, value in (plan or _plan(config)).items():
-        if before.get(name) != value:
-            raise CheckpointError(
-                f"{config.out} is of a run with {name}={before.get(name)}, not {name}={value}; name another output "
-                "folder"
-            )
+def _write_json(path: Path, value: object) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    part.replace(path)
 
 
 def _enlarge(config: TwoStepTraining, samples: Samples, image_model: ImageModel) -> NDArray[np.uint8]:
@@ -335,11 +356,11 @@ def _criterion(config: TwoStepTraining, step: _SecondStep) -> Criterion:
         if config.loss == "mse":
             return mse(sr, gt)
         if config.loss == "mae+ssim":
-            return l1_and_ssim(sr, gt, alpha=config.alpha)  # Eq. 8
+            return l1_and_ssim(sr, gt, alpha=_alpha(config))  # Eq. 8
         if config.loss == "encoder":
             assert step.features is not None
             left, middle, right = (feature.float() for feature in step.features)
-            return l1(sr, gt) + encoder_distance(left, middle, right, alpha=config.alpha)  # Eq. 11
+            return l1(sr, gt) + encoder_distance(left, middle, right, alpha=_alpha(config))  # Eq. 11
         return l1(sr, gt)
 
     return loss
@@ -349,15 +370,14 @@ class _Judge:
     """Scores the second step beside the first alone, on the middle of held-out videos.
 
     Args:
-        config: sizes.
-        clips: held out.
+        config: where the image model runs, and keeps what it makes.
+        samples: held out.
         image_model: the first step.
     """
 
-    def __init__(self, config: TwoStepTraining, clips: list[CachedClip], image_model: ImageModel) -> None:
-        self._scale = config.network.scale
-        self._samples = HeldOut(clips, self._scale, size_px=config.score_px, frames=config.score_frames)
-        self._hq = _enlarge(config, self._samples, image_model)
+    def __init__(self, config: TwoStepTraining, samples: HeldOut, image_model: ImageModel) -> None:
+        self._scale, self._samples = config.network.scale, samples
+        self._hq = _enlarge(config, samples, image_model)
         self._frozen = self._mean([self._psnr(i, torch.from_numpy(self._hq[i] / 255)) for i in range(len(self._hq))])
 
     def __call__(self, step: nn.Module) -> dict[str, float]:

@@ -178,12 +178,9 @@ def run(
     runs: list[Run] = []
     for number, (variant, seed) in enumerate(plan, 1):
         config = _configure(ablation, variant, seed)
-        if (scores := read_scores(config)) is None:
-            main(config)
-            (config.out / "state.pt").unlink()  # to go on is no longer needed
-            scores = read_scores(config)
-            assert scores is not None
-        test = scores["test"]
+        main(config)
+        (config.out / "state.pt").unlink(missing_ok=True)  # to go on is no longer needed
+        test = read_scores(config.out)["test"]
         runs.append(Run(variant, seed, test["psnr_y"], test["psnr_y/frozen"]))
         if on_run is not None:
             on_run(runs[-1], number, len(plan))

@@ -22,6 +22,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from tubelet.data import CachedClip, Crops, CropSettings
+from tubelet.downloads import alone
 from tubelet.errors import ConfigError, InputError
 from tubelet.models.image_models import ImageModel
 
@@ -33,6 +34,7 @@ __all__ = [
     "TripletSettings",
     "frozen_outputs",
     "split_videos",
+    "usable_clips",
 ]
 
 _FROZEN_BATCH = 16  # crops that the image model enlarges at once
@@ -112,7 +114,7 @@ class TrainingCrops:
     def __init__(self, clips: Sequence[CachedClip], scale: int, settings: TripletSettings) -> None:
         self._scale, self._settings = scale, settings
         self._crops = CropSettings(batch=1, frames=3, patch_px=settings.patch_px)
-        self._clips = _fitting(clips, settings.patch_px)
+        self._clips = usable_clips(clips, settings.patch_px)
         last = settings.frames_per_video
         self._places = [
             (clip, start)
@@ -157,7 +159,7 @@ class HeldOut:
 
     def __init__(self, clips: Sequence[CachedClip], scale: int, *, size_px: int, frames: int) -> None:
         self._scale, self.size_px = scale, size_px
-        self._clips = _fitting(clips, size_px)
+        self._clips = usable_clips(clips, size_px)
         self._places = [(clip, t) for clip in self._clips for t in range(min(len(clip.gt) - 2, frames))]
 
     @property
@@ -182,13 +184,18 @@ class HeldOut:
         return places | _identity(self._clips)
 
 
-def _fitting(clips: Sequence[CachedClip], size_px: int) -> list[CachedClip]:
+def usable_clips(clips: Sequence[CachedClip], size_px: int) -> list[CachedClip]:
+    """Take the clips of three frames and more that are at least as large as a crop, `size_px` at low quality.
+
+    Raises:
+        InputError: there is none.
+    """
     found = [clip for clip in clips if len(clip.gt) >= 3 and min(clip.lqs[0].shape[-2:]) >= size_px]
     if not found:
         names = ", ".join(clip.name for clip in clips[:3])
         raise InputError(
             f"none of {len(clips)} clips ({names}, …) has three frames of {size_px} px on both sides at low quality; "
-            "give larger ones, or make the crops smaller"
+            "give larger ones, or lower crops.patch_px and score_px"
         )
     return found
 
@@ -209,23 +216,27 @@ def frozen_outputs(samples: Samples, model: ImageModel, folder: Path, *, device:
     Args:
         samples: crops.
         model: frozen.
-        folder: of the files; their names come from the model's tensors and all that the crops depend on.
+        folder: of the files, which several runs can share; their names come from all that the model and the crops
+            depend on.
         device: where the model runs.
 
     Returns:
         (N, 3, sp, sp) uint8, memory-mapped. A run that was stopped goes on where it was.
     """
-    identity = json.dumps({"model": model.identity | {"model": ""}, "samples": samples.describe()}, sort_keys=True)
+    identity = json.dumps({"model": model.fingerprint, "samples": samples.describe()}, sort_keys=True)
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _compute(samples, model, path, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(path.with_suffix(".lock")):
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):  # not there yet, or damaged
+            _compute(samples, model, path, device)
     return np.load(path, mmap_mode="r")
 
 
 def _compute(samples: Samples, model: ImageModel, path: Path, device: str) -> None:
     part, count = path.with_suffix(".part"), path.with_suffix(".count")
-    done = int(count.read_text()) if part.is_file() and count.is_file() else 0
+    done = _read_count(count) if part.is_file() else 0
     side = samples.size_px * model.spec.scale
     shape = (len(samples), 3, side, side)
     out = open_memmap(part, mode="r+" if done else "w+", dtype=np.uint8, shape=None if done else shape)
@@ -240,3 +251,10 @@ def _compute(samples: Samples, model: ImageModel, path: Path, device: str) -> No
     model.network.cpu()
     part.replace(path)
     count.unlink(missing_ok=True)
+
+
+def _read_count(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # the run was stopped before, or while it was written
+        return 0

@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in present:
         raise ConfigError(f"device={name!r} is not supported; give auto, cpu, cuda, cuda:1 or mps")
     if not present[device.type]():
-        raise ResourceError(f"device={name!r} is not available on this machine; use --device cpu")
+        raise ResourceError(f"device={name!r} is not available on this machine; give cpu")
     return device
 
 
