@@ -3,7 +3,7 @@
     python benchmarks/two_step.py                 # `tubelet bench` on ×2 and ×4, 320×180
 
 Weights are random. Over `bicubic`, which costs next to nothing, stands for the second step alone; models of clips are
-given 10 frames.
+given 5 frames.
 """
 
 import argparse
@@ -61,7 +61,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             paths = make_checkpoints(Path(folder), scale, options.bases)
             names = [Path(path).name for path in paths]
-            command = ["tubelet", "bench", *names, "--size", options.size, "--frames", "10", "--runs", "5"]
+            command = [
+                "tubelet",
+                "bench",
+                *names,
+                "--size",
+                options.size,
+                "--frames",
+                "5",
+                "--runs",
+                "3",
+                "--warmup",
+                "1",
+            ]
             subprocess.run([*command, "--precision", "fp32", "--process-memory"], cwd=folder, check=True)
 
 

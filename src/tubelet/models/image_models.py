@@ -181,9 +181,10 @@ def _open_named(name: str, sha256: str, scale: int, checkpoint: Path) -> ImageMo
     if not is_checkpoint(name):
         return open_image_model(name, scale)
     places = dict.fromkeys((checkpoint.parent / name, Path(name), checkpoint.parent / Path(name).name))
-    files = [place for place in places if place.is_file() and not place.samefile(checkpoint)]
+    places = [place for place in places if not (place.is_file() and place.samefile(checkpoint))]
+    files = [place for place in places if place.is_file()]
     if not files:
-        raise CheckpointError(f"it is at none of these places: {', '.join(map(str, places))}; put it at one of them")
+        raise CheckpointError(f"it is not at {' or '.join(map(str, places))}; put it there")
     opened: list[ImageModel] = []
     failed: list[RequestError | CheckpointError] = []
     for file in files:
