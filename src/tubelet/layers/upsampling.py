@@ -106,18 +106,12 @@ def run_steps(x: Tensor, steps: Sequence[Step], *, widest: int, base: Tensor | N
         for step in steps:
             x = step.run(x)
         return x if base is None else base + x
-    whole: Tensor | None = None if base is None else torch.empty_like(base)
+    strips: list[Tensor] = []
     for top in range(0, height, rows):
         lines = slice(factor * top, factor * min(top + rows, height))
         strip = _run_strip(x, steps, lines)
-        if whole is None:
-            whole = strip.new_empty((*strip.shape[:2], factor * height, strip.shape[3]))
-        if base is None:
-            whole[:, :, lines] = strip
-        else:
-            torch.add(base[:, :, lines], strip, out=whole[:, :, lines])
-    assert whole is not None
-    return whole
+        strips.append(strip if base is None else base[:, :, lines] + strip)
+    return torch.cat(strips, 2)
 
 
 def _strip_rows(x: Tensor, pixel_values: int) -> int:

@@ -43,7 +43,15 @@ from tubelet.recipes.two_step_data import (
     split_videos,
     usable_clips,
 )
-from tubelet.training import Criterion, LoopSettings, OptimiserSettings, ScheduleSettings, train
+from tubelet.training import (
+    Criterion,
+    LoopSettings,
+    OptimiserSettings,
+    ScheduleSettings,
+    check_same_run,
+    result_settings,
+    train,
+)
 
 __all__ = ["PRESETS", "TwoStepLoss", "TwoStepPreset", "TwoStepTraining", "configure", "describe", "main", "read_scores"]
 
@@ -236,19 +244,15 @@ def _check(config: TwoStepTraining) -> None:
             raise ConfigError(f"{name}={size_px} does not fit two-step, which takes multiples of 16; 32 or 64 would do")
 
 
-_NO_MATTER = ("loop.device", "loop.log_every", "loop.save_every", "loop.activations")
-"""Settings of the loop that change no number."""
-
-
 def _plan(config: TwoStepTraining, samples: Sequence[Samples], image_model: ImageModel) -> dict[str, Any]:
     """Tell all that the network and its scores depend on; of the image model, first what it is, then its name."""
     names = ("degradation", "loss", "batch", "epochs", "score_px", "score_frames")
     plan = {name: getattr(config, name) for name in names} | {"alpha": _alpha(config)}
     plan |= {"network": asdict(config.network), "crops": asdict(config.crops)}
-    plan |= {f"loop.{name}": value for name, value in asdict(config.loop).items()}
+    plan |= {f"loop.{name}": value for name, value in result_settings(config.loop).items()}
     plan |= {"clips": [part.describe()["content"][:12] for part in samples]}
     plan |= {"image_model": [image_model.fingerprint, image_model.name]}
-    return json.loads(json.dumps({name: value for name, value in plan.items() if name not in _NO_MATTER}))
+    return json.loads(json.dumps(plan))  # as it is read back
 
 
 def _claim(config: TwoStepTraining, samples: Sequence[Samples], image_model: ImageModel) -> bool:
@@ -264,17 +268,15 @@ def _claim(config: TwoStepTraining, samples: Sequence[Samples], image_model: Ima
         return False
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        (known, model), others = before.pop("image_model"), before
+        (known, model), (now, _) = before.pop("image_model"), plan.pop("image_model")
     except (ValueError, LookupError, TypeError, AttributeError):
         raise CheckpointError(f"{path} is damaged; name another output folder") from None
-    what = None
-    if known != plan["image_model"][0]:
-        what = f"over {model}, not {image_model.name}, or its weights are others now"
-    for name, value in plan.items():
-        if name != "image_model" and others.get(name) != value:
-            what = what or f"with {name}={others.get(name)}, not {name}={value}"
-    if what is not None:
-        raise CheckpointError(f"{config.out} is of a run {what}; name another output folder")
+    if known != now:
+        raise CheckpointError(
+            f"{config.out} is of a run over {model}, not {image_model.name}, or its weights are others now; name "
+            "another output folder"
+        )
+    check_same_run(config.out, before, plan)
     return True
 
 

@@ -10,7 +10,7 @@ import copy
 import itertools
 import json
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -196,7 +196,7 @@ def _save(
 ) -> None:
     state = {
         "step": step,
-        "settings": _numbers(settings),
+        "settings": result_settings(settings),
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -206,7 +206,7 @@ def _save(
     part.replace(path)
 
 
-def _numbers(settings: LoopSettings) -> dict[str, Any]:
+def result_settings(settings: LoopSettings) -> dict[str, Any]:
     """Name the settings that change the result."""
     numbers = asdict(settings)
     for name in ("log_every", "save_every", "device", "activations"):
@@ -214,6 +214,19 @@ def _numbers(settings: LoopSettings) -> dict[str, Any]:
     for name in ("schedule", "optimiser"):
         numbers |= {f"{name}.{key}": value for key, value in numbers.pop(name).items()}
     return numbers
+
+
+def check_same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """See that the settings of the run that is at a place are those of now.
+
+    Raises:
+        CheckpointError: one of them is another.
+    """
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise CheckpointError(
+                f"{where} is of a run with {name}={before.get(name)}, not {name}={value}; name another output folder"
+            )
 
 
 def _resume(
@@ -226,12 +239,8 @@ def _resume(
         state = torch.load(path, weights_only=True, map_location=settings.device)
     except (RuntimeError, EOFError, LookupError, UnpicklingError) as error:
         raise CheckpointError(f"{path} is damaged; delete it to begin anew, or name another output folder") from error
-    before = _numbers(LoopSettings()) | state["settings"]  # a state of an older version lacks the newer settings
-    for name, value in _numbers(settings).items():
-        if before[name] != value:
-            raise CheckpointError(
-                f"{path} is of a run with {name}={before[name]}, not {name}={value}; name another output folder"
-            )
+    before = result_settings(LoopSettings()) | state["settings"]  # a state of an older version lacks the newer settings
+    check_same_run(path, before, result_settings(settings))
     try:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
