@@ -38,6 +38,45 @@ def test_equals_step_by_step(
         torch.testing.assert_close(convolve_parts(conv, [x], slope), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_half_of_the_products_give_the_same(size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, (batch, height, width) = _conv(torch.channels_last), size
+    x, other = (torch.randn(batch, c, height, width).contiguous(memory_format=torch.channels_last) for c in (12, 8))
+    parts = [part.contiguous(memory_format=torch.channels_last) for part in x.split([3, 4, 5], 1)]
+    monkeypatch.setattr(convolution, "_LEAST_CHANNELS", 1)
+    monkeypatch.setattr(convolution, "_LEAST_PRODUCTS", 1)
+    made = list[Tensor]()
+    columns = convolution.convolve_columns
+    monkeypatch.setattr(convolution, "convolve_columns", lambda *a, **k: made.append(columns(*a, **k)) or made[-1])
+    with torch.no_grad():
+        for slope in (None, 0.0, 0.1):
+            expected = _step_by_step(conv, x, slope)
+            torch.testing.assert_close(convolve(conv, x, slope), expected, rtol=0, atol=5e-6)
+            torch.testing.assert_close(convolve_parts(conv, parts, slope), expected, rtol=0, atol=5e-6)
+        expected = _step_by_step(conv, x, None) + other
+        torch.testing.assert_close(convolve_add(conv, x, other), expected, rtol=0, atol=5e-6)
+    assert len(made) == (7 if convolution._HAS_ONEDNN else 0)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(64, 64, 5, padding=2),
+        nn.Conv2d(64, 64, 3),
+        nn.Conv2d(64, 64, 3, padding=1, stride=2),
+        nn.Conv2d(64, 64, 3, padding=1, groups=2),
+        nn.Conv2d(64, 64, 3, padding=2, dilation=2),
+        nn.Conv2d(16, 64, 3, padding=1),
+    ],
+)
+def test_all_products_where_half_would_not_do(conv: nn.Conv2d, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(convolution, "convolve_columns", lambda *_, **__: pytest.fail("half of the products"))
+    x = torch.randn(1, conv.in_channels, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(convolve(conv, x), conv(x), rtol=0, atol=5e-6)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("slope", [None, 0.2])

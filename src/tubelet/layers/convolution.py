@@ -8,6 +8,8 @@ result, and features are written once instead of two to five times. Everywhere e
     convolve_parts    act(conv(cat(parts))), nothing copied together: a convolution is a sum over its inputs
     convolve_doubled  act(conv(x, each pixel four times)), with four products for each of its nine
 
+Large ones of 3×3 pixels take half of their products (`winograd.py`).
+
 Source: post-operations of oneDNN, as torch's own compiler uses them.
 """
 
@@ -21,10 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tubelet.layers.winograd import Finish, LineSums, convolve_columns
+
 __all__ = ["convolve", "convolve_add", "convolve_doubled", "convolve_parts"]
 
 _HAS_ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()
 _ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)  # and no activation after it
+_LEAST_CHANNELS = 24  # in · out / (in + out): below, sums of lines cost more than products, measured with AVX-512
+_LEAST_PRODUCTS = 2**29  # of a thread: below, there is more to call than to do
 
 
 def convolve(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
@@ -40,6 +46,8 @@ def convolve(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
     """
     if not _fuses(conv, x):
         return _bend(conv(x), slope)
+    if _is_large(conv, [x]):
+        return _convolve_columns(conv, [x], lambda y, _: _bend(y, slope))
     return _operators()._convolution_pointwise(x, conv.weight, conv.bias, *_geometry(conv), *_activation(slope), None)
 
 
@@ -47,21 +55,29 @@ def convolve_add(conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
     """Convolve, and add: (B, C, H, W) and `other` (B, C', H', W') → (B, C', H', W')."""
     if not _fuses(conv, x) or not _lie_alike(x, other):
         return conv(x).add_(other)
+    if _is_large(conv, [x]):
+        return _convolve_columns(conv, [x], lambda y, place: y.add_(other[place]))
     return _operators()._convolution_pointwise.binary(x, other, conv.weight, conv.bias, *_geometry(conv), *_ADD)
 
 
-def convolve_parts(conv: nn.Conv2d, parts: Sequence[Tensor], slope: float | None = None) -> Tensor:
+def convolve_parts(
+    conv: nn.Conv2d, parts: Sequence[Tensor], slope: float | None = None, *, kept: LineSums | None = None
+) -> Tensor:
     """Convolve what lies in several tensors, and bend.
 
     Args:
         conv: the convolution, without groups.
         parts: (B, C₁, H, W), (B, C₂, H, W), …: the channels of its input, in order.
         slope: as in `convolve`.
+        kept: what convolutions that begin with the same parts share; empty before the first of them.
 
     Returns:
         (B, C', H', W').
     """
-    if len(parts) == 1 or not _fuses(conv, *parts):
+    fuses = _fuses(conv, *parts)
+    if fuses and _is_large(conv, parts):
+        return _convolve_columns(conv, parts, lambda y, _: _bend(y, slope), kept)
+    if len(parts) == 1 or not fuses:
         return convolve(conv, parts[0] if len(parts) == 1 else torch.cat(list(parts), 1), slope)
     geometry = _geometry(conv)
     first, *others = torch.split(conv.weight, [part.shape[1] for part in parts], 1)
@@ -111,6 +127,29 @@ def _fuses(conv: nn.Conv2d, *inputs: Tensor) -> bool:
             t.device.type == "cpu" and t.dtype == torch.float32 and type(t) in {Tensor, nn.Parameter} for t in tensors
         )
     )
+
+
+def _is_large(conv: nn.Conv2d, parts: Sequence[Tensor]) -> bool:
+    """Tell whether half of the products are worth the sums that they take."""
+    plain = conv.kernel_size == (3, 3) and _geometry(conv) == ([1, 1], [1, 1], [1, 1], 1)
+    _, _, height, width = parts[0].shape
+    return (
+        plain
+        and conv.in_channels * conv.out_channels >= _LEAST_CHANNELS * (conv.in_channels + conv.out_channels)
+        and conv.weight.numel() * height * width >= _LEAST_PRODUCTS * torch.get_num_threads()
+        and all(part.is_contiguous(memory_format=torch.channels_last) for part in parts)
+    )
+
+
+def _convolve_columns(conv: nn.Conv2d, parts: Sequence[Tensor], finish: Finish, kept: LineSums | None = None) -> Tensor:
+    return convolve_columns(parts, conv.weight, conv.bias, convolve_rows=_convolve_rows, finish=finish, kept=kept)
+
+
+def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
+    geometry = ([0, 1], [1, 1], [1, 1], 1)
+    if total is None:
+        return _operators()._convolution_pointwise(x, weight, bias, *geometry, *_activation(None), None)
+    return _operators()._convolution_pointwise_.binary(total, x, weight, None, *geometry, *_ADD)
 
 
 def _lie_alike(x: Tensor, other: Tensor) -> bool:

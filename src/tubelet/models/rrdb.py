@@ -30,6 +30,7 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve_add, convolve_parts
 from tubelet.layers.upsampling import repeat_and_convolve
+from tubelet.layers.winograd import LineSums
 from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
@@ -82,10 +83,10 @@ class ResidualDenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the same shape."""
-        seen = [x]
+        seen, kept = [x], LineSums()
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen.append(convolve_parts(conv, seen, _SLOPE))
-        return torch.add(x, convolve_parts(self.conv5, seen), alpha=_RESIDUAL_SCALE)
+            seen.append(convolve_parts(conv, seen, _SLOPE, kept=kept))
+        return torch.add(x, convolve_parts(self.conv5, seen, kept=kept), alpha=_RESIDUAL_SCALE)
 
 
 class RRDB(nn.Module):
