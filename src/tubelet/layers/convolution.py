@@ -69,7 +69,7 @@ def convolve_parts(
         conv: the convolution, without groups.
         parts: (B, C₁, H, W), (B, C₂, H, W), …: the channels of its input, in order.
         slope: as in `convolve`.
-        kept: what convolutions that begin with the same parts share; empty before the first of them.
+        kept: what is shared by convolutions that look at the same tensors; empty before the first of them.
 
     Returns:
         (B, C', H', W').

@@ -50,8 +50,24 @@ Place = tuple[slice, slice, slice]
 Finish = Callable[[Tensor, Place], object]
 """Changes part of the result (1, C', h, W), which lies at a place of the whole."""
 
-LineSums = dict[tuple[int, int, int, int], tuple[tuple[int, Tensor], ...]]
-"""The sums of lines of some parts, by part, image, first and last line: for several convolutions of the same parts."""
+Sums = Iterable[tuple[int, Tensor]]
+"""Each p and tₚ (1, C, h / 4, W) of some lines of a tensor."""
+
+
+class LineSums:
+    """The sums of lines of tensors that several convolutions look at; none of them may change meanwhile."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []  # alive, so that none takes another's place
+        self._sums: dict[tuple[int, int, int, int], Sums] = {}
+
+    def keep(self, x: Tensor, image: int, lines: tuple[int, int], sums: Sums) -> Sums:
+        """Give the sums of some lines of `x` (B, C, H, W) that are kept, or keep those that `sums` computes."""
+        key = (id(x), image, *lines)
+        if key not in self._sums:
+            self._tensors.append(x)
+            self._sums[key] = tuple(sums)
+        return self._sums[key]
 
 
 def convolve_columns(
@@ -71,23 +87,23 @@ def convolve_columns(
         bias: (C',).
         convolve_rows: does the products.
         finish: called with every strip of the result while it is in the cache.
-        kept: sums of earlier calls, whose parts were the first ones of these; those that are missing are added. None
-            keeps nothing.
+        kept: sums of earlier calls, to which those of these parts are added; None keeps nothing.
 
     Returns:
         (B, C', H, W), channels last.
     """
     batch, _, height, width = parts[0].shape
     missing = -height % _GROUP
-    if missing:
-        parts = [functional.pad(part, (0, 0, 0, missing)) for part in parts]
+    padded = [functional.pad(part, (0, 0, 0, missing)) for part in parts] if missing else parts
     kernels = _transform_weight(weight, [part.shape[1] for part in parts])
     y = parts[0].new_empty(batch, height + missing, width, len(weight)).movedim(3, 1)
     line_bytes = width * max(len(weight), *(part.shape[1] for part in parts)) * y.element_size()
     rows = _GROUP * max(1, _STRIP_BYTES * torch.get_num_threads() // line_bytes)
     for i, top in itertools.product(range(batch), range(0, height, rows)):
         bottom = min(top + rows, height + missing)
-        sums = [_read_sums(part, (j, i, top, bottom), kept) for j, part in enumerate(parts)]
+        sums: list[Sums] = [_sum_lines(part[i : i + 1], top, bottom) for part in padded]
+        if kept is not None:
+            sums = [kept.keep(part, i, (top, bottom), s) for part, s in zip(parts, sums, strict=True)]
         place = (slice(i, i + 1), slice(None), slice(top, bottom))
         _combine(_multiply(sums, kernels, bias, convolve_rows), y[place])
         place = (*place[:2], slice(top, min(bottom, height)))
@@ -103,17 +119,8 @@ def _transform_weight(weight: Tensor, widths: Sequence[int]) -> list[list[Tensor
     ]
 
 
-def _read_sums(part: Tensor, key: tuple[int, int, int, int], kept: LineSums | None) -> Iterable[tuple[int, Tensor]]:
-    _, i, top, bottom = key
-    if kept is None:
-        return _sum_lines(part[i : i + 1], top, bottom)
-    if key not in kept:
-        kept[key] = tuple(_sum_lines(part[i : i + 1], top, bottom))
-    return kept[key]
-
-
 def _sum_lines(part: Tensor, top: int, bottom: int) -> Iterator[tuple[int, Tensor]]:
-    """Compute t of some lines, one after the other: p, and (1, C, h / 4, W)."""
+    """Compute t of some lines, one after the other."""
     d1, d2, d3, d4 = _group(part[:, :, top:bottom])
     even, odd = torch.sub(d4, d2, alpha=4), torch.sub(d3, d1, alpha=4)
     yield 1, even + odd
@@ -136,7 +143,7 @@ def _sum_lines(part: Tensor, top: int, bottom: int) -> Iterator[tuple[int, Tenso
 
 
 def _multiply(
-    sums: Sequence[Iterable[tuple[int, Tensor]]],
+    sums: Sequence[Sums],
     kernels: Sequence[Sequence[Tensor]],
     bias: Tensor | None,
     convolve_rows: RowConvolution,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
+from tubelet.layers.convolution import convolve, convolve_add
 from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
@@ -66,7 +67,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the same shape."""
-        return torch.add(x, self.conv2(self.conv1(x).relu_()), alpha=self.res_scale)
+        y = convolve(self.conv1, x, 0)
+        if self.res_scale == 1:
+            return convolve_add(self.conv2, y, x)
+        return torch.add(x, convolve(self.conv2, y), alpha=self.res_scale)
 
 
 class EDSR(nn.Module):
@@ -94,8 +98,10 @@ class EDSR(nn.Module):
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
         x = self.conv_first((lq.flatten(0, 1) - self.mean) * self.config.img_range)  # (B·T, C, H, W)
-        x = x + self.conv_after_body(self.body(x))
-        x = self.conv_last(self.upsample(x))  # (B·T, 3, sH, sW)
+        x = convolve_add(self.conv_after_body, self.body(x), x)
+        for layer in self.upsample:
+            x = convolve(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
+        x = self.conv_last(x)  # (B·T, 3, sH, sW)
         return (x / self.config.img_range + self.mean).unflatten(0, lq.shape[:2])
 
 

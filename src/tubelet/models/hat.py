@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.attention import Mlp, WindowAttention, attend
+from tubelet.layers.convolution import convolve
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.windows import join_windows, map_windows, pad_to_windows, split_windows, window_blocks
 from tubelet.models.architecture import Architecture, Contract, State, count_names
@@ -136,7 +137,7 @@ class CAB(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, C, H, W) to the same shape, and the weights (B, C, 1, 1) that it is to be multiplied by."""
-        y = self.expand(functional.gelu(self.compress(x)))
+        y = convolve(self.expand, functional.gelu(convolve(self.compress, x)))
         weights = self.excite(functional.relu(self.squeeze(y.mean((2, 3), keepdim=True))))
         return y, weights.sigmoid()
 

@@ -20,15 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
+from tubelet.layers.convolution import convolve, convolve_parts
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.store import FeatureStore
+from tubelet.layers.winograd import LineSums
 from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
@@ -63,6 +65,10 @@ def _conv(in_channels: int, out_channels: int, kernel_px: int = 3) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_px, padding=kernel_px // 2)
 
 
+def _convs(modules: nn.ModuleList) -> list[nn.Conv2d]:
+    return [cast(nn.Conv2d, module) for module in modules]
+
+
 def _act(x: Tensor) -> Tensor:
     """Scale negative values, in place: `x` is a convolution's own output."""
     return functional.leaky_relu_(x, _SLOPE)
@@ -83,9 +89,10 @@ class ProgressiveFusionBlock(nn.Module):
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Map three of (B, C, H, W) to the same."""
-        own = [_act(conv(x)) for conv, x in zip(self.conv0, streams, strict=True)]
-        base = _act(self.conv1(torch.cat(own, 1)))
-        joined = (_act(conv(torch.cat([base, x], 1))) for conv, x in zip(self.conv2, own, strict=True))
+        own = [convolve(conv, x, _SLOPE) for conv, x in zip(_convs(self.conv0), streams, strict=True)]
+        base, kept = convolve_parts(self.conv1, own, _SLOPE), LineSums()
+        pairs = zip(_convs(self.conv2), own, strict=True)
+        joined = (convolve_parts(conv, [base, x], _SLOPE, kept=kept) for conv, x in pairs)
         return [x + y for x, y in zip(streams, joined, strict=True)]
 
 

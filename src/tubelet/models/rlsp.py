@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
+from tubelet.layers.convolution import convolve
 from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.types import Temporal
@@ -86,9 +87,10 @@ class RLSP(nn.Module):
         else:
             previous, output, state = hidden
             x = torch.cat([previous, current, following, output, state], 1)
-        x = self.conv1(x).relu_()
+        x = convolve(self.conv1, x, 0)
         for conv in self.conv_list:
-            x = conv(x).relu_()
+            assert isinstance(conv, nn.Conv2d)
+            x = convolve(conv, x, 0)
         x = self.conv_out(x)
         output = x[:, :pixels] + current.repeat(1, self.config.scale**2, 1, 1)
         return depth_to_space(output, self.config.scale), (current, output, x[:, pixels:].relu())

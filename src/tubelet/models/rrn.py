@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
+from tubelet.layers.convolution import convolve, convolve_add
 from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.types import Temporal
@@ -60,7 +61,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add detail to (B, C, H, W)."""
-        return x + self.conv2(self.conv1(x).relu_())
+        return convolve_add(self.conv2, convolve(self.conv1, x, 0), x)
 
 
 class RecurrentCell(nn.Module):
@@ -76,8 +77,8 @@ class RecurrentCell(nn.Module):
 
     def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, 6 + C + 3·s², H, W) to the next features (B, C, H, W) and the detail (B, 3·s², H, W)."""
-        x = self.recon_trunk(self.conv_1(seen).relu_())
-        return self.conv_h(x).relu_(), self.conv_o(x)
+        x = self.recon_trunk(convolve(self.conv_1, seen, 0))
+        return convolve(self.conv_h, x, 0), self.conv_o(x)
 
 
 class RRN(nn.Module):

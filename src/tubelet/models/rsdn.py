@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
+from tubelet.layers.convolution import convolve, convolve_add
 from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.types import Temporal
@@ -61,7 +62,8 @@ class StructureDetailBlock(nn.Module):
 
     def forward(self, detail: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:
         """Refine both streams, (B, C, H, W) each."""
-        both = self.conv_d2(self.conv_d1(detail).relu_()) + self.conv_s2(self.conv_s1(structure).relu_())
+        both = convolve(self.conv_d2, convolve(self.conv_d1, detail, 0))
+        both = convolve_add(self.conv_s2, convolve(self.conv_s1, structure, 0), both)
         return detail + both, structure + both
 
 
