@@ -37,7 +37,7 @@ __all__ = [
 
 Outcome = Literal["holds", "does not hold", "not told apart"]
 _SMALL_STEPS, _SMALL_LR = 1000, 1e-3
-"""24 runs in forty minutes of one core. At the rate of the preset, which is for six times as many steps, so short runs
+"""24 runs in under an hour of one core. At the rate of the preset, which is for six times as many steps, so short runs
 depend on their seed more than on their loss."""
 
 
