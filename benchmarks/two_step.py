@@ -8,6 +8,7 @@ given 5 frames.
 
 import argparse
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +63,7 @@ def main() -> None:
             paths = make_checkpoints(Path(folder), scale, options.bases)
             names = [Path(path).name for path in paths]
             command = [
-                "tubelet",
+                str(Path(sys.executable).with_name("tubelet")),
                 "bench",
                 *names,
                 "--size",

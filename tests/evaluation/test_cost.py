@@ -14,6 +14,7 @@ from tubelet.evaluation import cost as module
 from tubelet.evaluation.cost import Candidate, Cost, CostSettings, measure_costs, open_candidate
 from tubelet.evaluation.counting import count_flops
 from tubelet.evaluation.machine import describe_machine, peak_resident_bytes
+from tubelet.layers.convolution import convolve, convolve_add, convolve_doubled
 from tubelet.models.spec import ModelSpec
 from tubelet.restore.engine import Engine
 from tubelet.types import Temporal
@@ -250,6 +251,16 @@ def test_attention_counts_on_a_cpu() -> None:
     with torch.no_grad():
         flops = count_flops(lambda: F.scaled_dot_product_attention(q, q, q))
     assert flops == 2 * (2 * 2 * 4 * 16 * 16 * 8)  # q·k and scores·v
+
+
+def test_convolutions_count_as_they_are_written() -> None:
+    conv = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    x = torch.rand(1, 64, 144, 256).contiguous(memory_format=torch.channels_last)
+    product = 2 * 64 * 64 * 9 * 144 * 256
+    with torch.no_grad():
+        assert count_flops(lambda: convolve(conv, x, 0.1)) == product
+        assert count_flops(lambda: convolve_add(conv, x, x)) == product
+        assert count_flops(lambda: convolve_doubled(conv, x)) == 4 * product
 
 
 def test_deformable_convolution_counts_as_a_convolution() -> None:

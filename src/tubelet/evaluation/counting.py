@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tubelet.layers.convolution import as_written
 from tubelet.restore.memory import peak_tensor_bytes
 
 __all__ = ["count_flops", "peak_bytes"]
@@ -16,6 +17,8 @@ __all__ = ["count_flops", "peak_bytes"]
 
 def count_flops(call: Callable[[], object]) -> int:
     """Count the FLOPs of convolutions, matrix products and attention, a multiplication and an addition as two.
+
+    What is saved in computing them, as by Winograd's convolution, is not taken off, as in any paper.
 
     Args:
         call: called once.
@@ -26,12 +29,9 @@ def count_flops(call: Callable[[], object]) -> int:
 
     # torch 2.14 has no formula for the attention kernel of CPUs, nor for the operators of torchvision.
     formulas: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    if torch.backends.mkldnn.is_available():
-        fused = torch.ops.mkldnn
-        formulas |= dict.fromkeys((fused._convolution_pointwise, fused._convolution_pointwise_), _fused_conv_flops)
     if "torchvision" in sys.modules:
         formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with as_written(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         call()
     return counter.get_total_flops()
 
@@ -56,12 +56,6 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 def _attention_flops(q_shape: Any, k_shape: Any, v_shape: Any, *_: Any, **__: Any) -> int:
     """Count q·k and scores·v; shapes are (batch, heads, tokens, channels)."""
     return 2 * math.prod(q_shape[:3]) * k_shape[2] * (q_shape[3] + v_shape[3])
-
-
-def _fused_conv_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
-    """Count a convolution that takes what follows it along; its weight is the last of four axes in three arguments."""
-    weight = next(shape for shape in shapes[2::-1] if shape is not None and len(shape) == 4)
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def _deform_conv_flops(lq_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

@@ -16,7 +16,9 @@ Source: post-operations of oneDNN, as torch's own compiler uses them.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,12 +27,23 @@ from torch.nn import functional
 
 from tubelet.layers.winograd import Finish, LineSums, convolve_columns
 
-__all__ = ["convolve", "convolve_add", "convolve_doubled", "convolve_parts"]
+__all__ = ["as_written", "convolve", "convolve_add", "convolve_doubled", "convolve_parts"]
 
 _HAS_ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()
 _ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)  # and no activation after it
+_AS_WRITTEN: ContextVar[bool] = ContextVar("as_written", default=False)
 _LEAST_CHANNELS = 24  # in · out / (in + out): below, sums of lines cost more than products, measured with AVX-512
 _LEAST_PRODUCTS = 2**29  # of a thread: below, there is more to call than to do
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Convolve step by step within this context, so that the operations of a network can be counted."""
+    token = _AS_WRITTEN.set(True)
+    try:
+        yield
+    finally:
+        _AS_WRITTEN.reset(token)
 
 
 def convolve(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
@@ -114,7 +127,7 @@ def _operators() -> Any:
 
 def _fuses(conv: nn.Conv2d, *inputs: Tensor) -> bool:
     """Tell whether oneDNN may take the operations together."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _AS_WRITTEN.get():
         return False
     if not _HAS_ONEDNN or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
