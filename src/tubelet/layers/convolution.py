@@ -16,7 +16,7 @@ Source: post-operations of oneDNN, as torch's own compiler uses them.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -37,7 +37,7 @@ _LEAST_PRODUCTS = 2**29  # of a thread: below, there is more to call than to do
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
+def as_written() -> Generator[None]:
     """Convolve step by step within this context, so that the operations of a network can be counted."""
     token = _AS_WRITTEN.set(True)
     try:
