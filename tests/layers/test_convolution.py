@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers import convolution
-from tubelet.layers.convolution import convolve, convolve_add, convolve_doubled, convolve_parts
+from tubelet.layers.convolution import convolve, convolve_add, convolve_doubled, convolve_parts, convolving
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SIZES = [(1, 9, 11), (2, 17, 5), (1, 1, 1), (3, 32, 33)]
@@ -38,30 +39,64 @@ def test_equals_step_by_step(
         torch.testing.assert_close(convolve_parts(conv, [x], slope), expected, rtol=0, atol=2e-6)
 
 
+def _watch_columns(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Collect what is convolved with half of the products."""
+    made, columns = list[Tensor](), convolution.convolve_columns
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        made.append(columns(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(convolution, "convolve_columns", watched)
+    return made
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_half_of_the_products_give_the_same(size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     conv, (batch, height, width) = _conv(torch.channels_last), size
     x, other = (torch.randn(batch, c, height, width).contiguous(memory_format=torch.channels_last) for c in (12, 8))
     parts = [part.contiguous(memory_format=torch.channels_last) for part in x.split([3, 4, 5], 1)]
     monkeypatch.setattr(convolution, "_LEAST_CHANNELS", 1)
-    monkeypatch.setattr(convolution, "_LEAST_PRODUCTS", 1)
-    made = list[Tensor]()
-    columns = convolution.convolve_columns
-    monkeypatch.setattr(convolution, "convolve_columns", lambda *a, **k: made.append(columns(*a, **k)) or made[-1])
-    with torch.no_grad():
+    made = _watch_columns(monkeypatch)
+    with torch.no_grad(), convolving("as large"):
         for slope in (None, 0.0, 0.1):
             expected = _step_by_step(conv, x, slope)
             torch.testing.assert_close(convolve(conv, x, slope), expected, rtol=0, atol=5e-6)
             torch.testing.assert_close(convolve_parts(conv, parts, slope), expected, rtol=0, atol=5e-6)
         expected = _step_by_step(conv, x, None) + other
         torch.testing.assert_close(convolve_add(conv, x, other), expected, rtol=0, atol=5e-6)
-    assert len(made) == (7 if convolution._HAS_ONEDNN else 0)
+        first = other[:1].contiguous(memory_format=torch.channels_last)
+        expected = _step_by_step(conv, x, None) + first
+        torch.testing.assert_close(convolve_add(conv, x, first), expected, rtol=0, atol=5e-6)
+    assert len(made) == (7 + (batch == 1) if convolution._HAS_ONEDNN else 0)
+
+
+@pytest.mark.skipif(not convolution._HAS_ONEDNN, reason="no oneDNN for this processor")
+@pytest.mark.parametrize(
+    ("size", "half"), [((1, 64, 64), True), ((1, 63, 64), False), ((9, 63, 64), False), ((1, 15, 400), False)]
+)
+def test_half_of_the_products_from_some_size_on(
+    size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, *, half: bool
+) -> None:
+    monkeypatch.setattr(convolution, "_LEAST_PRODUCTS", 64 * 64 * 9 * 64 * 64 // torch.get_num_threads())
+    made, conv = _watch_columns(monkeypatch), nn.Conv2d(64, 64, 3, padding=1)
+    batch, height, width = size
+    x = torch.randn(batch, 64, height, width).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        convolve(conv, x)
+        assert bool(made) == half
+        made.clear()
+        convolve(conv, torch.randn(size[0], 64, 128, 128))  # not pixel by pixel
+        with convolving("as written"):
+            convolve(conv, torch.randn(1, 64, 128, 128).contiguous(memory_format=torch.channels_last))
+    assert not made
 
 
 @pytest.mark.parametrize(
     "conv",
     [
         nn.Conv2d(64, 64, 5, padding=2),
+        nn.Conv2d(64, 64, 5, padding=1),
         nn.Conv2d(64, 64, 3),
         nn.Conv2d(64, 64, 3, padding=1, stride=2),
         nn.Conv2d(64, 64, 3, padding=1, groups=2),
@@ -70,11 +105,19 @@ def test_half_of_the_products_give_the_same(size: tuple[int, int, int], monkeypa
     ],
 )
 def test_all_products_where_half_would_not_do(conv: nn.Conv2d, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "_LEAST_PRODUCTS", 1)
-    monkeypatch.setattr(convolution, "convolve_columns", lambda *_, **__: pytest.fail("half of the products"))
+    made = _watch_columns(monkeypatch)
     x = torch.randn(1, conv.in_channels, 8, 8).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
+    with torch.no_grad(), convolving("as large"):
         torch.testing.assert_close(convolve(conv, x), conv(x), rtol=0, atol=5e-6)
+    assert not made
+
+
+def test_sums_with_gradients_are_new() -> None:
+    conv, seen = _conv(torch.channels_last), list[Tensor]()
+    conv.register_full_backward_hook(lambda *_: seen.append(torch.ones(1)))
+    x = torch.randn(1, 12, 4, 4, requires_grad=True)
+    convolve_add(conv, x, torch.ones(1, 8, 4, 4)).sum().backward()
+    assert seen
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tubelet.layers import winograd
-from tubelet.layers.winograd import Place, convolve_columns
+from tubelet.layers.winograd import LineSums, Place, convolve_columns
 
 
 def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
@@ -53,3 +53,30 @@ def test_strips_are_finished_once_and_in_their_place(height: int, monkeypatch: p
     y = convolve_columns([x], weight, None, convolve_rows=_convolve_rows, finish=finish)
     torch.testing.assert_close(y, functional.conv2d(x, weight, padding=1) + other, rtol=0, atol=1e-12)
     assert len(places) == 2 * -(-height // 4)
+
+
+@pytest.mark.parametrize("size", [(2, 9, 5), (1, 16, 6)])
+@pytest.mark.parametrize("strip_bytes", [1, 2**20])
+def test_kept_sums_are_those_of_the_same_tensor(
+    size: tuple[int, int, int], strip_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(winograd, "_STRIP_BYTES", strip_bytes)
+    batch, height, width = size
+    seen, kept = [_draw(batch, 4, height, width)], LineSums()
+    computed = list[int]()
+    sum_lines = winograd._sum_lines
+
+    def counted(part: Tensor, top: int, bottom: int) -> Iterator[tuple[int, Tensor]]:
+        computed.append(top)  # only when the first of them is asked for
+        yield from sum_lines(part, top, bottom)
+
+    monkeypatch.setattr(winograd, "_sum_lines", counted)
+    for _ in range(3):
+        weight = torch.randn(4, 4 * len(seen), 3, 3).double()
+        expected = functional.conv2d(torch.cat(seen, 1), weight, padding=1)
+        y = convolve_columns(seen, weight, None, convolve_rows=_convolve_rows, finish=lambda _, __: None, kept=kept)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+        seen.append(y)
+    strips = batch * (-(-height // 4) if strip_bytes == 1 else 1)
+    assert len(computed) == 3 * strips

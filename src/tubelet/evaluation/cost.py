@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.evaluation.counting import count_flops, peak_bytes
 from tubelet.evaluation.machine import Machine, describe_machine, peak_resident_bytes
+from tubelet.layers.convolution import convolving
 from tubelet.models.spec import ModelSpec, count_parameters
 from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint
 from tubelet.restore.device import resolve_device
@@ -337,7 +338,8 @@ class _Subject:
             return
         lq = self._noise(height, width)
         hidden = self._run(lq, None)[1]
-        needed, free = area * peak_tensor_bytes(lambda: self._run(lq, hidden)), free_bytes(self.device)
+        with convolving("as large"):
+            needed, free = area * peak_tensor_bytes(lambda: self._run(lq, hidden)), free_bytes(self.device)
         if needed > free:
             raise ResourceError(f"a call needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 

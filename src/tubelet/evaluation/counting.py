@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tubelet.layers.convolution import as_written
+from tubelet.layers.convolution import convolving
 from tubelet.restore.memory import peak_tensor_bytes
 
 __all__ = ["count_flops", "peak_bytes"]
@@ -31,7 +31,7 @@ def count_flops(call: Callable[[], object]) -> int:
     formulas: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     if "torchvision" in sys.modules:
         formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
-    with as_written(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with convolving("as written"), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         call()
     return counter.get_total_flops()
 

@@ -8,7 +8,7 @@ result, and features are written once instead of two to five times. Everywhere e
     convolve_parts    act(conv(cat(parts))), nothing copied together: a convolution is a sum over its inputs
     convolve_doubled  act(conv(x, each pixel four times)), with four products for each of its nine
 
-Large ones of 3×3 pixels take half of their products (`winograd.py`).
+There, large ones of 3×3 pixels, channels last, take half of their products (`winograd.py`).
 
 Source: post-operations of oneDNN, as torch's own compiler uses them.
 """
@@ -19,7 +19,7 @@ import platform
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +27,27 @@ from torch.nn import functional
 
 from tubelet.layers.winograd import Finish, LineSums, convolve_columns
 
-__all__ = ["as_written", "convolve", "convolve_add", "convolve_doubled", "convolve_parts"]
+__all__ = ["Way", "convolve", "convolve_add", "convolve_doubled", "convolve_parts", "convolving"]
+
+Way = Literal["fast", "as written", "as large"]
+"""Whatever is fast; step by step, so that operations can be counted; as in a large picture, to foretell its memory."""
 
 _HAS_ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()
 _ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)  # and no activation after it
-_AS_WRITTEN: ContextVar[bool] = ContextVar("as_written", default=False)
 _LEAST_CHANNELS = 24  # in · out / (in + out): below, sums of lines cost more than products, measured with AVX-512
-_LEAST_PRODUCTS = 2**29  # of a thread: below, there is more to call than to do
+_LEAST_PRODUCTS = 2**29  # of an image and thread: below, there is more to call than to do
+_LEAST_PIXELS, _LEAST_LINES = 1024, 16  # below, the weights are most of the work, or lines that are filled up
+_WAY: ContextVar[Way] = ContextVar("way", default="fast")
 
 
 @contextmanager
-def as_written() -> Generator[None]:
-    """Convolve step by step within this context, so that the operations of a network can be counted."""
-    token = _AS_WRITTEN.set(True)
+def convolving(way: Way) -> Generator[None]:
+    """Choose how convolutions are computed within this context."""
+    token = _WAY.set(way)
     try:
         yield
     finally:
-        _AS_WRITTEN.reset(token)
+        _WAY.reset(token)
 
 
 def convolve(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
@@ -67,7 +71,8 @@ def convolve(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
 def convolve_add(conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
     """Convolve, and add: (B, C, H, W) and `other` (B, C', H', W') → (B, C', H', W')."""
     if not _fuses(conv, x) or not _lie_alike(x, other):
-        return conv(x).add_(other)
+        y = conv(x)
+        return y + other if torch.is_grad_enabled() else y.add_(other)
     if _is_large(conv, [x]):
         return _convolve_columns(conv, [x], lambda y, place: y.add_(other[place]))
     return _operators()._convolution_pointwise.binary(x, other, conv.weight, conv.bias, *_geometry(conv), *_ADD)
@@ -82,7 +87,7 @@ def convolve_parts(
         conv: the convolution, without groups.
         parts: (B, C₁, H, W), (B, C₂, H, W), …: the channels of its input, in order.
         slope: as in `convolve`.
-        kept: what is shared by convolutions that look at the same tensors; empty before the first of them.
+        kept: shared by convolutions that look at the same tensors, not copies; holds half as much again as they do.
 
     Returns:
         (B, C', H', W').
@@ -127,9 +132,11 @@ def _operators() -> Any:
 
 def _fuses(conv: nn.Conv2d, *inputs: Tensor) -> bool:
     """Tell whether oneDNN may take the operations together."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _AS_WRITTEN.get():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if not _HAS_ONEDNN or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
+        return False
+    if _WAY.get() == "as written":
         return False
     hooks = any(getattr(conv, name) for name in ("_forward_hooks", "_forward_pre_hooks"))
     tensors = (conv.weight, *inputs)
@@ -144,14 +151,16 @@ def _fuses(conv: nn.Conv2d, *inputs: Tensor) -> bool:
 
 def _is_large(conv: nn.Conv2d, parts: Sequence[Tensor]) -> bool:
     """Tell whether half of the products are worth the sums that they take."""
-    plain = conv.kernel_size == (3, 3) and _geometry(conv) == ([1, 1], [1, 1], [1, 1], 1)
-    _, _, height, width = parts[0].shape
-    return (
-        plain
-        and conv.in_channels * conv.out_channels >= _LEAST_CHANNELS * (conv.in_channels + conv.out_channels)
-        and conv.weight.numel() * height * width >= _LEAST_PRODUCTS * torch.get_num_threads()
-        and all(part.is_contiguous(memory_format=torch.channels_last) for part in parts)
-    )
+    if conv.kernel_size != (3, 3) or _geometry(conv) != ([1, 1], [1, 1], [1, 1], 1):
+        return False
+    if not all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
+        return False
+    if conv.in_channels * conv.out_channels < _LEAST_CHANNELS * (conv.in_channels + conv.out_channels):
+        return False
+    height, width = parts[0].shape[2:]
+    products = conv.weight.numel() * height * width
+    enough = products >= _LEAST_PRODUCTS * torch.get_num_threads()
+    return _WAY.get() == "as large" or (enough and height >= _LEAST_LINES and height * width >= _LEAST_PIXELS)
 
 
 def _convolve_columns(conv: nn.Conv2d, parts: Sequence[Tensor], finish: Finish, kept: LineSums | None = None) -> Tensor:
@@ -166,8 +175,9 @@ def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor
 
 
 def _lie_alike(x: Tensor, other: Tensor) -> bool:
-    """Tell whether both lie in memory pixel by pixel, as the result will."""
-    return all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, other))
+    """Tell whether both have the same size, and lie in memory pixel by pixel, as the result will."""
+    same = (x.shape[0], *x.shape[2:]) == (other.shape[0], *other.shape[2:])
+    return same and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, other))
 
 
 def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:

@@ -30,7 +30,6 @@ from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve, convolve_parts
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.store import FeatureStore
-from tubelet.layers.winograd import LineSums
 from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
@@ -90,9 +89,9 @@ class ProgressiveFusionBlock(nn.Module):
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Map three of (B, C, H, W) to the same."""
         own = [convolve(conv, x, _SLOPE) for conv, x in zip(_convs(self.conv0), streams, strict=True)]
-        base, kept = convolve_parts(self.conv1, own, _SLOPE), LineSums()
+        base = convolve_parts(self.conv1, own, _SLOPE)
         pairs = zip(_convs(self.conv2), own, strict=True)
-        joined = (convolve_parts(conv, [base, x], _SLOPE, kept=kept) for conv, x in pairs)
+        joined = (convolve_parts(conv, [base, x], _SLOPE) for conv, x in pairs)
         return [x + y for x, y in zip(streams, joined, strict=True)]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tubelet.errors import ResourceError
+from tubelet.layers.convolution import convolving
 from tubelet.layers.store import FeatureLimits, feature_limits, measure_features
 from tubelet.models.spec import ModelSpec
 from tubelet.ops.resize import resample
@@ -361,7 +362,7 @@ class Engine:
         height, width = padded_size(_PROBE_PX, _PROBE_PX, self.spec)
         lq = torch.zeros(1, frames, 3, height, width, device=self.device)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), convolving("as large"):
                 hidden = self.call(lq, None)[1] if temporal.kind == "online" else None
                 peak = peak_tensor_bytes(lambda: self.call(lq, hidden))
         except (RuntimeError, MemoryError) as error:
@@ -381,7 +382,7 @@ class Engine:
             with self._number_format(), feature_limits(FeatureLimits(device_bytes=0, host_bytes=0)):
                 deque(self._model.restore(lq), maxlen=0)
 
-        with torch.inference_mode(), measure_features() as features:
+        with torch.inference_mode(), convolving("as large"), measure_features() as features:
             call_bytes = peak_tensor_bytes(run)
         pixels = height * width
         return _MARGIN * call_bytes / pixels, max(features.peak_bytes, lq.nbytes) / (_STREAM_PROBE_FRAMES * pixels)
