@@ -2,7 +2,7 @@
 
 One image, float32, a leaky rectifier behind; "plain" is PyTorch's default layout. The ways take turns, so that a busy
 moment falls on all alike. OMP_NUM_THREADS chooses the threads. Where half is faster is what `layers/convolution.py`
-takes it for (`_LEAST_CHANNELS`, `_LEAST_PRODUCTS`).
+takes it for (`_LEAST_CHANNELS` and what follows there).
 """
 
 import argparse
@@ -41,18 +41,22 @@ def ways(conv: nn.Conv2d, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Make what is compared."""
     plain, planes = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1), x.contiguous()
 
-    def forced(least: float) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            with patch.multiple(convolution, _LEAST_CHANNELS=least, _LEAST_PRODUCTS=least):
-                return convolution.convolve(conv, x, 0.1)
+    def taken() -> Tensor:
+        return convolution.convolve(conv, x, 0.1)
 
-        return run
+    def all_products() -> Tensor:
+        with patch.object(convolution, "_LEAST_CHANNELS", float("inf")):
+            return taken()
+
+    def half() -> Tensor:
+        with patch.object(convolution, "_LEAST_CHANNELS", 0), convolution.convolving("as large"):
+            return taken()
 
     return {
         "plain": lambda: functional.leaky_relu_(plain(planes), 0.1),
-        "all": forced(float("inf")),
-        "half": forced(0),
-        "taken": lambda: convolution.convolve(conv, x, 0.1),
+        "all": all_products,
+        "half": half,
+        "taken": taken,
     }
 
 
@@ -63,17 +67,15 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed()
     print(f"{date.today()}, {processor_name()}, {torch.get_num_threads()} threads; median ms\n")
-    print(
-        "| channels | size | plain | all products | half | all / half | what is taken |\n|---|---|---|---|---|---|---|"
-    )
+    print(f"| channels | size | plain | all products | half | all / half | what is taken |\n{'|---' * 7}|")
     for c_in, c_out, height, width in SHAPES:
         torch.manual_seed(0)
         conv = nn.Conv2d(c_in, c_out, 3, padding=1).to(memory_format=torch.channels_last)
         x = torch.randn(1, c_in, height, width).contiguous(memory_format=torch.channels_last)
-        times: dict[str, list[float]] = {}
+        compared, times = ways(conv, x), dict[str, list[float]]()
         with torch.inference_mode():
             for _ in range(options.repeats + 1):
-                for name, run in ways(conv, x).items():
+                for name, run in compared.items():
                     start = time.perf_counter()
                     run()
                     times.setdefault(name, []).append(time.perf_counter() - start)

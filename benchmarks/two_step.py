@@ -62,20 +62,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             paths = make_checkpoints(Path(folder), scale, options.bases)
             names = [Path(path).name for path in paths]
-            command = [
-                str(Path(sys.executable).with_name("tubelet")),
-                "bench",
-                *names,
-                "--size",
-                options.size,
-                "--frames",
-                "5",
-                "--runs",
-                "3",
-                "--warmup",
-                "1",
-            ]
-            subprocess.run([*command, "--precision", "fp32", "--process-memory"], cwd=folder, check=True)
+            command = [Path(sys.executable).with_name("tubelet"), "bench", *names, "--size", options.size]
+            turns = ["--frames", "5", "--runs", "3", "--warmup", "1", "--precision", "fp32", "--process-memory"]
+            subprocess.run([*command, *turns], cwd=folder, check=True)
 
 
 if __name__ == "__main__":

@@ -61,11 +61,7 @@ def convolve(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
     Returns:
         (B, C', H', W').
     """
-    if not _fuses(conv, x):
-        return _bend(conv(x), slope)
-    if _is_large(conv, [x]):
-        return _convolve_columns(conv, [x], lambda y, _: _bend(y, slope))
-    return _operators()._convolution_pointwise(x, conv.weight, conv.bias, *_geometry(conv), *_activation(slope), None)
+    return convolve_parts(conv, [x], slope)
 
 
 def convolve_add(conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
@@ -92,17 +88,19 @@ def convolve_parts(
     Returns:
         (B, C', H', W').
     """
-    fuses = _fuses(conv, *parts)
-    if fuses and _is_large(conv, parts):
+    if not _fuses(conv, *parts):
+        return _bend(conv(torch.cat(list(parts), 1) if len(parts) > 1 else parts[0]), slope)
+    if _is_large(conv, parts):
         return _convolve_columns(conv, parts, lambda y, _: _bend(y, slope), kept)
-    if len(parts) == 1 or not fuses:
-        return convolve(conv, parts[0] if len(parts) == 1 else torch.cat(list(parts), 1), slope)
     geometry = _geometry(conv)
-    first, *others = torch.split(conv.weight, [part.shape[1] for part in parts], 1)
-    y = _operators()._convolution_pointwise(parts[0], first, conv.bias, *geometry, *_activation(None), None)
+    # With groups there is one part, of more channels than each kernel sees.
+    widths = [conv.weight.shape[1]] if len(parts) == 1 else [part.shape[1] for part in parts]
+    first, *others = torch.split(conv.weight, widths, 1)
+    activation = _activation(None if others else slope)
+    y = _operators()._convolution_pointwise(parts[0], first, conv.bias, *geometry, *activation, None)
     for part, weight in zip(parts[1:], others, strict=True):
         y = _operators()._convolution_pointwise_.binary(y, part, weight, None, *geometry, *_ADD)
-    return _bend(y, slope)
+    return _bend(y, slope) if others else y
 
 
 def convolve_doubled(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
@@ -119,7 +117,7 @@ def convolve_doubled(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> 
     Returns:
         (B, C', 2H, 2W).
     """
-    if conv.kernel_size != (3, 3) or _geometry(conv) != ([1, 1], [1, 1], [1, 1], 1) or not _fuses(conv, x):
+    if not _is_plain(conv) or not _fuses(conv, x):
         return convolve(conv, functional.interpolate(x, scale_factor=2.0, mode="nearest"), slope)
     flipped = functional.pad(conv.weight.flip(2, 3), (1, 1, 1, 1))
     sums = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)  # (C', C, 4, 4), over 2×2 alike pixels
@@ -149,11 +147,14 @@ def _fuses(conv: nn.Conv2d, *inputs: Tensor) -> bool:
     )
 
 
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Tell whether it is of 3×3 pixels, and keeps the size."""
+    return conv.kernel_size == (3, 3) and _geometry(conv) == ([1, 1], [1, 1], [1, 1], 1)
+
+
 def _is_large(conv: nn.Conv2d, parts: Sequence[Tensor]) -> bool:
     """Tell whether half of the products are worth the sums that they take."""
-    if conv.kernel_size != (3, 3) or _geometry(conv) != ([1, 1], [1, 1], [1, 1], 1):
-        return False
-    if not all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
+    if not _is_plain(conv) or not all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
         return False
     if conv.in_channels * conv.out_channels < _LEAST_CHANNELS * (conv.in_channels + conv.out_channels):
         return False

@@ -62,16 +62,15 @@ class LineSums:
     """
 
     def __init__(self) -> None:
-        self._tensors: list[Tensor] = []  # alive, so that none takes another's place
-        self._sums: dict[tuple[int, int, int, int], Sums] = {}
+        # With each tensor, so that none takes another's place while its sums are here.
+        self._kept: dict[tuple[int, int, int, int], tuple[Tensor, Sums]] = {}
 
     def keep(self, x: Tensor, image: int, lines: tuple[int, int], sums: Sums) -> Sums:
         """Give the sums of some lines of `x` (B, C, H, W) that are kept, or keep those that `sums` computes."""
         key = (id(x), image, *lines)
-        if key not in self._sums:
-            self._tensors.append(x)
-            self._sums[key] = tuple(sums)
-        return self._sums[key]
+        if key not in self._kept:
+            self._kept[key] = x, tuple(sums)
+        return self._kept[key][1]
 
 
 def convolve_columns(

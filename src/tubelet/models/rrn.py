@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve, convolve_add
+from tubelet.layers.convolution import convolve
 from tubelet.layers.online import Hidden, run_online
+from tubelet.layers.residual import ResidualBlock
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.types import Temporal
 
@@ -46,22 +47,14 @@ class RRNConfig:
             raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; channels, blocks ≥ 1")
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions without normalisation, added to their input (Fig. 2c)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        for conv in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(conv.weight)
-            nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
-            with torch.no_grad():
-                conv.weight.mul_(0.1)  # begins close to the identity
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add detail to (B, C, H, W)."""
-        return convolve_add(self.conv2, convolve(self.conv1, x, 0), x)
+def _near_identity(block: ResidualBlock) -> ResidualBlock:
+    """Draw small weights for a new block."""
+    for conv in (block.conv1, block.conv2):
+        nn.init.kaiming_normal_(conv.weight)
+        nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
+        with torch.no_grad():
+            conv.weight.mul_(0.1)
+    return block
 
 
 class RecurrentCell(nn.Module):
@@ -71,7 +64,7 @@ class RecurrentCell(nn.Module):
         super().__init__()
         c, outputs = config.channels, 3 * config.scale**2
         self.conv_1 = nn.Conv2d(2 * 3 + c + outputs, c, 3, padding=1)
-        self.recon_trunk = nn.Sequential(*(ResidualBlock(c) for _ in range(config.blocks)))
+        self.recon_trunk = nn.Sequential(*(_near_identity(ResidualBlock(c)) for _ in range(config.blocks)))
         self.conv_h = nn.Conv2d(c, c, 3, padding=1)
         self.conv_o = nn.Conv2d(c, outputs, 3, padding=1)
 
