@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import tubelet
-from tubelet.models.checkpoint import load_model, save_checkpoint
 from tubelet.models.fast import FastVSR
+from tubelet.zoo.checkpoint import load_model, save_checkpoint
 
 WEIGHTS = Path(tubelet.__path__[0]) / "weights"
 

@@ -15,10 +15,10 @@ import torch
 from tubelet.data import read_clip
 from tubelet.degrade import degrade
 from tubelet.metrics import psnr, ssim
-from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
+from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint
 
 
 def score(model: str, lq: torch.Tensor, gt: torch.Tensor) -> tuple[float, float]:

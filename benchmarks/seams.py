@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from tubelet.data import read_clip
 from tubelet.models.architecture import Contract
-from tubelet.models.checkpoint import ARCHITECTURES, open_checkpoint
 from tubelet.ops import imresize
 from tubelet.restore.plan import align_windows, windows
+from tubelet.zoo.checkpoint import ARCHITECTURES, open_checkpoint
 
 OVERLAP = 8  # frames, the engine's where the model does not say
 

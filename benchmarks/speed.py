@@ -23,13 +23,13 @@ import torch
 
 from tubelet.evaluation.machine import processor_name
 from tubelet.evaluation.scene import draw_scene
-from tubelet.models.zoo import create_model, find_model
 from tubelet.ops import imresize
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
 from tubelet.video.probe import ColourTags, VideoInfo
 from tubelet.video.writer import EncodeSettings, open_writer
+from tubelet.zoo.catalog import create_model, find_model
 
 WIDTH, HEIGHT = 320, 180
 RUN_COMMAND = """

@@ -25,9 +25,9 @@ from tubelet.data import read_clip
 from tubelet.data.motion import MotionSettings, MovingPictures, find_pictures
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.metrics.temporal import warp
-from tubelet.models.checkpoint import load_model, save_checkpoint
 from tubelet.ops import imresize
 from tubelet.recipes.spynet import score_pairs, split_pictures
+from tubelet.zoo.checkpoint import load_model, save_checkpoint
 
 Estimate = Callable[[Tensor, Tensor], Tensor]
 WEIGHTS = Path(tubelet.__path__[0]) / "weights"

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from tubelet.models import basicvsr, edvr, fsrcnn, srvgg
-from tubelet.models.checkpoint import save_checkpoint
-from tubelet.models.image_models import open_image_model
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
+from tubelet.zoo.checkpoint import save_checkpoint
+from tubelet.zoo.image_models import open_image_model
 
 Scale = Literal[2, 4]
 

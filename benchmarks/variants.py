@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from tubelet.data import CropSettings
-from tubelet.models.checkpoint import load_model
 from tubelet.models.fast import FastConfig
 from tubelet.recipes.online import OnlineConfig, main
 from tubelet.training import LoopSettings
+from tubelet.zoo.checkpoint import load_model
 
 VARIANTS = {
     "base": {},

@@ -39,12 +39,12 @@ from tubelet.evaluation.machine import peak_resident_bytes, processor_name
 from tubelet.evaluation.scene import draw_scene
 from tubelet.models import basicvsr, basicvsr_pp, edvr, hat, rrdb, swinir, tdan
 from tubelet.models.architecture import Architecture
-from tubelet.models.checkpoint import open_checkpoint, save_checkpoint
-from tubelet.models.zoo import checkpoint_spec
 from tubelet.ops.resize import resample
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
+from tubelet.zoo.catalog import checkpoint_spec
+from tubelet.zoo.checkpoint import open_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True, slots=True)

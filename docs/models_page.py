@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from tubelet.models.architecture import Architecture
-from tubelet.models.checkpoint import ARCHITECTURES
-from tubelet.models.foreign_names import FOREIGN
-from tubelet.models.known_files import KNOWN_FILES, PAGES
-from tubelet.models.publishers import KnownFile
-from tubelet.models.spec import ModelSpec, count_parameters
-from tubelet.models.zoo import find_model, list_models, model_size
 from tubelet.types import Temporal
+from tubelet.zoo.catalog import find_model, list_models, model_size
+from tubelet.zoo.checkpoint import ARCHITECTURES
+from tubelet.zoo.foreign_names import FOREIGN
+from tubelet.zoo.known_files import KNOWN_FILES, PAGES
+from tubelet.zoo.publishers import KnownFile
+from tubelet.zoo.spec import ModelSpec, count_parameters
 
 PAGE = Path(__file__).with_name("models.md")
 

@@ -10,9 +10,9 @@ from golden import recorded, rules
 from published_nets import load, recorded_state
 from small_models import cuts_at, frames_of
 from tubelet.models.architecture import Architecture
-from tubelet.models.spec import ModelSpec
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
+from tubelet.zoo.spec import ModelSpec
 
 
 def golden_case(

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tubelet.layers.store import FeatureStore
-from tubelet.models.spec import ModelSpec
 from tubelet.types import Frame, Temporal
+from tubelet.zoo.spec import ModelSpec
 
 SCALE = 2
 

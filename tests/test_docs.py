@@ -13,12 +13,13 @@ import torch
 
 from media import make_plain
 from tubelet.cli import VERBS
-from tubelet.models import checkpoint, zoo
-from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
+from tubelet.zoo import catalog as zoo
+from tubelet.zoo import checkpoint
+from tubelet.zoo.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from tubelet.models.checkpoint import ARCHITECTURES
-from tubelet.models.known_files import KNOWN_FILES
+from tubelet.zoo.checkpoint import ARCHITECTURES
+from tubelet.zoo.known_files import KNOWN_FILES
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "models_page.py"
 

@@ -14,9 +14,9 @@ from tiny_networks import notes_of
 from tubelet.cli import main
 from tubelet.data import read_clip
 from tubelet.models.architecture import Architecture
-from tubelet.models.checkpoint import ARCHITECTURES, save_checkpoint
 from tubelet.ops import imresize
 from tubelet.video.reader import open_reader
+from tubelet.zoo.checkpoint import ARCHITECTURES, save_checkpoint
 
 pytestmark = pytest.mark.slow
 

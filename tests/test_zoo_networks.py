@@ -10,11 +10,11 @@ import tubelet
 from media import make_video
 from small_models import clip_of, cuts_at, frames_of
 from tiny_networks import TINY, notes_of
-from tubelet.models.checkpoint import ARCHITECTURES, save_checkpoint
 from tubelet.models.two_step import TwoStepRestorer
-from tubelet.models.zoo import checkpoint_spec
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
+from tubelet.zoo.catalog import checkpoint_spec
+from tubelet.zoo.checkpoint import ARCHITECTURES, save_checkpoint
 
 PICTURES = [a for a in ARCHITECTURES if a.contract(a.config()) is not None]
 

@@ -5,10 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tubelet.models.architecture import Architecture
-from tubelet.models.baselines import Resample
 from tubelet.models.basicvsr import BasicVSRConfig
 from tubelet.models.basicvsr_pp import BasicVSRPlusPlusConfig
-from tubelet.models.checkpoint import ARCHITECTURES
 from tubelet.models.duf import DUFConfig
 from tubelet.models.edsr import EDSRConfig
 from tubelet.models.edvr import EDVRConfig
@@ -33,6 +31,8 @@ from tubelet.models.tmnet import TMNetConfig
 from tubelet.models.toflow import TOFlowConfig
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
+from tubelet.zoo.baselines import Resample
+from tubelet.zoo.checkpoint import ARCHITECTURES
 
 _ATTENTION: dict[str, Any] = {"channels": 8, "depths": (2, 2), "heads": (2, 2), "num_feat": 8}
 

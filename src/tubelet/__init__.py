@@ -10,16 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tubelet.models.checkpoint import load_model
-    from tubelet.models.zoo import create_model, list_models
     from tubelet.restore.job import upscale
+    from tubelet.zoo.catalog import create_model, list_models
+    from tubelet.zoo.checkpoint import load_model
 
 __all__ = ["create_model", "list_models", "load_model", "upscale"]
 
 _HOMES = {
-    "create_model": "tubelet.models.zoo",
-    "list_models": "tubelet.models.zoo",
-    "load_model": "tubelet.models.checkpoint",
+    "create_model": "tubelet.zoo.catalog",
+    "list_models": "tubelet.zoo.catalog",
+    "load_model": "tubelet.zoo.checkpoint",
     "upscale": "tubelet.restore.job",
 }
 _PACKAGES = ("degrade", "metrics", "ops")  # reached as tubelet.ops.imresize after `import tubelet` alone

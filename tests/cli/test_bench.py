@@ -12,8 +12,8 @@ from tubelet.cli import bench, main
 from tubelet.evaluation import cost as cost_module
 from tubelet.evaluation.cost import Cost, CostReport, CostSettings
 from tubelet.evaluation.machine import describe_machine
-from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
+from tubelet.zoo.checkpoint import save_checkpoint
 
 TINY = ["--size", "32x24", "--runs", "2", "--warmup", "1", "--device", "cpu"]
 

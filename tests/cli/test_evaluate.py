@@ -109,8 +109,8 @@ def test_an_error_is_the_last_event(clips: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_checkpoints_take_part(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tubelet.models.checkpoint import save_checkpoint
     from tubelet.models.fast import FastConfig, FastVSR
+    from tubelet.zoo.checkpoint import save_checkpoint
 
     path = tmp_path / "mine.safetensors"
     save_checkpoint(path, FastVSR(FastConfig(channels=8, depth=1)), {})

@@ -12,8 +12,9 @@ import torch
 import tubelet
 from tubelet.cli import main
 from tubelet.downloads import RemoteFile
-from tubelet.models import srvgg, zoo
-from tubelet.models.zoo import list_models
+from tubelet.models import srvgg
+from tubelet.zoo import catalog as zoo
+from tubelet.zoo.catalog import list_models
 
 WEIGHTS = Path(tubelet.__path__[0]) / "weights"
 

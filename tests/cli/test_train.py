@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from tubelet.cli import main
-from tubelet.models.checkpoint import load_model
+from tubelet.zoo.checkpoint import load_model
 
 TINY = ["--model.channels", "4", "--model.depth", "0", "--crops.batch", "1", "--crops.frames", "2"]
 LOOP = ["--loop.steps", "2", "--loop.log-every", "1"]

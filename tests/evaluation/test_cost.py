@@ -15,9 +15,9 @@ from tubelet.evaluation.cost import Candidate, Cost, CostSettings, measure_costs
 from tubelet.evaluation.counting import count_flops
 from tubelet.evaluation.machine import describe_machine, peak_resident_bytes
 from tubelet.layers.convolution import convolve, convolve_add, convolve_doubled
-from tubelet.models.spec import ModelSpec
 from tubelet.restore.engine import Engine
 from tubelet.types import Temporal
+from tubelet.zoo.spec import ModelSpec
 
 WIDTH, HEIGHT = 32, 24
 TINY = CostSettings(size=f"{WIDTH}x{HEIGHT}", runs=3, warmup=1, device="cpu", precision="fp32")

@@ -7,9 +7,9 @@ import pytest
 
 from tubelet.errors import CheckpointError, RequestError
 from tubelet.evaluation.entrants import find_entrants
-from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
-from tubelet.models.zoo import find_model
+from tubelet.zoo.catalog import find_model
+from tubelet.zoo.checkpoint import save_checkpoint
 
 
 def checkpoint(path: Path, channels: int = 8) -> str:

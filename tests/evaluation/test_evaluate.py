@@ -20,11 +20,11 @@ from tubelet.evaluation.settings import EvaluateSettings
 from tubelet.evaluation.ticker import EvaluateProgress
 from tubelet.metrics import psnr, ssim
 from tubelet.metrics.protocols import find_protocol
-from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.ops.resize import resample
 from tubelet.restore.engine import Engine
 from tubelet.types import Frame
+from tubelet.zoo.checkpoint import save_checkpoint
 
 CPU = EvaluateSettings(device="cpu")
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from tubelet.errors import InputError
 from tubelet.evaluation.preview import write_preview
-from tubelet.models.spec import ModelSpec
 from tubelet.restore.engine import Engine
 from tubelet.types import Temporal
 from tubelet.video.probe import probe
+from tubelet.zoo.spec import ModelSpec
 
 
 class Echo(nn.Module):

@@ -7,8 +7,8 @@ from golden import recorded, recorded_input
 from published_nets import assert_as_recorded, assert_every_parameter_learns, recorded_state
 from recorded_clips import assert_recognised
 from tubelet.errors import ConfigError
-from tubelet.models.checkpoint import open_checkpoint
 from tubelet.models.hat import ARCHITECTURE, HAT, OCAB, HATConfig, overlapping_position_bias
+from tubelet.zoo.checkpoint import open_checkpoint
 
 SMALL = {"channels": 12, "depths": (2, 3), "heads": (3, 2), "window": 4, "squeeze_factor": 4}
 KINDS = [

@@ -9,11 +9,11 @@ from tubelet.data import read_clip
 from tubelet.errors import ConfigError
 from tubelet.metrics import psnr
 from tubelet.models.srvgg import ARCHITECTURE, SRVGGConfig, SRVGGNetCompact
-from tubelet.models.zoo import checkpoint_spec
 from tubelet.ops import imresize
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
+from tubelet.zoo.catalog import checkpoint_spec
 
 TINY = SRVGGConfig(scale=2, num_feat=8, num_conv=2)
 

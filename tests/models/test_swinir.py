@@ -6,8 +6,8 @@ import torch
 from published_nets import assert_as_recorded, assert_every_parameter_learns
 from recorded_clips import assert_recognised
 from tubelet.errors import ConfigError
-from tubelet.models.checkpoint import open_checkpoint
 from tubelet.models.swinir import ARCHITECTURE, SwinIR, SwinIRConfig
+from tubelet.zoo.checkpoint import open_checkpoint
 
 SMALL = {"channels": 12, "depths": (2, 3), "heads": (3, 2), "window": 4}
 KINDS = [

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from golden import recorded, recorded_input
 from recorded_clips import recorded_network
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.models.baselines import Resample
-from tubelet.models.checkpoint import load_model, open_checkpoint, save_checkpoint
 from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from tubelet.models.two_step import (
     ARCHITECTURE,
@@ -18,6 +16,8 @@ from tubelet.models.two_step import (
     TwoStepConfig,
     TwoStepRestorer,
 )
+from tubelet.zoo.baselines import Resample
+from tubelet.zoo.checkpoint import load_model, open_checkpoint, save_checkpoint
 
 PUBLISHED = {"variant": "published", "residual": False}
 KINDS = {

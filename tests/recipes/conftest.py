@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
+from tubelet.zoo.checkpoint import save_checkpoint
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from PIL import Image
 
 from tubelet.data import CropSettings
 from tubelet.errors import InputError
-from tubelet.models.checkpoint import load_model, read_notes
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.ops import imresize
 from tubelet.recipes.online import OnlineConfig, main
 from tubelet.training import LoopSettings
+from tubelet.zoo.checkpoint import load_model, read_notes
 
 
 @pytest.fixture

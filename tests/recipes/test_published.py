@@ -3,8 +3,8 @@ import math
 import pytest
 
 from tubelet.errors import RequestError
-from tubelet.models.checkpoint import ARCHITECTURES
 from tubelet.recipes.published import RECIPES, find_recipe, list_names
+from tubelet.zoo.checkpoint import ARCHITECTURES
 
 TABLE = {
     # name: patch, frames, batch, steps, lr, lr_final, loss, reduction

@@ -9,12 +9,12 @@ from PIL import Image
 from tubelet.data.motion import MotionSettings, MovingPair, MovingPictures
 from tubelet.errors import ConfigError, InputError
 from tubelet.layers.spynet import SpyNet
-from tubelet.models.checkpoint import load_model, read_notes, save_checkpoint
 from tubelet.models.fsrcnn import FSRCNN, FSRCNNConfig
 from tubelet.ops import backward_warp, imresize
 from tubelet.recipes.spynet import SpynetConfig, main, score_clip, score_pairs, split_pictures
 from tubelet.recipes.spynet_start import designed_spynet
 from tubelet.training import LoopSettings
+from tubelet.zoo.checkpoint import load_model, read_notes, save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from tubelet.data import Crops, CropSettings, prepare_clips
 from tubelet.errors import ConfigError, InputError, RequestError
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.losses import charbonnier
-from tubelet.models.checkpoint import load_model, read_notes, save_checkpoint
-from tubelet.models.zoo import checkpoint_spec
 from tubelet.recipes.configs import read_config, write_config
 from tubelet.recipes.published import find_recipe
 from tubelet.recipes.start import begin_flow_with
 from tubelet.recipes.supervised import SupervisedConfig, configure, describe, main
 from tubelet.training import LoopSettings, OptimiserSettings, ScheduleSettings
+from tubelet.zoo.catalog import checkpoint_spec
+from tubelet.zoo.checkpoint import load_model, read_notes, save_checkpoint
 
 PATCH_PX = 12  # of a clip that is no larger: every sample is the whole of it, mirrored and turned
 FALLS = {"SRVGGNetCompact": 0.92, "TDAN": 0.7, "RRN": 0.95, "OVSR": 0.7, "ZoomingSlowMo": 0.995}

@@ -12,15 +12,15 @@ from tubelet.data import CachedClip, prepare_clips
 from tubelet.errors import CheckpointError, ConfigError, InputError, RequestError
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
 from tubelet.metrics import psnr
-from tubelet.models.checkpoint import load_model, read_notes, read_state, save_checkpoint
 from tubelet.models.edvr import EDVR, EDVRConfig
-from tubelet.models.image_models import ImageModel, open_image_model
 from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
-from tubelet.models.zoo import checkpoint_spec
 from tubelet.recipes.two_step import TwoStepTraining, configure, describe, main, read_scores
 from tubelet.recipes.two_step_data import HeldOut, TrainingCrops, TripletSettings, frozen_outputs, split_videos
 from tubelet.training import LoopSettings
+from tubelet.zoo.catalog import checkpoint_spec
+from tubelet.zoo.checkpoint import load_model, read_notes, read_state, save_checkpoint
+from tubelet.zoo.image_models import ImageModel, open_image_model
 
 PATCH_PX = 16
 

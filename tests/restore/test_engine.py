@@ -25,12 +25,12 @@ from small_models import (
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.layers import store as store_module
 from tubelet.layers.store import FeatureLimits
-from tubelet.models.spec import ModelSpec
 from tubelet.ops.resize import resample
 from tubelet.restore import engine as engine_module
 from tubelet.restore.device import resolve_device
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
+from tubelet.zoo.spec import ModelSpec
 
 NEVER = cuts_at()
 IDS = {"ids": lambda spec: spec.id if isinstance(spec, ModelSpec) else None}

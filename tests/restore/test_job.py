@@ -10,7 +10,6 @@ import torch
 import tubelet
 from media import make_video
 from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError, ResourceError
-from tubelet.models.spec import ModelSpec
 from tubelet.restore import job
 from tubelet.restore.engine import Engine
 from tubelet.restore.job import describe, run
@@ -18,6 +17,7 @@ from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Temporal
 from tubelet.video.probe import probe
 from tubelet.video.reader import open_reader
+from tubelet.zoo.spec import ModelSpec
 
 CPU = {"device": "cpu", "model": "bicubic"}
 

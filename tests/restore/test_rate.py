@@ -27,8 +27,6 @@ from media import (
 )
 from small_models import CLIP, SPACE_TIME, WHOLE_SPACE_TIME, build, clip_of, cuts_at, frames_of
 from tubelet.errors import ConfigError
-from tubelet.models.checkpoint import save_checkpoint
-from tubelet.models.spec import ModelSpec
 from tubelet.models.zooming_slow_mo import ZoomingSlowMo, ZoomingSlowMoConfig
 from tubelet.restore import engine, job
 from tubelet.restore.engine import Engine
@@ -36,6 +34,8 @@ from tubelet.restore.job import describe
 from tubelet.restore.rate import double_rate, doubled_frames, doubled_info
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame, Temporal
+from tubelet.zoo.checkpoint import save_checkpoint
+from tubelet.zoo.spec import ModelSpec
 
 MS = Fraction(1, 1000)
 

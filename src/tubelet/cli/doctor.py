@@ -169,7 +169,7 @@ def _video() -> Iterator[Finding]:
 
 
 def _weights() -> Iterator[Finding]:
-    from tubelet.models.zoo import create_model, list_models
+    from tubelet.zoo.catalog import create_model, list_models
 
     sound: list[str] = []
     for spec in list_models():
@@ -187,9 +187,9 @@ def _weights() -> Iterator[Finding]:
 def _speed() -> Finding:
     import torch
 
-    from tubelet.models.zoo import create_model, find_model
     from tubelet.restore.engine import Engine
     from tubelet.types import Frame
+    from tubelet.zoo.catalog import create_model, find_model
 
     height, width = _SPEED_SIZE
     spec = find_model("default")

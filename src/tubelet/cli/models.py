@@ -13,8 +13,8 @@ from tubelet.cli.flags import flags_from, parse
 from tubelet.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
-    from tubelet.models.checkpoint import Opened
-    from tubelet.models.spec import ModelSpec
+    from tubelet.zoo.checkpoint import Opened
+    from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["main"]
 
@@ -82,7 +82,7 @@ def _write_json(content: Any) -> int:
 
 
 def _identify(flags: IdentifyFlags) -> int:
-    from tubelet.models.checkpoint import open_checkpoint
+    from tubelet.zoo.checkpoint import open_checkpoint
 
     try:
         opened = open_checkpoint(flags.file)
@@ -108,8 +108,8 @@ def _identify(flags: IdentifyFlags) -> int:
 
 
 def _facts(file: str, opened: Opened) -> dict[str, Any]:
-    from tubelet.models.spec import count_parameters
-    from tubelet.models.zoo import known_ids
+    from tubelet.zoo.catalog import known_ids
+    from tubelet.zoo.spec import count_parameters
 
     contract = opened.architecture.contract(opened.config)
     temporal = {name: value for name, value in asdict(contract.temporal).items() if value} if contract else {}
@@ -136,9 +136,9 @@ def _layout(opened: Opened, tensors: int) -> str:
 
 def _explain(flags: IdentifyFlags, fault: str) -> None:
     """Say what comes nearest, where the file holds tensors at all."""
-    from tubelet.models.checkpoint import read_state
-    from tubelet.models.foreign_names import recognise_foreign
-    from tubelet.models.likeness import nearest
+    from tubelet.zoo.checkpoint import read_state
+    from tubelet.zoo.foreign_names import recognise_foreign
+    from tubelet.zoo.likeness import nearest
 
     try:
         state, _ = read_state(flags.file)
@@ -156,7 +156,7 @@ def _explain(flags: IdentifyFlags, fault: str) -> None:
 
 
 def _download(flags: DownloadFlags) -> int:
-    from tubelet.models.zoo import model_weights
+    from tubelet.zoo.catalog import model_weights
 
     if not flags.ids:
         raise RequestError("no model is named; `tubelet models` lists those whose weights are fetched")
@@ -166,7 +166,7 @@ def _download(flags: DownloadFlags) -> int:
 
 
 def _cache(flags: CacheFlags) -> int:
-    from tubelet.models.zoo import weights_folder
+    from tubelet.zoo.catalog import weights_folder
 
     folder = weights_folder()
     files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
@@ -181,13 +181,13 @@ def _cache(flags: CacheFlags) -> int:
 
 
 def _rows() -> list[dict[str, Any]]:
-    from tubelet.models.zoo import list_models
+    from tubelet.zoo.catalog import list_models
 
     return [_row(spec) for spec in list_models(published=True)]
 
 
 def _row(spec: ModelSpec) -> dict[str, Any]:
-    from tubelet.models.zoo import model_size, weights_folder
+    from tubelet.zoo.catalog import model_size, weights_folder
 
     remote = spec.weights.remote if spec.weights else None
     here = remote is None or (weights_folder() / remote.name).is_file()

@@ -33,14 +33,14 @@ from tubelet.errors import ConfigError, ResourceError
 from tubelet.evaluation.counting import count_flops, peak_bytes
 from tubelet.evaluation.machine import Machine, describe_machine, peak_resident_bytes
 from tubelet.layers.convolution import convolving
-from tubelet.models.spec import ModelSpec, count_parameters
-from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint
 from tubelet.restore.device import resolve_device
 from tubelet.restore.engine import Engine
 from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
 from tubelet.restore.plan import padded_size
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Precision, Temporal
+from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint
+from tubelet.zoo.spec import ModelSpec, count_parameters
 
 __all__ = [
     "Candidate",

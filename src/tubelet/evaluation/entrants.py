@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from tubelet.errors import RequestError
-from tubelet.models.spec import ModelSpec, count_parameters
-from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint, list_models
+from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint, list_models
+from tubelet.zoo.spec import ModelSpec, count_parameters
 
 __all__ = ["Entrant", "find_entrants"]
 

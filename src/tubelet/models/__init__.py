@@ -1,1 +1,1 @@
-"""The networks, one architecture a file, and the zoo that lists them."""
+"""The networks: one published architecture a file. They know nothing of the zoo that lists them."""

@@ -15,11 +15,11 @@ from tubelet.degrade import Preset, degrade
 from tubelet.errors import ConfigError, InputError
 from tubelet.losses import luma
 from tubelet.metrics import psnr
-from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.ops import resample
 from tubelet.recipes.start import begin_with
 from tubelet.training import Criterion, LoopSettings, pixel_loss, train
+from tubelet.zoo.checkpoint import save_checkpoint
 
 __all__ = ["OnlineConfig", "load_pairs", "main", "score_clips"]
 

@@ -30,12 +30,12 @@ from tubelet.models import (
     zooming_slow_mo,
 )
 from tubelet.models.architecture import Architecture
-from tubelet.models.checkpoint import ARCHITECTURES
 from tubelet.models.edvr import EDVRConfig
 from tubelet.models.sesr import SESRConfig
 from tubelet.models.two_step import TwoStepRestorer
 from tubelet.training import LoopSettings, OptimiserSettings, ScheduleSettings
 from tubelet.types import Temporal
+from tubelet.zoo.checkpoint import ARCHITECTURES
 
 __all__ = ["RECIPES", "Recipe", "find_recipe", "list_names"]
 

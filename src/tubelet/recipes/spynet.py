@@ -28,9 +28,9 @@ from tubelet.errors import ConfigError, InputError
 from tubelet.layers.spynet import SpyNet
 from tubelet.losses import end_point_error
 from tubelet.metrics.temporal import warp
-from tubelet.models.checkpoint import load_model, save_checkpoint
 from tubelet.recipes.spynet_start import designed_spynet
 from tubelet.training import LoopSettings, train
+from tubelet.zoo.checkpoint import load_model, save_checkpoint
 
 __all__ = ["SpynetConfig", "main", "score_clip", "score_pairs", "split_pictures"]
 

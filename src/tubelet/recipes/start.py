@@ -8,7 +8,7 @@ from torch import nn
 
 from tubelet.errors import InputError
 from tubelet.layers.spynet import SpyNet, load_spynet
-from tubelet.models.checkpoint import load_model
+from tubelet.zoo.checkpoint import load_model
 
 __all__ = ["begin_flow_with", "begin_with", "find_flow"]
 

@@ -27,9 +27,7 @@ from tubelet.degrade import RANDOM_PRESETS, Preset
 from tubelet.errors import ConfigError
 from tubelet.losses import l1
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.realbasicvsr import RealBasicVSR
-from tubelet.models.spec import ModelSpec, count_parameters
 from tubelet.recipes.online import load_pairs, score_clips
 from tubelet.recipes.published import Recipe, find_recipe
 from tubelet.recipes.start import begin_flow_with, begin_with, find_flow
@@ -37,6 +35,8 @@ from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.training import Criterion, LoopSettings, pixel_loss, train
 from tubelet.types import Frame
+from tubelet.zoo.checkpoint import save_checkpoint
+from tubelet.zoo.spec import ModelSpec, count_parameters
 
 __all__ = ["SupervisedConfig", "configure", "describe", "main"]
 

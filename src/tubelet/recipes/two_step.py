@@ -30,9 +30,6 @@ from tubelet.degrade import Preset
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
 from tubelet.metrics import psnr
-from tubelet.models.checkpoint import save_checkpoint
-from tubelet.models.image_models import ImageModel, open_image_model
-from tubelet.models.spec import count_parameters
 from tubelet.models.two_step import ARCHITECTURE, Features, TwoStepConfig, TwoStepRestorer
 from tubelet.recipes.two_step_data import (
     HeldOut,
@@ -52,6 +49,9 @@ from tubelet.training import (
     result_settings,
     train,
 )
+from tubelet.zoo.checkpoint import save_checkpoint
+from tubelet.zoo.image_models import ImageModel, open_image_model
+from tubelet.zoo.spec import count_parameters
 
 __all__ = ["PRESETS", "TwoStepLoss", "TwoStepPreset", "TwoStepTraining", "configure", "describe", "main", "read_scores"]
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tubelet.data import CachedClip, Crops, CropSettings
 from tubelet.downloads import alone
 from tubelet.errors import ConfigError, InputError
-from tubelet.models.image_models import ImageModel
+from tubelet.zoo.image_models import ImageModel
 
 __all__ = [
     "HeldOut",

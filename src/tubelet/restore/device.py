@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from tubelet.errors import ConfigError, ResourceError
-from tubelet.models.spec import ModelSpec
 from tubelet.types import Precision
+from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["fast_precision", "number_format", "resolve_device", "resolve_precision"]
 

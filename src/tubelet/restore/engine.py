@@ -24,7 +24,6 @@ from torch.nn import functional as F  # noqa: N812
 from tubelet.errors import ResourceError
 from tubelet.layers.convolution import convolving
 from tubelet.layers.store import FeatureLimits, feature_limits, measure_features
-from tubelet.models.spec import ModelSpec
 from tubelet.ops.resize import resample
 from tubelet.restore.device import number_format, resolve_device, resolve_precision
 from tubelet.restore.memory import (
@@ -51,6 +50,7 @@ from tubelet.restore.settings import UpscaleSettings
 from tubelet.restore.tiling import Hidden, run_tiled
 from tubelet.types import Frame, Precision
 from tubelet.video.scenes import CutDetector
+from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["Engine", "Layout"]
 

@@ -17,8 +17,6 @@ import torch
 from torch import nn
 
 from tubelet.errors import ConfigError, IncompleteError, InputError
-from tubelet.models.spec import ModelSpec
-from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint
 from tubelet.restore.engine import Engine
 from tubelet.restore.pipeline import read_ahead, write_behind
 from tubelet.restore.rate import doubled_frames, doubled_info
@@ -29,6 +27,8 @@ from tubelet.video.destination import check_output, destination_kind
 from tubelet.video.probe import VideoInfo, probe
 from tubelet.video.reader import Reader, open_reader
 from tubelet.video.writer import EncodeSettings, open_writer
+from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint
+from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["Description", "Progress", "build_engine", "describe", "run", "upscale"]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby, product
 from typing import TypeVar
 
-from tubelet.models.spec import ModelSpec
+from tubelet.zoo.spec import ModelSpec
 
 __all__ = [
     "MIN_TILE_PX",

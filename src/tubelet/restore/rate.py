@@ -15,10 +15,10 @@ from dataclasses import replace
 from itertools import count
 
 from tubelet.errors import ConfigError
-from tubelet.models.spec import ModelSpec
-from tubelet.models.zoo import list_models
 from tubelet.types import Frame
 from tubelet.video.info import VideoInfo
+from tubelet.zoo.catalog import list_models
+from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["double_rate", "doubled_frames", "doubled_info", "require_space_time"]
 
@@ -35,7 +35,7 @@ def require_space_time(spec: ModelSpec, fps: str) -> None:
     """
     if spec.temporal.between_frames:
         return
-    from tubelet.models.checkpoint import ARCHITECTURES
+    from tubelet.zoo.checkpoint import ARCHITECTURES
 
     able = [other.id for other in list_models() if other.temporal.between_frames]
     contracts = {architecture.name: architecture.contract(architecture.config()) for architecture in ARCHITECTURES}

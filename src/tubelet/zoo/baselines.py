@@ -11,9 +11,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from tubelet.models.spec import ModelSpec
 from tubelet.ops.resize import Kernel, resample
 from tubelet.types import Temporal
+from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["BASELINES", "Resample"]
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import CheckpointError, RequestError, ResourceError
-from tubelet.models.spec import ModelSpec
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
-from tubelet.models.zoo import checkpoint_spec, create_model, find_model, is_checkpoint
 from tubelet.tensor_files import read_header
+from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint
+from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["ImageModel", "attach_image_model", "hash_tensors", "open_image_model"]
 

@@ -14,11 +14,11 @@ from tubelet.models.basicvsr_pp import BasicVSRPlusPlusConfig
 from tubelet.models.duf import DUFConfig
 from tubelet.models.edvr import EDVRConfig
 from tubelet.models.iconvsr import IconVSRConfig
-from tubelet.models.publishers import KnownFile, Network, basicsr, openmmlab
 from tubelet.models.realbasicvsr import RealBasicVSRConfig
 from tubelet.models.tdan import TDANConfig
 from tubelet.models.toflow import TOFlowConfig
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
+from tubelet.zoo.publishers import KnownFile, Network, basicsr, openmmlab
 
 __all__ = ["VIDEO_FILES"]
 

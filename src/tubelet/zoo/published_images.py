@@ -9,10 +9,10 @@ from __future__ import annotations
 from tubelet.models import edsr, hat, rrdb, srvgg, swinir
 from tubelet.models.edsr import EDSRConfig
 from tubelet.models.hat import HATConfig
-from tubelet.models.publishers import KnownFile, Network, basicsr, github, hat_authors, openmmlab
 from tubelet.models.rrdb import RRDBConfig
 from tubelet.models.srvgg import SRVGGConfig
 from tubelet.models.swinir import SwinIRConfig
+from tubelet.zoo.publishers import KnownFile, Network, basicsr, github, hat_authors, openmmlab
 
 __all__ = ["IMAGE_FILES"]
 

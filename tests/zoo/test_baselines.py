@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tubelet.models.baselines import BASELINES, Resample
 from tubelet.ops.resize import imresize, resample
+from tubelet.zoo.baselines import BASELINES, Resample
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

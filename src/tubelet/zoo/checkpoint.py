@@ -49,9 +49,9 @@ from tubelet.models import (
     zooming_slow_mo,
 )
 from tubelet.models.architecture import Architecture, State
-from tubelet.models.by_spandrel import has_spandrel, load_by_spandrel
-from tubelet.models.foreign_names import recognise_foreign
 from tubelet.tensor_files import read_content, read_header, read_safetensors
+from tubelet.zoo.by_spandrel import has_spandrel, load_by_spandrel
+from tubelet.zoo.foreign_names import recognise_foreign
 
 __all__ = ["ARCHITECTURES", "Opened", "load_model", "open_checkpoint", "read_notes", "read_state", "save_checkpoint"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from tubelet.downloads import RemoteFile
 from tubelet.models import spynet
-from tubelet.models.published_images import IMAGE_FILES
-from tubelet.models.published_video import VIDEO_FILES
-from tubelet.models.publishers import KnownFile
+from tubelet.zoo.published_images import IMAGE_FILES
+from tubelet.zoo.published_video import VIDEO_FILES
+from tubelet.zoo.publishers import KnownFile
 
 __all__ = ["KNOWN_FILES", "PAGES"]
 

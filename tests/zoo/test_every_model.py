@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from tubelet.degrade import degrade
 from tubelet.evaluation.scene import draw_scene
 from tubelet.metrics import psnr
-from tubelet.models.checkpoint import save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
-from tubelet.models.spec import ModelSpec
-from tubelet.models.zoo import checkpoint_spec, create_model, list_models
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame, Precision
+from tubelet.zoo.catalog import checkpoint_spec, create_model, list_models
+from tubelet.zoo.checkpoint import save_checkpoint
+from tubelet.zoo.spec import ModelSpec
 
 RANDOM = {
     "random FastVSR": FastConfig(channels=8, depth=2),

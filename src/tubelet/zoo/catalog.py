@@ -23,11 +23,11 @@ from tubelet.downloads import OnBytes, cache_folder, fetch
 from tubelet.errors import CheckpointError, RequestError
 from tubelet.models import fast
 from tubelet.models.architecture import Architecture
-from tubelet.models.baselines import BASELINES
-from tubelet.models.spec import ModelSpec, WeightsSpec, count_parameters
+from tubelet.zoo.baselines import BASELINES
+from tubelet.zoo.spec import ModelSpec, WeightsSpec, count_parameters
 
 if TYPE_CHECKING:
-    from tubelet.models.publishers import KnownFile
+    from tubelet.zoo.publishers import KnownFile
 
 __all__ = [
     "checkpoint_spec",
@@ -110,7 +110,7 @@ _BY_SCALE: dict[str, dict[int, str]] = {
 @cache
 def _known() -> dict[str, KnownFile]:
     """Return the published files by id; read when they are asked for, since that loads every architecture."""
-    from tubelet.models.known_files import KNOWN_FILES
+    from tubelet.zoo.known_files import KNOWN_FILES
 
     return {known.id: known for known in KNOWN_FILES}
 
@@ -185,9 +185,9 @@ def checkpoint_spec(path: str, *, steps: Literal["all", "own"] = "all") -> tuple
         CheckpointError: see `load_model`; or the image model is missing, or is not the one it was trained with.
         ResourceError: the image model cannot be fetched.
     """
-    from tubelet.models.checkpoint import open_checkpoint
-    from tubelet.models.image_models import attach_image_model
     from tubelet.models.two_step import TwoStepRestorer
+    from tubelet.zoo.checkpoint import open_checkpoint
+    from tubelet.zoo.image_models import attach_image_model
 
     if not Path(path).exists():
         _point_to_known(path)
@@ -277,7 +277,7 @@ def _size(build: Callable[[], nn.Module]) -> int:
 
 
 def _open_known(known: KnownFile) -> nn.Module:
-    from tubelet.models.checkpoint import open_checkpoint
+    from tubelet.zoo.checkpoint import open_checkpoint
 
     path = fetch(known.file, weights_folder())
     try:

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.models.checkpoint import load_model, open_checkpoint, read_notes, save_checkpoint
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.models.fsrcnn import FSRCNN, FSRCNNConfig
-from tubelet.models.zoo import checkpoint_spec, is_checkpoint
+from tubelet.zoo.catalog import checkpoint_spec, is_checkpoint
+from tubelet.zoo.checkpoint import load_model, open_checkpoint, read_notes, save_checkpoint
 
 
 @pytest.fixture

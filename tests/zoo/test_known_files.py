@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from published_nets import published_keys
-from tubelet.models.checkpoint import ARCHITECTURES
-from tubelet.models.known_files import KNOWN_FILES, PAGES
-from tubelet.models.publishers import KnownFile
+from tubelet.zoo.checkpoint import ARCHITECTURES
+from tubelet.zoo.known_files import KNOWN_FILES, PAGES
+from tubelet.zoo.publishers import KnownFile
 
 BY_ID = {known.id: known for known in KNOWN_FILES}
 LISTED = {

@@ -8,10 +8,10 @@ from torch import nn
 
 from tubelet.downloads import RemoteFile
 from tubelet.errors import CheckpointError, RequestError, ResourceError
-from tubelet.models import srvgg, zoo
-from tubelet.models.publishers import KnownFile
-from tubelet.models.spec import ModelSpec, WeightsSpec
-from tubelet.models.zoo import (
+from tubelet.models import srvgg
+from tubelet.types import Temporal
+from tubelet.zoo import catalog as zoo
+from tubelet.zoo.catalog import (
     checkpoint_spec,
     create_model,
     find_model,
@@ -21,7 +21,8 @@ from tubelet.models.zoo import (
     model_size,
     model_weights,
 )
-from tubelet.types import Temporal
+from tubelet.zoo.publishers import KnownFile
+from tubelet.zoo.spec import ModelSpec, WeightsSpec
 
 
 def test_ids_are_unique_and_found():

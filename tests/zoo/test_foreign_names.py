@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tubelet.errors import CheckpointError
-from tubelet.models.checkpoint import load_model
-from tubelet.models.foreign_names import FOREIGN, recognise_foreign
+from tubelet.zoo.checkpoint import load_model
+from tubelet.zoo.foreign_names import FOREIGN, recognise_foreign
 
 
 def names_of(patterns: tuple[str, ...]) -> list[str]:

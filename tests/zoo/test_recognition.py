@@ -9,8 +9,8 @@ from torch import Tensor
 from golden import recorded
 from published_nets import listed_state, published_keys, recorded_state
 from tubelet.errors import CheckpointError
-from tubelet.models.checkpoint import ARCHITECTURES, open_checkpoint
-from tubelet.models.foreign_names import FOREIGN, fits
+from tubelet.zoo.checkpoint import ARCHITECTURES, open_checkpoint
+from tubelet.zoo.foreign_names import FOREIGN, fits
 
 PUBLISHED = {
     "basicsr_basicvsr_reds_b30": "BasicVSR",

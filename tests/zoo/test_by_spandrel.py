@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.models.checkpoint import load_model, open_checkpoint
-from tubelet.models.zoo import checkpoint_spec
+from tubelet.zoo.catalog import checkpoint_spec
+from tubelet.zoo.checkpoint import load_model, open_checkpoint
 
 FOREIGN = {"conv.weight": torch.zeros(3)}
 

@@ -3,7 +3,7 @@
 import torch
 
 from tubelet.models import fsrcnn, srvgg
-from tubelet.models.likeness import compare, nearest
+from tubelet.zoo.likeness import compare, nearest
 
 
 def test_a_network_is_wholly_like_itself() -> None:

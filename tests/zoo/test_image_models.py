@@ -15,17 +15,17 @@ from small_models import clip_of, cuts_at, direct, frames_of
 from tubelet.cli import main
 from tubelet.data import read_clip
 from tubelet.errors import CheckpointError, RequestError, ResourceError
-from tubelet.models.checkpoint import open_checkpoint, save_checkpoint
-from tubelet.models.image_models import hash_tensors, open_image_model
-from tubelet.models.spec import ModelSpec
 from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from tubelet.models.swinir import SwinIR, SwinIRConfig
 from tubelet.models.tdan import TDAN, TDANConfig
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
-from tubelet.models.zoo import checkpoint_spec
 from tubelet.ops import imresize
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
+from tubelet.zoo.catalog import checkpoint_spec
+from tubelet.zoo.checkpoint import open_checkpoint, save_checkpoint
+from tubelet.zoo.image_models import hash_tensors, open_image_model
+from tubelet.zoo.spec import ModelSpec
 
 WIDTH, HEIGHT = 45, 35
 

@@ -1,0 +1,1 @@
+"""The list of every model: specs, recognition of checkpoints, published weights, and opening a model."""
