@@ -54,12 +54,8 @@ def through_engine(architecture: Architecture, model: nn.Module, clip: Tensor, *
         id=architecture.name,
         summary="for tests",
         architecture=architecture.name,
-        scale=contract.scale,
-        temporal=contract.temporal,
+        contract=contract,
         build=lambda: model,
-        halo_px=contract.halo_px,
-        size_multiple=contract.size_multiple,
-        min_size_px=contract.min_size_px,
     )
     engine = Engine(spec, model, UpscaleSettings(device="cpu", tile=tile))
     out: list[Tensor] = []

@@ -1,13 +1,16 @@
 """A plain small network of each temporal kind, with fixed random weights."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tubelet.layers.store import FeatureStore
+from tubelet.models.architecture import Contract
 from tubelet.types import Frame, Temporal
 from tubelet.zoo.spec import ModelSpec
 
@@ -152,16 +155,19 @@ class NearestNet(nn.Module):
         return lq.repeat_interleave(SCALE, -1).repeat_interleave(SCALE, -2)
 
 
-def spec_of(network: type[nn.Module], temporal: Temporal, **fields: int) -> ModelSpec:
+def spec_of(network: type[nn.Module], temporal: Temporal, **fields: Any) -> ModelSpec:
     return ModelSpec(
         id=network.__name__,
         summary="for tests",
         architecture=network.__name__,
-        scale=SCALE,
-        temporal=temporal,
+        contract=Contract(scale=SCALE, temporal=temporal, **fields),
         build=network,
-        **fields,
     )
+
+
+def with_contract(spec: ModelSpec, **fields: Any) -> ModelSpec:
+    """Change fields of the contract."""
+    return replace(spec, contract=replace(spec.contract, **fields))
 
 
 FRAME = spec_of(FrameNet, Temporal("frame"), halo_px=2)
@@ -171,7 +177,7 @@ ONLINE = spec_of(OnlineNet, Temporal("online", lookahead=1), halo_px=2)
 GLOBAL_STATE = spec_of(GlobalStateNet, Temporal("online"))
 CLIP = spec_of(ClipNet, Temporal("clip", window_frames=5, overlap_frames=2), halo_px=1)
 WHOLE_CLIP = spec_of(ClipNet, Temporal("clip"), halo_px=1)
-STREAM = spec_of(StreamNet, Temporal("clip"), halo_px=1)
+STREAM = spec_of(StreamNet, Temporal("clip"), halo_px=1, streams=True)
 SPACE_TIME = spec_of(SpaceTimeNet, Temporal("clip", window_frames=5, overlap_frames=2, between_frames=1), halo_px=1)
 WHOLE_SPACE_TIME = spec_of(SpaceTimeNet, Temporal("clip", between_frames=1), halo_px=1)
 NEAREST = spec_of(NearestNet, Temporal("frame"))

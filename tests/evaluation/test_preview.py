@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import InputError
 from tubelet.evaluation.preview import write_preview
+from tubelet.models.architecture import Contract
 from tubelet.restore.engine import Engine
 from tubelet.types import Temporal
 from tubelet.video.probe import probe
@@ -47,7 +48,8 @@ def levels(tmp_path: Path) -> Path:
 
 def engine_of(temporal: Temporal) -> tuple[Engine, Echo]:
     model = Echo()
-    spec = ModelSpec(id="echo", summary="", architecture="Echo", scale=2, temporal=temporal, build=Echo, halo_px=0)
+    contract = Contract(scale=2, temporal=temporal)
+    spec = ModelSpec(id="echo", summary="", architecture="Echo", contract=contract, build=Echo)
     return Engine(spec, model), model
 
 

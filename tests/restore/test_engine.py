@@ -1,4 +1,3 @@
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -21,6 +20,7 @@ from small_models import (
     cuts_at,
     direct,
     frames_of,
+    with_contract,
 )
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.layers import store as store_module
@@ -102,7 +102,7 @@ def test_tiles_do_not_show(spec, size):
 
 
 def test_tiles_show_without_the_halo():
-    spec = replace(ONLINE, halo_px=0)
+    spec = with_contract(ONLINE, halo_px=0)
     model, clip = build(spec), clip_of(6, 70, 100)
     assert (run(spec, model, clip, tile=0) - run(spec, model, clip, tile=32)).abs().max() > 1e-3
 
@@ -349,7 +349,7 @@ def test_impossible_devices_and_precisions_are_refused(settings, error, words):
 
 
 def test_bf16_runs_close_to_fp32():
-    spec = replace(ONLINE, precisions=("fp32", "bf16"))
+    spec = with_contract(ONLINE, precisions=("fp32", "bf16"))
     model, clip = build(spec), clip_of(4)
     low = run(spec, model, clip, precision="bf16")
     assert low.dtype == torch.float32
@@ -361,7 +361,7 @@ def test_bf16_runs_close_to_fp32():
 )
 def test_auto_precision_is_bf16_only_where_the_processor_multiplies_it(monkeypatch, can, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
-    spec = replace(ONLINE, precisions=("fp32", "bf16"))
+    spec = with_contract(ONLINE, precisions=("fp32", "bf16"))
     assert Engine(spec, build(spec), UpscaleSettings(device="cpu")).precision == expected
     assert Engine(ONLINE, build(ONLINE), UpscaleSettings(device="cpu")).precision == "fp32"
 
@@ -378,7 +378,7 @@ def test_networks_get_channels_last_frames():
             seen.append(lq.flatten(0, 1).is_contiguous(memory_format=torch.channels_last))
             return lq.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
-    run(replace(WINDOW, temporal=CLIP.temporal), Probe(), clip_of(5), tile=0)
+    run(with_contract(WINDOW, temporal=CLIP.temporal), Probe(), clip_of(5), tile=0)
     assert seen == [True]
 
 

@@ -10,6 +10,7 @@ import torch
 import tubelet
 from media import make_video
 from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError, ResourceError
+from tubelet.models.architecture import Contract
 from tubelet.restore import job
 from tubelet.restore.engine import Engine
 from tubelet.restore.job import describe, run
@@ -186,7 +187,11 @@ def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     spec = ModelSpec(
-        id="identity", summary="", architecture="Identity", scale=1, temporal=Temporal("frame"), build=Identity
+        id="identity",
+        summary="",
+        architecture="Identity",
+        contract=Contract(scale=1, temporal=Temporal("frame")),
+        build=Identity,
     )
     monkeypatch.setattr(job, "_open_model", lambda settings, info: (spec, Identity()))
     run(src, out, UpscaleSettings(device="cpu", codec="ffv1"))

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from small_models import COARSE, FRAME
+import small_models
 from tubelet.restore.plan import (
     MIN_TILE_PX,
     Span,
@@ -15,6 +15,9 @@ from tubelet.restore.plan import (
     scenes,
     windows,
 )
+
+FRAME = small_models.FRAME.contract
+COARSE = small_models.COARSE.contract
 
 
 @pytest.mark.parametrize(
@@ -35,19 +38,19 @@ def test_padded_size(size, expected):
     assert padded_size(*size, COARSE) == expected
 
 
-@pytest.mark.parametrize("spec", [FRAME, COARSE, replace(COARSE, min_size_px=64, halo_px=0)])
+@pytest.mark.parametrize("contract", [FRAME, COARSE, replace(COARSE, min_size_px=64, halo_px=0)])
 @pytest.mark.parametrize("size", [(8, 8), (180, 320), (76, 1000)])
 @pytest.mark.parametrize("tile_px", [0, 32, 33, 100])
-def test_tiles_partition_the_picture_and_see_the_halo(spec, size, tile_px):
-    height, width = padded_size(*size, spec)
+def test_tiles_partition_the_picture_and_see_the_halo(contract, size, tile_px):
+    height, width = padded_size(*size, contract)
     kept = set()
-    for tile in plan_tiles(height, width, tile_px, spec):
+    for tile in plan_tiles(height, width, tile_px, contract):
         for span, side in ((tile.y, height), (tile.x, width)):
             assert 0 <= span.start <= span.keep_start < span.keep_stop <= span.stop <= side
-            assert span.start == 0 or span.keep_start - span.start >= spec.halo_px
-            assert span.stop == side or span.stop - span.keep_stop >= spec.halo_px
-            assert span.stop - span.start >= min(side, spec.min_size_px)
-            assert all(edge % spec.size_multiple == 0 for edge in (span.start, span.stop, span.keep_start))
+            assert span.start == 0 or span.keep_start - span.start >= contract.halo_px
+            assert span.stop == side or span.stop - span.keep_stop >= contract.halo_px
+            assert span.stop - span.start >= min(side, contract.min_size_px)
+            assert all(edge % contract.size_multiple == 0 for edge in (span.start, span.stop, span.keep_start))
         block = {
             (y, x)
             for y in range(tile.y.keep_start, tile.y.keep_stop)

@@ -25,7 +25,7 @@ from media import (
     picture,
     times_s,
 )
-from small_models import CLIP, SPACE_TIME, WHOLE_SPACE_TIME, build, clip_of, cuts_at, frames_of
+from small_models import CLIP, SPACE_TIME, WHOLE_SPACE_TIME, build, clip_of, cuts_at, frames_of, with_contract
 from tubelet.errors import ConfigError
 from tubelet.models.zooming_slow_mo import ZoomingSlowMo, ZoomingSlowMoConfig
 from tubelet.restore import engine, job
@@ -105,7 +105,7 @@ def test_the_engine_gives_every_frame_once(spec: ModelSpec, num_frames: int) -> 
 @pytest.mark.parametrize("overlap", [1, 2, 3])
 def test_any_overlap_leaves_no_gap(overlap: int) -> None:
     temporal = Temporal("clip", window_frames=4, overlap_frames=overlap, between_frames=1)
-    spec, clip = replace(SPACE_TIME, temporal=temporal), clip_of(14)
+    spec, clip = with_contract(SPACE_TIME, temporal=temporal), clip_of(14)
     model = build(spec)
     out = torch.stack([frame.rgb for frame in doubled(spec, model, clip)])
     torch.testing.assert_close(out, whole(model, clip), rtol=0, atol=1e-6)

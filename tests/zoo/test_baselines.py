@@ -24,8 +24,8 @@ def test_output_pixels_see_no_further_than_the_halo(spec):
     lq = torch.zeros(1, 1, 3, 33, 33)
     lq[..., 16, 16] = 1
     touched = spec.build()(lq)[0, 0, 0].abs().sum(0).gt(1e-7).nonzero().flatten()
-    assert touched.min() >= (16 - spec.halo_px) * spec.scale
-    assert touched.max() < (17 + spec.halo_px) * spec.scale
+    assert touched.min() >= (16 - spec.contract.halo_px) * spec.scale
+    assert touched.max() < (17 + spec.contract.halo_px) * spec.scale
 
 
 def test_frames_in_channels_last_order_give_the_same():

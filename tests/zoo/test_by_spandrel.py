@@ -42,9 +42,9 @@ def test_networks_of_spandrel_load_and_run(spandrel, state, tmp_path):
 def test_they_stand_in_for_models_of_the_zoo(state, tmp_path):
     torch.save(state, tmp_path / "net.pth")
     spec, model = checkpoint_spec(str(tmp_path / "net.pth"))
-    assert (spec.architecture, spec.scale, spec.temporal.kind, spec.halo_px) == ("SAFMN", 2, "frame", 32)
-    assert spec.size_multiple >= 1
-    assert spec.min_size_px >= 1
+    assert (spec.architecture, spec.scale, spec.temporal.kind, spec.contract.halo_px) == ("SAFMN", 2, "frame", 32)
+    assert spec.contract.size_multiple >= 1
+    assert spec.contract.min_size_px >= 1
     assert not model.training
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from tubelet.downloads import RemoteFile
 from tubelet.errors import CheckpointError, RequestError, ResourceError
 from tubelet.models import srvgg
+from tubelet.models.architecture import Contract
 from tubelet.types import Temporal
 from tubelet.zoo import catalog as zoo
 from tubelet.zoo.catalog import (
@@ -70,8 +71,7 @@ def learned(tmp_path, monkeypatch):
         id="tiny",
         summary="",
         architecture="Conv2d",
-        scale=1,
-        temporal=Temporal("frame"),
+        contract=Contract(scale=1, temporal=Temporal("frame")),
         build=lambda: nn.Conv2d(3, 3, 3),
         weights=WeightsSpec(file=file.name, sha256=digest),
     )

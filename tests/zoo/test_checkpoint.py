@@ -169,7 +169,7 @@ def test_a_checkpoint_stands_in_for_a_model_of_the_zoo(saved):
     assert is_checkpoint(str(path))
     assert not is_checkpoint("bicubic-x4")
     spec, loaded = checkpoint_spec(str(path))
-    assert (spec.id, spec.scale, spec.temporal.lookahead, spec.halo_px) == ("model.safetensors", 4, 1, 3)
+    assert (spec.id, spec.scale, spec.temporal.lookahead, spec.contract.halo_px) == ("model.safetensors", 4, 1, 3)
     assert isinstance(loaded, FastVSR)
     assert loaded.config == model.config
 

@@ -44,7 +44,7 @@ def restore(
     return list(engine.restore(frames, starts_scene=lambda _: False))
 
 
-@pytest.mark.parametrize("spec", [s for s in list_models() if "bf16" in s.precisions], ids=lambda s: s.id)
+@pytest.mark.parametrize("spec", [s for s in list_models() if "bf16" in s.contract.precisions], ids=lambda s: s.id)
 def test_bf16_costs_less_than_it_may(spec):
     gt = torch.stack(list(draw_scene(8)))[..., :360, :480]
     clip = degrade(gt, "bi", scale=spec.scale)

@@ -64,7 +64,7 @@ def test_the_hash_is_of_names_shapes_and_numbers(tmp_path: Path) -> None:
 
 def test_both_steps_from_one_path(pair: Path) -> None:
     spec, model = checkpoint_spec(str(pair))
-    assert (spec.scale, spec.temporal.kind, spec.temporal.radius, spec.size_multiple) == (2, "window", 1, 16)
+    assert (spec.scale, spec.temporal.kind, spec.temporal.radius, spec.contract.size_multiple) == (2, "window", 1, 16)
     assert spec.summary == f"checkpoint {pair}, over image.safetensors"
     image = open_checkpoint(pair.with_name("image.safetensors")).model
     lq = torch.rand(1, 3, 3, 16, 32)
@@ -73,7 +73,8 @@ def test_both_steps_from_one_path(pair: Path) -> None:
         assert torch.equal(model(lq)[:, 0], model.restore(hq, lq[:, 0], lq[:, 2]))
     alone, without = checkpoint_spec(str(pair), steps="own")
     assert without.image_model is None
-    assert spec.halo_px == alone.halo_px + open_image_model(str(pair.with_name("image.safetensors")), 2).spec.halo_px
+    image = open_image_model(str(pair.with_name("image.safetensors")), 2)
+    assert spec.contract.halo_px == alone.contract.halo_px + image.spec.contract.halo_px
 
 
 def test_relative_paths_begin_at_the_checkpoint(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +186,7 @@ def test_an_image_model_with_other_windows(tmp_path: Path) -> None:
     swinir = SwinIR(SwinIRConfig(scale=2, channels=8, depths=(2,), heads=(2,), num_feat=8, window=7)).eval()
     save_checkpoint(tmp_path / "swinir.safetensors", swinir, {})
     path = save_two_step(tmp_path / "two_step.safetensors", {"model": "swinir.safetensors"})
-    assert checkpoint_spec(str(path))[0].size_multiple == 7 * 16
+    assert checkpoint_spec(str(path))[0].contract.size_multiple == 7 * 16
     image, lq = open_image_model(str(tmp_path / "swinir.safetensors"), 2), torch.rand(2, 3, 9, 14)
     padded = functional.pad(lq, (0, 0, 0, 5), mode="replicate")
     expected = swinir(padded[:, None])[:, 0, :, :18].clamp(0, 1)

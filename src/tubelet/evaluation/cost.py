@@ -254,7 +254,7 @@ class _Subject:
         self.name, self.spec = candidate.name, candidate.spec
         self._model, self._settings = candidate.model, settings
         self.device = resolve_device(settings.device)
-        self.height, self.width = padded_size(settings.height, settings.width, self.spec)
+        self.height, self.width = padded_size(settings.height, settings.width, self.spec.contract)
         self._frames_in = _frames_in(self.spec.temporal, settings.frames)
         self._frames_out = 0
         self._hidden: tuple[Tensor, ...] | None = None
@@ -332,7 +332,7 @@ class _Subject:
 
     def _refuse_hopeless(self) -> None:
         """Refuse a call that a small picture foretells not to fit: systems kill processes rather than say no."""
-        height, width = padded_size(_PROBE_PX, _PROBE_PX, self.spec)
+        height, width = padded_size(_PROBE_PX, _PROBE_PX, self.spec.contract)
         area = self.height * self.width / (height * width)
         if self.device.type == "cuda" or area <= 1:
             return

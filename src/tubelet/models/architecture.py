@@ -18,7 +18,22 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """What the engine must know of one configuration of an architecture; the fields are those of `ModelSpec`."""
+    """How a network is run: everything that the engine knows about one.
+
+    Attributes:
+        scale: integer factor from lq to sr.
+        temporal: what the network is given along time, and which of its methods is called.
+        halo_px: how far an output pixel can see within one call, in lq pixels; tiles overlap by it.
+        size_multiple: height and width of lq must be multiples of it; the engine pads.
+        min_size_px: smallest height and width of lq; the engine pads.
+        precisions: numeric formats that keep the result within 0.02 dB.
+        streams: a clip network with `restore`, which yields its frames one by one.
+        edge_frames: frames at a boundary of a clip whose state a streaming network takes and gives; 0 if it takes none.
+        encodes: a window network with `encode` for each frame and `fuse` for each window.
+
+    Raises:
+        ValueError: a field does not belong to this temporal kind.
+    """
 
     scale: int
     temporal: Temporal
@@ -26,6 +41,18 @@ class Contract:
     size_multiple: int = 1
     min_size_px: int = 1
     precisions: tuple[Precision, ...] = ("fp32",)
+    streams: bool = False
+    edge_frames: int = 0
+    encodes: bool = False
+
+    def __post_init__(self) -> None:
+        kind = self.temporal.kind
+        if self.streams and kind != "clip":
+            raise ValueError(f"streams=True does not fit a {kind!r} model; it is for 'clip' models")
+        if self.edge_frames and not self.streams:
+            raise ValueError(f"edge_frames={self.edge_frames} is for models with streams=True")
+        if self.encodes and kind != "window":
+            raise ValueError(f"encodes=True does not fit a {kind!r} model; it is for 'window' models")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

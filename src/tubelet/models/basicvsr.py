@@ -142,7 +142,7 @@ def _infer(state: State) -> BasicVSRConfig:
 
 def _contract(config: BasicVSRConfig) -> Contract:
     del config  # every configuration asks for the same
-    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32)
+    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True)
 
 
 ARCHITECTURE = Architecture(

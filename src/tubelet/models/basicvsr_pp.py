@@ -233,8 +233,8 @@ def _infer(state: State) -> BasicVSRPlusPlusConfig:
 
 def _contract(config: BasicVSRPlusPlusConfig) -> Contract:
     if config.input == "full":
-        return Contract(scale=1, temporal=Temporal("clip"), halo_px=128, size_multiple=_SCALE)
-    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32)
+        return Contract(scale=1, temporal=Temporal("clip"), halo_px=128, size_multiple=_SCALE, streams=True)
+    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True)
 
 
 ARCHITECTURE = Architecture(

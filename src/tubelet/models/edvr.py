@@ -452,6 +452,7 @@ def _contract(config: EDVRConfig) -> Contract:
         halo_px=_HALO_PX * features_px,
         size_multiple=4 * features_px,
         min_size_px=4 * features_px,
+        encodes=True,
     )
 
 

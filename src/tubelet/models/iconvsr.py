@@ -228,7 +228,7 @@ def _infer(state: State) -> IconVSRConfig:
 
 def _contract(config: IconVSRConfig) -> Contract:
     temporal = Temporal("clip", start_multiple=config.keyframe_stride)  # so that windows have the clip's keyframes
-    return Contract(scale=_SCALE, temporal=temporal, halo_px=48, min_size_px=_MULTIPLE)
+    return Contract(scale=_SCALE, temporal=temporal, halo_px=48, min_size_px=_MULTIPLE, streams=True)
 
 
 ARCHITECTURE = Architecture(

@@ -239,7 +239,7 @@ def _infer(state: State) -> OVSRConfig:
 
 def _contract(config: OVSRConfig) -> Contract:
     del config  # every configuration asks for the same
-    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32)
+    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True)
 
 
 ARCHITECTURE = Architecture(

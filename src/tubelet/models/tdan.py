@@ -266,7 +266,12 @@ def _infer(state: State) -> TDANConfig:
 
 
 def _contract(config: TDANConfig) -> Contract:
-    return Contract(scale=_SCALE, temporal=Temporal("window", radius=config.num_frames // 2), halo_px=_HALO_PX)
+    return Contract(
+        scale=_SCALE,
+        temporal=Temporal("window", radius=config.num_frames // 2),
+        halo_px=_HALO_PX,
+        encodes=True,
+    )
 
 
 ARCHITECTURE = Architecture(

@@ -223,6 +223,7 @@ def _contract(config: TOFlowConfig) -> Contract:
         halo_px=-(-(15 * (2 * halved - 1) + 8) // config.scale),
         size_multiple=multiple,
         min_size_px=multiple,
+        encodes=True,
     )
 
 

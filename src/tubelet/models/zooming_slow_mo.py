@@ -414,7 +414,13 @@ def _infer(state: State) -> ZoomingSlowMoConfig:
 def _contract(config: ZoomingSlowMoConfig) -> Contract:
     del config  # every configuration asks for the same
     temporal = Temporal("clip", overlap_frames=OVERLAP_FRAMES, between_frames=1)
-    return Contract(scale=SCALE, temporal=temporal, halo_px=HALO_PX, size_multiple=SIZE_MULTIPLE)
+    return Contract(
+        scale=SCALE,
+        temporal=temporal,
+        halo_px=HALO_PX,
+        size_multiple=SIZE_MULTIPLE,
+        streams=True,
+    )
 
 
 ARCHITECTURE = Architecture(

@@ -12,7 +12,7 @@ Which network, and how it learns, comes from a recipe (`published.py`), and ever
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -279,11 +279,14 @@ def _scorer(
     if config.evaluate is None:
         return None
     pairs = load_pairs(config.evaluate, config.preset, contract.scale, config.evaluate_frames)
-    known = {entry.name: getattr(contract, entry.name) for entry in fields(contract)}
 
     def score(network: nn.Module) -> dict[str, float]:
         spec = ModelSpec(
-            id=config.model, summary="", architecture=recipe.architecture.name, build=lambda: network, **known
+            id=config.model,
+            summary="",
+            architecture=recipe.architecture.name,
+            contract=contract,
+            build=lambda: network,
         )
         engine = Engine(spec, network, UpscaleSettings(device=config.loop.device, precision="fp32"))
         return score_clips(lambda lq: _restore(engine, lq), pairs)

@@ -63,11 +63,11 @@ def resolve_precision(asked: str, spec: ModelSpec, device: torch.device) -> Prec
     """
     if asked == "auto":
         fast = fast_precision(device)
-        return fast if fast in spec.precisions else "fp32"
-    for precision in spec.precisions:
+        return fast if fast in spec.contract.precisions else "fp32"
+    for precision in spec.contract.precisions:
         if precision == asked:
             return precision
-    allowed = ", ".join(spec.precisions)
+    allowed = ", ".join(spec.contract.precisions)
     raise ConfigError(f"precision={asked} loses quality with {spec.id}; it takes {allowed}")
 
 

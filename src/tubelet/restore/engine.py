@@ -153,11 +153,11 @@ class Engine:
         fixed_frames = temporal.window_frames if temporal.kind == "clip" else 1
         budget = _SHARE * free_bytes(self.device)
         frame_px = budget / self._bytes_per_px  # lq pixels of all frames of a call
-        frames = fixed_frames or int(frame_px // math.prod(padded_size(height, width, self.spec)))
+        frames = fixed_frames or int(frame_px // math.prod(padded_size(height, width, self.spec.contract)))
         frames = frames if fixed_frames else min(max(frames, _LEAST_WINDOW), _MOST_WINDOW)
         tile_px = self._settings.tile
         if tile_px is None:
-            tile_px = choose_tile(height, width, self.spec, max_area_px=frame_px / frames)
+            tile_px = choose_tile(height, width, self.spec.contract, max_area_px=frame_px / frames)
         if temporal.kind != "clip":
             return Layout(tile_px)
         return self._windowed(tile_px, frames)
@@ -165,11 +165,11 @@ class Engine:
     def _plan_stream(self, height: int, width: int) -> Layout | None:
         """Plan whole scenes of untiled pictures; None where the model or the memory does not allow it."""
         temporal = self.spec.temporal
-        streams = temporal.kind == "clip" and not temporal.window_frames and hasattr(self._model, "restore")
+        streams = self.spec.contract.streams and not temporal.window_frames
         if not streams or self._settings.tile:
             return None
         budget = _SHARE * free_bytes(self.device)
-        pixels = math.prod(padded_size(height, width, self.spec))
+        pixels = math.prod(padded_size(height, width, self.spec.contract))
         call_bytes, feature_bytes = (pixels * cost for cost in self._stream_bytes_per_px)
         if call_bytes > budget / 2:
             return None
@@ -255,7 +255,7 @@ class Engine:
     @torch.no_grad()
     def _stream(self, window: list[Frame]) -> Iterator[Tensor]:
         height, width = window[0].rgb.shape[-2:]
-        lq = _channels_last(_pad(_stack(window).to(self.device), *padded_size(height, width, self.spec)))
+        lq = _channels_last(_pad(_stack(window).to(self.device), *padded_size(height, width, self.spec.contract)))
         results = iter(self._model.restore(lq))
         while True:
             with self._number_format(), feature_limits(self._layout.features or FeatureLimits()):
@@ -279,13 +279,13 @@ class Engine:
     @torch.no_grad()
     def _attempt(self, clip: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
         height, width = clip.shape[-2:]
-        lq = _pad(clip.to(self.device), *padded_size(height, width, self.spec))
+        lq = _pad(clip.to(self.device), *padded_size(height, width, self.spec.contract))
         hidden = hidden and tuple(state.to(self.device) for state in hidden)
-        tiles = plan_tiles(lq.shape[-2], lq.shape[-1], self._layout.tile_px, self.spec)
+        tiles = plan_tiles(lq.shape[-2], lq.shape[-1], self._layout.tile_px, self.spec.contract)
         if len(tiles) == 1:
             sr, hidden = self.call(lq, hidden)
         else:
-            scale, multiple = self.spec.scale, self.spec.size_multiple
+            scale, multiple = self.spec.scale, self.spec.contract.size_multiple
             sr, hidden = run_tiled(self.call, lq, hidden, tiles, scale=scale, size_multiple=multiple)
         return sr[..., : height * self.spec.scale, : width * self.spec.scale], hidden
 
@@ -330,7 +330,7 @@ class Engine:
         height, width = clip.shape[-2:]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        least = max(MIN_TILE_PX, self.spec.min_size_px)
+        least = max(MIN_TILE_PX, self.spec.contract.min_size_px)
         side = self._layout.tile_px or max(height, width)
         if side > least:
             self._layout = replace(self._layout, tile_px=max(least, math.ceil(side / 2)))
@@ -359,7 +359,7 @@ class Engine:
             "online": 1 + temporal.lookahead,
             "clip": min(temporal.window_frames or _PROBE_FRAMES, _PROBE_FRAMES),
         }[temporal.kind]
-        height, width = padded_size(_PROBE_PX, _PROBE_PX, self.spec)
+        height, width = padded_size(_PROBE_PX, _PROBE_PX, self.spec.contract)
         lq = torch.zeros(1, frames, 3, height, width, device=self.device)
         try:
             with torch.inference_mode(), convolving("as large"):
@@ -375,7 +375,7 @@ class Engine:
     @cached_property
     def _stream_bytes_per_px(self) -> tuple[float, float]:
         """Estimate memory per lq pixel of a call that keeps no features, and of the features of one frame."""
-        height, width = padded_size(_STREAM_PROBE_PX, _STREAM_PROBE_PX, self.spec)
+        height, width = padded_size(_STREAM_PROBE_PX, _STREAM_PROBE_PX, self.spec.contract)
         lq = _channels_last(torch.zeros(1, _STREAM_PROBE_FRAMES, 3, height, width, device=self.device))
 
         def run() -> None:

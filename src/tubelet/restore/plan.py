@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby, product
 from typing import TypeVar
 
-from tubelet.zoo.spec import ModelSpec
+from tubelet.models.architecture import Contract
 
 __all__ = [
     "MIN_TILE_PX",
@@ -76,35 +76,35 @@ def output_size(
     return width * (scale or native), height * (scale or native)
 
 
-def padded_size(height: int, width: int, spec: ModelSpec) -> tuple[int, int]:
+def padded_size(height: int, width: int, contract: Contract) -> tuple[int, int]:
     """Round a size up to what the network takes: (height, width) in lq pixels."""
     return (
-        _round_up(max(height, spec.min_size_px), spec.size_multiple),
-        _round_up(max(width, spec.min_size_px), spec.size_multiple),
+        _round_up(max(height, contract.min_size_px), contract.size_multiple),
+        _round_up(max(width, contract.min_size_px), contract.size_multiple),
     )
 
 
-def plan_tiles(height: int, width: int, tile_px: int, spec: ModelSpec) -> list[Tile]:
+def plan_tiles(height: int, width: int, tile_px: int, contract: Contract) -> list[Tile]:
     """Cover a padded picture with tiles that overlap by the model's receptive field.
 
     Args:
         height: of the padded input, lq pixels.
         width: of the padded input, lq pixels.
         tile_px: side of the part that a tile keeps; 0 is the whole picture.
-        spec: its halo and size multiple are respected.
+        contract: of the model; its halo and size multiple are respected.
 
     Returns:
         Tiles from top left to bottom right; the kept parts partition the picture.
     """
-    rows = _tile_axis(height, tile_px or height, spec)
-    columns = _tile_axis(width, tile_px or width, spec)
+    rows = _tile_axis(height, tile_px or height, contract)
+    columns = _tile_axis(width, tile_px or width, contract)
     return [Tile(y, x) for y, x in product(rows, columns)]
 
 
-def _tile_axis(size: int, tile_px: int, spec: ModelSpec) -> list[Span]:
-    multiple = spec.size_multiple
-    halo = _round_up(spec.halo_px, multiple)
-    smallest = _round_up(spec.min_size_px, multiple)
+def _tile_axis(size: int, tile_px: int, contract: Contract) -> list[Span]:
+    multiple = contract.size_multiple
+    halo = _round_up(contract.halo_px, multiple)
+    smallest = _round_up(contract.min_size_px, multiple)
     step = _round_up(math.ceil(size / math.ceil(size / tile_px)), multiple)  # tiles of nearly equal size
     spans: list[Span] = []
     for keep_start in range(0, size, step):
@@ -115,25 +115,25 @@ def _tile_axis(size: int, tile_px: int, spec: ModelSpec) -> list[Span]:
     return spans
 
 
-def choose_tile(height: int, width: int, spec: ModelSpec, *, max_area_px: float) -> int:
+def choose_tile(height: int, width: int, contract: Contract, *, max_area_px: float) -> int:
     """Choose the largest tile of which a model can see `max_area_px` at once.
 
     Args:
         height: of the input, lq pixels.
         width: of the input, lq pixels.
-        spec: the model.
+        contract: of the model.
         max_area_px: lq pixels, halo included, that memory allows in one call.
 
     Returns:
         Side of the tile in lq pixels, at least `MIN_TILE_PX`; 0 where the whole picture fits.
     """
-    padded_height, padded_width = padded_size(height, width, spec)
+    padded_height, padded_width = padded_size(height, width, contract)
     if padded_height * padded_width <= max_area_px:
         return 0
-    step = math.lcm(spec.size_multiple, 8)
-    halo = _round_up(spec.halo_px, spec.size_multiple)
+    step = math.lcm(contract.size_multiple, 8)
+    halo = _round_up(contract.halo_px, contract.size_multiple)
     side = math.floor((math.sqrt(max_area_px) - 2 * halo) / step) * step
-    return max(side, _round_up(MIN_TILE_PX, spec.size_multiple))
+    return max(side, _round_up(MIN_TILE_PX, contract.size_multiple))
 
 
 def scenes(frames: Iterable[T], starts_scene: Callable[[T], bool]) -> Iterator[Iterator[T]]:

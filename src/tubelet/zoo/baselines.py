@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from tubelet.models.architecture import Contract
 from tubelet.ops.resize import Kernel, resample
 from tubelet.types import Temporal
 from tubelet.zoo.spec import ModelSpec
@@ -40,10 +41,9 @@ def _bicubic(scale: int) -> ModelSpec:
         id=f"bicubic-x{scale}",
         summary="MATLAB's bicubic: the baseline of the literature",
         architecture="Resample",
-        scale=scale,
-        temporal=Temporal("frame"),
+        # Four taps reach 2 pixels, and the centre lies up to half a pixel off.
+        contract=Contract(scale=scale, temporal=Temporal("frame"), halo_px=3),
         build=partial(Resample, scale, kernel="bicubic"),
-        halo_px=3,  # 4 taps reach 2 pixels, and the centre lies up to half a pixel off
         source="https://doi.org/10.1109/TASSP.1981.1163711",
     )
 
@@ -53,10 +53,8 @@ def _lanczos(scale: int) -> ModelSpec:
         id=f"lanczos-x{scale}",
         summary="Lanczos-3: the sharpest of the fixed kernels",
         architecture="Resample",
-        scale=scale,
-        temporal=Temporal("frame"),
+        contract=Contract(scale=scale, temporal=Temporal("frame"), halo_px=4),
         build=partial(Resample, scale, kernel="lanczos3"),
-        halo_px=4,
         source="https://doi.org/10.1175/1520-0450(1979)018<1016:LFIOAT>2.0.CO;2",
     )
 

@@ -55,14 +55,9 @@ def _spec(
         id=id,
         summary=summary,
         architecture=architecture.name,
-        scale=contract.scale,
-        temporal=contract.temporal,
+        contract=contract,
         build=_builder(architecture, config),
         weights=weights,
-        halo_px=contract.halo_px,
-        size_multiple=contract.size_multiple,
-        min_size_px=contract.min_size_px,
-        precisions=contract.precisions,
         source=architecture.source,
     )
 

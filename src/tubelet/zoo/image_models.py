@@ -75,7 +75,7 @@ class ImageModel:
     def enlarge(self, lq: Tensor) -> Tensor:
         """Enlarge pictures of any size, each by itself: (B, 3, H, W) → (B, 3, sH, sW), clipped to [0, 1]."""
         height, width = lq.shape[-2:]
-        scale, multiple, least = self.spec.scale, self.spec.size_multiple, self.spec.min_size_px
+        scale, multiple, least = self.spec.scale, self.spec.contract.size_multiple, self.spec.contract.min_size_px
         down, across = (-(-max(side, least) // multiple) * multiple - side for side in (height, width))
         padded = functional.pad(lq, (0, across, 0, down), mode="replicate") if down or across else lq
         return self.network(padded[:, None])[:, 0, :, : scale * height, : scale * width].clamp(0, 1)
@@ -147,13 +147,14 @@ def attach_image_model(restorer: TwoStepRestorer, path: Path, spec: ModelSpec) -
             f"{image.sha256[:12]}…, and {sha256[:12]}… is expected; put those weights there"
         )
     restorer.with_image_model(image.network)
-    return dataclasses.replace(
-        spec,
-        summary=f"{spec.summary}, over {name}",
-        halo_px=spec.halo_px + image.spec.halo_px,
-        size_multiple=math.lcm(spec.size_multiple, image.spec.size_multiple),
-        min_size_px=max(spec.min_size_px, image.spec.min_size_px),
+    own, base = spec.contract, image.spec.contract
+    contract = dataclasses.replace(
+        own,
+        halo_px=own.halo_px + base.halo_px,
+        size_multiple=math.lcm(own.size_multiple, base.size_multiple),
+        min_size_px=max(own.min_size_px, base.min_size_px),
     )
+    return dataclasses.replace(spec, summary=f"{spec.summary}, over {name}", contract=contract)
 
 
 def _named(config: TwoStepConfig, path: Path) -> tuple[str, str]:

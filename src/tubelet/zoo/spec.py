@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from tubelet.downloads import RemoteFile
-from tubelet.types import Precision, Temporal
+from tubelet.models.architecture import Contract
+from tubelet.types import Temporal
 
 __all__ = ["ModelSpec", "WeightsSpec", "count_parameters"]
 
@@ -38,14 +39,9 @@ class ModelSpec:
         id: the name that `--model` takes.
         summary: one line for people who choose a model.
         architecture: class of the network.
-        scale: integer factor from lq to sr.
-        temporal: what the engine gives the network along time.
+        contract: how the network is run.
         build: makes the network as it is initialised, without trained weights.
         weights: what to load into it; None where there is nothing to load.
-        halo_px: how far, in lq pixels, an output pixel can see within one call; tiles overlap by it.
-        size_multiple: height and width of lq must be multiples of it; the engine pads.
-        min_size_px: smallest height and width of lq; the engine pads.
-        precisions: numeric formats that keep the result within 0.02 dB.
         licence: SPDX name of the code's licence.
         source: paper or page that defines the architecture.
     """
@@ -53,16 +49,21 @@ class ModelSpec:
     id: str
     summary: str
     architecture: str
-    scale: int
-    temporal: Temporal
+    contract: Contract
     build: Callable[[], nn.Module]
     weights: WeightsSpec | None = None
-    halo_px: int = 0
-    size_multiple: int = 1
-    min_size_px: int = 1
-    precisions: tuple[Precision, ...] = ("fp32",)
     licence: str = "Apache-2.0"
     source: str = ""
+
+    @property
+    def scale(self) -> int:
+        """Integer factor from lq to sr, as the contract has it."""
+        return self.contract.scale
+
+    @property
+    def temporal(self) -> Temporal:
+        """What the network is given along time, as the contract has it."""
+        return self.contract.temporal
 
 
 def count_parameters(model: nn.Module) -> int:
