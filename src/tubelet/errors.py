@@ -6,10 +6,12 @@ TubeletError               exit code of the command
  ├─ InputError             3    the input is missing, is not a video, or cannot be decoded
  │   ├─ IncompleteError    3    the output holds all that could be decoded, and something was missing
  │   └─ CheckpointError    3    a weight file is not what it should be
- └─ ResourceError          4    out of memory, of disk, or a device is absent
+ ├─ ResourceError          4    out of memory, of disk, or a device is absent
+ └─ Cancelled            130    a caller stopped the run by its `CancelToken`
 """
 
 __all__ = [
+    "Cancelled",
     "CheckpointError",
     "ConfigError",
     "IncompleteError",
@@ -62,3 +64,9 @@ class ResourceError(TubeletError):
     """Memory, disk or a device did not suffice."""
 
     exit_code = 4
+
+
+class Cancelled(TubeletError):  # noqa: N818 - not an error: somebody wanted it
+    """The run was stopped by its `CancelToken`; no unfinished output is left."""
+
+    exit_code = 130

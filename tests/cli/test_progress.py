@@ -7,12 +7,21 @@ import pytest
 
 from tubelet.cli import progress
 from tubelet.cli.progress import clock, show_progress
-from tubelet.restore.job import Progress
+from tubelet.progress import Progress
 
 
 def at(frame: int, total: int | None = 20) -> Progress:
     eta_s = None if total is None else (total - frame) / 10
-    return Progress(frame, total, frame / 10, 10.0, eta_s, frame / 25)
+    return Progress(
+        done=frame,
+        total=total,
+        unit="frame",
+        elapsed_s=frame / 10,
+        rate=10.0,
+        eta_s=eta_s,
+        label="x.mp4",
+        time_s=frame / 25,
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,6 +40,10 @@ def test_json_lines_have_the_documented_fields(monkeypatch: pytest.MonkeyPatch) 
     first, second = (json.loads(line) for line in stream.getvalue().splitlines())
     assert first == {
         "event": "progress",
+        "done": 5,
+        "unit": "frame",
+        "rate": 10.0,
+        "label": "x.mp4",
         "frame": 5,
         "total": 20,
         "fps": 10.0,
@@ -48,6 +61,14 @@ def test_json_lines_are_sparse() -> None:
         for frame in range(100):
             update(at(frame))
     assert len(stream.getvalue().splitlines()) < 5
+
+
+def test_the_last_json_line_says_that_all_is_done() -> None:
+    stream = io.StringIO()
+    with show_progress("json", label="x", json_to=stream) as update:
+        for frame in range(1, 21):
+            update(at(frame))
+    assert json.loads(stream.getvalue().splitlines()[-1])["done"] == 20
 
 
 def test_none_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,16 +12,24 @@ import torch
 
 from eval_clips import read_frames, write_frames, write_set
 from tubelet.degrade import degrade
-from tubelet.errors import CheckpointError, ConfigError, InputError, RequestError, ResourceError, TubeletError
+from tubelet.errors import (
+    Cancelled,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    RequestError,
+    ResourceError,
+    TubeletError,
+)
 from tubelet.evaluation import evaluate as evaluate_module
 from tubelet.evaluation.evaluate import evaluate
-from tubelet.evaluation.results import ModelScore, read_results
+from tubelet.evaluation.results import ClipScore, ModelScore, read_results
 from tubelet.evaluation.settings import EvaluateSettings
-from tubelet.evaluation.ticker import EvaluateProgress
 from tubelet.metrics import psnr, ssim
 from tubelet.metrics.protocols import find_protocol
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.ops.resize import resample
+from tubelet.progress import CancelToken, Progress
 from tubelet.restore.engine import Engine
 from tubelet.types import Frame
 from tubelet.zoo.checkpoint import save_checkpoint
@@ -160,27 +168,25 @@ def test_other_weights_or_frames_are_measured_again(tmp_path: Path, monkeypatch:
 def test_an_interrupted_run_goes_on_where_it_was(clips: Path, tmp_path: Path) -> None:
     ran: list[str] = []
 
-    def stop(now: EvaluateProgress) -> None:
-        if now.score is not None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(clips, tmp_path / "out", on_progress=stop)
+    token = CancelToken()
+    with pytest.raises(Cancelled):
+        run(clips, tmp_path / "out", on_score=lambda score: token.cancel(), cancel=token)
     left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file() and path.suffix != ".png")
     assert left == ["a.json"]
-    run(clips, tmp_path / "out", on_progress=lambda now: ran.append(now.clip))
+    run(clips, tmp_path / "out", on_progress=lambda now: ran.append(now.details["clip"]))
     assert set(ran) == {"b"}
 
 
 def test_progress_counts_every_frame(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tubelet.evaluation.ticker._REPORT_EVERY_S", 0.0)
-    seen: list[EvaluateProgress] = []
-    run(clips, tmp_path / "out", "bicubic", "lanczos", on_progress=seen.append)
-    assert [now.frames_done for now in seen if now.score is None] == list(range(1, 21))
-    assert {now.frames_total for now in seen} == {20}
+    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    seen: list[Progress] = []
+    scores: list[ClipScore] = []
+    run(clips, tmp_path / "out", "bicubic", "lanczos", on_progress=seen.append, on_score=scores.append)
+    assert sorted({now.done for now in seen}) == list(range(1, 21))
+    assert {now.total for now in seen} == {20}
     assert seen[-1].eta_s == 0
     assert all(now.eta_s is not None and now.eta_s >= 0 for now in seen)
-    assert [(now.model, now.clip) for now in seen if now.score] == [
+    assert [(score.identity.model, score.identity.clip) for score in scores] == [
         (model, clip) for model in ("bicubic-x4", "lanczos-x4") for clip in "ab"
     ]
 

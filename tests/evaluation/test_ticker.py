@@ -8,7 +8,8 @@ import pytest
 
 from tubelet.evaluation.pairs import Subject
 from tubelet.evaluation.results import ClipScore, Identity
-from tubelet.evaluation.ticker import EvaluateProgress, Task, Ticker
+from tubelet.evaluation.ticker import EvaluationTicker, Task
+from tubelet.progress import Progress
 
 
 def task(model: str, clip: str, frames: int, score: ClipScore | None = None) -> Task:
@@ -37,7 +38,7 @@ def score_of(model: str, clip: str, frames: int) -> ClipScore:
 def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """A clock that goes on only when it is told to."""
     now = [100.0]
-    monkeypatch.setattr("tubelet.evaluation.ticker.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
 
     def wait(seconds: float) -> None:
         now[0] += seconds
@@ -45,7 +46,9 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return wait
 
 
-def run(ticker: Ticker, job: Task, frame_s: float, wait: Callable[[float], None], *, frames: int | None = None) -> None:
+def run(
+    ticker: EvaluationTicker, job: Task, frame_s: float, wait: Callable[[float], None], *, frames: int | None = None
+) -> None:
     ticker.begin(job)
     count = job.subject.frames if frames is None else frames
     for _ in range(count):
@@ -55,9 +58,9 @@ def run(ticker: Ticker, job: Task, frame_s: float, wait: Callable[[float], None]
 
 
 def test_what_is_left_is_counted_at_each_models_own_speed(wait: Callable[[float], None]) -> None:
-    seen: list[EvaluateProgress] = []
+    seen: list[Progress] = []
     jobs = [task(model, clip, 10) for model in ("quick", "slow") for clip in "ab"]
-    ticker = Ticker(seen.append, jobs)
+    ticker = EvaluationTicker(seen.append, jobs)
     run(ticker, jobs[0], 1, wait)
     assert seen[-1].eta_s == pytest.approx(30)  # nothing is known of the slow one: as the average
     run(ticker, jobs[1], 1, wait)
@@ -65,31 +68,31 @@ def test_what_is_left_is_counted_at_each_models_own_speed(wait: Callable[[float]
     assert seen[-1].eta_s == pytest.approx(50)
     assert seen[-1].elapsed_s == pytest.approx(70)
     run(ticker, jobs[3], 5, wait)
-    assert (seen[-1].frames_done, seen[-1].frames_total, seen[-1].eta_s) == (40, 40, 0)
+    assert (seen[-1].done, seen[-1].total, seen[-1].eta_s) == (40, 40, 0)
 
 
 def test_what_is_stored_is_not_counted(wait: Callable[[float], None]) -> None:
-    seen: list[EvaluateProgress] = []
+    seen: list[Progress] = []
     jobs = [task("m", "a", 10, score_of("m", "a", 10)), task("m", "b", 4)]
-    ticker = Ticker(seen.append, jobs)
+    ticker = EvaluationTicker(seen.append, jobs)
     run(ticker, jobs[1], 1, wait)
-    assert (seen[-1].frames_done, seen[-1].frames_total) == (4, 4)
+    assert (seen[-1].done, seen[-1].total) == (4, 4)
 
 
 def test_a_header_that_was_wrong_is_put_right(wait: Callable[[float], None]) -> None:
-    seen: list[EvaluateProgress] = []
+    seen: list[Progress] = []
     jobs = [task("m", "a", 10), task("m", "b", 4)]
-    ticker = Ticker(seen.append, jobs)
+    ticker = EvaluationTicker(seen.append, jobs)
     run(ticker, jobs[0], 1, wait, frames=12)
-    assert seen[-1].frames_total == 16
+    assert seen[-1].total == 16
     assert seen[-1].eta_s == pytest.approx(4)
     run(ticker, replace(jobs[1]), 1, wait)
-    assert (seen[-1].frames_done, seen[-1].frames_total) == (16, 16)
+    assert (seen[-1].done, seen[-1].total) == (16, 16)
 
 
-def test_reports_come_at_most_four_times_a_second(wait: Callable[[float], None]) -> None:
-    seen: list[EvaluateProgress] = []
+def test_reports_name_model_and_clip(wait: Callable[[float], None]) -> None:
+    seen: list[Progress] = []
     job = task("m", "a", 100)
-    run(Ticker(seen.append, [job]), job, 0.01, wait)
-    assert len(seen) <= 6
-    assert seen[-1].score is not None
+    run(EvaluationTicker(seen.append, [job]), job, 0.01, wait)
+    assert {now.label for now in seen} == {"m, a"}
+    assert seen[-1].as_dict().items() >= {"model": "m", "clip": "a", "frame": 100, "total": 100}.items()

@@ -11,10 +11,11 @@ import pytest
 
 from eval_clips import read_frames, write_frames
 from media import picture
-from tubelet.errors import InputError, RequestError, ResourceError
+from tubelet.errors import Cancelled, InputError, RequestError, ResourceError
 from tubelet.evaluation.two_videos import compare_videos
 from tubelet.metrics import psnr
 from tubelet.ops.resize import resample
+from tubelet.progress import CancelToken, Progress
 
 Y = ("psnr-y",)
 
@@ -124,8 +125,24 @@ def test_a_metric_that_was_asked_for_must_work(tmp_path: Path, monkeypatch: pyte
         compare_videos(a, b, metrics=("warp-error",))
 
 
-def test_progress_counts_frames(tmp_path: Path) -> None:
-    seen: list[tuple[int, int | None]] = []
+def test_progress_counts_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    seen: list[Progress] = []
     a = write_frames(tmp_path / "a", 3)
-    compare_videos(a, a, metrics=Y, on_frame=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    compare_videos(a, a, metrics=Y, on_progress=seen.append)
+    assert [(now.done, now.total) for now in seen] == [(1, 3), (2, 3), (3, 3), (3, 3)]
+
+
+def test_a_token_stops_it_after_the_frame_it_is_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    seen: list[Progress] = []
+    token = CancelToken()
+
+    def stop(now: Progress) -> None:
+        seen.append(now)
+        token.cancel()
+
+    a = write_frames(tmp_path / "a", 3)
+    with pytest.raises(Cancelled):
+        compare_videos(a, a, metrics=Y, on_progress=stop, cancel=token)
+    assert [now.done for now in seen] == [1]

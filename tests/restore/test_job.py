@@ -9,8 +9,9 @@ import torch
 
 import tubelet
 from media import make_video
-from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError, ResourceError
+from tubelet.errors import Cancelled, ConfigError, IncompleteError, InputError, RequestError, ResourceError
 from tubelet.models.architecture import Contract
+from tubelet.progress import CancelToken
 from tubelet.restore import job
 from tubelet.restore.engine import Engine
 from tubelet.restore.job import describe, run
@@ -88,6 +89,21 @@ def test_progress_is_reported_in_this_thread(video, tmp_path):
     assert events[0].frames_done == 1
     assert (events[-1].frames_done, events[-1].frames_total, events[-1].eta_s) == (10, 10, 0)
     assert len(events) <= 2 + events[-1].elapsed_s / 0.1
+
+
+def test_a_cancelled_run_stops_at_the_next_frame_and_leaves_nothing(video, tmp_path, monkeypatch):
+    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    token, seen = CancelToken(), []
+
+    def on_progress(progress):
+        seen.append(progress.done)
+        if progress.done == 3:
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        tubelet.upscale(video, tmp_path / "out.mp4", on_progress=on_progress, cancel=token, **CPU)
+    assert seen == [1, 2, 3]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

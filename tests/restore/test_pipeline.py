@@ -4,6 +4,8 @@ import time
 import pytest
 import torch
 
+from tubelet.errors import Cancelled
+from tubelet.progress import CancelToken
 from tubelet.restore.pipeline import read_ahead, write_behind
 
 
@@ -52,6 +54,21 @@ def test_error_of_the_source_comes_after_its_items():
     with pytest.raises(OSError, match="disk gone"), read_ahead(source(), depth=4) as items:
         got.extend(iter(items.__next__, None))
     assert got == [1]
+
+
+def test_a_token_ends_the_wait_for_a_silent_source():
+    token, go_on = CancelToken(), threading.Event()
+
+    def silent():
+        yield 0
+        go_on.wait()
+
+    with read_ahead(silent(), depth=2, cancel=token) as items:
+        assert next(items) == 0
+        threading.Timer(0.05, token.cancel).start()
+        with pytest.raises(Cancelled):
+            next(items)
+        go_on.set()
 
 
 def test_error_of_the_consumer_is_raised_by_put():

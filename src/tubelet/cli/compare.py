@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,24 +93,15 @@ def _page_path(flags: CompareFlags) -> Path:
 def _measure(flags: CompareFlags) -> Comparison:
     with loading():
         from tubelet.evaluation.two_videos import compare_videos
-        from tubelet.restore.job import Progress
 
-    began_s = time.monotonic()
-    with show_progress(flags.progress, label=Path(flags.second).name, json_to=sys.stderr) as update:
-
-        def on_frame(done: int, total: int | None) -> None:
-            elapsed_s = time.monotonic() - began_s
-            total = total and max(total, done)
-            eta_s = None if total is None else (total - done) * elapsed_s / done
-            update(Progress(done, total, elapsed_s, done / elapsed_s, eta_s, 0.0))
-
+    with show_progress(flags.progress, label=Path(flags.second).name, json_to=sys.stderr) as on_progress:
         return compare_videos(
             flags.first,
             flags.second,
             reference=flags.reference,
             metrics=flags.metrics,
             device=flags.device,
-            on_frame=on_frame,
+            on_progress=on_progress,
         )
 
 

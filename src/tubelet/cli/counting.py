@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 from tubelet.cli.progress import ProgressStyle, show_progress
+from tubelet.progress import Ticker
 
 __all__ = ["counting", "frames_of"]
 
@@ -25,20 +25,8 @@ def counting(style: ProgressStyle, *, label: str, total: int | None) -> Generato
     Yields:
         The function to call after each frame.
     """
-    from tubelet.restore.job import Progress
-
-    began, done = time.monotonic(), 0
     with show_progress(style, label=label, json_to=sys.stdout) as show:
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            elapsed_s = time.monotonic() - began
-            fps = done / max(elapsed_s, 1e-9)
-            eta_s = None if total is None else max(0, total - done) / fps
-            show(Progress(frames_done=done, frames_total=total, elapsed_s=elapsed_s, fps=fps, eta_s=eta_s, time_s=0.0))
-
-        yield count
+        yield Ticker(show, unit="frame", total=total, label=label).tick
 
 
 def frames_of(sources: Iterable[Path]) -> int | None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,7 @@ from tubelet.errors import RequestError
 from tubelet.evaluation.settings import EvaluateSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tubelet.evaluation.results import ModelScore
-    from tubelet.evaluation.ticker import EvaluateProgress
+    from tubelet.evaluation.results import ClipScore, ModelScore
 
 __all__ = ["main"]
 
@@ -77,8 +75,16 @@ def _evaluate(request: EvaluateFlags, settings: EvaluateSettings) -> None:
         raise RequestError(f"no protocol is named; give --protocol, one of {known}, folder-bi-x4")
     protocol = find_protocol(request.protocol)
     out = request.out or Path(f"evaluation-{protocol.name}")
-    with _shown(request) as on_progress:
-        scores = evaluate(request.model or (), protocol, request.data, out, settings=settings, on_progress=on_progress)
+    with show_progress(request.progress, label=protocol.name, json_to=sys.stdout) as on_progress:
+        scores = evaluate(
+            request.model or (),
+            protocol,
+            request.data,
+            out,
+            settings=settings,
+            on_progress=on_progress,
+            on_score=partial(_show_score, request),
+        )
     reports = write_report(out)
     if request.progress == "json":
         means = {score.model: score.mean for score in scores}
@@ -99,40 +105,15 @@ def _events(request: EvaluateFlags) -> Generator[None]:
         yield
 
 
-@contextmanager
-def _shown(request: EvaluateFlags) -> Generator[Callable[[EvaluateProgress], None]]:
-    """Show progress as asked for, and a line for every clip that is done."""
-    from tubelet.restore.job import Progress
-
+def _show_score(request: EvaluateFlags, score: ClipScore) -> None:
+    """Tell the score of a clip, as an event or as a line."""
+    model, clip = score.identity.model, score.identity.clip
     if request.progress == "json":
-        yield _write_event
-        return
-    with show_progress(request.progress, label=request.protocol or "", json_to=sys.stdout) as update:
-
-        def show(now: EvaluateProgress) -> None:
-            if now.score is not None and request.progress != "none":
-                sys.stderr.write(f"{now.model}  {now.clip}  {_words(now.score.mean)}\n")
-                sys.stderr.flush()
-            update(Progress(now.frames_done, now.frames_total, now.elapsed_s, now.fps, now.eta_s, 0.0))
-
-        yield show
-
-
-def _write_event(now: EvaluateProgress) -> None:
-    at = {"model": now.model, "clip": now.clip}
-    if now.score is not None:
-        seconds = round(now.score.seconds_per_frame, 6)
-        json_line(sys.stdout, "score", **at, mean=_finite(now.score.mean), seconds_per_frame=seconds)
-    json_line(
-        sys.stdout,
-        "progress",
-        **at,
-        frame=now.frames_done,
-        total=now.frames_total,
-        fps=round(now.fps, 3),
-        eta_s=None if now.eta_s is None else round(now.eta_s, 2),
-        elapsed_s=round(now.elapsed_s, 3),
-    )
+        seconds = round(score.seconds_per_frame, 6)
+        json_line(sys.stdout, "score", model=model, clip=clip, mean=_finite(score.mean), seconds_per_frame=seconds)
+    elif request.progress != "none":
+        sys.stderr.write(f"{model}  {clip}  {_words(score.mean)}\n")
+        sys.stderr.flush()
 
 
 def _finite(value: Any) -> Any:

@@ -9,22 +9,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from tubelet.errors import IncompleteError, TubeletError
+from tubelet.progress import OnProgress, Progress
 
-if TYPE_CHECKING:
-    from tubelet.restore.job import Progress
-
-__all__ = ["OnProgress", "ProgressStyle", "clock", "error_events", "json_line", "show_progress"]
+__all__ = ["ProgressStyle", "clock", "error_events", "json_line", "show_progress"]
 
 ProgressStyle = Literal["auto", "bar", "json", "none"]
-OnProgress = Callable[["Progress"], None]
 
 _JSON_EVERY_S = 0.25
 _LINE_EVERY_S = 10.0
+_SHORT_RATES = {"frame": "fps"}
 
 
 @contextmanager
@@ -40,7 +38,7 @@ def show_progress(style: ProgressStyle, *, label: str, json_to: TextIO) -> Gener
         The function to call with each `Progress`.
     """
     if style == "json":
-        yield _sparse(_JSON_EVERY_S, lambda progress: json_line(json_to, "progress", **_fields(progress)))
+        yield _sparse(_JSON_EVERY_S, lambda progress: _write(json_to, progress.to_json()))
     elif style == "none":
         yield lambda progress: None
     elif style == "bar" or sys.stderr.isatty():
@@ -52,8 +50,7 @@ def show_progress(style: ProgressStyle, *, label: str, json_to: TextIO) -> Gener
 
 def json_line(stream: TextIO, event: str, **fields: Any) -> None:
     """Write one event as one line of JSON, at once."""
-    stream.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
-    stream.flush()
+    _write(stream, json.dumps({"event": event, **fields}, ensure_ascii=False))
 
 
 @contextmanager
@@ -78,25 +75,19 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _fields(progress: Progress) -> dict[str, Any]:
-    return {
-        "frame": progress.frames_done,
-        "total": progress.frames_total,
-        "fps": round(progress.fps, 3),
-        "eta_s": None if progress.eta_s is None else round(progress.eta_s, 2),
-        "elapsed_s": round(progress.elapsed_s, 3),
-        "time_s": round(progress.time_s, 6),
-    }
+def _write(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
+    stream.flush()
 
 
 def _sparse(every_s: float, show: OnProgress, *, wait: bool = False) -> OnProgress:
-    """Call `show` at most once per interval, the first time at once or after one interval."""
+    """Call `show` at most once per interval and when all is done, the first time at once or after one interval."""
     due_s = time.monotonic() + (every_s if wait else 0.0)
 
     def update(progress: Progress) -> None:
         nonlocal due_s
         now_s = time.monotonic()
-        if now_s >= due_s:
+        if now_s >= due_s or (progress.done == progress.total and not wait):
             due_s = now_s + every_s
             show(progress)
 
@@ -104,10 +95,10 @@ def _sparse(every_s: float, show: OnProgress, *, wait: bool = False) -> OnProgre
 
 
 def _write_line(progress: Progress) -> None:
-    total = "" if progress.frames_total is None else f" of {progress.frames_total}"
+    total = "" if progress.total is None else f" of {progress.total}"
     eta = "" if progress.eta_s is None else f", {clock(progress.eta_s)} left"
-    sys.stderr.write(f"frame {progress.frames_done}{total}, {progress.fps:.1f} frames a second{eta}\n")
-    sys.stderr.flush()
+    unit = progress.unit
+    _write(sys.stderr, f"{unit} {progress.done}{total}, {progress.rate:.1f} {unit}s a second{eta}")
 
 
 @contextmanager
@@ -119,22 +110,23 @@ def _bar(label: str) -> Generator[OnProgress]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[frames]}", style="progress.download"),
+        TextColumn("{task.fields[count]}", style="progress.download"),
         TextColumn("{task.fields[speed]}", style="progress.data.speed"),
         TextColumn("{task.fields[times]}", style="progress.remaining"),
     )
     with Bar(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
-        task = bar.add_task(label, total=None, frames="", speed="", times="")
+        task = bar.add_task(label, total=None, count="", speed="", times="")
 
         def update(progress: Progress) -> None:
-            total = progress.frames_total
+            total = progress.total
+            unit = progress.unit
             eta = "" if progress.eta_s is None else f", {clock(progress.eta_s)} left"
             bar.update(
                 task,
-                completed=progress.frames_done,
+                completed=progress.done,
                 total=total,
-                frames=f"{progress.frames_done}/{total}" if total else f"{progress.frames_done} frames",
-                speed=f"{progress.fps:.1f} fps",
+                count=f"{progress.done}/{total}" if total else f"{progress.done} {unit}s",
+                speed=f"{progress.rate:.1f} {_SHORT_RATES.get(unit, f'{unit}s/s')}",
                 times=f"{clock(progress.elapsed_s)}{eta}",
             )
 

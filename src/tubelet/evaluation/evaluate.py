@@ -36,14 +36,15 @@ from tubelet.evaluation.results import (
 )
 from tubelet.evaluation.settings import EvaluateSettings
 from tubelet.evaluation.showcase import Collector
-from tubelet.evaluation.ticker import EvaluateProgress, Task, Ticker
+from tubelet.evaluation.ticker import EvaluationTicker, Task
 from tubelet.metrics.measure import METRICS, make_meter, metric_info
 from tubelet.metrics.protocols import Protocol, find_protocol
+from tubelet.progress import CancelToken, OnProgress
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
 
-__all__ = ["EvaluateProgress", "EvaluateSettings", "evaluate"]
+__all__ = ["EvaluateSettings", "evaluate"]
 
 
 def evaluate(
@@ -53,7 +54,9 @@ def evaluate(
     out: Path,
     *,
     settings: EvaluateSettings | None = None,
-    on_progress: Callable[[EvaluateProgress], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_score: Callable[[ClipScore], None] | None = None,
+    cancel: CancelToken | None = None,
 ) -> list[ModelScore]:
     """Score models on the clips of a protocol.
 
@@ -63,7 +66,9 @@ def evaluate(
         root: folder of the set, in its published layout.
         out: folder of the results, made if absent; what an earlier run left there is taken over where it still holds.
         settings: metrics, device and the like.
-        on_progress: called in this thread, at most four times a second and after each clip.
+        on_progress: called in this thread, at most ten times a second and after each clip.
+        on_score: called with the score of each clip, once it is stored; not for scores of an earlier run.
+        cancel: stops the evaluation after the frame that it is at; finished clips are kept.
 
     Returns:
         A score per model, in their order.
@@ -72,18 +77,20 @@ def evaluate(
         RequestError: an unknown model, protocol or metric, a model of another scale, a folder of another evaluation.
         InputError: a clip is missing, damaged, or its frames do not fit together.
         ResourceError: a metric's package or weights, the device or memory is missing.
+        Cancelled: `cancel` was cancelled.
     """
     settings = settings or EvaluateSettings()
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
     if settings.metrics:
         protocol = replace(protocol, metrics=tuple(dict.fromkeys(settings.metrics)))
-    job = _Job(protocol, settings, out)
+    job = _Job(protocol, settings, out, on_score)
     entrants = find_entrants(models, scale=protocol.scale)
     subjects = [inspect_clip(clip, protocol, max_frames=settings.max_frames) for clip in find_clips(protocol, root)]
     _check_metrics(protocol, subjects, settings)
     _check_folder(out, protocol)
     plans = {entrant.name: job.plan(entrant, subjects) for entrant in entrants}
-    ticker = Ticker(on_progress, [task for plan in plans.values() for task in plan])
+    tasks = [task for plan in plans.values() for task in plan]
+    ticker = EvaluationTicker(on_progress, tasks, cancel=cancel)
     scores: list[ModelScore] = []
     for entrant in entrants:
         scores.append(
@@ -136,6 +143,7 @@ class _Job:
     protocol: Protocol
     settings: EvaluateSettings
     out: Path
+    on_score: Callable[[ClipScore], None] | None
 
     def plan(self, entrant: Entrant, subjects: Sequence[Subject]) -> list[Task]:
         """List what a model has to do, and what it has done.
@@ -163,7 +171,7 @@ class _Job:
             tasks.append(Task(entrant.name, subject, identity, showcase, self._stored(identity, showcase)))
         return tasks
 
-    def run(self, entrant: Entrant, tasks: Sequence[Task], ticker: Ticker) -> tuple[ClipScore, ...]:
+    def run(self, entrant: Entrant, tasks: Sequence[Task], ticker: EvaluationTicker) -> tuple[ClipScore, ...]:
         """Score a model on all clips; it is loaded for the first that is not done, and let go after the last."""
         engine: Engine | None = None
         scores: list[ClipScore] = []
@@ -174,6 +182,8 @@ class _Job:
                 ticker.begin(task)
                 score = self._score(engine, task, ticker)
                 write_clip_score(self.out, score)
+                if self.on_score is not None:
+                    self.on_score(score)
                 ticker.finish(task, score)
             scores.append(score)
         return tuple(scores)
@@ -200,7 +210,7 @@ class _Job:
             per_frame={name: score.per_frame[name] for name in wanted},
         )
 
-    def _score(self, engine: Engine, task: Task, ticker: Ticker) -> ClipScore:
+    def _score(self, engine: Engine, task: Task, ticker: EvaluationTicker) -> ClipScore:
         """Restore a clip and measure it, frame by frame."""
         subject, settings = task.subject, self.settings
         meters = {

@@ -3,40 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tubelet.evaluation.pairs import Subject
 from tubelet.evaluation.results import ClipScore, Identity
+from tubelet.progress import CancelToken, OnProgress, Ticker
 
-__all__ = ["EvaluateProgress", "Task", "Ticker"]
-
-_REPORT_EVERY_S = 0.25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateProgress:
-    """How far an evaluation is.
-
-    Attributes:
-        model: that runs now.
-        clip: that it is at.
-        frames_done: of all models and clips together, what was stored before left out.
-        frames_total: to do in all, by the headers of the clips.
-        elapsed_s: seconds since it began.
-        fps: frames a second so far.
-        eta_s: seconds to go, at each model's own speed where that is known; None before the first frame.
-        score: of the clip that was just finished, or None.
-    """
-
-    model: str
-    clip: str
-    frames_done: int
-    frames_total: int
-    elapsed_s: float
-    fps: float
-    eta_s: float | None
-    score: ClipScore | None = None
+__all__ = ["EvaluationTicker", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,37 +27,49 @@ class Task:
     score: ClipScore | None
 
 
-class Ticker:
-    """Counts frames and reports progress, not too often."""
+class EvaluationTicker:
+    """Counts the frames of all models and clips; each report names the model and the clip in `details`.
 
-    def __init__(self, report: Callable[[EvaluateProgress], None] | None, tasks: Sequence[Task]) -> None:
-        self._report = report
+    What is left is estimated at each model's own speed, or at the mean speed of all where a model has not run yet.
+
+    Args:
+        on_progress: called with each report; None reports nothing.
+        tasks: all models and clips; what an earlier run has scored does not count.
+        cancel: looked at after every frame.
+    """
+
+    def __init__(
+        self, on_progress: OnProgress | None, tasks: Sequence[Task], *, cancel: CancelToken | None = None
+    ) -> None:
         self._left = {task.model: 0 for task in tasks}  # frames to do
         for task in tasks:
             if task.score is None:
                 self._left[task.model] += task.subject.frames
-        self._total = sum(self._left.values())
         self._done = dict.fromkeys(self._left, 0)
         self._spent_s = dict.fromkeys(self._left, 0.0)
-        self._began_s = self._clip_began_s = time.monotonic()
-        self._next_s = 0.0
+        self._total = sum(self._left.values())
         self._task: Task | None = None
         self._clip_frames = 0
+        self._clip_began_s = 0.0
+        self._began_s = time.monotonic()
+        self._ticker = Ticker(on_progress, unit="frame", total=self._total, cancel=cancel, estimate_s=self._estimate_s)
 
     def begin(self, task: Task) -> None:
         """Start a clip."""
         self._task = task
         self._clip_frames = 0
         self._clip_began_s = time.monotonic()
+        self._ticker.label = f"{task.model}, {task.subject.name}"
+        self._ticker.details = {"model": task.model, "clip": task.subject.name}
 
     def tick(self) -> None:
-        """Count a frame."""
-        assert self._task is not None
+        """Count a frame.
+
+        Raises:
+            Cancelled: the token was cancelled.
+        """
         self._clip_frames += 1
-        now_s = time.monotonic()
-        if now_s >= self._next_s:
-            self._next_s = now_s + _REPORT_EVERY_S
-            self._send(self._task, None)
+        self._ticker.tick()
 
     def finish(self, task: Task, score: ClipScore) -> None:
         """End a clip; now its number of frames is known."""
@@ -91,37 +77,26 @@ class Ticker:
         self._left[task.model] -= task.subject.frames
         self._done[task.model] += score.frames
         self._spent_s[task.model] += time.monotonic() - self._clip_began_s
+        self._task = None
         self._clip_frames = 0
-        self._send(task, score)
+        self._ticker.total = self._total
+        self._ticker.report()
 
-    def _send(self, task: Task, score: ClipScore | None) -> None:
-        if self._report is None:
-            return
-        now_s = time.monotonic()
-        done = sum(self._done.values()) + self._clip_frames
-        elapsed_s = now_s - self._began_s
-        self._report(
-            EvaluateProgress(
-                model=task.model,
-                clip=task.subject.name,
-                frames_done=done,
-                frames_total=max(self._total, done),
-                elapsed_s=elapsed_s,
-                fps=done / elapsed_s if elapsed_s else 0.0,
-                eta_s=self._eta_s(task.model, now_s if score is None else None, elapsed_s / done if done else None),
-                score=score,
-            )
-        )
-
-    def _eta_s(self, model: str, now_s: float | None, average_s: float | None) -> float | None:
-        """Sum what is left of each model at its own speed, or at the average where that is not known yet."""
-        if average_s is None:
+    def _estimate_s(self) -> float | None:
+        """Return the seconds to go; None before the first frame."""
+        if not self._ticker.done:
             return None
-        eta_s = 0.0
-        for name, left in self._left.items():
-            done, spent_s = self._done[name], self._spent_s[name]
-            if name == model and now_s is not None:
-                done, left = done + self._clip_frames, max(0, left - self._clip_frames)
-                spent_s += now_s - self._clip_began_s
-            eta_s += left * (spent_s / done if done else average_s)
-        return eta_s
+        average_s = (time.monotonic() - self._began_s) / self._ticker.done
+        return sum(self._model_s(model, average_s) for model in self._left)
+
+    def _model_s(self, model: str, average_s: float) -> float:
+        """Return the seconds that a model still takes."""
+        left = self._left[model]
+        done = self._done[model]
+        spent_s = self._spent_s[model]
+        if self._task is not None and model == self._task.model:
+            done += self._clip_frames
+            left = max(0, left - self._clip_frames)
+            spent_s += time.monotonic() - self._clip_began_s
+        frame_s = spent_s / done if done else average_s
+        return left * frame_s

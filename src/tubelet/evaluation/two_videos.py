@@ -8,7 +8,7 @@ larger ones are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +19,7 @@ from torch import Tensor
 from tubelet.errors import InputError, ResourceError
 from tubelet.evaluation.pictures import enlarge
 from tubelet.metrics.measure import Meter, make_meter, metric_info
+from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.types import Frame
 from tubelet.video.info import VideoInfo
 from tubelet.video.reader import Reader, open_reader
@@ -72,7 +73,8 @@ def compare_videos(
     reference: str | Path | None = None,
     metrics: Sequence[str] = (),
     device: str = "cpu",
-    on_frame: Callable[[int, int | None], None] | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
 ) -> Comparison:
     """Measure two videos frame by frame, in bounded memory.
 
@@ -82,12 +84,14 @@ def compare_videos(
         reference: what both should look like; without it, the second is compared with the first.
         metrics: names; by default PSNR, SSIM and what else needs neither a network's weights nor a download.
         device: where metrics run.
-        on_frame: called with the frames done and the expected total.
+        on_progress: called in this thread, at most ten times a second and once at the end.
+        cancel: stops the comparison after the frame that it is at.
 
     Raises:
         InputError: a video cannot be read, the shapes differ, one is larger than the reference, or no times agree.
         RequestError: an unknown metric.
         ResourceError: a metric that was asked for lacks its package or weights.
+        Cancelled: `cancel` was cancelled.
     """
     sources = [first, second, *([] if reference is None else [reference])]
     with ExitStack() as stack:
@@ -96,14 +100,15 @@ def compare_videos(
         names = metrics or (_WITHOUT if reference is None else _WITH_REFERENCE)
         meters, notes = _make_meters(names, reference is not None, device, optional=not metrics)
         total = min((reader.info.frames_hint for reader in readers if reader.info.frames_hint), default=None)
+        ticker = Ticker(on_progress, unit="frame", total=total, label=Path(second).name, cancel=cancel)
         aligned = _Aligned(readers)
         for frames in aligned:
             sized = [enlarge(frame.rgb, (height, width)) for frame in frames]
             _update(meters, sized, has_reference=reference is not None)
-            if on_frame is not None:
-                on_frame(aligned.count, total)
+            ticker.tick(time_s=frames[-1].time_s)
         if not aligned.count:
             raise InputError(f"{first} and {second} have no frames at the same times; are they of the same scene?")
+        ticker.finish()
         for reader in readers:
             notes += [f"{reader.info.source}: {problem}" for problem in reader.problems]
     for source, count in zip(sources, aligned.left_out, strict=True):

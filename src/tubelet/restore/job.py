@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tubelet.errors import ConfigError, IncompleteError, InputError
+from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.restore.engine import Engine
 from tubelet.restore.pipeline import read_ahead, write_behind
 from tubelet.restore.rate import doubled_frames, doubled_info
@@ -30,9 +31,8 @@ from tubelet.video.writer import EncodeSettings, open_writer
 from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint
 from tubelet.zoo.spec import ModelSpec
 
-__all__ = ["Description", "Progress", "build_engine", "describe", "run", "upscale"]
+__all__ = ["Description", "build_engine", "describe", "run", "upscale"]
 
-_PROGRESS_EVERY_S = 0.1
 _QUEUE_BYTES = 256 << 20  # what may wait on each side of the engine, in floats
 _TIMED_SIDE_PX, _TIMED_FRAMES = 160, 5
 
@@ -49,27 +49,6 @@ _BITS_PER_PX = {
     **{"prores": 4.0, "ffv1": 6.0, "png": 12.0, "rawvideo": 12.0},
 }
 """Of upscaled film at default quality, true to a factor of two or so; it only serves an estimate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        frames_done: frames restored.
-        frames_total: frames expected by the header, which is only a hint; None where it says nothing.
-        elapsed_s: seconds since the run began.
-        fps: frames per second so far.
-        eta_s: seconds to go, or None where the total is unknown.
-        time_s: time of the last frame in the video, seconds.
-    """
-
-    frames_done: int
-    frames_total: int | None
-    elapsed_s: float
-    fps: float
-    eta_s: float | None
-    time_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +95,8 @@ def upscale(
     *,
     model: str = "default",
     scale: Literal[2, 3, 4] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
     **settings: Any,
 ) -> Result:
     """Upscale a video, as `tubelet upscale` does.
@@ -127,6 +107,7 @@ def upscale(
         model: id of a model, or a name that stands for one per scale ("default", "bicubic", "lanczos").
         scale: factor of the output size; default: the model's own.
         on_progress: called in this thread, at most ten times a second and once at the end.
+        cancel: stops the run from another thread, or from `on_progress`.
         settings: other fields of `UpscaleSettings`.
 
     Returns:
@@ -137,13 +118,14 @@ def upscale(
         InputError: the input cannot be read.
         IncompleteError: the output has every frame that could be decoded, but something was missing.
         ResourceError: memory or disk did not suffice, or the device is absent.
+        Cancelled: `cancel` was cancelled; no output is left.
     """
     known = {field.name for field in fields(UpscaleSettings)}
     for name in settings.keys() - known:
         near = difflib.get_close_matches(name, sorted(known), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
         raise ConfigError(f"upscale has no setting {name!r}; {hint}")
-    return run(src, dst, UpscaleSettings(model=model, scale=scale, **settings), on_progress=on_progress)
+    return run(src, dst, UpscaleSettings(model=model, scale=scale, **settings), on_progress=on_progress, cancel=cancel)
 
 
 def run(
@@ -151,17 +133,19 @@ def run(
     dst: str | Path,
     settings: UpscaleSettings,
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
 ) -> Result:
     """Upscale a video with settings that are already made; see `upscale`."""
     began_s = time.monotonic()
+    ticker = Ticker(on_progress, unit="frame", label=Path(src).name, cancel=cancel)
     check_output(dst, source=src, overwrite=settings.overwrite)
     cores = torch.get_num_threads()
     try:
         with open_reader(src, start_s=settings.start or 0.0, duration_s=settings.duration, gamut="keep") as reader:
             engine = build_engine(settings, reader.info)
             width, height = engine.output_size(reader.info.width, reader.info.height)
-            ticker = _Ticker(on_progress, _expected_frames(reader.info, settings), began_s)
+            ticker.total = _expected_frames(reader.info, settings)
             with open_writer(
                 dst,
                 like=_output_info(reader.info, settings),
@@ -172,8 +156,8 @@ def run(
                 duration_s=settings.duration,
                 overwrite=settings.overwrite,
             ) as writer:
-                _pump(reader, engine, writer.write, ticker)
-                if not ticker.frames:
+                _pump(reader, engine, writer.write, ticker, cancel)
+                if not ticker.done:
                     raise InputError(_nothing_to_restore(src, reader, settings))
     finally:
         torch.set_num_threads(cores)  # the threads set it to 1, which new threads would inherit
@@ -181,12 +165,12 @@ def run(
     notes = (*engine.notes, *writer.notes)
     if reader.problems:
         raise IncompleteError(
-            f"{dst} has the {ticker.frames} frames that could be decoded, but {'; '.join(reader.problems)}", notes=notes
+            f"{dst} has the {ticker.done} frames that could be decoded, but {'; '.join(reader.problems)}", notes=notes
         )
     return Result(
         path=None if str(dst) == "-" else Path(dst),
         model=engine.spec.id,
-        frames=ticker.frames,
+        frames=ticker.done,
         width=width,
         height=height,
         elapsed_s=time.monotonic() - began_s,
@@ -255,52 +239,21 @@ def _open_model(settings: UpscaleSettings, info: VideoInfo) -> tuple[ModelSpec, 
     return spec, create_model(spec.id)
 
 
-def _pump(reader: Reader, engine: Engine, write: Callable[[Frame], None], ticker: _Ticker) -> None:
+def _pump(
+    reader: Reader, engine: Engine, write: Callable[[Frame], None], ticker: Ticker, cancel: CancelToken | None
+) -> None:
     """Run the three stages until the input ends."""
     width, height = reader.info.width, reader.info.height
     before, after = _depth(width, height), _depth(*engine.output_size(width, height))
-    with read_ahead(reader, depth=before) as source, write_behind(write, depth=after) as sink:
+    with read_ahead(reader, depth=before, cancel=cancel) as source, write_behind(write, depth=after) as sink:
         for frame in engine.restore(source):
             sink.put(frame)
-            ticker.tick(frame)
+            ticker.tick(time_s=frame.time_s)
 
 
 def _depth(width: int, height: int) -> int:
     """Frames of a queue: enough to even out the stages, bounded in bytes."""
     return min(8, max(2, _QUEUE_BYTES // (12 * width * height)))
-
-
-class _Ticker:
-    """Counts frames and reports progress, not too often."""
-
-    def __init__(self, report: Callable[[Progress], None] | None, total: int | None, began_s: float) -> None:
-        self.frames = 0
-        self._report = report
-        self._total = total
-        self._began_s = began_s
-        self._next_s = 0.0
-        self._time_s = 0.0
-
-    def tick(self, frame: Frame) -> None:
-        """Count a frame."""
-        self.frames += 1
-        self._time_s = frame.time_s
-        now_s = time.monotonic()
-        if now_s >= self._next_s:
-            self._next_s = now_s + _PROGRESS_EVERY_S
-            self._send(self._total and max(self._total, self.frames))
-
-    def finish(self) -> None:
-        """Report the end; now the total is known."""
-        self._send(self.frames)
-
-    def _send(self, total: int | None) -> None:
-        if self._report is None:
-            return
-        elapsed_s = time.monotonic() - self._began_s
-        fps = self.frames / elapsed_s
-        eta_s = (total - self.frames) / fps if total is not None and fps else None
-        self._report(Progress(self.frames, total, elapsed_s, fps, eta_s, self._time_s))
 
 
 def _expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:

@@ -15,6 +15,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from tubelet.progress import CancelToken
+
 __all__ = ["WriteBehind", "read_ahead", "write_behind"]
 
 T = TypeVar("T")
@@ -30,9 +32,10 @@ class _Stopped(Exception):  # noqa: N818 - not an error: the other side left
 class _Queue(Generic[T]):
     """A bounded queue that either side can end: `close` after the last item, `stop` at once."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, cancel: CancelToken | None = None) -> None:
         self._items: deque[T] = deque()
         self._depth = depth
+        self._cancel = cancel
         self._changed = threading.Condition()
         self._closed = False
         self._stopped = False
@@ -47,7 +50,9 @@ class _Queue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while True:
             with self._changed:
-                self._wait(lambda: bool(self._items) or self._closed)
+                self._wait(lambda: bool(self._items) or self._closed or self._is_cancelled())
+                if self._cancel is not None:
+                    self._cancel.raise_if_cancelled()
                 if not self._items:
                     return
                 item = self._items.popleft()
@@ -66,6 +71,9 @@ class _Queue(Generic[T]):
             self.error = self.error or error
             self._changed.notify_all()
 
+    def _is_cancelled(self) -> bool:
+        return self._cancel is not None and self._cancel.cancelled
+
     def _wait(self, ready: Callable[[], bool]) -> None:
         while not (self._stopped or ready()):
             self._changed.wait(_POLL_S)
@@ -74,17 +82,21 @@ class _Queue(Generic[T]):
 
 
 @contextmanager
-def read_ahead(source: Iterable[T], *, depth: int) -> Generator[Iterator[T]]:
+def read_ahead(source: Iterable[T], *, depth: int, cancel: CancelToken | None = None) -> Generator[Iterator[T]]:
     """Iterate over `source` in a thread of its own.
 
     Args:
         source: used by the thread alone until the context ends.
         depth: items that may wait.
+        cancel: ends the wait for the next item, too.
 
     Yields:
         The items; an exception of `source` is raised after those that came before it.
+
+    Raises:
+        Cancelled: from the items, where `cancel` was cancelled.
     """
-    queue: _Queue[T] = _Queue(depth)
+    queue: _Queue[T] = _Queue(depth, cancel)
     failure: list[BaseException] = []
 
     def work() -> None:
