@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tubelet import downloads
 from tubelet.downloads import Patience, RemoteFile, cache_folder, fetch
-from tubelet.errors import ResourceError
+from tubelet.errors import Cancelled, ResourceError
+from tubelet.progress import CancelToken, Progress
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB: several chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -136,7 +136,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_is_fetched_once_and_then_needs_no_network(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
-    path = fetch(remote(server), tmp_path / "new", on_bytes=lambda have, total: seen.append((have, total)))
+    path = fetch(remote(server), tmp_path / "new", on_progress=lambda now: seen.append((now.done, now.total)))
     assert path.read_bytes() == CONTENT
     assert names(tmp_path / "new") == ["weights.pth"]  # neither .part nor lock
     assert seen[0] == (0, len(CONTENT))
@@ -146,17 +146,31 @@ def test_a_file_is_fetched_once_and_then_needs_no_network(server: Server, tmp_pa
     assert len(server.ranges) == 1
 
 
+def test_a_download_that_was_cancelled_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+    token = CancelToken()
+
+    def stop(now: Progress) -> None:
+        if now.done:
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        fetch(remote(server), tmp_path, on_progress=stop, cancel=token)
+    assert names(tmp_path) == ["weights.pth.part"]
+    assert 0 < (tmp_path / "weights.pth.part").stat().st_size <= len(CONTENT)
+    assert fetch(remote(server), tmp_path, on_progress=lambda now: None).read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("known", [{}, {"sha256": "", "size_bytes": None}], ids=["hash", "no hash"])
 def test_a_truncated_transfer_goes_on_where_it_ended(server: Server, tmp_path: Path, known: dict[str, Any]) -> None:
     server.answers = [cut(300_000), cut(300_000), cut(300_000), cut(1), whole]
-    path = fetch(remote(server, **known), tmp_path, on_bytes=lambda *_: None, patience=QUICK)
+    path = fetch(remote(server, **known), tmp_path, on_progress=lambda now: None, patience=QUICK)
     assert path.read_bytes() == CONTENT
     assert server.ranges == ["bytes=0-", "bytes=300000-", "bytes=600000-", "bytes=900000-", "bytes=900001-"]
 
 
 def test_what_an_earlier_run_left_is_completed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "weights.pth.part").write_bytes(CONTENT[:500_000])
-    assert fetch(remote(server), tmp_path, on_bytes=lambda *_: None).read_bytes() == CONTENT
+    assert fetch(remote(server), tmp_path, on_progress=lambda now: None).read_bytes() == CONTENT
     assert server.ranges == ["bytes=500000-"]
 
 
@@ -169,13 +183,13 @@ def test_a_remainder_that_does_not_fit_is_fetched_anew(
     server: Server, tmp_path: Path, left: bytes, requests: list[str]
 ) -> None:
     (tmp_path / "weights.pth.part").write_bytes(left)
-    assert fetch(remote(server), tmp_path, on_bytes=lambda *_: None, patience=QUICK).read_bytes() == CONTENT
+    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
     assert server.ranges == requests
 
 
 def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> None:
     server.answers = [cut(300_000), without_range]
-    assert fetch(remote(server), tmp_path, on_bytes=lambda *_: None, patience=QUICK).read_bytes() == CONTENT
+    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
     assert server.ranges == ["bytes=0-", "bytes=300000-"]
 
 
@@ -184,19 +198,19 @@ def test_a_remainder_is_asked_for_behind_a_redirection_too(server: Server, tmp_p
         handler.head(302, 0, Location="/assets/weights.pth")
 
     server.answers = [elsewhere, cut(300_000), elsewhere, whole]
-    assert fetch(remote(server), tmp_path, on_bytes=lambda *_: None, patience=QUICK).read_bytes() == CONTENT
+    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
     assert server.ranges == ["bytes=0-", "bytes=0-", "bytes=300000-", "bytes=300000-"]
 
 
 @pytest.mark.parametrize("code", [500, 503, 429])
 def test_passing_faults_are_tried_again(server: Server, tmp_path: Path, code: int) -> None:
     server.answers = [status(code), status(code), whole]
-    assert fetch(remote(server), tmp_path, on_bytes=lambda *_: None, patience=QUICK).read_bytes() == CONTENT
+    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
 
 
 def test_a_silent_connection_is_given_up_and_resumed(server: Server, tmp_path: Path) -> None:
     server.answers = [stall, whole]
-    assert fetch(remote(server), tmp_path, on_bytes=lambda *_: None, patience=QUICK).read_bytes() == CONTENT
+    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
     assert server.ranges == ["bytes=0-", "bytes=1000-"]
 
 
@@ -217,7 +231,7 @@ def test_what_cannot_be_had_is_one_line(
     server.answers = [answer]
     file = remote(server)
     with pytest.raises(ResourceError, match=reason) as caught:
-        fetch(file, tmp_path, on_bytes=lambda *_: None, patience=QUICK)
+        fetch(file, tmp_path, on_progress=lambda now: None, patience=QUICK)
     line = str(caught.value)
     assert "\n" not in line
     assert line.endswith(f"from {file.url} into {tmp_path}")
@@ -229,14 +243,14 @@ def test_what_cannot_be_had_is_one_line(
 def test_a_web_page_is_not_kept_as_the_file(server: Server, tmp_path: Path) -> None:
     server.answers = [web_page]
     with pytest.raises(ResourceError, match="a web page, not with the file"):
-        fetch(remote(server, sha256="", size_bytes=None), tmp_path, on_bytes=lambda *_: None)
+        fetch(remote(server, sha256="", size_bytes=None), tmp_path, on_progress=lambda now: None)
     assert names(tmp_path) == []
 
 
 def test_the_first_digits_of_a_hash_suffice(server: Server, tmp_path: Path) -> None:
-    fetch(remote(server, sha256=SHA256[:8].upper()), tmp_path, on_bytes=lambda *_: None)
+    fetch(remote(server, sha256=SHA256[:8].upper()), tmp_path, on_progress=lambda now: None)
     with pytest.raises(ResourceError, match="has sha256"):
-        fetch(remote(server, name="other.pth", sha256="0" * 8), tmp_path, on_bytes=lambda *_: None)
+        fetch(remote(server, name="other.pth", sha256="0" * 8), tmp_path, on_progress=lambda now: None)
     assert names(tmp_path) == ["weights.pth"]
 
 
@@ -253,7 +267,7 @@ def test_without_network_the_line_says_from_where_to_where(tmp_path: Path) -> No
     url = f"http://127.0.0.1:{server.server_address[1]}/w.pth"
     began_s = time.monotonic()
     with pytest.raises(ResourceError, match=r"Connection refused.* by hand: from http://127.* into "):
-        fetch(RemoteFile(name="w.pth", url=url), tmp_path, on_bytes=lambda *_: None)
+        fetch(RemoteFile(name="w.pth", url=url), tmp_path, on_progress=lambda now: None)
     assert time.monotonic() - began_s < 0.5  # no use in trying again
 
 
@@ -268,11 +282,11 @@ def test_a_file_without_an_address_is_fetched_by_hand(tmp_path: Path) -> None:
 def test_files_of_this_machine_are_copied(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_bytes(CONTENT)
     file = RemoteFile(name="w.pth", url=(tmp_path / "page.html").as_uri(), sha256=SHA256)
-    assert fetch(file, tmp_path / "cache", on_bytes=lambda *_: None).read_bytes() == CONTENT
+    assert fetch(file, tmp_path / "cache", on_progress=lambda now: None).read_bytes() == CONTENT
     with pytest.raises(ResourceError, match=r"could not be downloaded \(.*No such file"):
-        fetch(RemoteFile(name="x.pth", url=(tmp_path / "absent").as_uri()), tmp_path, on_bytes=lambda *_: None)
+        fetch(RemoteFile(name="x.pth", url=(tmp_path / "absent").as_uri()), tmp_path, on_progress=lambda now: None)
     with pytest.raises(ResourceError, match="not an address of http, https or file"):
-        fetch(RemoteFile(name="x.pth", url="ftp://example.org/x.pth"), tmp_path, on_bytes=lambda *_: None)
+        fetch(RemoteFile(name="x.pth", url="ftp://example.org/x.pth"), tmp_path, on_progress=lambda now: None)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -309,13 +323,13 @@ def test_processes_wait_for_each_other(server: Server, tmp_path: Path) -> None:
 def test_proxies_of_the_environment_are_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_address[1]}")
     file = remote(server, url="http://models.invalid/weights.pth")  # only the proxy can know it
-    assert fetch(file, tmp_path, on_bytes=lambda *_: None).read_bytes() == CONTENT
+    assert fetch(file, tmp_path, on_progress=lambda now: None).read_bytes() == CONTENT
 
 
 def test_progress_goes_to_the_standard_error(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
     fetch(remote(server), tmp_path)
     said = capsys.readouterr()
     assert said.out == ""

@@ -13,7 +13,7 @@ import os
 import ssl
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +23,17 @@ from urllib.parse import urlsplit
 from urllib.request import Request, build_opener
 
 from tubelet.errors import ResourceError
+from tubelet.progress import CancelToken, OnProgress, Ticker
+from tubelet.progress_display import show_bar, show_lines
 
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
-__all__ = ["OnBytes", "Patience", "RemoteFile", "alone", "cache_folder", "check_file", "fetch"]
-
-OnBytes = Callable[[int, int | None], None]
-"""Called with the bytes that are there and those of the whole file, None where the server does not tell."""
+__all__ = ["Patience", "RemoteFile", "alone", "cache_folder", "check_file", "fetch"]
 
 _CHUNK_BYTES = 1 << 18
-_LINE_EVERY_S = 10.0
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 """Answers of HTTP that say nothing of the next attempt."""
 
@@ -92,7 +90,14 @@ def cache_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "tubelet"
 
 
-def fetch(file: RemoteFile, folder: Path, *, on_bytes: OnBytes | None = None, patience: Patience | None = None) -> Path:
+def fetch(
+    file: RemoteFile,
+    folder: Path,
+    *,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+    patience: Patience | None = None,
+) -> Path:
     """Return the path of a published file, downloading it if it is not in the folder.
 
     Several processes may ask for one file at a time: one fetches it, the others wait. What a broken transfer left is
@@ -101,7 +106,8 @@ def fetch(file: RemoteFile, folder: Path, *, on_bytes: OnBytes | None = None, pa
     Args:
         file: what is wanted.
         folder: where it is kept; made if it is not there.
-        on_bytes: told of every piece that arrives; None: a bar or lines on the standard error.
+        on_progress: called at most ten times a second and at the end; None: a bar or lines on the standard error.
+        cancel: stops the download after the piece that it is at; the next call goes on there.
         patience: how long to wait and how often to try.
 
     Returns:
@@ -109,6 +115,7 @@ def fetch(file: RemoteFile, folder: Path, *, on_bytes: OnBytes | None = None, pa
 
     Raises:
         ResourceError: it cannot be had, or is not what was published; the line says from where to where to carry it.
+        Cancelled: `cancel` was cancelled.
     """
     path = folder / file.name
     if not path.is_file():
@@ -118,7 +125,9 @@ def fetch(file: RemoteFile, folder: Path, *, on_bytes: OnBytes | None = None, pa
             folder.mkdir(parents=True, exist_ok=True)
             with alone(folder / f".{file.name}.lock"):
                 if not path.is_file():  # else another process was first
-                    _download(file, path, on_bytes, patience or Patience())
+                    with _shown(file, on_progress) as show:
+                        ticker = Ticker(show, unit="byte", total=file.size_bytes, label=file.name, cancel=cancel)
+                        _download(file, path, ticker, patience or Patience())
                     return path
         except OSError as error:
             reason = f"{error.strerror}: {error.filename or folder}"
@@ -141,17 +150,16 @@ def check_file(file: RemoteFile, path: Path) -> str:
     return ""
 
 
-def _download(file: RemoteFile, path: Path, on_bytes: OnBytes | None, patience: Patience) -> None:
+def _download(file: RemoteFile, path: Path, ticker: Ticker, patience: Patience) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         if urlsplit(file.url).scheme not in ("http", "https", "file"):
             raise _RefusedError(f"{file.url} is not an address of http, https or file")
         resumed = part.is_file()
-        with _shown(file, on_bytes) as show:
-            _complete(file, part, show, patience)
-            if resumed and check_file(file, part):  # perhaps the beginning was of another version
-                part.unlink()
-                _complete(file, part, show, patience)
+        _complete(file, part, ticker, patience)
+        if resumed and check_file(file, part):  # perhaps the beginning was of another version
+            part.unlink()
+            _complete(file, part, ticker, patience)
         if fault := check_file(file, part):
             part.unlink()
             raise _RefusedError(f"what arrived {fault}: deleted")
@@ -160,16 +168,17 @@ def _download(file: RemoteFile, path: Path, on_bytes: OnBytes | None, patience: 
             f"{file.name} could not be downloaded ({error}); try again, or fetch it by hand: "
             f"from {file.url} into {path.parent}"
         ) from error
+    ticker.finish()
     part.replace(path)
 
 
-def _complete(file: RemoteFile, part: Path, show: OnBytes, patience: Patience) -> None:
+def _complete(file: RemoteFile, part: Path, ticker: Ticker, patience: Patience) -> None:
     """Try until all is there; _BrokenError after too many attempts in a row that brought nothing."""
     vain = 0
     while True:
         before = _size(part)
         try:
-            _attempt(file, part, show, patience.timeout_s)
+            _attempt(file, part, ticker, patience.timeout_s)
             return
         except _BrokenError:
             vain = 1 if _size(part) > before else vain + 1
@@ -178,9 +187,10 @@ def _complete(file: RemoteFile, part: Path, show: OnBytes, patience: Patience) -
         time.sleep(min(patience.pause_s * 2 ** (vain - 1), 30.0))
 
 
-def _attempt(file: RemoteFile, part: Path, show: OnBytes, timeout_s: float) -> None:
+def _attempt(file: RemoteFile, part: Path, ticker: Ticker, timeout_s: float) -> None:
     """Ask once for what is missing, and append it."""
     have = _size(part)
+    ticker.done = have
     if have and have == file.size_bytes:
         return
     headers = {"User-Agent": "tubelet", "Accept-Encoding": "identity"}
@@ -193,11 +203,13 @@ def _attempt(file: RemoteFile, part: Path, show: OnBytes, timeout_s: float) -> N
         if (response.headers.get_content_type() or "") == "text/html" and urlsplit(file.url).scheme != "file":
             raise _RefusedError("the server answered with a web page, not with the file")
         with part.open("ab" if have else "wb") as sink:
-            show(have, total)
+            ticker.done = have
+            ticker.total = total
+            ticker.report()
             for chunk in _chunks(response):
                 sink.write(chunk)
                 have += len(chunk)
-                show(have, total)
+                ticker.tick(len(chunk))
     if total is not None and have < total:
         raise _BrokenError(f"the connection ended after {have} of {total} bytes")
 
@@ -282,51 +294,13 @@ def _lock(handle: IO[bytes]) -> None:
 
 
 @contextmanager
-def _shown(file: RemoteFile, on_bytes: OnBytes | None) -> Generator[OnBytes]:
-    """Give what reports the progress: the caller's function, a bar on a terminal, or lines."""
-    if on_bytes is not None:
-        yield on_bytes
+def _shown(file: RemoteFile, on_progress: OnProgress | None) -> Generator[OnProgress]:
+    """Yield what reports the progress: the caller's function, a bar on a terminal, or lines."""
+    if on_progress is not None:
+        yield on_progress
     elif sys.stderr.isatty():
-        with _bar(file.name) as show:
+        with show_bar(file.name) as show:
             yield show
     else:
         sys.stderr.write(f"downloading {file.name} from {file.url}\n")
-        yield _lines(file.name)
-
-
-@contextmanager
-def _bar(name: str) -> Generator[OnBytes]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda have, total: bar.update(task, completed=have, total=total)
-
-
-def _lines(name: str) -> OnBytes:
-    """Write a line every ten seconds."""
-    began_s = due_s = time.monotonic()
-    first: int | None = None
-    due_s += _LINE_EVERY_S
-
-    def show(have: int, total: int | None) -> None:
-        nonlocal due_s, first
-        first = have if first is None else min(first, have)
-        now_s = time.monotonic()
-        if now_s < due_s:
-            return
-        due_s = now_s + _LINE_EVERY_S
-        speed = (have - first) / (now_s - began_s)  # bytes a second
-        rest = f" of {total / 1e6:.1f}, {(total - have) / speed:.0f} s left" if total and speed else ""
-        sys.stderr.write(f"{name}: {have / 1e6:.1f} MB{rest}\n")
-        sys.stderr.flush()
-
-    return show
+        yield show_lines()

@@ -127,13 +127,12 @@ class Ticker:
         unit: what is counted.
         total: units to do, or None where that is unknown.
         label: what is being worked on, for a person.
-        done: units that an earlier run has done; they count as done, not for the rate.
+        done: units that an earlier run has done; they do not count for the rate.
         cancel: looked at by every `tick`.
         estimate_s: returns the seconds to go, where more than the mean rate is known.
 
     Attributes:
-        done: units finished so far.
-        total, label, details: of the next report; they may be set at any time.
+        done, total, label, details: of the next report; they may be set at any time.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class Ticker:
         self.details: Mapping[str, Any] = {}
         self._on_progress = on_progress
         self._unit: Unit = unit
-        self._first = done
+        self._ticks = 0
         self._cancel = cancel
         self._estimate_s = estimate_s
         self._time_s: float | None = None
@@ -171,6 +170,7 @@ class Ticker:
             Cancelled: the token was cancelled.
         """
         self.done += count
+        self._ticks += count
         self._time_s = time_s
         now_s = time.monotonic()
         if now_s >= self._due_s:
@@ -189,7 +189,7 @@ class Ticker:
         if self._on_progress is None:
             return
         elapsed_s = time.monotonic() - self._began_s
-        rate = (self.done - self._first) / elapsed_s if elapsed_s > 0 else 0.0
+        rate = self._ticks / elapsed_s if elapsed_s > 0 else 0.0
         total = self._total_so_far()
         self._on_progress(
             Progress(

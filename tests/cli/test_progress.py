@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tubelet.cli import progress
-from tubelet.cli.progress import clock, show_progress
+from tubelet.cli.progress import show_progress
 from tubelet.progress import Progress
 
 
@@ -22,13 +22,6 @@ def at(frame: int, total: int | None = 20) -> Progress:
         label="x.mp4",
         time_s=frame / 25,
     )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(7.25, "7.2 s"), (59.94, "59.9 s"), (125.4, "2:05"), (3725.0, "1:02:05")]
-)
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
 
 
 def test_json_lines_have_the_documented_fields(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +71,7 @@ def test_none_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_log_gets_a_plain_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
     with show_progress("auto", label="x", json_to=io.StringIO()) as update:
         update(at(5))
         update(at(6, None))

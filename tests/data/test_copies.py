@@ -21,11 +21,8 @@ from tubelet.data.copies import (
 )
 from tubelet.data.datasets import find_folder_clips
 from tubelet.degrade import degrade, draw_recipe
-from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError
-
-
-def ignore() -> None:
-    """No progress."""
+from tubelet.errors import Cancelled, ConfigError, IncompleteError, InputError, RequestError
+from tubelet.progress import CancelToken, Progress
 
 
 def expected(src: Path, preset: str, scale: int, seed: int = 0) -> np.ndarray:
@@ -36,11 +33,10 @@ def expected(src: Path, preset: str, scale: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("preset", ["bi", "bd", "real", "second-order"])
 def test_pictures_are_what_degrade_gives_and_keep_their_names(tmp_path: Path, preset: str):
     src = save_frames(tmp_path / "src", 4, (66, 50), "im{}.png")
-    counted: list[int] = []
-    done = write_pictures(
-        src, tmp_path / "out", Degradation(preset=preset, scale=4, seed=5), on_frame=lambda: counted.append(1)
-    )
-    assert done == len(counted) == 4
+    seen: list[Progress] = []
+    done = write_pictures(src, tmp_path / "out", Degradation(preset=preset, scale=4, seed=5), on_progress=seen.append)
+    assert done == 4
+    assert (seen[0].done, seen[0].total, seen[-1].done, seen[-1].label) == (1, 4, 4, "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"im{n}.png" for n in range(4)]
     assert np.array_equal(read_clip(tmp_path / "out", max_frames=9), expected(src, preset, 4, 5))
 
@@ -54,7 +50,6 @@ def test_a_lossless_video_holds_the_same_values_and_times(tmp_path: Path, preset
         Degradation(preset=preset, scale=2, seed=1),
         encode=lossless(tmp_path / "out.mkv"),
         overwrite=False,
-        on_frame=ignore,
     )
     assert notes == []
     assert np.array_equal(read_clip(tmp_path / "out.mkv", max_frames=99), expected(src, preset, 2, 1))
@@ -65,9 +60,7 @@ def test_a_lossless_video_holds_the_same_values_and_times(tmp_path: Path, preset
 
 def test_mp4_is_near_and_says_so(tmp_path: Path):
     src, dst = make_video(tmp_path / "src.mp4"), tmp_path / "out.mp4"
-    notes = write_video(
-        src, dst, Degradation(preset="bi", scale=2), encode=lossless(dst), overwrite=False, on_frame=ignore
-    )
+    notes = write_video(src, dst, Degradation(preset="bi", scale=2), encode=lossless(dst), overwrite=False)
     assert ".mkv or a folder keeps every value" in notes[-1]
     difference = read_clip(dst, max_frames=99).astype(int) - expected(src, "bi", 2)
     assert np.abs(difference).mean() < 2
@@ -80,21 +73,27 @@ def test_a_picture(tmp_path: Path):
         assert np.array_equal(np.array(image).transpose(2, 0, 1), expected(src, "bi", 2)[0])
 
 
-def test_clips_go_on_where_they_were_stopped(tmp_path: Path):
+def test_clips_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("a", "b"):
         save_frames(tmp_path / "src" / name, 2, (40, 40))
     clips, out = find_folder_clips(tmp_path / "src"), tmp_path / "out"
     how = Degradation(preset="real", scale=2, seed=3)
 
-    def stop() -> None:
-        if (out / "a").exists():
-            raise KeyboardInterrupt
+    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    token = CancelToken()
+    seen: list[Progress] = []
 
-    with pytest.raises(KeyboardInterrupt):
-        write_clips(clips, out, how, on_frame=stop)
+    def stop(now: Progress) -> None:
+        seen.append(now)
+        if now.label == "b":
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        write_clips(clips, out, how, on_progress=stop, cancel=token)
+    assert [(now.label, now.done, now.total) for now in seen] == [("a", 1, 4), ("a", 2, 4), ("b", 3, 4)]
     assert sorted(p.name for p in out.iterdir()) == ["a", "degradation.json"]
     before = (out / "a" / "00000000.png").stat().st_mtime_ns
-    assert write_clips(clips, out, how, on_frame=ignore) == 1
+    assert write_clips(clips, out, how) == 1
     assert (out / "a" / "00000000.png").stat().st_mtime_ns == before
     assert np.array_equal(
         read_clip(out / "b", max_frames=9), expected(tmp_path / "src" / "b", "real", 2, clip_seed("b", 3))
@@ -104,19 +103,19 @@ def test_clips_go_on_where_they_were_stopped(tmp_path: Path):
 def test_copies_of_two_degradations_do_not_mix(tmp_path: Path):
     save_frames(tmp_path / "src" / "a", 1)
     clips, out = find_folder_clips(tmp_path / "src"), tmp_path / "out"
-    write_clips(clips, out, Degradation(preset="bi"), on_frame=ignore)
+    write_clips(clips, out, Degradation(preset="bi"))
     assert json.loads((out / "degradation.json").read_text())["preset"] == "bi"
     with pytest.raises(RequestError, match="copies of another degradation"):
-        write_clips(clips, out, Degradation(preset="bi", scale=2), on_frame=ignore)
+        write_clips(clips, out, Degradation(preset="bi", scale=2))
     with pytest.raises(RequestError, match="not empty and not a folder of copies"):
-        write_clips(clips, tmp_path / "src", Degradation(), on_frame=ignore)
+        write_clips(clips, tmp_path / "src", Degradation())
 
 
 def test_a_damaged_picture_leaves_nothing(tmp_path: Path):
     src = save_frames(tmp_path / "src", 3)
     (src / "00000001.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="1 of 3 images could not be decoded"):
-        write_pictures(src, tmp_path / "out", Degradation(preset="bi"), on_frame=ignore)
+        write_pictures(src, tmp_path / "out", Degradation(preset="bi"))
     assert [p.name for p in tmp_path.iterdir()] == ["src"]
 
 
@@ -130,7 +129,6 @@ def test_a_truncated_video_is_written_and_told(tmp_path: Path):
             Degradation(preset="bi"),
             encode=lossless(tmp_path / "out.mkv"),
             overwrite=False,
-            on_frame=ignore,
         )
     assert (tmp_path / "out.mkv").exists()
 
@@ -138,7 +136,7 @@ def test_a_truncated_video_is_written_and_told(tmp_path: Path):
 def test_a_recipe_replays_whatever_the_seed(tmp_path: Path):
     src = save_frames(tmp_path / "src", 3, (48, 48))
     recipe = draw_recipe("real", scale=4, seed=8)
-    write_pictures(src, tmp_path / "out", Degradation(preset="real", seed=1, recipe=recipe), on_frame=ignore)
+    write_pictures(src, tmp_path / "out", Degradation(preset="real", seed=1, recipe=recipe))
     assert np.array_equal(read_clip(tmp_path / "out", max_frames=9), expected(src, "real", 4, 8))
 
 
@@ -151,4 +149,4 @@ def test_requests_without_sense_are_refused(fields: dict):
 def test_pictures_too_small_are_refused(tmp_path: Path):
     src = save_frames(tmp_path / "src", 1, (3, 3))
     with pytest.raises(InputError, match="3x3, too small for 1/4"):
-        write_pictures(src, tmp_path / "out", Degradation(preset="bi"), on_frame=ignore)
+        write_pictures(src, tmp_path / "out", Degradation(preset="bi"))

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import small_models
-from tubelet.errors import CheckpointError, ConfigError, RequestError, ResourceError
+from tubelet.errors import Cancelled, CheckpointError, ConfigError, RequestError, ResourceError
 from tubelet.evaluation import cost as module
 from tubelet.evaluation.cost import Candidate, Cost, CostSettings, measure_costs, open_candidate
 from tubelet.evaluation.counting import count_flops
 from tubelet.evaluation.machine import describe_machine, peak_resident_bytes
 from tubelet.layers.convolution import convolve, convolve_add, convolve_doubled
+from tubelet.progress import CancelToken, Progress
 from tubelet.restore.engine import Engine
 from tubelet.types import Temporal
 from tubelet.zoo.spec import ModelSpec
@@ -140,6 +141,21 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [cost.model for cost in report.costs] == ["FrameNet", "WindowNet"]
     assert order[-8:] == ["FrameNet", "WindowNet"] * 4
     assert all(len(cost.times_s) == 3 for cost in report.costs)
+
+
+def test_progress_counts_calls_and_says_what_runs() -> None:
+    seen: list[Progress] = []
+    measure_costs([candidate(small_models.FRAME), candidate(small_models.WINDOW)], TINY, on_progress=seen.append)
+    labels = list(dict.fromkeys(now.label for now in seen))
+    assert labels[:3] == ["FrameNet: FLOPs and memory", "WindowNet: FLOPs and memory", "timing, turn 1 of 4"]
+    assert (seen[-1].done, seen[-1].total, seen[-1].unit) == (10, 10, "call")
+
+
+def test_a_token_ends_it_after_a_call() -> None:
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        measure_costs([candidate(small_models.FRAME)], TINY, cancel=token)
 
 
 def test_a_slow_model_gets_its_share_of_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

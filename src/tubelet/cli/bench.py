@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tubelet.cli.flags import flags_from, parse, pick
+from tubelet.cli.progress import show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import RequestError, ResourceError
 
@@ -52,8 +52,9 @@ def main(args: Sequence[str]) -> int:
     if not command.models:
         raise RequestError("name a model to measure; `tubelet models` lists them")
     candidates = [open_candidate(name) for name in dict.fromkeys(command.models)]
-    with _status(quiet=command.json) as tell:
-        report = measure_costs(candidates, settings, tell=tell)
+    style = "none" if command.json or not sys.stderr.isatty() else "bar"
+    with show_progress(style, label="loading", json_to=sys.stdout) as on_progress:
+        report = measure_costs(candidates, settings, on_progress=on_progress)
     if command.json:
         json.dump(_as_json(report), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
@@ -62,18 +63,6 @@ def main(args: Sequence[str]) -> int:
     for failure in report.failures:
         sys.stderr.write(f"{failure.model}: {failure.reason}\n")
     return ResourceError.exit_code if report.failures else 0
-
-
-@contextmanager
-def _status(*, quiet: bool) -> Generator[Callable[[str], None]]:
-    """Show on a terminal what is being measured."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("loading") as status:
-        yield status.update
 
 
 def _as_json(report: CostReport) -> dict[str, Any]:

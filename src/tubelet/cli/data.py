@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tubelet.cli.flags import flags_from, parse
-from tubelet.cli.progress import ProgressStyle
+from tubelet.cli.progress import ProgressStyle, show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import InputError, RequestError
+from tubelet.progress import Ticker
 
 if TYPE_CHECKING:
     from tubelet.data.check import ClipReport, SetReport
@@ -215,8 +216,6 @@ def _record(report: SetReport) -> dict[str, Any]:
 
 
 def _prepare(flags: PrepareFlags) -> int:
-    from tubelet.cli.counting import counting, frames_of
-
     with loading():
         from tubelet.data.copies import Degradation, write_clips
         from tubelet.degrade import PRESETS
@@ -227,9 +226,8 @@ def _prepare(flags: PrepareFlags) -> int:
     if flags.cache:
         return _prepare_cache(flags, flags.out, degradation.preset)
     clips = _clips(flags)
-    total = frames_of(clip.gt for clip in clips if clip.gt and not (flags.out / clip.name).exists())
-    with counting(flags.progress, label=flags.out.name, total=total) as on_frame:
-        made = write_clips(clips, flags.out, degradation, on_frame=on_frame)
+    with show_progress(flags.progress, label=flags.out.name, json_to=sys.stdout) as on_progress:
+        made = write_clips(clips, flags.out, degradation, on_progress=on_progress)
     sys.stderr.write(f"{flags.out}: {made} clips made, {len(clips) - made} were there\n")
     return 0
 
@@ -242,19 +240,18 @@ def _clips(flags: PrepareFlags) -> list[EvalClip]:
 
 
 def _prepare_cache(flags: PrepareFlags, out: Path, preset: Any) -> int:
-    from tubelet.cli.counting import counting
     from tubelet.data import prepare_clips
 
     if flags.set is not None:
         raise RequestError("--cache takes folders of clips as training does; name the folder instead of --set")
-    frames = clips = 0
-    with counting(flags.progress, label=out.name, total=None) as on_frame:
+    clips = 0
+    with show_progress(flags.progress, label=out.name, json_to=sys.stdout) as on_progress:
+        ticker = Ticker(on_progress, unit="frame", label=out.name)
         for clip in prepare_clips([flags.root], out, preset=preset, scale=flags.scale, variants=flags.variants):
             clips += 1
-            for _ in range(len(clip.gt)):
-                frames += 1
-                on_frame()
-    sys.stderr.write(f"{out}: {clips} clips, {frames} frames\n")
+            ticker.tick(len(clip.gt))
+        ticker.finish()
+    sys.stderr.write(f"{out}: {clips} clips, {ticker.done} frames\n")
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tubelet.cli.flags import flags_from, parse
-from tubelet.cli.progress import ProgressStyle
+from tubelet.cli.progress import ProgressStyle, show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import InputError, RequestError
 
@@ -119,7 +119,6 @@ def _replayed(flags: DegradeFlags, path: Path) -> Degradation:
 
 
 def _one(flags: DegradeFlags, degradation: Degradation, kind: str) -> None:
-    from tubelet.cli.counting import counting, frames_of
     from tubelet.data.copies import lossless, write_picture, write_pictures, write_video
     from tubelet.video.destination import check_output, destination_kind
 
@@ -134,19 +133,23 @@ def _one(flags: DegradeFlags, degradation: Degradation, kind: str) -> None:
     if target in ("pipe", "pattern"):
         raise RequestError(f"the output is a video file or a folder, not {flags.output!r}")
     check_output(flags.output, source=flags.input, overwrite=flags.overwrite)
-    with counting(flags.progress, label=dst.name, total=frames_of([Path(flags.input)])) as on_frame:
+    with show_progress(flags.progress, label=dst.name, json_to=sys.stdout) as on_progress:
         if target == "folder":
-            write_pictures(flags.input, dst, degradation, on_frame=on_frame)
+            write_pictures(flags.input, dst, degradation, on_progress=on_progress)
             return
         notes = write_video(
-            flags.input, dst, degradation, encode=lossless(dst), overwrite=flags.overwrite, on_frame=on_frame
+            flags.input,
+            dst,
+            degradation,
+            encode=lossless(dst),
+            overwrite=flags.overwrite,
+            on_progress=on_progress,
         )
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
 
 
 def _clips(flags: DegradeFlags, degradation: Degradation) -> None:
-    from tubelet.cli.counting import counting, frames_of
     from tubelet.data.copies import write_clips
     from tubelet.data.datasets import find_folder_clips
 
@@ -156,9 +159,8 @@ def _clips(flags: DegradeFlags, degradation: Degradation) -> None:
     if out.resolve() == src.resolve():
         raise RequestError(f"output {out} is the input itself; choose another name")
     clips = find_folder_clips(src)
-    total = frames_of(clip.gt for clip in clips if clip.gt and not (out / clip.name).exists())
-    with counting(flags.progress, label=out.name, total=total) as on_frame:
-        made = write_clips(clips, out, degradation, on_frame=on_frame)
+    with show_progress(flags.progress, label=out.name, json_to=sys.stdout) as on_progress:
+        made = write_clips(clips, out, degradation, on_progress=on_progress)
     sys.stderr.write(f"{out}: {made} clips made, {len(clips) - made} were there\n")
 
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 import tyro
 
 from tubelet.cli.flags import flags_from, parse
-from tubelet.cli.progress import clock, show_progress
+from tubelet.cli.progress import show_progress
 from tubelet.errors import ConfigError, RequestError
+from tubelet.progress_display import clock
 from tubelet.restore.settings import Result, UpscaleSettings
 
 if TYPE_CHECKING:

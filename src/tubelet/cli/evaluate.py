@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tubelet.cli.flags import flags_from, parse, pick
-from tubelet.cli.progress import ProgressStyle, clock, error_events, json_line, show_progress
+from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import RequestError
 from tubelet.evaluation.settings import EvaluateSettings
+from tubelet.progress_display import clock
 
 if TYPE_CHECKING:
     from tubelet.evaluation.results import ClipScore, ModelScore

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tubelet.cli.flags import flags_from, parse, pick
-from tubelet.cli.progress import ProgressStyle, clock, error_events, json_line, show_progress
+from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import ConfigError, IncompleteError, RequestError
+from tubelet.progress_display import clock
 from tubelet.restore.settings import Result, UpscaleSettings
 
 if TYPE_CHECKING:

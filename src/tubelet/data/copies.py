@@ -15,7 +15,7 @@ import json
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tubelet.data.datasets import EvalClip
+from tubelet.data.datasets import EvalClip, count_frames
 from tubelet.degrade import PRESETS, RANDOM_PRESETS, Preset, Recipe, degrade_frames, stream_recipe
 from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError
+from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.types import Frame
 from tubelet.video.codecs import EncodeSettings
-from tubelet.video.probe import VideoInfo
+from tubelet.video.probe import VideoInfo, probe
 from tubelet.video.reader import Reader, open_reader
 from tubelet.video.sequence import list_images
 from tubelet.video.video_sink import write_errors
@@ -37,7 +38,6 @@ from tubelet.video.writer import open_writer
 
 __all__ = [
     "Degradation",
-    "OnFrame",
     "clip_seed",
     "lossless",
     "write_clips",
@@ -45,8 +45,6 @@ __all__ = [
     "write_pictures",
     "write_video",
 ]
-
-OnFrame = Callable[[], None]
 
 _NOTHING = torch.empty(3, 0, 0)
 _MARKER = "degradation.json"
@@ -95,8 +93,8 @@ def write_clips(
     out: Path,
     degradation: Degradation,
     *,
-    on_frame: OnFrame,
-    on_clip: Callable[[EvalClip, bool], None] = lambda clip, is_new: None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
 ) -> int:
     """Write a folder of pictures for every clip; those that are there are left.
 
@@ -104,8 +102,8 @@ def write_clips(
         clips: with good versions.
         out: folder of the copies; made where it is missing.
         degradation: its seed becomes another for every clip, except that a recipe is replayed on all alike.
-        on_frame: called after every frame.
-        on_clip: called after every clip, with whether it was made now.
+        on_progress: called at most ten times a second and at the end.
+        cancel: stops after the frame that is written; finished clips are kept.
 
     Returns:
         Number of clips that were made now.
@@ -113,24 +111,30 @@ def write_clips(
     Raises:
         RequestError: the folder holds something else, or copies of another degradation.
         InputError: a clip cannot be decoded.
+        Cancelled: `cancel` was cancelled.
     """
     _claim(out, degradation)
-    made = 0
-    for clip in clips:
+    missing = [clip for clip in clips if not (out / clip.name).exists()]
+    sources = [clip.gt for clip in missing if clip.gt is not None]
+    ticker = Ticker(on_progress, unit="frame", total=_expected_frames(sources), cancel=cancel)
+    for clip in missing:
         if clip.gt is None:
             raise InputError(f"{clip.name} has no good version to degrade")
-        folder = out / clip.name
-        if not folder.exists():
-            own = dataclasses.replace(degradation, seed=clip_seed(clip.name, degradation.seed))
-            write_pictures(clip.gt, folder, own, on_frame=on_frame)
-            made += 1
-            on_clip(clip, True)
-        else:
-            on_clip(clip, False)
-    return made
+        ticker.label = clip.name
+        own = dataclasses.replace(degradation, seed=clip_seed(clip.name, degradation.seed))
+        _write_folder(clip.gt, out / clip.name, own, ticker)
+    ticker.finish()
+    return len(missing)
 
 
-def write_pictures(src: Path | str, dst: Path, degradation: Degradation, *, on_frame: OnFrame) -> int:
+def write_pictures(
+    src: Path | str,
+    dst: Path,
+    degradation: Degradation,
+    *,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+) -> int:
     """Write the degraded frames of a clip as 8-bit PNGs.
 
     Args:
@@ -138,30 +142,39 @@ def write_pictures(src: Path | str, dst: Path, degradation: Degradation, *, on_f
         dst: folder; of one that exists, the PNGs are replaced. Pictures keep the names of the source's, frames of a
             video are numbered.
         degradation: what to do.
-        on_frame: called after every frame.
+        on_progress: called at most ten times a second and at the end.
+        cancel: stops after the frame that is written; nothing is left.
 
     Returns:
         Number of frames.
 
     Raises:
         InputError: the source cannot be decoded, or not all of it: a copy would lack frames.
+        Cancelled: `cancel` was cancelled.
     """
+    total = _expected_frames([Path(src)])
+    ticker = Ticker(on_progress, unit="frame", total=total, label=dst.name, cancel=cancel)
+    _write_folder(src, dst, degradation, ticker)
+    ticker.finish()
+    return ticker.done
+
+
+def _write_folder(src: Path | str, dst: Path, degradation: Degradation, ticker: Ticker) -> None:
+    """Write a folder of pictures, whole or not at all."""
     part = dst.with_name(f".{dst.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     images = list_images(str(src))
     try:
         with open_reader(src) as reader, write_errors(str(dst)):
             part.mkdir()
-            count = 0
+            done_before = ticker.done
             for frame in _degraded(reader, degradation):
                 stem = images[frame.pts].stem if images else f"{frame.index:08d}"
                 _save(part / f"{stem}.png", frame.rgb)
-                count += 1
-                on_frame()
-            if reader.problems or not count:
+                ticker.tick(time_s=frame.time_s)
+            if reader.problems or ticker.done == done_before:
                 raise InputError(f"{src}: {'; '.join(reader.problems) or 'no frame can be decoded'}")
             _put(part, dst)
-            return count
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -191,7 +204,8 @@ def write_video(
     *,
     encode: EncodeSettings,
     overwrite: bool,
-    on_frame: OnFrame,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
 ) -> list[str]:
     """Write the degraded frames of a clip as a video, with their times, sound and the rest of the source.
 
@@ -201,24 +215,42 @@ def write_video(
         degradation: what to do.
         encode: `lossless(dst)` keeps every value as far as the container can.
         overwrite: replace an existing file.
-        on_frame: called after every frame.
+        on_progress: called at most ten times a second and at the end.
+        cancel: stops after the frame that is written; nothing is left.
 
     Returns:
         What a person should know, a line each.
 
     Raises:
         IncompleteError: the video was written, but part of the source could not be decoded.
+        Cancelled: `cancel` was cancelled.
     """
+    total = _expected_frames([Path(src)])
+    ticker = Ticker(on_progress, unit="frame", total=total, label=dst.name, cancel=cancel)
     with open_reader(src) as reader:
         info = _as_written(reader.info, dst)
         height, width = (n // degradation.scale for n in (info.height, info.width))
         with open_writer(dst, like=info, width=width, height=height, settings=encode, overwrite=overwrite) as writer:
             for frame in _degraded(reader, degradation):
                 writer.write(frame)
-                on_frame()
+                ticker.tick(time_s=frame.time_s)
+    ticker.finish()
     if reader.problems:
         raise IncompleteError(f"{dst} was written, but {src} is damaged: {'; '.join(reader.problems)}")
     return writer.notes + _losses(dst)
+
+
+def _expected_frames(sources: Sequence[Path]) -> int | None:
+    """Add up the frames of folders, pictures and videos, these by their headers; None where one does not tell."""
+    total = 0
+    for source in sources:
+        frames = count_frames(source)
+        if not frames and source.is_file():
+            frames = probe(source).frames_hint
+        if not frames:
+            return None
+        total += frames
+    return total
 
 
 def _losses(dst: Path) -> list[str]:

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -33,6 +34,7 @@ from tubelet.errors import ConfigError, ResourceError
 from tubelet.evaluation.counting import count_flops, peak_bytes
 from tubelet.evaluation.machine import Machine, describe_machine, peak_resident_bytes
 from tubelet.layers.convolution import convolving
+from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.restore.device import resolve_device
 from tubelet.restore.engine import Engine
 from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
@@ -210,20 +212,28 @@ def open_candidate(name: str) -> Candidate:
 
 
 def measure_costs(
-    candidates: Sequence[Candidate], settings: CostSettings | None = None, *, tell: Callable[[str], None] | None = None
+    candidates: Sequence[Candidate],
+    settings: CostSettings | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
 ) -> CostReport:
     """Measure models one beside the other: their timed calls take turns, so that a busy moment falls on all.
 
     Args:
         candidates: the models; a network is moved to the device.
         settings: how to measure.
-        tell: gets a line whenever something else begins.
+        on_progress: called whenever something else begins; the label says what.
+        cancel: stops the measurement after the call that it is at.
 
     Raises:
         ConfigError: the device's name or the precision makes no sense for one of the models.
         ResourceError: the device is absent.
+        Cancelled: `cancel` was cancelled.
     """
-    settings, tell = settings or CostSettings(), tell or (lambda _: None)
+    settings = settings or CostSettings()
+    turns = settings.warmup + settings.runs
+    ticker = Ticker(on_progress, unit="call", total=len(candidates) * (1 + turns), cancel=cancel)
     device = resolve_device(settings.device)
     failures: list[Failure] = []
 
@@ -234,17 +244,28 @@ def measure_costs(
         return [subject for subject, failure in done if not failure]
 
     def examine(subject: _Subject) -> None:
-        tell(f"{subject.name}: FLOPs and memory")
+        _begin(ticker, f"{subject.name}: FLOPs and memory")
         subject.examine()
+        ticker.tick()
+
+    def time_once(subject: _Subject, turn: int) -> None:
+        subject.take_turn(warm=turn < settings.warmup)
+        ticker.tick()
 
     subjects = [_Subject(candidate, settings) for candidate in candidates]
     subjects = sift(subjects, _Subject.load)
     subjects = sift(subjects, examine)
-    for turn in range(settings.warmup + settings.runs):
-        tell(f"timing, turn {turn + 1} of {settings.warmup + settings.runs}")
-        subjects = sift(subjects, lambda subject, warm=turn < settings.warmup: subject.take_turn(warm=warm))
+    for turn in range(turns):
+        _begin(ticker, f"timing, turn {turn + 1} of {turns}")
+        subjects = sift(subjects, partial(time_once, turn=turn))
+    ticker.finish()
     costs = tuple(subject.cost() for subject in subjects)
     return CostReport(describe_machine(device), settings, costs, tuple(failures))
+
+
+def _begin(ticker: Ticker, label: str) -> None:
+    ticker.label = label
+    ticker.report()
 
 
 class _Subject:

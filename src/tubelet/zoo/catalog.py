@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
-from tubelet.downloads import OnBytes, cache_folder, fetch
+from tubelet.downloads import cache_folder, fetch
 from tubelet.errors import CheckpointError, RequestError
 from tubelet.models import fast
 from tubelet.models.architecture import Architecture
+from tubelet.progress import OnProgress
 from tubelet.zoo.baselines import BASELINES
 from tubelet.zoo.spec import ModelSpec, WeightsSpec, count_parameters
 
@@ -242,12 +243,12 @@ def weights_folder() -> Path:
     return cache_folder() / "models"
 
 
-def model_weights(id: str, *, on_bytes: OnBytes | None = None) -> Path:
+def model_weights(id: str, *, on_progress: OnProgress | None = None) -> Path:
     """Return the path of published weights, fetching them if they are not here.
 
     Args:
         id: of a model whose weights are published, or of a part of models.
-        on_bytes: see `tubelet.downloads.fetch`.
+        on_progress: see `tubelet.downloads.fetch`.
 
     Raises:
         RequestError: no published weights have this name.
@@ -257,7 +258,7 @@ def model_weights(id: str, *, on_bytes: OnBytes | None = None) -> Path:
     if known is None:
         spec = find_model(id)  # which says what is near
         raise RequestError(f"the weights of {spec.id} are in the package; there is nothing to fetch")
-    return fetch(known.file, weights_folder(), on_bytes=on_bytes)
+    return fetch(known.file, weights_folder(), on_progress=on_progress)
 
 
 def model_size(spec: ModelSpec) -> int:

@@ -1,0 +1,40 @@
+"""Progress as a person sees it."""
+
+import pytest
+
+from tubelet.progress import Progress
+from tubelet.progress_display import clock, show_bar, show_lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.25, "7.2 s"), (59.94, "59.9 s"), (125.4, "2:05"), (3725.0, "1:02:05")]
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+@pytest.fixture
+def megabytes() -> Progress:
+    return Progress(
+        done=2_500_000, total=10_000_000, unit="byte", elapsed_s=5.0, rate=500_000.0, eta_s=15.0, label="w.pth"
+    )
+
+
+def test_a_log_tells_bytes_in_megabytes(
+    megabytes: Progress, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
+    show_lines()(megabytes)
+    assert capsys.readouterr().err == "w.pth: 2.5 MB of 10.0, 0.5 MB a second, 15.0 s left\n"
+
+
+def test_a_bar_tells_bytes_in_megabytes(
+    megabytes: Progress, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with show_bar("file") as update:
+        update(megabytes)
+    shown = capsys.readouterr().err
+    for text in ("w.pth", "2.5/10.0 MB", "0.5 MB/s", "15.0 s left"):
+        assert text in shown
