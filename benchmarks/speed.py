@@ -27,7 +27,7 @@ from tubelet.ops import imresize
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
-from tubelet.video.probe import ColourTags, VideoInfo
+from tubelet.video.info import ColourTags, VideoInfo
 from tubelet.video.writer import EncodeSettings, open_writer
 from tubelet.zoo.catalog import create_model, find_model
 

@@ -23,7 +23,7 @@ import torch
 from av.subtitles.subtitle import SubtitleSet
 
 from tubelet.types import Frame
-from tubelet.video.probe import ColourTags, VideoInfo
+from tubelet.video.info import ColourTags, VideoInfo
 from tubelet.video.reader import open_reader
 from tubelet.video.writer import open_writer
 

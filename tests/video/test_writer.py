@@ -16,7 +16,8 @@ from PIL import Image
 from media import VFR_MS, add_video, ffprobe, frames, info, make_plain, mux, rewrite, times_s
 from tubelet.errors import RequestError, ResourceError, TubeletError
 from tubelet.video import codecs
-from tubelet.video.probe import ColourTags, HdrMetadata, probe
+from tubelet.video.info import ColourTags, HdrMetadata
+from tubelet.video.probe import probe
 from tubelet.video.writer import EncodeSettings, check_output, open_writer
 
 DISPLAY = HdrMetadata(

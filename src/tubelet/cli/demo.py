@@ -28,7 +28,7 @@ from tubelet.restore.settings import Result, UpscaleSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tubelet.video.probe import VideoInfo
+    from tubelet.video.info import VideoInfo
 
 __all__ = ["main"]
 
@@ -148,7 +148,7 @@ def _make_clips(files: _Files, frames: int) -> dict[int, Tensor]:
 def _drawn_video(sound: Path, width: int, height: int, frames: int) -> VideoInfo:
     """Describe the drawn video, with the sound file as the source of its other streams."""
     from tubelet.evaluation.scene import FRAME_RATE
-    from tubelet.video.probe import ColourTags, VideoInfo
+    from tubelet.video.info import ColourTags, VideoInfo
 
     return VideoInfo(
         source=str(sound),

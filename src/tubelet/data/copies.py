@@ -30,10 +30,11 @@ from tubelet.errors import ConfigError, IncompleteError, InputError, RequestErro
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.types import Frame
 from tubelet.video.codecs import EncodeSettings
-from tubelet.video.probe import VideoInfo, probe
+from tubelet.video.destination import write_errors
+from tubelet.video.info import VideoInfo
+from tubelet.video.probe import probe
 from tubelet.video.reader import Reader, open_reader
 from tubelet.video.sequence import list_images
-from tubelet.video.video_sink import write_errors
 from tubelet.video.writer import open_writer
 
 __all__ = [

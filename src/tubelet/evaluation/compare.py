@@ -15,7 +15,8 @@ from torch import Tensor
 from tubelet.evaluation.crops import Region, detailed_regions
 from tubelet.evaluation.pictures import data_url, enlarge, to_image
 from tubelet.evaluation.sampling import frame_near, sample_times
-from tubelet.video.probe import VideoInfo, probe
+from tubelet.video.info import VideoInfo
+from tubelet.video.probe import probe
 
 __all__ = ["ComparePage", "write_compare_page", "write_page"]
 

@@ -26,7 +26,8 @@ from tubelet.degrade import Preset, degrade_frames
 from tubelet.errors import InputError
 from tubelet.metrics.protocols import Protocol
 from tubelet.types import Frame
-from tubelet.video.probe import VideoInfo, probe
+from tubelet.video.info import VideoInfo
+from tubelet.video.probe import probe
 from tubelet.video.reader import Reader, open_reader
 from tubelet.video.sequence import list_images
 

@@ -13,7 +13,7 @@ from tubelet.evaluation.pictures import enlarge, to_image
 from tubelet.evaluation.sampling import sample_times
 from tubelet.restore.engine import Engine
 from tubelet.types import Frame, Temporal
-from tubelet.video.probe import VideoInfo
+from tubelet.video.info import VideoInfo
 from tubelet.video.reader import open_reader
 
 __all__ = ["write_preview"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tubelet.errors import InputError
 from tubelet.types import Frame
-from tubelet.video.probe import VideoInfo
+from tubelet.video.info import VideoInfo
 from tubelet.video.reader import open_reader
 
 __all__ = ["frame_near", "sample_times"]

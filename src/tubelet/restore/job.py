@@ -25,7 +25,8 @@ from tubelet.restore.settings import Result, UpscaleSettings
 from tubelet.types import Frame, Precision
 from tubelet.video.codecs import CODECS, choose_encoding
 from tubelet.video.destination import check_output, destination_kind
-from tubelet.video.probe import VideoInfo, probe
+from tubelet.video.info import VideoInfo
+from tubelet.video.probe import probe
 from tubelet.video.reader import Reader, open_reader
 from tubelet.video.writer import EncodeSettings, open_writer
 from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint

@@ -13,7 +13,7 @@ import av
 import av.codec
 
 from tubelet.errors import RequestError, ResourceError
-from tubelet.video.probe import HdrMetadata, VideoInfo
+from tubelet.video.info import HdrMetadata, VideoInfo
 
 __all__ = [
     "CODECS",

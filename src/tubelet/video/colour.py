@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NewType
 
 import av
 import numpy as np
@@ -31,12 +31,14 @@ from torch import Tensor
 
 from tubelet.errors import RequestError
 from tubelet.video.chroma import downsample_chroma, sitings_of, upsample_chroma
+from tubelet.video.info import ColourTags
 from tubelet.video.layout import PixelLayout, component_views, layout_of, to_known_layout
-from tubelet.video.probe import ColourTags
 
-__all__ = ["Gamut", "frame_to_rgb", "resolve_matrix", "rgb_to_frame"]
+__all__ = ["Gamut", "ResolvedColour", "frame_to_rgb", "resolve_matrix", "rgb_to_frame"]
 
 Gamut = Literal["clip", "keep"]
+ResolvedColour = NewType("ResolvedColour", ColourTags)
+"""Tags whose matrix is known, as `resolve_matrix` gives them."""
 
 _LUMA_WEIGHTS = {  # AVCOL_SPC_*: red and blue, from ITU-T H.273, table 4
     1: (0.2126, 0.0722),
@@ -47,12 +49,13 @@ _LUMA_WEIGHTS = {  # AVCOL_SPC_*: red and blue, from ITU-T H.273, table 4
     9: (0.2627, 0.0593),
 }
 _RGB, _BT709, _UNSPECIFIED, _RESERVED, _SMPTE170M, _YCGCO, _BT2020 = 0, 1, 2, 3, 6, 8, 9
+_UNRESOLVED = (_RGB, _UNSPECIFIED, _RESERVED)
 _STRIP_PX = 1 << 18  # 1 MiB a float plane
 _STRIP_STEP = 32  # rows: whole dither cells in chroma that is subsampled four times
 _DITHER_MARGIN = 0.99  # above the largest threshold, 127/128
 
 
-def resolve_matrix(colour: ColourTags, width: int, height: int) -> ColourTags:
+def resolve_matrix(colour: ColourTags, width: int, height: int) -> ResolvedColour:
     """Replace an absent matrix by the one that the size of the *source* suggests; leave the other tags.
 
     Args:
@@ -63,18 +66,18 @@ def resolve_matrix(colour: ColourTags, width: int, height: int) -> ColourTags:
     Returns:
         Tags for `frame_to_rgb` and `rgb_to_frame`; headers are written by the source's own tags.
     """
-    if colour.matrix not in (_RGB, _UNSPECIFIED, _RESERVED):
-        return colour
+    if colour.matrix not in _UNRESOLVED:
+        return ResolvedColour(colour)
     matrix = _BT709 if width >= 1280 or height >= 720 else _SMPTE170M
-    return dataclasses.replace(colour, matrix=matrix)
+    return ResolvedColour(dataclasses.replace(colour, matrix=matrix))
 
 
-def frame_to_rgb(frame: VideoFrame, colour: ColourTags, *, gamut: Gamut = "clip") -> tuple[Tensor, Tensor | None]:
+def frame_to_rgb(frame: VideoFrame, colour: ResolvedColour, *, gamut: Gamut = "clip") -> tuple[Tensor, Tensor | None]:
     """Convert a decoded frame.
 
     Args:
         frame: of any software pixel format.
-        colour: tags; an absent matrix is chosen by the size of this frame.
+        colour: tags, resolved by the size of the source.
         gamut: "clip" clamps rgb to [0, 1]; "keep" leaves what lies outside, so that nothing is lost.
 
     Returns:
@@ -100,21 +103,19 @@ def frame_to_rgb(frame: VideoFrame, colour: ColourTags, *, gamut: Gamut = "clip"
         upsample_chroma(chroma, ycc[1:], shifts=shifts, sitings=sitings_of(colour.siting))
     else:
         _load(views[1:3], ycc[1:])
-    matrix = resolve_matrix(colour, frame.width, frame.height).matrix
-    decode, bias = _decoding(matrix, layout.bits, full_range, layout.padding_bits)
+    decode, bias = _decoding(colour.matrix, layout.bits, full_range, layout.padding_bits)
     rgb = torch.addmm(bias, decode, ycc.view(3, -1)).view(3, *shape)
     return _clipped(rgb, gamut), alpha
 
 
-def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, colour: ColourTags) -> VideoFrame:
+def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, colour: ResolvedColour) -> VideoFrame:
     """Convert back, dithered.
 
     Args:
         rgb: (3, H, W); what lies outside [0, 1] is written as far as there are codes for it.
         alpha: (1, H, W) in [0, 1]; None is opaque. Left out where `pix_fmt` has none.
         pix_fmt: any planar, semi-planar or packed format of 8- to 16-bit samples.
-        colour: tags, also set on the frame; an absent matrix is chosen by the size of `rgb`, so resolve it by
-            the size of the source first.
+        colour: tags, resolved by the size of the source; also set on the frame. A format of RGB uses no matrix.
 
     Returns:
         A new frame without pts.
@@ -132,8 +133,7 @@ def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, colour: Col
     if layout.has_alpha:
         opaque = torch.ones(height, width) if alpha is None else alpha.detach().to("cpu", torch.float32)[0]
         _store(opaque * layout.max_code, views[-1], layout, 0)
-    resolved = resolve_matrix(colour, width, height)
-    rows = _strip_rows(layout, resolved, width, height)
+    rows = _strip_rows(layout, colour, width, height)
     for top in range(0, height, rows):
         strip = rgb[:, top : top + rows]
         parts = [_rows_of(view, number, layout, top, rows) for number, view in enumerate(views)]
@@ -141,7 +141,7 @@ def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, colour: Col
             for channel in range(3):
                 _store(strip[channel] * layout.max_code, parts[channel], layout, channel)
         else:
-            _store_ycc(strip, parts, layout, resolved)
+            _store_ycc(strip, parts, layout, colour)
     _tag(frame, layout, colour)
     return frame
 
@@ -169,6 +169,8 @@ def _rgb_to_ycc(matrix: int) -> NDArray[np.float64]:
     """Build the 3×3 matrix from R'G'B' to Y' in [0, 1] and Cb, Cr (or Cg, Co) in [-0.5, 0.5]."""
     if matrix == _YCGCO:
         return np.array([[0.25, 0.5, 0.25], [-0.25, 0.5, -0.25], [0.5, 0.0, -0.5]])
+    if matrix in _UNRESOLVED:
+        raise ValueError(f"colour matrix {matrix} has no equation; call resolve_matrix first")
     red, blue = _LUMA_WEIGHTS.get(matrix, _LUMA_WEIGHTS[_BT2020])
     luma = np.array([red, 1 - red - blue, blue])
     cb = (np.array([0, 0, 1]) - luma) / (2 * (1 - blue))

@@ -17,9 +17,9 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 
 from tubelet.errors import InputError
+from tubelet.video.container import clock_origin, describe, pick_video_stream, read_siting
 from tubelet.video.declared import declared_bytes
 from tubelet.video.holes import HoleFinder
-from tubelet.video.probe import describe, pick_video_stream, read_siting
 from tubelet.video.y4m import ForwardOnly
 
 __all__ = ["ContainerFrames"]
@@ -46,12 +46,13 @@ class ContainerFrames:
         self._container: InputContainer = self._start(self._threads)
         try:
             siting = read_siting(self._container, self._stream)
+            origin_s = clock_origin(self._container)
             self._pass = self._decode()
             first = next(self._pass, None)
             if first is None:
                 raise InputError(f"{source}: no frame of its {self._name()} video can be decoded{self._why()}")
             self._first = first
-            self.info = describe(self._container, self._stream, first, source, siting)
+            self.info = describe(self._container, self._stream, first, source, siting=siting, origin_s=origin_s)
         except BaseException:
             self._container.close()
             raise

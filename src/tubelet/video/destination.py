@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import secrets
+from collections.abc import Generator
 from pathlib import Path
 from typing import Literal
 
-from tubelet.errors import InputError, RequestError
+import av
+
+from tubelet.errors import InputError, RequestError, ResourceError
 from tubelet.video.codecs import CONTAINERS
 from tubelet.video.sequence import list_images
 
-__all__ = ["FOLDER_NAMES", "DestinationKind", "check_output", "destination_kind", "part_path", "pictures_in"]
+__all__ = [
+    "FOLDER_NAMES",
+    "DestinationKind",
+    "check_output",
+    "destination_kind",
+    "part_path",
+    "pictures_in",
+    "write_errors",
+]
 
 DestinationKind = Literal["file", "folder", "pattern", "pipe"]
 
 FOLDER_NAMES = "%08d.png"
 """Pattern of the pictures where a folder is named."""
 _PATTERN = re.compile(r"%0?(\d*)d")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def destination_kind(dst: str | Path) -> DestinationKind:
@@ -94,6 +108,26 @@ def check_output(dst: str | Path, *, source: str | Path, overwrite: bool) -> Non
 def part_path(path: Path) -> Path:
     """Make up the hidden name next to `path` that the output has until it is whole."""
     return path.with_name(f".{path.stem}.part-{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextlib.contextmanager
+def write_errors(name: str) -> Generator[None]:
+    """Turn the errors of writing into one line for a person.
+
+    Args:
+        name: of the output.
+
+    Raises:
+        ResourceError: disk full, pipe closed, or whatever the system said.
+    """
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        if error.errno in _NO_SPACE:
+            raise ResourceError(f"no space left for {name}; free some or choose another disk") from error
+        if error.errno == errno.EPIPE:
+            raise ResourceError("the program that reads the output has closed the pipe") from error
+        raise ResourceError(f"{name} could not be written: {error.strerror or error}") from error
 
 
 def pictures_in(folder: Path, names: str) -> list[Path]:

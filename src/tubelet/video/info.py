@@ -109,6 +109,8 @@ class VideoInfo:
         streams: every stream of the container, the video too.
         video_index: index in the container of the stream that is read.
         start_s: time of the container's first timestamp; `start_s=0` of the reader means this moment.
+        origin_s: time that an output counts from: 0, or the first timestamp where the clock of the container
+            begins anywhere, as that of a transport stream does.
     """
 
     source: str
@@ -131,6 +133,7 @@ class VideoInfo:
     streams: tuple[StreamInfo, ...] = ()
     video_index: int = 0
     start_s: float = 0.0
+    origin_s: Fraction = Fraction(0)
 
 
 @dataclass(frozen=True, slots=True)

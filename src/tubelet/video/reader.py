@@ -17,8 +17,9 @@ from torch import Tensor
 from tubelet.errors import InputError
 from tubelet.types import Frame
 from tubelet.video.colour import Gamut, frame_to_rgb, resolve_matrix
+from tubelet.video.container import open_container, orientation_of
 from tubelet.video.decode import ContainerFrames
-from tubelet.video.probe import Orientation, VideoInfo, open_container, orientation_of
+from tubelet.video.info import Orientation, VideoInfo
 from tubelet.video.sequence import ImageFrames, list_images
 from tubelet.video.y4m import open_y4m_pipe
 

@@ -18,8 +18,9 @@ from av.stream import Discard
 
 from tubelet.errors import InputError
 from tubelet.video.codecs import CONTAINERS, ContainerSpec
+from tubelet.video.container import open_container
+from tubelet.video.info import VideoInfo
 from tubelet.video.metadata import copy_chapters, copy_file_metadata, copy_stream_metadata
-from tubelet.video.probe import VideoInfo, open_container
 from tubelet.video.tracks import (
     ConvertedSubtitle,
     CopiedTrack,
@@ -35,7 +36,6 @@ __all__ = ["Remuxer", "describe_left_out", "open_remuxer"]
 _ATTACHED_PIC, _TIMED_THUMBNAILS = 1 << 10, 1 << 11  # AV_DISPOSITION_*
 _COVER_TYPES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 _SEEK_BACK_S = 10  # subtitles that begin this much before a cut are still found
-_FREE_ORIGIN = ("mpegts", "mpeg")  # formats whose clock starts anywhere
 
 
 class Remuxer:
@@ -59,7 +59,6 @@ class Remuxer:
         self._origin = Fraction(0)
         self._is_cut = False
         self._end: Fraction | None = None
-        self.free_origin = _free_origin(source)
 
     def add_track(self, index: int, track: Track) -> None:
         """Let a track take the packets of the source's stream `index`."""
@@ -344,11 +343,3 @@ def _first_packet(path: Path, index: int) -> bytes | None:
 
 def _seconds(ticks: int | None, packet: Packet[Any]) -> Fraction:
     return (ticks or 0) * Fraction(packet.time_base)
-
-
-def _free_origin(source: InputContainer) -> Fraction:
-    """Give the time that an output starts from, where the clock of the source has no meaning of its own."""
-    if source.format.name not in _FREE_ORIGIN:
-        return Fraction(0)
-    starts = [s.start_time * s.time_base for s in source.streams if s.start_time is not None and s.time_base]
-    return min(starts, default=Fraction(0))

@@ -14,7 +14,8 @@ import av
 from av.video.frame import VideoFrame
 
 from tubelet.errors import InputError
-from tubelet.video.probe import VideoInfo, describe, pick_video_stream, read_siting
+from tubelet.video.container import describe, pick_video_stream, read_siting
+from tubelet.video.info import VideoInfo
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFrames", "list_images"]
 
@@ -71,7 +72,7 @@ class ImageFrames:
                     stream = pick_video_stream(container, str(path))
                     siting = 0 if self._first else read_siting(container, stream)
                     frame = next(container.decode(stream))
-                    self._first = self._first or describe(container, stream, frame, str(path), siting)
+                    self._first = self._first or describe(container, stream, frame, str(path), siting=siting)
             except (av.FFmpegError, OSError, StopIteration, InputError) as error:
                 reason = getattr(error, "strerror", None) or str(error) or "no picture in it"
                 self._bad.append(f"{path.name}: {reason}")

@@ -1,53 +1,46 @@
-"""Frames with their times into a file, a folder of pictures or a pipe, beside all else of the source."""
+"""Frames with their times into a file, a folder of images or a pipe, beside all else of the source."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-from tubelet.errors import RequestError
+from tubelet.errors import InputError
 from tubelet.types import Frame
 from tubelet.video.codecs import EncodeSettings
-from tubelet.video.destination import check_output, destination_kind, part_path
-from tubelet.video.image_sink import ImageSink
-from tubelet.video.probe import VideoInfo
-from tubelet.video.video_sink import VideoSink, write_errors
+from tubelet.video.destination import check_output
+from tubelet.video.encoder import VideoEncoder
+from tubelet.video.info import VideoInfo
+from tubelet.video.output import Output, open_output
+from tubelet.video.output_format import OutputFormat, choose_output_format
 
 __all__ = ["EncodeSettings", "Writer", "check_output", "open_writer"]
 
 _DEFAULTS = EncodeSettings()
 
 
-class _Sink(Protocol):
-    notes: list[str]
-
-    def write(self, frame: Frame) -> None: ...
-    def finish(self) -> None: ...
-    def abort(self) -> None: ...
-
-
 class Writer:
     """Takes frames in presentation order; the output has its name only after a clean exit.
+
+    It is one encoder for the whole video, and the output that takes its packets. Whoever restores a video in
+    segments uses the two apart.
 
     Attributes:
         notes: what a person should know, a line each; complete after the exit.
     """
 
-    def __init__(self, sink: _Sink, size: tuple[int, int], part: Path | None, final: Path | None) -> None:
-        """Wrap an open sink; `open_writer` does it.
+    def __init__(self, output: Output, form: OutputFormat) -> None:
+        """Wrap an open output; `open_writer` does it.
 
         Args:
-            sink: where frames go.
-            size: width and height that frames must have, pixels.
-            part: the unfinished file, None where the sink itself sees to names.
-            final: the name that it gets.
+            output: where packets go.
+            form: how frames are encoded.
         """
-        self._sink = sink
-        self._size = size
-        self._part = part
-        self._final = final
-        self.notes = sink.notes
+        self._output = output
+        self._form = form
+        self._encoder: VideoEncoder | None = None
+        self.notes = output.notes
 
     def write(self, frame: Frame) -> None:
         """Write one frame.
@@ -59,13 +52,10 @@ class Writer:
             RequestError: the frame has another size.
             ResourceError: the disk is full, or the pipe was closed.
         """
-        height, width = frame.rgb.shape[-2:]
-        if (width, height) != self._size:
-            raise RequestError(
-                f"frame {frame.index} is {width}x{height}, but the output was opened for "
-                f"{self._size[0]}x{self._size[1]}"
-            )
-        self._sink.write(frame)
+        if self._encoder is None:
+            clock = self._form.clock(frame.pts * frame.time_base)
+            self._encoder = VideoEncoder(self._form, clock, self._output)
+        self._encoder.write(frame)
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -79,21 +69,16 @@ class Writer:
     ) -> None:
         """Finish the output, or remove it if anything went wrong."""
         if error is not None:
-            self._discard()
+            self._output.discard()
             return
         try:
-            self._sink.finish()
-            if self._part and self._final:
-                with write_errors(str(self._final)):
-                    self._part.replace(self._final)
+            if self._encoder is None:
+                raise InputError("no frame came to be written, so there is no output")
+            self._encoder.finish()
         except BaseException:
-            self._discard()
+            self._output.discard()
             raise
-
-    def _discard(self) -> None:
-        self._sink.abort()
-        if self._part:
-            self._part.unlink(missing_ok=True)
+        self._output.finish()
 
 
 def open_writer(
@@ -127,19 +112,13 @@ def open_writer(
         ResourceError: an encoder is missing.
     """
     check_output(dst, source=like.source, overwrite=overwrite)
-    kind, size = destination_kind(dst), (width, height)
-    if kind in ("folder", "pattern"):
-        sink = ImageSink(Path(dst), is_pattern=kind == "pattern", like=like, size=size)
-        return Writer(sink, size, None, None)
-    final = None if kind == "pipe" else Path(dst)
-    part = part_path(final) if final else None
-    video = VideoSink(
-        part,
-        name="stdout" if final is None else str(final),
-        suffix=final.suffix.lower() if final else ".y4m",
+    form = choose_output_format(
+        dst,
         like=like,
-        size=size,
+        width=width,
+        height=height,
         settings=settings,
-        cut=(start_s, duration_s),
+        start_s=start_s,
+        duration_s=duration_s,
     )
-    return Writer(video, size, part, final)
+    return Writer(open_output(dst, form, like=like, overwrite=overwrite), form)
