@@ -13,6 +13,7 @@ from tubelet.cli.flags import flags_from, parse
 from tubelet.cli.progress import ProgressStyle, show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import InputError, RequestError
+from tubelet.files import atomic_write
 
 if TYPE_CHECKING:
     from tubelet.data.copies import Degradation
@@ -176,7 +177,6 @@ def _refuse_existing(path: Path, flags: DegradeFlags) -> None:
 def _write(path: Path, recipe: Recipe) -> None:
     from tubelet.degrade.recipe import recipe_to_json
 
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(recipe_to_json(recipe), encoding="utf-8")
-    part.replace(path)
+    with atomic_write(path) as part:
+        part.write_text(recipe_to_json(recipe), encoding="utf-8")
     sys.stderr.write(f"{recipe}\nsteps written to {path}\n")

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from tubelet.degrade import RANDOM_PRESETS, Preset, degrade
 from tubelet.errors import InputError
+from tubelet.files import atomic_write
 from tubelet.video.reader import open_reader
 from tubelet.video.sequence import IMAGE_SUFFIXES
 
@@ -164,9 +165,8 @@ def _stored(path: Path) -> NDArray[np.uint8] | None:
 def _store(path: Path, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Write whole or not at all, and open it memory-mapped."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    out = open_memmap(part, mode="w+", dtype=np.uint8, shape=array.shape)
-    out[:] = array
-    out.flush()
-    part.replace(path)
+    with atomic_write(path) as part:
+        out = open_memmap(part, mode="w+", dtype=np.uint8, shape=array.shape)
+        out[:] = array
+        out.flush()
     return np.load(path, mmap_mode="r")

@@ -27,6 +27,7 @@ from torch import Tensor
 from tubelet.data.datasets import EvalClip, count_frames
 from tubelet.degrade import PRESETS, RANDOM_PRESETS, Preset, Recipe, degrade_frames, stream_recipe
 from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError
+from tubelet.files import atomic_write
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.types import Frame
 from tubelet.video.codecs import EncodeSettings
@@ -186,16 +187,11 @@ def write_picture(src: Path, dst: Path, degradation: Degradation) -> None:
     Raises:
         InputError: the source cannot be decoded.
     """
-    part = dst.with_name(f".{dst.name}.part")
-    try:
-        with open_reader(src) as reader, write_errors(str(dst)):
-            frame = next(_degraded(reader, degradation), None)
-            if frame is None:
-                raise InputError(f"{src}: {'; '.join(reader.problems) or 'it cannot be decoded'}")
-            _save(part, frame.rgb)
-            part.replace(dst)
-    finally:
-        part.unlink(missing_ok=True)
+    with open_reader(src) as reader, write_errors(str(dst)), atomic_write(dst) as part:
+        frame = next(_degraded(reader, degradation), None)
+        if frame is None:
+            raise InputError(f"{src}: {'; '.join(reader.problems) or 'it cannot be decoded'}")
+        _save(part, frame.rgb)
 
 
 def write_video(
@@ -333,6 +329,5 @@ def _claim(out: Path, degradation: Degradation) -> None:
         raise RequestError(f"{out} is not empty and not a folder of copies; choose another folder")
     with write_errors(str(out)):
         out.mkdir(parents=True, exist_ok=True)
-        part = marker.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        part.replace(marker)
+        with atomic_write(marker) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

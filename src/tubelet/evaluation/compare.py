@@ -15,6 +15,7 @@ from torch import Tensor
 from tubelet.evaluation.crops import Region, detailed_regions
 from tubelet.evaluation.pictures import data_url, enlarge, to_image
 from tubelet.evaluation.sampling import frame_near, sample_times
+from tubelet.files import atomic_write
 from tubelet.video.info import VideoInfo
 from tubelet.video.probe import probe
 
@@ -128,9 +129,9 @@ def write_page(before: str | Path, after: str | Path, dst: str | Path, page: Com
         details="\n".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()),
     )
     path = Path(dst)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, "utf-8")
-    return part.replace(path)
+    with atomic_write(path) as part:
+        part.write_text(text, "utf-8")
+    return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from tubelet.evaluation.published import published_costs, published_scores
 from tubelet.evaluation.results import Results, read_results
+from tubelet.files import atomic_write
 from tubelet.metrics.measure import metric_info
 
 __all__ = ["Row", "comparison_rows", "metric_heading", "metric_text", "report_notes", "write_report"]
@@ -78,9 +79,9 @@ def write_report(out: Path) -> list[Path]:
     paths: list[Path] = []
     for name, text in contents.items():
         path = out / name
-        part = out / f"{name}.part"
-        part.write_text(text, "utf-8")
-        paths.append(part.replace(path))
+        with atomic_write(path) as part:
+            part.write_text(text, "utf-8")
+        paths.append(path)
     return paths
 
 

@@ -25,6 +25,7 @@ import torch
 
 from tubelet.errors import InputError
 from tubelet.evaluation.machine import describe_machine
+from tubelet.files import atomic_write
 from tubelet.metrics.protocols import Protocol
 
 __all__ = [
@@ -192,9 +193,9 @@ def describe_run(device: torch.device) -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all, without NaN and infinity."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    part.replace(path)
+    text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as part:
+        part.write_text(text + "\n", "utf-8")
 
 
 def write_clip_score(out: Path, score: ClipScore) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tubelet.evaluation.crops import Region, detailed_regions
 from tubelet.evaluation.pictures import enlarge, to_image
 from tubelet.evaluation.results import Showcase
+from tubelet.files import atomic_write
 
 __all__ = ["Collector", "picture_path"]
 
@@ -112,6 +113,5 @@ def _pixels(rgb: Tensor, column: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    image.save(part, "PNG", optimize=True)
-    part.replace(path)
+    with atomic_write(path) as part:
+        image.save(part, "PNG", optimize=True)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.files import atomic_write
 from tubelet.models import (
     basicvsr,
     basicvsr_pp,
@@ -129,10 +130,9 @@ def save_checkpoint(path: Path, model: nn.Module, notes: Mapping[str, Any]) -> N
     if dataclasses.is_dataclass(config := getattr(model, "config", None)):
         header["config"] = json.dumps(dataclasses.asdict(cast(Any, config)), default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part, metadata=header)
-    part.chmod(0o644)  # safetensors writes files that only their owner may read
-    part.replace(path)
+    with atomic_write(path) as part:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part, metadata=header)
+        part.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 def read_notes(path: Path) -> dict[str, Any]:
