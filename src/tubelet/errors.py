@@ -10,6 +10,8 @@ TubeletError               exit code of the command
  └─ Cancelled            130    a caller stopped the run by its `CancelToken`
 """
 
+from collections.abc import Iterable
+
 __all__ = [
     "Cancelled",
     "CheckpointError",
@@ -19,6 +21,7 @@ __all__ = [
     "RequestError",
     "ResourceError",
     "TubeletError",
+    "suggest",
 ]
 
 
@@ -70,3 +73,24 @@ class Cancelled(TubeletError):  # noqa: N818 - not an error: somebody wanted it
     """The run was stopped by its `CancelToken`; no unfinished output is left."""
 
     exit_code = 130
+
+
+def suggest(name: str, known: Iterable[str], *, count: int = 1, listing: str = "") -> str:
+    """Complete the line about an unknown name.
+
+    Args:
+        name: what was given.
+        known: names that there are, in the order in which they are listed.
+        count: the most suggestions.
+        listing: of the known names, where they are too many to list them all.
+
+    Returns:
+        "did you mean a or b?" where some are near, otherwise "known are a, b, c".
+    """
+    import difflib  # only needed when something is wrong
+
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, n=count, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {listing or ', '.join(names)}"

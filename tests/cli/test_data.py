@@ -59,7 +59,7 @@ def test_prepare_writes_copies_and_the_cache(tmp_path: Path, capsys: pytest.Capt
     [
         (["chek"], 2, "no action 'chek'"),
         (["check", "nowhere"], 3, "no such folder: nowhere"),
-        (["check", ".", "--set", "vid5"], 2, "did you mean 'vid4'"),
+        (["check", ".", "--set", "vid5"], 2, "did you mean vid4"),
         (["check", "."], 3, "no video and no folder of frames"),
         (["prepare", "."], 2, "give --out DIR and --preset"),
         (["prepare", ".", "--out", "o", "--preset", "bi", "--set", "udm10"], 3, "UDM10 is not in"),

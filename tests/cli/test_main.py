@@ -50,7 +50,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscael", "a", "b"]) == 2
-    assert capsys.readouterr().err == "tubelet: error: no verb 'upscael'; did you mean 'upscale'?\n"
+    assert capsys.readouterr().err == "tubelet: error: no verb 'upscael'; did you mean upscale?\n"
 
 
 @pytest.mark.parametrize(

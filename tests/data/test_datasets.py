@@ -144,7 +144,7 @@ def test_any_folder_of_clips(tmp_path: Path):
 
 
 def test_names_of_sets_have_hints():
-    with pytest.raises(RequestError, match="did you mean 'udm10'"):
+    with pytest.raises(RequestError, match="did you mean udm10"):
         find_dataset("udm")
     assert find_dataset("REDS4").title == "REDS4"
 

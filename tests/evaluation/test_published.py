@@ -239,7 +239,7 @@ def test_tables_of_one_paper_or_all() -> None:
 
 
 def test_unknown_names_suggest_what_there_is() -> None:
-    with pytest.raises(RequestError, match="'pfvrs'; did you mean 'pfvsr'"):
+    with pytest.raises(RequestError, match="'pfvrs'; did you mean pfvsr"):
         find_tables("pfvrs")
     with pytest.raises(RequestError, match="no column 'psnr'; it has params-m, "):
         table_of("pfvsr", "2").cell("VRT", "psnr")

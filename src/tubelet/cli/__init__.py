@@ -6,7 +6,6 @@ imported when the verb is typed, and has `main(args) -> int`.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import io
@@ -17,7 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from tubelet.errors import RequestError, TubeletError
+from tubelet.errors import RequestError, TubeletError, suggest
 
 __all__ = ["VERBS", "main"]
 
@@ -97,9 +96,7 @@ def _dispatch(args: list[str]) -> int:
         return 0
     verb = args[0]
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(VERBS)}"
-        raise RequestError(f"no verb {verb!r}; {hint}")
+        raise RequestError(f"no verb {verb!r}; {suggest(verb, VERBS)}")
     run: Callable[[list[str]], int] = importlib.import_module(f"tubelet.cli.{verb}").main
     return run(args[1:])
 

@@ -6,11 +6,10 @@ first that exists counts. Numbers that are not certain are left out, and then no
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tubelet.errors import RequestError
+from tubelet.errors import RequestError, suggest
 
 __all__ = ["DATASETS", "ClipFacts", "Dataset", "Split", "find_dataset"]
 
@@ -313,6 +312,4 @@ def find_dataset(name: str) -> Dataset:
         if dataset.name == name.lower():
             return dataset
     names = [dataset.name for dataset in DATASETS]
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-    raise RequestError(f"no set {name!r}; {hint}")
+    raise RequestError(f"no set {name!r}; {suggest(name, names)}")

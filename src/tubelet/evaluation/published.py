@@ -22,7 +22,6 @@ the paper gives nothing, or a word (a tick is "✓"). A column is "PROTOCOL METR
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tubelet.errors import RequestError
+from tubelet.errors import RequestError, suggest
 
 __all__ = [
     "TABLES",
@@ -196,9 +195,7 @@ def find_tables(paper: str | None = None) -> list[PublishedTable]:
     """
     known: tuple[str, ...] = get_args(Paper)
     if paper is not None and paper not in known:
-        near = difflib.get_close_matches(paper, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        raise RequestError(f"no tables of a paper {paper!r}; {hint}")
+        raise RequestError(f"no tables of a paper {paper!r}; {suggest(paper, known)}")
     return [table for table in TABLES if paper in (None, table.paper)]
 
 

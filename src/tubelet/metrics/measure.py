@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from tubelet.errors import RequestError, ResourceError
+from tubelet.errors import RequestError, ResourceError, suggest
 from tubelet.metrics.fidelity import Channel, psnr, ssim
 from tubelet.metrics.meters import FrameMeter
 
@@ -174,9 +173,7 @@ def metric_info(name: str) -> MetricInfo:
     names = [info.name for info in METRICS]
     if name in names:
         return METRICS[names.index(name)]
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-    raise RequestError(f"there is no metric {name!r}; {hint}")
+    raise RequestError(f"there is no metric {name!r}; {suggest(name, names)}")
 
 
 def make_meter(name: str, *, border: int = 0, weights: Path | None = None, device: str | torch.device = "cpu") -> Meter:

@@ -9,12 +9,11 @@ folder-<degradation>-x<scale>   any folder of clips: Y, border 0, all frames
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from tubelet.errors import RequestError
+from tubelet.errors import RequestError, suggest
 
 __all__ = ["DEGRADATIONS", "PROTOCOLS", "Protocol", "find_protocol"]
 
@@ -201,9 +200,7 @@ def find_protocol(name: str) -> Protocol:
     if free and int(free.group(2)) in SCALES:
         return _folder(free.group(1), int(free.group(2)))
     known = [p.name for p in PROTOCOLS] + [f"folder-{d}-x4" for d in DEGRADATIONS]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-    raise RequestError(f"no protocol {name!r}; {hint}")
+    raise RequestError(f"no protocol {name!r}; {suggest(name, known)}")
 
 
 def _folder(degradation: str, scale: int) -> Protocol:
