@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tubelet.ops.ssim import gaussian_taps, similarity_map
 
 __all__ = [
     "LOSSES",
@@ -26,7 +26,6 @@ __all__ = [
 
 LossName = Literal["charbonnier", "l1", "mse"]
 Loss = Callable[[Tensor, Tensor], Tensor]
-_SSIM_TAPS = 11  # of the window, on a side
 
 
 def charbonnier(sr: Tensor, gt: Tensor, *, eps: float = 1e-3) -> Tensor:
@@ -89,23 +88,17 @@ def structural_similarity(sr: Tensor, gt: Tensor) -> Tensor:
 
     Source: Wang et al., IEEE TIP 2004, Eq. 13; constants for a data range of 1.
     """
-    height, width = sr.shape[-2:]
-    if min(height, width) < _SSIM_TAPS:
-        raise ValueError(f"SSIM needs at least {_SSIM_TAPS}×{_SSIM_TAPS} pixels, got {width}×{height}")
-    a, b = (x.reshape(-1, 1, height, width) for x in (sr, gt))
-    mean_a, mean_b, squares, product = _window(torch.cat([a, b, a * a + b * b, a * b])).chunk(4)
-    c1, c2 = 0.01**2, 0.03**2
-    means, product_of_means = mean_a * mean_a + mean_b * mean_b, mean_a * mean_b
-    covariance, variances = product - product_of_means, squares - means
-    similarity = (2 * product_of_means + c1) * (2 * covariance + c2) / ((means + c1) * (variances + c2))
-    return similarity.mean()
+    a = sr.reshape(-1, *sr.shape[-2:])
+    b = gt.reshape(-1, *gt.shape[-2:])
+    return similarity_map(a, b, peak=1.0, blur=_blur).mean()
 
 
-def _window(x: Tensor) -> Tensor:
-    """Blur (N, 1, H, W) with the Gaussian of SSIM, valid area only."""
-    taps = [math.exp(-((i - _SSIM_TAPS // 2) ** 2) / (2 * 1.5**2)) for i in range(_SSIM_TAPS)]
-    kernel = x.new_tensor([tap / math.fsum(taps) for tap in taps])
-    return functional.conv2d(functional.conv2d(x, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+def _blur(x: Tensor) -> Tensor:
+    """Weigh (4, N, H, W) by the window of SSIM, valid area only."""
+    kernel = x.new_tensor(gaussian_taps())
+    columns = functional.conv2d(x.reshape(-1, 1, *x.shape[-2:]), kernel.view(1, 1, -1, 1))
+    blurred = functional.conv2d(columns, kernel.view(1, 1, 1, -1))
+    return blurred.view(*x.shape[:2], *blurred.shape[-2:])
 
 
 def l1_and_ssim(sr: Tensor, gt: Tensor, *, alpha: float) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tubelet.ops.ssim import SSIM_TAPS, gaussian_taps, require_window, similarity_map
+
 __all__ = ["Channel", "psnr", "ssim", "to_channel"]
 
 Channel = Literal["y", "rgb"]
-_TAPS = 11  # of SSIM's window
 _STRIP_ROWS = 64  # of a picture at once: what is computed on the way stays in the processor's cache
 
 
@@ -80,35 +80,24 @@ def ssim(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> 
     _check(sr, gt, border)
     a, b = (_crop(to_channel(x, channel), border) for x in (sr, gt))
     shape, (height, width) = a.shape[:-3], a.shape[-2:]
-    if min(height, width) < _TAPS:
-        raise ValueError(f"SSIM needs at least {_TAPS}×{_TAPS} pixels, got {width}×{height}")
+    require_window(a)
     a, b = (x.reshape(-1, height, width) for x in (a, b))
-    rows, columns = height - _TAPS + 1, width - _TAPS + 1
+    rows, columns = height - SSIM_TAPS + 1, width - SSIM_TAPS + 1
     total = a.new_zeros(len(a))
     for top in range(0, rows, _STRIP_ROWS):
-        strip = slice(top, top + _STRIP_ROWS + _TAPS - 1)
-        total = total + _similarity(a[:, strip], b[:, strip]).sum((1, 2))
+        strip = slice(top, top + _STRIP_ROWS + SSIM_TAPS - 1)
+        total = total + similarity_map(a[:, strip], b[:, strip], peak=255.0, blur=_blur).sum((1, 2))
     return (total / (rows * columns)).reshape(*shape, -1).mean(-1)
 
 
-def _similarity(a: Tensor, b: Tensor) -> Tensor:
-    """(P, H, W) in [0, 255] → (P, H - 10, W - 10)."""
-    mean_a, mean_b, squares, product = _window(torch.stack([a, b, a * a + b * b, a * b]))
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    means, product_of_means = mean_a * mean_a + mean_b * mean_b, mean_a * mean_b
-    covariance, variances = product - product_of_means, squares - means
-    return (2 * product_of_means + c1) * (2 * covariance + c2) / ((means + c1) * (variances + c2))
-
-
-def _window(x: Tensor) -> Tensor:
-    """Blur (..., H, W) with the Gaussian, valid area only.
+def _blur(x: Tensor) -> Tensor:
+    """Weigh (..., H, W) by the window of SSIM, valid area only.
 
     Sums of shifted pictures: the convolutions of torch take twenty times as long in float64.
     """
-    taps = [math.exp(-((i - _TAPS // 2) ** 2) / (2 * 1.5**2)) for i in range(_TAPS)]
-    taps = [tap / math.fsum(taps) for tap in taps]
+    taps = gaussian_taps()
     for axis in (-2, -1):
-        size = x.shape[axis] - _TAPS + 1
+        size = x.shape[axis] - SSIM_TAPS + 1
         blurred = x.narrow(axis, 0, size) * taps[0]
         for start, tap in enumerate(taps[1:], start=1):
             blurred = blurred.add_(x.narrow(axis, start, size), alpha=tap)
