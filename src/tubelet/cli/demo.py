@@ -115,6 +115,7 @@ def _make_clips(files: _Files, frames: int) -> dict[int, Tensor]:
     """Write the original and its degraded copy, both with sound; give some of the originals, as uint8."""
     from tubelet.degrade import degrade
     from tubelet.evaluation.scene import FRAME_RATE, SCENE_SIZE, draw_scene
+    from tubelet.ops.pixels import to_uint8
     from tubelet.types import Frame
     from tubelet.video.writer import EncodeSettings, open_writer
 
@@ -141,7 +142,7 @@ def _make_clips(files: _Files, frames: int) -> dict[int, Tensor]:
             for writer, rgb in zip(writers, (gt, lq), strict=True):
                 writer.write(Frame(rgb, t, Fraction(1, FRAME_RATE), duration=1, index=t))
             if t % _MEASURE_EVERY == 0:
-                truth[t] = (gt * 255).round().byte()
+                truth[t] = to_uint8(gt)
     return truth
 
 

@@ -28,6 +28,7 @@ from torch.nn import functional
 from tubelet.degrade import RANDOM_PRESETS, Preset, degrade
 from tubelet.errors import InputError
 from tubelet.files import atomic_write
+from tubelet.ops.pixels import to_uint8
 from tubelet.video.reader import open_reader
 from tubelet.video.sequence import IMAGE_SUFFIXES
 
@@ -82,7 +83,7 @@ def prepare_clips(
             if lq is None:
                 clip = torch.from_numpy(np.array(gt)).float() / 255
                 unique = zlib.crc32(source.name.encode()) + seed  # another draw for every clip
-                lq = _store(path, _to_bytes(degrade(clip, preset, scale=scale, seed=unique)))
+                lq = _store(path, to_uint8(degrade(clip, preset, scale=scale, seed=unique)).numpy())
             lqs.append(lq)
         yield CachedClip(source.stem, gt, tuple(lqs))
 
@@ -122,7 +123,7 @@ def read_clip(source: Path, *, max_frames: int, size_multiple: int = 1) -> NDArr
         InputError: there is nothing that can be decoded.
     """
     with open_reader(source) as reader:
-        frames = [_to_bytes(frame.rgb) for frame in islice(reader, max_frames)]
+        frames = [to_uint8(frame.rgb).numpy() for frame in islice(reader, max_frames)]
     return _cropped(frames, size_multiple)
 
 
@@ -152,10 +153,6 @@ def _pan(image: Tensor, seed: int) -> list[NDArray[np.uint8]]:
         y, x = (round(s + v * t) for s, v in zip(start, speed, strict=True))
         frames.append(half[:, y : y + height, x : x + width].numpy())
     return frames
-
-
-def _to_bytes(x: Tensor) -> NDArray[np.uint8]:
-    return (x.clamp(0, 1) * 255).round().byte().numpy()
 
 
 def _stored(path: Path) -> NDArray[np.uint8] | None:

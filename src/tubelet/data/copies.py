@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,6 +27,7 @@ from tubelet.data.datasets import EvalClip, count_frames
 from tubelet.degrade import PRESETS, RANDOM_PRESETS, Preset, Recipe, degrade_frames, stream_recipe
 from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError
 from tubelet.files import atomic_write
+from tubelet.ops.pixels import quantize, to_image_array
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.types import Frame
 from tubelet.video.codecs import EncodeSettings
@@ -277,7 +277,7 @@ def _degraded(reader: Reader, degradation: Degradation) -> Iterator[Frame]:
 
     def cropped() -> Iterator[Tensor]:
         for frame in reader:
-            rgb = (frame.rgb[:, :height, :width] * 255).round() / 255  # as if read from pictures, whatever the source
+            rgb = quantize(frame.rgb[:, :height, :width])  # as if read from pictures, whatever the source
             waiting.append(dataclasses.replace(frame, rgb=_NOTHING, alpha=None))  # a view would keep the picture
             yield rgb
 
@@ -294,8 +294,7 @@ def _as_written(info: VideoInfo, dst: Path) -> VideoInfo:
 
 
 def _save(path: Path, rgb: Tensor) -> None:
-    pixels = (rgb * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(path, "PNG", compress_level=_PNG_LEVEL)
+    Image.fromarray(to_image_array(rgb)).save(path, "PNG", compress_level=_PNG_LEVEL)
 
 
 def _put(part: Path, dst: Path) -> None:

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from tubelet.data.cache import read_clip
 from tubelet.errors import ConfigError, InputError
+from tubelet.ops.pixels import quantize
 from tubelet.video.sequence import IMAGE_SUFFIXES
 
 __all__ = ["MotionSettings", "MovingPair", "MovingPictures", "find_pictures"]
@@ -324,7 +325,7 @@ def _expose(frames: Tensor, rng: np.random.Generator, settings: MotionSettings) 
     if rng.random() < 0.5:
         sigma = settings.noise * rng.random() ** 2
         frames = frames + torch.from_numpy(rng.standard_normal(frames.shape, dtype=np.float32)) * sigma
-    return (frames.clamp(0, 1) * 255).round() / 255
+    return quantize(frames)
 
 
 def _blur(frames: Tensor, sigma_px: float) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from tubelet.degrade.blur import blur, gaussian_taps
 from tubelet.degrade.recipe import apply_recipe, draw_recipe, stream_recipe
-from tubelet.degrade.steps import quantise
 from tubelet.errors import ConfigError
 from tubelet.ops import imresize
+from tubelet.ops.pixels import quantize
 
 __all__ = ["PRESETS", "Preset", "degrade", "degrade_frames"]
 
@@ -46,15 +46,15 @@ def degrade(clip: Tensor, preset: Preset, *, scale: int = 4, seed: int = 0) -> T
     Source: docs/protocols.md, with the papers that use each preset.
     """
     if preset == "bi":
-        return quantise(imresize(clip, 1 / scale))
+        return quantize(imresize(clip, 1 / scale))
     if preset == "bi-u8":
-        return imresize(quantise(clip), 1 / scale, rounding="u8")
+        return imresize(quantize(clip), 1 / scale, rounding="u8")
     if preset == "bd":
-        return quantise(blur(clip, gaussian_taps(1.6, 13), stride=scale))
+        return quantize(blur(clip, gaussian_taps(1.6, 13), stride=scale))
     if preset == "bd-b":
-        return quantise(blur(clip, gaussian_taps(1.6, 12), stride=scale, phase=scale // 2 - 1, edge="replicate"))
+        return quantize(blur(clip, gaussian_taps(1.6, 12), stride=scale, phase=scale // 2 - 1, edge="replicate"))
     if preset == "bd-c":
-        return quantise(blur(clip, gaussian_taps(1.5, 9), stride=scale))
+        return quantize(blur(clip, gaussian_taps(1.5, 9), stride=scale))
     if preset in ("real", "second-order"):
         return apply_recipe(clip, draw_recipe(preset, scale=scale, seed=seed))
     raise ConfigError(f"unknown degradation {preset!r}; known are {', '.join(PRESETS)}")

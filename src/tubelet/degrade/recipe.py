@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from tubelet.degrade.kernels import KernelShape
-from tubelet.degrade.steps import Blur, Codec, Jpeg, Noise, Resize, ResizeMethod, Step, apply_step, quantise, resized
+from tubelet.degrade.steps import Blur, Codec, Jpeg, Noise, Resize, ResizeMethod, Step, apply_step, resized
 from tubelet.errors import ConfigError, InputError
+from tubelet.ops.pixels import quantize
 
 __all__ = [
     "RANDOM_PRESETS",
@@ -104,7 +105,7 @@ def apply_recipe(clip: Tensor, recipe: Recipe, *, part: int = 0) -> Tensor:
         ResourceError: this build of FFmpeg lacks an encoder of the recipe.
     """
     gt_size = (clip.shape[-2], clip.shape[-1])
-    return quantise(_apply(recipe.steps, clip, gt_size, part))
+    return quantize(_apply(recipe.steps, clip, gt_size, part))
 
 
 def stream_recipe(frames: Iterable[Tensor], recipe: Recipe, size: tuple[int, int]) -> Iterator[Tensor]:
@@ -131,7 +132,7 @@ def stream_recipe(frames: Iterable[Tensor], recipe: Recipe, size: tuple[int, int
             return
         clip = torch.stack(held)
         held.clear()
-        yield from quantise(_apply(rest, clip, size, part))
+        yield from quantize(_apply(rest, clip, size, part))
 
 
 def part_frames(recipe: Recipe, size: tuple[int, int]) -> int:

@@ -27,9 +27,10 @@ from torch.nn import functional
 from tubelet.degrade.blur import blur, gaussian_kernel
 from tubelet.degrade.kernels import KernelShape, shaped_kernel, sinc_kernel
 from tubelet.ops import imresize, resample
+from tubelet.ops.pixels import quantize, to_image_array
 from tubelet.video.recode import recode
 
-__all__ = ["Blur", "Codec", "Jpeg", "Noise", "Resize", "ResizeMethod", "Step", "apply_step", "quantise", "resized"]
+__all__ = ["Blur", "Codec", "Jpeg", "Noise", "Resize", "ResizeMethod", "Step", "apply_step", "resized"]
 
 ResizeMethod = Literal["bicubic", "area", "bilinear", "bicubic-plain", "bilinear-plain"]
 _PART_SEED = 0x9E3779B9  # odd and large: the parts of a long clip get noise of their own
@@ -163,18 +164,13 @@ def apply_step(step: Step, clip: Tensor, *, gt_size: tuple[int, int], part: int 
         case Jpeg():
             return torch.stack([_jpeg(frame, step.quality) for frame in clip])
         case Codec():
-            return recode(quantise(clip), step.encoder, step.options)
+            return recode(quantize(clip), step.encoder, step.options)
 
 
 def resized(gt_size: tuple[int, int], factor: float) -> tuple[int, int]:
     """Round the size that a `Resize` makes up to whole pixels, as MATLAB's imresize does."""
     height, width = (max(1, math.ceil(n * factor - 1e-9)) for n in gt_size)
     return height, width
-
-
-def quantise(x: Tensor) -> Tensor:
-    """Clamp and round to multiples of 1/255."""
-    return (x.clamp(0, 1) * 255).round() / 255
 
 
 def _require(holds: bool, name: str, value: object) -> None:
@@ -214,8 +210,7 @@ def _noise(clip: Tensor, step: Noise, part: int) -> Tensor:
 
 
 def _jpeg(frame: Tensor, quality: int) -> Tensor:
-    pixels = (quantise(frame) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(to_image_array(frame)).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     decoded = np.array(Image.open(buffer).convert("RGB"))
     return torch.from_numpy(decoded).permute(2, 0, 1).float() / 255

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tubelet.data.datasets import find_clips
 from tubelet.degrade import RANDOM_PRESETS
@@ -39,6 +39,7 @@ from tubelet.evaluation.showcase import Collector
 from tubelet.evaluation.ticker import EvaluationTicker, Task
 from tubelet.metrics.measure import METRICS, make_meter, metric_info
 from tubelet.metrics.protocols import Protocol, find_protocol
+from tubelet.ops.pixels import quantize
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
@@ -225,7 +226,8 @@ class _Job:
         with Pairs(subject, self.protocol, max_frames=settings.max_frames) as pairs:
             for index, frame in enumerate(watch.restored(engine, pairs)):
                 pair = pairs.take()
-                sr = _to_8_bit(frame.rgb[..., : subject.height, : subject.width])
+                # The literature measures images that were saved.
+                sr = quantize(frame.rgb[..., : subject.height, : subject.width])
                 if collector is not None:
                     collector.look(index, sr=sr, gt=pair.gt, lq=pair.lq)
                 if subject.scored is None or index in subject.scored:
@@ -275,8 +277,3 @@ def _decisive(protocol: Protocol) -> dict[str, Any]:
     facts = protocol_facts(protocol)
     facts = {name: value for name, value in facts.items() if name not in ("summary", "used_by", "metrics", "clips")}
     return {**facts, "edition": RANDOM_PRESETS.get(protocol.degradation)}
-
-
-def _to_8_bit(rgb: Tensor) -> Tensor:
-    """Round as a file of pictures would: the literature measures what was saved."""
-    return (rgb.clamp(0, 1) * 255).round() / 255

@@ -25,6 +25,7 @@ from tubelet.data.datasets import EvalClip
 from tubelet.degrade import Preset, degrade_frames
 from tubelet.errors import InputError
 from tubelet.metrics.protocols import Protocol
+from tubelet.ops.pixels import to_uint8
 from tubelet.types import Frame
 from tubelet.video.info import VideoInfo
 from tubelet.video.probe import probe
@@ -160,7 +161,7 @@ class Pairs:
         elif subject.gt is None:
             yield from ((frame, None) for frame in self._read(subject.lq))
         else:
-            gts = (_to_bytes(self._cut(frame.rgb)) for frame in self._read(subject.gt))
+            gts = (to_uint8(self._cut(frame.rgb)) for frame in self._read(subject.gt))
             for count, (lq, gt) in enumerate(zip_longest(self._read(subject.lq), gts)):
                 if lq is None or gt is None:
                     longer, shorter = (subject.gt, subject.lq) if lq is None else (subject.lq, subject.gt)
@@ -185,7 +186,7 @@ class Pairs:
         def gts() -> Iterator[Tensor]:
             for frame in frames:
                 gt = self._cut(frame.rgb)
-                ahead.append(replace(frame, rgb=_to_bytes(gt)))
+                ahead.append(replace(frame, rgb=to_uint8(gt)))
                 yield gt
 
         subject, protocol = self._subject, self._protocol
@@ -245,7 +246,3 @@ def _fingerprint(paths: list[Path]) -> str:
             stat = file.stat()
             digest.update(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def _to_bytes(x: Tensor) -> Tensor:
-    return (x.clamp(0, 1) * 255).round().byte()

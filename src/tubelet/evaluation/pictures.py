@@ -8,6 +8,7 @@ import io
 from PIL import Image
 from torch import Tensor
 
+from tubelet.ops.pixels import to_image_array
 from tubelet.ops.resize import Kernel, resample
 
 __all__ = ["data_url", "enlarge", "to_image"]
@@ -15,7 +16,7 @@ __all__ = ["data_url", "enlarge", "to_image"]
 
 def to_image(rgb: Tensor) -> Image.Image:
     """Round (3, H, W) in [0, 1] to an 8-bit picture."""
-    return Image.fromarray((rgb.clamp(0, 1) * 255).round().byte().movedim(0, -1).contiguous().cpu().numpy())
+    return Image.fromarray(to_image_array(rgb))
 
 
 def enlarge(rgb: Tensor, size: tuple[int, int], kernel: Kernel = "bicubic") -> Tensor:

@@ -18,6 +18,7 @@ from tubelet.evaluation.crops import Region, detailed_regions
 from tubelet.evaluation.pictures import enlarge, to_image
 from tubelet.evaluation.results import Showcase
 from tubelet.files import atomic_write
+from tubelet.ops.pixels import to_uint8
 
 __all__ = ["Collector", "picture_path"]
 
@@ -108,7 +109,7 @@ def _pixels(rgb: Tensor, column: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Cut a column out of (3, H, W): (height, 3) uint8."""
     x, y, height = column
     pixels = rgb[:, y : y + height, x]
-    return (pixels.clamp(0, 1) * 255).round().byte().T.contiguous().cpu().numpy()
+    return to_uint8(pixels).T.contiguous().cpu().numpy()
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from tubelet.errors import CheckpointError, ResourceError
 from tubelet.metrics.meters import FrameMeter, PairMeter
 from tubelet.metrics.weights import WeightFile, find_weights, read_tensors
+from tubelet.ops.pixels import quantize
 
 __all__ = ["WEIGHTS", "load_clip_iqa", "load_dists", "load_lpips", "perceptual_meter"]
 
@@ -74,7 +75,7 @@ def perceptual_meter(name: str, *, border: int, weights: Path | None, device: to
         x = x[:, border : x.shape[-2] - border, border : x.shape[-1] - border]
         if min(x.shape[-2:]) < _MIN_PX:
             raise ValueError(f"{x.shape[-1]}×{x.shape[-2]} pixels are too few; at least {_MIN_PX} a side")
-        return ((x.to(device).float().clamp(0, 1) * 255).round() / 255)[None]
+        return quantize(x.to(device).float())[None]
 
     if name == "tlpips":
         return _tlpips(load_lpips("alex", weights).to(device), ready)

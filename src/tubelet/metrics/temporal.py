@@ -17,6 +17,7 @@ from torch.nn import functional
 from tubelet.errors import ResourceError
 from tubelet.metrics.fidelity import to_channel
 from tubelet.metrics.meters import PairMeter
+from tubelet.ops.pixels import quantize, to_image_array
 
 __all__ = ["occlusion_mask", "temporal_meter", "warp"]
 
@@ -81,7 +82,7 @@ def _warp_error(border: int, device: torch.device) -> PairMeter:
 
     def prepare(sr: Tensor, gt: Tensor | None) -> _Warpable:
         _check_size(sr, border)
-        rgb = (sr.to(device).float().clamp(0, 1) * 255).round() / 255
+        rgb = quantize(sr.to(device).float())
         return _Warpable(rgb, _gray(sr if gt is None else gt))
 
     def score(before: _Warpable, now: _Warpable) -> float:
@@ -167,8 +168,7 @@ def _tof(border: int) -> PairMeter:
 
 def _full_gray(x: Tensor, cv2: Any) -> _Gray:
     """Full-range gray of OpenCV, as TecoGAN has it."""
-    rgb = (x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+    return cv2.cvtColor(to_image_array(x), cv2.COLOR_RGB2GRAY)
 
 
 def _flicker(border: int, device: torch.device) -> PairMeter:
