@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import CheckpointError
+from tubelet.ops.sizes import round_up
 from tubelet.ops.warp import backward_warp
 
 __all__ = ["SpyNet", "load_spynet", "rename_spynet"]
@@ -77,7 +78,7 @@ class SpyNet(nn.Module):
         """
         height, width = ref.shape[-2:]
         # Published weights expect the frame stretched, not padded.
-        size = (-(-height // _MULTIPLE) * _MULTIPLE, -(-width // _MULTIPLE) * _MULTIPLE)
+        size = (round_up(height, _MULTIPLE), round_up(width, _MULTIPLE))
         flow = self._estimate(self._pyramid(ref, _LEVELS, size), self._pyramid(supp, _LEVELS, size))[-1]
         if size == (height, width):
             return flow

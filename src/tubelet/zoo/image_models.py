@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from tubelet.errors import CheckpointError, RequestError, ResourceError
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
+from tubelet.ops.sizes import round_up
 from tubelet.tensor_files import read_header
 from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint
 from tubelet.zoo.spec import ModelSpec
@@ -76,7 +77,8 @@ class ImageModel:
         """Enlarge pictures of any size, each by itself: (B, 3, H, W) → (B, 3, sH, sW), clipped to [0, 1]."""
         height, width = lq.shape[-2:]
         scale, multiple, least = self.spec.scale, self.spec.contract.size_multiple, self.spec.contract.min_size_px
-        down, across = (-(-max(side, least) // multiple) * multiple - side for side in (height, width))
+        down = round_up(max(height, least), multiple) - height
+        across = round_up(max(width, least), multiple) - width
         padded = functional.pad(lq, (0, across, 0, down), mode="replicate") if down or across else lq
         return self.network(padded[:, None])[:, 0, :, : scale * height, : scale * width].clamp(0, 1)
 
