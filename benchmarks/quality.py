@@ -18,15 +18,13 @@ from tubelet.metrics import psnr, ssim
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
-from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint
+from tubelet.zoo.opening import open_model
 
 
 def score(model: str, lq: torch.Tensor, gt: torch.Tensor) -> tuple[float, float]:
     """Restore a clip through the engine: mean PSNR, dB, and SSIM."""
-    if is_checkpoint(model):
-        engine = Engine(*checkpoint_spec(model), UpscaleSettings(device="cpu"))
-    else:
-        engine = Engine(find_model(model), create_model(model), UpscaleSettings(device="cpu"))
+    opened = open_model(model)
+    engine = Engine(opened.spec, opened.network, UpscaleSettings(device="cpu"))
     frames = (Frame(rgb, t, Fraction(1, 25), index=t) for t, rgb in enumerate(lq))
     restored = [frame.rgb for frame in engine.restore(frames)]
     pairs = list(zip(restored, gt, strict=True))

@@ -29,7 +29,8 @@ from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
 from tubelet.video.info import ColourTags, VideoInfo
 from tubelet.video.writer import EncodeSettings, open_writer
-from tubelet.zoo.catalog import create_model, find_model
+from tubelet.zoo.catalog import find_model
+from tubelet.zoo.opening import open_model
 
 WIDTH, HEIGHT = 320, 180
 RUN_COMMAND = """
@@ -79,7 +80,9 @@ def make_clip(path: Path, count: int) -> None:
 def step_of(id: str, layout: torch.memory_format, dtype: torch.dtype) -> Callable[[], object]:
     """Make a function that restores the next frame, the hidden state carried along."""
     low = dtype != torch.float32
-    spec, model = find_model(id), create_model(id).to(memory_format=layout)
+    opened = open_model(id)
+    spec = opened.spec
+    model = opened.network.to(memory_format=layout)
     lq = torch.stack([f.rgb for f in frames(2)])[None]
     if layout == torch.channels_last:
         lq = lq.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
@@ -121,7 +124,8 @@ def bench_engine(ids: list[str], count: int) -> None:
     print(f"\nThrough the engine, {count} frames\n| model | frames a second |\n|---|---|")
     clip = list(frames(count))
     for id in ids:
-        engine = Engine(find_model(id), create_model(id), UpscaleSettings(device="cpu"))
+        opened = open_model(id)
+        engine = Engine(opened.spec, opened.network, UpscaleSettings(device="cpu"))
         start = time.perf_counter()
         done = sum(1 for _ in engine.restore(iter(clip)))
         print(f"| {id} | {done / (time.perf_counter() - start):.1f} |", flush=True)

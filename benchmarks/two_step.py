@@ -11,23 +11,23 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from tubelet.models import basicvsr, edvr, fsrcnn, srvgg
-from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
+from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer, needed_image_model
+from tubelet.zoo.bases import open_base, refer_to
 from tubelet.zoo.checkpoint import save_checkpoint
-from tubelet.zoo.image_models import open_image_model
 
 Scale = Literal[2, 4]
 
 
-def save(folder: Path, name: str, network: nn.Module, notes: dict[str, Any] | None = None) -> str:
+def save(folder: Path, name: str, network: nn.Module, base: dict[str, str] | None = None) -> str:
     """Save a network; return its path."""
     path = folder / f"{name}.safetensors"
-    save_checkpoint(path, network, notes or {})
+    save_checkpoint(path, network, {}, base=base)
     return str(path)
 
 
@@ -40,11 +40,12 @@ def make_checkpoints(folder: Path, scale: Scale, bases: list[int]) -> list[str]:
         "srvgg": save(folder, f"srvgg-x{scale}", srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(scale=scale))),
     }
     paths = [images["fsrcnn"], images["srvgg"]]
+    needed = needed_image_model(TwoStepConfig(scale=scale))
     for name, model in images.items():
-        notes = {"image_model": open_image_model(model, scale).identify_from(folder)}
+        reference = refer_to(open_base(model, needed), folder)
         for base in bases if name == "bicubic" else bases[:1]:
             network = TwoStepRestorer(TwoStepConfig(scale=scale, base=base, norm="none"))
-            paths.append(save(folder, f"two-step-{base}-over-{name}-x{scale}", network, notes))
+            paths.append(save(folder, f"two-step-{base}-over-{name}-x{scale}", network, reference))
     if scale == 4:
         paths.append(save(folder, "basicvsr-x4", basicvsr.BasicVSR(basicvsr.BasicVSRConfig())))
         paths.append(save(folder, "edvr-m-x4", edvr.EDVR(edvr.EDVRConfig())))

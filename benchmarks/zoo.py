@@ -43,8 +43,8 @@ from tubelet.ops.resize import resample
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
-from tubelet.zoo.catalog import checkpoint_spec
 from tubelet.zoo.checkpoint import open_checkpoint, save_checkpoint
+from tubelet.zoo.opening import open_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ def clip(frames: int, width: int, height: int) -> Tensor:
 
 def run_ours(path: Path, lq: Tensor) -> Iterator[Tensor]:
     """Yield what the engine gives."""
-    spec, model = checkpoint_spec(str(path))
-    engine = Engine(spec, model, UpscaleSettings(device="cpu", precision="fp32"))
+    opened = open_model(str(path))
+    engine = Engine(opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32"))
     frames = (Frame(rgb, t, Fraction(1, 25), index=t) for t, rgb in enumerate(lq))
     for frame in engine.restore(frames, starts_scene=lambda _: False):
         yield frame.rgb

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from media import add_video, mux
-from tiny_networks import notes_of
+from tiny_networks import base_of
 from tubelet.cli import main
 from tubelet.data import read_clip
 from tubelet.models.architecture import Architecture
@@ -39,7 +39,7 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         if "offset" in name:  # which starts at zero
             nn.init.normal_(parameter, std=0.01)
     path = tmp_path_factory.mktemp(architecture.name) / "published.safetensors"
-    save_checkpoint(path, model, notes_of(architecture.name))
+    save_checkpoint(path, model, {}, base=base_of(architecture.name))
     return architecture, path
 
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 import tubelet
 from media import make_video
 from small_models import clip_of, cuts_at, frames_of
-from tiny_networks import TINY, notes_of
+from tiny_networks import TINY, base_of
 from tubelet.models.two_step import TwoStepRestorer
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
-from tubelet.zoo.catalog import checkpoint_spec
 from tubelet.zoo.checkpoint import ARCHITECTURES, save_checkpoint
+from tubelet.zoo.opening import open_model
 
 PICTURES = [a for a in ARCHITECTURES if a.contract(a.config()) is not None]
 
@@ -29,7 +29,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     for parameter in (network.head if isinstance(network, TwoStepRestorer) else network).parameters():
         if parameter.ndim == 4:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    save_checkpoint(path, network, notes_of(request.param.name))
+    save_checkpoint(path, network, {}, base=base_of(request.param.name))
     return path
 
 
@@ -49,7 +49,8 @@ def restored(engine: Engine, clip: Tensor, *cuts: int) -> Tensor:
 
 def test_odd_sizes_short_clips_and_a_cut(checkpoint: Path) -> None:
     """Whole pictures, whatever memory is free; the test with a video file plans by it."""
-    engine = Engine(*checkpoint_spec(str(checkpoint)), UpscaleSettings(device="cpu", precision="fp32", tile=0))
+    opened = open_model(str(checkpoint))
+    engine = Engine(opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32", tile=0))
     clip = clip_of(3, 33, 37)
     before, after = restored(engine, clip[:2]), restored(engine, clip[2:])
     assert after.std() > 0

@@ -77,9 +77,9 @@ def tiny_network(name: str) -> nn.Module:
     return network.with_image_model(Resample(2)) if isinstance(network, TwoStepRestorer) else network
 
 
-def notes_of(name: str) -> dict[str, Any]:
-    """Return what a checkpoint has to say: for a two-step network its image model."""
-    return {"image_model": {"model": "bicubic-x2"}} if name == "TwoStepRestorer" else {}
+def base_of(name: str) -> dict[str, str] | None:
+    """Return the reference to a base that the checkpoint of a composite network needs."""
+    return {"model": "bicubic-x2"} if architecture_of(name).base is not None else None
 
 
 def tiny_frames(name: str) -> int:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tubelet.restore.job import upscale
-    from tubelet.zoo.catalog import create_model, list_models
+    from tubelet.zoo.catalog import list_models
     from tubelet.zoo.checkpoint import load_model
+    from tubelet.zoo.opening import create_model
 
 __all__ = ["create_model", "list_models", "load_model", "upscale"]
 
 _HOMES = {
-    "create_model": "tubelet.zoo.catalog",
+    "create_model": "tubelet.zoo.opening",
     "list_models": "tubelet.zoo.catalog",
     "load_model": "tubelet.zoo.checkpoint",
     "upscale": "tubelet.restore.job",

@@ -18,6 +18,7 @@ from small_models import SPACE_TIME, build
 from tubelet.cli import main
 from tubelet.cli.upscale import companion
 from tubelet.restore import job
+from tubelet.zoo.opening import OpenedModel
 
 FRAMES = 10  # of the fixture `clip`
 FAST = ["--model", "bicubic", "--progress", "none"]
@@ -91,7 +92,7 @@ def test_the_plan_on_a_terminal_of_few_letters(clip: Path) -> None:
 @pytest.fixture
 def space_time(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of a run that doubles the frame rate, with a small model."""
-    monkeypatch.setattr(job, "_open_model", lambda *_: (SPACE_TIME, build(SPACE_TIME)))
+    monkeypatch.setattr(job, "open_model", lambda *_, **__: OpenedModel("space-time", SPACE_TIME, build(SPACE_TIME)))
     return ["--fps", "x2", "--device", "cpu"]
 
 

@@ -11,21 +11,22 @@ from torch.nn import functional as F  # noqa: N812
 import small_models
 from tubelet.errors import Cancelled, CheckpointError, ConfigError, RequestError, ResourceError
 from tubelet.evaluation import cost as module
-from tubelet.evaluation.cost import Candidate, Cost, CostSettings, measure_costs, open_candidate
+from tubelet.evaluation.cost import Cost, CostSettings, measure_costs
 from tubelet.evaluation.counting import count_flops
 from tubelet.evaluation.machine import describe_machine, peak_resident_bytes
 from tubelet.layers.convolution import convolve, convolve_add, convolve_doubled
 from tubelet.progress import CancelToken, Progress
 from tubelet.restore.engine import Engine
 from tubelet.types import Temporal
+from tubelet.zoo.opening import OpenedModel, open_model
 from tubelet.zoo.spec import ModelSpec
 
 WIDTH, HEIGHT = 32, 24
 TINY = CostSettings(size=f"{WIDTH}x{HEIGHT}", runs=3, warmup=1, device="cpu", precision="fp32")
 
 
-def candidate(spec: ModelSpec) -> Candidate:
-    return Candidate(spec.id, spec, small_models.build(spec))
+def candidate(spec: ModelSpec) -> OpenedModel:
+    return OpenedModel(spec.id, spec, small_models.build(spec))
 
 
 def cost_of(spec: ModelSpec, settings: CostSettings = TINY) -> Cost:
@@ -168,7 +169,7 @@ def test_a_slow_model_gets_its_share_of_time_and_no_more(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("calls", [0, 2, 5])
 def test_a_model_that_runs_out_of_memory_leaves_the_others_alone(calls: int) -> None:
     spec = small_models.spec_of(Hungry, Temporal("frame"))  # type: ignore[arg-type]
-    hungry = Candidate("hungry", spec, Hungry(calls))
+    hungry = OpenedModel("hungry", spec, Hungry(calls))
     report = measure_costs([hungry, candidate(small_models.FRAME)], TINY)
     assert [cost.model for cost in report.costs] == ["FrameNet"]
     assert len(report.costs[0].times_s) == 3
@@ -237,19 +238,19 @@ def test_devices_and_precisions_that_do_not_work_are_refused_before_anything_run
         measure_costs([candidate(small_models.FRAME)], CostSettings(size="32x24", device="cpu", precision="bf16"))
 
 
-def test_candidates_come_from_the_zoo_or_from_files(tmp_path: Path) -> None:
-    assert open_candidate("bicubic-x2").name == "bicubic-x2"
-    assert open_candidate("default").name == open_candidate("default").spec.id
+def test_models_come_from_the_zoo_or_from_files(tmp_path: Path) -> None:
+    assert open_model("bicubic-x2").name == "bicubic-x2"
+    assert open_model("default").name == open_model("default").spec.id
     with pytest.raises(RequestError, match="did you mean bicubic-x4"):
-        open_candidate("bicubic-x44")
+        open_model("bicubic-x44")
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):
-        open_candidate(str(tmp_path / "none.safetensors"))
+        open_model(str(tmp_path / "none.safetensors"))
 
 
 def test_a_process_of_its_own_tells_its_peak_not_its_parents() -> None:
     held = bytearray(b"\1") * (1 << 30)  # Linux hands the peak of `getrusage` on to child processes
     settings = CostSettings(size="32x24", runs=1, device="cpu", process_memory=True)
-    peak = measure_costs([open_candidate("bicubic-x2")], settings).costs[0].process_bytes
+    peak = measure_costs([open_model("bicubic-x2")], settings).costs[0].process_bytes
     assert peak is not None
     assert 50e6 < peak < len(held)  # torch itself, not this picture
 
@@ -257,7 +258,7 @@ def test_a_process_of_its_own_tells_its_peak_not_its_parents() -> None:
 def test_a_process_that_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHILD", "import os; os.kill(os.getpid(), 9)")
     settings = CostSettings(size="32x24", runs=1, device="cpu", process_memory=True)
-    report = measure_costs([open_candidate("bicubic-x2")], settings)
+    report = measure_costs([open_model("bicubic-x2")], settings)
     assert not report.costs
     assert "-9 (killed)" in report.failures[0].reason
 

@@ -13,7 +13,7 @@ from tubelet.ops import imresize
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
-from tubelet.zoo.catalog import checkpoint_spec
+from tubelet.zoo.opening import open_model
 
 TINY = SRVGGConfig(scale=2, num_feat=8, num_conv=2)
 
@@ -96,7 +96,8 @@ def test_refuses_what_is_out_of_range(fields):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_costs_less_than_a_fiftieth_of_a_decibel(shared, precision):
-    spec, model = checkpoint_spec(str(shared / "checkpoints" / "realesr-animevideov3.pth"))
+    opened = open_model(str(shared / "checkpoints" / "realesr-animevideov3.pth"))
+    spec, model = opened.spec, opened.network
     gt = torch.from_numpy(read_clip(shared / "data" / "dev_eval" / "vid4_city", max_frames=1)).float()[
         ..., 100:292, :256
     ]

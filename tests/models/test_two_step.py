@@ -177,7 +177,20 @@ def test_the_image_model_is_frozen_and_no_part_of_the_checkpoint() -> None:
     wrapped.load_state_dict(wrapped.state_dict(), strict=True)
     with pytest.raises(RuntimeError, match=r"encoder_l\.stages"):
         copied.load_state_dict({"head.weight": network.head.weight}, strict=True)
-    assert copied.double().image_model.body[0].weight.dtype == torch.float64  # it goes where the network goes
+    assert all("image_model" not in name and "base" not in name for name, _ in network.named_modules())
+
+
+def test_the_image_model_goes_where_the_network_goes() -> None:
+    network = TwoStepRestorer(TwoStepConfig(base=2))
+    network.with_image_model(SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4, num_conv=1)))
+    weight = network.image_model.body[0].weight
+    nn.Sequential(network).double()
+    assert weight.dtype == torch.float64
+    network.to(memory_format=torch.channels_last)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    network.to("meta")
+    assert network.image_model.body[0].weight.is_meta
+    assert deepcopy(network).image_model is not network.image_model
 
 
 @torch.inference_mode()

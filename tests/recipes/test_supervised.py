@@ -17,8 +17,8 @@ from tubelet.recipes.published import find_recipe
 from tubelet.recipes.start import begin_flow_with
 from tubelet.recipes.supervised import SupervisedConfig, configure, describe, main
 from tubelet.training import LoopSettings, OptimiserSettings, ScheduleSettings
-from tubelet.zoo.catalog import checkpoint_spec
 from tubelet.zoo.checkpoint import load_model, read_notes, save_checkpoint
+from tubelet.zoo.opening import open_model
 
 PATCH_PX = 12  # of a clip that is no larger: every sample is the whole of it, mirrored and turned
 FALLS = {"SRVGGNetCompact": 0.92, "TDAN": 0.7, "RRN": 0.95, "OVSR": 0.7, "ZoomingSlowMo": 0.995}
@@ -66,7 +66,8 @@ def test_learns_a_tiny_clip_and_writes_what_upscale_takes(clips, name):
     assert len(losses) == steps
     assert losses[-1] < FALLS[name] * losses[0]
     assert evaluate is None or math.isfinite(records[-1]["psnr_y/pattern"])
-    spec, network = checkpoint_spec(str(path))
+    opened = open_model(str(path))
+    spec, network = opened.spec, opened.network
     assert spec.architecture == name
     assert network.config == TINY[name]
     assert read_notes(path)["training"]["loop"]["steps"] == steps

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,13 +15,22 @@ from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
 from tubelet.metrics import psnr
 from tubelet.models.edvr import EDVR, EDVRConfig
 from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
-from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
+from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer, needed_image_model
+from tubelet.recipes import two_step_data
 from tubelet.recipes.two_step import TwoStepTraining, configure, describe, main, read_scores
-from tubelet.recipes.two_step_data import HeldOut, TrainingCrops, TripletSettings, frozen_outputs, split_videos
+from tubelet.recipes.two_step_data import (
+    HeldOut,
+    TrainingCrops,
+    TripletSettings,
+    enlarge,
+    frozen_outputs,
+    split_videos,
+)
+from tubelet.tensor_files import read_header
 from tubelet.training import LoopSettings
-from tubelet.zoo.catalog import checkpoint_spec
+from tubelet.zoo.bases import hash_tensors, open_base
 from tubelet.zoo.checkpoint import load_model, read_notes, read_state, save_checkpoint
-from tubelet.zoo.image_models import ImageModel, open_image_model
+from tubelet.zoo.opening import OpenedModel, open_model
 
 PATCH_PX = 16
 
@@ -28,14 +38,18 @@ PATCH_PX = 16
 @pytest.fixture
 def calls(monkeypatch) -> list[int]:
     """How many pictures the image model enlarged, call by call."""
-    counted, enlarge = [], ImageModel.enlarge
+    counted = []
 
-    def count(self, lq):
+    def count(model, lq):
         counted.append(len(lq))
-        return enlarge(self, lq)
+        return enlarge(model, lq)
 
-    monkeypatch.setattr(ImageModel, "enlarge", count)
+    monkeypatch.setattr(two_step_data, "enlarge", count)
     return counted
+
+
+def _open(image_model: str) -> OpenedModel:
+    return open_base(image_model, needed_image_model(TwoStepConfig()))
 
 
 def _config(clips: Path, image_model: str = "bicubic-x2", **changes) -> TwoStepTraining:
@@ -72,11 +86,12 @@ def test_learns_and_writes_what_was_trained_and_over_what(gratings, image_model)
     assert isinstance(network, TwoStepRestorer)
     assert network.config == config.network
     assert not any("image_model" in name for name in read_state(path)[0])
-    opened = open_image_model(image_model, 2)
-    expected = {"model": "../image.safetensors", "architecture": "SRVGGNetCompact", "sha256": opened.sha256}
-    assert notes["image_model"] == expected
+    sha256 = hash_tensors(_open(image_model).network)
+    expected = {"model": "../image.safetensors", "architecture": "SRVGGNetCompact", "sha256": sha256}
+    assert json.loads(read_header(path)["base"]) == expected
     assert notes["training"]["loss"] == "mae"
-    spec, both = checkpoint_spec(str(path))  # as `tubelet upscale --model` opens it
+    opened = open_model(str(path))  # as `tubelet upscale --model` opens it
+    spec, both = opened.spec, opened.network
     assert (spec.architecture, spec.scale, spec.temporal.radius) == ("TwoStepRestorer", 2, 1)
     assert type(both.image_model).__name__ == "SRVGGNetCompact"
     scores = read_scores(path.parent)
@@ -136,7 +151,7 @@ def _first_batch(config: TwoStepTraining, image_model: str) -> tuple[torch.Tenso
     order = np.random.default_rng((config.loop.seed, 0)).permutation(len(crops))
     pairs = [crops.sample(index) for index in order]
     lq, gt = (torch.from_numpy(np.stack(arrays)).float() / 255 for arrays in zip(*pairs, strict=True))
-    hq = open_image_model(image_model, 2).enlarge(lq[:, 1])
+    hq = enlarge(_open(image_model), lq[:, 1])
     return lq, gt, (hq * 255).round() / 255
 
 
@@ -227,19 +242,19 @@ def test_the_image_model_runs_once(gratings, image_model, calls):
 
 def test_what_the_image_model_made_is_gone_on_with(tmp_path, image_model, calls, monkeypatch):
     crops = TrainingCrops([_clip("a", frames=25)], 2, TripletSettings(patch_px=16))
-    model = open_image_model(image_model, 2)
+    model = _open(image_model)
     whole = frozen_outputs(crops, model, tmp_path / "whole")
     assert calls == [16, 7]
     calls.clear()
-    counting = ImageModel.enlarge
+    counting = two_step_data.enlarge
 
-    def stop_at_second(self, lq):
+    def stop_at_second(model, lq):
         if calls:
             raise KeyboardInterrupt
-        return counting(self, lq)
+        return counting(model, lq)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ImageModel, "enlarge", stop_at_second)
+        patch.setattr(two_step_data, "enlarge", stop_at_second)
         with pytest.raises(KeyboardInterrupt):
             frozen_outputs(crops, model, tmp_path / "parts")
     calls.clear()
@@ -250,7 +265,7 @@ def test_what_the_image_model_made_is_gone_on_with(tmp_path, image_model, calls,
     file.write_bytes(b"")
     assert np.array_equal(frozen_outputs(crops, model, tmp_path / "parts"), whole)
     lq = torch.from_numpy(crops.sample(20)[0][1:2]).float() / 255
-    assert np.array_equal(resumed[20], (model.enlarge(lq)[0] * 255).round().byte().numpy())
+    assert np.array_equal(resumed[20], (two_step_data.enlarge(model, lq)[0] * 255).round().byte().numpy())
 
 
 @pytest.mark.parametrize("count", [3, 10, 52])
@@ -283,7 +298,7 @@ def test_clips_too_small_to_score_leave_the_folder_free(gratings, calls):
 
 def test_runs_that_begin_together_share_what_the_image_model_makes(tmp_path, image_model):
     crops = TrainingCrops([_clip("a", frames=25)], 2, TripletSettings(patch_px=16))
-    model = open_image_model(image_model, 2)
+    model = _open(image_model)
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: frozen_outputs(crops, model, tmp_path / "made"), range(4)))
     assert all(np.array_equal(other, made[0]) for other in made)

@@ -19,6 +19,7 @@ from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Temporal
 from tubelet.video.probe import probe
 from tubelet.video.reader import open_reader
+from tubelet.zoo.opening import OpenedModel
 from tubelet.zoo.spec import ModelSpec
 
 CPU = {"device": "cpu", "model": "bicubic"}
@@ -209,7 +210,7 @@ def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path
         contract=Contract(scale=1, temporal=Temporal("frame")),
         build=Identity,
     )
-    monkeypatch.setattr(job, "_open_model", lambda settings, info: (spec, Identity()))
+    monkeypatch.setattr(job, "open_model", lambda *_, **__: OpenedModel("identity", spec, Identity()))
     run(src, out, UpscaleSettings(device="cpu", codec="ffv1"))
     with av.open(str(src)) as before, av.open(str(out)) as after:
         pairs = list(zip(before.decode(video=0), after.decode(video=0), strict=True))

@@ -35,6 +35,7 @@ from tubelet.restore.rate import double_rate, doubled_frames, doubled_info
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame, Temporal
 from tubelet.zoo.checkpoint import save_checkpoint
+from tubelet.zoo.opening import OpenedModel
 from tubelet.zoo.spec import ModelSpec
 
 MS = Fraction(1, 1000)
@@ -159,7 +160,7 @@ def test_contracts_that_make_no_sense(fields: dict[str, Any], words: str) -> Non
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings of a run with the small space-time model."""
-    monkeypatch.setattr(job, "_open_model", lambda *_: (SPACE_TIME, build(SPACE_TIME)))
+    monkeypatch.setattr(job, "open_model", lambda *_, **__: OpenedModel("space-time", SPACE_TIME, build(SPACE_TIME)))
     return {"device": "cpu", "fps": "x2"}
 
 

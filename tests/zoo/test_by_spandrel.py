@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tubelet.errors import CheckpointError, ConfigError
-from tubelet.zoo.catalog import checkpoint_spec
 from tubelet.zoo.checkpoint import load_model, open_checkpoint
+from tubelet.zoo.opening import open_model
 
 FOREIGN = {"conv.weight": torch.zeros(3)}
 
@@ -41,7 +41,8 @@ def test_networks_of_spandrel_load_and_run(spandrel, state, tmp_path):
 @torch.inference_mode()
 def test_they_stand_in_for_models_of_the_zoo(state, tmp_path):
     torch.save(state, tmp_path / "net.pth")
-    spec, model = checkpoint_spec(str(tmp_path / "net.pth"))
+    opened = open_model(str(tmp_path / "net.pth"))
+    spec, model = opened.spec, opened.network
     assert (spec.architecture, spec.scale, spec.temporal.kind, spec.contract.halo_px) == ("SAFMN", 2, "frame", 32)
     assert spec.contract.size_multiple >= 1
     assert spec.contract.min_size_px >= 1

@@ -13,8 +13,6 @@ from tubelet.models.architecture import Contract
 from tubelet.types import Temporal
 from tubelet.zoo import catalog as zoo
 from tubelet.zoo.catalog import (
-    checkpoint_spec,
-    create_model,
     find_model,
     is_checkpoint,
     known_ids,
@@ -22,6 +20,7 @@ from tubelet.zoo.catalog import (
     model_size,
     model_weights,
 )
+from tubelet.zoo.opening import create_model, open_model
 from tubelet.zoo.publishers import KnownFile
 from tubelet.zoo.spec import ModelSpec, WeightsSpec
 
@@ -158,7 +157,7 @@ def test_a_published_file_of_another_network_is_refused(published):
 def test_the_path_of_a_published_file_that_is_not_there_names_the_model(published):
     published[0]()
     with pytest.raises(CheckpointError, match=r"no such checkpoint: weights/tiny\.pth; --model tiny-x4 fetches it"):
-        checkpoint_spec("weights/tiny.pth")
+        open_model("weights/tiny.pth")
 
 
 def test_a_published_file_given_by_its_path_is_what_it_is_by_its_name(published, tmp_path):
@@ -166,10 +165,10 @@ def test_a_published_file_given_by_its_path_is_what_it_is_by_its_name(published,
     config = srvgg.SRVGGConfig(num_feat=4, num_conv=1, act="leakyrelu")  # its files look like those of relu
     torch.save(srvgg.SRVGGNetCompact(config).state_dict(), tmp_path / "leaky.pth")
     publish()
-    assert checkpoint_spec(str(tmp_path / "leaky.pth"))[1].config.act == "relu"
+    assert open_model(str(tmp_path / "leaky.pth")).network.config.act == "relu"
     known = publish(sha256=hashlib.sha256((tmp_path / "leaky.pth").read_bytes()).hexdigest())
     zoo._known()["tiny-x4"] = replace(known, config=config)
-    assert checkpoint_spec(str(tmp_path / "leaky.pth"))[1].config == config
+    assert open_model(str(tmp_path / "leaky.pth")).network.config == config
 
 
 def test_published_models_are_listed_when_asked_for():

@@ -7,8 +7,9 @@ from safetensors.torch import load_file, save_file
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.models.fsrcnn import FSRCNN, FSRCNNConfig
-from tubelet.zoo.catalog import checkpoint_spec, is_checkpoint
+from tubelet.zoo.catalog import is_checkpoint
 from tubelet.zoo.checkpoint import load_model, open_checkpoint, read_notes, save_checkpoint
+from tubelet.zoo.opening import open_model
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_what_shapes_do_not_tell_is_written_down(tmp_path):
     path = tmp_path / "x3.safetensors"
     save_checkpoint(path, FSRCNN(FSRCNNConfig(scale=3)), {})
     assert open_checkpoint(path).config.scale == 3
-    assert checkpoint_spec(str(path))[0].scale == 3
+    assert open_model(str(path)).spec.scale == 3
     assert open_checkpoint(path, scale=2).config.scale == 2
     save_file(load_file(path), path)
     assert open_checkpoint(path).config.scale == FSRCNNConfig().scale
@@ -168,7 +169,8 @@ def test_a_checkpoint_stands_in_for_a_model_of_the_zoo(saved):
     model, path = saved
     assert is_checkpoint(str(path))
     assert not is_checkpoint("bicubic-x4")
-    spec, loaded = checkpoint_spec(str(path))
+    opened = open_model(str(path))
+    spec, loaded = opened.spec, opened.network
     assert (spec.id, spec.scale, spec.temporal.lookahead, spec.contract.halo_px) == ("model.safetensors", 4, 1, 3)
     assert isinstance(loaded, FastVSR)
     assert loaded.config == model.config

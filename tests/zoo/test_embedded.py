@@ -16,8 +16,9 @@ from tubelet.metrics import psnr, ssim
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
-from tubelet.zoo.catalog import create_model, find_model
+from tubelet.zoo.catalog import find_model
 from tubelet.zoo.checkpoint import load_model
+from tubelet.zoo.opening import create_model
 
 WEIGHTS = Path(tubelet.__path__[0]) / "weights"
 MANIFEST = {entry["id"]: entry for entry in json.loads((WEIGHTS / "manifest.json").read_text(encoding="utf-8"))}

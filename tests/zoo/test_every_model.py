@@ -13,8 +13,9 @@ from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame, Precision
-from tubelet.zoo.catalog import checkpoint_spec, create_model, list_models
+from tubelet.zoo.catalog import list_models
 from tubelet.zoo.checkpoint import save_checkpoint
+from tubelet.zoo.opening import create_model, open_model
 from tubelet.zoo.spec import ModelSpec
 
 RANDOM = {
@@ -33,7 +34,8 @@ def opened(request, tmp_path) -> tuple[ModelSpec, nn.Module]:
     for parameter in network.parameters():  # memory begins at zero, which would hide it
         nn.init.normal_(parameter, std=0.1)
     save_checkpoint(tmp_path / "model.safetensors", network, {})
-    return checkpoint_spec(str(tmp_path / "model.safetensors"))
+    opened = open_model(str(tmp_path / "model.safetensors"))
+    return opened.spec, opened.network
 
 
 def restore(

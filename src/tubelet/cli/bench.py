@@ -46,15 +46,16 @@ class BenchFlags:
 def main(args: Sequence[str]) -> int:
     """Run the verb; 4 where memory ran out for one of the models."""
     with loading():
-        from tubelet.evaluation.cost import CostSettings, measure_costs, open_candidate
+        from tubelet.evaluation.cost import CostSettings, measure_costs
+        from tubelet.zoo.opening import open_model
     command = parse(flags_from(BenchFlags, CostSettings, metavars=_METAVARS), args, verb="bench")
     settings = pick(command, CostSettings)
     if not command.models:
         raise RequestError("name a model to measure; `tubelet models` lists them")
-    candidates = [open_candidate(name) for name in dict.fromkeys(command.models)]
+    models = [open_model(name) for name in dict.fromkeys(command.models)]
     style = "none" if command.json or not sys.stderr.isatty() else "bar"
     with show_progress(style, label="loading", json_to=sys.stdout) as on_progress:
-        report = measure_costs(candidates, settings, on_progress=on_progress)
+        report = measure_costs(models, settings, on_progress=on_progress)
     if command.json:
         json.dump(_as_json(report), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")

@@ -169,7 +169,8 @@ def _video() -> Iterator[Finding]:
 
 
 def _weights() -> Iterator[Finding]:
-    from tubelet.zoo.catalog import create_model, list_models
+    from tubelet.zoo.catalog import list_models
+    from tubelet.zoo.opening import create_model
 
     sound: list[str] = []
     for spec in list_models():
@@ -189,11 +190,12 @@ def _speed() -> Finding:
 
     from tubelet.restore.engine import Engine
     from tubelet.types import Frame
-    from tubelet.zoo.catalog import create_model, find_model
+    from tubelet.zoo.opening import open_model
 
     height, width = _SPEED_SIZE
-    spec = find_model("default")
-    engine = Engine(spec, create_model(spec.id))
+    opened = open_model("default")
+    spec = opened.spec
+    engine = Engine(spec, opened.network)
     frames = [Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t) for t in range(_SPEED_FRAMES)]
     began_s = 0.0
     for count, _ in enumerate(engine.restore(frames, starts_scene=lambda _: False)):

@@ -28,12 +28,13 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.evaluation.counting import count_flops, peak_bytes
 from tubelet.evaluation.machine import Machine, describe_machine, peak_resident_bytes
 from tubelet.layers.convolution import convolving
+from tubelet.layers.frozen import all_tensors
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.restore.device import resolve_device
 from tubelet.restore.engine import Engine
@@ -41,17 +42,15 @@ from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_byt
 from tubelet.restore.plan import padded_size
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Precision, Temporal
-from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint
-from tubelet.zoo.spec import ModelSpec, count_parameters
+from tubelet.zoo.opening import OpenedModel, open_model
+from tubelet.zoo.spec import count_parameters
 
 __all__ = [
-    "Candidate",
     "Cost",
     "CostReport",
     "CostSettings",
     "Failure",
     "measure_costs",
-    "open_candidate",
     "run_alone",
 ]
 
@@ -103,21 +102,6 @@ class CostSettings:
     def height(self) -> int:
         """Of the input, pixels."""
         return _parse_size(self.size)[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A model to measure.
-
-    Attributes:
-        name: as the user called it; `open_candidate` takes it.
-        spec: how to call the network.
-        model: the network.
-    """
-
-    name: str
-    spec: ModelSpec
-    model: nn.Module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,21 +182,8 @@ class CostReport:
     failures: tuple[Failure, ...]
 
 
-def open_candidate(name: str) -> Candidate:
-    """Open a model of the zoo or a checkpoint.
-
-    Raises:
-        RequestError: no model has this name; the line suggests the nearest.
-        CheckpointError: the file is missing, damaged, or of no known architecture.
-    """
-    if is_checkpoint(name):
-        return Candidate(name, *checkpoint_spec(name))
-    spec = find_model(name)
-    return Candidate(spec.id, spec, create_model(spec.id))
-
-
 def measure_costs(
-    candidates: Sequence[Candidate],
+    models: Sequence[OpenedModel],
     settings: CostSettings | None = None,
     *,
     on_progress: OnProgress | None = None,
@@ -221,7 +192,7 @@ def measure_costs(
     """Measure models one beside the other: their timed calls take turns, so that a busy moment falls on all.
 
     Args:
-        candidates: the models; a network is moved to the device.
+        models: what to measure; a network is moved to the device.
         settings: how to measure.
         on_progress: called whenever something else begins; the label says what.
         cancel: stops the measurement after the call that it is at.
@@ -233,7 +204,7 @@ def measure_costs(
     """
     settings = settings or CostSettings()
     turns = settings.warmup + settings.runs
-    ticker = Ticker(on_progress, unit="call", total=len(candidates) * (1 + turns), cancel=cancel)
+    ticker = Ticker(on_progress, unit="call", total=len(models) * (1 + turns), cancel=cancel)
     device = resolve_device(settings.device)
     failures: list[Failure] = []
 
@@ -252,7 +223,7 @@ def measure_costs(
         subject.take_turn(warm=turn < settings.warmup)
         ticker.tick()
 
-    subjects = [_Subject(candidate, settings) for candidate in candidates]
+    subjects = [_Subject(model, settings) for model in models]
     subjects = sift(subjects, _Subject.load)
     subjects = sift(subjects, examine)
     for turn in range(turns):
@@ -271,9 +242,11 @@ def _begin(ticker: Ticker, label: str) -> None:
 class _Subject:
     """A model under measurement: its engine, its input, its state, and its figures so far."""
 
-    def __init__(self, candidate: Candidate, settings: CostSettings) -> None:
-        self.name, self.spec = candidate.name, candidate.spec
-        self._model, self._settings = candidate.model, settings
+    def __init__(self, model: OpenedModel, settings: CostSettings) -> None:
+        self.name = model.name
+        self.spec = model.spec
+        self._model = model.network
+        self._settings = settings
         self.device = resolve_device(settings.device)
         self.height, self.width = padded_size(settings.height, settings.width, self.spec.contract)
         self._frames_in = _frames_in(self.spec.temporal, settings.frames)
@@ -295,7 +268,7 @@ class _Subject:
         self._lq = self._noise(self.height, self.width)
         self._call()
         self._flops = count_flops(self._call)
-        resident = [*self._model.parameters(), *self._model.buffers(), self._lq, *(self._hidden or ())]
+        resident = [*all_tensors(self._model), self._lq, *(self._hidden or ())]
         self._peak_bytes = sum(tensor.nbytes for tensor in resident) + peak_bytes(self._call, self.device)
         if self._settings.process_memory:
             self._process_bytes = _process_bytes(self.name, self._settings)
@@ -369,10 +342,10 @@ def run_alone(name: str, settings: str) -> None:
     """Run a model in this process, and print the most memory that the process had, in bytes.
 
     Args:
-        name: for `open_candidate`.
+        name: for `open_model`.
         settings: fields of `CostSettings` as JSON.
     """
-    subject = _Subject(open_candidate(name), CostSettings(**json.loads(settings)))
+    subject = _Subject(open_model(name), CostSettings(**json.loads(settings)))
     subject.load()
     subject.run(_LEAST_TIMES)
     sys.stdout.write(f"{peak_resident_bytes()}\n")

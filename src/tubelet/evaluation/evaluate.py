@@ -21,7 +21,7 @@ from torch import nn
 from tubelet.data.datasets import find_clips
 from tubelet.degrade import RANDOM_PRESETS
 from tubelet.errors import InputError, RequestError
-from tubelet.evaluation.entrants import Entrant, find_entrants
+from tubelet.evaluation.evaluated_models import EvaluatedModel, find_evaluated_models
 from tubelet.evaluation.pairs import Pairs, Subject, inspect_clip
 from tubelet.evaluation.results import (
     ClipScore,
@@ -85,22 +85,22 @@ def evaluate(
     if settings.metrics:
         protocol = replace(protocol, metrics=tuple(dict.fromkeys(settings.metrics)))
     job = _Job(protocol, settings, out, on_score)
-    entrants = find_entrants(models, scale=protocol.scale)
+    evaluated = find_evaluated_models(models, scale=protocol.scale)
     subjects = [inspect_clip(clip, protocol, max_frames=settings.max_frames) for clip in find_clips(protocol, root)]
     _check_metrics(protocol, subjects, settings)
     _check_folder(out, protocol)
-    plans = {entrant.name: job.plan(entrant, subjects) for entrant in entrants}
+    plans = {model.name: job.plan(model, subjects) for model in evaluated}
     tasks = [task for plan in plans.values() for task in plan]
     ticker = EvaluationTicker(on_progress, tasks, cancel=cancel)
     scores: list[ModelScore] = []
-    for entrant in entrants:
+    for model in evaluated:
         scores.append(
             ModelScore(
-                model=entrant.name,
-                summary=entrant.spec.summary,
-                weights_sha256=entrant.weights_sha256,
-                parameters=entrant.parameters,
-                clips=job.run(entrant, plans[entrant.name], ticker),
+                model=model.name,
+                summary=model.spec.summary,
+                weights_sha256=model.weights_sha256,
+                parameters=model.parameters,
+                clips=job.run(model, plans[model.name], ticker),
             )
         )
     write_results(
@@ -146,20 +146,20 @@ class _Job:
     out: Path
     on_score: Callable[[ClipScore], None] | None
 
-    def plan(self, entrant: Entrant, subjects: Sequence[Subject]) -> list[Task]:
+    def plan(self, model: EvaluatedModel, subjects: Sequence[Subject]) -> list[Task]:
         """List what a model has to do, and what it has done.
 
         Raises:
             ConfigError, ResourceError: the model cannot run on the device, or not in the precision.
         """
-        probe = self._engine(entrant, nn.Identity())  # tells device and precision; the network is loaded when it runs
+        probe = self._engine(model, nn.Identity())  # tells device and precision; the network is loaded when it runs
         count, shown = len(subjects), min(self.settings.showcases, len(subjects))
         places = {(2 * i + 1) * count // (2 * shown) for i in range(shown)}
         tasks: list[Task] = []
         for place, subject in enumerate(subjects):
             identity = Identity(
-                model=entrant.name,
-                weights_sha256=entrant.weights_sha256,
+                model=model.name,
+                weights_sha256=model.weights_sha256,
                 clip=subject.name,
                 source=subject.fingerprint,
                 protocol=_decisive(self.protocol),
@@ -169,17 +169,17 @@ class _Job:
                 tubelet=version("tubelet"),
             )
             showcase = subject.frames // 2 if place in places else None
-            tasks.append(Task(entrant.name, subject, identity, showcase, self._stored(identity, showcase)))
+            tasks.append(Task(model.name, subject, identity, showcase, self._stored(identity, showcase)))
         return tasks
 
-    def run(self, entrant: Entrant, tasks: Sequence[Task], ticker: EvaluationTicker) -> tuple[ClipScore, ...]:
+    def run(self, model: EvaluatedModel, tasks: Sequence[Task], ticker: EvaluationTicker) -> tuple[ClipScore, ...]:
         """Score a model on all clips; it is loaded for the first that is not done, and let go after the last."""
         engine: Engine | None = None
         scores: list[ClipScore] = []
         for task in tasks:
             score = task.score
             if score is None:
-                engine = engine or self._engine(entrant, entrant.build())
+                engine = engine or self._engine(model, model.load())
                 ticker.begin(task)
                 score = self._score(engine, task, ticker)
                 write_clip_score(self.out, score)
@@ -189,10 +189,10 @@ class _Job:
             scores.append(score)
         return tuple(scores)
 
-    def _engine(self, entrant: Entrant, network: nn.Module) -> Engine:
+    def _engine(self, model: EvaluatedModel, network: nn.Module) -> Engine:
         asked = self.settings
         return Engine(
-            entrant.spec,
+            model.spec,
             network,
             UpscaleSettings(device=asked.device, precision=asked.precision, tile=asked.tile),
         )

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tubelet.types import Precision, Temporal
+from tubelet.types import Precision, Temporal, TemporalKind
 
-__all__ = ["Architecture", "Contract", "State", "count_names"]
+__all__ = ["Architecture", "BaseModel", "Contract", "State", "count_names"]
 
 State = Mapping[str, Tensor]
 
@@ -56,6 +56,29 @@ class Contract:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """The frozen network that a composite one stands on. It has a file of its own, and is opened by its id or path.
+
+    Attributes:
+        role: what messages call it, such as "image model".
+        kind: temporal kind that it must have.
+        scale: factor that it must have.
+        attach: gives it to the composite network, which freezes it; returns the composite network.
+        contract: of both together, from that of the composite network alone and that of the base.
+        usual: id of the base of files that name none; "" if such files cannot be run.
+        remedy: how a user of Python gives a network its base where the file names none.
+    """
+
+    role: str
+    kind: TemporalKind
+    scale: int
+    attach: Callable[[Any, nn.Module], nn.Module]
+    contract: Callable[[Contract, Contract], Contract]
+    usual: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """One architecture: everything that the loader of checkpoints asks of its file.
 
@@ -68,6 +91,8 @@ class Architecture:
         infer: reads the configuration off our names and shapes.
         contract: temporal contract, scale and sizes of a configuration; None for a network that is only a part of
             others and makes no pictures.
+        base: of a configuration of a composite network: the frozen network that it stands on, which is no part of its
+            state dict. None for networks that stand alone.
         derived: endings of names that the constructor derives (means, indexes, masks): they may be absent from a file.
         source: paper.
     """
@@ -78,6 +103,7 @@ class Architecture:
     translate: Callable[[State], dict[str, Tensor] | None]
     infer: Callable[[State], Any]
     contract: Callable[[Any], Contract | None]
+    base: Callable[[Any], BaseModel] | None = None
     derived: tuple[str, ...] = field(default=())
     source: str = ""
 

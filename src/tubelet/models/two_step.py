@@ -22,11 +22,12 @@ Conditional Generation, Sec. III; Ronneberger et al., U-Net, MICCAI 2015.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve, convolve_parts
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.layers.frozen import FrozenModel
+from tubelet.models.architecture import Architecture, BaseModel, Contract, State, count_names
 from tubelet.types import Temporal
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Features",
     "TwoStepConfig",
     "TwoStepRestorer",
+    "needed_image_model",
 ]
 
 Norm = Literal["batch", "none"]
@@ -201,10 +204,8 @@ class TwoStepRestorer(nn.Module):
 
     Attributes:
         image_model: the first step, (B, T, 3, H, W) → (B, T, 3, sH, sW); None until `with_image_model` sets it. It
-            never trains, and is not part of the state dict.
+            never trains, and is no part of the state dict, the parameters and the training mode.
     """
-
-    image_model: nn.Module | None
 
     def __init__(self, config: TwoStepConfig) -> None:
         super().__init__()
@@ -221,20 +222,23 @@ class TwoStepRestorer(nn.Module):
             below = widths[level]
         _begin(self, config.norm)
         self.head = _head(config)
-        self.image_model = None
-        self.register_state_dict_post_hook(_leave_out_image_model)
-        self.register_load_state_dict_post_hook(_excuse_image_model)
+        self._base: FrozenModel | None = None
+
+    @property
+    def image_model(self) -> nn.Module | None:
+        """The first step, or None where there is none yet."""
+        return None if self._base is None else self._base.network
 
     def with_image_model(self, model: nn.Module) -> TwoStepRestorer:
         """Take a network of single frames, of the same scale, as the first step, and freeze it; return self."""
-        self.image_model = model.requires_grad_(requires_grad=False).eval()
+        self._base = FrozenModel(model)
         return self
 
-    def train(self, mode: bool = True) -> TwoStepRestorer:
-        """Set the mode of all but the image model, which stays as it evaluates."""
-        super().train(mode)
-        if self.image_model is not None:
-            self.image_model.eval()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TwoStepRestorer:
+        """Move the image model along to where the network goes."""
+        super()._apply(fn, recurse)
+        if self._base is not None:
+            self._base.network._apply(fn, recurse)
         return self
 
     @torch.no_grad()
@@ -320,20 +324,6 @@ def _head(config: TwoStepConfig) -> nn.Module:
     return head
 
 
-_FROZEN = "image_model."
-
-
-def _leave_out_image_model(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    del module, metadata
-    for name in [name for name in state if name.startswith(prefix + _FROZEN)]:
-        del state[name]
-
-
-def _excuse_image_model(module: nn.Module, keys: Any) -> None:
-    del module
-    keys.missing_keys[:] = [name for name in keys.missing_keys if f".{_FROZEN}" not in f".{name}"]
-
-
 _RULES: tuple[tuple[str, str], ...] = (
     (r"\.double_conv\.0\.", ".conv1."),
     (r"\.double_conv\.1\.", ".norm1."),
@@ -404,6 +394,29 @@ def _contract(config: TwoStepConfig) -> Contract:
     )
 
 
+def _contract_of_both(own: Contract, image: Contract) -> Contract:
+    """Combine the contracts of the two steps; both see lq, one after the other."""
+    return dataclasses.replace(
+        own,
+        halo_px=own.halo_px + image.halo_px,
+        size_multiple=math.lcm(own.size_multiple, image.size_multiple),
+        min_size_px=max(own.min_size_px, image.min_size_px),
+    )
+
+
+def needed_image_model(config: TwoStepConfig) -> BaseModel:
+    """Describe what the first step must be. The files of the authors' own code do not name theirs: it is HAT ×2."""
+    return BaseModel(
+        role="image model",
+        kind="frame",
+        scale=config.scale,
+        attach=TwoStepRestorer.with_image_model,
+        contract=_contract_of_both,
+        usual="hat-x2" if config.variant == "published" else "",
+        remedy="load_model(path).with_image_model(create_model(ID))",
+    )
+
+
 ARCHITECTURE = Architecture(
     name=TwoStepRestorer.__name__,
     config=TwoStepConfig,
@@ -411,6 +424,7 @@ ARCHITECTURE = Architecture(
     translate=_translate,
     infer=_infer,
     contract=_contract,
+    base=needed_image_model,
     derived=(".num_batches_tracked",),
     source="https://github.com/msdsm/efficient-video-sr-2steps",
 )

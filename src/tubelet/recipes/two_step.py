@@ -30,7 +30,7 @@ from tubelet.degrade import Preset
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
 from tubelet.metrics import psnr
-from tubelet.models.two_step import ARCHITECTURE, Features, TwoStepConfig, TwoStepRestorer
+from tubelet.models.two_step import ARCHITECTURE, Features, TwoStepConfig, TwoStepRestorer, needed_image_model
 from tubelet.recipes.two_step_data import (
     HeldOut,
     Samples,
@@ -49,8 +49,9 @@ from tubelet.training import (
     result_settings,
     train,
 )
+from tubelet.zoo.bases import fingerprint, open_base, refer_to
 from tubelet.zoo.checkpoint import save_checkpoint
-from tubelet.zoo.image_models import ImageModel, open_image_model
+from tubelet.zoo.opened import OpenedModel
 from tubelet.zoo.spec import count_parameters
 
 __all__ = ["PRESETS", "TwoStepLoss", "TwoStepPreset", "TwoStepTraining", "configure", "describe", "main", "read_scores"]
@@ -184,7 +185,7 @@ def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | 
     """
     _check(config)
     scale, loop = config.network.scale, config.loop
-    image_model = open_image_model(config.image_model, scale)
+    image_model = open_base(config.image_model, needed_image_model(config.network))
     clips = prepare_clips(config.data, config.cache, preset=config.degradation, scale=scale)
     videos = split_videos(usable_clips(list(clips), max(config.crops.patch_px, config.score_px)))
     crops = TrainingCrops(videos.training, scale, config.crops)
@@ -212,8 +213,8 @@ def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | 
     )
     scores = {"validation": validation(average), "test": test(average)}
     assert isinstance(average, _SecondStep)
-    notes = {"image_model": image_model.identify_from(config.out), "training": asdict(config), "scores": scores}
-    save_checkpoint(path, average.network, notes)
+    notes = {"training": asdict(config), "scores": scores}
+    save_checkpoint(path, average.network, notes, base=refer_to(image_model, config.out))
     _write_json(config.out / _SCORES, scores)
     return path
 
@@ -244,18 +245,18 @@ def _check(config: TwoStepTraining) -> None:
             raise ConfigError(f"{name}={size_px} does not fit two-step, which takes multiples of 16; 32 or 64 would do")
 
 
-def _plan(config: TwoStepTraining, samples: Sequence[Samples], image_model: ImageModel) -> dict[str, Any]:
+def _plan(config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel) -> dict[str, Any]:
     """Tell all that the network and its scores depend on; of the image model, first what it is, then its name."""
     names = ("degradation", "loss", "batch", "epochs", "score_px", "score_frames")
     plan = {name: getattr(config, name) for name in names} | {"alpha": _alpha(config)}
     plan |= {"network": asdict(config.network), "crops": asdict(config.crops)}
     plan |= {f"loop.{name}": value for name, value in result_settings(config.loop).items()}
     plan |= {"clips": [part.describe()["content"][:12] for part in samples]}
-    plan |= {"image_model": [image_model.fingerprint, image_model.name]}
+    plan |= {"image_model": [fingerprint(image_model), image_model.name]}
     return json.loads(json.dumps(plan))  # as it is read back
 
 
-def _claim(config: TwoStepTraining, samples: Sequence[Samples], image_model: ImageModel) -> bool:
+def _claim(config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel) -> bool:
     """Write what this run is into its folder, or see that it is the same; tell whether it was there.
 
     Raises:
@@ -286,7 +287,7 @@ def _write_json(path: Path, value: object) -> None:
     part.replace(path)
 
 
-def _enlarge(config: TwoStepTraining, samples: Samples, image_model: ImageModel) -> NDArray[np.uint8]:
+def _enlarge(config: TwoStepTraining, samples: Samples, image_model: OpenedModel) -> NDArray[np.uint8]:
     folder = config.frozen or config.out / "frozen"
     return frozen_outputs(samples, image_model, folder, device=config.loop.device)
 
@@ -377,7 +378,7 @@ class _Judge:
         image_model: the first step.
     """
 
-    def __init__(self, config: TwoStepTraining, samples: HeldOut, image_model: ImageModel) -> None:
+    def __init__(self, config: TwoStepTraining, samples: HeldOut, image_model: OpenedModel) -> None:
         self._scale, self._samples = config.network.scale, samples
         self._hq = _enlarge(config, samples, image_model)
         self._frozen = self._mean([self._psnr(i, torch.from_numpy(self._hq[i] / 255)) for i in range(len(self._hq))])

@@ -20,11 +20,15 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
 from tubelet.data import CachedClip, Crops, CropSettings
 from tubelet.downloads import alone
 from tubelet.errors import ConfigError, InputError
-from tubelet.zoo.image_models import ImageModel
+from tubelet.ops.sizes import round_up
+from tubelet.zoo.bases import fingerprint
+from tubelet.zoo.opened import OpenedModel
 
 __all__ = [
     "HeldOut",
@@ -32,6 +36,7 @@ __all__ = [
     "Split",
     "TrainingCrops",
     "TripletSettings",
+    "enlarge",
     "frozen_outputs",
     "split_videos",
     "usable_clips",
@@ -210,7 +215,7 @@ def _identity(clips: Sequence[CachedClip]) -> dict[str, Any]:
     return {"videos": len(clips), "content": digest.hexdigest()}
 
 
-def frozen_outputs(samples: Samples, model: ImageModel, folder: Path, *, device: str = "cpu") -> NDArray[np.uint8]:
+def frozen_outputs(samples: Samples, model: OpenedModel, folder: Path, *, device: str = "cpu") -> NDArray[np.uint8]:
     """Let the image model enlarge the middle frame of every sample, once; what is there already is only opened.
 
     Args:
@@ -223,7 +228,7 @@ def frozen_outputs(samples: Samples, model: ImageModel, folder: Path, *, device:
     Returns:
         (N, 3, sp, sp) uint8, memory-mapped. A run that was stopped goes on where it was.
     """
-    identity = json.dumps({"model": model.fingerprint, "samples": samples.describe()}, sort_keys=True)
+    identity = json.dumps({"model": fingerprint(model), "samples": samples.describe()}, sort_keys=True)
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with alone(path.with_suffix(".lock")):
@@ -234,7 +239,7 @@ def frozen_outputs(samples: Samples, model: ImageModel, folder: Path, *, device:
     return np.load(path, mmap_mode="r")
 
 
-def _compute(samples: Samples, model: ImageModel, path: Path, device: str) -> None:
+def _compute(samples: Samples, model: OpenedModel, path: Path, device: str) -> None:
     part, count = path.with_suffix(".part"), path.with_suffix(".count")
     done = _read_count(count) if part.is_file() else 0
     side = samples.size_px * model.spec.scale
@@ -244,13 +249,25 @@ def _compute(samples: Samples, model: ImageModel, path: Path, device: str) -> No
     for start in range(done, len(samples), _FROZEN_BATCH):
         stop = min(start + _FROZEN_BATCH, len(samples))
         lq = np.stack([samples.sample(index)[0][1] for index in range(start, stop)])
-        hq = model.enlarge(torch.from_numpy(lq).to(device).float() / 255)
+        hq = enlarge(model, torch.from_numpy(lq).to(device).float() / 255)
         out[start:stop] = (hq * 255).round().byte().cpu().numpy()
         out.flush()
         count.write_text(str(stop))
     model.network.cpu()
     part.replace(path)
     count.unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def enlarge(model: OpenedModel, lq: Tensor) -> Tensor:
+    """Enlarge images of any size, each by itself: (B, 3, H, W) → (B, 3, sH, sW), clipped to [0, 1]."""
+    contract = model.spec.contract
+    height, width = lq.shape[-2:]
+    below = round_up(max(height, contract.min_size_px), contract.size_multiple) - height
+    right = round_up(max(width, contract.min_size_px), contract.size_multiple) - width
+    padded = functional.pad(lq, (0, right, 0, below), mode="replicate") if below or right else lq
+    sr = model.network(padded[:, None])[:, 0]
+    return sr[..., : contract.scale * height, : contract.scale * width].clamp(0, 1)
 
 
 def _read_count(path: Path) -> int:

@@ -23,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tubelet.errors import ResourceError
 from tubelet.layers.convolution import convolving
+from tubelet.layers.frozen import all_parameters
 from tubelet.layers.store import FeatureLimits, feature_limits, measure_features
 from tubelet.ops.resize import resample
 from tubelet.restore.device import number_format, resolve_device, resolve_precision
@@ -391,7 +392,7 @@ class Engine:
 def _move(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a network; 4-D weights become channels last, which CPUs and tensor cores convolve faster."""
     model = model.to(device)
-    for parameter in model.parameters():
+    for parameter in all_parameters(model):
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model

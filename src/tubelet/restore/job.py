@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from tubelet.errors import ConfigError, IncompleteError, InputError
 from tubelet.progress import CancelToken, OnProgress, Ticker
@@ -29,8 +28,7 @@ from tubelet.video.info import VideoInfo
 from tubelet.video.probe import probe
 from tubelet.video.reader import Reader, open_reader
 from tubelet.video.writer import EncodeSettings, open_writer
-from tubelet.zoo.catalog import checkpoint_spec, create_model, find_model, is_checkpoint
-from tubelet.zoo.spec import ModelSpec
+from tubelet.zoo.opening import open_model
 
 __all__ = ["Description", "build_engine", "describe", "run", "upscale"]
 
@@ -228,16 +226,9 @@ def build_engine(settings: UpscaleSettings, info: VideoInfo) -> Engine:
     Raises:
         RequestError, CheckpointError, ResourceError: as `upscale` would.
     """
-    spec, model = _open_model(settings, info)
-    return Engine(spec, model, settings)
-
-
-def _open_model(settings: UpscaleSettings, info: VideoInfo) -> tuple[ModelSpec, nn.Module]:
-    if is_checkpoint(settings.model):
-        return checkpoint_spec(settings.model)
     factor = settings.height / info.height if settings.height else settings.scale
-    spec = find_model(settings.model, factor=factor)
-    return spec, create_model(spec.id)
+    opened = open_model(settings.model, factor=factor)
+    return Engine(opened.spec, opened.network, settings)
 
 
 def _pump(

@@ -5,18 +5,15 @@ The weights of some come with the package; those of others are published elsewhe
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import nn
 
 from tubelet.downloads import cache_folder, fetch
@@ -31,21 +28,25 @@ if TYPE_CHECKING:
     from tubelet.zoo.publishers import KnownFile
 
 __all__ = [
-    "checkpoint_spec",
-    "create_model",
     "find_model",
+    "hash_file",
     "is_checkpoint",
     "known_ids",
     "list_models",
+    "make_spec",
     "model_size",
     "model_weights",
+    "package_folder",
+    "published_as",
+    "published_file",
+    "published_under",
     "weights_folder",
 ]
 
 _WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
-def _spec(
+def make_spec(
     id: str, architecture: Architecture, config: Any, *, summary: str, weights: WeightsSpec | None = None
 ) -> ModelSpec:
     """Make the entry of a configured architecture; CheckpointError where it makes no pictures."""
@@ -59,6 +60,7 @@ def _spec(
         contract=contract,
         build=_builder(architecture, config),
         weights=weights,
+        base=architecture.base(config) if architecture.base else None,
         source=architecture.source,
     )
 
@@ -73,7 +75,7 @@ def _embedded() -> list[ModelSpec]:
     """List the models whose weights come with the package, as their manifest describes them."""
     entries = json.loads((_WEIGHTS / "manifest.json").read_text(encoding="utf-8"))
     return [
-        _spec(
+        make_spec(
             entry["id"],
             fast.ARCHITECTURE,
             fast.FastConfig(**entry["config"]),
@@ -85,7 +87,7 @@ def _embedded() -> list[ModelSpec]:
 
 
 def _published(known: KnownFile) -> ModelSpec:
-    return _spec(
+    return make_spec(
         known.id,
         known.architecture,
         known.config,
@@ -166,76 +168,9 @@ def is_checkpoint(name: str) -> bool:
     return is_file and name not in _known()
 
 
-def checkpoint_spec(path: str, *, steps: Literal["all", "own"] = "all") -> tuple[ModelSpec, nn.Module]:
-    """Load a checkpoint and describe it as the zoo describes its models.
-
-    Args:
-        path: of a weight file that `load_model` takes.
-        steps: a two-step network with "all" gets the image model of its first step, which its file names; with "own"
-            it stays without.
-
-    Returns:
-        the entry, whose id is the name of the file, and the network.
-
-    Raises:
-        CheckpointError: see `load_model`; or the image model is missing, or is not the one it was trained with.
-        ResourceError: the image model cannot be fetched.
-    """
-    from tubelet.models.two_step import TwoStepRestorer
-    from tubelet.zoo.checkpoint import open_checkpoint
-    from tubelet.zoo.image_models import attach_image_model
-
-    if not Path(path).exists():
-        _point_to_known(path)
-    opened = open_checkpoint(path)
-    for known in map(_known().__getitem__, known_ids(Path(path))):
-        if known.config != opened.config:  # the hash tells what names and shapes do not
-            opened = open_checkpoint(path, architecture=known.architecture.name, **_fields(known.config))
-    spec = _spec(Path(path).name, opened.architecture, opened.config, summary=f"checkpoint {path}")
-    if steps == "all" and isinstance(opened.model, TwoStepRestorer):
-        spec = attach_image_model(opened.model, Path(path), spec)
-    return spec, opened.model
-
-
-def create_model(id: str, *, weights: bool = True) -> nn.Module:
-    """Build a model of the zoo.
-
-    Args:
-        id: a model's id, or a name that `find_model` resolves.
-        weights: load the trained weights, where the model has some; otherwise it is as initialised. Weights that are
-            published elsewhere are fetched on first use, with a line or a bar on the standard error.
-
-    Returns:
-        The network in evaluation mode, float32, on the CPU.
-
-    Raises:
-        RequestError: no model has this id.
-        CheckpointError: the weight file is missing, damaged, or does not fit.
-        ResourceError: published weights cannot be fetched.
-    """
-    spec = find_model(id)
-    if weights and spec.weights is not None and spec.weights.remote is not None:
-        return _open_known(_known()[spec.id])
-    model = spec.build()
-    if weights and spec.weights is not None:
-        _load_weights(model, spec.weights)
-    return model.eval()
-
-
-def _load_weights(model: nn.Module, weights: WeightsSpec) -> None:
-    path = _WEIGHTS / weights.file
-    if not path.is_file():
-        raise CheckpointError(f"weight file {path} is missing; install the package again")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != weights.sha256:
-        raise CheckpointError(
-            f"weight file {path} has sha256 {digest[:12]}…, expected {weights.sha256[:12]}…; install the package again"
-        )
-    try:
-        model.load_state_dict(load(data), strict=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"weight file {path} does not fit the model: {' '.join(str(error).split())}") from error
+def package_folder() -> Path:
+    """Return the folder of the weights that come with the package."""
+    return _WEIGHTS
 
 
 def weights_folder() -> Path:
@@ -272,33 +207,29 @@ def _size(build: Callable[[], nn.Module]) -> int:
         return count_parameters(build())
 
 
-def _open_known(known: KnownFile) -> nn.Module:
-    from tubelet.zoo.checkpoint import open_checkpoint
-
-    path = fetch(known.file, weights_folder())
-    try:
-        return open_checkpoint(path, architecture=known.architecture.name, **_fields(known.config)).model
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{known.id} should be {known.architecture.name}, and {error}; remove the file"
-        ) from error
+def published_file(id: str) -> KnownFile:
+    """Return the published file of a listed model, or of a part of models; KeyError where there is none."""
+    return _known()[id]
 
 
-def _fields(config: Any) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+def published_under(file_name: str) -> KnownFile | None:
+    """Return what is published under a file name, in large or small letters; None for an unknown one."""
+    small = file_name.lower()
+    return next((known for known in _known().values() if known.file.name.lower() == small), None)
 
 
-def _point_to_known(path: str) -> None:
-    """Name the model whose file is asked for by a path at which it is not."""
-    name = Path(path).name.lower()
-    for known in _known().values():
-        if known.file.name.lower() == name:
-            raise CheckpointError(f"no such checkpoint: {path}; --model {known.id} fetches it")
+def published_as(sha256: str) -> list[KnownFile]:
+    """List the published files with this hash, as far as hashes are published."""
+    hashed = [known for known in _known().values() if known.file.sha256]
+    return [known for known in hashed if sha256.startswith(known.file.sha256)]
 
 
 def known_ids(path: Path) -> list[str]:
-    """Tell under which names a file is published, by its hash as far as that is published."""
-    hashed = [known for known in _known().values() if known.file.sha256]
+    """List the ids under which a file is published, by its hash."""
+    return [known.id for known in published_as(hash_file(path))]
+
+
+def hash_file(path: Path) -> str:
+    """Compute the sha256 of a file, hexadecimal."""
     with path.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return [known.id for known in hashed if digest.startswith(known.file.sha256)]
+        return hashlib.file_digest(content, "sha256").hexdigest()

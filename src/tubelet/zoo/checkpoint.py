@@ -118,17 +118,22 @@ class Opened:
     renamed: int = 0
 
 
-def save_checkpoint(path: Path, model: nn.Module, notes: Mapping[str, Any]) -> None:
-    """Write a network, whole or not at all.
+def save_checkpoint(
+    path: Path, model: nn.Module, notes: Mapping[str, Any], *, base: Mapping[str, str] | None = None
+) -> None:
+    """Write a network, whole or not at all; of a composite network its own weights alone.
 
     Args:
         path: of the .safetensors file.
         model: the network.
         notes: what else to keep in the header; anything JSON can hold, paths become text.
+        base: reference to the frozen network that it stands on, as `tubelet.zoo.bases.refer_to` makes it.
     """
     header = {"architecture": type(model).__name__, "notes": json.dumps(notes, default=str)}
     if dataclasses.is_dataclass(config := getattr(model, "config", None)):
         header["config"] = json.dumps(dataclasses.asdict(cast(Any, config)), default=str)
+    if base is not None:
+        header["base"] = json.dumps(dict(base))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part, metadata=header)

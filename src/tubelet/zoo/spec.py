@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from tubelet.downloads import RemoteFile
-from tubelet.models.architecture import Contract
+from tubelet.layers.frozen import all_parameters
+from tubelet.models.architecture import BaseModel, Contract
 from tubelet.types import Temporal
 
 __all__ = ["ModelSpec", "WeightsSpec", "count_parameters"]
@@ -42,6 +43,7 @@ class ModelSpec:
         contract: how the network is run.
         build: makes the network as it is initialised, without trained weights.
         weights: what to load into it; None where there is nothing to load.
+        base: the frozen network that this one stands on; None for a network that stands alone.
         licence: SPDX name of the code's licence.
         source: paper or page that defines the architecture.
     """
@@ -52,6 +54,7 @@ class ModelSpec:
     contract: Contract
     build: Callable[[], nn.Module]
     weights: WeightsSpec | None = None
+    base: BaseModel | None = None
     licence: str = "Apache-2.0"
     source: str = ""
 
@@ -67,5 +70,5 @@ class ModelSpec:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the numbers that training can change."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Count the trained numbers of a network, with those of a frozen base that it stands on."""
+    return sum(parameter.numel() for parameter in all_parameters(model))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tubelet.errors import CheckpointError, RequestError
-from tubelet.evaluation.entrants import find_entrants
+from tubelet.evaluation.evaluated_models import find_evaluated_models
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.zoo.catalog import find_model
 from tubelet.zoo.checkpoint import save_checkpoint
@@ -18,15 +18,15 @@ def checkpoint(path: Path, channels: int = 8) -> str:
 
 
 def test_a_name_for_all_scales_means_that_of_the_protocol() -> None:
-    assert [entrant.name for entrant in find_entrants(["bicubic", "lanczos-x3"], scale=3)] == [
+    assert [model.name for model in find_evaluated_models(["bicubic", "lanczos-x3"], scale=3)] == [
         "bicubic-x3",
         "lanczos-x3",
     ]
-    assert find_entrants(["default"], scale=4)[0].spec.id == "fast-x4-real"
+    assert find_evaluated_models(["default"], scale=4)[0].spec.id == "fast-x4-real"
 
 
 def test_a_model_takes_part_once() -> None:
-    assert [e.name for e in find_entrants(["bicubic", "lanczos", "bicubic-x4"], scale=4)] == [
+    assert [e.name for e in find_evaluated_models(["bicubic", "lanczos", "bicubic-x4"], scale=4)] == [
         "bicubic-x4",
         "lanczos-x4",
     ]
@@ -34,22 +34,22 @@ def test_a_model_takes_part_once() -> None:
 
 def test_a_scale_that_no_model_of_a_name_has_is_refused() -> None:
     with pytest.raises(RequestError, match="default enlarges ×4, and the protocol asks for ×3"):
-        find_entrants(["default"], scale=3)
+        find_evaluated_models(["default"], scale=3)
 
 
 def test_weights_and_parameters_are_told(tmp_path: Path) -> None:
-    embedded, own = find_entrants(["fast-x4-bi", checkpoint(tmp_path / "own.safetensors")], scale=4)
+    embedded, own = find_evaluated_models(["fast-x4-bi", checkpoint(tmp_path / "own.safetensors")], scale=4)
     weights = find_model("fast-x4-bi").weights
     assert weights is not None
     assert embedded.weights_sha256 == weights.sha256
     assert own.weights_sha256 == hashlib.sha256((tmp_path / "own.safetensors").read_bytes()).hexdigest()
-    assert own.parameters == sum(p.numel() for p in own.build().parameters())
-    assert find_entrants(["bicubic"], scale=4)[0].weights_sha256 is None
+    assert own.parameters == sum(p.numel() for p in own.load().parameters())
+    assert find_evaluated_models(["bicubic"], scale=4)[0].weights_sha256 is None
 
 
 def test_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
     paths = [checkpoint(tmp_path / folder / "model.safetensors", n) for folder, n in (("a", 8), ("b", 16))]
-    first, second = find_entrants([*paths, paths[0]], scale=4)
+    first, second = find_evaluated_models([*paths, paths[0]], scale=4)
     assert (first.name, second.name) == ("a-model", "b-model")
     assert first.parameters < second.parameters
 
@@ -57,4 +57,4 @@ def test_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"bad\.safetensors"):
-        find_entrants([str(tmp_path / "bad.safetensors")], scale=4)
+        find_evaluated_models([str(tmp_path / "bad.safetensors")], scale=4)

@@ -18,13 +18,15 @@ from tubelet.errors import CheckpointError, RequestError, ResourceError
 from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from tubelet.models.swinir import SwinIR, SwinIRConfig
 from tubelet.models.tdan import TDAN, TDANConfig
-from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
+from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer, needed_image_model
 from tubelet.ops import imresize
+from tubelet.recipes.two_step_data import enlarge
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
-from tubelet.zoo.catalog import checkpoint_spec
+from tubelet.zoo.bases import fingerprint, hash_tensors, open_base, refer_to
 from tubelet.zoo.checkpoint import open_checkpoint, save_checkpoint
-from tubelet.zoo.image_models import hash_tensors, open_image_model
+from tubelet.zoo.opened import OpenedModel, open_alone
+from tubelet.zoo.opening import open_model
 from tubelet.zoo.spec import ModelSpec
 
 WIDTH, HEIGHT = 45, 35
@@ -36,21 +38,24 @@ def save_image_model(path: Path, scale: int = 2) -> Path:
     return path
 
 
-def save_two_step(path: Path, image_model: dict[str, str] | None, *, scale: int = 2) -> Path:
+def open_image_model(name: str, scale: int) -> OpenedModel:
+    return open_base(name, needed_image_model(TwoStepConfig(scale=scale)))
+
+
+def save_two_step(path: Path, base: dict[str, str] | None, *, scale: int = 2) -> Path:
     """Save a small network in which all three pictures count."""
     torch.manual_seed(0)
     restorer = TwoStepRestorer(TwoStepConfig(base=2, scale=scale, norm="none"))
     nn.init.normal_(restorer.head.weight, std=0.2)
-    save_checkpoint(path, restorer, {} if image_model is None else {"image_model": image_model})
+    save_checkpoint(path, restorer, {}, base=base)
     return path
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Path:
-    """Save both steps in one folder, the second with the identity of the first."""
+    """Save both steps in one folder, the second with a reference to the first."""
     image = save_image_model(tmp_path / "image.safetensors")
-    identity = open_image_model(str(image), 2).identity | {"model": image.name}
-    return save_two_step(tmp_path / "two_step.safetensors", identity)
+    return save_two_step(tmp_path / "two_step.safetensors", refer_to(open_image_model(str(image), 2), tmp_path))
 
 
 def test_the_hash_is_of_names_shapes_and_numbers(tmp_path: Path) -> None:
@@ -63,7 +68,8 @@ def test_the_hash_is_of_names_shapes_and_numbers(tmp_path: Path) -> None:
 
 
 def test_both_steps_from_one_path(pair: Path) -> None:
-    spec, model = checkpoint_spec(str(pair))
+    opened = open_model(str(pair))
+    spec, model = opened.spec, opened.network
     assert (spec.scale, spec.temporal.kind, spec.temporal.radius, spec.contract.size_multiple) == (2, "window", 1, 16)
     assert spec.summary == f"checkpoint {pair}, over image.safetensors"
     image = open_checkpoint(pair.with_name("image.safetensors")).model
@@ -71,7 +77,8 @@ def test_both_steps_from_one_path(pair: Path) -> None:
     with torch.inference_mode():
         hq = image(lq[:, 1:2])[:, 0].clamp(0, 1)
         assert torch.equal(model(lq)[:, 0], model.restore(hq, lq[:, 0], lq[:, 2]))
-    alone, without = checkpoint_spec(str(pair), steps="own")
+    opened = open_alone(str(pair))
+    alone, without = opened.spec, opened.network
     assert without.image_model is None
     image = open_image_model(str(pair.with_name("image.safetensors")), 2)
     assert spec.contract.halo_px == alone.contract.halo_px + image.spec.contract.halo_px
@@ -81,19 +88,19 @@ def test_relative_paths_begin_at_the_checkpoint(pair: Path, tmp_path: Path, monk
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    assert checkpoint_spec("../two_step.safetensors")[1].image_model is not None
+    assert open_model("../two_step.safetensors").network.image_model is not None
     shutil.move(pair, elsewhere)
     line = r"needs the image model image\.safetensors, and it is not at image\.safetensors; put it there"
     with pytest.raises(CheckpointError, match=line):
-        checkpoint_spec("two_step.safetensors")
+        open_model("two_step.safetensors")
     monkeypatch.chdir(tmp_path)  # then at the folder of the process
-    assert checkpoint_spec("elsewhere/two_step.safetensors")[1].image_model is not None
+    assert open_model("elsewhere/two_step.safetensors").network.image_model is not None
 
 
 def test_other_weights_are_refused(pair: Path) -> None:
     save_checkpoint(pair.with_name("image.safetensors"), SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4)), {})
     with pytest.raises(CheckpointError, match=r"over other weights than those of .*image\.safetensors: its .* \w{12}…"):
-        checkpoint_spec(str(pair))
+        open_model(str(pair))
 
 
 @pytest.mark.parametrize("moved", ["both", "to one folder", "to the folder of the process"])
@@ -103,9 +110,9 @@ def test_an_image_model_is_found_again(tmp_path: Path, monkeypatch: pytest.Monke
     for folder in ("runs/image", "runs/second", "elsewhere"):
         Path(folder).mkdir(parents=True)
     image = save_image_model(Path("runs/image/model.safetensors"))
-    identity = open_image_model(str(image), 2).identify_from(Path("runs/second"))
-    assert identity["model"] == "../image/model.safetensors"
-    second = save_two_step(Path("runs/second/model.safetensors"), identity)
+    reference = refer_to(open_image_model(str(image), 2), Path("runs/second"))
+    assert reference["model"] == "../image/model.safetensors"
+    second = save_two_step(Path("runs/second/model.safetensors"), reference)
     save_checkpoint(Path("model.safetensors"), SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4)), {})
     if moved == "both":
         shutil.move("runs", "elsewhere")
@@ -119,13 +126,13 @@ def test_an_image_model_is_found_again(tmp_path: Path, monkeypatch: pytest.Monke
         Path("a").mkdir()
         monkeypatch.chdir("a")
         second = ".." / second
-    assert checkpoint_spec(str(second))[1].image_model is not None
+    assert open_model(str(second)).network.image_model is not None
 
 
 def test_models_without_tensors_are_told_apart() -> None:
     bicubic, lanczos = (open_image_model(name, 2) for name in ("bicubic-x2", "lanczos-x2"))
-    assert bicubic.sha256 == lanczos.sha256
-    assert bicubic.fingerprint != lanczos.fingerprint
+    assert hash_tensors(bicubic.network) == hash_tensors(lanczos.network)
+    assert fingerprint(bicubic) != fingerprint(lanczos)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,7 @@ def test_models_without_tensors_are_told_apart() -> None:
 def test_what_cannot_be_an_image_model(tmp_path: Path, note: dict[str, str] | None, line: str) -> None:
     path = save_two_step(tmp_path / "two_step.safetensors", note)
     with pytest.raises(CheckpointError, match=line) as caught:
-        checkpoint_spec(str(path))
+        open_model(str(path))
     assert "\n" not in str(caught.value)
 
 
@@ -154,13 +161,41 @@ def test_a_window_model_is_refused_by_its_path(tmp_path: Path) -> None:
         open_image_model(str(path), 4)
 
 
-@pytest.mark.parametrize("notes", ["[]", '{"image_model": "hat-x2"}', '{"image_model": {"model": 2}}', '{"image'])
-def test_hostile_notes_give_one_line(tmp_path: Path, notes: str) -> None:
-    path, config = tmp_path / "two_step.safetensors", TwoStepConfig(base=2, norm="none")
-    header = {"architecture": "TwoStepRestorer", "config": json.dumps(asdict(config)), "notes": notes}
-    save_file(TwoStepRestorer(config).state_dict(), path, metadata=header)
+def save_with_header(path: Path, header: dict[str, str]) -> None:
+    """Save a second step whose header was written by someone else."""
+    config = TwoStepConfig(base=2, norm="none")
+    own = {"architecture": "TwoStepRestorer", "config": json.dumps(asdict(config))}
+    save_file(TwoStepRestorer(config).state_dict(), path, metadata=own | header)
+
+
+def test_the_notes_of_earlier_checkpoints_are_read(pair: Path, tmp_path: Path) -> None:
+    reference = refer_to(open_image_model(str(tmp_path / "image.safetensors"), 2), tmp_path)
+    save_with_header(tmp_path / "earlier.safetensors", {"notes": json.dumps({"image_model": reference})})
+    assert open_model(str(tmp_path / "earlier.safetensors")).network.image_model is not None
+    other = {"image_model": reference | {"sha256": 64 * "0"}}
+    save_with_header(tmp_path / "earlier.safetensors", {"notes": json.dumps(other)})
+    with pytest.raises(CheckpointError, match="was trained over other weights"):
+        open_model(str(tmp_path / "earlier.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"notes": "[]"},
+        {"notes": '{"image_model": "hat-x2"}'},
+        {"notes": '{"image_model": {"model": 2}}'},
+        {"notes": '{"image'},
+        {"base": "[]"},
+        {"base": '"hat-x2"'},
+        {"base": '{"model": "hat-x2", "sha256": 3}'},
+        {"base": '{"model'},
+    ],
+)
+def test_hostile_headers_give_one_line(tmp_path: Path, header: dict[str, str]) -> None:
+    path = tmp_path / "two_step.safetensors"
+    save_with_header(path, header)
     with pytest.raises(CheckpointError, match=r"does not name the image model|damaged header"):
-        checkpoint_spec(str(path))
+        open_model(str(path))
 
 
 def test_published_weights_run_over_what_they_were_trained_over(
@@ -170,14 +205,15 @@ def test_published_weights_run_over_what_they_were_trained_over(
     config = TwoStepConfig(base=2, variant="published", residual=False)
     torch.save(TwoStepRestorer(config).state_dict(), path := tmp_path / "unet.pth")
     with pytest.raises(ResourceError, match=r"needs the image model hat-x2, and .*HAT_SRx2_ImageNet-pretrain\.pth"):
-        checkpoint_spec(str(path))
+        open_model(str(path))
 
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_a_name_stands_for_the_scale_that_is_needed(scale: int) -> None:
     image = open_image_model("bicubic", scale)
     assert (image.name, image.spec.scale) == (f"bicubic-x{scale}", scale)
-    assert image.identity == {"model": image.name, "architecture": "Resample", "sha256": image.sha256}
+    sha256 = hash_tensors(image.network)
+    assert refer_to(image, Path()) == {"model": image.name, "architecture": "Resample", "sha256": sha256}
 
 
 @torch.inference_mode()
@@ -186,11 +222,11 @@ def test_an_image_model_with_other_windows(tmp_path: Path) -> None:
     swinir = SwinIR(SwinIRConfig(scale=2, channels=8, depths=(2,), heads=(2,), num_feat=8, window=7)).eval()
     save_checkpoint(tmp_path / "swinir.safetensors", swinir, {})
     path = save_two_step(tmp_path / "two_step.safetensors", {"model": "swinir.safetensors"})
-    assert checkpoint_spec(str(path))[0].contract.size_multiple == 7 * 16
+    assert open_model(str(path)).spec.contract.size_multiple == 7 * 16
     image, lq = open_image_model(str(tmp_path / "swinir.safetensors"), 2), torch.rand(2, 3, 9, 14)
     padded = functional.pad(lq, (0, 0, 0, 5), mode="replicate")
     expected = swinir(padded[:, None])[:, 0, :, :18].clamp(0, 1)
-    torch.testing.assert_close(image.enlarge(lq), expected)
+    torch.testing.assert_close(enlarge(image, lq), expected)
 
 
 def by_hand(spec: ModelSpec, model: nn.Module, scene: Tensor) -> Tensor:
@@ -224,7 +260,8 @@ def test_a_real_clip_through_the_command(
     arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(pair), "--progress", "none"]
     assert main(["upscale", *arguments, "--precision", "fp32"]) == 0
     written = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*.png"))])
-    spec, model = checkpoint_spec(str(pair))
+    opened = open_model(str(pair))
+    spec, model = opened.spec, opened.network
     expected = to_pictures(torch.cat([by_hand(spec, model, clip) for clip in clips]))
     assert written.shape == expected.shape == (len(expected), 2 * HEIGHT, 2 * WIDTH, 3)
     assert np.abs(written.astype(int) - expected).max() <= 1
@@ -234,7 +271,8 @@ def test_a_real_clip_through_the_command(
 @pytest.mark.parametrize("scale", [2, 4])
 def test_tiles_leave_no_seam(tmp_path: Path, scale: int) -> None:
     path = save_two_step(tmp_path / "two_step.safetensors", {"model": "lanczos"}, scale=scale)
-    spec, model = checkpoint_spec(str(path))
+    opened = open_model(str(path))
+    spec, model = opened.spec, opened.network
     clip = clip_of(1, 16, 288)
     results: list[Tensor] = []
     for tile in (0, 32):

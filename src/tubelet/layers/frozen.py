@@ -1,0 +1,62 @@
+"""Frozen networks that another network stands on, held outside of its module tree.
+
+A plain attribute that PyTorch does not register is by construction no part of `state_dict()`, `parameters()` and
+`train()` of the network that holds it. What has to reach it all the same (moves to a device, counts of parameters)
+asks for it by the functions below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+__all__ = ["FrozenModel", "all_modules", "all_parameters", "all_tensors"]
+
+
+class FrozenModel:
+    """Hold a network that never trains.
+
+    A network with such an attribute moves it along in its `_apply`, which is what `to`, `cuda`, `half` and the like
+    call.
+
+    Args:
+        network: is set to evaluation, and its parameters to need no gradient.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.requires_grad_(requires_grad=False).eval()
+
+
+def all_modules(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules of a network and of the frozen networks that it stands on, each once."""
+    seen: set[int] = set()
+    for module in _walk(network):
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+
+
+def _walk(network: nn.Module) -> Iterator[nn.Module]:
+    for module in network.modules():
+        yield module
+        for value in vars(module).values():
+            if isinstance(value, FrozenModel):
+                yield from _walk(value.network)
+
+
+def all_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of a network and of the frozen networks that it stands on, each once."""
+    seen: set[int] = set()
+    for module in all_modules(network):
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter
+
+
+def all_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Yield what `all_parameters` yields, then all buffers."""
+    yield from all_parameters(network)
+    for module in all_modules(network):
+        yield from module.buffers(recurse=False)
