@@ -16,7 +16,8 @@ from eval_clips import write_frames, write_set
 from tubelet.errors import InputError
 from tubelet.evaluation.evaluate import evaluate
 from tubelet.evaluation.published import PublishedScore
-from tubelet.evaluation.report import comparison_rows, metric_text, report_notes, write_report
+from tubelet.evaluation.report import write_report
+from tubelet.evaluation.report_rows import comparison_rows, metric_text, report_notes
 from tubelet.evaluation.results import (
     ClipScore,
     Identity,
@@ -152,7 +153,7 @@ def test_tables_that_disagree_or_have_nothing_in_common_do_not(tmp_path: Path, m
 
     scores = [printed("psnr-y", 25.1, "A"), printed("ssim-y", 0.7, "A"), printed("psnr-y", 25.2, "B")]
     scores += [printed("ssim-y", 0.8, "C"), printed("psnr-y", 25.3, "D"), printed("ssim-y", 0.7, "E")]
-    monkeypatch.setattr("tubelet.evaluation.report.published_scores", lambda _: scores)
+    monkeypatch.setattr("tubelet.evaluation.report_rows.published_scores", lambda _: scores)
     rows = comparison_rows(read_results(made_up(tmp_path, "vid4-bi-x4", {"mine": [20.0]})))
     found = {row.source: row.values for row in rows if not row.ours}
     assert found == {

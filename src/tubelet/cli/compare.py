@@ -117,7 +117,7 @@ def _labels(flags: CompareFlags) -> tuple[str, str]:
 
 def _write_page(flags: CompareFlags, found: Comparison, page: Path) -> None:
     from tubelet.evaluation.compare import ComparePage, write_page
-    from tubelet.evaluation.report import metric_heading, metric_text
+    from tubelet.evaluation.report_rows import metric_heading, metric_text
 
     details: dict[str, str] = {"Frames": str(found.frames)}
     for score in found.scores:
@@ -161,7 +161,7 @@ def _print_table(flags: CompareFlags, found: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tubelet.evaluation.report import metric_heading, metric_text
+    from tubelet.evaluation.report_rows import metric_heading, metric_text
 
     first, second = _labels(flags)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -124,7 +124,7 @@ def _finite(value: Any) -> Any:
 
 
 def _words(mean: Any) -> str:
-    from tubelet.evaluation.report import metric_text
+    from tubelet.evaluation.report_rows import metric_text
 
     return "  ".join(f"{name} {metric_text(name, value)}" for name, value in mean.items())
 
@@ -134,7 +134,7 @@ def _print_table(scores: Sequence[ModelScore]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tubelet.evaluation.report import metric_heading, metric_text
+    from tubelet.evaluation.report_rows import metric_heading, metric_text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True, style="bold")

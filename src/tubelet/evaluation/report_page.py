@@ -14,9 +14,9 @@ from PIL import Image
 from tubelet.evaluation.pictures import data_url
 from tubelet.evaluation.plots import COLOURS, Axis, Line, Point, line_plot, line_sample, point_plot
 from tubelet.evaluation.published import PublishedCost, published_costs
-from tubelet.evaluation.report import (
+from tubelet.evaluation.report_rows import (
+    MAX_CLIPS,
     MEASURED,
-    MOST_CLIPS,
     Row,
     best_values,
     clip_scores,
@@ -113,7 +113,7 @@ def _clips_table(results: Results, name: str) -> str:
         for place, model in enumerate(results.models)
     )
     lines: list[str] = []
-    for clip, scores in clip_scores(results, name, most=MOST_CLIPS):
+    for clip, scores in clip_scores(results, name, limit=MAX_CLIPS):
         best = best_values([Row("", {name: score}) for score in scores], [name]).get(name)
         lines.append(f'<tr><th scope="row">{_text(clip)}</th>')
         for score in scores:
