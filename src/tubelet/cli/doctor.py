@@ -22,6 +22,9 @@ from tubelet.errors import TubeletError
 __all__ = ["Finding", "main"]
 
 _GB = 1 << 30
+EXTRAS = (("train", "tensorboard"), ("metrics", "piq"), ("spandrel", "spandrel"))
+"""Optional extras, and a package that each of them brings."""
+
 _SPEED_SIZE = (180, 320)
 _SPEED_FRAMES = 12
 
@@ -208,12 +211,7 @@ def _speed() -> Finding:
 
 def _extras() -> Iterator[Finding]:
     """Packages of the optional extras; none of them is needed to upscale."""
-    for extra, package in (
-        ("train", "tensorboard"),
-        ("metrics", "piq"),
-        ("serve", "gradio"),
-        ("cluster", "ray"),
-    ):
+    for extra, package in EXTRAS:
         try:
             yield Finding(f"[{extra}]", f"{package} {version(package)}")
         except PackageNotFoundError:
