@@ -22,7 +22,8 @@ from tubelet.data import read_clip
 from tubelet.models.architecture import Contract
 from tubelet.ops import imresize
 from tubelet.restore.plan import align_windows, windows
-from tubelet.zoo.checkpoint import ARCHITECTURES, open_checkpoint
+from tubelet.zoo.architectures import ARCHITECTURES
+from tubelet.zoo.checkpoint import open_checkpoint
 
 OVERLAP = 8  # frames, the engine's where the model does not say
 

@@ -9,8 +9,8 @@ import torch
 
 from tubelet.models.architecture import Architecture
 from tubelet.types import Temporal
+from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.catalog import find_model, list_models, model_size
-from tubelet.zoo.checkpoint import ARCHITECTURES
 from tubelet.zoo.foreign_names import FOREIGN
 from tubelet.zoo.known_files import KNOWN_FILES, PAGES
 from tubelet.zoo.publishers import KnownFile

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from golden import recorded, recorded_input
 from published_nets import published_keys, recorded_state
 from tubelet.models.architecture import Architecture
-from tubelet.zoo.checkpoint import ARCHITECTURES, open_checkpoint
+from tubelet.zoo.architectures import ARCHITECTURES
+from tubelet.zoo.checkpoint import open_checkpoint
 
 
 def recorded_network(shared: Path, case: str, **config: Any) -> nn.Module:

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from tubelet.zoo.checkpoint import ARCHITECTURES
+from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.known_files import KNOWN_FILES
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "models_page.py"

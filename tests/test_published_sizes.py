@@ -16,7 +16,8 @@ from tubelet.data import read_clip
 from tubelet.models.architecture import Architecture
 from tubelet.ops import imresize
 from tubelet.video.reader import open_reader
-from tubelet.zoo.checkpoint import ARCHITECTURES, save_checkpoint
+from tubelet.zoo.architectures import ARCHITECTURES
+from tubelet.zoo.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow
 

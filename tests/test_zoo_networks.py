@@ -13,7 +13,8 @@ from tiny_networks import TINY, base_of
 from tubelet.models.two_step import TwoStepRestorer
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
-from tubelet.zoo.checkpoint import ARCHITECTURES, save_checkpoint
+from tubelet.zoo.architectures import ARCHITECTURES
+from tubelet.zoo.checkpoint import save_checkpoint
 from tubelet.zoo.opening import open_model
 
 PICTURES = [a for a in ARCHITECTURES if a.contract(a.config()) is not None]

@@ -31,8 +31,8 @@ from tubelet.models.tmnet import TMNetConfig
 from tubelet.models.toflow import TOFlowConfig
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
+from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.baselines import Resample
-from tubelet.zoo.checkpoint import ARCHITECTURES
 
 _ATTENTION: dict[str, Any] = {"channels": 8, "depths": (2, 2), "heads": (2, 2), "num_feat": 8}
 

@@ -4,7 +4,7 @@ import pytest
 
 from tubelet.errors import RequestError
 from tubelet.recipes.published import RECIPES, find_recipe, list_names
-from tubelet.zoo.checkpoint import ARCHITECTURES
+from tubelet.zoo.architectures import ARCHITECTURES
 
 TABLE = {
     # name: patch, frames, batch, steps, lr, lr_final, loss, reduction

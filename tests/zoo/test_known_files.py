@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from published_nets import published_keys
-from tubelet.zoo.checkpoint import ARCHITECTURES
+from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.known_files import KNOWN_FILES, PAGES
 from tubelet.zoo.publishers import KnownFile
 

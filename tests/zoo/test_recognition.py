@@ -9,7 +9,8 @@ from torch import Tensor
 from golden import recorded
 from published_nets import listed_state, published_keys, recorded_state
 from tubelet.errors import CheckpointError
-from tubelet.zoo.checkpoint import ARCHITECTURES, open_checkpoint
+from tubelet.zoo.architectures import ARCHITECTURES
+from tubelet.zoo.checkpoint import open_checkpoint
 from tubelet.zoo.foreign_names import FOREIGN, fits
 
 PUBLISHED = {

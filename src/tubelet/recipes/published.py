@@ -32,10 +32,9 @@ from tubelet.models import (
 from tubelet.models.architecture import Architecture
 from tubelet.models.edvr import EDVRConfig
 from tubelet.models.sesr import SESRConfig
-from tubelet.models.two_step import TwoStepRestorer
 from tubelet.training import LoopSettings, OptimiserSettings, ScheduleSettings
 from tubelet.types import Temporal
-from tubelet.zoo.checkpoint import ARCHITECTURES
+from tubelet.zoo.architectures import ARCHITECTURES
 
 __all__ = ["RECIPES", "Recipe", "find_recipe", "list_names"]
 
@@ -318,8 +317,8 @@ def _key(name: str) -> str:
 
 
 def _trainable() -> list[Architecture]:
-    """List the networks that make pictures by themselves; two-step, which needs an image model, has its own recipe."""
-    alone = (one for one in ARCHITECTURES if one.build is not TwoStepRestorer)
+    """List the networks that make images by themselves; composite ones have recipes of their own."""
+    alone = [architecture for architecture in ARCHITECTURES if architecture.base is None]
     return [architecture for architecture in alone if architecture.contract(architecture.config()) is not None]
 
 

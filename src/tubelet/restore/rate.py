@@ -35,7 +35,7 @@ def require_space_time(spec: ModelSpec, fps: str) -> None:
     """
     if spec.temporal.between_frames:
         return
-    from tubelet.zoo.checkpoint import ARCHITECTURES
+    from tubelet.zoo.architectures import ARCHITECTURES
 
     able = [other.id for other in list_models() if other.temporal.between_frames]
     contracts = {architecture.name: architecture.contract(architecture.config()) for architecture in ARCHITECTURES}

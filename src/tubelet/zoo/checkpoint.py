@@ -20,73 +20,13 @@ from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.files import atomic_write
-from tubelet.models import (
-    basicvsr,
-    basicvsr_pp,
-    duf,
-    edsr,
-    edvr,
-    fast,
-    frvsr,
-    fsrcnn,
-    hat,
-    iconvsr,
-    msrresnet,
-    ovsr,
-    rbpn,
-    realbasicvsr,
-    rlsp,
-    rrdb,
-    rrn,
-    rsdn,
-    sesr,
-    spynet,
-    srvgg,
-    swinir,
-    tdan,
-    tmnet,
-    toflow,
-    two_step,
-    zooming_slow_mo,
-)
 from tubelet.models.architecture import Architecture, State
 from tubelet.tensor_files import read_content, read_header, read_safetensors
+from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.by_spandrel import has_spandrel, load_by_spandrel
 from tubelet.zoo.foreign_names import recognise_foreign
 
-__all__ = ["ARCHITECTURES", "Opened", "load_model", "open_checkpoint", "read_notes", "read_state", "save_checkpoint"]
-
-ARCHITECTURES: tuple[Architecture, ...] = (
-    fast.ARCHITECTURE,
-    srvgg.ARCHITECTURE,
-    rrdb.ARCHITECTURE,
-    swinir.ARCHITECTURE,
-    hat.ARCHITECTURE,
-    edsr.ARCHITECTURE,
-    msrresnet.ARCHITECTURE,
-    fsrcnn.ARCHITECTURE,
-    sesr.ARCHITECTURE,
-    rrn.ARCHITECTURE,
-    rlsp.ARCHITECTURE,
-    rsdn.ARCHITECTURE,
-    frvsr.ARCHITECTURE,
-    basicvsr.ARCHITECTURE,
-    basicvsr_pp.ARCHITECTURE,
-    iconvsr.ARCHITECTURE,
-    realbasicvsr.ARCHITECTURE,
-    ovsr.ARCHITECTURE,
-    edvr.ARCHITECTURE,
-    zooming_slow_mo.ARCHITECTURE,
-    tmnet.ARCHITECTURE,
-    tdan.ARCHITECTURE,
-    duf.ARCHITECTURE,
-    toflow.ARCHITECTURE,
-    rbpn.ARCHITECTURE,
-    two_step.ARCHITECTURE,
-    two_step.ENCODER_ARCHITECTURE,
-    spynet.ARCHITECTURE,
-)
-"""What `load_model` recognises; the first that claims a file gets it."""
+__all__ = ["Opened", "load_model", "open_checkpoint", "read_notes", "read_state", "save_checkpoint"]
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
 """Keys under which training frameworks put the tensors, the best first."""

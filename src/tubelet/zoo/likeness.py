@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tubelet.models.architecture import Architecture
-from tubelet.zoo.checkpoint import ARCHITECTURES
+from tubelet.zoo.architectures import ARCHITECTURES
 
 __all__ = ["Likeness", "compare", "nearest"]
 

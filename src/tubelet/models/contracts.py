@@ -1,0 +1,146 @@
+"""What a network of each kind must have, as protocols that pyright checks.
+
+`Contract` says which of them a network keeps; `check_contract` compares the two once, before anything runs.
+
+    kind     further         protocol              called for
+    frame                    FrameModel            each frame
+    window                   WindowModel           each frame with its neighbors
+    window   encodes         EncodingWindowModel   each frame once, then each window of encodings
+    online                   OnlineModel           each frame, with the state that the last call returned
+    clip                     ClipModel             each window of frames
+    clip     streams         StreamingModel        each window, whose frames come one by one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, cast
+
+from torch import Tensor, nn
+
+from tubelet.errors import ConfigError
+from tubelet.models.architecture import Contract
+
+__all__ = [
+    "ClipModel",
+    "Encoding",
+    "EncodingWindowModel",
+    "FrameModel",
+    "Hidden",
+    "OnlineModel",
+    "StreamingModel",
+    "WindowModel",
+    "as_encoding",
+    "as_online",
+    "as_streaming",
+    "check_contract",
+]
+
+Hidden = tuple[Tensor, ...]
+"""State of an online network: images (..., H·r, W·r), so that tiles can be cut out of them."""
+
+Encoding = tuple[Tensor, ...]
+"""What a window network computes of one frame by itself: images (..., H·r, W·r) likewise."""
+
+
+class FrameModel(Protocol):
+    """Restores each frame by itself."""
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Map (B, T, 3, H, W) to (B, T, 3, sH, sW)."""
+        ...
+
+
+class WindowModel(Protocol):
+    """Restores the frame in the middle of a window."""
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Map (B, 2·radius + 1, 3, H, W) to (B, 1, 3, sH, sW)."""
+        ...
+
+
+class EncodingWindowModel(WindowModel, Protocol):
+    """Restores the middle frame in two steps, of which the first looks at one frame and serves all its windows."""
+
+    def encode(self, frame: Tensor) -> Encoding:
+        """Compute what depends on one frame (B, 3, H, W) alone."""
+        ...
+
+    def fuse(self, window: Sequence[Encoding]) -> Tensor:
+        """Restore the middle frame from the encodings of 2·radius + 1 frames: (B, 3, sH, sW)."""
+        ...
+
+
+class OnlineModel(Protocol):
+    """Restores frame by frame, and carries a state along."""
+
+    def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        """Restore one frame.
+
+        Args:
+            lq: (B, 1 + lookahead, 3, H, W), the frame and those that follow it.
+            hidden: None at the start of a scene, otherwise what the last step returned.
+
+        Returns:
+            sr (B, 3, sH, sW), and the new state.
+        """
+        ...
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore a clip step by step: (B, T, 3, H, W) to (B, T, 3, sH, sW)."""
+        ...
+
+
+class ClipModel(Protocol):
+    """Restores several frames at once."""
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Map (B, T, 3, H, W) to (B, T', 3, sH, sW), T' = T + between_frames · (T - 1)."""
+        ...
+
+
+class StreamingModel(ClipModel, Protocol):
+    """Restores several frames at once, and gives them one by one."""
+
+    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+        """Yield the frames of `forward` in order: T' times (B, 3, sH, sW)."""
+        ...
+
+
+def check_contract(network: nn.Module, contract: Contract) -> None:
+    """Check that a network has the methods that its contract promises.
+
+    Raises:
+        ConfigError: it lacks one; the line names it.
+    """
+    if contract.temporal.kind == "online":
+        as_online(network)
+    if contract.encodes:
+        as_encoding(network)
+    if contract.streams:
+        as_streaming(network)
+
+
+def as_online(network: nn.Module) -> OnlineModel:
+    """Take a network as an online one; ConfigError where it lacks a method."""
+    _require(network, "step(lq, hidden)", 'temporal.kind="online"')
+    return cast(OnlineModel, network)
+
+
+def as_encoding(network: nn.Module) -> EncodingWindowModel:
+    """Take a network as one that encodes frames and fuses windows; ConfigError where it lacks a method."""
+    _require(network, "encode(frame)", "encodes=True")
+    _require(network, "fuse(window)", "encodes=True")
+    return cast(EncodingWindowModel, network)
+
+
+def as_streaming(network: nn.Module) -> StreamingModel:
+    """Take a network as one that gives its frames one by one; ConfigError where it lacks a method."""
+    _require(network, "restore(lq)", "streams=True")
+    return cast(StreamingModel, network)
+
+
+def _require(network: nn.Module, signature: str, promise: str) -> None:
+    name = signature.partition("(")[0]
+    if not callable(getattr(network, name, None)):
+        raise ConfigError(f"{type(network).__name__} has no method {signature}, which its contract promises: {promise}")

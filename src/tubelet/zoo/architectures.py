@@ -1,0 +1,106 @@
+"""The architectures that checkpoints are recognized as, listed by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tubelet.models import (
+    basicvsr,
+    basicvsr_pp,
+    duf,
+    edsr,
+    edvr,
+    fast,
+    frvsr,
+    fsrcnn,
+    hat,
+    iconvsr,
+    msrresnet,
+    ovsr,
+    rbpn,
+    realbasicvsr,
+    rlsp,
+    rrdb,
+    rrn,
+    rsdn,
+    sesr,
+    spynet,
+    srvgg,
+    swinir,
+    tdan,
+    tmnet,
+    toflow,
+    two_step,
+    zooming_slow_mo,
+)
+from tubelet.models.architecture import Architecture
+
+if TYPE_CHECKING:
+    from tubelet.models.contracts import (
+        ClipModel,
+        EncodingWindowModel,
+        FrameModel,
+        OnlineModel,
+        StreamingModel,
+        WindowModel,
+    )
+
+__all__ = ["ARCHITECTURES"]
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    fast.ARCHITECTURE,
+    srvgg.ARCHITECTURE,
+    rrdb.ARCHITECTURE,
+    swinir.ARCHITECTURE,
+    hat.ARCHITECTURE,
+    edsr.ARCHITECTURE,
+    msrresnet.ARCHITECTURE,
+    fsrcnn.ARCHITECTURE,
+    sesr.ARCHITECTURE,
+    rrn.ARCHITECTURE,
+    rlsp.ARCHITECTURE,
+    rsdn.ARCHITECTURE,
+    frvsr.ARCHITECTURE,
+    basicvsr.ARCHITECTURE,
+    basicvsr_pp.ARCHITECTURE,
+    iconvsr.ARCHITECTURE,
+    realbasicvsr.ARCHITECTURE,
+    ovsr.ARCHITECTURE,
+    edvr.ARCHITECTURE,
+    zooming_slow_mo.ARCHITECTURE,
+    tmnet.ARCHITECTURE,
+    tdan.ARCHITECTURE,
+    duf.ARCHITECTURE,
+    toflow.ARCHITECTURE,
+    rbpn.ARCHITECTURE,
+    two_step.ARCHITECTURE,
+    two_step.ENCODER_ARCHITECTURE,
+    spynet.ARCHITECTURE,
+)
+"""What `load_model` recognises; the first that claims a file gets it."""
+
+if TYPE_CHECKING:
+    # Nothing here runs: pyright compares the methods of every network with the protocol of its kind.
+    _FRAME: tuple[type[FrameModel], ...] = (
+        srvgg.SRVGGNetCompact,
+        rrdb.RRDBNet,
+        swinir.SwinIR,
+        hat.HAT,
+        edsr.EDSR,
+        msrresnet.MSRResNet,
+        fsrcnn.FSRCNN,
+        sesr.SESR,
+    )
+    _WINDOW: tuple[type[WindowModel], ...] = (duf.DUF, rbpn.RBPN, two_step.TwoStepRestorer)
+    _ENCODING: tuple[type[EncodingWindowModel], ...] = (edvr.EDVR, tdan.TDAN, toflow.TOFlow)
+    _ONLINE: tuple[type[OnlineModel], ...] = (fast.FastVSR, rrn.RRN, rlsp.RLSP, rsdn.RSDN, frvsr.FRVSR)
+    _CLIP: tuple[type[ClipModel], ...] = ()
+    _STREAMING: tuple[type[StreamingModel], ...] = (
+        basicvsr.BasicVSR,
+        basicvsr_pp.BasicVSRPlusPlus,
+        iconvsr.IconVSR,
+        realbasicvsr.RealBasicVSR,
+        ovsr.OVSR,
+        zooming_slow_mo.ZoomingSlowMo,
+        tmnet.TMNet,
+    )
