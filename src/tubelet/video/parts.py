@@ -1,0 +1,267 @@
+"""A file that holds the packets of one segment until all segments are joined.
+
+Any process encodes any segment, in any order; `copy_part` then hands the packets to the output, as the
+encoder would have. Nothing of a packet changes on the way: no container rounds its times.
+
+    8 bytes   signature
+    ...       packets, each followed by its side data
+    ...       index: JSON with the head, the tail, and size, times and flags of each packet
+    8 bytes   length of the index, little endian
+    8 bytes   signature
+
+It is a file of one version of Tubelet for itself, not a format for others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from av.packet import Packet, PacketSideData
+
+from tubelet.errors import InputError
+from tubelet.video.destination import part_path, write_errors
+from tubelet.video.encoder import PacketSink, PartHead, PartTail
+from tubelet.video.output_format import OutputClock
+
+__all__ = ["Part", "PartWriter", "copy_part", "open_part"]
+
+_SIGNATURE = b"TBLTPRT1"
+_LENGTH_BYTES = 8
+_END_BYTES = _LENGTH_BYTES + len(_SIGNATURE)
+_BLOCK_ADDITIONAL = "matroska_block_additional"  # transparency of VP9
+_BLOCK_ADDITIONAL_TYPE = 15  # AV_PKT_DATA_MATROSKA_BLOCKADDITIONAL
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Where a packet lies in time and how long it is; the fields of a row of the index, in this order."""
+
+    size: int
+    side_size: int
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_keyframe: bool
+
+
+class PartWriter:
+    """A `PacketSink` that writes a part file; a context manager.
+
+    The file has its name only after a clean exit, and then it is whole, even if the machine stops.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Prepare; the file is made by `begin`.
+
+        Args:
+            path: of the part file; one that exists is replaced.
+        """
+        self._path = Path(path)
+        self._unfinished = part_path(self._path)
+        self._file: IO[bytes] | None = None
+        self._head: PartHead | None = None
+        self._entries: list[_Entry] = []
+        self._is_whole = False
+
+    def begin(self, head: PartHead) -> None:
+        """Start the segment.
+
+        Raises:
+            ResourceError: the file cannot be written.
+        """
+        self._head = head
+        with write_errors(str(self._path)):
+            self._file = self._unfinished.open("wb")
+            self._file.write(_SIGNATURE)
+
+    def put(self, packet: Packet[Any]) -> None:
+        """Write the next packet, in the order of decoding."""
+        side = b""
+        if packet.has_sidedata(_BLOCK_ADDITIONAL):
+            side = bytes(packet.get_sidedata(_BLOCK_ADDITIONAL))
+        self._write(bytes(packet) + side)
+        entry = _Entry(
+            size=packet.size,
+            side_size=len(side),
+            pts=packet.pts,
+            dts=packet.dts,
+            duration=packet.duration or 0,
+            is_keyframe=packet.is_keyframe,
+        )
+        self._entries.append(entry)
+
+    def end(self, tail: PartTail) -> None:
+        """Write the index."""
+        assert self._head is not None, "begin comes first"
+        index = {
+            "head": _head_to_json(self._head),
+            "tail": dataclasses.asdict(tail),
+            "packets": [dataclasses.astuple(entry) for entry in self._entries],
+        }
+        text = json.dumps(index, separators=(",", ":")).encode()
+        self._write(text + len(text).to_bytes(_LENGTH_BYTES, "little") + _SIGNATURE)
+        self._is_whole = True
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the file its name, or remove it if anything went wrong."""
+        if self._file is None:
+            return
+        try:
+            if error is None and self._is_whole:
+                self._publish(self._file)
+        finally:
+            self._file.close()
+            with contextlib.suppress(OSError):
+                self._unfinished.unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None, "begin comes first"
+        with write_errors(str(self._path)):
+            self._file.write(data)
+
+    def _publish(self, file: IO[bytes]) -> None:
+        """Rename once the content is on the disk, not only on its way there."""
+        with write_errors(str(self._path)):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            self._unfinished.replace(self._path)
+
+
+class Part:
+    """A part file that was opened and whose index was read.
+
+    Attributes:
+        head: what was known before the first packet; its fingerprint tells whether it fits an output.
+        tail: what was known after the last.
+    """
+
+    def __init__(self, path: Path, head: PartHead, tail: PartTail, entries: list[_Entry]) -> None:
+        """Wrap what `open_part` read."""
+        self.head = head
+        self.tail = tail
+        self._path = path
+        self._entries = entries
+
+    def packets(self) -> Iterator[Packet[Any]]:
+        """Yield the packets, in the order of decoding.
+
+        Raises:
+            InputError: the file was changed in the meantime.
+        """
+        with self._path.open("rb") as file:
+            file.seek(len(_SIGNATURE))
+            for entry in self._entries:
+                data = file.read(entry.size)
+                side = file.read(entry.side_size)
+                if len(side) != entry.side_size:
+                    raise _damaged(self._path)
+                yield self._packet(entry, data, side)
+
+    def _packet(self, entry: _Entry, data: bytes, side: bytes) -> Packet[Any]:
+        packet: Packet[Any] = Packet(data)
+        packet.pts = entry.pts
+        packet.dts = entry.dts
+        packet.duration = entry.duration
+        packet.time_base = self.head.clock.tick_s
+        packet.is_keyframe = entry.is_keyframe
+        if side:
+            untyped: Any = PacketSideData  # the stubs know no constructor
+            extra = untyped(_BLOCK_ADDITIONAL_TYPE, len(side))
+            extra.update(side)
+            packet.set_sidedata(extra)
+        return packet
+
+
+def open_part(path: str | Path) -> Part:
+    """Read the index of a part file.
+
+    Args:
+        path: as `PartWriter` was given it.
+
+    Raises:
+        InputError: there is no such file, or it is not whole.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            index, data_bytes = _read_index(file)
+        entries = [_Entry(*row) for row in index["packets"]]
+        head = _head_from_json(index["head"])
+        tail = PartTail(**{**index["tail"], "notes": tuple(index["tail"]["notes"])})
+    except FileNotFoundError as error:
+        raise InputError(f"no such part file: {path}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path) from error
+    if sum(entry.size + entry.side_size for entry in entries) != data_bytes:
+        raise _damaged(path)
+    return Part(path, head, tail, entries)
+
+
+def copy_part(path: str | Path, sink: PacketSink) -> None:
+    """Hand the packets of a part file to an output.
+
+    Args:
+        path: of the part file.
+        sink: that takes the segments of the video in order.
+
+    Raises:
+        InputError: there is no such file, it is not whole, or it does not fit the output.
+    """
+    part = open_part(path)
+    sink.begin(part.head)
+    for packet in part.packets():
+        sink.put(packet)
+    sink.end(part.tail)
+
+
+def _read_index(file: IO[bytes]) -> tuple[dict[str, Any], int]:
+    """Read the index and how many bytes of packets lie before it; a ValueError says that it is not there."""
+    index_end = file.seek(0, os.SEEK_END) - _END_BYTES
+    file.seek(max(0, index_end))
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    signature = file.read()
+    data_bytes = index_end - length - len(_SIGNATURE)
+    if signature != _SIGNATURE or data_bytes < 0:
+        raise ValueError("no index at the end")
+    file.seek(index_end - length)
+    return json.loads(file.read(length)), data_bytes
+
+
+def _head_to_json(head: PartHead) -> dict[str, Any]:
+    return {
+        "segment": head.segment,
+        "fingerprint": head.fingerprint,
+        "clock": head.clock.to_json(),
+        "extradata": head.extradata.hex(),
+    }
+
+
+def _head_from_json(data: dict[str, Any]) -> PartHead:
+    return PartHead(
+        segment=data["segment"],
+        fingerprint=data["fingerprint"],
+        clock=OutputClock.from_json(data["clock"]),
+        extradata=bytes.fromhex(data["extradata"]),
+    )
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"part file {path} is damaged or not whole; remove it, and its segment is encoded again")
