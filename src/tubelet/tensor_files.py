@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tubelet.errors import CheckpointError
 
-__all__ = ["is_torchscript", "read_content", "read_header", "read_safetensors"]
+__all__ = ["expansion_fault", "is_torchscript", "read_content", "read_header", "read_safetensors"]
 
 _AGAIN = "fetch it again, from the link of the file itself"
 _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
@@ -40,9 +40,9 @@ _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
 )
 """Beginnings in small letters, and what is said of the file."""
 
-_MOST_SWELLING = 4
-"""A zip archive may declare so many times its size: PyTorch stores tensors as they are."""
-_SLACK_BYTES = 1 << 20
+_MAX_EXPANSION_RATIO = 4
+"""Bytes that a file may declare for each that it stores: PyTorch stores tensors as they are, and views share them."""
+_EXPANSION_SLACK_BYTES = 1 << 20
 
 
 def read_content(path: Path) -> Any:
@@ -139,10 +139,20 @@ def _foreign_zip(path: Path) -> str:
         first = ", ".join(names[:3]) or "nothing"
         return f"is a zip archive of {first}, not weights; unpack it, and give the weight file in it"
     declared_bytes = sum(entry.file_size for entry in entries)
-    size_bytes = path.stat().st_size
-    if declared_bytes > _MOST_SWELLING * size_bytes + _SLACK_BYTES:
-        return f"swells from {size_bytes / 1e6:.1f} MB to {declared_bytes / 1e6:.1f} MB; that is not read for safety"
-    return ""
+    return expansion_fault(declared_bytes, path.stat().st_size)
+
+
+def expansion_fault(declared_bytes: int, stored_bytes: int) -> str:
+    """Say that a file declares far more than it stores, as a zip bomb does; "" where it does not.
+
+    Reading such a file, or building the network that it describes, would fill the memory.
+    """
+    if declared_bytes <= _MAX_EXPANSION_RATIO * stored_bytes + _EXPANSION_SLACK_BYTES:
+        return ""
+    return (
+        f"declares {declared_bytes / 1e6:.1f} MB of numbers and holds {stored_bytes / 1e6:.1f} MB; "
+        "that is not read for safety"
+    )
 
 
 def _entries(path: Path) -> list[zipfile.ZipInfo] | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.files import atomic_write
 from tubelet.models.architecture import Architecture, State
-from tubelet.tensor_files import read_content, read_header, read_safetensors
+from tubelet.tensor_files import expansion_fault, read_content, read_header, read_safetensors
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.by_spandrel import has_spandrel, load_by_spandrel
 from tubelet.zoo.foreign_names import recognise_foreign
@@ -34,9 +34,6 @@ _PREFIXES = ("generator_ema.", "generator.", "module.")
 """What they put before every name; where several are there, the first counts."""
 _DEEPEST = 8
 """So many wrappings are taken off; a dict can hold itself."""
-_MOST_SWELLING = 4
-"""Tensors may declare so many times the numbers that are stored: views share them."""
-_SLACK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +240,7 @@ def _unwrap(content: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], 
     if not state:
         first = ", ".join(key if isinstance(key, str) else type(key).__name__ for key in list(entries)[:3])
         raise CheckpointError(f"{where} holds no tensors; its entries are {first or 'none'}")
-    _refuse_swelling(state, where)
+    _check_expansion(state, where)
     for prefix in _PREFIXES:
         if any(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -251,13 +248,11 @@ def _unwrap(content: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], 
     return state, tuple(wrapping)
 
 
-def _refuse_swelling(state: Mapping[str, Tensor], where: str) -> None:
-    """Refuse tensors that declare far more numbers than are stored: a network of their size would fill the memory."""
+def _check_expansion(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors that declare far more numbers than are stored."""
     dense = [value for value in state.values() if value.layout == torch.strided and not value.is_meta]
-    stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in dense}
-    declared_bytes, stored_bytes = sum(value.nbytes for value in dense), sum(stored.values())
-    if declared_bytes > _MOST_SWELLING * stored_bytes + _SLACK_BYTES:
-        raise CheckpointError(
-            f"{where} declares {declared_bytes / 1e6:.1f} MB of numbers and holds {stored_bytes / 1e6:.1f} MB; "
-            "that is not read for safety"
-        )
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in dense}
+    declared_bytes = sum(value.nbytes for value in dense)
+    stored_bytes = sum(storage.nbytes() for storage in storages.values())
+    if fault := expansion_fault(declared_bytes, stored_bytes):
+        raise CheckpointError(f"{where} {fault}")
