@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
-__all__ = ["loading"]
+from tubelet.malloc import retain_freed_memory
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEPT_BYTES = 512 << 20
-_MAPPED_BYTES = 32 << 20  # the most that glibc accepts
+__all__ = ["loading"]
 
 
 @contextmanager
 def loading() -> Generator[None]:
     """Import torch and what hangs on it inside this context.
 
-    The garbage collector rests meanwhile, and leaves those objects, all there to stay, alone for good: searching
-    them took a fifth of the import and two thirds of the exit. With glibc, up to 512 MiB that are freed stay with the
-    process: returning a frame's buffers to the system and asking for them again cost a tenth of the time.
+    The garbage collector is off during the import, and the imported objects are left out of later collections:
+    searching them took a fifth of the import and two thirds of the exit. Freed memory stays with the process.
     """
-    _keep_freed_memory()
+    retain_freed_memory()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
-
-
-def _keep_freed_memory() -> None:
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc: musl, macOS, Windows
-        return
-    mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
