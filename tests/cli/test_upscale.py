@@ -16,7 +16,6 @@ from PIL import Image
 from media import make_video
 from small_models import SPACE_TIME, build
 from tubelet.cli import main
-from tubelet.cli.upscale import companion
 from tubelet.restore import job
 from tubelet.zoo.opening import OpenedModel
 
@@ -133,13 +132,6 @@ def test_compare_writes_a_page_beside_the_output(clip: Path, capsys: pytest.Capt
     assert main(["upscale", str(clip), str(out), *FAST, "--compare"]) == 0
     assert "bicubic-x4" in clip.with_name("out.compare.html").read_text("utf-8")
     assert "out.compare.html" in capsys.readouterr().err
-
-
-def test_companion_names() -> None:
-    assert companion("a/new.mp4", ".compare.html") == Path("a/new.compare.html")
-    assert companion("frames/%05d.png", ".compare.html") == Path("frames.compare.html")
-    assert companion("frames", ".preview.png") == Path("frames.preview.png")
-    assert companion("%05d.png", ".preview.png") == companion(".", ".preview.png") == Path("pictures.preview.png")
 
 
 def test_a_missing_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

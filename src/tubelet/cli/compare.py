@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tubelet.cli.flags import flags_from, parse
+from tubelet.cli.paths import companion, refuse_existing
 from tubelet.cli.progress import ProgressStyle, show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import RequestError
@@ -79,14 +80,10 @@ def main(args: Sequence[str]) -> int:
 
 def _page_path(flags: CompareFlags) -> Path:
     """Name the page, and refuse what cannot be written before anything is measured."""
-    second = Path(flags.second)
-    path = flags.out or second.parent / f"{second.stem or 'pictures'}.compare.html"
+    path = flags.out or companion(flags.second, ".compare.html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise RequestError(f"{path} is no name for a page; give one that ends in .html")
-    if path.exists() and not flags.overwrite:
-        raise RequestError(f"{path} exists; give --overwrite to replace it, or --no-page")
-    if not path.parent.is_dir():
-        raise RequestError(f"the folder {path.parent} does not exist; make it first")
+    refuse_existing(path, overwrite=flags.overwrite, remedy="give --overwrite to replace it, or --no-page")
     return path
 
 

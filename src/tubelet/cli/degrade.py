@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tubelet.cli.flags import flags_from, parse
+from tubelet.cli.paths import refuse_existing
 from tubelet.cli.progress import ProgressStyle, show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import InputError, RequestError
@@ -127,7 +128,7 @@ def _one(flags: DegradeFlags, degradation: Degradation, kind: str) -> None:
     if kind == "picture":
         if dst.suffix.lower() != ".png":
             raise RequestError(f"a picture becomes a PNG, not {dst.name!r}; let the output end in .png")
-        _refuse_existing(dst, flags)
+        _check_picture(dst, flags)
         write_picture(Path(flags.input), dst, degradation)
         return
     target = destination_kind(flags.output)
@@ -165,13 +166,10 @@ def _clips(flags: DegradeFlags, degradation: Degradation) -> None:
     sys.stderr.write(f"{out}: {made} clips made, {len(clips) - made} were there\n")
 
 
-def _refuse_existing(path: Path, flags: DegradeFlags) -> None:
-    if path.exists() and not flags.overwrite:
-        raise RequestError(f"{path} exists; give --overwrite to replace it")
+def _check_picture(path: Path, flags: DegradeFlags) -> None:
+    refuse_existing(path, overwrite=flags.overwrite)
     if path.exists() and path.samefile(flags.input):
         raise RequestError(f"output {path} is the input itself; choose another name")
-    if not path.parent.is_dir():
-        raise RequestError(f"the folder {path.parent} does not exist; make it first")
 
 
 def _write(path: Path, recipe: Recipe) -> None:

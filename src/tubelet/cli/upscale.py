@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tubelet.cli.flags import flags_from, parse, pick
+from tubelet.cli.paths import companion, refuse_existing
 from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import ConfigError, IncompleteError, RequestError
@@ -103,27 +104,13 @@ def _check_comparable(output: str) -> None:
         raise RequestError(f"--compare pairs frames by their times, and {reason}; name a video file as the output")
 
 
-def companion(output: str, ending: str) -> Path:
-    """Name the file beside an output: new.mp4 → new.compare.html, frames/%05d.png → frames.compare.html."""
-    path = Path(output)
-    path = path.parent if "%" in path.name else path
-    return path.parent / ((path.stem or "pictures") + ending)  # the current folder has no name of its own
-
-
-def _refuse_existing(path: Path, settings: UpscaleSettings) -> None:
-    if path.exists() and not settings.overwrite:
-        raise RequestError(f"{path} exists; give --overwrite to replace it")
-    if not path.parent.is_dir():
-        raise RequestError(f"the folder {path.parent} does not exist; make it first")
-
-
 def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     with loading():
         from tubelet.restore.job import run
 
     page = companion(request.output, ".compare.html")
     if request.compare:
-        _refuse_existing(page, settings)
+        refuse_existing(page, overwrite=settings.overwrite)
     stream = sys.stderr if request.output == "-" else sys.stdout
     try:
         with _events(request, stream):
@@ -204,7 +191,7 @@ def _preview(request: UpscaleFlags, settings: UpscaleSettings) -> None:
 
     named = request.output.lower().endswith(".png") and "%" not in request.output
     path = Path(request.output) if named else companion(request.output, ".preview.png")
-    _refuse_existing(path, settings)
+    refuse_existing(path, overwrite=settings.overwrite)
     info = probe(request.input)
     times_s = write_preview(
         build_engine(settings, info),
