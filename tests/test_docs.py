@@ -78,6 +78,15 @@ def test_examples_of_the_python_api_run(tmp_path: Path, monkeypatch: pytest.Monk
     }
 
 
+def test_the_training_task_of_the_guide_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks("training.md")
+    exec(compile(block, "training.md", "exec"), {})
+    lines = (tmp_path / "runs" / "truncated" / "log.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 2
+    assert all('"loss/pixel"' in line for line in lines)
+
+
 def test_the_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     network, entry, test = python_blocks("add-a-model.md")
     module = ModuleType("tubelet.models.espcn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -90,7 +91,8 @@ def structural_similarity(sr: Tensor, gt: Tensor) -> Tensor:
     """
     a = sr.reshape(-1, *sr.shape[-2:])
     b = gt.reshape(-1, *gt.shape[-2:])
-    return similarity_map(a, b, peak=1.0, blur=_blur).mean()
+    with torch.autocast(sr.device.type, enabled=False):
+        return similarity_map(a, b, peak=1.0, blur=_blur).mean()
 
 
 def _blur(x: Tensor) -> Tensor:

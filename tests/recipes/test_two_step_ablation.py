@@ -7,7 +7,7 @@ import pytest
 
 from tubelet.errors import CheckpointError
 from tubelet.models.two_step import TwoStepConfig
-from tubelet.recipes import two_step, two_step_ablation
+from tubelet.recipes import two_step_ablation
 from tubelet.recipes.two_step import TwoStepTraining
 from tubelet.recipes.two_step_ablation import CLAIMS, VARIANTS, Claim, Run, TwoStepAblation, judge, render_csv
 from tubelet.recipes.two_step_data import TripletSettings
@@ -88,8 +88,14 @@ def test_ablation_runs_each_variant_once_and_reports(gratings, image_model, monk
 
     with pytest.raises(KeyboardInterrupt):
         two_step_ablation.run(ablation, on_run=stop)
-    trained, train = [], two_step._criterion
-    monkeypatch.setattr(two_step, "_criterion", lambda config, step: (trained.append(config), train(config, step))[1])
+    trained, main = [], two_step_ablation.main
+
+    def count(config):
+        if not (config.out / "scores.json").is_file():
+            trained.append(config)
+        return main(config)
+
+    monkeypatch.setattr(two_step_ablation, "main", count)
     runs, verdicts = two_step_ablation.run(ablation, on_run=lambda *told_run: told.append(told_run))
     assert len(runs) == len(told) == 8
     assert len(trained) == 8 - stop_after

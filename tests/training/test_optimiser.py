@@ -4,7 +4,7 @@ from torch import nn
 
 from tubelet.errors import ConfigError
 from tubelet.training import OptimiserSettings
-from tubelet.training.optimiser import Learner
+from tubelet.training.optimiser import ParameterGroups
 
 
 def _model() -> nn.Module:
@@ -12,44 +12,44 @@ def _model() -> nn.Module:
     return nn.ModuleDict({"flow": nn.Linear(2, 2), "trunk": nn.Linear(2, 2), "fusion": nn.Linear(2, 1)})
 
 
-def _moved(model: nn.Module, learner: Learner, step: int) -> dict[str, float]:
+def _moved(model: nn.Module, groups: ParameterGroups, step: int) -> dict[str, float]:
     """Do one step of rate 1e-2, and tell how far each part moved."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    learner.prepare(step, 1e-2)
-    learner.optimiser.zero_grad()
+    groups.prepare(step, 1e-2)
+    groups.optimizer.zero_grad()
     model["fusion"](model["trunk"](model["flow"](torch.ones(1, 2)))).sum().backward()
-    learner.optimiser.step()
+    groups.optimizer.step()
     far = {name: (value - before[name]).abs().max().item() for name, value in model.state_dict().items()}
     return {part: max(far[f"{part}.weight"], far[f"{part}.bias"]) for part in model}
 
 
 def test_slow_parts_wait_and_then_move_at_their_own_rate():
     model = _model()
-    learner = Learner(model, OptimiserSettings(slow=("flow",), slow_factor=0.125, frozen_steps=2))
+    groups = ParameterGroups(model, OptimiserSettings(slow=("flow",), slow_factor=0.125, frozen_steps=2))
     for step in range(2):
-        moved = _moved(model, learner, step)
+        moved = _moved(model, groups, step)
         assert moved["flow"] == 0
         assert moved["trunk"] > 1e-3
-    moved = _moved(model, learner, 2)
+    moved = _moved(model, groups, 2)
     assert moved["flow"] == pytest.approx(0.125 * 1e-2, rel=1e-3)  # Adam's first step is its rate
-    assert [group["lr"] for group in learner.optimiser.param_groups] == [0.00125, 0.01]
+    assert [group["lr"] for group in groups.optimizer.param_groups] == [0.00125, 0.01]
 
 
 def test_parts_learn_alone_at_first():
     model = _model()
-    learner = Learner(model, OptimiserSettings(alone=("fusion",), alone_steps=1))
-    moved = _moved(model, learner, 0)
+    groups = ParameterGroups(model, OptimiserSettings(alone=("fusion",), alone_steps=1))
+    moved = _moved(model, groups, 0)
     assert moved["fusion"] > 0
     assert moved["flow"] == moved["trunk"] == 0
-    assert min(_moved(model, learner, 1).values()) > 0
+    assert min(_moved(model, groups, 1).values()) > 0
 
 
 @pytest.mark.parametrize(("kind", "rule"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_rules(kind, rule):
-    optimiser = Learner(_model(), OptimiserSettings(kind=kind, betas=(0.8, 0.9), weight_decay=0.1)).optimiser
-    assert type(optimiser) is rule
-    assert optimiser.param_groups[0]["betas"] == (0.8, 0.9)
-    assert optimiser.param_groups[0]["weight_decay"] == 0.1
+    optimizer = ParameterGroups(_model(), OptimiserSettings(kind=kind, betas=(0.8, 0.9), weight_decay=0.1)).optimizer
+    assert type(optimizer) is rule
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -64,4 +64,4 @@ def test_rules(kind, rule):
 )
 def test_bad_settings_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
-        Learner(_model(), OptimiserSettings(**wrong))
+        ParameterGroups(_model(), OptimiserSettings(**wrong))

@@ -1,13 +1,26 @@
+from itertools import pairwise
+
 import pytest
 
 from tubelet.errors import ConfigError
-from tubelet.training import LoopSettings, ScheduleSettings
+from tubelet.training import ScheduleSettings
 from tubelet.training.schedule import learning_rate
 
 
-def _rates(steps: list[int], **schedule) -> list[float]:
-    settings = LoopSettings(steps=100, lr=1.0, lr_final=0.1, warmup_steps=0, schedule=ScheduleSettings(**schedule))
-    return [learning_rate(step, settings) for step in steps]
+def _rates(steps: list[int], *, warmup_steps: int = 0, lr_final: float = 0.1, **schedule) -> list[float]:
+    settings = ScheduleSettings(**schedule)
+    return [
+        learning_rate(step, settings, steps=100, lr=1.0, lr_final=lr_final, warmup_steps=warmup_steps) for step in steps
+    ]
+
+
+def test_a_rise_then_half_a_cosine():
+    rates = _rates(list(range(101)), warmup_steps=10)
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.55)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_restarts_begin_again_at_the_peak():
@@ -26,8 +39,7 @@ def test_a_line_ends_after_its_period():
 
 
 def test_a_rate_that_ends_where_it_begins_is_constant():
-    settings = LoopSettings(steps=100, lr=1.0, lr_final=1.0, warmup_steps=0)
-    assert {learning_rate(step, settings) for step in range(100)} == {1.0}
+    assert set(_rates(list(range(100)), lr_final=1.0)) == {1.0}
 
 
 @pytest.mark.parametrize(

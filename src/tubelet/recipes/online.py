@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from tubelet.metrics import psnr
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.ops import resample
 from tubelet.recipes.start import begin_with
-from tubelet.training import Criterion, LoopSettings, pixel_loss, train
+from tubelet.training import Batch, LoopSettings, Losses, pixel_loss, train
 from tubelet.zoo.checkpoint import save_checkpoint
 
 __all__ = ["OnlineConfig", "load_pairs", "main", "score_clips"]
@@ -64,20 +65,6 @@ class OnlineConfig:
             raise ConfigError(f"crops.frames={self.crops.frames} must be at least 3 for stage triplets")
 
 
-class _Triplets(nn.Module):
-    """Restores every frame of a clip but the first and last by a single step without memory."""
-
-    def __init__(self, model: FastVSR) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, lq: Tensor) -> Tensor:
-        """Restore the inner frames: (B, T, 3, H, W) → (B, T - 2, 3, sH, sW)."""
-        ahead = self.model.config.lookahead
-        steps = [self.model.step(lq[:, t : t + 1 + ahead], (lq[:, t - 1],)) for t in range(1, lq.shape[1] - 1)]
-        return torch.stack([sr for sr, _ in steps], 1)
-
-
 def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
     """Train to the end, or resume; write the collapsed network.
 
@@ -101,23 +88,9 @@ def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     crops = Crops(clips, scale, config.crops, config.loop.seed)
     if config.stage == "triplets":
         model.forget()  # what it does not train would disturb what it does
-    trained = _Triplets(model) if config.stage == "triplets" else model
-
-    def batches(step: int) -> tuple[Tensor, Tensor]:
-        lq, gt = crops.batch(step)
-        return (lq, gt[:, 1:-1]) if config.stage == "triplets" else (lq, gt)
-
-    average = _plain(
-        train(
-            trained,
-            batches,
-            config.loop,
-            config.out,
-            criterion=_criterion(config),
-            evaluate=_scorer(config),
-            on_log=on_log,
-        )
-    )
+    task = _OnlineTask(config, crops)
+    average = train(model, task, config.loop, config.out, evaluate=_scorer(config), on_log=on_log)
+    assert isinstance(average, FastVSR)
     notes = {"training": asdict(config)}
     if config.model.expansion:
         save_checkpoint(config.out / "wide.safetensors", average, notes)
@@ -126,31 +99,61 @@ def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     return path
 
 
-def _plain(network: nn.Module) -> FastVSR:
-    model = network.model if isinstance(network, _Triplets) else network
-    assert isinstance(model, FastVSR)
-    return model
+class _OnlineTask:
+    """Restore clips as the network runs, or single steps of it without memory."""
+
+    def __init__(self, config: OnlineConfig, crops: Crops) -> None:
+        self._crops = crops
+        self._harm_weight = config.harm_weight
+        self._pixel_loss = pixel_loss(config.loop)
+        self._is_triplets = config.stage == "triplets"
+
+    def batch(self, step: int) -> Batch:
+        """Cut clips: lq and gt (B, T, 3, H, W); gt has the frames that are restored."""
+        lq, gt = self._crops.batch(step)
+        return {"lq": lq, "gt": gt[:, 1:-1] if self._is_triplets else gt}
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
+        """Compare with gt, and with what Lanczos would make of lq."""
+        del step
+        assert isinstance(model, FastVSR)
+        lq, gt = batch["lq"], batch["gt"]
+        if self._is_triplets:
+            sr = _restore_inner(model, lq)
+            lq = lq[:, 1:-1]
+        else:
+            sr = model(lq)
+        losses = {"pixel": self._pixel_loss(sr, gt)}
+        if self._harm_weight:
+            losses["harm"] = self._harm_weight * _harm(sr.float(), gt, lq)
+        yield losses
 
 
-def _criterion(config: OnlineConfig) -> Criterion:
-    loss = pixel_loss(config.loop)
-    if not config.harm_weight:
-        return loss
+def _restore_inner(model: FastVSR, lq: Tensor) -> Tensor:
+    """Restore every frame but the first and last by a single step without memory: (B, T, ...) → (B, T - 2, ...)."""
+    ahead = model.config.lookahead
+    frames: list[Tensor] = []
+    for t in range(1, lq.shape[1] - 1):
+        sr, _ = model.step(lq[:, t : t + 1 + ahead], (lq[:, t - 1],))
+        frames.append(sr)
+    return torch.stack(frames, 1)
 
-    def with_harm(sr: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
-        inner = lq[:, 1:-1] if config.stage == "triplets" else lq
-        plain = resample(luma(inner), (gt.shape[-2], gt.shape[-1]), kernel="lanczos3")
-        worse = (luma(sr - gt).square() - (plain - luma(gt)).square()).mean((1, 2, 3, 4)).relu()  # (B,)
-        return loss(sr, gt, lq) + config.harm_weight * worse.mean()
 
-    return with_harm
+def _harm(sr: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
+    """Compute the squared error by which samples come out worse than Lanczos leaves them: their mean, a scalar."""
+    with torch.autocast(sr.device.type, enabled=False):
+        plain = resample(luma(lq), (gt.shape[-2], gt.shape[-1]), kernel="lanczos3")
+    error = luma(sr - gt).square()
+    plain_error = (plain - luma(gt)).square()
+    worse = (error - plain_error).mean((1, 2, 3, 4)).relu()  # (B,)
+    return worse.mean()
 
 
 def _scorer(config: OnlineConfig) -> Callable[[nn.Module], dict[str, float]] | None:
     if config.evaluate is None:
         return None
     pairs = load_pairs(config.evaluate, config.preset, config.model.scale, config.evaluate_frames)
-    return lambda network: score_clips(_plain(network), pairs)
+    return lambda network: score_clips(network, pairs)
 
 
 def load_pairs(root: Path, preset: Preset, scale: int, frames: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -176,10 +179,7 @@ def score_clips(network: Callable[[Tensor], Tensor], pairs: dict[str, tuple[Tens
     scores: dict[str, float] = {}
     for name, (lq, gt) in pairs.items():
         sr = network(lq[None])[0]
-        scores[f"psnr_y/{name}"] = _mean([psnr(a, b).item() for a, b in zip(sr, gt, strict=True)])
-    scores["psnr_y"] = _mean(list(scores.values()))
+        frames = [psnr(a, b).item() for a, b in zip(sr, gt, strict=True)]
+        scores[f"psnr_y/{name}"] = fmean(frames)
+    scores["psnr_y"] = fmean(scores.values())
     return scores
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

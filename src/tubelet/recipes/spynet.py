@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tubelet.layers.spynet import SpyNet
 from tubelet.losses import end_point_error
 from tubelet.metrics.temporal import warp
 from tubelet.recipes.spynet_start import designed_spynet
-from tubelet.training import LoopSettings, train
+from tubelet.training import Batch, LoopSettings, Losses, train
 from tubelet.zoo.checkpoint import load_model, save_checkpoint
 
 __all__ = ["SpynetConfig", "main", "score_clip", "score_pairs", "split_pictures"]
@@ -82,18 +82,6 @@ class SpynetConfig:
             )
 
 
-class _Stages(nn.Module):
-    """A SpyNet of which the coarsest `levels` are trained: pairs (B, 2, 3, H, W) → flows, packed (B, 2, N)."""
-
-    def __init__(self, spynet: SpyNet, levels: int) -> None:
-        super().__init__()
-        self.spynet, self.count = spynet, levels
-
-    def forward(self, frames: Tensor) -> Tensor:
-        flows = self.spynet.levels(frames[:, 0], frames[:, 1], self.count)
-        return torch.cat([flow.flatten(2) for flow in flows], 2)
-
-
 def main(config: SpynetConfig, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
     """Train to the end, or resume; write the network.
 
@@ -115,25 +103,19 @@ def main(config: SpynetConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     known, unseen = split_pictures(find_pictures(config.data), config.hold_out)
     pictures = MovingPictures(known, config.motion, config.loop.seed)
 
-    def batches(step: int) -> tuple[Tensor, Tensor]:
-        frames, flow, visible = pictures.batch(step)
-        weight = config.hidden_weight + (1 - config.hidden_weight) * visible
-        return frames, torch.cat([flow, weight], 1)
-
     average = train(
-        _Stages(spynet, config.levels).to(memory_format=torch.channels_last),
-        batches,
+        spynet.to(memory_format=torch.channels_last),
+        _MotionTask(config, pictures),
         config.loop,
         config.out,
-        criterion=_criterion(config.levels),
         evaluate=_scorer(config, unseen),
         on_log=on_log,
     )
-    assert isinstance(average, _Stages)
+    assert isinstance(average, SpyNet)
     if config.shared:
-        _part(average.spynet)
+        _part(average)
     path = config.out / "model.safetensors"
-    save_checkpoint(path, average.spynet, {"training": asdict(config)})
+    save_checkpoint(path, average, {"training": asdict(config)})
     return path
 
 
@@ -166,21 +148,35 @@ def _part(spynet: SpyNet) -> None:
         spynet.basic_module[i] = copy.deepcopy(spynet.basic_module[i])
 
 
-def _criterion(levels: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Make the loss: the end-point error of each level in its own pixels, all levels alike."""
+class _MotionTask:
+    """Estimate the known motion of pairs, at each of the coarsest levels."""
 
-    def loss(packed: Tensor, gt: Tensor, frames: Tensor) -> Tensor:
-        del frames
-        total, start = packed.new_zeros(()), 0
-        for level in range(levels):
-            factor = 2 ** (levels - 1 - level)
-            truth = functional.avg_pool2d(gt, factor) if factor > 1 else gt
-            flow = packed[..., start : start + truth[0, 0].numel()].view_as(truth[:, :2])
-            total = total + end_point_error(flow, truth[:, :2] / factor, weight=truth[:, 2:])
-            start += truth[0, 0].numel()
-        return total
+    def __init__(self, config: SpynetConfig, pictures: MovingPictures) -> None:
+        self._pictures = pictures
+        self._levels = config.levels
+        self._hidden_weight = config.hidden_weight
 
-    return loss
+    def batch(self, step: int) -> Batch:
+        """Make pairs: ref and supp (B, 3, H, W), the true flow (B, 2, H, W), px, and its weight (B, 1, H, W)."""
+        frames, flow, visible = self._pictures.batch(step)
+        weight = self._hidden_weight + (1 - self._hidden_weight) * visible
+        return {"ref": frames[:, 0], "supp": frames[:, 1], "flow": flow, "weight": weight}
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
+        """Compute the end-point error of each level in its own pixels, all levels alike."""
+        del step
+        assert isinstance(model, SpyNet)
+        flows = model.levels(batch["ref"], batch["supp"], self._levels)
+        losses: dict[str, Tensor] = {}
+        for level, flow in enumerate(flows):
+            factor = 2 ** (self._levels - 1 - level)
+            truth = batch["flow"]
+            weight = batch["weight"]
+            if factor > 1:
+                truth = functional.avg_pool2d(truth, factor) / factor
+                weight = functional.avg_pool2d(weight, factor)
+            losses[f"level_{level}"] = end_point_error(flow.float(), truth, weight=weight)
+        yield losses
 
 
 def _scorer(config: SpynetConfig, unseen: list[Path]) -> Callable[[nn.Module], dict[str, float]]:
@@ -189,15 +185,14 @@ def _scorer(config: SpynetConfig, unseen: list[Path]) -> Callable[[nn.Module], d
     clips = _read_clips(config.evaluate, config.evaluate_frames) if config.evaluate is not None else {}
 
     def score(average: nn.Module) -> dict[str, float]:
-        assert isinstance(average, _Stages)
-        stages = average
+        assert isinstance(average, SpyNet)
 
         def finest(ref: Tensor, supp: Tensor) -> Tensor:
-            return stages.spynet.levels(ref, supp, stages.count)[-1]
+            return average.levels(ref, supp, config.levels)[-1]
 
         scores = score_pairs(finest, pairs)
         for name, frames in clips.items():
-            error = score_clip(stages.spynet, frames)
+            error = score_clip(average, frames)
             scores[f"warping/{name}"] = error["flow"] / error["zero"]
         return scores
 

@@ -11,7 +11,7 @@ Which network, and how it learns, comes from a recipe (`published.py`), and ever
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -33,8 +33,8 @@ from tubelet.recipes.published import Recipe, find_recipe
 from tubelet.recipes.start import begin_flow_with, begin_with, find_flow
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
-from tubelet.training import Criterion, LoopSettings, pixel_loss, train
-from tubelet.types import Frame
+from tubelet.training import Batch, LoopSettings, Losses, pixel_loss, train
+from tubelet.types import Frame, Temporal
 from tubelet.zoo.checkpoint import save_checkpoint
 from tubelet.zoo.spec import ModelSpec, count_parameters
 
@@ -169,12 +169,12 @@ def main(config: SupervisedConfig, *, on_log: Callable[[dict[str, Any]], None] |
     clips = prepare_clips(
         config.data, config.cache, preset=config.preset, scale=contract.scale, variants=config.variants
     )
+    crops = Crops(list(clips), contract.scale, config.crops, loop.seed)
     average = train(
         network.to(memory_format=torch.channels_last),
-        _batches(Crops(list(clips), contract.scale, config.crops, loop.seed), contract, config.mirrored),
+        _SupervisedTask(config, crops, contract.temporal),
         loop,
         config.out,
-        criterion=_criterion(config, network),
         evaluate=_scorer(config, recipe, contract),
         on_log=on_log,
     )
@@ -240,36 +240,46 @@ def _loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
     return replace(config.loop, optimiser=optimiser)
 
 
-def _batches(crops: Crops, contract: Contract, mirrored: bool) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Make the batch of a step: what the network sees, and what it is compared with."""
-    temporal = contract.temporal
+class _SupervisedTask:
+    """Restore clips, and compare with gt; a network that cleans is also judged by the cleaned frames."""
 
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        lq, gt = crops.batch(step)
-        if temporal.kind == "window":
-            return lq, gt[:, temporal.radius, None]
-        lq = lq[:, :: 1 + temporal.between_frames]
-        return (_run_back(lq), _run_back(gt)) if mirrored else (lq, gt)
+    def __init__(self, config: SupervisedConfig, crops: Crops, temporal: Temporal) -> None:
+        self._crops = crops
+        self._temporal = temporal
+        self._is_mirrored = config.mirrored
+        self._cleaning_weight = config.cleaning_weight
+        self._pixel_loss = pixel_loss(config.loop)
 
-    return batch
+    def batch(self, step: int) -> Batch:
+        """Cut clips, (B, T, 3, H, W): what the network sees, and what it is compared with."""
+        lq, gt = self._crops.batch(step)
+        if self._temporal.kind == "window":
+            return {"lq": lq, "gt": gt[:, self._temporal.radius, None]}
+        lq = lq[:, :: 1 + self._temporal.between_frames]
+        if self._is_mirrored:
+            return {"lq": _run_back(lq), "gt": _run_back(gt)}
+        return {"lq": lq, "gt": gt}
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
+        """Compare the restored frames with gt, and cleaned ones with gt as small as they are."""
+        del step
+        lq, gt = batch["lq"], batch["gt"]
+        if not self._cleaning_weight:
+            yield {"pixel": self._pixel_loss(model(lq), gt)}
+            return
+        assert isinstance(model, RealBasicVSR)
+        cleaned = model.clean(lq)
+        sr = model.basicvsr(cleaned)
+        small_gt = functional.interpolate(gt.flatten(0, 1), lq.shape[-2:], mode="area").view_as(lq)
+        yield {
+            "pixel": self._pixel_loss(sr, gt),
+            "cleaning": self._cleaning_weight * l1(cleaned.float(), small_gt),
+        }
 
 
 def _run_back(clip: Tensor) -> Tensor:
     """Play a clip to its end and back: (B, T, ...) → (B, 2T, ...)."""
     return torch.cat([clip, clip.flip(1)], 1)
-
-
-def _criterion(config: SupervisedConfig, network: nn.Module) -> Criterion:
-    loss = pixel_loss(config.loop)
-    if not config.cleaning_weight:
-        return loss
-    assert isinstance(network, RealBasicVSR)
-
-    def with_cleaning(sr: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
-        small = functional.interpolate(gt.flatten(0, 1), lq.shape[-2:], mode="area").view_as(lq)
-        return loss(sr, gt, lq) + config.cleaning_weight * l1(network.clean(lq), small)
-
-    return with_cleaning
 
 
 def _scorer(

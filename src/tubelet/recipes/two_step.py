@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tubelet.data import prepare_clips
 from tubelet.degrade import Preset
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
 from tubelet.metrics import psnr
-from tubelet.models.two_step import ARCHITECTURE, Features, TwoStepConfig, TwoStepRestorer, needed_image_model
+from tubelet.models.two_step import ARCHITECTURE, TwoStepConfig, TwoStepRestorer, needed_image_model
 from tubelet.recipes.two_step_data import (
     HeldOut,
     Samples,
@@ -41,8 +41,9 @@ from tubelet.recipes.two_step_data import (
     usable_clips,
 )
 from tubelet.training import (
-    Criterion,
+    Batch,
     LoopSettings,
+    Losses,
     OptimiserSettings,
     ScheduleSettings,
     check_same_run,
@@ -194,27 +195,28 @@ def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | 
         for part in (videos.validation, videos.test)
     ]
     path = config.out / "model.safetensors"
-    if _claim(config, [crops, *held_out], image_model) and (config.out / _SCORES).is_file() and path.is_file():
+    if (
+        _check_or_record_run(config, [crops, *held_out], image_model)
+        and (config.out / _SCORES).is_file()
+        and path.is_file()
+    ):
         return path
     hq = _enlarge(config, crops, image_model)
-    validation, test = (_Judge(config, samples, image_model) for samples in held_out)
+    validation, test = (_Validator(config, samples, image_model) for samples in held_out)
     if config.epochs is not None:
         loop = replace(loop, steps=config.epochs * -(-len(crops) // config.batch))
     torch.manual_seed(loop.seed)
-    step = _SecondStep(TwoStepRestorer(config.network)).to(memory_format=torch.channels_last)
     average = train(
-        step,
-        _Batches(crops, hq, scale, batch=config.batch, seed=loop.seed),
+        TwoStepRestorer(config.network).to(memory_format=torch.channels_last),
+        _TwoStepTask(config, crops, hq),
         loop,
         config.out,
-        criterion=_criterion(config, step),
         evaluate=validation,
         on_log=on_log,
     )
     scores = {"validation": validation(average), "test": test(average)}
-    assert isinstance(average, _SecondStep)
     notes = {"training": asdict(config), "scores": scores}
-    save_checkpoint(path, average.network, notes, base=refer_to(image_model, config.out))
+    save_checkpoint(path, average, notes, base=refer_to(image_model, config.out))
     _write_json(config.out / _SCORES, scores)
     return path
 
@@ -256,8 +258,8 @@ def _plan(config: TwoStepTraining, samples: Sequence[Samples], image_model: Open
     return json.loads(json.dumps(plan))  # as it is read back
 
 
-def _claim(config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel) -> bool:
-    """Write what this run is into its folder, or see that it is the same; tell whether it was there.
+def _check_or_record_run(config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel) -> bool:
+    """Record the settings of this run in its folder, or check that they are the same; return whether they were there.
 
     Raises:
         CheckpointError: the folder holds another run.
@@ -292,84 +294,75 @@ def _enlarge(config: TwoStepTraining, samples: Samples, image_model: OpenedModel
     return frozen_outputs(samples, image_model, folder, device=config.loop.device)
 
 
-class _SecondStep(nn.Module):
-    """The second step as the loop of training calls it: one tensor in, one out.
+class _TwoStepTask:
+    """Restore what the image model made of crops: all crops in a random order, then all in another one.
 
     Args:
-        network: what learns.
-
-    Attributes:
-        features: of the last call; the encoder loss compares them.
-    """
-
-    def __init__(self, network: TwoStepRestorer) -> None:
-        super().__init__()
-        self.network = network
-        self.features: Features | None = None
-
-    def forward(self, packed: Tensor) -> Tensor:
-        """Restore what `_pack` made: (B, 3s² + 6, H, W) → (B, 3, sH, sW)."""
-        hq, left, right = packed[:, :-6], packed[:, -6:-3], packed[:, -3:]
-        hq = functional.pixel_shuffle(hq, self.network.config.scale)
-        sr, self.features = self.network.restore_with_features(hq, left, right)
-        return sr
-
-
-def _pack(hq: Tensor, lq: Tensor, scale: int) -> Tensor:
-    """Lay hq (B, 3, sH, sW) and the neighbours of lq (B, 3, 3, H, W) into one tensor, (B, 3s² + 6, H, W)."""
-    return torch.cat([functional.pixel_unshuffle(hq, scale), lq[:, 0], lq[:, 2]], 1)
-
-
-class _Batches:
-    """Batches of a step: all crops in a random order, then all in another one.
-
-    Args:
+        config: batch, loss and seed.
         crops: what there is.
         hq: (N, 3, sp, sp) uint8, what the image model made of them.
-        scale: factor.
-        batch: crops of one step.
-        seed: of the orders.
     """
 
-    def __init__(self, crops: Samples, hq: NDArray[np.uint8], scale: int, *, batch: int, seed: int) -> None:
-        self._crops, self._hq, self._scale, self._batch, self._seed = crops, hq, scale, batch, seed
+    def __init__(self, config: TwoStepTraining, crops: Samples, hq: NDArray[np.uint8]) -> None:
+        self._crops = crops
+        self._hq = hq
+        self._batch_size = config.batch
+        self._seed = config.loop.seed
+        self._loss = config.loss
+        self._alpha = _alpha(config)
         self._order = lru_cache(2)(self._shuffle)
 
     def _shuffle(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng((self._seed, epoch)).permutation(len(self._crops))
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return what the second step sees, packed, and gt (B, 3, sp, sp)."""
-        places = (divmod(step * self._batch + i, len(self._crops)) for i in range(self._batch))
-        return _load(self._crops, self._hq, [int(self._order(epoch)[place]) for epoch, place in places], self._scale)
+    def batch(self, step: int) -> Batch:
+        """Load the crops of a step; see `_load`."""
+        indices: list[int] = []
+        for number in range(step * self._batch_size, (step + 1) * self._batch_size):
+            epoch, place = divmod(number, len(self._crops))
+            indices.append(int(self._order(epoch)[place]))
+        return _load(self._crops, self._hq, indices)
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
+        """Compute the loss of the settings."""
+        del step
+        assert isinstance(model, TwoStepRestorer)
+        sr, features = model.restore_with_features(batch["hq"], batch["left"], batch["right"])
+        sr, gt = sr.float(), batch["gt"]
+        if self._loss == "mse":
+            yield {"mse": mse(sr, gt)}
+        elif self._loss == "mae":
+            yield {"mae": l1(sr, gt)}
+        elif self._loss == "mae+ssim":
+            yield {"mae+ssim": l1_and_ssim(sr, gt, alpha=self._alpha)}  # Eq. 8
+        else:
+            left, middle, right = (feature.float() for feature in features)
+            distance = encoder_distance(left, middle, right, alpha=self._alpha)
+            yield {"mae": l1(sr, gt), "encoder": distance}  # Eq. 11
 
 
-def _load(samples: Samples, hq: NDArray[np.uint8], indices: list[int], scale: int) -> tuple[Tensor, Tensor]:
+def _load(samples: Samples, hq: NDArray[np.uint8], indices: list[int]) -> Batch:
+    """Load some samples, all in [0, 1].
+
+    Returns:
+        hq (B, 3, sp, sp), what the image model made of the middle frame; left and right (B, 3, p, p), its
+        low-quality neighbours; gt (B, 3, sp, sp), the middle frame as it should be.
+    """
     pairs = [samples.sample(index) for index in indices]
-    lq, gt = (torch.from_numpy(np.stack(arrays)).float().div_(255) for arrays in zip(*pairs, strict=True))
-    made = torch.from_numpy(np.stack([hq[index] for index in indices])).float().div_(255)
-    return _pack(made, lq, scale), gt
+    lq = _stack([pair[0] for pair in pairs])  # (B, 3, 3, p, p)
+    return {
+        "hq": _stack([hq[index] for index in indices]),
+        "left": lq[:, 0],
+        "right": lq[:, 2],
+        "gt": _stack([pair[1] for pair in pairs]),
+    }
 
 
-def _criterion(config: TwoStepTraining, step: _SecondStep) -> Criterion:
-    """Make the loss of the settings: (sr, gt, packed) → scalar."""
-
-    def loss(sr: Tensor, gt: Tensor, packed: Tensor) -> Tensor:
-        del packed
-        if config.loss == "mse":
-            return mse(sr, gt)
-        if config.loss == "mae+ssim":
-            return l1_and_ssim(sr, gt, alpha=_alpha(config))  # Eq. 8
-        if config.loss == "encoder":
-            assert step.features is not None
-            left, middle, right = (feature.float() for feature in step.features)
-            return l1(sr, gt) + encoder_distance(left, middle, right, alpha=_alpha(config))  # Eq. 11
-        return l1(sr, gt)
-
-    return loss
+def _stack(arrays: list[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)).float().div_(255)
 
 
-class _Judge:
+class _Validator:
     """Scores the second step beside the first alone, on the middle of held-out videos.
 
     Args:
@@ -379,17 +372,25 @@ class _Judge:
     """
 
     def __init__(self, config: TwoStepTraining, samples: HeldOut, image_model: OpenedModel) -> None:
-        self._scale, self._samples = config.network.scale, samples
+        self._samples = samples
         self._hq = _enlarge(config, samples, image_model)
-        self._frozen = self._mean([self._psnr(i, torch.from_numpy(self._hq[i] / 255)) for i in range(len(self._hq))])
+        frozen: list[float] = []
+        for index in range(len(self._hq)):
+            frozen.append(self._psnr(index, torch.from_numpy(self._hq[index] / 255)))
+        self._frozen = self._mean(frozen)
 
-    def __call__(self, step: nn.Module) -> dict[str, float]:
+    @torch.inference_mode()
+    def __call__(self, network: nn.Module) -> dict[str, float]:
         """Return mean Y-PSNR, dB, over videos: `psnr_y`, that of the image model alone, and the difference."""
-        assert isinstance(step, _SecondStep)
-        device = next(step.parameters()).device
-        with torch.inference_mode():
-            packed = (_load(self._samples, self._hq, [i], self._scale)[0] for i in range(len(self._hq)))
-            value = self._mean([self._psnr(i, step(x.to(device))[0].cpu()) for i, x in enumerate(packed)])
+        assert isinstance(network, TwoStepRestorer)
+        device = next(network.parameters()).device
+        values: list[float] = []
+        for index in range(len(self._hq)):
+            batch = _load(self._samples, self._hq, [index])
+            hq, left, right = (batch[name].to(device) for name in ("hq", "left", "right"))
+            sr = network.restore(hq, left, right)
+            values.append(self._psnr(index, sr[0].cpu()))
+        value = self._mean(values)
         return {"psnr_y": value, "psnr_y/frozen": self._frozen, "gain": value - self._frozen}
 
     def _psnr(self, index: int, sr: Tensor) -> float:
@@ -401,4 +402,4 @@ class _Judge:
         videos: dict[str, list[float]] = {}
         for name, value in zip(self._samples.names, values, strict=True):
             videos.setdefault(name, []).append(value)
-        return sum(sum(frames) / len(frames) for frames in videos.values()) / len(videos)
+        return fmean(map(fmean, videos.values()))

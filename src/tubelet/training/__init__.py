@@ -1,14 +1,21 @@
-"""The one training loop."""
+"""The one training loop, and the tasks that it runs."""
 
-from tubelet.training.loop import Criterion, LoopSettings, check_same_run, pixel_loss, result_settings, train
+from tubelet.training.loop import train
 from tubelet.training.optimiser import OptimiserSettings
+from tubelet.training.pixel_loss import PixelLoss, pixel_loss
 from tubelet.training.schedule import ScheduleSettings
+from tubelet.training.settings import LoopSettings, result_settings
+from tubelet.training.state import check_same_run
+from tubelet.training.task import Batch, Losses, TrainingTask
 
 __all__ = [
-    "Criterion",
+    "Batch",
     "LoopSettings",
+    "Losses",
     "OptimiserSettings",
+    "PixelLoss",
     "ScheduleSettings",
+    "TrainingTask",
     "check_same_run",
     "pixel_loss",
     "result_settings",

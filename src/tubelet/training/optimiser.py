@@ -1,4 +1,4 @@
-"""Which parameters learn when, and how fast."""
+"""The optimizer and its parameter groups: which parameters learn when, and how fast."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch import nn
 
 from tubelet.errors import ConfigError
 
-__all__ = ["Learner", "OptimiserSettings"]
+__all__ = ["OptimiserSettings", "ParameterGroups"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimiserSettings:
-    """Rule of the updates, and parts of the network that learn otherwise than the rest."""
+    """The optimizer, and modules with a learning rate or a start of their own."""
 
     kind: Literal["adam", "adamw"] = "adam"
-    """adamw: weights decay by themselves, not through the gradient."""
+    """adamw: weight decay apart from the gradient."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of the averages of the gradient and of its square."""
+    """Decay of the moving averages of the gradient and of its square."""
     weight_decay: float = 0.0
-    """Pull of the weights to zero."""
+    """Weight decay."""
     slow: tuple[str, ...] = ()
-    """Parts with a rate of their own, by their names in the network, for example spynet."""
+    """Modules with a learning rate of their own, by their names in the network, for example spynet."""
     slow_factor: float = 1.0
-    """Their rate over that of the others."""
+    """Their learning rate over that of the others."""
     frozen_steps: int = 0
-    """So many steps they stay as they are at first."""
+    """Steps at the beginning during which they are frozen."""
     alone: tuple[str, ...] = ()
-    """Parts that learn alone at first, by their names in the network."""
+    """Modules that learn alone at first, while all others are frozen, by their names in the network."""
     alone_steps: int = 0
-    """For so many steps."""
+    """Steps at the beginning during which they learn alone."""
 
     def __post_init__(self) -> None:
         if not (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)) or self.weight_decay < 0:
@@ -42,15 +42,15 @@ class OptimiserSettings:
             raise ConfigError("slow_factor, frozen_steps and alone_steps must not be negative")
 
 
-class Learner:
-    """An optimiser whose parameters wait, and move, as the settings say.
+class ParameterGroups:
+    """The parameters of a network, grouped by when they learn and how fast, and their optimizer.
 
     Args:
         model: the network.
         settings: see there.
 
     Attributes:
-        optimiser: a group of parameters for each of the settings' parts.
+        optimizer: a group of parameters for each combination of the settings' parts.
 
     Raises:
         ConfigError: a part is not in the network, or nothing would learn.
@@ -58,7 +58,8 @@ class Learner:
 
     def __init__(self, model: nn.Module, settings: OptimiserSettings) -> None:
         self._settings = settings
-        slow, alone = _parameters(model, settings.slow), _parameters(model, settings.alone)
+        slow = _parameters(model, settings.slow)
+        alone = _parameters(model, settings.alone)
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for parameter in model.parameters():
             groups.setdefault((parameter in slow, parameter in alone), []).append(parameter)
@@ -68,20 +69,20 @@ class Learner:
                 raise ConfigError(f"nothing would learn at step {step}: slow and alone leave no other part")
         rule = torch.optim.Adam if settings.kind == "adam" else torch.optim.AdamW
         parameters = [{"params": group} for group in groups.values()]
-        self.optimiser = rule(parameters, betas=settings.betas, weight_decay=settings.weight_decay)
+        self.optimizer = rule(parameters, betas=settings.betas, weight_decay=settings.weight_decay)
 
     def prepare(self, step: int, lr: float) -> None:
-        """Set who learns at a step, and at which rate, before its forward pass."""
-        for group, (slow, alone) in zip(self.optimiser.param_groups, self._kinds, strict=True):
+        """Set which parameters learn at a step, and at which rate, before its forward pass."""
+        for group, (slow, alone) in zip(self.optimizer.param_groups, self._kinds, strict=True):
             group["lr"] = lr * self._settings.slow_factor if slow else lr
             learns = self._learns(step, slow, alone)
             for parameter in group["params"]:
                 parameter.requires_grad_(learns)
 
     def _learns(self, step: int, slow: bool, alone: bool) -> bool:
-        waits = slow and step < self._settings.frozen_steps
-        others = bool(self._settings.alone) and not alone and step < self._settings.alone_steps
-        return not waits and not others
+        is_frozen = slow and step < self._settings.frozen_steps
+        others_learn_alone = bool(self._settings.alone) and not alone and step < self._settings.alone_steps
+        return not is_frozen and not others_learn_alone
 
 
 def _parameters(model: nn.Module, parts: tuple[str, ...]) -> set[nn.Parameter]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tubelet.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tubelet.training.loop import LoopSettings
 
 __all__ = ["ScheduleSettings", "learning_rate"]
 
@@ -38,28 +35,39 @@ class ScheduleSettings:
             raise ConfigError("schedule kind=restarts needs periods, the steps of each cosine")
 
 
-def learning_rate(step: int, settings: LoopSettings) -> float:
+def learning_rate(
+    step: int, schedule: ScheduleSettings, *, steps: int, lr: float, lr_final: float, warmup_steps: int
+) -> float:
     """Compute the rate of a step: a linear rise over `warmup_steps`, then as the schedule says.
 
     A cosine begins where the rise ends; periods and milestones count from step 0, as published ones do.
+
+    Args:
+        step: from 0 on.
+        schedule: how the rate falls.
+        steps: of the whole run.
+        lr: peak of the rate.
+        lr_final: rate at the end of a cosine or line.
+        warmup_steps: of the rise.
     """
-    warm, schedule = settings.warmup_steps, settings.schedule
-    if step < warm:
-        return settings.lr * (step + 1) / warm
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
     if schedule.kind == "steps":
         passed = sum(step >= milestone for milestone in schedule.milestones)
-        return settings.lr * schedule.factor**passed
+        return lr * schedule.factor**passed
     if schedule.kind == "linear":
-        progress = min(1.0, step / (schedule.periods or (settings.steps,))[0])
-        return settings.lr + (settings.lr_final - settings.lr) * progress
-    progress = (step - warm) / max(1, settings.steps - warm)
+        length = schedule.periods[0] if schedule.periods else steps
+        return lr + (lr_final - lr) * min(1.0, step / length)
     if schedule.kind == "restarts":
         progress = _within_period(step, schedule.periods)
-    return settings.lr_final + (settings.lr - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    else:
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return lr_final + (lr - lr_final) * falling
 
 
 def _within_period(step: int, periods: tuple[int, ...]) -> float:
-    """Tell which part of its cosine is behind a step, from 0 to 1."""
+    """Return the share of its cosine that lies before a step, from 0 to 1."""
     for period in periods[:-1]:
         if step < period:
             return step / period

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tiny_networks import TINY, architecture_of, gradients, tiny_frames, tiny_network
-from tubelet.training.recompute import Recompute, find_trunks
+from tubelet.training.activation_checkpointing import ActivationCheckpointing, find_trunks
 
 QUICK = ("EDSR", "EDVR", "FRVSR", "OVSR", "RRDBNet", "RRN", "RSDN", "SESR", "SwinIR", "TDAN")
 
@@ -26,7 +26,7 @@ def test_no_number_changes(name):
     weights = torch.linspace(0, 1, sr.numel()).view_as(sr)
     expected = gradients(network, (sr * weights).sum())
     network.load_state_dict(before)
-    with Recompute(network):
+    with ActivationCheckpointing(network):
         again = network(lq)
     got = gradients(network, (again * weights).sum())
     assert torch.equal(again, sr)
@@ -46,7 +46,7 @@ def test_less_is_kept():
         return sum(sizes)
 
     everything = kept()
-    with Recompute(network):
+    with ActivationCheckpointing(network):
         assert kept() < everything
     assert kept() == everything  # outside, the network is as it was
 
@@ -62,6 +62,6 @@ def test_a_trunk_is_the_outermost_sequence_of_blocks():
     trunk, pair = nn.Sequential(layers(), layers()), nn.ModuleList([layers(), layers()])
     model = nn.ModuleDict({"head": layers(), "trunk": trunk, "pair": pair, "inner": nn.ModuleDict({"trunk": trunk})})
     assert find_trunks(model) == [trunk, pair[0], pair[1], trunk]
-    with Recompute(model):
+    with ActivationCheckpointing(model):
         assert "forward" in vars(trunk)
     assert "forward" not in vars(trunk)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: forget what trunks compute, and compute it again on the way back.
+"""Activation checkpointing: drop the activations of trunks, and compute them again in the backward pass.
 
 Memory for time: of each trunk only its input is kept; the backward pass runs it once more. Numbers do not change.
 
@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
-__all__ = ["Recompute", "find_trunks"]
+__all__ = ["ActivationCheckpointing", "find_trunks"]
 
 
-class Recompute:
+class ActivationCheckpointing:
     """Within this context, the trunks of a network keep nothing but their inputs.
 
     Args:
@@ -36,7 +36,7 @@ class Recompute:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for trunk in self._trunks:
-            del trunk.forward  # what its class has shows again
+            del trunk.forward  # its class's forward is in effect again
 
 
 def find_trunks(model: nn.Module) -> list[nn.Module]:

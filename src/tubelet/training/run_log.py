@@ -1,0 +1,76 @@
+"""The log of a training run: JSON lines, TensorBoard, and the means of losses between two lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tubelet.training.task import Losses, sum_losses
+
+__all__ = ["Log", "LossMeter", "open_log"]
+
+Log = Callable[[dict[str, Any]], None]
+"""Takes a record: "step", and any other numbers by name."""
+
+
+class LossMeter:
+    """Averages the losses of the steps since the last log line."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, losses: Losses) -> None:
+        """Count the losses of a step, without their graph."""
+        self._append("loss", sum_losses(losses))
+        for name, value in losses.items():
+            self._append(f"loss/{name}", value)
+
+    def take_means(self) -> dict[str, float]:
+        """Return the mean of each loss, "loss" for their sum and "loss/NAME" for each, and begin anew."""
+        means: dict[str, float] = {}
+        for name, values in self._values.items():
+            means[name] = torch.stack(values).mean().item()
+        self._values.clear()
+        return means
+
+    def _append(self, name: str, value: Tensor) -> None:
+        self._values.setdefault(name, []).append(value)
+
+
+@contextmanager
+def open_log(out: Path, on_log: Log | None) -> Generator[Log]:
+    """Append records to log.jsonl, and to TensorBoard where it is installed.
+
+    Args:
+        out: folder of the files.
+        on_log: called with every record too.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the [train] extra is absent; the JSON lines say the same
+        board = None
+    else:
+        board = SummaryWriter(str(out))
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+
+        def log(record: dict[str, Any]) -> None:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            if board is not None:
+                for name, value in record.items():
+                    if name != "step":
+                        board.add_scalar(name, value, record["step"])
+            if on_log is not None:
+                on_log(record)
+
+        try:
+            yield log
+        finally:
+            if board is not None:
+                board.close()
