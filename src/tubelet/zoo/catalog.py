@@ -5,7 +5,6 @@ The weights of some come with the package; those of others are published elsewhe
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from tubelet.downloads import cache_folder, fetch
-from tubelet.errors import CheckpointError, RequestError
+from tubelet.errors import CheckpointError, RequestError, suggest
 from tubelet.models import fast
 from tubelet.models.architecture import Architecture
 from tubelet.progress import OnProgress
@@ -154,10 +153,9 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
     if name in _known():
         raise RequestError(f"{name} is a part of other networks: it makes no pictures by itself")
     here = [*_BY_SCALE, *(spec.id for spec in _MODELS)]
-    near = difflib.get_close_matches(name, [*here, *(spec.id for spec in fetched)], n=3, cutoff=0.5)
-    rest = f", and {len(fetched)} that are fetched: `tubelet models` lists them"
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(here)}{rest}"
-    raise RequestError(f"no model is called {name!r}; {hint}")
+    known = [*here, *(spec.id for spec in fetched)]
+    listing = f"{', '.join(here)}, and {len(fetched)} that are fetched: `tubelet models` lists them"
+    raise RequestError(f"no model is called {name!r}; {suggest(name, known, count=3, listing=listing)}")
 
 
 def is_checkpoint(name: str) -> bool:
