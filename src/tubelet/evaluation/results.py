@@ -26,6 +26,7 @@ import torch
 from tubelet.errors import InputError
 from tubelet.evaluation.machine import describe_machine
 from tubelet.files import atomic_write
+from tubelet.metrics.meters import mean_of
 from tubelet.metrics.protocols import Protocol
 
 __all__ = [
@@ -136,7 +137,7 @@ class ModelScore:
     @property
     def mean(self) -> dict[str, float]:
         """The mean over clips of each clip's mean over frames."""
-        return {name: _mean([clip.mean[name] for clip in self.clips]) for name in self.clips[0].mean}
+        return {name: mean_of([clip.mean[name] for clip in self.clips]) for name in self.clips[0].mean}
 
     @property
     def seconds_per_frame(self) -> float:
@@ -287,11 +288,6 @@ def _clip_from(stored: dict[str, Any]) -> ClipScore:
     identity = Identity(**stored["identity"])
     fields: dict[str, Any] = {**stored, **numbers, "identity": identity, "showcase": showcase}
     return ClipScore(**fields)
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
 
 
 def plain(value: Any) -> Any:

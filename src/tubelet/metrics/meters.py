@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tubelet.errors import InputError
 __all__ = ["FrameMeter", "PairMeter", "Reference", "mean_of"]
 
 
-def mean_of(values: list[float]) -> float:
+def mean_of(values: Sequence[float]) -> float:
     """Average values, those that are NaN left out; NaN where nothing is left."""
     kept = [value for value in values if not math.isnan(value)]
     return math.fsum(kept) / len(kept) if kept else math.nan
