@@ -391,6 +391,8 @@ def test_damage_at_the_end_loses_no_other_frame(tmp_path, monkeypatch, place):
 class Stamped:
     """A source of frames that carry the given (pts, dts)."""
 
+    seeks_exactly = False
+
     def __init__(self, info, stamps):
         self.info, self._stamps = info, stamps
 

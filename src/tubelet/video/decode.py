@@ -14,7 +14,7 @@ import av
 from av.codec.context import Flags
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 
 from tubelet.errors import InputError
 from tubelet.video.container import clock_origin, describe, pick_video_stream, read_siting
@@ -28,6 +28,10 @@ _MOST_THREADS = 4  # frame threads hold a picture each
 _SEEK_BACK_S = (0, 2, 10)  # a keyframe may be shown later than the index, in decoding order, says
 _TRUST_DURATION = {"matroska,webm", "avi", "flv", "asf"}  # the header tells the length of the stream
 _MOST_READ_ERRORS = 100
+_EXACT_CONTAINERS = ("mov,", "matroska")  # have an index of keyframes, and a pts for every packet
+_EXACT_CODECS = frozenset(
+    ("h264", "hevc", "vp8", "vp9", "av1", "mpeg2video", "mpeg4", "ffv1", "prores", "mjpeg", "dnxhd")
+)
 
 
 class ContainerFrames:
@@ -35,6 +39,7 @@ class ContainerFrames:
 
     Attributes:
         info: description of the video; the first frame was decoded for it.
+        seeks_exactly: the container finds keyframes by their times, and nothing before one matters behind it.
     """
 
     def __init__(self, open_container: Callable[[], InputContainer], source: str, *, seekable: bool) -> None:
@@ -56,6 +61,8 @@ class ContainerFrames:
         except BaseException:
             self._container.close()
             raise
+        is_indexed = self.info.container.startswith(_EXACT_CONTAINERS)
+        self.seeks_exactly = seekable and is_indexed and self.info.codec in _EXACT_CODECS
 
     def frames(self, start_tick: int | None) -> Iterator[VideoFrame]:
         """Yield frames in presentation order.
@@ -66,11 +73,31 @@ class ContainerFrames:
         begin = chain([self._first], self._pass)
         if start_tick is not None and self._seekable:
             begin = self._sought(start_tick)
-        last: VideoFrame | None = None
-        for last in begin:
-            yield last
-        if self._seekable and self._threads > 1 and self._frames < self._packets and last is not None:
-            yield from self._tail(last.pts)
+        yield from self._with_tail(begin)
+
+    def frames_from_keyframe(self, start_tick: int) -> Iterator[VideoFrame] | None:
+        """Yield the frames of a keyframe at or before `start_tick` and all after it, in presentation order.
+
+        Args:
+            start_tick: pts of the first frame that is wanted.
+
+        Returns:
+            The frames that a decoding from the beginning gives, to the bit; None where that is not sure, and
+            then the file is as it was when it was opened.
+        """
+        if not self.seeks_exactly:
+            return None
+        for back_s in _SEEK_BACK_S:
+            begin = self._begin_at_keyframe(start_tick, start_tick - int(back_s / self.info.time_base))
+            if begin is not None:
+                return self._with_tail(begin)
+        self._restart(self._threads)
+        self._pass = self._decode()
+        first = next(self._pass, None)
+        if first is None:
+            raise InputError(f"{self._source}: no frame can be decoded any more; was it changed?")
+        self._first = first
+        return None
 
     def problems(self, decoded: int, end_tick: int | None) -> list[str]:
         """Say what was damaged or missing, a line each, once the frames are used up.
@@ -165,11 +192,13 @@ class ContainerFrames:
                     break
         yield None
 
-    def _decode(self, count_after: int | None = None) -> Generator[VideoFrame]:
+    def _decode(
+        self, packets: Iterator[Packet[Any] | None] | None = None, *, count_after: int | None = None
+    ) -> Generator[VideoFrame]:
         """Decode packets; count damage, in the second pass only behind the last frame of the first."""
         context = self._stream.codec_context
         clean = False
-        for packet in self._read():
+        for packet in self._read() if packets is None else packets:
             self._note(packet)
             try:
                 frames = context.decode(packet)
@@ -210,6 +239,38 @@ class ContainerFrames:
         self._restart(self._threads)
         self._pass = self._decode()
         return self._pass
+
+    def _begin_at_keyframe(self, start_tick: int, seek_tick: int) -> Iterator[VideoFrame] | None:
+        """Seek to `seek_tick`; give the frames from a keyframe on if it is shown at or before `start_tick`."""
+        context: Any = self._stream.codec_context
+        depth = context.reorder_depth
+        self._pass.close()
+        self._reset_counts()
+        try:
+            self._container.seek(seek_tick, stream=self._stream)
+        except av.FFmpegError:
+            return None
+        context.reorder_depth = depth  # flushing may forget it, which would lose B-frames
+        packets = self._read()
+        key = next(packets, None)
+        if key is None or not key.is_keyframe or key.pts is None or key.pts > start_tick:
+            return None
+        self._pass = self._decode(chain([key], packets))
+        for frame in self._pass:
+            # Frames that are decoded behind the keyframe and shown before it may lack what they refer to.
+            if frame.pts is None or frame.pts < key.pts:
+                continue
+            is_whole = frame.pict_type == PictureType.I and not frame.is_corrupt
+            return chain([frame], self._pass) if is_whole and frame.pts == key.pts else None
+        return None
+
+    def _with_tail(self, begin: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """Yield frames, and at the end of the file those that frame threads have swallowed."""
+        last: VideoFrame | None = None
+        for last in begin:
+            yield last
+        if self._seekable and self._threads > 1 and self._frames < self._packets and last is not None:
+            yield from self._tail(last.pts)
 
     def _tail(self, after_tick: int | None) -> Iterator[VideoFrame]:
         """Decode the end again on one thread: PyAV drops what frame threads hold when one meets an error."""

@@ -205,7 +205,7 @@ def open_part(path: str | Path) -> Part:
             index, data_bytes = _read_index(file)
         entries = [_Entry(*row) for row in index["packets"]]
         head = _head_from_json(index["head"])
-        tail = PartTail(**{**index["tail"], "notes": tuple(index["tail"]["notes"])})
+        tail = _tail_from_json(index["tail"])
     except FileNotFoundError as error:
         raise InputError(f"no such part file: {path}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -261,6 +261,10 @@ def _head_from_json(data: dict[str, Any]) -> PartHead:
         clock=OutputClock.from_json(data["clock"]),
         extradata=bytes.fromhex(data["extradata"]),
     )
+
+
+def _tail_from_json(data: dict[str, Any]) -> PartTail:
+    return PartTail(frames=data["frames"], end=data["end"], notes=tuple(data["notes"]))
 
 
 def _damaged(path: Path) -> InputError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -23,16 +24,52 @@ from tubelet.video.info import Orientation, VideoInfo
 from tubelet.video.sequence import ImageFrames, list_images
 from tubelet.video.y4m import open_y4m_pipe
 
-__all__ = ["FrameSource", "Reader", "open_reader"]
+__all__ = ["FrameSource", "Reader", "Span", "open_reader"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Some of the frames of a video: those whose pts lie in [start, stop).
+
+    The pts are those that a reader of the whole video gives its frames. Spans that follow one another hold
+    every frame of the whole once, the same to the bit.
+
+    Attributes:
+        start: pts in ticks, None for the first frame.
+        stop: pts in ticks, None for the end. The span without a stop alone reports problems: it has seen all.
+        first_index: index of its first frame in the whole video.
+        may_seek: `Reader.may_seek` of a reader that has read the whole video. False decodes from the beginning.
+    """
+
+    start: int | None = None
+    stop: int | None = None
+    first_index: int = 0
+    may_seek: bool = False
+
+
+_WHOLE = Span()
 
 
 class FrameSource(Protocol):
-    """Where decoded frames come from: a container or a list of images."""
+    """Where decoded frames come from: a container or a list of images.
+
+    Attributes:
+        info: description of the video.
+        seeks_exactly: `frames_from_keyframe` may find one.
+    """
 
     info: VideoInfo
+    seeks_exactly: bool
 
     def frames(self, start_tick: int | None) -> Iterator[VideoFrame]:
         """Yield frames in presentation order, from `start_tick` or somewhat before."""
+        ...
+
+    def frames_from_keyframe(self, start_tick: int) -> Iterator[VideoFrame] | None:
+        """Yield the frames of a keyframe at or before `start_tick` and all after it, or None for no such thing.
+
+        They are those that a reading from the beginning gives, to the bit.
+        """
         ...
 
     def problems(self, decoded: int, end_tick: int | None) -> list[str]:
@@ -50,18 +87,32 @@ class Reader:
     Attributes:
         info: description of the video.
         problems: what could not be decoded or was missing, a line each; complete when the frames are used up.
+        may_seek: a `Span` of the video may begin at a keyframe: the format allows it, and the whole video was
+            read without a problem, each frame with its own pts.
     """
 
-    def __init__(self, source: FrameSource, *, start_s: float, duration_s: float | None, gamut: Gamut) -> None:
+    def __init__(
+        self,
+        source: FrameSource,
+        *,
+        start_s: float,
+        duration_s: float | None,
+        gamut: Gamut,
+        span: Span = _WHOLE,
+    ) -> None:
+        """Wrap an open source; `open_reader` does it."""
         self.info = source.info
         self.problems: list[str] = []
+        self.may_seek = False
         self._source = source
         self._gamut: Gamut = gamut
-        origin = Fraction(source.info.start_s)
-        self._start_tick = _tick(origin + Fraction(start_s), source.info.time_base) if start_s > 0 else None
+        self._span = span
+        time_base = source.info.time_base
+        begin_s = Fraction(source.info.start_s) + Fraction(start_s)
+        self._start_tick = _tick(begin_s, time_base) if start_s > 0 else None
         self._end_tick: int | None = None
         if duration_s is not None:
-            self._end_tick = _tick(origin + Fraction(start_s) + Fraction(duration_s), source.info.time_base)
+            self._end_tick = _tick(begin_s + Fraction(duration_s), time_base)
         self._clock = _Clock(source.info)
         self._colour = resolve_matrix(source.info.colour, source.info.width, source.info.height)
         self._frames = self._read()
@@ -88,39 +139,69 @@ class Reader:
         self._source.close()
 
     def _read(self) -> Generator[Frame]:
-        index = odd_sizes = 0
+        """Yield the frames of the span, and say at the end of the video what was wrong with it."""
+        count = index = odd_sizes = 0
         size: tuple[int, int] | None = None
         turn = Orientation()
-        for raw in self._source.frames(self._start_tick):
-            pts = self._clock.stamp(raw)
-            if self._end_tick is not None and pts >= self._end_tick:
-                break
-            if self._start_tick is not None and pts < self._start_tick:
-                continue
+        for raw, pts in self._stamped():
             if size is None:
-                size, turn = (raw.width, raw.height), orientation_of(raw)
-            if (raw.width, raw.height) != size:
-                odd_sizes += 1
+                size = (raw.width, raw.height)
+                turn = orientation_of(raw)
+            is_odd = (raw.width, raw.height) != size
+            odd_sizes += is_odd
+            count += 1
+            if self._span.start is not None and pts < self._span.start:
+                continue
+            if self._span.stop is not None and pts >= self._span.stop:
+                return
+            if is_odd:
                 raw = raw.reformat(width=size[0], height=size[1])
-            rgb, alpha = frame_to_rgb(raw, self._colour, gamut=self._gamut)
-            yield Frame(
-                rgb=_upright(rgb, turn),
-                pts=pts,
-                time_base=self.info.time_base,
-                duration=raw.duration or 0,
-                index=index,
-                alpha=_upright(alpha, turn) if alpha is not None and self.info.has_alpha else None,
-            )
+            yield self._convert(raw, pts, turn, self._span.first_index + index)
             index += 1
-        self.problems += self._source.problems(index, self._end_tick)
+        if self._span.stop is not None:
+            return
+        self.problems += self._source.problems(count, self._end_tick)
         if odd_sizes and size is not None:
             self.problems.append(f"{odd_sizes} frames have another size and were scaled to {size[0]}x{size[1]}")
         if self._clock.moved:
             self.problems.append(f"{self._clock.moved} timestamps did not increase and were moved")
+        self.may_seek = self._source.seeks_exactly and self._clock.is_own and not self.problems
+
+    def _stamped(self) -> Iterator[tuple[VideoFrame, int]]:
+        """Yield the frames of the cut with their pts, from the beginning or from a keyframe before the span."""
+        raws: Iterator[VideoFrame] | None = None
+        if self._span.may_seek and self._span.start is not None:
+            raws = self._source.frames_from_keyframe(self._span.start)
+        if raws is None:
+            raws = self._source.frames(self._start_tick)
+        for raw in raws:
+            pts = self._clock.stamp(raw)
+            if self._end_tick is not None and pts >= self._end_tick:
+                return
+            if self._start_tick is None or pts >= self._start_tick:
+                yield raw, pts
+
+    def _convert(self, raw: VideoFrame, pts: int, turn: Orientation, index: int) -> Frame:
+        rgb, alpha = frame_to_rgb(raw, self._colour, gamut=self._gamut)
+        if not self.info.has_alpha:
+            alpha = None
+        return Frame(
+            rgb=_upright(rgb, turn),
+            pts=pts,
+            time_base=self.info.time_base,
+            duration=raw.duration or 0,
+            index=index,
+            alpha=None if alpha is None else _upright(alpha, turn),
+        )
 
 
 def open_reader(
-    src: str | Path, *, start_s: float = 0.0, duration_s: float | None = None, gamut: Gamut = "clip"
+    src: str | Path,
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    gamut: Gamut = "clip",
+    span: Span = _WHOLE,
 ) -> Reader:
     """Open a video for reading.
 
@@ -130,6 +211,7 @@ def open_reader(
         duration_s: leave out frames from `start_s + duration_s` on.
         gamut: "clip" gives rgb in [0, 1]; "keep" leaves codes of colours outside it a little outside, so that
             frames that are written again as they are lose nothing.
+        span: leave out all other frames of what start_s and duration_s leave.
 
     Returns:
         A reader. Frames without a timestamp get the one that follows from the frame rate; timestamps that do
@@ -138,7 +220,8 @@ def open_reader(
     Raises:
         InputError: there is nothing that can be decoded.
     """
-    return Reader(_open_source(str(src)), start_s=start_s, duration_s=duration_s, gamut=gamut)
+    source = _open_source(str(src))
+    return Reader(source, start_s=start_s, duration_s=duration_s, gamut=gamut, span=span)
 
 
 def _open_source(src: str) -> FrameSource:
@@ -168,6 +251,7 @@ class _Clock:
         self._faults = {"pts": 0, "dts": 0}
         self._seen: dict[str, int] = {}
         self.moved = 0
+        self.is_own = True  # every pts was that of the frame
 
     def stamp(self, frame: VideoFrame) -> int:
         """Give the next frame in presentation order its pts."""
@@ -184,6 +268,7 @@ class _Clock:
             else:
                 pts = self._last + 1
         self._last = pts
+        self.is_own &= pts == frame.pts
         return pts
 
     def _own(self, frame: VideoFrame) -> int | None:

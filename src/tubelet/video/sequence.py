@@ -25,7 +25,14 @@ _PATTERN = re.compile(r"%(?:0(\d+))?d")
 
 
 class ImageFrames:
-    """Decodes images one after the other; a picture that cannot be decoded leaves a gap in time."""
+    """Decodes images one after the other; a picture that cannot be decoded leaves a gap in time.
+
+    Attributes:
+        info: description of the video; the first image was decoded for it.
+        seeks_exactly: true, each image stands for itself.
+    """
+
+    seeks_exactly = True
 
     def __init__(self, source: str, paths: list[Path]) -> None:
         self._paths = paths
@@ -50,6 +57,10 @@ class ImageFrames:
         """Yield the pictures from `start_tick` on; pts counts images."""
         self._bad.clear()
         yield from self._decoded(start_tick or 0)
+
+    def frames_from_keyframe(self, start_tick: int) -> Iterator[VideoFrame]:
+        """Yield the pictures from `start_tick` on: each stands for itself."""
+        return self.frames(start_tick)
 
     def problems(self, decoded: int, end_tick: int | None) -> list[str]:
         """Say what could not be decoded."""
