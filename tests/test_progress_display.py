@@ -28,6 +28,14 @@ def test_a_log_tells_bytes_in_megabytes(
     assert capsys.readouterr().err == "w.pth: 2.5 MB of 10.0, 0.5 MB a second, 15.0 s left\n"
 
 
+def test_slow_work_is_told_in_seconds_a_unit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
+    show_lines()(Progress(done=3, total=27, unit="run", elapsed_s=300.0, rate=0.01, eta_s=2400.0))
+    assert capsys.readouterr().err == "run 3 of 27, 1:40 a run, 40:00 left\n"
+
+
 def test_a_bar_tells_bytes_in_megabytes(
     megabytes: Progress, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

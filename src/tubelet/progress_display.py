@@ -51,7 +51,9 @@ def show_bar(label: str) -> Generator[OnProgress]:
         TextColumn("{task.fields[speed]}", style="progress.data.speed"),
         TextColumn("{task.fields[times]}", style="progress.remaining"),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
+    console = Console(stderr=True)
+    keeps_stdout = not sys.stdout.isatty()  # else what is printed to a file would go to the terminal
+    with Bar(*columns, console=console, transient=True, expand=True, redirect_stdout=not keeps_stdout) as bar:
         task = bar.add_task(label, total=None, count="", speed="", times="")
 
         def update(progress: Progress) -> None:
@@ -88,6 +90,8 @@ def _write_line(progress: Progress) -> None:
     done = _number(progress.done, unit)
     if unit == "byte":
         line = f"{progress.label}: {done} MB{total}, {_number(progress.rate, unit)} MB a second"
+    elif 0 < progress.rate < 1:
+        line = f"{unit} {done}{total}, {clock(1 / progress.rate)} a {unit}"
     else:
         line = f"{unit} {done}{total}, {progress.rate:.1f} {unit}s a second"
     sys.stderr.write(f"{line}{_left(progress)}\n")
@@ -112,6 +116,8 @@ def _speed(progress: Progress) -> str:
     unit = progress.unit
     if unit == "byte":
         return f"{_number(progress.rate, unit)} MB/s"
+    if 0 < progress.rate < 1:
+        return f"{clock(1 / progress.rate)}/{unit}"
     return f"{progress.rate:.1f} {_SHORT_RATES.get(unit, f'{unit}s/s')}"
 
 

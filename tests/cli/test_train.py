@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +49,18 @@ def test_a_run_that_is_refused_keeps_its_configuration(folder, capsys):
     assert train("--config", "a/config.yaml") == 0
 
 
+def test_events_for_programs(folder, capsys):
+    assert train("--data", "clips", "--out", "a", *TINY, "--progress", "json") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert (kinds[0], kinds[-1]) == ("start", "end")
+    assert [event["step"] for event in events if event["event"] == "log" and "loss" in event] == [1, 2]
+    last = [event for event in events if event["event"] == "progress"][-1]
+    assert (last["done"], last["total"], last["unit"], last["eta_s"]) == (2, 2, "step", 0)
+    assert train("--config", "a/config.yaml", "--loop.steps", "3", "--progress", "json") == 3
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["exit_code"] == 3
+
+
 def test_trains_spynet_on_pictures(folder, capsys):
     flags = ["--hold-out", "3", "--levels", "1", "--motion.batch", "4", "--motion.patch-px", "8", *LOOP]
     assert main(["train", "spynet", "--data", "clips/noise", "--out", "a", *flags]) == 3
@@ -67,6 +81,7 @@ def test_trains_spynet_on_pictures(folder, capsys):
     [
         (["train", "offline"], 2, "no recipe 'offline'"),
         (["train", "online", "--config"], 2, "--config needs"),
+        (["train", "online", "--progress", "jsn"], 2, "did you mean json?"),
         (["train", "online", "--config", "absent.yaml"], 2, "cannot read configuration absent.yaml"),
         (["train", "online", "--data", "absent"], 3, "no such folder of clips: absent"),
     ],

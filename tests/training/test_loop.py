@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tubelet.errors import Cancelled
+from tubelet.progress import CancelToken, Progress
 from tubelet.training import Batch, LoopSettings, Losses, train
 
 SETTINGS = LoopSettings(steps=12, lr=0.05, warmup_steps=2, log_every=4, save_every=4)
@@ -82,6 +84,26 @@ def test_resumes_to_the_same_numbers(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(_model(), _Fit(stop_at=9), SETTINGS, tmp_path / "parts")  # saved at 4 and 8
     resumed = train(_model(), _Fit(), SETTINGS, tmp_path / "parts")
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_token_stops_it_after_a_step_and_it_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    whole = train(_model(), _Fit(), SETTINGS, tmp_path / "whole")
+    token, seen = CancelToken(), []
+
+    def stop(now: Progress) -> None:
+        seen.append(now)
+        if now.done == 6:  # saved at 4
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        train(_model(), _Fit(), SETTINGS, tmp_path / "parts", on_progress=stop, cancel=token)
+    assert [(now.done, now.total, now.unit) for now in seen] == [(step, 12, "step") for step in range(1, 7)]
+    seen.clear()
+    resumed = train(_model(), _Fit(), SETTINGS, tmp_path / "parts", on_progress=seen.append)
+    assert [now.done for now in seen] == [*range(5, 13), 12]
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 

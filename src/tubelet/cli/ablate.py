@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tubelet.cli.flags import flags_from, parse, pick
+from tubelet.cli.progress import show_progress
 from tubelet.cli.startup import loading
 from tubelet.errors import RequestError
 
@@ -55,13 +56,14 @@ def main(args: Sequence[str]) -> int:
         raise
     ablation = pick(command, TwoStepAblation)
     ablation = replace(ablation, device=str(resolve_device(ablation.device)))
-    _, verdicts = run(ablation, on_run=_report)
+    with show_progress("auto", label="two-step", json_to=sys.stdout) as on_progress:
+        _, verdicts = run(ablation, on_run=_report, on_progress=on_progress)
     for verdict in verdicts:
         print(f"{verdict.outcome:15} {verdict.claim.text}: {verdict.mean_db:+.2f} dB")
     print(f"wrote {ablation.out / 'report.md'} and {ablation.out / 'results.csv'}")
     return 0
 
 
-def _report(run: Run, number: int, runs: int) -> None:
+def _report(run: Run) -> None:
     scores = f"{run.psnr_y:.3f} dB, {run.psnr_y - run.frozen_psnr_y:+.3f} over the image model"
-    print(f"{number}/{runs}  {run.variant.name}, seed {run.seed}: {scores}", flush=True)
+    print(f"{run.variant.name}, seed {run.seed}: {scores}", flush=True)

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import tyro
 
-from tubelet.errors import RequestError
+from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
+from tubelet.errors import RequestError, suggest
 
 __all__ = ["main"]
 
@@ -25,7 +26,8 @@ recipes:
 
 `tubelet train RECIPE --help` lists the options. A run that was stopped goes on where it was when the same command
 is given again. --config reads the options from a file, flags after it override them; the run writes its own
-config.yaml beside its log, which --config reads again.
+config.yaml beside its log, which --config reads again. --progress auto, bar, json or none: a bar on a terminal beside
+the lines of the log, or an event per line on the standard output.
 
 example:
   tubelet train online --data clips/ --out runs/mine --evaluate held-out/ --loop.steps 20000
@@ -79,20 +81,40 @@ def main(args: Sequence[str]) -> int:
     recipe = _find_recipe(args[0])
     from tubelet.recipes.configs import write_config
 
-    config = recipe.parse(args[1:]) if recipe.parse else _parse(args[0], recipe.config, args[1:])
+    style, rest = _take_style(args[1:])
+    config = recipe.parse(rest) if recipe.parse else _parse(args[0], recipe.config, rest)
     if config is None:
         return 0
     from tubelet.restore.device import resolve_device
 
     config = replace(config, loop=replace(config.loop, device=str(resolve_device(config.loop.device))))
-    for line in recipe.describe(config):
-        print(line)
+    if style != "json":
+        for line in recipe.describe(config):
+            print(line)
     config.out.mkdir(parents=True, exist_ok=True)
     if not any((config.out / name).exists() for name in ("state.pt", "run.json")):  # of a run that is there
         write_config(config.out / "config.yaml", config)
-    path = recipe.run(config, on_log=_Report(recipe.steps(config)))
-    print(f"wrote {path}; {recipe.use.format(path)}")
+    _run(recipe, config, style)
     return 0
+
+
+def _run(recipe: _Recipe, config: Any, style: ProgressStyle) -> None:
+    """Train, with a bar on a terminal, a line for every log record, or events."""
+    if style == "json":
+        json_line(sys.stdout, "start", output=str(config.out))
+        with error_events(sys.stdout), show_progress(style, label=config.out.name, json_to=sys.stdout) as on_progress:
+            path = recipe.run(config, on_log=_write_record, on_progress=on_progress)
+        json_line(sys.stdout, "end", output=str(path))
+        return
+    if style == "auto" and not sys.stderr.isatty():
+        style = "none"  # the lines of the log say the same
+    with show_progress(style, label=config.out.name, json_to=sys.stdout) as on_progress:
+        path = recipe.run(config, on_log=_Report(recipe.steps(config)), on_progress=on_progress)
+    print(f"wrote {path}; {recipe.use.format(path)}")
+
+
+def _write_record(record: dict[str, Any]) -> None:
+    json_line(sys.stdout, "log", **record)
 
 
 def _find_recipe(name: str) -> _Recipe:
@@ -185,6 +207,16 @@ def _parse_two_step(args: Sequence[str]) -> Any:
     if "--loop.steps" in named and "--epochs" not in named:  # else the preset's epochs would say how long
         config = replace(config, epochs=None)
     return config
+
+
+def _take_style(args: Sequence[str]) -> tuple[ProgressStyle, list[str]]:
+    """Take --progress out of the arguments."""
+    known: tuple[ProgressStyle, ...] = get_args(ProgressStyle)
+    value, rest = _take(args, "--progress", ", ".join(known))
+    for style in known:
+        if style == (value or "auto"):
+            return style, rest
+    raise RequestError(f"no way to show progress is called {value!r}; {suggest(str(value), known)}")
 
 
 def _take(args: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:

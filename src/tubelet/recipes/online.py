@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ from tubelet.losses import luma
 from tubelet.metrics import psnr
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.ops import resample
+from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.start import begin_with
 from tubelet.training import Batch, LoopSettings, Losses, pixel_loss, train
+from tubelet.training.run_log import Log
 from tubelet.zoo.checkpoint import save_checkpoint
 
 __all__ = ["OnlineConfig", "load_pairs", "main", "score_clips"]
@@ -65,12 +67,20 @@ class OnlineConfig:
             raise ConfigError(f"crops.frames={self.crops.frames} must be at least 3 for stage triplets")
 
 
-def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
+def main(
+    config: OnlineConfig,
+    *,
+    on_log: Log | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+) -> Path:
     """Train to the end, or resume; write the collapsed network.
 
     Args:
         config: see there.
         on_log: called with every log line.
+        on_progress: called after steps, at most ten times a second, and at the end.
+        cancel: stops the run after the step that it is at; the same call goes on from its last checkpoint.
 
     Returns:
         path of the finished model.safetensors, which `tubelet upscale --model` takes.
@@ -78,6 +88,7 @@ def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     Raises:
         InputError: no clips.
         CheckpointError: the output folder holds another run.
+        Cancelled: `cancel` was cancelled.
     """
     torch.manual_seed(config.loop.seed)
     model = FastVSR(config.model)
@@ -89,7 +100,16 @@ def main(config: OnlineConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     if config.stage == "triplets":
         model.forget()  # what it does not train would disturb what it does
     task = _OnlineTask(config, crops)
-    average = train(model, task, config.loop, config.out, evaluate=_scorer(config), on_log=on_log)
+    average = train(
+        model,
+        task,
+        config.loop,
+        config.out,
+        evaluate=_scorer(config),
+        on_log=on_log,
+        on_progress=on_progress,
+        cancel=cancel,
+    )
     assert isinstance(average, FastVSR)
     notes = {"training": asdict(config)}
     if config.model.expansion:

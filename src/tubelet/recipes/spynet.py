@@ -16,7 +16,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,10 @@ from tubelet.errors import ConfigError, InputError
 from tubelet.layers.spynet import SpyNet
 from tubelet.losses import end_point_error
 from tubelet.metrics.temporal import warp
+from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.spynet_start import designed_spynet
 from tubelet.training import Batch, LoopSettings, Losses, train
+from tubelet.training.run_log import Log
 from tubelet.zoo.checkpoint import load_model, save_checkpoint
 
 __all__ = ["SpynetConfig", "main", "score_clip", "score_pairs", "split_pictures"]
@@ -82,12 +83,20 @@ class SpynetConfig:
             )
 
 
-def main(config: SpynetConfig, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
+def main(
+    config: SpynetConfig,
+    *,
+    on_log: Log | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+) -> Path:
     """Train to the end, or resume; write the network.
 
     Args:
         config: see there.
         on_log: called with every log line.
+        on_progress: called after steps, at most ten times a second, and at the end.
+        cancel: stops the run after the step that it is at; the same call goes on from its last checkpoint.
 
     Returns:
         path of the finished model.safetensors.
@@ -95,6 +104,7 @@ def main(config: SpynetConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
     Raises:
         InputError: no pictures, or too few to hold one out.
         CheckpointError: the output folder holds another run.
+        Cancelled: `cancel` was cancelled.
     """
     torch.manual_seed(config.loop.seed)
     spynet = _begin_with(config.init) if config.init is not None else designed_spynet()
@@ -110,6 +120,8 @@ def main(config: SpynetConfig, *, on_log: Callable[[dict[str, Any]], None] | Non
         config.out,
         evaluate=_scorer(config, unseen),
         on_log=on_log,
+        on_progress=on_progress,
+        cancel=cancel,
     )
     assert isinstance(average, SpyNet)
     if config.shared:

@@ -28,12 +28,14 @@ from tubelet.errors import ConfigError
 from tubelet.losses import l1
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.realbasicvsr import RealBasicVSR
+from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.online import load_pairs, score_clips
 from tubelet.recipes.published import Recipe, find_recipe
 from tubelet.recipes.start import begin_flow_with, begin_with, find_flow
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.training import Batch, LoopSettings, Losses, pixel_loss, train
+from tubelet.training.run_log import Log
 from tubelet.types import Frame, Temporal
 from tubelet.zoo.checkpoint import save_checkpoint
 from tubelet.zoo.spec import ModelSpec, count_parameters
@@ -142,12 +144,20 @@ def describe(config: SupervisedConfig) -> list[str]:
     return lines
 
 
-def main(config: SupervisedConfig, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
+def main(
+    config: SupervisedConfig,
+    *,
+    on_log: Log | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+) -> Path:
     """Train to the end, or resume; write the network.
 
     Args:
         config: see there; `configure` makes one.
         on_log: called with every log line.
+        on_progress: called after steps, at most ten times a second, and at the end.
+        cancel: stops the run after the step that it is at; the same call goes on from its last checkpoint.
 
     Returns:
         path of the finished model.safetensors, which `tubelet upscale --model` takes.
@@ -156,6 +166,7 @@ def main(config: SupervisedConfig, *, on_log: Callable[[dict[str, Any]], None] |
         ConfigError: crops, network and degradation do not fit each other.
         InputError: no clips.
         CheckpointError: the output folder holds another run, or the weights to begin with cannot be read.
+        Cancelled: `cancel` was cancelled.
     """
     recipe = find_recipe(config.model)
     contract = _contract(recipe.architecture, config)
@@ -177,6 +188,8 @@ def main(config: SupervisedConfig, *, on_log: Callable[[dict[str, Any]], None] |
         config.out,
         evaluate=_scorer(config, recipe, contract),
         on_log=on_log,
+        on_progress=on_progress,
+        cancel=cancel,
     )
     return _save(config, average)
 

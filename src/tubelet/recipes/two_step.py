@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from tubelet.errors import CheckpointError, ConfigError
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
 from tubelet.metrics import psnr
 from tubelet.models.two_step import ARCHITECTURE, TwoStepConfig, TwoStepRestorer, needed_image_model
+from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.two_step_data import (
     HeldOut,
     Samples,
@@ -50,6 +51,7 @@ from tubelet.training import (
     result_settings,
     train,
 )
+from tubelet.training.run_log import Log
 from tubelet.zoo.bases import fingerprint, open_base, refer_to
 from tubelet.zoo.checkpoint import save_checkpoint
 from tubelet.zoo.opened import OpenedModel
@@ -168,12 +170,20 @@ def describe(config: TwoStepTraining) -> list[str]:
     ]
 
 
-def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | None = None) -> Path:
+def main(
+    config: TwoStepTraining,
+    *,
+    on_log: Log | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+) -> Path:
     """Train to the end, or resume; write the networks that were trained, and the scores. A finished run stays as it is.
 
     Args:
         config: see there; `configure` makes one.
         on_log: called with every log line.
+        on_progress: called after steps, at most ten times a second, and at the end.
+        cancel: stops the run after the step that it is at; the same call goes on from its last checkpoint.
 
     Returns:
         path of the finished model.safetensors, which tells its image model; `scores.json` lies beside it.
@@ -183,6 +193,7 @@ def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | 
         RequestError: the image model is unknown, is none of single frames, or is of another scale.
         InputError: no clips, or too few.
         CheckpointError: the output folder holds another run.
+        Cancelled: `cancel` was cancelled.
     """
     _check(config)
     scale, loop = config.network.scale, config.loop
@@ -213,6 +224,8 @@ def main(config: TwoStepTraining, *, on_log: Callable[[dict[str, Any]], None] | 
         config.out,
         evaluate=validation,
         on_log=on_log,
+        on_progress=on_progress,
+        cancel=cancel,
     )
     scores = {"validation": validation(average), "test": test(average)}
     notes = {"training": asdict(config), "scores": scores}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from tubelet.errors import ConfigError
+from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.recipes.two_step import TwoStepLoss, TwoStepPreset, TwoStepTraining, configure, main, read_scores
 
 __all__ = [
@@ -163,29 +164,41 @@ class Verdict:
 
 
 def run(
-    ablation: TwoStepAblation, *, on_run: Callable[[Run, int, int], None] | None = None
+    ablation: TwoStepAblation,
+    *,
+    on_run: Callable[[Run], None] | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
 ) -> tuple[list[Run], list[Verdict]]:
     """Train what is not trained yet, judge the claims, and write report.md and results.csv.
 
     Args:
         ablation: see there.
-        on_run: called with every finished run, its number from 1 on, and how many there are.
+        on_run: called with every finished run.
+        on_progress: called before the first and after every finished run; the label names the one that trains.
+        cancel: stops the study after the step that it is at; the same call goes on there.
 
     Raises:
         RequestError: the image model is unknown, is none of single frames, or is of another scale.
         InputError: no clips, or too few.
         CheckpointError: a folder holds a run with other settings.
+        Cancelled: `cancel` was cancelled.
     """
     plan = [(variant, seed) for seed in range(ablation.seeds) for variant in VARIANTS]
     runs: list[Run] = []
-    for number, (variant, seed) in enumerate(plan, 1):
+    ticker = Ticker(on_progress, unit="run", total=len(plan), cancel=cancel)
+    for variant, seed in plan:
         config = _configure(ablation, variant, seed)
-        main(config)
+        ticker.label = f"{variant.name}, seed {seed}"
+        ticker.report()
+        main(config, cancel=cancel)
         (config.out / "state.pt").unlink(missing_ok=True)  # to go on is no longer needed
         test = read_scores(config.out)["test"]
         runs.append(Run(variant, seed, test["psnr_y"], test["psnr_y/frozen"]))
         if on_run is not None:
-            on_run(runs[-1], number, len(plan))
+            on_run(runs[-1])
+        ticker.tick()
+    ticker.finish()
     verdicts = [judge(claim, runs) for claim in CLAIMS]
     (ablation.out / "report.md").write_text(render_report(ablation, runs, verdicts), encoding="utf-8")
     (ablation.out / "results.csv").write_text(render_csv(runs), encoding="utf-8")

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.training.activation_checkpointing import ActivationCheckpointing
 from tubelet.training.optimiser import ParameterGroups
 from tubelet.training.run_log import Log, LossMeter, open_log
@@ -42,6 +43,8 @@ def train(
     *,
     evaluate: Evaluate | None = None,
     on_log: Log | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
 ) -> nn.Module:
     """Train, or go on where the last checkpoint in `out` stands.
 
@@ -52,6 +55,8 @@ def train(
         out: folder of `state.pt`, `log.jsonl` and the TensorBoard events.
         evaluate: scores of a model, computed with the averaged weights at every checkpoint.
         on_log: called with every log line.
+        on_progress: called in this thread after steps, at most ten times a second, and at the end.
+        cancel: stops the run after the step that it is at; it goes on from its last checkpoint.
 
     Returns:
         the averaged model, in evaluation mode, on the CPU.
@@ -59,6 +64,7 @@ def train(
     Raises:
         CheckpointError: `out` holds a checkpoint of other steps, of another seed or model, or a damaged one.
         ConfigError: the optimizer's settings name a part that the model does not have.
+        Cancelled: `cancel` was cancelled.
     """
     device = torch.device(settings.device)
     model.to(device).train()
@@ -69,6 +75,7 @@ def train(
     first = state.resume()
     forward_context = _forward_context(model, device, settings)
     meter = LossMeter()
+    ticker = Ticker(on_progress, unit="step", total=settings.steps, label=out.name, done=first, cancel=cancel)
     with open_log(out, on_log) as log, _prefetch(task, first, settings.steps) as batches:
         start = time.monotonic()
         for step, batch in enumerate(batches, first):
@@ -88,6 +95,8 @@ def train(
                 state.save(done)
                 if evaluate is not None:
                     log({"step": done, **evaluate(average)})
+            ticker.tick()
+    ticker.finish()
     return average.cpu()
 
 
