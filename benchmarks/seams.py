@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tubelet.data import read_clip
 from tubelet.models.architecture import Contract
 from tubelet.ops import imresize
-from tubelet.restore.plan import align_windows, windows
+from tubelet.restore.windows import cut_windows
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import open_checkpoint
 
@@ -45,7 +45,7 @@ def random_networks() -> list[tuple[str, nn.Module, Contract]]:
 
 
 @torch.inference_mode()
-def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, multiple: int, near: int) -> float:
+def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, near: int) -> float:
     """Compare windows with the whole: PSNR of the worst frame near a seam, dB.
 
     Args:
@@ -53,14 +53,13 @@ def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, multipl
         lq: (T, 3, H, W).
         size: frames of a window.
         overlap: frames that two share.
-        multiple: where they begin.
         near: frames on either side of a seam that count.
     """
     whole = model(lq[None])[0]
     steps = 1 + (len(whole) > len(lq))  # 2 where it gives frames between
     parts: list[Tensor] = []
     seams: list[int] = []
-    for frames, span in windows(range(len(lq)), size=size, overlap=overlap, multiple=multiple):
+    for frames, span in cut_windows(range(len(lq)), size=size, overlap=overlap):
         sr = model(lq[frames][None])[0]
         first, last = (span.keep_start - span.start) * steps, (span.keep_stop - span.start) * steps
         parts.append(sr[first:last])
@@ -91,16 +90,14 @@ def main() -> None:
     folders = sorted(path for path in options.clips.iterdir() if path.is_dir())
     print(f"| network | overlap | {' | '.join(folder.name for folder in folders)} |\n{'|---' * (2 + len(folders))}|")
     for name, model, contract in networks:
-        multiple = contract.temporal.start_multiple
-        for asked in options.overlaps or [contract.temporal.overlap_frames or OVERLAP]:
-            overlap = align_windows(options.window, asked, multiple)
+        for overlap in options.overlaps or [contract.temporal.overlap_frames or OVERLAP]:
             cells: list[str] = []
             for folder in folders:
                 lq = shrink(read_clip(folder, max_frames=options.frames), options.height)
                 if len(lq) <= options.window:
                     cells.append("–")
                     continue
-                shape = {"size": options.window, "overlap": overlap, "multiple": multiple}
+                shape = {"size": options.window, "overlap": overlap}
                 cells.append(f"{worst_psnr(model, lq, **shape, near=options.near):.1f}")
             print(f"| {name} | {overlap} | {' | '.join(cells)} |", flush=True)
 

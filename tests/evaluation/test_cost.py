@@ -16,7 +16,7 @@ from tubelet.evaluation.counting import count_flops
 from tubelet.evaluation.machine import describe_machine, peak_resident_bytes
 from tubelet.layers.convolution import convolve, convolve_add, convolve_doubled
 from tubelet.progress import CancelToken, Progress
-from tubelet.restore.engine import Engine
+from tubelet.restore.runner import TorchRunner
 from tubelet.types import Temporal
 from tubelet.zoo.opening import OpenedModel, open_model
 from tubelet.zoo.spec import ModelSpec
@@ -131,16 +131,16 @@ def test_the_network_is_called_as_the_engine_calls_it(monkeypatch: pytest.Monkey
 
 def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    call = Engine.call
+    call = TorchRunner.call
 
     def spy(self, lq, hidden):
-        order.append(self.spec.id)
+        order.append(self.contract.temporal.kind)
         return call(self, lq, hidden)
 
-    monkeypatch.setattr(Engine, "call", spy)
+    monkeypatch.setattr(TorchRunner, "call", spy)
     report = measure_costs([candidate(small_models.FRAME), candidate(small_models.WINDOW)], TINY)
     assert [cost.model for cost in report.costs] == ["FrameNet", "WindowNet"]
-    assert order[-8:] == ["FrameNet", "WindowNet"] * 4
+    assert order[-8:] == ["frame", "window"] * 4
     assert all(len(cost.times_s) == 3 for cost in report.costs)
 
 

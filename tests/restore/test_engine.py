@@ -1,3 +1,4 @@
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -26,7 +27,7 @@ from tubelet.errors import ConfigError, ResourceError
 from tubelet.layers import store as store_module
 from tubelet.layers.store import FeatureLimits
 from tubelet.ops.resize import resample
-from tubelet.restore import engine as engine_module
+from tubelet.restore import memory as memory_module
 from tubelet.restore.device import resolve_device
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
@@ -217,7 +218,7 @@ def test_when_memory_runs_out_the_call_is_done_again_in_smaller_tiles(spec, pati
 
 def test_out_of_memory_at_the_smallest_tile_is_a_resource_error():
     engine = Engine(FRAME, OutOfMemoryAbove(build(FRAME), 100), UpscaleSettings(device="cpu", tile=0))
-    with pytest.raises(ResourceError, match="memory ran out with the smallest tile"):
+    with pytest.raises(ResourceError, match="out of memory with the smallest tile"):
         list(engine.restore(frames_of(clip_of(2, 64, 64))))
 
 
@@ -245,32 +246,41 @@ def test_a_state_that_is_no_picture_runs_whole_and_is_refused_in_tiles():
         run(GLOBAL_STATE, model, clip, tile=32)
 
 
-def test_tiles_are_planned_from_free_memory(monkeypatch):
-    engine = Engine(FRAME, build(FRAME), UpscaleSettings(device="cpu"))
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1 << 40)
-    assert engine.plan(720, 1280).tile_px == 0
-    sides = []
-    for free in (200_000_000, 50_000_000, 10_000):
-        monkeypatch.setattr(engine_module, "free_bytes", lambda device, free=free: free)
-        sides.append(engine.plan(720, 1280).tile_px)
+GIB = 1 << 30
+
+
+def engine_of(spec: ModelSpec, model: nn.Module | None = None, **settings) -> Engine:
+    return Engine(spec, model or build(spec), UpscaleSettings(device="cpu", **settings))
+
+
+def test_tiles_are_planned_from_memory():
+    assert engine_of(FRAME, memory=1024).plan(720, 1280).tile_px == 0
+    budgets = (100_000_000, 25_000_000, 5_000)
+    sides = [engine_of(FRAME, memory=size / GIB).plan(720, 1280).tile_px for size in budgets]
     assert sides[0] > sides[1] > sides[2] == 32
 
 
-def test_windows_of_a_whole_scene_model_are_planned_from_free_memory(monkeypatch):
-    engine = Engine(WHOLE_CLIP, build(WHOLE_CLIP), UpscaleSettings(device="cpu"))
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1 << 40)
-    assert engine.plan(90, 160).window_frames == 100
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 20_000_000)
-    layout = engine.plan(90, 160)
-    assert layout.window_frames == 16
-    assert 32 <= layout.tile_px < 160
-    assert 0 < layout.overlap_frames < 16
+def test_memory_is_half_of_what_is_free_by_default(monkeypatch):
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 10 * GIB)
+    assert engine_of(FRAME).plan(24, 32).budget.device_bytes == 4 * GIB  # of 5, rounded down
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 14 * GIB)
+    assert engine_of(FRAME).plan(24, 32).budget.device_bytes == 6 * GIB
 
 
-def test_long_scene_of_a_whole_scene_model_is_cut_into_windows(monkeypatch):
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1_000_000)
+def test_windows_of_a_whole_scene_model_are_planned_from_memory():
+    plan = engine_of(WHOLE_CLIP, memory=1024).plan(90, 160)
+    assert plan.window is not None
+    assert plan.window.frames == 100
+    plan = engine_of(WHOLE_CLIP, memory=10_000_000 / GIB).plan(90, 160)
+    assert plan.window is not None
+    assert plan.window.frames == 16
+    assert 32 <= plan.tile_px < 160
+    assert 0 < plan.window.overlap < 16
+
+
+def test_long_scene_of_a_whole_scene_model_is_cut_into_windows():
     model, clip = build(WHOLE_CLIP), clip_of(40, 32, 32)
-    result = run(WHOLE_CLIP, model, clip, tile=0)
+    result = run(WHOLE_CLIP, model, clip, tile=0, memory=500_000 / GIB)
     assert max(model.calls) == 16
     torch.testing.assert_close(result, direct(WHOLE_CLIP, model, clip), rtol=0, atol=1e-5)
 
@@ -292,46 +302,44 @@ def test_features_beyond_the_bound_lie_in_a_file(monkeypatch):
         store_module._SpillFile, "write", lambda self, feat: written.append(feat.nbytes) or write(self, feat)
     )
     model, clip = build(STREAM), clip_of(20)
-    engine = Engine(STREAM, model, UpscaleSettings(device="cpu"))
-    engine.plan(24, 32)
+    engine = engine_of(STREAM, model)
+    plan = engine.plan(24, 32)
     written.clear()  # of the probes
-    monkeypatch.setattr(
-        engine_module, "plan_features", lambda device, budget: FeatureLimits(host_bytes=5 * 4 * 3 * 24 * 32)
-    )
-    out = torch.stack([frame.rgb for frame in engine.restore(frames_of(clip), starts_scene=NEVER)])
+    plan = replace(plan, features=FeatureLimits(host_bytes=5 * 4 * 3 * 24 * 32))
+    restored = engine.restore(frames_of(clip), starts_scene=NEVER, plan=plan)
+    out = torch.stack([frame.rgb for frame in restored])
     assert len(written) == 20 - 5
     assert torch.equal(out, direct(STREAM, model, clip))
 
 
-def test_a_stream_that_runs_out_of_memory_goes_on_in_windows(monkeypatch):
+def test_a_stream_that_runs_out_of_memory_goes_on_in_windows():
     model, clip = build(STREAM), clip_of(40, 32, 32)
     expected = direct(STREAM, model, clip)
     restore = model.restore
 
-    def fails_late(lq):
-        for t, sr in enumerate(restore(lq)):
+    def fails_late(lq, **kwargs):
+        for t, sr in enumerate(restore(lq, **kwargs)):
             if lq.shape[1] > 16 and t == 3:
                 raise MemoryError
             yield sr
 
     model.restore = fails_late
-    engine = Engine(STREAM, model, UpscaleSettings(device="cpu"))
-    monkeypatch.setattr(engine_module, "_MOST_WINDOW", 16)
+    engine = engine_of(STREAM, model)
     out = torch.stack([frame.rgb for frame in engine.restore(frames_of(clip), starts_scene=NEVER)])
-    assert engine.notes == ["memory ran out; went on with 16 frames at once"]
+    assert engine.notes[-1] == "out of memory: continuing with 16 frames at once"
     torch.testing.assert_close(out, expected, rtol=0, atol=0.01)  # a seam sees 4 frames on each side
 
 
 def test_scenes_are_as_long_as_disk_and_memory_allow(monkeypatch):
-    engine = Engine(STREAM, build(STREAM), UpscaleSettings(device="cpu"))
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1 << 40)
+    engine = engine_of(STREAM, memory=1024)
     lengths = []
     for spare in (1 << 40, 10**9, 0):
-        monkeypatch.setattr(engine_module, "spare_bytes", lambda folder, spare=spare: spare)
-        lengths.append(engine.plan(720, 1280).window_frames)
+        monkeypatch.setattr(memory_module, "spare_bytes", lambda folder, spare=spare: spare)
+        window = engine.plan(720, 1280).window
+        assert window is not None
+        lengths.append(window.frames)
     assert 3000 == lengths[0] > lengths[1] > lengths[2] >= 16
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 10_000_000)
-    assert engine.plan(720, 1280).features is None
+    assert engine_of(STREAM, memory=5_000_000 / GIB).plan(720, 1280).features is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tubelet.restore import memory
-from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes, plan_features, spare_bytes
+from tubelet.restore.memory import free_bytes, is_out_of_memory, measure_budget, peak_tensor_bytes, spare_bytes
 
 CPU = torch.device("cpu")
 
@@ -80,10 +80,20 @@ def test_a_folder_in_memory_has_no_room_for_features(tmp_path, monkeypatch):
     assert spare_bytes(tmp_path) == pytest.approx(shutil.disk_usage(tmp_path).free / 2, rel=0.1)
 
 
-@pytest.mark.parametrize(("budget", "expected"), [(10_000, 10_000), (10**12, 2**29)])
-def test_features_on_a_cpu_are_bounded_by_the_budget_and_by_a_gigabyte(budget, expected):
-    limits = plan_features(CPU, budget)
-    assert (limits.device_bytes, limits.host_bytes) == (None, expected)
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [(2**34, 2**33), (2**34 - 1, 3 * 2**31), (3 * 2**33, 3 * 2**32), (3 * 2**33 + 2**20, 3 * 2**32), (1, 0)],
+)
+def test_small_changes_of_free_memory_do_not_change_the_budget(monkeypatch, free, expected):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    monkeypatch.setattr(memory, "spare_bytes", lambda folder: 1000)
+    budget = measure_budget(CPU)
+    assert (budget.device_bytes, budget.host_bytes, budget.file_bytes) == (expected, expected, 768)
+
+
+def test_budget_is_what_the_settings_say():
+    budget = measure_budget(CPU, 1.5)
+    assert budget.device_bytes == budget.host_bytes == 3 * 2**29
 
 
 _FAULTS = """

@@ -1,148 +1,176 @@
+import json
 from dataclasses import replace
+from itertools import pairwise, product
+from pathlib import Path
 
 import pytest
 
-import small_models
-from tubelet.restore.plan import (
-    MIN_TILE_PX,
-    Span,
-    align_windows,
-    choose_tile,
-    neighbourhoods,
-    output_size,
-    padded_size,
-    plan_tiles,
-    scenes,
-    windows,
-)
+from tubelet.errors import ConfigError
+from tubelet.models.architecture import Contract
+from tubelet.restore.plan import MemoryBudget, MemoryCost, Plan, plan_restoration
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.restore.tiles import plan_tiles
+from tubelet.types import Temporal
 
-FRAME = small_models.FRAME.contract
-COARSE = small_models.COARSE.contract
+CONTRACTS = {
+    "frame": Contract(scale=4, temporal=Temporal("frame"), halo_px=10),
+    "coarse": Contract(scale=2, temporal=Temporal("frame"), halo_px=30, size_multiple=16, min_size_px=64),
+    "window": Contract(scale=4, temporal=Temporal("window", radius=2), halo_px=20),
+    "encodes": Contract(scale=4, temporal=Temporal("window", radius=2), halo_px=48, encodes=True),
+    "online": Contract(scale=3, temporal=Temporal("online", lookahead=1), halo_px=8),
+    "clip": Contract(scale=4, temporal=Temporal("clip", window_frames=7, overlap_frames=2), halo_px=16),
+    "scene": Contract(scale=4, temporal=Temporal("clip"), halo_px=32),
+    "stream": Contract(scale=4, temporal=Temporal("clip"), halo_px=128, streams=True),
+}
+COST = MemoryCost(
+    call_bytes_per_px=20_000.0,
+    stream_bytes_per_px=9_000.0,
+    feature_bytes_per_px=512.0,
+    encoding_bytes_per_px=672.0,
+)
+SIZES = [(16, 16), (48, 64), (90, 160), (333, 77), (720, 1280), (2160, 3840)]
+BUDGETS = [2**20, 2**28, 2**33, 2**37]
+
+
+def plan_of(
+    kind: str,
+    size: tuple[int, int] = (90, 160),
+    budget_bytes: int = 2**33,
+    *,
+    device: str = "cpu",
+    cost: MemoryCost = COST,
+    **settings,
+) -> Plan:
+    budget = MemoryBudget(device_bytes=budget_bytes, host_bytes=2**34, file_bytes=2**36)
+    return plan_restoration(
+        *size,
+        CONTRACTS[kind],
+        UpscaleSettings(**settings),
+        budget=budget,
+        cost=cost,
+        device=device,
+        precision="fp32" if device == "cpu" else "fp16",
+    )
+
+
+@pytest.mark.parametrize("kind", CONTRACTS)
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_a_plan_survives_json(kind, device):
+    plan = plan_of(kind, device=device, scale=2)
+    plan = replace(plan, budget=replace(plan.budget, folder=Path("/tmp/x")))
+    text = plan.to_json()
+    assert "\n" not in text
+    assert json.loads(text)["contract"]["temporal"]["kind"] == plan.contract.temporal.kind
+    again = Plan.from_json(text)
+    assert again == plan
+    assert hash(again) == hash(plan)
+    if (smaller := plan.smaller()) is not None:
+        assert again.smaller() == smaller
+
+
+def test_text_that_is_no_plan_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match="not JSON"):
+        Plan.from_json("{")
+    with pytest.raises(ConfigError, match="unknown key 'tile'"):
+        Plan.from_json('{"tile": 3}')
+
+
+def test_a_plan_is_a_pure_function_of_its_arguments():
+    for kind, size in product(CONTRACTS, SIZES):
+        assert plan_of(kind, size) == plan_of(kind, size)
+
+
+@pytest.mark.parametrize("kind", CONTRACTS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_descent_ends_and_every_step_needs_less_memory(kind, device):
+    unknown = replace(COST, call_bytes_per_px=None)
+    scales = (None, 2)
+    for size, budget, scale, cost in product(SIZES, BUDGETS, scales, (COST, unknown)):
+        plan = plan_of(kind, size, budget, device=device, scale=scale, cost=cost)
+        steps = [plan]
+        while (smaller := steps[-1].smaller()) is not None:
+            steps.append(smaller)
+            assert len(steps) < 40
+        for before, after in pairwise(steps):
+            moved = before.device != "cpu" and after.device == "cpu"
+            assert moved or (after.device == before.device and after.memory_bytes < before.memory_bytes)
+            assert (after.height, after.width, after.output) == (*size, plan.output)
+        last = steps[-1]
+        assert last.device == "cpu"
+        assert not last.keep_encodings
+        if last.features is None:
+            # No smaller tile would see less.
+            least = max(32, CONTRACTS[kind].min_size_px)
+            tiles = plan_tiles(*last.padded, least, last.contract)
+            assert max(tile.area_px for tile in tiles) >= max(tile.area_px for tile in last.tiles)
+
+
+@pytest.mark.parametrize("kind", CONTRACTS)
+def test_a_plan_keeps_to_its_budget_where_the_smallest_tile_does(kind):
+    for size, budget in product(SIZES, BUDGETS):
+        plan = plan_of(kind, size, budget)
+        if plan.tile_px > 64 or not plan.tile_px:
+            # Windows have at least 16 frames, and tiles at least 32 pixels, whatever the budget.
+            short_window = plan.window is not None and plan.window.frames <= 16
+            assert plan.memory_bytes <= 1.5 * budget or short_window or budget == 2**20
+
+
+def test_more_memory_never_gives_smaller_tiles():
+    for kind, size in product(CONTRACTS, SIZES):
+        plans = [plan_of(kind, size, budget) for budget in BUDGETS]
+        sides = [min(plan.tile_px or max(size), max(size)) for plan in plans]
+        assert sides == sorted(sides)
+
+
+def test_a_stream_that_does_not_fit_gets_shorter_windows_and_then_tiles():
+    plans = [plan_of("stream", (720, 1280), 2**35)]
+    while (smaller := plans[-1].smaller()) is not None:
+        plans.append(smaller)
+    streamed = [plan for plan in plans if plan.features is not None]
+    windows = [plan.window.frames for plan in streamed if plan.window is not None]
+    assert windows[1:] == [64, 16]
+    assert streamed == plans[:3]
+    assert plans[3].tile_px > 0
+
+
+def test_frames_of_a_window_model_are_encoded_once_where_memory_allows():
+    assert plan_of("encodes", (180, 320), 2**33).keep_encodings
+    assert not plan_of("encodes", (2160, 3840), 2**33).keep_encodings
+    assert not plan_of("window", (180, 320), 2**33).keep_encodings
+
+
+def test_requested_tiles_are_used_and_rule_out_streaming():
+    plan = plan_of("stream", (720, 1280), 2**37, tile=256)
+    assert plan.tile_px == 256
+    assert plan.features is None
+    assert plan_of("stream", (720, 1280), 2**37, tile=0).features is not None
+
+
+def test_the_cpu_takes_over_at_the_tile_that_its_own_memory_allows():
+    plan = plan_of("frame", (720, 1280), 2**28, device="cuda:0")
+    while plan.device != "cpu":
+        smaller = plan.smaller()
+        assert smaller is not None
+        plan = smaller
+    assert plan.tile_px > 32
+    assert plan.precision == "fp32"
+    # Half-precision numbers become twice as large.
+    assert plan.cost.call_bytes_per_px == 40_000
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
-    [
-        ({}, (1280, 720)),
-        ({"scale": 2}, (640, 360)),
-        ({"target_height": 1080}, (1920, 1080)),
-        ({"target_height": 333}, (592, 333)),
-    ],
+    ("kind", "context"),
+    [("frame", (0, 0)), ("window", (2, 2)), ("online", (16, 1)), ("scene", (16, 16))],
 )
-def test_output_size(asked, expected):
-    assert output_size(320, 180, native=4, **asked) == expected
+def test_segments_inside_a_scene_come_with_context(kind, context):
+    assert plan_of(kind).context_frames == context
 
 
-@pytest.mark.parametrize(("size", "expected"), [((21, 30), (24, 32)), ((24, 32), (24, 32)), ((3, 1), (8, 8))])
-def test_padded_size(size, expected):
-    assert padded_size(*size, COARSE) == expected
-
-
-@pytest.mark.parametrize("contract", [FRAME, COARSE, replace(COARSE, min_size_px=64, halo_px=0)])
-@pytest.mark.parametrize("size", [(8, 8), (180, 320), (76, 1000)])
-@pytest.mark.parametrize("tile_px", [0, 32, 33, 100])
-def test_tiles_partition_the_picture_and_see_the_halo(contract, size, tile_px):
-    height, width = padded_size(*size, contract)
-    kept = set()
-    for tile in plan_tiles(height, width, tile_px, contract):
-        for span, side in ((tile.y, height), (tile.x, width)):
-            assert 0 <= span.start <= span.keep_start < span.keep_stop <= span.stop <= side
-            assert span.start == 0 or span.keep_start - span.start >= contract.halo_px
-            assert span.stop == side or span.stop - span.keep_stop >= contract.halo_px
-            assert span.stop - span.start >= min(side, contract.min_size_px)
-            assert all(edge % contract.size_multiple == 0 for edge in (span.start, span.stop, span.keep_start))
-        block = {
-            (y, x)
-            for y in range(tile.y.keep_start, tile.y.keep_stop)
-            for x in range(tile.x.keep_start, tile.x.keep_stop)
-        }
-        assert not kept & block
-        kept |= block
-    assert len(kept) == height * width
-
-
-def test_tiles_are_of_nearly_equal_size():
-    sides = [tile.x.keep_stop - tile.x.keep_start for tile in plan_tiles(16, 130, 64, FRAME)]
-    assert sides == [44, 44, 42]
-
-
-@pytest.mark.parametrize("area", [1e9, 180 * 320, 180 * 320 - 1, 10_000, 100, 0])
-def test_chosen_tile_fits(area):
-    side = choose_tile(180, 320, FRAME, max_area_px=area)
-    if area >= 180 * 320:
-        assert side == 0
-    else:
-        assert side == MIN_TILE_PX or (side + 2 * FRAME.halo_px) ** 2 <= area
-
-
-def test_scenes_split_at_cuts_and_are_lazy():
-    pulled = []
-
-    def stream():
-        for item in range(7):
-            pulled.append(item)
-            yield item
-
-    result = []
-    for scene in scenes(stream(), lambda item: item in (3, 4)):
-        for item in scene:
-            assert pulled[-1] == item
-            result.append(item) if item not in (3, 4) else result.extend(["cut", item])
-    assert result == [0, 1, 2, "cut", 3, "cut", 4, 5, 6]
-
-
-def test_neighbourhoods_repeat_the_ends():
-    assert list(neighbourhoods("abc", before=1, after=1)) == [tuple("aab"), tuple("abc"), tuple("bcc")]
-    assert list(neighbourhoods("ab", before=2, after=2)) == [tuple("aaabb"), tuple("aabbb")]
-    assert list(neighbourhoods("ab", before=0, after=1)) == [tuple("ab"), tuple("bb")]
-    assert list(neighbourhoods("a", before=0, after=3)) == [tuple("aaaa")]
-    assert list(neighbourhoods("", before=1, after=1)) == []
-
-
-@pytest.mark.parametrize("num_frames", range(7))
-@pytest.mark.parametrize(("before", "after"), [(3, 3), (0, 4), (2, 2)])
-def test_neighbourhoods_of_short_scenes(num_frames, before, after):
-    last = num_frames - 1
-    expected = [tuple(min(max(t + i, 0), last) for i in range(-before, after + 1)) for t in range(num_frames)]
-    assert list(neighbourhoods(range(num_frames), before=before, after=after)) == expected
-
-
-@pytest.mark.parametrize("num_frames", range(1, 30))
-@pytest.mark.parametrize(("size", "overlap"), [(5, 2), (5, 3), (6, 0), (8, 7), (1, 0)])
-def test_windows_keep_every_frame_once_with_context(num_frames, size, overlap):
-    kept = []
-    for held, span in windows(range(num_frames), size=size, overlap=overlap):
-        assert held == list(range(span.start, span.stop))
-        assert len(held) == min(size, num_frames)
-        assert span.start <= span.keep_start < span.keep_stop <= span.stop
-        assert span.start == 0 or span.keep_start - span.start >= overlap // 2
-        assert span.stop == num_frames or span.stop - span.keep_stop >= overlap // 2
-        kept += range(span.keep_start, span.keep_stop)
-    assert kept == list(range(num_frames))
-
-
-@pytest.mark.parametrize("num_frames", range(1, 40))
-@pytest.mark.parametrize(("size", "overlap", "multiple"), [(16, 8, 5), (9, 2, 3), (7, 3, 4)])
-def test_windows_begin_at_multiples(num_frames, size, overlap, multiple):
-    aligned = align_windows(size, overlap, multiple)
-    assert overlap <= aligned < size
-    kept = []
-    for held, span in windows(range(num_frames), size=size, overlap=aligned, multiple=multiple):
-        assert held == list(range(span.start, span.stop))
-        assert span.start % multiple == 0
-        assert span.start == 0 or span.keep_start - span.start >= aligned // 2
-        kept += range(span.keep_start, span.keep_stop)
-    assert kept == list(range(num_frames))
-
-
-def test_windows_too_small_for_a_multiple_are_left_as_they_are():
-    assert align_windows(6, 3, 5) == 3
-
-
-def test_windows_of_an_empty_scene():
-    assert list(windows([], size=4, overlap=1)) == []
-
-
-def test_seam_lies_in_the_middle_of_the_overlap():
-    spans = [span for _, span in windows(range(8), size=5, overlap=2)]
-    assert spans == [Span(0, 5, 0, 4), Span(3, 8, 4, 8)]
+@pytest.mark.parametrize(
+    ("device", "budget", "expected"),
+    [("cpu", 2**26, (None, 2**25)), ("cpu", 2**40, (None, 2**29)), ("cuda", 2**33, (2**32, 2**29))],
+)
+def test_features_are_bounded_on_the_device_and_on_the_host(device, budget, expected):
+    features = plan_of("stream", (90, 160), budget, device=device, cost=replace(COST, stream_bytes_per_px=1)).features
+    assert features is not None
+    assert (features.device_bytes, features.host_bytes) == expected

@@ -28,7 +28,7 @@ from media import (
 from small_models import CLIP, SPACE_TIME, WHOLE_SPACE_TIME, build, clip_of, cuts_at, frames_of, with_contract
 from tubelet.errors import ConfigError
 from tubelet.models.zooming_slow_mo import ZoomingSlowMo, ZoomingSlowMoConfig
-from tubelet.restore import engine, job
+from tubelet.restore import runner, job
 from tubelet.restore.engine import Engine
 from tubelet.restore.job import describe
 from tubelet.restore.rate import double_rate, doubled_frames, doubled_info
@@ -82,8 +82,8 @@ def test_the_description_of_the_output() -> None:
 
 
 def doubled(spec: ModelSpec, model: nn.Module, clip: Tensor, *cuts: int, **settings: Any) -> list[Frame]:
-    runner = Engine(spec, model, UpscaleSettings(device="cpu", fps="x2", **settings))
-    return list(runner.restore(frames_of(clip), starts_scene=cuts_at(*cuts)))
+    engine = Engine(spec, model, UpscaleSettings(device="cpu", fps="x2", **settings))
+    return list(engine.restore(frames_of(clip), starts_scene=cuts_at(*cuts)))
 
 
 def whole(model: nn.Module, clip: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ def test_the_plan_shows_the_new_rate(tmp_path: Path, small: dict[str, Any]) -> N
 
 
 def test_a_checkpoint_of_zooming_slow_mo_raises_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_PROBE_PX", 8)  # what memory it needs does not matter here
+    monkeypatch.setattr(runner, "_PROBE_PX", 8)  # what memory it needs does not matter here
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ZoomingSlowMo(ZoomingSlowMoConfig(channels=4, groups=2, front_blocks=0, back_blocks=0))

@@ -36,11 +36,10 @@ from tubelet.evaluation.machine import Machine, describe_machine, peak_resident_
 from tubelet.layers.convolution import convolving
 from tubelet.layers.frozen import all_tensors
 from tubelet.progress import CancelToken, OnProgress, Ticker
-from tubelet.restore.device import resolve_device
-from tubelet.restore.engine import Engine
+from tubelet.restore.device import resolve_device, resolve_precision
 from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
-from tubelet.restore.plan import padded_size
-from tubelet.restore.settings import UpscaleSettings
+from tubelet.restore.runner import TorchRunner
+from tubelet.restore.tiles import padded_size
 from tubelet.types import Precision, Temporal
 from tubelet.zoo.opening import OpenedModel, open_model
 from tubelet.zoo.spec import count_parameters
@@ -259,8 +258,8 @@ class _Subject:
 
     def load(self) -> None:
         """Move the network to the device."""
-        asked = UpscaleSettings(device=self._settings.device, precision=self._settings.precision)
-        self._engine = Engine(self.spec, self._model, asked)
+        precision = resolve_precision(self._settings.precision, self.spec, self.device)
+        self._runner = TorchRunner(self._model, self.spec.contract, device=self.device, precision=precision)
 
     def examine(self) -> None:
         """Count FLOPs and memory of a call that has a state already."""
@@ -294,7 +293,7 @@ class _Subject:
             architecture=self.spec.architecture,
             kind=self.spec.temporal.kind,
             scale=self.spec.scale,
-            precision=self._engine.precision,
+            precision=self._runner.precision,
             width=self.width,
             height=self.height,
             frames_in=self._frames_in,
@@ -318,7 +317,7 @@ class _Subject:
 
     @torch.no_grad()
     def _run(self, lq: Tensor, hidden: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        return self._engine.call(lq, hidden)
+        return self._runner.call(lq, hidden)
 
     def _noise(self, height: int, width: int) -> Tensor:
         lq = torch.rand(1, self._frames_in, 3, height, width, generator=torch.Generator().manual_seed(0))

@@ -30,6 +30,8 @@ class Contract:
         streams: a clip network with `restore`, which yields its frames one by one.
         edge_frames: frames at a boundary of a clip whose state a streaming network takes and gives; 0 if it takes none.
         encodes: a window network with `encode` for each frame and `fuse` for each window.
+        warmup_frames: frames that a recurrent network restores before its results count, where it begins inside a scene
+            without the state of the frame before; a clip network sees as many behind the end, too.
 
     Raises:
         ValueError: a field does not belong to this temporal kind.
@@ -44,6 +46,7 @@ class Contract:
     streams: bool = False
     edge_frames: int = 0
     encodes: bool = False
+    warmup_frames: int = 16
 
     def __post_init__(self) -> None:
         kind = self.temporal.kind

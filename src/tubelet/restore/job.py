@@ -191,8 +191,8 @@ def describe(src: str | Path, dst: str | Path, settings: UpscaleSettings) -> Des
     check_output(dst, source=src, overwrite=settings.overwrite)
     info = probe(src)
     engine = build_engine(settings, info)
-    layout = engine.plan(info.height, info.width)
-    width, height = engine.output_size(info.width, info.height)
+    plan = engine.plan(info.height, info.width)
+    width, height = plan.output
     frames = _expected_frames(info, settings)
     codec, notes = _choose_codec(dst, info, (width, height), settings)
     bits_per_px = _bits_per_px(codec, settings.crf)
@@ -203,10 +203,10 @@ def describe(src: str | Path, dst: str | Path, settings: UpscaleSettings) -> Des
         width=width,
         height=height,
         codec=codec,
-        device=str(engine.device),
-        precision=engine.precision,
-        tile_px=layout.tile_px,
-        window_frames=layout.window_frames,
+        device=plan.device,
+        precision=plan.precision,
+        tile_px=plan.tile_px,
+        window_frames=0 if plan.window is None else plan.window.frames,
         frames=frames,
         frame_rate=_output_info(info, settings).average_rate,
         frame_s=frame_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import platform
 import shutil
 import tempfile
@@ -17,11 +18,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tubelet.layers.store import FeatureLimits
+from tubelet.restore.plan import MemoryBudget
 
-__all__ = ["free_bytes", "is_out_of_memory", "keep_freed", "peak_tensor_bytes", "plan_features", "spare_bytes"]
+__all__ = ["free_bytes", "is_out_of_memory", "keep_freed", "measure_budget", "peak_tensor_bytes", "spare_bytes"]
 
-_MOST_ON_HOST = 2**29
+_MEMORY_FRACTION = 0.5
+"""Of the free memory; the rest is for queues, the encoder and other programs."""
 
 _SIGNS = (
     "out of memory",
@@ -63,20 +65,37 @@ def free_bytes(device: torch.device) -> int:
     return min(available, max(0, limit - used))
 
 
-def plan_features(device: torch.device, budget: float) -> FeatureLimits:
-    """Bound what the features of a clip take, by place.
+def measure_budget(device: torch.device, memory_gib: float | None = None) -> MemoryBudget:
+    """Decide how many bytes a run may take.
 
-    On the host the bound is low on purpose: beyond it a file does as well, since the system keeps the file in whatever
-    memory nobody else wants.
+    Free memory changes from moment to moment, and a plan should not: it is rounded down to a power of two, or to one
+    and a half times such a power.
 
     Args:
         device: that computes.
-        budget: bytes that may be taken on it.
+        memory_gib: what the settings allow on it; None: half of what is free.
     """
-    if device.type == "cpu":
-        return FeatureLimits(host_bytes=min(int(budget), _MOST_ON_HOST))
-    host = int(free_bytes(torch.device("cpu")) / 4)
-    return FeatureLimits(device_bytes=int(budget), host_bytes=min(host, _MOST_ON_HOST))
+    cpu = torch.device("cpu")
+    host_bytes = _round_down(_MEMORY_FRACTION * free_bytes(cpu))
+    device_bytes = host_bytes
+    if device.type != "cpu":
+        device_bytes = _round_down(_MEMORY_FRACTION * free_bytes(device))
+    if memory_gib is not None:
+        device_bytes = int(memory_gib * 2**30)
+        host_bytes = device_bytes if device.type == "cpu" else host_bytes
+    return MemoryBudget(
+        device_bytes=device_bytes,
+        host_bytes=host_bytes,
+        file_bytes=_round_down(spare_bytes(None)),
+    )
+
+
+def _round_down(num_bytes: float) -> int:
+    """Round down to 2ⁿ or 1.5 · 2ⁿ."""
+    if num_bytes < 2:
+        return int(num_bytes)
+    power = 2 ** math.floor(math.log2(num_bytes))
+    return power * 3 // 2 if num_bytes >= 1.5 * power else power
 
 
 def spare_bytes(folder: Path | None) -> int:

@@ -1,215 +1,395 @@
-"""Cut the work into calls of a model: frames into neighbourhoods or windows, pictures into tiles.
+"""The plan of a restoration: everything that is decided before the first frame, as one value.
 
-Everything here is a pure function of its arguments: the same input and settings give the same plan.
+    input size, model's contract, settings, memory budget ── plan_restoration ── Plan
+                                                 Plan.smaller() ── Plan that needs less memory ── … ── None
 
-    Span    along one axis: a call sees [start, stop), and [keep_start, keep_stop) of its result is kept
-    Tile    a Span down and a Span across
-    window  a Span in time
+A plan is a pure function of its arguments. It is written to JSON and read back equal, so that `--dry-run` can
+print it, a journal can keep it, and another process can follow it.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import groupby, product
-from typing import TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from tubelet.errors import ConfigError
+from tubelet.layers.store import FeatureLimits
 from tubelet.models.architecture import Contract
+from tubelet.plain_data import build, to_plain
+from tubelet.restore.settings import UpscaleSettings
+from tubelet.restore.tiles import (
+    MIN_TILE_PX,
+    Tile,
+    choose_tile,
+    output_size,
+    padded_size,
+    plan_tiles,
+)
+from tubelet.types import Precision
 
-__all__ = [
-    "MIN_TILE_PX",
-    "Span",
-    "Tile",
-    "align_windows",
-    "choose_tile",
-    "neighbourhoods",
-    "output_size",
-    "padded_size",
-    "plan_tiles",
-    "scenes",
-    "windows",
-]
+__all__ = ["MemoryBudget", "MemoryCost", "Plan", "WindowPlan", "plan_restoration"]
 
-T = TypeVar("T")
-
-MIN_TILE_PX = 32
-"""Tiles are not made smaller than this: below it, more than nine tenths of the work would be overlap."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of one axis: what a call sees, and which part of its result is kept."""
-
-    start: int
-    stop: int
-    keep_start: int
-    keep_stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A rectangle of the (padded) input, in lq pixels."""
-
-    y: Span
-    x: Span
+MIN_WINDOW_FRAMES = 16
+"""Shortest window of a clip model that names none."""
+MAX_WINDOW_FRAMES = 100
+"""Longest window whose results come all at once."""
+MAX_STREAMED_FRAMES = 3000
+"""Longest window whose results come one by one: two minutes of film before the first result."""
+MAX_SEGMENT_FRAMES = 1000
+"""A longer scene is restored in several segments."""
+DEFAULT_OVERLAP_FRAMES = 8
+"""Frames that windows share where the contract names none."""
+MAX_HOST_FEATURE_BYTES = 2**29
+"""Features beyond it go to a file, which the system keeps in memory as long as nobody else needs it."""
+_SHORTER_STREAMS = (64, MIN_WINDOW_FRAMES)
+"""Windows that a streaming model tries when memory runs out. Few: every try begins the window anew."""
+_MIN_FRAMES_IN_NEED = 4
+"""Shortest window of such a model when memory runs out."""
+_FRAME_COPIES = 3
+"""Of the frames of a window: as they came, as one tensor, and in the layout of the network."""
+_FRAME_BYTES_PER_PX = 12
+"""Three channels of float32."""
 
 
-def output_size(
-    width: int, height: int, *, native: int, scale: int | None = None, target_height: int | None = None
-) -> tuple[int, int]:
-    """Compute the size of the output.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBudget:
+    """How many bytes a run may take, and where."""
+
+    device_bytes: int
+    """On the device that computes."""
+    host_bytes: int
+    """In the memory of the host: the same bytes where the CPU computes."""
+    file_bytes: int = 0
+    """In a temporary file."""
+    folder: Path | None = None
+    """Of that file; None is the system's folder for temporary files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCost:
+    """How much memory a model takes, in bytes per lq pixel, as measured on a small image."""
+
+    call_bytes_per_px: float | None
+    """Of a call: per pixel of one image, for a clip model per pixel of each of its frames. None: even the small
+    image did not fit."""
+    stream_bytes_per_px: float = 0.0
+    """Of a call that gives frames one by one, without the features that it keeps."""
+    feature_bytes_per_px: float = 0.0
+    """Of the features that such a call keeps of each frame."""
+    encoding_bytes_per_px: float = 0.0
+    """Of what a window model computes of each frame by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowPlan:
+    """How many frames a clip model sees at once."""
+
+    frames: int
+    """Frames of a window."""
+    overlap: int
+    """Frames that consecutive windows share; the seam lies in their middle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How one film, or any stream of frames of one size, is restored."""
+
+    height: int
+    """Of the input, pixels."""
+    width: int
+    """Of the input, pixels."""
+    padded: tuple[int, int]
+    """Height and width that the network gets, pixels."""
+    output: tuple[int, int]
+    """Width and height of the output, pixels."""
+    doubles_rate: bool
+    """Whether a frame half-way follows every frame but the last."""
+    contract: Contract
+    """What the model needs."""
+    device: str
+    """Where the model computes."""
+    precision: Precision
+    """Number format inside the model."""
+    cpu_precision: Precision
+    """The same, where the CPU has to take over."""
+    tile_px: int
+    """Side of the part that a tile keeps, lq pixels; 0 is the whole image."""
+    requested_tile_px: int | None
+    """The same, as the settings ask for it; None leaves it to the memory."""
+    tiles: tuple[Tile, ...]
+    """They cover the padded image."""
+    window: WindowPlan | None = None
+    """Of a clip model; None for the other kinds."""
+    features: FeatureLimits | None = None
+    """Where the features of a window lie, for a model that gives frames one by one; None: all at once."""
+    keep_encodings: bool = False
+    """Whether the engine keeps what a window model computes of each frame by itself."""
+    segment_frames: int = MAX_SEGMENT_FRAMES
+    """Most frames of a segment; a longer scene has several."""
+    budget: MemoryBudget
+    """Memory that the plan was made for."""
+    cost: MemoryCost
+    """Memory that the model takes."""
+
+    @property
+    def context_frames(self) -> tuple[int, int]:
+        """Frames before and after a segment that are restored with it, where its ends lie inside a scene."""
+        temporal = self.contract.temporal
+        match temporal.kind:
+            case "frame":
+                return 0, 0
+            case "window":
+                return temporal.radius, temporal.radius
+            case "online":
+                return self.contract.warmup_frames, temporal.lookahead
+            case "clip":
+                warmup = max(self.contract.warmup_frames, temporal.overlap_frames)
+                return warmup, warmup
+
+    @property
+    def memory_bytes(self) -> float:
+        """Estimate what the largest call takes on the device."""
+        if self.features is not None and self.window is not None:
+            return _stream_bytes(self.padded, self.window.frames, self.features, self.cost)
+        frames = 1 if self.window is None else self.window.frames
+        largest_px = max(tile.area_px for tile in self.tiles)
+        total = largest_px * frames * (self.cost.call_bytes_per_px or 1.0)
+        if self.keep_encodings:
+            total += _encoding_bytes(self.padded, self.contract, self.cost)
+        return total
+
+    def smaller(self) -> Plan | None:
+        """Plan the same with less memory: this is the whole descent when memory runs out.
+
+        First a model that gives frames one by one gets shorter windows, then windows whose results come all at once.
+        Tiles shrink to half their side, down to the smallest; then windows shrink; then the encodings of frames are no
+        longer kept; at last the CPU takes over.
+
+        Returns:
+            A plan that needs less memory, or none on the accelerator; None where there is nothing left to try.
+        """
+        for candidate in self._descent():
+            leaves_accelerator = candidate.device != self.device
+            if leaves_accelerator or candidate.memory_bytes < self.memory_bytes:
+                return candidate
+        return None
+
+    def to_json(self) -> str:
+        """Write the plan as one line of JSON."""
+        return json.dumps(to_plain(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            ConfigError: the text is not a plan.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the plan is not JSON: {error}") from error
+        return build(cls, data, "the plan")
+
+    def _descent(self) -> Iterator[Plan]:
+        """Yield plans in the order in which they are tried."""
+        if self.features is not None and self.window is not None:
+            for frames in _SHORTER_STREAMS:
+                if frames < self.window.frames:
+                    yield replace(self, window=_window(self.contract, frames))
+            batched = _plan_batched(self, max_bytes=self.memory_bytes / 2)
+            yield batched
+            yield from batched._descent()
+            return
+        smallest = self
+        least_px = max(MIN_TILE_PX, self.contract.min_size_px)
+        side_px = self.tile_px or max(self.height, self.width)
+        while side_px > least_px:
+            side_px = max(least_px, math.ceil(side_px / 2))
+            smallest = _with_tile(self, side_px)
+            yield smallest
+        for shorter in _shorter_windows(smallest):
+            smallest = shorter
+            yield smallest
+        if self.keep_encodings:
+            yield replace(smallest, keep_encodings=False)
+        if self.device != "cpu":
+            yield _on_cpu(smallest)
+
+
+def plan_restoration(
+    height: int,
+    width: int,
+    contract: Contract,
+    settings: UpscaleSettings,
+    *,
+    budget: MemoryBudget,
+    cost: MemoryCost,
+    device: str,
+    precision: Precision,
+    cpu_precision: Precision = "fp32",
+) -> Plan:
+    """Decide how frames of one size are restored.
 
     Args:
-        width: of the input, pixels.
         height: of the input, pixels.
-        native: factor of the model.
-        scale: asked factor, or None for the model's own.
-        target_height: asked height, pixels; the width follows and is even, as video codecs want it.
-
-    Returns:
-        (width, height), pixels.
-    """
-    if target_height is not None:
-        return max(2, 2 * round(width * target_height / height / 2)), target_height
-    return width * (scale or native), height * (scale or native)
-
-
-def padded_size(height: int, width: int, contract: Contract) -> tuple[int, int]:
-    """Round a size up to what the network takes: (height, width) in lq pixels."""
-    return (
-        _round_up(max(height, contract.min_size_px), contract.size_multiple),
-        _round_up(max(width, contract.min_size_px), contract.size_multiple),
-    )
-
-
-def plan_tiles(height: int, width: int, tile_px: int, contract: Contract) -> list[Tile]:
-    """Cover a padded picture with tiles that overlap by the model's receptive field.
-
-    Args:
-        height: of the padded input, lq pixels.
-        width: of the padded input, lq pixels.
-        tile_px: side of the part that a tile keeps; 0 is the whole picture.
-        contract: of the model; its halo and size multiple are respected.
-
-    Returns:
-        Tiles from top left to bottom right; the kept parts partition the picture.
-    """
-    rows = _tile_axis(height, tile_px or height, contract)
-    columns = _tile_axis(width, tile_px or width, contract)
-    return [Tile(y, x) for y, x in product(rows, columns)]
-
-
-def _tile_axis(size: int, tile_px: int, contract: Contract) -> list[Span]:
-    multiple = contract.size_multiple
-    halo = _round_up(contract.halo_px, multiple)
-    smallest = _round_up(contract.min_size_px, multiple)
-    step = _round_up(math.ceil(size / math.ceil(size / tile_px)), multiple)  # tiles of nearly equal size
-    spans: list[Span] = []
-    for keep_start in range(0, size, step):
-        keep_stop = min(keep_start + step, size)
-        stop = min(size, max(keep_stop + halo, keep_start + smallest))
-        start = max(0, min(keep_start - halo, stop - smallest))
-        spans.append(Span(start, stop, keep_start, keep_stop))
-    return spans
-
-
-def choose_tile(height: int, width: int, contract: Contract, *, max_area_px: float) -> int:
-    """Choose the largest tile of which a model can see `max_area_px` at once.
-
-    Args:
-        height: of the input, lq pixels.
-        width: of the input, lq pixels.
+        width: of the input, pixels.
         contract: of the model.
-        max_area_px: lq pixels, halo included, that memory allows in one call.
+        settings: scale, height, fps and tile are read.
+        budget: memory that may be taken.
+        cost: memory that the model takes.
+        device: where it computes.
+        precision: number format there.
+        cpu_precision: number format on the CPU, which takes over when the memory of another device runs out.
+    """
+    whole = Plan(
+        height=height,
+        width=width,
+        padded=padded_size(height, width, contract),
+        output=output_size(
+            width,
+            height,
+            native=contract.scale,
+            scale=settings.scale,
+            target_height=settings.height,
+        ),
+        doubles_rate=settings.fps is not None,
+        contract=contract,
+        device=device,
+        precision=precision,
+        cpu_precision=cpu_precision,
+        tile_px=0,
+        requested_tile_px=settings.tile,
+        tiles=(),
+        budget=budget,
+        cost=cost,
+    )
+    streamed = _plan_streamed(whole)
+    if streamed is not None:
+        return streamed
+    return _plan_batched(whole, max_bytes=budget.device_bytes)
+
+
+def _plan_streamed(whole: Plan) -> Plan | None:
+    """Plan scenes of whole images whose results come one by one.
 
     Returns:
-        Side of the tile in lq pixels, at least `MIN_TILE_PX`; 0 where the whole picture fits.
+        None where the model cannot do it, tiles are asked for, or the memory does not suffice.
     """
-    padded_height, padded_width = padded_size(height, width, contract)
-    if padded_height * padded_width <= max_area_px:
-        return 0
-    step = math.lcm(contract.size_multiple, 8)
-    halo = _round_up(contract.halo_px, contract.size_multiple)
-    side = math.floor((math.sqrt(max_area_px) - 2 * halo) / step) * step
-    return max(side, _round_up(MIN_TILE_PX, contract.size_multiple))
+    contract, cost, budget = whole.contract, whole.cost, whole.budget
+    temporal = contract.temporal
+    if not contract.streams or temporal.window_frames or whole.requested_tile_px:
+        return None
+    if cost.call_bytes_per_px is None:
+        return None
+    area_px = math.prod(whole.padded)
+    if area_px * cost.stream_bytes_per_px > budget.device_bytes / 2:
+        return None
+
+    # A quarter of the budget is for the frames, a quarter is spare, the rest is for features.
+    limits = _feature_limits(whole.device, budget)
+    held_bytes = (limits.device_bytes or 0) + (limits.host_bytes or 0) + budget.file_bytes
+    frames_by_features = held_bytes / (area_px * cost.feature_bytes_per_px)
+    frame_bytes = _FRAME_COPIES * _FRAME_BYTES_PER_PX * area_px
+    frames_by_memory = budget.device_bytes / 4 / frame_bytes
+    frames = int(min(frames_by_features, frames_by_memory, MAX_STREAMED_FRAMES))
+    if frames < MIN_WINDOW_FRAMES:
+        return None
+    return replace(_with_tile(whole, 0), window=_window(contract, frames), features=limits)
 
 
-def scenes(frames: Iterable[T], starts_scene: Callable[[T], bool]) -> Iterator[Iterator[T]]:
-    """Split a stream at its cuts, lazily: each scene must be used up before the next is asked for.
+def _plan_batched(plan: Plan, *, max_bytes: float) -> Plan:
+    """Plan calls whose results come all at once, and that take `max_bytes` if that is possible."""
+    contract = plan.contract
+    temporal = contract.temporal
+    is_clip = temporal.kind == "clip"
+    max_px = 0.0
+    if plan.cost.call_bytes_per_px is not None:
+        max_px = max_bytes / plan.cost.call_bytes_per_px
 
-    Args:
-        frames: the stream.
-        starts_scene: called once for each frame in order; true if a new scene starts with it.
-    """
-    number = 0
+    frames = temporal.window_frames if is_clip else 1
+    if not frames:
+        # As many whole frames as fit; where those are few, tiles instead.
+        fitting = int(max_px // math.prod(plan.padded))
+        frames = min(max(fitting, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
 
-    def scene_number(frame: T) -> int:
-        nonlocal number
-        number += starts_scene(frame)
-        return number
-
-    for _, scene in groupby(frames, key=scene_number):
-        yield scene
-
-
-def neighbourhoods(scene: Iterable[T], *, before: int, after: int) -> Iterator[tuple[T, ...]]:
-    """Yield each frame of a scene with those around it; beyond the ends the first or last frame is repeated.
-
-    Args:
-        scene: frames in order.
-        before: neighbours before the frame.
-        after: neighbours after the frame.
-
-    Yields:
-        `before + 1 + after` frames; the one at `before` is the frame itself.
-    """
-    around: deque[T] = deque(maxlen=before + 1 + after)
-    seen = 0
-    for frame in scene:
-        around.extend([frame] * (1 if seen else before + 1 + after))
-        seen += 1
-        if seen > after:
-            yield tuple(around)
-    for behind in range(1, after + 1 if seen else 1):
-        around.append(around[-1])
-        if seen + behind > after:
-            yield tuple(around)
+    tile_px = plan.requested_tile_px
+    if tile_px is None:
+        tile_px = choose_tile(plan.height, plan.width, contract, max_area_px=max_px / frames)
+    batched = replace(
+        _with_tile(plan, tile_px),
+        window=_window(contract, frames) if is_clip else None,
+        features=None,
+    )
+    if not contract.encodes:
+        return batched
+    encoding_bytes = _encoding_bytes(plan.padded, contract, plan.cost)
+    return replace(batched, keep_encodings=encoding_bytes <= max_bytes / 2)
 
 
-def align_windows(size: int, overlap: int, multiple: int) -> int:
-    """Lengthen the overlap so that windows of `size` frames begin at multiples of `multiple`, as far as size allows."""
-    step = (size - overlap) // multiple * multiple
-    return size - step if step else overlap
+def _shorter_windows(plan: Plan) -> Iterator[Plan]:
+    """Halve the window of a clip model that names none, down to a few frames: seams are better than no result."""
+    if plan.window is None or plan.contract.temporal.window_frames:
+        return
+    frames = plan.window.frames
+    while frames > _MIN_FRAMES_IN_NEED:
+        frames = max(_MIN_FRAMES_IN_NEED, frames // 2)
+        yield replace(plan, window=_window(plan.contract, frames))
 
 
-def windows(scene: Iterable[T], *, size: int, overlap: int, multiple: int = 1) -> Iterator[tuple[list[T], Span]]:
-    """Cut a scene of unknown length into overlapping windows, holding no more than one of them.
-
-    Args:
-        scene: frames in order.
-        size: frames of a window.
-        overlap: frames that consecutive windows share, below `size`; the seam lies in their middle. The last
-            window is moved back so that it has `size` frames too, if the scene has as many.
-        multiple: where the last window begins is rounded up to a multiple of it.
-
-    Yields:
-        The frames of a window and where they lie in the scene.
-    """
-    held: deque[T] = deque(maxlen=size)
-    stop, kept, number = size, 0, 0
-    for frame in scene:
-        if number == stop:  # the window before this frame is not the last one
-            keep_stop = stop - (overlap + 1) // 2
-            yield list(held), Span(stop - size, stop, kept, keep_stop)
-            kept, stop = keep_stop, stop + size - overlap
-        held.append(frame)
-        number += 1
-    if held:
-        start = min(_round_up(number - len(held), multiple), kept)
-        yield list(held)[start - number :], Span(start, number, kept, number)
+def _on_cpu(plan: Plan) -> Plan:
+    """Plan the same on the CPU, in the memory of the host."""
+    call_bytes = plan.cost.call_bytes_per_px
+    if call_bytes is not None and plan.precision != "fp32" and plan.cpu_precision == "fp32":
+        call_bytes *= 2
+    moved = replace(
+        plan,
+        device="cpu",
+        precision=plan.cpu_precision,
+        budget=replace(plan.budget, device_bytes=plan.budget.host_bytes),
+        cost=replace(plan.cost, call_bytes_per_px=call_bytes),
+    )
+    return _plan_batched(moved, max_bytes=plan.budget.host_bytes)
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return math.ceil(value / multiple) * multiple
+def _with_tile(plan: Plan, tile_px: int) -> Plan:
+    """Plan the same with tiles of another size."""
+    tiles = plan_tiles(*plan.padded, tile_px, plan.contract)
+    return replace(plan, tile_px=tile_px, tiles=tuple(tiles))
+
+
+def _window(contract: Contract, frames: int) -> WindowPlan:
+    """Decide how many frames consecutive windows share."""
+    temporal = contract.temporal
+    if temporal.window_frames:
+        return WindowPlan(frames=frames, overlap=temporal.overlap_frames)
+    overlap = temporal.overlap_frames or DEFAULT_OVERLAP_FRAMES
+    return WindowPlan(frames=frames, overlap=min(overlap, frames // 2))
+
+
+def _feature_limits(device: str, budget: MemoryBudget) -> FeatureLimits:
+    """Bound the memory that the features of a window take, by place."""
+    half_bytes = budget.device_bytes // 2
+    if device == "cpu":
+        host_bytes = min(half_bytes, MAX_HOST_FEATURE_BYTES)
+        return FeatureLimits(host_bytes=host_bytes, folder=budget.folder)
+    host_bytes = min(budget.host_bytes // 2, MAX_HOST_FEATURE_BYTES)
+    return FeatureLimits(device_bytes=half_bytes, host_bytes=host_bytes, folder=budget.folder)
+
+
+def _stream_bytes(padded: tuple[int, int], frames: int, limits: FeatureLimits, cost: MemoryCost) -> float:
+    """Estimate what a streamed window takes: the call, its features in memory, and its frames."""
+    area_px = math.prod(padded)
+    features_bytes = area_px * frames * cost.feature_bytes_per_px
+    bound_bytes = limits.device_bytes or limits.host_bytes or 0
+    frames_bytes = _FRAME_COPIES * _FRAME_BYTES_PER_PX * area_px * frames
+    return area_px * cost.stream_bytes_per_px + min(features_bytes, bound_bytes) + frames_bytes
+
+
+def _encoding_bytes(padded: tuple[int, int], contract: Contract, cost: MemoryCost) -> float:
+    """Compute what the encodings of all frames of a window take: whole images, whatever the tiles."""
+    num_frames = 2 * contract.temporal.radius + 1
+    return num_frames * math.prod(padded) * cost.encoding_bytes_per_px

@@ -43,6 +43,8 @@ class UpscaleSettings:
     """Number format. auto: fp16 on a GPU where the model allows it, otherwise fp32."""
     tile: int | None = None
     """Side of square tiles in input pixels; 0 begins with the whole picture. Default: from what memory is free."""
+    memory: float | None = None
+    """Memory that the model may take, in GiB. Default: half of what is free."""
     overwrite: bool = False
     """Replace the output if it exists."""
 
@@ -57,6 +59,8 @@ class UpscaleSettings:
             raise ConfigError(f"fps={self.fps} must be x2, twice the frames of the input: no model gives another rate")
         if self.tile is not None and self.tile != 0 and self.tile < 32:
             raise ConfigError(f"tile={self.tile} must be 0 (none) or at least 32 input pixels")
+        if self.memory is not None and self.memory <= 0:
+            raise ConfigError(f"memory={self.memory} must be more than 0 GiB")
         if self.start is not None and self.start < 0:
             raise ConfigError(f"start={self.start} must be 0 or more seconds")
         if self.duration is not None and self.duration <= 0:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tubelet.errors import ResourceError
-from tubelet.restore.plan import Span, Tile
+from tubelet.restore.tiles import Span, Tile
 
 __all__ = ["Call", "Hidden", "run_tiled"]
 

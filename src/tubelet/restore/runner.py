@@ -1,0 +1,316 @@
+"""Runners: what computes the calls of a plan. Today a torch module; other backends keep the same protocol.
+
+    frames of one call (1, T, 3, H, W) ── pad ── tiles ── model ── crop ── (1, T', 3, sH, sW)
+
+The engine decides which frames a call sees, and the plan everything else. States and encodings are whole images, padded
+as the plan says, so that the tiles may change between two calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tubelet.layers.convolution import convolving
+from tubelet.layers.frozen import all_parameters
+from tubelet.layers.store import FeatureLimits, feature_limits, measure_features
+from tubelet.models.architecture import Contract
+from tubelet.restore.device import number_format
+from tubelet.restore.memory import is_out_of_memory, keep_freed, peak_tensor_bytes
+from tubelet.restore.plan import MemoryCost, Plan
+from tubelet.restore.tiles import padded_size
+from tubelet.restore.tiling import Hidden, run_tiled
+from tubelet.types import Precision
+
+__all__ = ["Encoding", "Runner", "TorchRunner"]
+
+Encoding = tuple[Tensor, ...]
+"""What a window model computes of one frame by itself: images of the padded size, or of a fraction of it."""
+
+_WORKSPACE_FACTOR = 2.0
+"""Memory inside convolutions and copies between layouts, which the probe does not see."""
+_PROBE_PX = 64
+_PROBE_FRAMES = 5
+_STREAM_PROBE_PX = 32
+"""Small: networks that stream are slow, and their memory is linear in the pixels."""
+_STREAM_PROBE_FRAMES = 3
+
+
+class Runner(Protocol):
+    """Computes the calls of a plan.
+
+    Attributes:
+        contract: of the model; it says which of the methods may be called.
+    """
+
+    contract: Contract
+
+    def memory_cost(self) -> MemoryCost:
+        """Measure how much memory the model takes, on a small image."""
+        ...
+
+    def run(self, lq: Tensor, hidden: Hidden, plan: Plan, *, first_frame: int = 0) -> tuple[Tensor, Hidden]:
+        """Restore the frames of one call.
+
+        Args:
+            lq: (1, T, 3, H, W), of the plan's size, on any device.
+            hidden: state of an online model; None at the start of a scene and for other kinds.
+            plan: how to do it.
+            first_frame: position of the first frame in its scene.
+
+        Returns:
+            sr (1, T', 3, sH, sW), and the new state.
+        """
+        ...
+
+    def stream(self, lq: Tensor, plan: Plan, *, first_frame: int = 0) -> Iterator[Tensor]:
+        """Restore a window of a clip model that gives its frames one by one.
+
+        Args:
+            lq: (1, T, 3, H, W).
+            plan: how to do it.
+            first_frame: position of the first frame in its scene.
+
+        Yields:
+            T' times (3, sH, sW), in order.
+        """
+        ...
+
+    def encode(self, lq: Tensor, plan: Plan) -> Encoding:
+        """Compute what a window model needs of one frame, lq (1, 1, 3, H, W), for every window that it is in."""
+        ...
+
+    def fuse(self, window: Sequence[Encoding], plan: Plan) -> Tensor:
+        """Restore the middle frame from the encodings of its window: (1, 1, 3, sH, sW)."""
+        ...
+
+
+class TorchRunner:
+    """Runs a torch module; it is moved to the device of the plan when a call needs it there.
+
+    Args:
+        model: the network, which keeps `contract`.
+        contract: how it is run.
+        device: where it computes.
+        precision: number format inside it.
+    """
+
+    def __init__(self, model: nn.Module, contract: Contract, *, device: torch.device, precision: Precision) -> None:
+        keep_freed()
+        self.contract = contract
+        self.device = device
+        self.precision: Precision = precision
+        self._model: Any = _move(model.eval(), device)
+
+    @torch.no_grad()
+    def run(self, lq: Tensor, hidden: Hidden, plan: Plan, *, first_frame: int = 0) -> tuple[Tensor, Hidden]:
+        """Restore the frames of one call; see `Runner`."""
+        self._follow(plan)
+        lq = _pad(lq.to(self.device), plan.padded)
+        if hidden is not None:
+            hidden = tuple(state.to(self.device) for state in hidden)
+        sr, hidden = self._over_tiles(self.call, lq, hidden, plan, scale=self.contract.scale)
+        return self._crop(sr, plan), hidden
+
+    @torch.no_grad()
+    def stream(self, lq: Tensor, plan: Plan, *, first_frame: int = 0) -> Iterator[Tensor]:
+        """Restore a window frame by frame; see `Runner`."""
+        self._follow(plan)
+        lq = _channels_last(_pad(lq.to(self.device), plan.padded))
+        results = iter(self._model.restore(lq))
+        while True:
+            with self._number_format(), feature_limits(plan.features or FeatureLimits()):
+                sr = next(results, None)
+            if sr is None:
+                return
+            yield self._crop(sr, plan)[0]
+
+    @torch.no_grad()
+    def encode(self, lq: Tensor, plan: Plan) -> Encoding:
+        """Compute what a window model needs of one frame; see `Runner`."""
+        self._follow(plan)
+        lq = _pad(lq.to(self.device), plan.padded)
+
+        def call(tile: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+            del hidden
+            with self._number_format():
+                encoding: Encoding = self._model.encode(_channels_last(tile)[:, 0])
+            return tile, encoding
+
+        _, encoding = self._over_tiles(call, lq, None, plan, scale=1)
+        assert encoding is not None
+        return encoding
+
+    @torch.no_grad()
+    def fuse(self, window: Sequence[Encoding], plan: Plan) -> Tensor:
+        """Restore the middle frame of a window; see `Runner`."""
+        self._follow(plan)
+        width = len(window[0])
+        joined: list[Tensor] = []
+        for encoding in window:
+            joined += [part.to(self.device) for part in encoding]
+
+        def call(tile: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+            del tile
+            assert hidden is not None
+            frames = [hidden[first : first + width] for first in range(0, len(hidden), width)]
+            with self._number_format():
+                return self._model.fuse(frames)[:, None], None
+
+        # The tiles are cut out of the encodings; the image itself is only a stand-in for its size.
+        lq = joined[0].new_empty(()).expand(1, 1, 1, *plan.padded)
+        sr, _ = self._over_tiles(call, lq, tuple(joined), plan, scale=self.contract.scale)
+        return self._crop(sr, plan)
+
+    def call(self, lq: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """Run the network once, as on every tile: memory layout and number format are the engine's.
+
+        Args:
+            lq: (1, T, 3, h, w) on the device, of a size that the network takes.
+            hidden: state of an online model, None at the start of a scene and for other kinds.
+
+        Returns:
+            sr (1, T', 3, sh, sw), and the new state.
+        """
+        lq = _channels_last(lq)
+        with self._number_format():
+            if self.contract.temporal.kind == "online":
+                sr, hidden = self._model.step(lq, hidden)
+                return sr[:, None], hidden
+            return self._model(lq), None
+
+    @torch.no_grad()
+    def memory_cost(self) -> MemoryCost:
+        """Measure how much memory the model takes; see `Runner`."""
+        try:
+            with convolving("as large"):
+                call_bytes = self._measure_call()
+                encoding_bytes = self._measure_encoding() if self.contract.encodes else 0.0
+                if not self.contract.streams:
+                    return MemoryCost(call_bytes_per_px=call_bytes, encoding_bytes_per_px=encoding_bytes)
+                stream_bytes, feature_bytes = self._measure_stream()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return MemoryCost(call_bytes_per_px=None)
+        return MemoryCost(
+            call_bytes_per_px=call_bytes,
+            stream_bytes_per_px=stream_bytes,
+            feature_bytes_per_px=feature_bytes,
+        )
+
+    def _measure_call(self) -> float:
+        """Measure a call whose results come all at once: bytes per lq pixel."""
+        temporal = self.contract.temporal
+        frames = {
+            "frame": 1,
+            "window": 2 * temporal.radius + 1,
+            "online": 1 + temporal.lookahead,
+            "clip": min(temporal.window_frames or _PROBE_FRAMES, _PROBE_FRAMES),
+        }[temporal.kind]
+        lq = self._probe_image(_PROBE_PX, frames)
+        hidden: Hidden = None
+        if temporal.kind == "online":
+            # The second step is the one to measure: it has a state.
+            _, hidden = self.call(lq, None)
+        peak_bytes = peak_tensor_bytes(lambda: self.call(lq, hidden))
+        pixels = math.prod(lq.shape[-2:])
+        if temporal.kind == "clip":
+            pixels *= frames
+        return _WORKSPACE_FACTOR * max(peak_bytes, lq.nbytes) / pixels
+
+    def _measure_encoding(self) -> float:
+        """Measure what is kept of one frame of a window model: bytes per lq pixel."""
+        lq = self._probe_image(_PROBE_PX, 1)
+        with self._number_format():
+            encoding: Encoding = self._model.encode(_channels_last(lq)[:, 0])
+        return sum(part.nbytes for part in encoding) / math.prod(lq.shape[-2:])
+
+    def _measure_stream(self) -> tuple[float, float]:
+        """Measure a streamed window: bytes per lq pixel of the call without features, and of one frame's features."""
+        lq = _channels_last(self._probe_image(_STREAM_PROBE_PX, _STREAM_PROBE_FRAMES))
+
+        def run() -> None:
+            with (
+                self._number_format(),
+                feature_limits(FeatureLimits(device_bytes=0, host_bytes=0)),
+            ):
+                deque(self._model.restore(lq), maxlen=0)
+
+        with measure_features() as features:
+            call_bytes = peak_tensor_bytes(run)
+        pixels = math.prod(lq.shape[-2:])
+        kept_bytes = max(features.peak_bytes, lq.nbytes)
+        return _WORKSPACE_FACTOR * call_bytes / pixels, kept_bytes / (_STREAM_PROBE_FRAMES * pixels)
+
+    def _probe_image(self, side_px: int, num_frames: int) -> Tensor:
+        height, width = padded_size(side_px, side_px, self.contract)
+        return torch.zeros(1, num_frames, 3, height, width, device=self.device)
+
+    def _follow(self, plan: Plan) -> None:
+        """Move the network where the plan wants it."""
+        self.precision = plan.precision
+        device = torch.device(plan.device)
+        if device != self.device:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.device = device
+            _move(self._model, device)
+
+    def _number_format(self) -> torch.autocast:
+        return number_format(self.device, self.precision)
+
+    def _over_tiles(
+        self,
+        call: Callable[[Tensor, Hidden], tuple[Tensor, Hidden]],
+        lq: Tensor,
+        hidden: Hidden,
+        plan: Plan,
+        *,
+        scale: int,
+    ) -> tuple[Tensor, Hidden]:
+        if len(plan.tiles) == 1:
+            return call(lq, hidden)
+        return run_tiled(
+            call,
+            lq,
+            hidden,
+            plan.tiles,
+            scale=scale,
+            size_multiple=self.contract.size_multiple,
+        )
+
+    def _crop(self, sr: Tensor, plan: Plan) -> Tensor:
+        """Cut off the padding."""
+        scale = self.contract.scale
+        return sr[..., : plan.height * scale, : plan.width * scale]
+
+
+def _move(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network; 4-D weights become channels last, which CPUs and tensor cores convolve faster."""
+    model = model.to(device)
+    for parameter in all_parameters(model):
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def _channels_last(lq: Tensor) -> Tensor:
+    """Order (B, T, C, H, W) in memory so that any frame, or all frames as one batch, is channels last."""
+    return lq.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def _pad(lq: Tensor, padded: tuple[int, int]) -> Tensor:
+    """Extend (1, T, C, H, W) to the right and below: mirrored if large enough, otherwise repeated."""
+    down = padded[0] - lq.shape[-2]
+    across = padded[1] - lq.shape[-1]
+    if not down and not across:
+        return lq
+    mode = "reflect" if down < lq.shape[-2] and across < lq.shape[-1] else "replicate"
+    return functional.pad(lq[0], (0, across, 0, down), mode=mode)[None]
