@@ -1,8 +1,4 @@
-import os
-import platform
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -94,33 +90,3 @@ def test_small_changes_of_free_memory_do_not_change_the_budget(monkeypatch, free
 def test_budget_is_what_the_settings_say():
     budget = measure_budget(CPU, 1.5)
     assert budget.device_bytes == budget.host_bytes == 3 * 2**29
-
-
-_FAULTS = """
-import resource, torch
-from tubelet.restore.memory import keep_freed
-
-def faults():
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        blocks = [torch.ones(7_000_000) for _ in range(4)]
-        del blocks
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
-
-faults()
-before = faults()
-keep_freed()
-faults()
-print(before, faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
-def test_freed_memory_is_kept() -> None:
-    environment = os.environ | {
-        "MALLOC_MMAP_THRESHOLD_": str(2**17)
-    }  # glibc's first one: else it learns from the sizes
-    command = [sys.executable, "-c", _FAULTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    before, after = map(int, done.stdout.split())
-    assert after < before / 10

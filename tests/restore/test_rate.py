@@ -28,7 +28,7 @@ from media import (
 from small_models import CLIP, SPACE_TIME, WHOLE_SPACE_TIME, build, clip_of, cuts_at, frames_of, with_contract
 from tubelet.errors import ConfigError
 from tubelet.models.zooming_slow_mo import ZoomingSlowMo, ZoomingSlowMoConfig
-from tubelet.restore import runner, job
+from tubelet.restore import job, runner
 from tubelet.restore.engine import Engine
 from tubelet.restore.job import describe
 from tubelet.restore.rate import double_rate, doubled_frames, doubled_info

@@ -1,11 +1,8 @@
-"""How much memory there is, how much a model takes, how to keep it, and how to recognise that it ran out."""
+"""How much memory there is, how much a model takes, and how to recognise that it ran out."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
-import platform
 import shutil
 import tempfile
 import weakref
@@ -20,12 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from tubelet.restore.plan import MemoryBudget
 
-__all__ = ["free_bytes", "is_out_of_memory", "keep_freed", "measure_budget", "peak_tensor_bytes", "spare_bytes"]
+__all__ = ["free_bytes", "is_out_of_memory", "measure_budget", "peak_tensor_bytes", "spare_bytes"]
 
 _MEMORY_FRACTION = 0.5
 """Of the free memory; the rest is for queues, the encoder and other programs."""
 
-_SIGNS = (
+_OUT_OF_MEMORY_MESSAGES = (
     "out of memory",
     "can't allocate memory",
     "cannot allocate memory",
@@ -33,22 +30,7 @@ _SIGNS = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
 )
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-_KEPT_BYTES, _HEAP_BLOCK_BYTES = 2**30, 2**25  # the second is the most that glibc takes
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-@functools.cache
-def keep_freed() -> None:
-    """Let this process keep up to a gibibyte of freed memory for its next tensors; without glibc, do nothing.
-
-    By default large blocks go back to the system when they are freed, and every layer of a network pays for fresh
-    pages: around a tenth of the time of a convolution.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        allocator = ctypes.CDLL(None)
-        allocator.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        allocator.mallopt(_M_MMAP_THRESHOLD, _HEAP_BLOCK_BYTES)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -114,7 +96,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception means that memory ran out; torch says so in several ways."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY_MESSAGES)
 
 
 def peak_tensor_bytes(run: Callable[[], object]) -> int:

@@ -15,14 +15,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tubelet.layers.convolution import convolving
 from tubelet.layers.frozen import all_parameters
 from tubelet.layers.store import FeatureLimits, feature_limits, measure_features
+from tubelet.malloc import retain_freed_memory
 from tubelet.models.architecture import Contract
+from tubelet.ops.sizes import pad_to
 from tubelet.restore.device import number_format
-from tubelet.restore.memory import is_out_of_memory, keep_freed, peak_tensor_bytes
+from tubelet.restore.memory import is_out_of_memory, peak_tensor_bytes
 from tubelet.restore.plan import MemoryCost, Plan
 from tubelet.restore.tiles import padded_size
 from tubelet.restore.tiling import Hidden, run_tiled
@@ -102,7 +103,7 @@ class TorchRunner:
     """
 
     def __init__(self, model: nn.Module, contract: Contract, *, device: torch.device, precision: Precision) -> None:
-        keep_freed()
+        retain_freed_memory()
         self.contract = contract
         self.device = device
         self.precision: Precision = precision
@@ -112,7 +113,7 @@ class TorchRunner:
     def run(self, lq: Tensor, hidden: Hidden, plan: Plan, *, first_frame: int = 0) -> tuple[Tensor, Hidden]:
         """Restore the frames of one call; see `Runner`."""
         self._follow(plan)
-        lq = _pad(lq.to(self.device), plan.padded)
+        lq = pad_to(lq.to(self.device), *plan.padded)
         if hidden is not None:
             hidden = tuple(state.to(self.device) for state in hidden)
         sr, hidden = self._over_tiles(self.call, lq, hidden, plan, scale=self.contract.scale)
@@ -122,7 +123,7 @@ class TorchRunner:
     def stream(self, lq: Tensor, plan: Plan, *, first_frame: int = 0) -> Iterator[Tensor]:
         """Restore a window frame by frame; see `Runner`."""
         self._follow(plan)
-        lq = _channels_last(_pad(lq.to(self.device), plan.padded))
+        lq = _channels_last(pad_to(lq.to(self.device), *plan.padded))
         results = iter(self._model.restore(lq))
         while True:
             with self._number_format(), feature_limits(plan.features or FeatureLimits()):
@@ -135,7 +136,7 @@ class TorchRunner:
     def encode(self, lq: Tensor, plan: Plan) -> Encoding:
         """Compute what a window model needs of one frame; see `Runner`."""
         self._follow(plan)
-        lq = _pad(lq.to(self.device), plan.padded)
+        lq = pad_to(lq.to(self.device), *plan.padded)
 
         def call(tile: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
             del hidden
@@ -304,13 +305,3 @@ def _move(model: nn.Module, device: torch.device) -> nn.Module:
 def _channels_last(lq: Tensor) -> Tensor:
     """Order (B, T, C, H, W) in memory so that any frame, or all frames as one batch, is channels last."""
     return lq.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-
-
-def _pad(lq: Tensor, padded: tuple[int, int]) -> Tensor:
-    """Extend (1, T, C, H, W) to the right and below: mirrored if large enough, otherwise repeated."""
-    down = padded[0] - lq.shape[-2]
-    across = padded[1] - lq.shape[-1]
-    if not down and not across:
-        return lq
-    mode = "reflect" if down < lq.shape[-2] and across < lq.shape[-1] else "replicate"
-    return functional.pad(lq[0], (0, across, 0, down), mode=mode)[None]

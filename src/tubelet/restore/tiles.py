@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from tubelet.models.architecture import Contract
+from tubelet.ops.sizes import round_up
 
 __all__ = ["MIN_TILE_PX", "Span", "Tile", "choose_tile", "output_size", "padded_size", "plan_tiles"]
 
@@ -108,22 +109,22 @@ def choose_tile(height: int, width: int, contract: Contract, *, max_area_px: flo
     if padded_height * padded_width <= max_area_px:
         return 0
     step = math.lcm(contract.size_multiple, 8)
-    halo = _round_up(contract.halo_px, contract.size_multiple)
+    halo = round_up(contract.halo_px, contract.size_multiple)
     side = math.floor((math.sqrt(max_area_px) - 2 * halo) / step) * step
-    return max(side, _round_up(MIN_TILE_PX, contract.size_multiple))
+    return max(side, round_up(MIN_TILE_PX, contract.size_multiple))
 
 
 def _padded_side(side: int, contract: Contract) -> int:
-    return _round_up(max(side, contract.min_size_px), contract.size_multiple)
+    return round_up(max(side, contract.min_size_px), contract.size_multiple)
 
 
 def _tile_axis(size: int, tile_px: int, contract: Contract) -> list[Span]:
     multiple = contract.size_multiple
-    halo = _round_up(contract.halo_px, multiple)
-    smallest = _round_up(contract.min_size_px, multiple)
+    halo = round_up(contract.halo_px, multiple)
+    smallest = round_up(contract.min_size_px, multiple)
     # Tiles of nearly equal size, rather than a thin one at the end.
     num_tiles = math.ceil(size / tile_px)
-    step = _round_up(math.ceil(size / num_tiles), multiple)
+    step = round_up(math.ceil(size / num_tiles), multiple)
     spans: list[Span] = []
     for keep_start in range(0, size, step):
         keep_stop = min(keep_start + step, size)
@@ -131,7 +132,3 @@ def _tile_axis(size: int, tile_px: int, contract: Contract) -> list[Span]:
         start = max(0, min(keep_start - halo, stop - smallest))
         spans.append(Span(start, stop, keep_start, keep_stop))
     return spans
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return math.ceil(value / multiple) * multiple
