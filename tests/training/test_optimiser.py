@@ -55,8 +55,8 @@ def test_rules(kind, rule):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"slow": ("flwo",)}, "ModuleDict has no part 'flwo'; it has flow"),
-        ({"slow": ("xyz",)}, "it has flow, trunk, fusion"),
+        ({"slow": ("flwo",)}, "ModuleDict has no part 'flwo'; did you mean flow"),
+        ({"slow": ("xyz",)}, "known are flow, trunk, fusion"),
         ({"slow": ("fusion",), "frozen_steps": 5, "alone": ("fusion",), "alone_steps": 2}, "nothing would learn"),
         ({"slow_factor": -1.0}, "must not be negative"),
         ({"betas": (0.9, 1.0)}, "two betas"),

@@ -6,7 +6,6 @@ What a source does not state is Tubelet's, and `assumed` names it.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any
 
 from tubelet.data import CropSettings
 from tubelet.degrade import Preset
-from tubelet.errors import RequestError
+from tubelet.errors import RequestError, suggest
 from tubelet.models import (
     basicvsr,
     basicvsr_pp,
@@ -307,9 +306,7 @@ def find_recipe(name: str) -> Recipe:
     for architecture in _trainable():
         if wanted == _key(architecture.name):
             return _plain(architecture)
-    near = difflib.get_close_matches(name.lower(), names := list_names(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
-    raise RequestError(f"no network to train is called {name!r}; {hint}")
+    raise RequestError(f"no network to train is called {name!r}; {suggest(name, list_names(), count=3)}")
 
 
 def _key(name: str) -> str:

@@ -28,6 +28,7 @@ from tubelet.errors import ConfigError
 from tubelet.losses import l1
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.realbasicvsr import RealBasicVSR
+from tubelet.ops.sizes import round_up
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.online import load_pairs, score_clips
 from tubelet.recipes.published import Recipe, find_recipe
@@ -223,9 +224,9 @@ def _check_crops(contract: Contract, config: SupervisedConfig, name: str) -> Non
         ConfigError: it cannot; the line says which size it would take.
     """
     crops, multiple, temporal = config.crops, contract.size_multiple, contract.temporal
-    least = -(-contract.min_size_px // multiple) * multiple
+    least = round_up(contract.min_size_px, multiple)
     if crops.patch_px % multiple or crops.patch_px < least:
-        fitting = max(least, -(-crops.patch_px // multiple) * multiple)
+        fitting = max(least, round_up(crops.patch_px, multiple))
         raise ConfigError(
             f"crops.patch_px={crops.patch_px} does not fit {name}, which takes multiples of {multiple} from {least} "
             f"px on; {fitting} would do"

@@ -26,6 +26,7 @@ from torch.nn import functional
 from tubelet.data import CachedClip, Crops, CropSettings
 from tubelet.downloads import alone
 from tubelet.errors import ConfigError, InputError
+from tubelet.ops.pixels import to_uint8
 from tubelet.ops.sizes import round_up
 from tubelet.zoo.bases import fingerprint
 from tubelet.zoo.opened import OpenedModel
@@ -250,7 +251,7 @@ def _compute(samples: Samples, model: OpenedModel, path: Path, device: str) -> N
         stop = min(start + _FROZEN_BATCH, len(samples))
         lq = np.stack([samples.sample(index)[0][1] for index in range(start, stop)])
         hq = enlarge(model, torch.from_numpy(lq).to(device).float() / 255)
-        out[start:stop] = (hq * 255).round().byte().cpu().numpy()
+        out[start:stop] = to_uint8(hq).cpu().numpy()
         out.flush()
         count.write_text(str(stop))
     model.network.cpu()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
-from tubelet.errors import ConfigError
+from tubelet.errors import ConfigError, suggest
 
 __all__ = ["OptimiserSettings", "ParameterGroups"]
 
@@ -91,7 +90,7 @@ def _parameters(model: nn.Module, parts: tuple[str, ...]) -> set[nn.Parameter]:
     for part in parts:
         if part not in modules or not part:
             children = [name for name in modules if name and "." not in name]
-            near = difflib.get_close_matches(part, modules, n=3) or children
-            raise ConfigError(f"{type(model).__name__} has no part {part!r}; it has {', '.join(near)}")
+            hint = suggest(part, modules, count=3, listing=", ".join(children))
+            raise ConfigError(f"{type(model).__name__} has no part {part!r}; {hint}")
         found.update(modules[part].parameters())
     return found

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tubelet.errors import CheckpointError
+from tubelet.files import atomic_write
 from tubelet.training.settings import LoopSettings, result_settings
 
 __all__ = ["TrainingState", "check_same_run"]
@@ -44,9 +45,8 @@ class TrainingState:
             "average": self.average.state_dict(),
             "optimiser": self.optimizer.state_dict(),
         }
-        part = self.path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.path)
+        with atomic_write(self.path) as part:
+            torch.save(state, part)
 
     def resume(self) -> int:
         """Load the file if there is one, and return the step to go on with.
