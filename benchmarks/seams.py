@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tubelet.data import read_clip
+from tubelet.layers.recurrence import Edge
 from tubelet.models.architecture import Contract
 from tubelet.ops import imresize
+from tubelet.restore.tiles import Span
 from tubelet.restore.windows import cut_windows
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import open_checkpoint
@@ -44,8 +46,14 @@ def random_networks() -> list[tuple[str, nn.Module, Contract]]:
     return found
 
 
+def edges(span: Span, num_frames: int) -> tuple[Edge, Edge]:
+    """Tell where in a film of so many frames a window lies."""
+    after = Edge(frame_index=span.stop) if span.stop < num_frames else Edge()
+    return Edge(frame_index=span.start - 1), after
+
+
 @torch.inference_mode()
-def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, near: int) -> float:
+def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, streams: bool, near: int) -> float:
     """Compare windows with the whole: PSNR of the worst frame near a seam, dB.
 
     Args:
@@ -53,6 +61,7 @@ def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, near: i
         lq: (T, 3, H, W).
         size: frames of a window.
         overlap: frames that two share.
+        streams: whether the model is told where in the film a window lies.
         near: frames on either side of a seam that count.
     """
     whole = model(lq[None])[0]
@@ -60,7 +69,7 @@ def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, near: i
     parts: list[Tensor] = []
     seams: list[int] = []
     for frames, span in cut_windows(range(len(lq)), size=size, overlap=overlap):
-        sr = model(lq[frames][None])[0]
+        sr = model(lq[frames][None], *edges(span, len(lq)) if streams else ())[0]
         first, last = (span.keep_start - span.start) * steps, (span.keep_stop - span.start) * steps
         parts.append(sr[first:last])
         seams.append(span.keep_stop * steps)
@@ -97,7 +106,7 @@ def main() -> None:
                 if len(lq) <= options.window:
                     cells.append("–")
                     continue
-                shape = {"size": options.window, "overlap": overlap}
+                shape = {"size": options.window, "overlap": overlap, "streams": contract.streams}
                 cells.append(f"{worst_psnr(model, lq, **shape, near=options.near):.1f}")
             print(f"| {name} | {overlap} | {' | '.join(cells)} |", flush=True)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tubelet.layers.store import FeatureStore
+from tubelet.layers.recurrence import Edge
+from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Contract
 from tubelet.types import Frame, Temporal
 from tubelet.zoo.spec import ModelSpec
@@ -117,19 +118,25 @@ class StreamNet(nn.Module):
         super().__init__()
         self.head = nn.Conv2d(6, 3 * SCALE**2, 3, padding=1)
         self.calls: list[int] = []
+        self.places: list[tuple[int, int]] = []  # of the frames beyond both ends of each clip
 
-    def forward(self, lq: Tensor) -> Tensor:
-        return torch.stack(list(self.restore(lq)), 1)
+    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+        return torch.stack(list(self.restore(lq, before=before, after=after)), 1)
 
-    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+    def restore(
+        self, lq: Tensor, *, before: Edge = Edge(), after: Edge = Edge(), store: FeatureStore | None = None
+    ) -> Iterator[Tensor]:
+        assert not before.hidden
+        assert not after.hidden
         self.calls.append(lq.shape[1])
+        self.places.append((before.frame_index, after.frame_index))
         feat = torch.zeros_like(lq[:, 0])
-        with FeatureStore() as store:
+        with open_store(store) as features:
             for t in reversed(range(lq.shape[1])):
                 feat = 0.2 * feat + lq[:, t]
-                store.append(t, feat)
+                features.append(t, feat)
             for t in range(lq.shape[1]):
-                yield _up(self.head(torch.cat([*store.pop(t), lq[:, t]], 1))) + 0.5
+                yield _up(self.head(torch.cat([*features.pop(t), lq[:, t]], 1))) + 0.5
 
 
 class SpaceTimeNet(nn.Module):

@@ -74,8 +74,6 @@ class Temporal:
         window_frames: the most frames at once, 0 for a whole scene (clip).
         overlap_frames: frames that consecutive windows share; the seam lies in their middle (clip).
         between_frames: frames that the result also has between any two, half-way: 0 or 1 (clip).
-        start_multiple: windows begin at multiples of so many frames, for a model that treats every so many frames
-            otherwise (clip).
     """
 
     kind: TemporalKind
@@ -84,7 +82,6 @@ class Temporal:
     window_frames: int = 0
     overlap_frames: int = 0
     between_frames: int = 0
-    start_multiple: int = 1
 
     def __post_init__(self) -> None:
         owner = {"radius": "window", "lookahead": "online"}
@@ -95,8 +92,6 @@ class Temporal:
                 raise ValueError(f"{name}={value} does not fit a {self.kind!r} model; it is for {kind!r} models")
         if self.window_frames and self.overlap_frames >= self.window_frames:
             raise ValueError(f"overlap_frames={self.overlap_frames} must be below window_frames={self.window_frames}")
-        if self.start_multiple < 1 or (self.start_multiple > 1 and self.kind != "clip"):
-            raise ValueError(f"start_multiple={self.start_multiple} must be at least 1, and 1 but for 'clip' models")
         if self.between_frames > 1:
             raise ValueError(f"between_frames={self.between_frames} must be 0 or 1")
         if self.between_frames and self.window_frames and not self.overlap_frames:

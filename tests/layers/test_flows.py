@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tubelet.layers.flows import ClipFlows, is_mirrored
+from tubelet.layers.flows import ClipFlows
+from tubelet.layers.recurrence import Edge, clip_frames
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore
 
@@ -20,30 +21,24 @@ class _Counting(SpyNet):
         return super().forward(ref, supp)
 
 
-@pytest.mark.parametrize("uses", [1, 2])
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_flows_are_computed_once_and_leave_nothing(uses: int, mirrored: bool) -> None:
-    clip = torch.rand(1, 4, 3, 10, 12)
-    if mirrored:
-        clip[:, 2:] = clip[:, :2].flip(1)
-    frames, spynet = clip.unbind(1), _Counting()
+@pytest.mark.parametrize("sweeps", [1, 2])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("beyond", [0, 1, 2])
+@pytest.mark.parametrize("num_frames", [1, 2, 4])
+def test_flows_are_computed_once_and_leave_nothing(num_frames: int, beyond: int, order: int, sweeps: int) -> None:
+    """As sweeps ask for them: at each frame, the flows along as many hops as there are states."""
+    clip, around = torch.rand(1, num_frames, 3, 10, 12), torch.rand(2, beyond, 1, 3, 10, 12)
+    before, after = (Edge(tuple(frames), frame_index=7 if beyond else -1) for frames in around)
+    frames, spynet, pairs = clip_frames(clip, before, after), _Counting(), set()
     with FeatureStore() as store, torch.no_grad():
-        flows = ClipFlows(spynet, frames, store, uses=uses, mirrored=is_mirrored(clip))
-        for _ in range(uses):
-            for t in (2, 1, 0):
-                assert torch.equal(flows.between(t, t + 1), SpyNet.forward(spynet, frames[t], frames[t + 1]))
-            for t in (1, 2, 3):
-                assert torch.equal(flows.between(t, t - 1), SpyNet.forward(spynet, frames[t], frames[t - 1]))
-        assert spynet.calls == (3 if mirrored else 6)
+        flows = ClipFlows(spynet, frames, num_frames, store, sweeps=sweeps, order=order)
+        for _ in range(sweeps):
+            for step in (-1, 1):
+                for passed, t in enumerate(range(num_frames)[::step]):
+                    for hop in range(min(order, passed + beyond)):
+                        pair = (t - hop * step, t - (hop + 1) * step)
+                        expected = SpyNet.forward(spynet, frames[pair[0]], frames[pair[1]])
+                        assert torch.equal(flows.between(*pair), expected)
+                        pairs.add(pair)
+        assert spynet.calls == len(pairs)
         assert len(store) == 0
-
-
-def test_mirrored_clips_are_told_from_others() -> None:
-    clip = torch.rand(2, 3, 3, 4, 4)
-    assert is_mirrored(torch.cat([clip, clip.flip(1)], 1))
-    assert not is_mirrored(torch.cat([clip, clip], 1))
-    assert not is_mirrored(torch.cat([clip, clip.flip(1)[:, 1:]], 1))  # five frames: no two directions are alike
-    assert not is_mirrored(clip[:, :1])
-    other = torch.cat([clip, clip.flip(1)], 1)
-    other[1, 0, 0, 0, 0] += 1  # of one clip of the batch
-    assert not is_mirrored(other)

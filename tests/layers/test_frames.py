@@ -10,9 +10,14 @@ from tubelet.layers.frames import stack_frames
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_equals_stack(gradients: bool) -> None:
-    frames = list(torch.rand(3, 2, 4, 5, 6))
-    with torch.set_grad_enabled(gradients):
-        assert torch.equal(stack_frames(iter(frames), 3), torch.stack(frames, 1))
+    frames = [frame.requires_grad_(gradients) for frame in torch.rand(3, 2, 4, 5, 6)]
+    assert torch.equal(stack_frames(iter(frames), 3), torch.stack(frames, 1))
+
+
+def test_takes_the_layout_of_another_clip() -> None:
+    like = torch.empty(2, 3, 5, 6, 4).permute(0, 1, 4, 2, 3)  # every frame is channels last
+    clip = stack_frames(iter(torch.rand(3, 2, 4, 5, 6)), 3, like=like)
+    assert clip.stride() == like.stride()
 
 
 def test_frames_are_freed_as_they_come() -> None:
@@ -26,8 +31,7 @@ def test_frames_are_freed_as_they_come() -> None:
             yield frame
             del frame
 
-    with torch.no_grad():
-        assert stack_frames(frames(), 6).shape == (1, 6, 3, 4, 5)
+    assert stack_frames(frames(), 6).shape == (1, 6, 3, 4, 5)
 
 
 def test_gradients_pass() -> None:

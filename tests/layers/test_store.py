@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tubelet.errors import ConfigError, ResourceError
-from tubelet.layers.store import FeatureLimits, FeatureStore, feature_limits, measure_features
+from tubelet.layers.store import FeatureLimits, FeatureStore, open_store
 
 DISK = FeatureLimits(host_bytes=0)
 
@@ -128,12 +128,14 @@ def test_no_file_where_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(made) == 1
 
 
-def test_bounds_come_from_the_context() -> None:
-    inner = FeatureLimits(host_bytes=7)
-    with feature_limits(inner):
-        assert FeatureStore().limits == inner
-        assert FeatureStore(DISK).limits == DISK
-    assert FeatureStore().limits == FeatureLimits()
+def test_a_store_of_the_caller_is_used_and_emptied() -> None:
+    own = FeatureStore(DISK)
+    with open_store(own) as store:
+        assert store is own
+        store.append(0, torch.zeros(3))
+    assert len(own) == 0
+    with open_store(None) as store:
+        assert store.limits == FeatureLimits()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -169,10 +171,15 @@ def test_a_freed_place_is_given_once() -> None:
         assert [store.pop(t)[0].tolist() for t in (1, 3, 4, 5, 6)] == [[float(t)] * 8 for t in (1, 3, 4, 5, 6)]
 
 
-def test_what_stores_hold_is_measured_wherever_it_lies():
-    with measure_features() as meter, FeatureStore(FeatureLimits(host_bytes=100)) as store:
+def test_the_peak_counts_what_lies_anywhere_and_stays_when_a_store_is_emptied() -> None:
+    store = FeatureStore(FeatureLimits(host_bytes=100))
+    with store:
         for t in range(4):
             store.append(t, torch.zeros(20))  # 80 bytes: the second is in the file
         store.pop(1)
         store.append(5, torch.zeros(20))
-    assert (meter.peak_bytes, meter.now_bytes) == (320, 0)
+    assert store.peak_bytes == 320
+    with store:
+        store.append(0, torch.zeros(20))
+        assert store.pop(0)[0].tolist() == [0] * 20
+    assert store.peak_bytes == 320

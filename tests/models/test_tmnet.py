@@ -13,7 +13,7 @@ TINY = TMNetConfig(groups=1, front_blocks=0, back_blocks=1)
 
 @pytest.fixture(scope="module")
 def network() -> TMNet:
-    """A network with weights of chance; offsets begin at zero, which would hide them."""
+    """A network with random weights; offsets begin at zero, which would hide them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = TMNet(TINY).eval()
@@ -30,7 +30,7 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
     network = load(ARCHITECTURE, recorded_state(shared, description)).to(memory_format=layout)
     lq = recorded_input(shared, case, tuple(description["inputs"]["x"]))
     with torch.inference_mode():
-        sr = network(lq, description["times"])
+        sr = network(lq, times=description["times"])
     assert list(sr.shape) == description["output_shape"]
     step = description["output_step"]
     tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
@@ -62,7 +62,7 @@ def test_leaves_other_files_alone(shared: Path) -> None:
 
 def test_gradients_reach_every_parameter(network: TMNet) -> None:
     network.zero_grad()
-    network(torch.rand(1, 2, 3, 8, 8), [0.3]).square().mean().backward()
+    network(torch.rand(1, 2, 3, 8, 8), times=[0.3]).square().mean().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
     network.zero_grad()
     network(torch.rand(1, 2, 3, 8, 8)).square().mean().backward()
@@ -75,7 +75,7 @@ def test_gradients_reach_every_parameter(network: TMNet) -> None:
 )
 def test_number_of_frames(network: TMNet, frames: int, times: list[float] | None, expected: int) -> None:
     with torch.inference_mode():
-        assert network(torch.rand(1, frames, 3, 4, 8), times).shape == (1, expected, 3, 16, 32)
+        assert network(torch.rand(1, frames, 3, 4, 8), times=times).shape == (1, expected, 3, 16, 32)
 
 
 def test_streaming_equals_forward(network: TMNet) -> None:
@@ -93,15 +93,15 @@ def test_the_engine_is_told_of_the_frames_half_way() -> None:
 def test_times_may_differ_within_a_batch(network: TMNet) -> None:
     lq, times = torch.rand(2, 2, 3, 8, 8), torch.tensor([[0.25, 0.5], [0.6, 0.9]])
     with torch.inference_mode():
-        both = network(lq, times)
+        both = network(lq, times=times)
         for clip in range(2):
-            alone = network(lq[clip : clip + 1], times[clip])
+            alone = network(lq[clip : clip + 1], times=times[clip])
             torch.testing.assert_close(both[clip : clip + 1], alone, rtol=0, atol=1e-5)
 
 
 def test_the_time_matters_and_half_way_is_the_default(network: TMNet) -> None:
     lq = torch.rand(1, 2, 3, 8, 8)
     with torch.inference_mode():
-        default, half, early = network(lq), network(lq, [0.5]), network(lq, [0.1])
+        default, half, early = network(lq), network(lq, times=[0.5]), network(lq, times=[0.1])
     torch.testing.assert_close(half, default, rtol=0, atol=1e-6)
     assert (early - default).abs().max() > 5e-6

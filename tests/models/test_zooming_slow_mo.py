@@ -6,7 +6,7 @@ from torch import nn
 
 from golden import recorded, recorded_input
 from published_nets import assert_every_parameter_learns, load, published_keys, recorded_state
-from tubelet.layers.store import FeatureLimits, feature_limits
+from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.models import tmnet
 from tubelet.models.zooming_slow_mo import ARCHITECTURE, ZoomingSlowMo, ZoomingSlowMoConfig
 
@@ -14,7 +14,7 @@ TINY = ZoomingSlowMoConfig(channels=4, groups=2, front_blocks=1, back_blocks=1)
 
 
 def _seeded(config: ZoomingSlowMoConfig = TINY) -> ZoomingSlowMo:
-    """A network with weights of chance; offsets begin at zero, which would hide them."""
+    """A network with random weights; offsets begin at zero, which would hide them."""
     torch.manual_seed(0)
     network = ZoomingSlowMo(config).eval()
     for name, parameter in network.named_parameters():
@@ -75,9 +75,9 @@ def test_training_and_inference_agree() -> None:
 
 def test_streaming_with_features_on_the_disk_equals_forward(tmp_path: Path) -> None:
     network, lq = _seeded(), torch.rand(1, 4, 3, 8, 12)
-    with torch.inference_mode(), feature_limits(FeatureLimits(host_bytes=1000, folder=tmp_path)):
-        frames = list(network.restore(lq))
     with torch.inference_mode():
+        store = FeatureStore(FeatureLimits(host_bytes=1000, folder=tmp_path))
+        frames = list(network.restore(lq, store=store))
         assert torch.equal(torch.stack(frames, 1), network(lq))
 
 

@@ -30,6 +30,7 @@ from tubelet.ops.resize import resample
 from tubelet.restore import memory as memory_module
 from tubelet.restore.device import resolve_device
 from tubelet.restore.engine import Engine
+from tubelet.restore.plan import WindowPlan
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.zoo.spec import ModelSpec
 
@@ -310,6 +311,17 @@ def test_features_beyond_the_bound_lie_in_a_file(monkeypatch):
     out = torch.stack([frame.rgb for frame in restored])
     assert len(written) == 20 - 5
     assert torch.equal(out, direct(STREAM, model, clip))
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_streaming_models_are_told_where_in_the_scene_a_window_lies(streams):
+    model = build(STREAM)
+    engine = engine_of(STREAM, model)
+    plan = engine.plan(24, 32)
+    plan = replace(plan, window=WindowPlan(frames=6, overlap=2), features=plan.features if streams else None)
+    model.places.clear()  # of the probes
+    list(engine.restore(frames_of(clip_of(15)), starts_scene=cuts_at(11), plan=plan))
+    assert model.places == [(-1, 6), (3, 10), (4, -1), (-1, -1)]  # frames 0-5, 4-9 and 5-10, then a scene of 4
 
 
 def test_a_stream_that_runs_out_of_memory_goes_on_in_windows():

@@ -10,21 +10,22 @@ from torch import Tensor
 __all__ = ["stack_frames"]
 
 
-def stack_frames(frames: Iterable[Tensor], num_frames: int) -> Tensor:
-    """Stack frames as they come; without gradients, each is freed once it is copied to its place.
+def stack_frames(frames: Iterable[Tensor], num_frames: int, *, like: Tensor | None = None) -> Tensor:
+    """Stack frames as they come; each is freed once it is copied, unless it belongs to an autograd graph.
 
     Args:
         frames: `num_frames` tensors (B, C, H, W).
         num_frames: T, at least 1.
+        like: (B, T, C, H, W), whose layout in memory the copies take; None is channels first.
 
     Returns:
         (B, T, C, H, W).
     """
-    if torch.is_grad_enabled():
-        return torch.stack(list(frames), 1)
     stream = iter(frames)
     first = next(stream)
-    clip = first.new_empty(first.shape[0], num_frames, *first.shape[1:])
+    if first.requires_grad:
+        return torch.stack([first, *stream], 1)
+    clip = first.new_empty(first.shape[0], num_frames, *first.shape[1:]) if like is None else torch.empty_like(like)
     clip[:, 0] = first
     del first  # before the next one is made
     for t in range(1, num_frames):

@@ -9,9 +9,6 @@ what is over a bound one place further out; what comes back is equal to the bit,
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +19,7 @@ from torch import Tensor
 
 from tubelet.errors import ConfigError, ResourceError
 
-__all__ = ["FeatureLimits", "FeatureMeter", "FeatureStore", "Key", "feature_limits", "measure_features"]
+__all__ = ["FeatureLimits", "FeatureStore", "Key", "open_store"]
 
 Key = int | tuple[str, int]
 """A frame; or a name and a frame, where several sequences share a store and its bounds."""
@@ -46,66 +43,28 @@ class FeatureLimits:
                 raise ConfigError(f"{name}={value} must be at least 0; None lifts the bound")
 
 
-_LIMITS: ContextVar[FeatureLimits] = ContextVar("feature limits", default=FeatureLimits())  # noqa: B039 frozen
-
-
-@contextmanager
-def feature_limits(limits: FeatureLimits) -> Generator[None]:
-    """Give the stores that are made within this context their bounds.
-
-    Args:
-        limits: for stores that are not given their own.
-    """
-    token = _LIMITS.set(limits)
-    try:
-        yield
-    finally:
-        _LIMITS.reset(token)
-
-
-@dataclass(slots=True)
-class FeatureMeter:
-    """Bytes of features that stores hold at once, wherever they lie."""
-
-    now_bytes: int = 0
-    peak_bytes: int = 0
-
-    def add(self, num_bytes: int) -> None:
-        """Count what is kept, or freed if negative."""
-        self.now_bytes += num_bytes
-        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
-
-
-_METER: ContextVar[FeatureMeter | None] = ContextVar("feature meter", default=None)
-
-
-@contextmanager
-def measure_features() -> Generator[FeatureMeter]:
-    """Measure what the stores that are made within this context hold."""
-    meter = FeatureMeter()
-    token = _METER.set(meter)
-    try:
-        yield meter
-    finally:
-        _METER.reset(token)
-
-
 class FeatureStore:
     """Features by frame, each frame's in the order in which they came; close it, or use it as a context.
 
-    Tensors that belong to an autograd graph stay as they are: they are never moved.
+    A closed store is empty and can be filled again. Tensors that belong to an autograd graph stay as they are: they are
+    never moved.
 
     Args:
-        limits: bounds; by default those of the surrounding `feature_limits`.
+        limits: bounds; None takes the default ones.
+
+    Attributes:
+        limits: bounds.
+        peak_bytes: the most that it has held at once, wherever that lay.
     """
 
     def __init__(self, limits: FeatureLimits | None = None) -> None:
-        self.limits = _LIMITS.get() if limits is None else limits
+        self.limits = limits or FeatureLimits()
+        self.peak_bytes = 0
         self._kept: dict[Key, list[_Held]] = {}
         self._device_bytes = 0
         self._host_bytes = 0
         self._spill: _SpillFile | None = None
-        self._meter = _METER.get() or FeatureMeter()
+        self._held_bytes = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -135,9 +94,10 @@ class FeatureStore:
 
     def close(self) -> None:
         """Forget everything, and remove the temporary file."""
-        self._meter.add(-sum(held.num_bytes for kept in self._kept.values() for held in kept))
         self._kept.clear()
-        self._device_bytes = self._host_bytes = 0
+        self._held_bytes = 0
+        self._device_bytes = 0
+        self._host_bytes = 0
         if self._spill is not None:
             self._spill.close()
             self._spill = None
@@ -155,7 +115,8 @@ class FeatureStore:
         if feat.requires_grad:
             return _Held(feat, None, feat.device, 0)
         num_bytes = feat.numel() * feat.element_size()
-        self._meter.add(num_bytes)
+        self._held_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self._held_bytes)
         if feat.device.type != "cpu" and _fits(self._device_bytes + num_bytes, self.limits.device_bytes):
             self._device_bytes += num_bytes
             return _Held(feat, None, feat.device, num_bytes)
@@ -174,13 +135,18 @@ class FeatureStore:
         return self._spill.read(held.slot).to(held.device)
 
     def _release(self, held: _Held) -> None:
-        self._meter.add(-held.num_bytes)
+        self._held_bytes -= held.num_bytes
         if held.slot is not None and self._spill is not None:
             self._spill.free(held.slot)
         elif held.feat is not None and held.feat.device.type != "cpu":
             self._device_bytes -= held.num_bytes
         else:
             self._host_bytes -= held.num_bytes
+
+
+def open_store(store: FeatureStore | None) -> FeatureStore:
+    """Return the store that a caller gave, or a new one; used as a context, either is empty at the end."""
+    return FeatureStore() if store is None else store
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ Sec. 3. Published: 64 channels, 30 blocks a direction (6.3 M parameters) for RED
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet, rename_spynet
-from tubelet.layers.store import FeatureStore
+from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.ops.warp import backward_warp
@@ -70,46 +71,74 @@ class BasicVSR(nn.Module):
         self.conv_hr = nn.Conv2d(_HR_CHANNELS, _HR_CHANNELS, 3, padding=1)
         self.conv_last = nn.Conv2d(_HR_CHANNELS, 3, 3, padding=1)
 
-    def forward(self, lq: Tensor) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W)."""
-        return stack_frames(self.restore(lq), lq.shape[1])
+    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); see `restore`."""
+        return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
 
-    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[Tensor]:
         """Restore a clip as `forward` does, and yield each frame as it is done.
-
-        What is kept of the clip are the features of one direction, in a `FeatureStore`; every flow is used where it is
-        computed, and the features of a frame are freed with the frame.
 
         Args:
             lq: (B, T, 3, H, W).
+            before: one frame and the state of the forward sweep there; empty where the film begins.
+            after: one frame and the state of the backward sweep there; empty where the film ends.
+            seen: called with the states of both sweeps, (B, C, H, W).
+            store: keeps features between the sweeps.
 
         Yields:
             (B, 3, 4H, 4W), from the first frame to the last.
         """
-        frames = lq.unbind(1)
-        with FeatureStore() as back:
-            feat: Tensor | None = None
-            for t in reversed(range(len(frames))):
-                feat = self._propagate(self.backward_trunk, frames, t, t + 1, feat)
-                back.append(t, feat)
-            feat = None
-            for t, frame in enumerate(frames):
-                feat = self._propagate(self.forward_trunk, frames, t, t - 1, feat)
-                x = functional.leaky_relu_(self.fusion(torch.cat([*back.pop(t), feat], 1)), 0.1)
-                base = enlarge(frame, _SCALE)
-                yield shuffle_x4(x, base, (self.upconv1, self.upconv2, self.conv_hr, self.conv_last))
+        for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+            x = functional.leaky_relu_(self.fusion(torch.cat(feats, 1)), 0.1)
+            del feats  # before the large features of the end are made
+            convs = (self.upconv1, self.upconv2, self.conv_hr, self.conv_last)
+            yield shuffle_x4(x, enlarge(lq[:, t], _SCALE), convs)
 
-    def _propagate(
-        self, trunk: ResidualTrunk, frames: tuple[Tensor, ...], t: int, before: int, feat: Tensor | None
-    ) -> Tensor:
-        """Carry the features of frame `before` to frame `t`: (B, C, H, W), None at the start (Eqs. 2 to 5)."""
+    def propagate(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Run both sweeps (Eqs. 2 to 5); arguments as in `restore`.
+
+        Yields:
+            each frame, and its features of both sweeps, (B, C, H, W) each.
+        """
+        num_frames = lq.shape[1]
+        frames = clip_frames(lq, before, after)
+
+        def backward(t: int, past: Past) -> Tensor:
+            aligned = self._align(past, frames, t, t + 1)
+            return self.backward_trunk(torch.cat([frames[t], aligned], 1))
+
+        def forward(t: int, past: Past) -> Tensor:
+            aligned = self._align(past, frames, t, t - 1)
+            return self.forward_trunk(torch.cat([frames[t], aligned], 1))
+
+        with open_store(store) as features:
+            for t, feat in sweep("backward", num_frames, -1, after, 1, backward, seen):
+                features.append(t, feat)
+            for t, feat in sweep("forward", num_frames, 1, before, 1, forward, seen):
+                yield t, [*features.pop(t), feat]
+
+    def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, other: int) -> Tensor:
+        """Carry the state at frame `other` to frame t: (B, C, H, W), zero at the start of the film."""
         frame = frames[t]
-        if feat is None:
-            batch, _, height, width = frame.shape
-            aligned = frame.new_zeros(batch, self.config.channels, height, width)
-        else:
-            aligned = backward_warp(feat, self.spynet(frame, frames[before]))
-        return trunk(torch.cat([frame, aligned], 1))
+        if not past:
+            return frame.new_zeros(frame.shape[0], self.config.channels, *frame.shape[2:])
+        return backward_warp(past[0], self.spynet(frame, frames[other]))
 
 
 _MMAGIC = (
@@ -142,7 +171,7 @@ def _infer(state: State) -> BasicVSRConfig:
 
 def _contract(config: BasicVSRConfig) -> Contract:
     del config  # every configuration asks for the same
-    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True)
+    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True, edge_frames=1)
 
 
 ARCHITECTURE = Architecture(

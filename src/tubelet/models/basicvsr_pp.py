@@ -28,11 +28,12 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.deform import SecondOrderAlign
-from tubelet.layers.flows import ClipFlows, is_mirrored
+from tubelet.layers.flows import ClipFlows
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet, rename_spynet
-from tubelet.layers.store import FeatureStore
+from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.ops.warp import backward_warp
@@ -96,88 +97,128 @@ class BasicVSRPlusPlus(nn.Module):
         self.conv_hr = nn.Conv2d(_HR_CHANNELS, _HR_CHANNELS, 3, padding=1)
         self.conv_last = nn.Conv2d(_HR_CHANNELS, 3, 3, padding=1)
 
-    def forward(self, lq: Tensor) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), s = 4, or 1 for input "full"."""
-        return stack_frames(self.restore(lq), lq.shape[1])
+    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), s = 4, or 1 for input "full"; see `restore`."""
+        return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
 
-    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[Tensor]:
         """Restore a clip as `forward` does, and yield each frame as it is done.
-
-        Features and flows wait in a `FeatureStore` between the sweeps; each is computed once, and those of a frame are
-        freed with the frame.
 
         Args:
             lq: (B, T, 3, H, W).
+            before: two frames and the states of both forward sweeps there; fewer where the film begins.
+            after: two frames and the states of both backward sweeps there; fewer where the film ends.
+            seen: called with the states of the four sweeps, (B, C, H, W), or (B, C, H/4, W/4) for input "full".
+            store: keeps features and flows between the sweeps.
 
         Yields:
             (B, 3, sH, sW), from the first frame to the last.
         """
-        with FeatureStore() as store:
-            mirrored = is_mirrored(lq)
-            flows = ClipFlows(self.spynet, self._shrink(lq), store, uses=2, mirrored=mirrored)
-            for t in reversed(range(lq.shape[1])):
-                twin = store.get(lq.shape[1] - 1 - t) if mirrored else []  # the same picture
-                store.append(t, twin[0] if twin else self.feat_extract(lq[:, t]))
-            for sweep in _SWEEPS[:-1]:
-                for t, feats in self._propagate(sweep, lq.shape[1], flows, store.get):
-                    store.append(t, feats[-1])
-            for t, feats in self._propagate(_SWEEPS[-1], lq.shape[1], flows, store.pop):
-                yield self._reconstruct(feats, lq[:, t])
+        for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+            yield self._reconstruct(feats, lq[:, t])
+            del feats  # before the next frame
 
-    def _shrink(self, lq: Tensor) -> tuple[Tensor, ...]:
-        """Return the frames that flow is estimated of: they have the size of the features."""
-        if self.config.input == "low":
-            return lq.unbind(1)
-        return tuple(
-            functional.interpolate(frame, scale_factor=1 / _SCALE, mode="bicubic", align_corners=False)
-            for frame in lq.unbind(1)
-        )
-
-    def _propagate(
-        self, sweep: str, num_frames: int, flows: ClipFlows, read: Callable[[int], list[Tensor]]
+    def propagate(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Sweep over the clip (Eqs. 1 and 2).
-
-        Args:
-            sweep: which.
-            num_frames: T.
-            flows: of the clip.
-            read: gives what is known of a frame: its own features and those of earlier sweeps, (B, C, H, W) each.
+        """Run the four sweeps; arguments as in `restore`.
 
         Yields:
-            a frame, and what is known of it after this sweep.
+            each frame, and its features g(t), f_1(t) … f_4(t), (B, C, H, W) each.
         """
-        step = -1 if sweep.startswith("backward") else 1
-        feat: Tensor | None = None  # of the last step
-        older: Tensor | None = None  # of the step before
-        flow: Tensor | None = None  # from the last step to the step before
-        for t in range(num_frames)[::step]:
-            known = read(t)
-            if feat is None:
-                aligned = torch.zeros_like(known[0])
-            else:
-                flow_1 = flows.between(t, t - step)
-                flow_2 = None if flow is None else flow_1 + backward_warp(flow, flow_1)
-                aligned = self._align(sweep, known[0], (feat, older), (flow_1, flow_2))
-                flow = flow_1
-            fresh: Tensor = self.backbone[sweep](torch.cat([*known, aligned], 1)).add_(aligned)
-            older, feat = feat, fresh
-            yield t, [*known, fresh]
+        num_frames = lq.shape[1]
+        frames = {t: self._shrink(frame) for t, frame in clip_frames(lq, before, after).items()}
+        with open_store(store) as features:
+            flows = ClipFlows(self.spynet, frames, num_frames, features, sweeps=2, order=2)
+            for t in reversed(range(num_frames)):
+                features.append(t, self.feat_extract(lq[:, t]))
+            for name in _SWEEPS:
+                is_last = name == _SWEEPS[-1]
+                read = features.pop if is_last else features.get
+                edge = after if name.startswith("backward") else before
+                for t, feats in self._sweep(name, num_frames, edge, flows, read, seen):
+                    if is_last:
+                        yield t, feats
+                    else:
+                        features.append(t, feats[-1])
 
-    def _align(
-        self, sweep: str, current: Tensor, feats: tuple[Tensor, Tensor | None], flows: tuple[Tensor, Tensor | None]
-    ) -> Tensor:
-        """Align the features of the last two steps, as far as there are two, with the current frame (Eqs. 3 to 6)."""
-        (feat, older), (flow_1, flow_2) = feats, flows
-        guide = [backward_warp(feat, flow_1), current]
-        if older is None or flow_2 is None:
-            older, flow_2 = torch.zeros_like(feat), torch.zeros_like(flow_1)
-            guide.append(older)
-        else:
-            guide.append(backward_warp(older, flow_2))
-        joined = torch.cat(guide, 1)
-        guide.clear()  # before the offsets, the largest part of all, are made
-        return self.deform_align[sweep](torch.cat([feat, older], 1), joined, flow_1, flow_2)
+    def _shrink(self, frame: Tensor) -> Tensor:
+        """Return the frame at the size of the features, for the flow."""
+        if self.config.input == "low":
+            return frame
+        return functional.interpolate(frame, scale_factor=1 / _SCALE, mode="bicubic", align_corners=False)
+
+    def _sweep(
+        self,
+        name: str,
+        num_frames: int,
+        edge: Edge,
+        flows: ClipFlows,
+        read: Callable[[int], list[Tensor]],
+        seen: Seen | None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Sweep j over the clip (Eqs. 1 and 2).
+
+        Args:
+            name: of the sweep.
+            num_frames: T.
+            edge: what lies beyond the frame where the sweep starts.
+            flows: of the clip.
+            read: gives the features g(t), f_1(t) … f_{j-1}(t) of a frame.
+            seen: called with every new state.
+
+        Yields:
+            each frame, and its features g(t), f_1(t) … f_j(t).
+        """
+        step = -1 if name.startswith("backward") else 1
+        known: list[Tensor] = []  # features of the current frame
+
+        def advance(t: int, past: Past) -> Tensor:
+            nonlocal known
+            known = read(t)
+            hops = [flows.between(t - i * step, t - (i + 1) * step) for i in range(len(past))]
+            aligned = self._align(name, known[0], past, hops)
+            return self.backbone[name](torch.cat([*known, aligned], 1)) + aligned
+
+        for t, feat in sweep(name, num_frames, step, edge, 2, advance, seen):
+            yield t, [*known, feat]
+
+    def _align(self, name: str, current: Tensor, past: Past, hops: list[Tensor]) -> Tensor:
+        """Align the states of the last two frames with the current one (Eqs. 3 to 6).
+
+        Args:
+            name: of the sweep.
+            current: (B, C, H, W), g of the current frame.
+            past: states (B, C, H, W) of the last frame and of the one before.
+            hops: flows (B, 2, H, W) from the current frame to the last, and from there to the one before.
+
+        Returns:
+            (B, C, H, W); zero at the first frame of the film.
+        """
+        if not past:
+            return torch.zeros_like(current)
+        flow_1 = hops[0]
+        if len(past) == 2:
+            flow_2 = flow_1 + backward_warp(hops[1], flow_1)
+        else:  # the second frame of the film
+            past = (*past, torch.zeros_like(current))
+            flow_2 = torch.zeros_like(flow_1)
+        guide = torch.cat([backward_warp(past[0], flow_1), current, backward_warp(past[1], flow_2)], 1)
+        return self.deform_align[name](torch.cat(past, 1), guide, flow_1, flow_2)
 
     def _reconstruct(self, feats: list[Tensor], frame: Tensor) -> Tensor:
         """Make a frame of all its features: 5 of (B, C, H, W) → (B, 3, 4H, 4W)."""
@@ -232,9 +273,10 @@ def _infer(state: State) -> BasicVSRPlusPlusConfig:
 
 
 def _contract(config: BasicVSRPlusPlusConfig) -> Contract:
+    clip = Temporal("clip")
     if config.input == "full":
-        return Contract(scale=1, temporal=Temporal("clip"), halo_px=128, size_multiple=_SCALE, streams=True)
-    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True)
+        return Contract(scale=1, temporal=clip, halo_px=128, size_multiple=_SCALE, streams=True, edge_frames=2)
+    return Contract(scale=_SCALE, temporal=clip, halo_px=32, streams=True, edge_frames=2)
 
 
 ARCHITECTURE = Architecture(

@@ -19,6 +19,8 @@ from typing import Protocol, cast
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
+from tubelet.layers.recurrence import Edge, Seen
+from tubelet.layers.store import FeatureStore
 from tubelet.models.architecture import Contract
 
 __all__ = [
@@ -99,11 +101,34 @@ class ClipModel(Protocol):
         ...
 
 
-class StreamingModel(ClipModel, Protocol):
-    """Restores several frames at once, and gives them one by one."""
+class StreamingModel(Protocol):
+    """Restores several frames at once, gives them one by one, and goes on from the states at the ends of a clip."""
 
-    def restore(self, lq: Tensor) -> Iterator[Tensor]:
-        """Yield the frames of `forward` in order: T' times (B, 3, sH, sW)."""
+    def forward(self, lq: Tensor, before: Edge = ..., after: Edge = ...) -> Tensor:
+        """Map (B, T, 3, H, W) to (B, T', 3, sH, sW), T' = T + between_frames · (T - 1)."""
+        ...
+
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = ...,
+        after: Edge = ...,
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield the frames of `forward` in order.
+
+        Args:
+            lq: (B, T, 3, H, W).
+            before: what lies before the clip, `Edge()` where the film begins.
+            after: what lies after the clip, `Edge()` where the film ends.
+            seen: called with every new state, so that it can become part of an edge.
+            store: keeps features between the sweeps, and is empty afterwards; None makes one with default limits.
+
+        Yields:
+            T' times (B, 3, sH, sW).
+        """
         ...
 
 

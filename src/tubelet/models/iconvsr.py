@@ -18,7 +18,7 @@ Sec. 4. Published: 64 channels, 30 blocks a direction, key frame windows of 5 fr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.flows import ClipFlows, is_mirrored
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet, rename_spynet
-from tubelet.layers.store import FeatureStore
+from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.models.edvr import EDVRConfig, EDVRFeatureExtractor
@@ -91,84 +91,136 @@ class IconVSR(nn.Module):
         self.conv_hr = nn.Conv2d(_HR_CHANNELS, _HR_CHANNELS, 3, padding=1)
         self.conv_last = nn.Conv2d(_HR_CHANNELS, 3, 3, padding=1)
 
-    def forward(self, lq: Tensor) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); H and W at least 4."""
-        return stack_frames(self.restore(lq), lq.shape[1])
+    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W), H and W at least 4; see `restore`."""
+        return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
 
-    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[Tensor]:
         """Restore a clip as `forward` does, and yield each frame as it is done.
-
-        Backward features, refilled features and the flows that are needed again wait in a `FeatureStore`.
 
         Args:
             lq: (B, T, 3, H, W).
+            before: frames for the windows of key frames, twice `temporal_padding` or as many as the film has, and the
+                state of the forward sweep; its `frame_index` alone tells which frames are key frames.
+            after: likewise, with the state of the backward sweep; the last frame is a key frame where it is empty.
+            seen: called with the states of both sweeps, (B, C, H', W'), sides rounded up to multiples of 4.
+            store: keeps backward and refilled features.
 
         Yields:
             (B, 3, 4H, 4W), from the first frame to the last.
         """
         height, width = lq.shape[-2:]
-        frames = [_pad(frame) for frame in lq.unbind(1)]
-        with FeatureStore() as store:
-            flows = ClipFlows(self.spynet, frames, store, uses=1, mirrored=is_mirrored(lq))
-            self._refill(frames, store)
-            feat: Tensor | None = None
-            for t in reversed(range(len(frames))):
-                aligned = self._align(frames[t], feat, flows, (t, t + 1))
-                refill = store.get(("refill", t))
-                if refill:
-                    aligned = self.backward_fusion(torch.cat([aligned, *refill], 1))
-                fresh: Tensor = self.backward_trunk(torch.cat([frames[t], aligned], 1))
-                store.append(t, fresh)
-                feat = fresh
-            feat = None
-            for t, frame in enumerate(frames):
-                aligned = self._align(frame, feat, flows, (t, t - 1))
-                refill = store.pop(("refill", t))
-                if refill:
-                    aligned = self.forward_fusion(torch.cat([aligned, *refill], 1))
-                fresh = self.forward_trunk(torch.cat([frame, *store.pop(t), aligned], 1))
-                yield self._upsample(fresh, frame)[..., : height * _SCALE, : width * _SCALE]
-                feat = fresh
+        for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+            sr = self._upsample(feats.pop(), _pad(lq[:, t]))
+            yield sr[..., : height * _SCALE, : width * _SCALE]
 
-    def _align(self, frame: Tensor, feat: Tensor | None, flows: ClipFlows, step: tuple[int, int]) -> Tensor:
-        """Carry features from the other frame of a step to `frame`: (B, C, H, W), zero at the start."""
-        if feat is None:
+    def propagate(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Refill key frames, then run both sweeps (Secs. 4.1 and 4.2); arguments as in `restore`.
+
+        Yields:
+            each frame, and its features of the forward sweep, (B, C, H', W').
+        """
+        num_frames = lq.shape[1]
+        frames = {t: _pad(frame) for t, frame in clip_frames(lq, before, after).items()}
+        keys = keyframes(
+            before.frame_index + 1,
+            num_frames,
+            stride=self.config.keyframe_stride,
+            ends_film=after.is_film_end,
+        )
+        with open_store(store) as features:
+
+            def backward(t: int, past: Past) -> Tensor:
+                x = self._align(past, frames, t, t + 1)
+                if t in keys:
+                    x = self.backward_fusion(torch.cat([x, *features.get(("refill", t))], 1))
+                return self.backward_trunk(torch.cat([frames[t], x], 1))
+
+            def forward(t: int, past: Past) -> Tensor:
+                x = self._align(past, frames, t, t - 1)
+                if t in keys:
+                    x = self.forward_fusion(torch.cat([x, *features.pop(("refill", t))], 1))
+                return self.forward_trunk(torch.cat([frames[t], *features.pop(t), x], 1))
+
+            for t, refill in self._refill(frames, keys):
+                features.append(("refill", t), refill)
+            for t, feat in sweep("backward", num_frames, -1, after, 1, backward, seen):
+                features.append(t, feat)
+            for t, feat in sweep("forward", num_frames, 1, before, 1, forward, seen):
+                yield t, [feat]
+
+    def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, other: int) -> Tensor:
+        """Carry the state at frame `other` to frame t: (B, C, H, W), zero at the start of the film."""
+        frame = frames[t]
+        if not past:
             return frame.new_zeros(frame.shape[0], self.config.channels, *frame.shape[2:])
-        return backward_warp(feat, flows.between(*step))
+        return backward_warp(past[0], self.spynet(frame, frames[other]))
 
     def _upsample(self, feat: Tensor, frame: Tensor) -> Tensor:
         """Add the detail that features (B, C, H, W) hold to the enlarged frame: (B, 3, 4H, 4W)."""
         convs = (self.upconv1, self.upconv2, self.conv_hr, self.conv_last)
         return shuffle_x4(feat, enlarge(frame, _SCALE), convs)
 
-    def _refill(self, frames: list[Tensor], store: FeatureStore) -> None:
+    def _refill(self, frames: Mapping[int, Tensor], keys: list[int]) -> Iterator[tuple[int, Tensor]]:
         """Compute the features of the key frames from their windows (Sec. 4.1)."""
         encoded: dict[int, tuple[Tensor, ...]] = {}  # what windows share is computed once
-        for t in keyframes(len(frames), self.config.keyframe_stride):
-            window = window_of(t, self.config.temporal_padding, len(frames))
+        for t in keys:
+            window = window_of(t, self.config.temporal_padding, min(frames), max(frames))
             encoded = {i: encoded[i] if i in encoded else self.edvr.encode(frames[i]) for i in set(window)}
-            store.append(("refill", t), self.edvr.fuse([encoded[i] for i in window]))
+            yield t, self.edvr.fuse([encoded[i] for i in window])
 
 
-def keyframes(num_frames: int, stride: int) -> list[int]:
-    """List the key frames of a clip: every `stride`-th, and the last."""
-    return sorted({*range(0, num_frames, stride), num_frames - 1})
+def keyframes(first: int, num_frames: int, *, stride: int, ends_film: bool) -> list[int]:
+    """List the key frames of a clip: every `stride`-th frame of the film, and its last.
+
+    Args:
+        first: index in the film of the clip's first frame.
+        num_frames: T.
+        stride: frames from one key frame to the next.
+        ends_film: whether the clip's last frame is the film's.
+    """
+    keys = [t for t in range(num_frames) if (first + t) % stride == 0]
+    last = num_frames - 1
+    if ends_film and last not in keys:
+        keys.append(last)
+    return keys
 
 
-def window_of(t: int, radius: int, num_frames: int) -> list[int]:
+def window_of(t: int, radius: int, first: int, last: int) -> list[int]:
     """List the frames of the window around a key frame.
 
     Beyond the ends stand the frames that come next within: before frame 0 of a window of 5 stand 4 and 3, after the
     last those fourth and fifth from the end.
+
+    Args:
+        t: the key frame.
+        radius: neighbours on each side.
+        first: the first frame that there is.
+        last: the last frame that there is.
     """
-    last = num_frames - 1
     window: list[int] = []
     for i in range(t - radius, t + radius + 1):
-        if i < 0:
-            i = radius - i
+        if i < first:
+            i = 2 * first + radius - i
         elif i > last:
             i = 2 * last - radius - i
-        window.append(min(max(i, 0), last))  # Deviation: shorter clips than the window are undefined in the paper
+        window.append(min(max(i, first), last))  # Deviation: shorter clips than the window are undefined in the paper
     return window
 
 
@@ -227,8 +279,14 @@ def _infer(state: State) -> IconVSRConfig:
 
 
 def _contract(config: IconVSRConfig) -> Contract:
-    temporal = Temporal("clip", start_multiple=config.keyframe_stride)  # so that windows have the clip's keyframes
-    return Contract(scale=_SCALE, temporal=temporal, halo_px=48, min_size_px=_MULTIPLE, streams=True)
+    return Contract(
+        scale=_SCALE,
+        temporal=Temporal("clip"),
+        halo_px=48,
+        min_size_px=_MULTIPLE,
+        streams=True,
+        edge_frames=2 * config.temporal_padding,  # beyond a film's end, windows take frames that far within
+    )
 
 
 ARCHITECTURE = Architecture(

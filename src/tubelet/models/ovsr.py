@@ -18,8 +18,9 @@ LOVSR is the local one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, cast
 
 import torch
@@ -29,7 +30,8 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve, convolve_parts
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.store import FeatureStore
+from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
+from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
@@ -161,54 +163,82 @@ class OVSR(nn.Module):
         self.precursor = _Precursor(config.channels, config.num_precursor_blocks)
         self.successor = _Successor(config.channels, config.num_successor_blocks)
 
-    def forward(self, lq: Tensor) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W)."""
-        return stack_frames(self.restore(lq), lq.shape[1])
+    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); see `restore`."""
+        return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
 
-    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[Tensor]:
         """Restore a clip as `forward` does, and yield each frame as it is done.
-
-        A global precursor's features wait in a `FeatureStore`; a local one runs one frame ahead.
 
         Args:
             lq: (B, T, 3, H, W).
+            before: one frame and the state there of the successor, and of a local precursor; empty where the film
+                begins.
+            after: one frame and the state there of the precursor, global or local; empty where the film ends.
+            seen: called with the states of "precursor" and "successor", (B, C, H, W).
+            store: keeps the features of a global precursor; a local one runs one frame ahead.
 
         Yields:
             (B, 3, 4H, 4W), from the first frame to the last.
         """
-        frames = lq.unbind(1)
-        with FeatureStore() as store:
-            coming = self._precede(frames, store)
-            past, present = self._zero(frames[0]), next(coming)
-            for t in range(len(frames)):
-                future = next(coming, present)
-                past = self.successor(_window(frames, t), (past, present, future))
-                yield self.successor.upscale(past) + self.precursor.upscale(present)
-                present = future
+        for _, (present, hidden) in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+            yield self.successor.upscale(hidden) + self.precursor.upscale(present)
+            del present, hidden  # before the next frame
 
-    def _precede(self, frames: Sequence[Tensor], store: FeatureStore) -> Iterator[Tensor]:
-        """Yield the precursor's features (B, C, H, W), from the first frame to the last."""
-        if self.config.kind == "local":
-            yield from (hidden for _, hidden in self._run_precursor(frames, range(len(frames))))
-            return
-        for t, hidden in self._run_precursor(frames, reversed(range(len(frames)))):
-            store.append(t, hidden)
-        for t in range(len(frames)):
-            yield store.pop(t)[0]
+    def propagate(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Run precursor and successor; arguments as in `restore`.
 
-    def _run_precursor(self, frames: Sequence[Tensor], order: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
-        hidden = self._zero(frames[0])
-        for t in order:
-            hidden = self.precursor(_window(frames, t), hidden)
-            yield t, hidden
+        Yields:
+            each frame, and its features p(t) and s(t), (B, C, H, W) each.
+        """
+        num_frames = lq.shape[1]
+        frames = clip_frames(lq, before, after)
+        zero = lq.new_zeros(lq.shape[0], self.config.channels, *lq.shape[3:])
+        at_end = after.hidden.get("precursor", ())[:1]
 
-    def _zero(self, frame: Tensor) -> Tensor:
-        return frame.new_zeros(frame.shape[0], self.config.channels, *frame.shape[2:])
+        def precede(t: int, past: Past) -> Tensor:
+            return self.precursor(_window(frames, t), past[0] if past else zero)
+
+        def succeed(t: int, past: Past) -> Tensor:
+            nonlocal present, future
+            present = future
+            future = next(coming, present)
+            return self.successor(_window(frames, t), (past[0] if past else zero, present, future))
+
+        with open_store(store) as features:
+            if self.config.kind == "global":
+                for t, feat in sweep("precursor", num_frames, -1, after, 1, precede, seen):
+                    features.append(t, feat)
+                preceding = (features.pop(t)[0] for t in range(num_frames))
+            else:
+                local = sweep("precursor", num_frames, 1, before, 1, precede, seen)
+                preceding = (feat for _, feat in local)
+            coming = chain(preceding, at_end)  # p(0), p(1), … and, where the film goes on, p(T)
+            future = present = next(coming)
+            for t, feat in sweep("successor", num_frames, 1, before, 1, succeed, seen):
+                yield t, [present, feat]
 
 
-def _window(frames: Sequence[Tensor], t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Take a frame and its neighbours; beyond the ends the frame itself is repeated."""
-    return frames[max(t - 1, 0)], frames[t], frames[min(t + 1, len(frames) - 1)]
+def _window(frames: Mapping[int, Tensor], t: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Take a frame and its neighbours; beyond the ends of the film the frame itself is repeated."""
+    frame = frames[t]
+    return frames.get(t - 1, frame), frame, frames.get(t + 1, frame)
 
 
 _HEADS = {
@@ -239,7 +269,7 @@ def _infer(state: State) -> OVSRConfig:
 
 def _contract(config: OVSRConfig) -> Contract:
     del config  # every configuration asks for the same
-    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True)
+    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True, edge_frames=1)
 
 
 ARCHITECTURE = Architecture(

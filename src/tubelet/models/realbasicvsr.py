@@ -13,14 +13,16 @@ channels, 20 cleaning blocks, 20 blocks a direction (6.3 M parameters).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.recurrence import Edge, Seen
 from tubelet.layers.residual import ResidualTrunk
+from tubelet.layers.store import FeatureStore
 from tubelet.models import basicvsr
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.models.basicvsr import BasicVSR, BasicVSRConfig
@@ -66,47 +68,101 @@ class RealBasicVSR(nn.Module):
         )
         self.basicvsr = BasicVSR(BasicVSRConfig(channels=config.channels, num_blocks=config.num_blocks))
 
-    def forward(self, lq: Tensor) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W)."""
-        return stack_frames(self.restore(lq), lq.shape[1])
+    def forward(
+        self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge(), *, cleanings: Tensor | None = None
+    ) -> Tensor:
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); see `restore`."""
+        return stack_frames(self.restore(lq, before=before, after=after, cleanings=cleanings), lq.shape[1])
 
-    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+        cleanings: Tensor | None = None,
+    ) -> Iterator[Tensor]:
         """Restore a clip as `forward` does, and yield each frame as it is done.
 
         Args:
             lq: (B, T, 3, H, W).
+            before: one frame, not cleaned, and the state of the forward sweep there; empty where the film begins.
+            after: one frame, not cleaned, and the state of the backward sweep there; empty where the film ends.
+            seen: called with the states of both sweeps, (B, C, H, W).
+            store: keeps features between the sweeps.
+            cleanings: (B,), how often each clip is cleaned, at most 3; None decides it by the clip, not by its film.
 
         Yields:
             (B, 3, 4H, 4W), from the first frame to the last.
         """
-        yield from self.basicvsr.restore(self.clean(lq))
+        lq, before, after = self._clean_all(lq, before, after, cleanings)
+        yield from self.basicvsr.restore(lq, before=before, after=after, seen=seen, store=store)
+
+    def propagate(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+        cleanings: Tensor | None = None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Run both sweeps over the cleaned clip; arguments as in `restore`.
+
+        Yields:
+            each frame, and its features of both sweeps, (B, C, H, W) each.
+        """
+        lq, before, after = self._clean_all(lq, before, after, cleanings)
+        yield from self.basicvsr.propagate(lq, before=before, after=after, seen=seen, store=store)
 
     def clean(self, lq: Tensor) -> Tensor:
         """Remove noise and artefacts from a clip, as often as it needs: (B, T, 3, H, W) to the same.
 
         Each clip of a batch is judged by itself.
         """
-        active = torch.ones(lq.shape[0], dtype=torch.bool, device=lq.device)
-        for _ in range(_MOST_CLEANINGS):
-            lq, change = self._clean_once(lq, active)
-            active = active & (change >= self.config.dynamic_refine_thres / _LEVELS)
+        return self._clean(lq, None)[0]
+
+    def _clean_all(self, lq: Tensor, before: Edge, after: Edge, cleanings: Tensor | None) -> tuple[Tensor, Edge, Edge]:
+        """Clean a clip, and the frames of its edges as often as the clip."""
+        lq, cleanings = self._clean(lq, cleanings)
+        return lq, self._clean_edge(before, cleanings), self._clean_edge(after, cleanings)
+
+    def _clean_edge(self, edge: Edge, cleanings: Tensor) -> Edge:
+        if not edge.frames:
+            return edge
+        cleaned, _ = self._clean(torch.stack(edge.frames, 1), cleanings)
+        return replace(edge, frames=cleaned.unbind(1))
+
+    def _clean(self, lq: Tensor, cleanings: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Clean a clip; return it and how often each clip of the batch was cleaned, (B,)."""
+        threshold = self.config.dynamic_refine_thres / _LEVELS
+        done = torch.zeros(lq.shape[0], dtype=torch.long, device=lq.device)
+        active = torch.ones_like(done, dtype=torch.bool)
+        for number in range(_MOST_CLEANINGS):
+            if cleanings is not None:
+                active = cleanings > number
             if not active.any():
                 break
-        return lq
+            lq, change = self._clean_once(lq, active)
+            done = done + active
+            active = active & (change >= threshold)
+        return lq, done
 
     def _clean_once(self, lq: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """Clean the clips that are `active` (B,), frame by frame; return the clips and their mean change (B,)."""
+        num_frames = lq.shape[1]
         change = lq.new_zeros(lq.shape[0])
-        frames: list[Tensor] = []
-        cleaned = None if torch.is_grad_enabled() else torch.empty_like(lq)  # in the layout of the frames
-        for t, frame in enumerate(lq.unbind(1)):
-            residue = self.image_cleaning(frame) * active.view(-1, 1, 1, 1)
-            change += residue.detach().abs().mean((1, 2, 3)) / lq.shape[1]
-            if cleaned is None:
-                frames.append(frame + residue)
-            else:
-                cleaned[:, t] = frame + residue
-        return torch.stack(frames, 1) if cleaned is None else cleaned, change
+
+        def cleaned() -> Iterator[Tensor]:
+            for frame in lq.unbind(1):
+                residue = self.image_cleaning(frame) * active.view(-1, 1, 1, 1)
+                change.add_(residue.detach().abs().mean((1, 2, 3)) / num_frames)
+                yield frame + residue
+
+        return stack_frames(cleaned(), num_frames, like=lq), change
 
 
 _INNER = "basicvsr."

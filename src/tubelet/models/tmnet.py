@@ -28,7 +28,8 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.store import FeatureStore
+from tubelet.layers.recurrence import Edge, Seen
+from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract, State
 from tubelet.models.zooming_slow_mo import (
     HALO_PX,
@@ -51,6 +52,8 @@ _LOCAL_GROUPS = 8
 _SLOPE = 0.1
 
 Times = Tensor | Sequence[float]
+Between = Sequence[tuple[Modulate | None, Modulate | None]]
+"""How the alignment of the first and of the second frame of a pair is modulated, for each moment between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,35 +158,78 @@ class TMNet(nn.Module):
         self.lstm = BiDeformableConvLSTM(_CHANNELS, config.groups)
         self.reconstruction = Reconstruction(_CHANNELS, config.back_blocks)
 
-    def forward(self, lq: Tensor, times: Times | None = None) -> Tensor:
+    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge(), *, times: Times | None = None) -> Tensor:
         """Restore a clip, with frames between any two of its frames.
 
         Args:
             lq: (B, T, 3, H, W), H and W multiples of 4.
-            times: of the frames between two, (k,) for the whole batch or (B, k), in (0, 1) and increasing. Default: one
-                half-way, where the modulation adds nothing.
+            before: see `restore`.
+            after: see `restore`.
+            times: see `restore`.
 
         Returns:
             (B, T + (T - 1)·k, 3, 4H, 4W), in order of time.
         """
-        between = self._between(times, lq)
-        return stack_frames(self._restore(lq, between), lq.shape[1] + (lq.shape[1] - 1) * len(between))
+        count = _count(lq, self._between(times, lq))
+        return stack_frames(self.restore(lq, before=before, after=after, times=times), count)
 
-    def restore(self, lq: Tensor) -> Iterator[Tensor]:
-        """Restore a clip as `forward` does with one frame half-way, and yield each frame as it is done.
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+        times: Times | None = None,
+    ) -> Iterator[Tensor]:
+        """Restore a clip as `forward` does, and yield each frame as it is done.
 
-        What is kept of the clip, in a `FeatureStore`, are its features, those compared, and the hidden states of one
-        direction; all are freed with the frame.
+        The moments of the clip are its frames and those between them, in order of time. The state at an edge is that of
+        the moment next to the clip, between it and the frame of the edge.
 
         Args:
             lq: (B, T, 3, H, W).
+            before: one frame, and the state of the sweep "forward"; empty where the film begins.
+            after: one frame, and the state of the sweep "backward"; empty where the film ends.
+            seen: called with the states of both sweeps at every moment, (B, 2C, H, W).
+            store: keeps the features of the clip, those compared, and the hidden states of one direction.
+            times: of the frames between two, (k,) for the whole batch or (B, k), in (0, 1) and increasing. Default: one
+                half-way, where the modulation adds nothing.
 
         Yields:
-            (B, 3, 4H, 4W), 2T - 1 times.
+            (B, 3, 4H, 4W), T + (T - 1)·k times.
         """
-        return self._restore(lq, self._between(None, lq))
+        moments = self.propagate(lq, before=before, after=after, seen=seen, store=store, times=times)
+        for _, (hidden, raw) in moments:
+            yield self.reconstruction(hidden, raw)
 
-    def _between(self, times: Times | None, lq: Tensor) -> list[tuple[Modulate | None, Modulate | None]]:
+    def propagate(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+        times: Times | None = None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Compare neighbouring moments, and run both sweeps; arguments as in `restore`.
+
+        Yields:
+            each moment, its features of both sweeps fused, and its features before both, (B, C, H, W) each.
+        """
+        between = self._between(times, lq)
+        count = _count(lq, between)
+        with open_store(store) as features:
+            for t, (last, feat, following) in self._neighbours(lq, before, after, between):
+                features.append(("raw", t), feat)
+                features.append(t, feat + self.comparison(last, feat, following))
+            fused = self.lstm(features, count, before=before, after=after, seen=seen)
+            for t, feat in enumerate(fused):
+                yield t, [feat, *features.pop(("raw", t))]
+
+    def _between(self, times: Times | None, lq: Tensor) -> Between:
         """Make the modulations of both sides for each of the k times."""
         if times is None:
             return [(None, None)]
@@ -191,18 +237,26 @@ class TMNet(nn.Module):
         signed = signed.expand(lq.shape[0], -1)[..., None, None, None]  # (B, k, 1, 1, 1)
         return [(self.modulation1.at(time), self.modulation2.at(-time)) for time in signed.unbind(1)]
 
-    def _restore(self, lq: Tensor, between: Sequence[tuple[Modulate | None, Modulate | None]]) -> Iterator[Tensor]:
-        count = lq.shape[1] + (lq.shape[1] - 1) * len(between)
-        with FeatureStore() as store:
-            for t, (before, feat, after) in enumerate(_neighbours(self.features(lq, between))):
-                store.append(("raw", t), feat)
-                store.append(t, feat + self.comparison(before, feat, after))
-            for t, hidden in enumerate(self.lstm(store, count)):
-                yield self.reconstruction(hidden, *store.pop(("raw", t)))
+    def _neighbours(
+        self, lq: Tensor, before: Edge, after: Edge, between: Between
+    ) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
+        """Yield each moment with the features of the last, of itself and of the next; film ends are repeated."""
+        frames = [*before.frames[:1], *lq.unbind(1), *after.frames[:1]]
+        first = -1 - len(between) if before.frames else 0
+        triples = _triples(self.features(frames, between))
+        for t, triple in enumerate(triples, first):
+            if 0 <= t < _count(lq, between):
+                yield t, triple
 
 
-def _neighbours(feats: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield each frame with those before and after it; beyond the ends the first or last is repeated."""
+def _count(lq: Tensor, between: Between) -> int:
+    """Count the moments of a clip."""
+    num_frames = lq.shape[1]
+    return num_frames + (num_frames - 1) * len(between)
+
+
+def _triples(feats: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield each with the one before and the one after it; beyond the ends the first or last is repeated."""
     feat = next(feats)
     before = feat
     for after in feats:
@@ -255,6 +309,7 @@ def _contract(config: TMNetConfig) -> Contract:
         halo_px=HALO_PX,
         size_multiple=SIZE_MULTIPLE,
         streams=True,
+        edge_frames=1,
     )
 
 

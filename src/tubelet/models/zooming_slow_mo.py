@@ -19,7 +19,7 @@ Vimeo-90K.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,9 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.recurrence import Edge, Past, Seen, sweep
 from tubelet.layers.residual import ResidualBlock
-from tubelet.layers.store import FeatureStore
+from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract, State, count_names
 from tubelet.types import Temporal
 
@@ -48,7 +49,7 @@ __all__ = [
 
 SCALE = 4
 SIZE_MULTIPLE = 4  # two halvings that must come out even
-HALO_PX = 32  # measured, weights of chance: tiles differ from the whole by 136 dB at the seam, with 16 px by 90 dB
+HALO_PX = 32  # measured, random weights: tiles differ from the whole by 136 dB at the seam, with 16 px by 90 dB
 OVERLAP_FRAMES = 8  # likewise: windows of both networks differ by 139 dB at the seam, with 4 by 104 dB, with 2 by 70 dB
 _HR_CHANNELS = 64  # of the last convolutions, whatever the width of the others
 
@@ -206,18 +207,27 @@ class _DeformableConvLSTM(nn.Module):
         self.pcd_c = _AlignState(channels, groups)
         self.gates = _conv(2 * channels, 4 * channels)
 
-    def forward(self, feat: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Take one step: feat (B, C, H, W), state (h, c) or None at the start, to the next (h, c)."""
-        h, c = state or (torch.zeros_like(feat), torch.zeros_like(feat))
+    def forward(self, feat: Tensor, past: Past) -> Tensor:
+        """Take one step.
+
+        Args:
+            feat: (B, C, H, W).
+            past: the last state (B, 2C, H, W), h then c; empty at the start of the film.
+
+        Returns:
+            the state (B, 2C, H, W).
+        """
+        h, c = past[0].chunk(2, 1) if past else (torch.zeros_like(feat), torch.zeros_like(feat))
         h, c = self.pcd_h(feat, h), self.pcd_c(feat, c)
         gates = self.gates(torch.cat([feat, h], 1))
-        take, keep, show = gates[:, : 3 * self.channels].sigmoid().chunk(3, 1)
-        c = keep * c + take * gates[:, 3 * self.channels :].tanh()
-        return show * c.tanh(), c
+        input_gate, forget_gate, output_gate = gates[:, : 3 * self.channels].sigmoid().chunk(3, 1)
+        candidate = gates[:, 3 * self.channels :].tanh()
+        c = forget_gate * c + input_gate * candidate
+        return torch.cat([output_gate * c.tanh(), c], 1)
 
 
 class BiDeformableConvLSTM(nn.Module):
-    """Run one deformable ConvLSTM over a clip from both ends, and fuse what it knows of each frame.
+    """Run one deformable ConvLSTM over a clip from both ends, and fuse what it knows of each moment.
 
     Args:
         channels: C.
@@ -229,27 +239,42 @@ class BiDeformableConvLSTM(nn.Module):
         self.forward_net = _DeformableConvLSTM(channels, groups)
         self.conv_1x1 = nn.Conv2d(2 * channels, channels, 1)
 
-    def forward(self, store: FeatureStore, count: int) -> Iterator[Tensor]:
-        """Run over the frames 0 … count - 1 of a store.
+    def forward(
+        self, features: FeatureStore, count: int, *, before: Edge, after: Edge, seen: Seen | None
+    ) -> Iterator[Tensor]:
+        """Run over the moments 0 … count - 1 of a store.
 
         Args:
-            store: one map (B, C, H, W) for each frame; it is taken out as the frame is finished.
+            features: one map (B, C, H, W) for each moment; it is taken out as the moment is finished.
             count: how many.
+            before: gives the state of the sweep "forward" at moment -1.
+            after: gives the state of the sweep "backward" at moment `count`.
+            seen: called with the states of both sweeps, (B, 2C, H, W).
 
         Yields:
-            (B, C, H, W), from the first frame to the last.
+            (B, C, H, W), from the first moment to the last.
         """
-        state: tuple[Tensor, Tensor] | None = None
-        for t in reversed(range(count)):
-            h, c = self.forward_net(store.get(t)[0], state)
-            store.append(t, h)
-            state = h, c
-        state = None
-        for t in range(count):
-            feat, back = store.pop(t)
-            h, c = self.forward_net(feat, state)
-            yield self.conv_1x1(torch.cat([h, back], 1))
-            state = h, c
+
+        def backward(t: int, past: Past) -> Tensor:
+            return self.forward_net(features.get(t)[0], past)
+
+        def forward(t: int, past: Past) -> Tensor:
+            nonlocal h_backward
+            feat, h_backward = features.pop(t)
+            return self.forward_net(feat, past)
+
+        h_backward: Tensor | None = None
+        for t, state in sweep("backward", count, -1, after, 1, backward, seen):
+            features.append(t, _hidden_part(state))
+        for _, state in sweep("forward", count, 1, before, 1, forward, seen):
+            assert h_backward is not None
+            yield self.conv_1x1(torch.cat([_hidden_part(state), h_backward], 1))
+
+
+def _hidden_part(state: Tensor) -> Tensor:
+    """Take h (B, C, H, W) of a state (B, 2C, H, W), as a tensor of its own."""
+    h, _ = state.chunk(2, 1)
+    return h.clone()
 
 
 class SpaceTimeFeatures(nn.Module):
@@ -270,12 +295,12 @@ class SpaceTimeFeatures(nn.Module):
         self.fusion = nn.Conv2d(2 * channels, channels, 1)
 
     def forward(
-        self, lq: Tensor, between: Sequence[tuple[Modulate | None, Modulate | None]] = ((None, None),)
+        self, frames: Iterable[Tensor], between: Sequence[tuple[Modulate | None, Modulate | None]] = ((None, None),)
     ) -> Iterator[Tensor]:
         """Look at a clip frame by frame.
 
         Args:
-            lq: (B, T, 3, H, W).
+            frames: T of (B, 3, H, W).
             between: for each of the k moments between two frames, how the alignment of the first and of the second
                 is modulated; by default there is one, not modulated.
 
@@ -283,7 +308,7 @@ class SpaceTimeFeatures(nn.Module):
             T + (T - 1)·k maps (B, C, H, W), in order of time.
         """
         before: Pyramid | None = None
-        for frame in lq.unbind(1):
+        for frame in frames:
             pyramid = self.pyramid(self.blocks(_lrelu(self.conv_first(frame))))
             if before is not None:
                 for modulate in between:
@@ -332,28 +357,58 @@ class ZoomingSlowMo(nn.Module):
         self.lstm = BiDeformableConvLSTM(config.channels, config.groups)
         self.reconstruction = Reconstruction(config.channels, config.back_blocks)
 
-    def forward(self, lq: Tensor) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, 2T - 1, 3, 4H, 4W), H and W multiples of 4."""
-        return stack_frames(self.restore(lq), 2 * lq.shape[1] - 1)
+    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+        """Restore a clip: (B, T, 3, H, W) → (B, 2T - 1, 3, 4H, 4W), H and W multiples of 4; see `restore`."""
+        return stack_frames(self.restore(lq, before=before, after=after), 2 * lq.shape[1] - 1)
 
-    def restore(self, lq: Tensor) -> Iterator[Tensor]:
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[Tensor]:
         """Restore a clip as `forward` does, and yield each frame as it is done.
 
-        What is kept of the clip, in a `FeatureStore`, are its features and the hidden states of one direction; both are
-        freed with the frame.
+        The moments of the clip are 0 … 2T - 2, its frames and those half-way. The state at an edge is that of the
+        moment next to the clip, half-way to the frame of the edge, which itself is not looked at.
 
         Args:
             lq: (B, T, 3, H, W).
+            before: one frame, and the state of the sweep "forward"; empty where the film begins.
+            after: one frame, and the state of the sweep "backward"; empty where the film ends.
+            seen: called with the states of both sweeps at every moment, (B, 2C, H, W).
+            store: keeps the features of the clip, and the hidden states of one direction.
 
         Yields:
             (B, 3, 4H, 4W), 2T - 1 times.
         """
+        for _, (feat,) in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+            yield self.reconstruction(feat)
+
+    def propagate(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        seen: Seen | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Run both sweeps; arguments as in `restore`.
+
+        Yields:
+            each moment, and its features of both sweeps fused, (B, C, H, W).
+        """
         count = 2 * lq.shape[1] - 1
-        with FeatureStore() as store:
-            for t, feat in enumerate(self.features(lq)):
-                store.append(t, feat)
-            for feat in self.lstm(store, count):
-                yield self.reconstruction(feat)
+        with open_store(store) as features:
+            for t, feat in enumerate(self.features(lq.unbind(1))):
+                features.append(t, feat)
+            fused = self.lstm(features, count, before=before, after=after, seen=seen)
+            for t, feat in enumerate(fused):
+                yield t, [feat]
 
 
 _RENAMES = tuple(
@@ -420,6 +475,7 @@ def _contract(config: ZoomingSlowMoConfig) -> Contract:
         halo_px=HALO_PX,
         size_multiple=SIZE_MULTIPLE,
         streams=True,
+        edge_frames=1,
     )
 
 

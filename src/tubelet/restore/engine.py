@@ -229,7 +229,8 @@ class Engine:
             if cut is None:
                 return
             window, span = cut
-            results = self._window_results(window, plan, scene.first + span.start)
+            is_last = span.keep_stop == span.stop
+            results = self._window_results(window, plan, scene.first + span.start, is_last)
             try:
                 for number, sr in enumerate(results, span.start * steps):
                     if not done <= number < span.keep_stop * steps:
@@ -245,12 +246,12 @@ class Engine:
                 reason = _out_of_memory(error)
             self._take_less_memory(reason)
 
-    def _window_results(self, window: list[Frame], plan: Plan, first: int) -> Iterator[Tensor]:
+    def _window_results(self, window: list[Frame], plan: Plan, first: int, is_last: bool) -> Iterator[Tensor]:
         """Yield the results (3, sH, sW) of a window, each as it is done where the model can."""
         if plan.features is not None:
-            yield from self.runner.stream(_stack(window), plan, first_frame=first)
+            yield from self.runner.stream(_stack(window), plan, first_frame=first, ends_scene=is_last)
             return
-        sr, _ = self.runner.run(_stack(window), None, plan, first_frame=first)
+        sr, _ = self.runner.run(_stack(window), None, plan, first_frame=first, ends_scene=is_last)
         yield from sr[0]
 
     def _run(self, window: tuple[Frame, ...], hidden: Hidden, encodings: Encodings) -> tuple[Tensor, Hidden]:

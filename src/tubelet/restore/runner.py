@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from tubelet.layers.convolution import convolving
 from tubelet.layers.frozen import all_parameters
-from tubelet.layers.store import FeatureLimits, feature_limits, measure_features
+from tubelet.layers.recurrence import Edge
+from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.malloc import retain_freed_memory
 from tubelet.models.architecture import Contract
 from tubelet.ops.sizes import pad_to
@@ -56,7 +58,9 @@ class Runner(Protocol):
         """Measure how much memory the model takes, on a small image."""
         ...
 
-    def run(self, lq: Tensor, hidden: Hidden, plan: Plan, *, first_frame: int = 0) -> tuple[Tensor, Hidden]:
+    def run(
+        self, lq: Tensor, hidden: Hidden, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True
+    ) -> tuple[Tensor, Hidden]:
         """Restore the frames of one call.
 
         Args:
@@ -64,19 +68,21 @@ class Runner(Protocol):
             hidden: state of an online model; None at the start of a scene and for other kinds.
             plan: how to do it.
             first_frame: position of the first frame in its scene.
+            ends_scene: whether the scene ends with the last frame.
 
         Returns:
             sr (1, T', 3, sH, sW), and the new state.
         """
         ...
 
-    def stream(self, lq: Tensor, plan: Plan, *, first_frame: int = 0) -> Iterator[Tensor]:
+    def stream(self, lq: Tensor, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True) -> Iterator[Tensor]:
         """Restore a window of a clip model that gives its frames one by one.
 
         Args:
             lq: (1, T, 3, H, W).
             plan: how to do it.
             first_frame: position of the first frame in its scene.
+            ends_scene: whether the scene ends with the last frame.
 
         Yields:
             T' times (3, sH, sW), in order.
@@ -110,23 +116,31 @@ class TorchRunner:
         self._model: Any = _move(model.eval(), device)
 
     @torch.no_grad()
-    def run(self, lq: Tensor, hidden: Hidden, plan: Plan, *, first_frame: int = 0) -> tuple[Tensor, Hidden]:
+    def run(
+        self, lq: Tensor, hidden: Hidden, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True
+    ) -> tuple[Tensor, Hidden]:
         """Restore the frames of one call; see `Runner`."""
         self._follow(plan)
         lq = pad_to(lq.to(self.device), *plan.padded)
         if hidden is not None:
             hidden = tuple(state.to(self.device) for state in hidden)
-        sr, hidden = self._over_tiles(self.call, lq, hidden, plan, scale=self.contract.scale)
+        call = self.call
+        if self.contract.streams:
+            before, after = _edges(lq, first_frame, ends_scene)
+            call = partial(self.call, before=before, after=after)
+        sr, hidden = self._over_tiles(call, lq, hidden, plan, scale=self.contract.scale)
         return self._crop(sr, plan), hidden
 
     @torch.no_grad()
-    def stream(self, lq: Tensor, plan: Plan, *, first_frame: int = 0) -> Iterator[Tensor]:
+    def stream(self, lq: Tensor, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True) -> Iterator[Tensor]:
         """Restore a window frame by frame; see `Runner`."""
         self._follow(plan)
         lq = _channels_last(pad_to(lq.to(self.device), *plan.padded))
-        results = iter(self._model.restore(lq))
+        before, after = _edges(lq, first_frame, ends_scene)
+        store = FeatureStore(plan.features)
+        results = iter(self._model.restore(lq, before=before, after=after, store=store))
         while True:
-            with self._number_format(), feature_limits(plan.features or FeatureLimits()):
+            with self._number_format():
                 sr = next(results, None)
             if sr is None:
                 return
@@ -169,12 +183,13 @@ class TorchRunner:
         sr, _ = self._over_tiles(call, lq, tuple(joined), plan, scale=self.contract.scale)
         return self._crop(sr, plan)
 
-    def call(self, lq: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+    def call(self, lq: Tensor, hidden: Hidden, **edges: Edge) -> tuple[Tensor, Hidden]:
         """Run the network once, as on every tile: memory layout and number format are the engine's.
 
         Args:
             lq: (1, T, 3, h, w) on the device, of a size that the network takes.
             hidden: state of an online model, None at the start of a scene and for other kinds.
+            edges: `before` and `after` of a streaming model.
 
         Returns:
             sr (1, T', 3, sh, sw), and the new state.
@@ -184,7 +199,7 @@ class TorchRunner:
             if self.contract.temporal.kind == "online":
                 sr, hidden = self._model.step(lq, hidden)
                 return sr[:, None], hidden
-            return self._model(lq), None
+            return self._model(lq, **edges), None
 
     @torch.no_grad()
     def memory_cost(self) -> MemoryCost:
@@ -237,17 +252,15 @@ class TorchRunner:
         """Measure a streamed window: bytes per lq pixel of the call without features, and of one frame's features."""
         lq = _channels_last(self._probe_image(_STREAM_PROBE_PX, _STREAM_PROBE_FRAMES))
 
-        def run() -> None:
-            with (
-                self._number_format(),
-                feature_limits(FeatureLimits(device_bytes=0, host_bytes=0)),
-            ):
-                deque(self._model.restore(lq), maxlen=0)
+        store = FeatureStore(FeatureLimits(device_bytes=0, host_bytes=0))
 
-        with measure_features() as features:
-            call_bytes = peak_tensor_bytes(run)
+        def run() -> None:
+            with self._number_format():
+                deque(self._model.restore(lq, store=store), maxlen=0)
+
+        call_bytes = peak_tensor_bytes(run)
         pixels = math.prod(lq.shape[-2:])
-        kept_bytes = max(features.peak_bytes, lq.nbytes)
+        kept_bytes = max(store.peak_bytes, lq.nbytes)
         return _WORKSPACE_FACTOR * call_bytes / pixels, kept_bytes / (_STREAM_PROBE_FRAMES * pixels)
 
     def _probe_image(self, side_px: int, num_frames: int) -> Tensor:
@@ -291,6 +304,13 @@ class TorchRunner:
         """Cut off the padding."""
         scale = self.contract.scale
         return sr[..., : plan.height * scale, : plan.width * scale]
+
+
+def _edges(lq: Tensor, first_frame: int, ends_scene: bool) -> tuple[Edge, Edge]:
+    """Tell a streaming model where in its scene a window (1, T, 3, H, W) lies; no states are known there."""
+    before = Edge(frame_index=first_frame - 1)
+    after = Edge() if ends_scene else Edge(frame_index=first_frame + lq.shape[1])
+    return before, after
 
 
 def _move(model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,0 +1,349 @@
+"""A clip inside a film: with the states at its edges every recurrent network gives the frames of the whole film."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tubelet.layers.recurrence import Edge, Past
+from tubelet.models import basicvsr, basicvsr_pp, iconvsr, ovsr, realbasicvsr, tmnet, zooming_slow_mo
+from tubelet.models.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recurrent network, and what an edge of it holds.
+
+    Attributes:
+        name: of the case.
+        architecture: of the network.
+        config: its smallest one.
+        forward: sweeps whose states the edge before a clip holds.
+        backward: sweeps whose states the edge after a clip holds.
+        order: how many states of each.
+        num_frames: of the film.
+        size: height and width of the film.
+        between: moments between two frames.
+        options: further arguments of the network.
+        sees_frames: whether the frames of an edge matter, besides the states.
+    """
+
+    name: str
+    architecture: Architecture
+    config: Any
+    forward: tuple[str, ...] = ("forward",)
+    backward: tuple[str, ...] = ("backward",)
+    order: int = 1
+    num_frames: int = 6
+    size: tuple[int, int] = (7, 9)
+    between: int = 0
+    options: Callable[[], dict[str, Any]] = dict
+    sees_frames: bool = True
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Every clip of the film: start, and the frame after its last."""
+        return list(combinations(range(self.num_frames + 1), 2))
+
+    @property
+    def edge_frames(self) -> int:
+        return self.architecture.contract(self.config).edge_frames  # type: ignore[union-attr]
+
+
+_GRID = {"forward": ("forward_1", "forward_2"), "backward": ("backward_1", "backward_2"), "order": 2}
+_TINY_PP = basicvsr_pp.BasicVSRPlusPlusConfig(channels=4, num_blocks=1, groups=2)
+_TINY_ICON = iconvsr.IconVSRConfig(channels=4, num_blocks=1, groups=2, temporal_padding=1, keyframe_stride=2)
+_TINY_REAL = realbasicvsr.RealBasicVSRConfig(channels=4, num_blocks=1, num_cleaning_blocks=1)
+_TINY_OVSR = ovsr.OVSRConfig(channels=4, num_precursor_blocks=1, num_successor_blocks=1)
+_TINY_ZSM = zooming_slow_mo.ZoomingSlowMoConfig(channels=4, groups=2, front_blocks=1, back_blocks=1)
+_TINY_TMNET = tmnet.TMNetConfig(groups=1, front_blocks=0, back_blocks=0)
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("basicvsr", basicvsr.ARCHITECTURE, basicvsr.BasicVSRConfig(channels=4, num_blocks=1)),
+        Case("basicvsr_pp", basicvsr_pp.ARCHITECTURE, _TINY_PP, **_GRID),
+        Case("basicvsr_pp full", basicvsr_pp.ARCHITECTURE, replace(_TINY_PP, input="full"), **_GRID, size=(20, 12)),
+        Case("iconvsr", iconvsr.ARCHITECTURE, _TINY_ICON),
+        Case("iconvsr wide", iconvsr.ARCHITECTURE, replace(_TINY_ICON, temporal_padding=2, keyframe_stride=1)),
+        Case("realbasicvsr", realbasicvsr.ARCHITECTURE, _TINY_REAL),
+        Case(
+            "realbasicvsr thrice",
+            realbasicvsr.ARCHITECTURE,
+            _TINY_REAL,
+            options=lambda: {"cleanings": torch.tensor([3, 2])},
+        ),
+        Case("ovsr global", ovsr.ARCHITECTURE, _TINY_OVSR, ("successor",), ("precursor",)),
+        Case(
+            "ovsr local",
+            ovsr.ARCHITECTURE,
+            replace(_TINY_OVSR, kind="local"),
+            ("successor", "precursor"),
+            ("precursor",),
+        ),
+        Case(
+            "zooming_slow_mo",
+            zooming_slow_mo.ARCHITECTURE,
+            _TINY_ZSM,
+            num_frames=4,
+            size=(8, 12),
+            between=1,
+            sees_frames=False,
+        ),
+        Case("tmnet", tmnet.ARCHITECTURE, _TINY_TMNET, num_frames=3, size=(4, 8), between=1),
+        Case(
+            "tmnet times",
+            tmnet.ARCHITECTURE,
+            _TINY_TMNET,
+            size=(4, 8),
+            between=2,
+            options=lambda: {"times": [0.3, 0.6]},
+        ),
+    )
+}
+
+
+class SmallFlow(nn.Module):
+    """Stands in for SpyNet, which would take most of the time: flows of a pixel or so, by two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(6, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1))
+
+    def forward(self, ref: Tensor, supp: Tensor) -> Tensor:
+        return 3 * self.body(torch.cat([ref, supp], 1))
+
+
+class Recorder:
+    """Keeps the states that a network shows, by sweep and moment.
+
+    Args:
+        cut_outside: moments outside of which states let no gradient through.
+    """
+
+    def __init__(self, cut_outside: slice | None = None) -> None:
+        self.states: dict[tuple[str, int], Tensor] = {}
+        self._inside = cut_outside
+
+    def __call__(self, sweep: str, moment: int, state: Tensor) -> None:
+        self.states[sweep, moment] = state
+        if self._inside is not None and not self._inside.start <= moment < self._inside.stop:
+            state.register_hook(torch.zeros_like)
+
+
+def build(case: Case) -> nn.Module:
+    """Make a network in float64 whose alignments move: their last offset convolutions start at zero."""
+    torch.manual_seed(0)
+    network = case.architecture.build(case.config)
+    for module in list(network.modules()):
+        if hasattr(module, "spynet"):
+            module.spynet = SmallFlow()
+    network.double().eval()
+    for name, parameter in network.named_parameters():
+        if "conv_offset" in name and name.endswith("weight"):
+            nn.init.normal_(parameter, std=0.1)
+        if parameter.ndim == 4 and "spynet" not in name:
+            parameter.data *= 1.5  # states that reach far
+    return network
+
+
+def film_of(case: Case) -> Tensor:
+    """(2, T, 3, H, W)."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(2, case.num_frames, 3, *case.size, generator=generator, dtype=torch.float64)
+
+
+def restore(case: Case, network: nn.Module, lq: Tensor, **arguments: Any) -> Tensor:
+    """Restore a clip, and cut nothing out of an autograd graph."""
+    return torch.stack(list(network.restore(lq, **arguments, **case.options())), 1)  # type: ignore[operator]
+
+
+def edges_of(
+    case: Case, film: Tensor, states: dict[tuple[str, int], Tensor], start: int, stop: int
+) -> tuple[Edge, Edge]:
+    """Make both edges of frames start … stop - 1 of a film from the states that were recorded over the film."""
+    step = 1 + case.between
+    before, after = range(start)[::-1], range(stop, case.num_frames)
+    # States are those at the frames of the edge; a space-time network has one, at the moment next to the clip.
+    earlier = [step * t for t in before] if step == 1 else [step * start - 1][: len(before)]
+    later = [step * t for t in after] if step == 1 else [step * (stop - 1) + 1][: len(after)]
+    return (
+        _edge(case, film, states, before, earlier, case.forward),
+        _edge(case, film, states, after, later, case.backward),
+    )
+
+
+def _edge(
+    case: Case,
+    film: Tensor,
+    states: dict[tuple[str, int], Tensor],
+    frames: range,
+    moments: list[int],
+    sweeps: tuple[str, ...],
+) -> Edge:
+    if not frames:
+        return Edge()
+    hidden = {name: tuple(states[name, m].detach() for m in moments[: case.order]) for name in sweeps}
+    return Edge(tuple(film[:, t] for t in frames[: case.edge_frames]), hidden, frames[0])
+
+
+@cache
+def whole(name: str) -> tuple[nn.Module, Tensor, Tensor, dict[tuple[str, int], Tensor]]:
+    """Restore the whole film: network, film, sr and states."""
+    case, recorder = CASES[name], Recorder()
+    network, film = build(case), film_of(case)
+    with torch.no_grad():
+        sr = restore(case, network, film, seen=recorder)
+    return network, film, sr, recorder.states
+
+
+def moments_of(case: Case, start: int, stop: int) -> slice:
+    """Where the results of frames start … stop - 1 lie among those of the film."""
+    step = 1 + case.between
+    return slice(step * start, step * (stop - 1) + 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_clip_of_a_film_gives_the_frames_of_the_film(name: str) -> None:
+    case, (network, film, sr, states) = CASES[name], whole(name)
+    assert sr.std() > 1e-3
+    for start, stop in case.spans:
+        before, after = edges_of(case, film, states, start, stop)
+        with torch.no_grad():
+            part = network(film[:, start:stop], before, after, **case.options())
+        torch.testing.assert_close(part, sr[:, moments_of(case, start, stop)], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_clip_records_the_states_of_the_film(name: str) -> None:
+    case, (network, film, _, states) = CASES[name], whole(name)
+    start, stop = 1, case.num_frames - 1
+    before, after = edges_of(case, film, states, start, stop)
+    recorder = Recorder()
+    with torch.no_grad():
+        for _ in network.propagate(film[:, start:stop], before=before, after=after, seen=recorder, **case.options()):
+            pass
+    first = (1 + case.between) * start
+    assert {sweep for sweep, _ in recorder.states} == {*case.forward, *case.backward}
+    count = stop - start + (stop - start - 1) * case.between
+    assert len(recorder.states) == len({*case.forward, *case.backward}) * count
+    for (sweep, moment), state in recorder.states.items():
+        torch.testing.assert_close(state, states[sweep, first + moment], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["basicvsr", "basicvsr_pp", "iconvsr", "ovsr local", "zooming_slow_mo"])
+def test_in_single_precision_and_channels_last(name: str) -> None:
+    case = CASES[name]
+    network = build(case).float().to(memory_format=torch.channels_last)
+    film = film_of(case).float().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    recorder = Recorder()
+    with torch.no_grad():
+        sr = restore(case, network, film, seen=recorder)
+        for start, stop in [(0, 2), (2, case.num_frames), (1, 2)]:
+            before, after = edges_of(case, film, recorder.states, start, stop)
+            part = restore(case, network, film[:, start:stop], before=before, after=after)
+            torch.testing.assert_close(part, sr[:, moments_of(case, start, stop)], rtol=0, atol=1e-5)
+
+
+def parameter_gradients(network: nn.Module, sr: Tensor, start: int) -> dict[str, Tensor]:
+    """Return the gradients of a loss in which every pixel has a weight of its own, which its film tells."""
+    generator = torch.Generator().manual_seed(start)
+    weights = torch.rand(sr.shape, generator=generator, dtype=sr.dtype)
+    network.zero_grad()
+    (sr * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen flow"])
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_the_film_cut_at_the_edges(name: str, frozen: bool) -> None:
+    case, (_, film, _, _) = CASES[name], whole(name)
+    network = build(case)
+    if frozen and not any("spynet" in part for part, _ in network.named_parameters()):
+        pytest.skip("has no flow")
+    for part, parameter in network.named_parameters():
+        parameter.requires_grad_(not (frozen and "spynet" in part))
+    spans = [(0, 2), (1, 2), (1, case.num_frames)] if case.num_frames > 3 else [(1, 2)]
+    for start, stop in spans:
+        inside = moments_of(case, start, stop)
+        recorder = Recorder(cut_outside=inside)
+        full = restore(case, network, film, seen=recorder)[:, inside]
+        expected = parameter_gradients(network, full, start)
+        before, after = edges_of(case, film, recorder.states, start, stop)
+        part = network(film[:, start:stop], before, after, **case.options())
+        actual = parameter_gradients(network, part, start)
+        unused = {n for n, g in expected.items() if not g.any()}
+        assert actual.keys() | unused == expected.keys() | unused
+        for parameter, gradient in actual.items():
+            scale = expected[parameter].abs().max().clamp(min=1)
+            torch.testing.assert_close(gradient / scale, expected[parameter] / scale, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_map_of_an_edge_matters(name: str) -> None:
+    case, (network, film, _, states) = CASES[name], whole(name)
+    start, stop = (2, 4) if case.num_frames > 4 else (1, 2)
+    edges = edges_of(case, film, states, start, stop)
+
+    def run(*given: Edge) -> Tensor:
+        with torch.no_grad():
+            return network(film[:, start:stop], *given, **case.options())
+
+    sr = run(*edges)
+    changed = 0
+    for side in (0, 1):
+        for other in _perturbed(edges[side], case):
+            given = list(edges)
+            given[side] = other
+            assert (run(*given) - sr).abs().max() > 1e-9
+            changed += 1
+    assert changed >= len(case.forward) * case.order + len(case.backward) * case.order
+
+
+def _perturbed(edge: Edge, case: Case) -> list[Edge]:
+    """Change one map of an edge by 1e-2, each in turn."""
+    generator = torch.Generator().manual_seed(3)
+
+    def moved(x: Tensor) -> Tensor:
+        return x + 1e-2 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    others: list[Edge] = []
+    for name, states in edge.hidden.items():
+        for i, state in enumerate(states):
+            changed = (*states[:i], moved(state), *states[i + 1 :])
+            others.append(replace(edge, hidden={**edge.hidden, name: changed}))
+    # IconVSR looks at the frames near a key frame alone.
+    near = 1 if case.architecture is iconvsr.ARCHITECTURE else len(edge.frames)
+    for i, frame in enumerate(edge.frames[:near] if case.sees_frames else ()):
+        others.append(replace(edge, frames=(*edge.frames[:i], moved(frame), *edge.frames[i + 1 :])))
+    return others
+
+
+def test_the_order_of_the_states_matters() -> None:
+    case, (network, film, sr, states) = CASES["basicvsr_pp"], whole("basicvsr_pp")
+    before, after = edges_of(case, film, states, 2, 4)
+    for sweep in before.hidden:
+        swapped = replace(before, hidden={**before.hidden, sweep: before.hidden[sweep][::-1]})
+        with torch.no_grad():
+            assert (network(film[:, 2:4], swapped, after) - sr[:, 2:4]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_lies_further_out_changes_nothing(name: str) -> None:
+    case, (network, film, _, states) = CASES[name], whole(name)
+    start, stop = (2, 4) if case.num_frames > 4 else (1, 2)
+    before, after = edges_of(case, film, states, start, stop)
+    noise = torch.rand_like(film[:, 0])
+
+    def widened(edge: Edge) -> Edge:
+        hidden: dict[str, Past] = {sweep: (*past, torch.rand_like(past[0])) for sweep, past in edge.hidden.items()}
+        return Edge((*edge.frames, noise), hidden, edge.frame_index)
+
+    with torch.no_grad():
+        sr = network(film[:, start:stop], before, after, **case.options())
+        assert torch.equal(network(film[:, start:stop], widened(before), widened(after), **case.options()), sr)
