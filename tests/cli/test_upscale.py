@@ -81,6 +81,16 @@ def test_dry_run_prints_the_plan_and_writes_nothing(clip: Path, capsys: pytest.C
     assert sorted(path.name for path in clip.parent.iterdir()) == ["clip.mp4"]
 
 
+def test_dry_run_as_json(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["upscale", str(clip), str(clip.with_name("out.mp4")), *FAST, "--json"]
+    assert main([*command, "--dry-run"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["input"], values["width"], values["height"], values["frames"]) == (str(clip), 256, 192, FRAMES)
+    assert values["plan"]["output"] == [256, 192]
+    assert main(command) == 2
+    assert "--json is for --dry-run" in one_line(capsys)
+
+
 def test_the_plan_on_a_terminal_of_few_letters(clip: Path) -> None:
     program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "upscale", str(clip), str(clip.with_name("o.mp4")), *FAST, "--dry-run"]

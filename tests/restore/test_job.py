@@ -14,7 +14,7 @@ from tubelet.models.architecture import Contract
 from tubelet.progress import CancelToken
 from tubelet.restore import job
 from tubelet.restore.engine import Engine
-from tubelet.restore.job import describe, run
+from tubelet.restore.job import run
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Temporal
 from tubelet.video.probe import probe
@@ -166,23 +166,6 @@ def test_failure_in_the_middle_leaves_no_output(video, tmp_path, monkeypatch, er
     with pytest.raises((KeyboardInterrupt, RuntimeError)):
         tubelet.upscale(video, tmp_path / "out.mp4", **CPU)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_description_writes_nothing(video, tmp_path):
-    plan = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, **CPU))
-    assert list(tmp_path.iterdir()) == []
-    assert (plan.model, plan.width, plan.height, plan.codec) == ("bicubic-x3", 192, 144, "h264")
-    assert (plan.device, plan.precision, plan.tile_px, plan.frames) == ("cpu", "fp32", 0, 10)
-    assert plan.restore_s == pytest.approx(10 * plan.frame_s)
-    assert plan.output_bytes == round(10 * 192 * 144 * 0.25 / 8)
-    finer = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, crf=10, **CPU))
-    assert finer.output_bytes == 2 * plan.output_bytes
-    assert describe(video, tmp_path / "pictures", UpscaleSettings(**CPU)).codec == "png"
-
-
-def test_description_counts_the_frames_of_a_part(video, tmp_path):
-    plan = describe(video, tmp_path / "out.mkv", UpscaleSettings(start=0.2, duration=0.1, **CPU))
-    assert plan.frames in (2, 3)
 
 
 class Identity(torch.nn.Module):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from tubelet.cli.flags import flags_from, parse, pick
 from tubelet.cli.paths import companion, refuse_existing
@@ -19,7 +20,7 @@ from tubelet.progress_display import clock
 from tubelet.restore.settings import Result, UpscaleSettings
 
 if TYPE_CHECKING:
-    from tubelet.restore.job import Description
+    from tubelet.restore.estimate import Description
 
 __all__ = ["main"]
 
@@ -50,6 +51,8 @@ class UpscaleFlags:
     only when it is whole."""
     dry_run: bool = False
     """Only print the plan: sizes, model, device, and about how long and how large."""
+    json: bool = False
+    """With --dry-run: write it as JSON, with the whole plan."""
     preview: int | None = None
     """Instead of the video, write one PNG with this many frames, before and after side by side. It is OUTPUT
     where that ends in .png, otherwise OUTPUT's name with .preview.png."""
@@ -91,6 +94,8 @@ def _check(request: UpscaleFlags) -> None:
         raise RequestError(f"{' and '.join(chosen)} contradict; give one of them")
     if chosen and request.input == "-":
         raise RequestError(f"{chosen[0]} must read the input twice, which a pipe cannot give; name a file")
+    if request.json and not request.dry_run:
+        raise RequestError("--json is for --dry-run; the events of a run come with --progress json")
     if request.compare:
         _check_comparable(request.output)
 
@@ -117,7 +122,7 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
             with show_progress(request.progress, label=Path(request.input).name, json_to=stream) as update:
                 result = run(request.input, request.output, settings, on_progress=update)
             if request.progress == "json":
-                json_line(stream, "end", **_end_fields(result))
+                json_line(stream, "end", **result.as_dict())
     except IncompleteError:
         if request.compare:
             _write_page(request, settings, page, {})
@@ -149,19 +154,6 @@ def _events(request: UpscaleFlags, stream: TextIO) -> Generator[None]:
     json_line(stream, "start", input=request.input, output=request.output)
     with error_events(stream):
         yield
-
-
-def _end_fields(result: Result) -> dict[str, Any]:
-    return {
-        "output": None if result.path is None else str(result.path),
-        "model": result.model,
-        "frames": result.frames,
-        "width": result.width,
-        "height": result.height,
-        "elapsed_s": round(result.elapsed_s, 3),
-        "fps": round(result.frames / result.elapsed_s, 3),
-        "notes": list(result.notes),
-    }
 
 
 def _print_summary(request: UpscaleFlags, result: Result) -> None:
@@ -206,41 +198,53 @@ def _preview(request: UpscaleFlags, settings: UpscaleSettings) -> None:
 
 
 def _print_plan(request: UpscaleFlags, settings: UpscaleSettings) -> None:
+    from tubelet.restore.estimate import describe
+
+    stream = sys.stderr if request.output == "-" else sys.stdout
+    description = describe(request.input, request.output, settings)
+    if request.json:
+        json.dump(description.as_dict(), stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+    else:
+        _print_rows(_plan_rows(request, description), stream)
+
+
+def _print_rows(rows: dict[str, str], stream: TextIO) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from tubelet.restore.job import describe
-
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _plan_rows(request, describe(request.input, request.output, settings)).items():
+    for name, value in rows.items():
         table.add_row(name, value)
-    Console(stderr=request.output == "-", highlight=False).print(table)
+    Console(file=stream, highlight=False).print(table)
 
 
-def _plan_rows(request: UpscaleFlags, plan: Description) -> dict[str, str]:
-    info = plan.info
+def _plan_rows(request: UpscaleFlags, description: Description) -> dict[str, str]:
+    info = description.info
+    plan = description.plan
+    width, height = plan.output
     kinds = [stream.kind for stream in info.streams]
     others = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind != "video")
     tiles = f"tiles of {plan.tile_px} input pixels" if plan.tile_px else "whole frames"
-    window = f", {plan.window_frames} frames at once" if plan.window_frames else ""
+    window = "" if plan.window is None else f", {plan.window.frames} frames at once"
     rate = "" if info.average_rate is None else f", {_rate(info.average_rate)} frames a second"
     rows = {
         "input": f"{request.input}, {info.codec} in {info.container}, {info.pix_fmt}{rate}",
-        "size": f"{info.width}×{info.height} → {plan.width}×{plan.height}",
-        "frames": "unknown" if plan.frames is None else f"{plan.frames} (by the header)",
-        "frame rate": _new_rate(info.average_rate, plan.frame_rate),
+        "size": f"{info.width}×{info.height} → {width}×{height}",
+        "frames": "unknown" if description.frames is None else f"{description.frames} (by the header)",
+        "frame rate": _new_rate(info.average_rate, description.frame_rate),
         "also copied": others or "nothing: the video is alone",
-        "model": plan.model,
+        "model": description.model,
         "runs on": f"{plan.device}, {plan.precision}, {tiles}{window}",
-        "model's speed": f"{1 / plan.frame_s:.1f} frames a second",
+        "model's speed": f"{1 / description.frame_s:.1f} frames a second",
     }
-    if plan.restore_s is not None:
-        rows["about"] = f"{clock(plan.restore_s)}, or more where the encoder is slower than the model"
-    if plan.output_bytes is not None:
-        rows["disk"] = f"about {_megabytes(plan.output_bytes)}"
+    if description.restore_s is not None:
+        rows["about"] = f"{clock(description.restore_s)}, or more where the encoder is slower than the model"
+    if description.output_bytes is not None:
+        rows["disk"] = f"about {_megabytes(description.output_bytes)}"
     rows["output"] = f"{request.output} (nothing is written now)"
     return rows
 

@@ -1,91 +1,34 @@
-"""`upscale`: a video file in, a larger one out; and `describe`, which says beforehand what that would take.
+"""`upscale`: a video file in, a larger one out.
 
 reader (thread) → engine (this thread) → writer (thread)
 """
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from fractions import Fraction
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from tubelet.errors import ConfigError, IncompleteError, InputError
+from tubelet.errors import ConfigError, IncompleteError, InputError, suggest
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.restore.engine import Engine
 from tubelet.restore.pipeline import read_ahead, write_behind
 from tubelet.restore.rate import doubled_frames, doubled_info
 from tubelet.restore.settings import Result, UpscaleSettings
-from tubelet.types import Frame, Precision
-from tubelet.video.codecs import CODECS, choose_encoding
-from tubelet.video.destination import check_output, destination_kind
+from tubelet.types import Frame
+from tubelet.video.destination import check_output
 from tubelet.video.info import VideoInfo
-from tubelet.video.probe import probe
 from tubelet.video.reader import Reader, open_reader
 from tubelet.video.writer import EncodeSettings, open_writer
 from tubelet.zoo.opening import open_model
 
-__all__ = ["Description", "build_engine", "describe", "run", "upscale"]
+__all__ = ["build_engine", "encode_settings", "expected_frames", "output_info", "run", "upscale"]
 
 _QUEUE_BYTES = 256 << 20  # what may wait on each side of the engine, in floats
-_TIMED_SIDE_PX, _TIMED_FRAMES = 160, 5
-
-_BITS_PER_PX = {
-    **{
-        "h264": 0.25,
-        "h264_nvenc": 0.3,
-        "hevc": 0.15,
-        "hevc_nvenc": 0.2,
-        "vp9": 0.15,
-        "av1": 0.12,
-        "gif": 4.0,
-    },
-    **{"prores": 4.0, "ffv1": 6.0, "png": 12.0, "rawvideo": 12.0},
-}
-"""Of upscaled film at default quality, true to a factor of two or so; it only serves an estimate."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
-    """What a run would do, without doing it.
-
-    Attributes:
-        info: the input.
-        model: id of the model.
-        width, height: of the output, pixels.
-        codec: of the output; png for pictures, rawvideo for a pipe.
-        device: where the model would run.
-        precision: number format inside the model.
-        tile_px: side of a tile in input pixels; 0 is the whole picture.
-        window_frames: frames of a call, for models that take clips; otherwise 0.
-        frames: expected number in the output, None where the header does not say.
-        frame_rate: of the output, frames a second; None where that of the input is unknown.
-        frame_s: seconds that the model takes for a frame, from a short run on a part of the picture.
-        restore_s: the same for all frames; encoding goes on at the same time and can take longer.
-        output_bytes: rough size of the output, None where the number of frames is unknown.
-        notes: what a person should know of the output, a line each.
-    """
-
-    info: VideoInfo
-    model: str
-    width: int
-    height: int
-    codec: str
-    device: str
-    precision: Precision
-    tile_px: int
-    window_frames: int
-    frames: int | None
-    frame_rate: Fraction | None
-    frame_s: float
-    restore_s: float | None
-    output_bytes: int | None
-    notes: tuple[str, ...]
 
 
 def upscale(
@@ -121,9 +64,7 @@ def upscale(
     """
     known = {field.name for field in fields(UpscaleSettings)}
     for name in settings.keys() - known:
-        near = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-        raise ConfigError(f"upscale has no setting {name!r}; {hint}")
+        raise ConfigError(f"upscale has no setting {name!r}; {suggest(name, sorted(known))}")
     return run(src, dst, UpscaleSettings(model=model, scale=scale, **settings), on_progress=on_progress, cancel=cancel)
 
 
@@ -144,13 +85,13 @@ def run(
         with open_reader(src, start_s=settings.start or 0.0, duration_s=settings.duration, gamut="keep") as reader:
             engine = build_engine(settings, reader.info)
             width, height = engine.output_size(reader.info.width, reader.info.height)
-            ticker.total = _expected_frames(reader.info, settings)
+            ticker.total = expected_frames(reader.info, settings)
             with open_writer(
                 dst,
-                like=_output_info(reader.info, settings),
+                like=output_info(reader.info, settings),
                 width=width,
                 height=height,
-                settings=_encode_settings(settings),
+                settings=encode_settings(settings),
                 start_s=settings.start or 0.0,
                 duration_s=settings.duration,
                 overwrite=settings.overwrite,
@@ -173,45 +114,6 @@ def run(
         width=width,
         height=height,
         elapsed_s=time.monotonic() - began_s,
-        notes=notes,
-    )
-
-
-def describe(src: str | Path, dst: str | Path, settings: UpscaleSettings) -> Description:
-    """Say what `run` would do and about how long it would take; nothing is written.
-
-    Args:
-        src: as in `upscale`, but not a pipe.
-        dst: as in `upscale`; it is checked, and its ending counts for the size.
-        settings: as in `run`.
-
-    Raises:
-        RequestError, InputError, ResourceError: as `upscale` would.
-    """
-    check_output(dst, source=src, overwrite=settings.overwrite)
-    info = probe(src)
-    engine = build_engine(settings, info)
-    plan = engine.plan(info.height, info.width)
-    width, height = plan.output
-    frames = _expected_frames(info, settings)
-    codec, notes = _choose_codec(dst, info, (width, height), settings)
-    bits_per_px = _bits_per_px(codec, settings.crf)
-    frame_s = _time_frame(engine, info)
-    return Description(
-        info=info,
-        model=engine.spec.id,
-        width=width,
-        height=height,
-        codec=codec,
-        device=plan.device,
-        precision=plan.precision,
-        tile_px=plan.tile_px,
-        window_frames=0 if plan.window is None else plan.window.frames,
-        frames=frames,
-        frame_rate=_output_info(info, settings).average_rate,
-        frame_s=frame_s,
-        restore_s=None if frames is None else frames * frame_s,
-        output_bytes=None if frames is None else round(frames * width * height * bits_per_px / 8),
         notes=notes,
     )
 
@@ -248,7 +150,7 @@ def _depth(width: int, height: int) -> int:
     return min(8, max(2, _QUEUE_BYTES // (12 * width * height)))
 
 
-def _expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:
+def expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:
     """Guess the number of frames of the output from the header."""
     frames = _frames_to_read(info, settings)
     return doubled_frames(frames) if settings.fps and frames is not None else frames
@@ -264,7 +166,7 @@ def _frames_to_read(info: VideoInfo, settings: UpscaleSettings) -> int | None:
     return round(min(known_s) * info.average_rate)
 
 
-def _output_info(info: VideoInfo, settings: UpscaleSettings) -> VideoInfo:
+def output_info(info: VideoInfo, settings: UpscaleSettings) -> VideoInfo:
     """Describe the input as the writer should take it: with the times and the rate of the output."""
     return doubled_info(info) if settings.fps else info
 
@@ -278,36 +180,6 @@ def _nothing_to_restore(src: str | Path, reader: Reader, settings: UpscaleSettin
     return f"{src} has no picture from {settings.start or 0:g} s on{until}{length}"
 
 
-def _time_frame(engine: Engine, info: VideoInfo) -> float:
-    """Time the model on noise, on a part of the picture, and scale by area."""
-    height, width = min(info.height, _TIMED_SIDE_PX), min(info.width, _TIMED_SIDE_PX)
-    clip = [Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t) for t in range(_TIMED_FRAMES)]
-    frame_s = 0.0
-    for _ in range(2):  # the first run warms up
-        start_s = time.monotonic()
-        given = sum(1 for _ in engine.restore(clip, starts_scene=lambda _: False))
-        frame_s = (time.monotonic() - start_s) / given
-    return frame_s * info.height * info.width / (height * width)
-
-
-def _choose_codec(
-    dst: str | Path, info: VideoInfo, size: tuple[int, int], settings: UpscaleSettings
-) -> tuple[str, tuple[str, ...]]:
-    """Ask the writer's rules for the codec and what there is to know about it."""
-    kind = destination_kind(dst)
-    if kind in ("folder", "pattern"):
-        return "png", ()
-    suffix = ".y4m" if kind == "pipe" else Path(dst).suffix.lower()
-    encoding = choose_encoding(suffix, info, *size, _encode_settings(settings))
-    return encoding.codec, encoding.notes
-
-
-def _bits_per_px(codec: str, crf: float | None) -> float:
-    default = CODECS[codec].crf if codec in CODECS else None
-    if crf is None or default is None:
-        return _BITS_PER_PX[codec]
-    return _BITS_PER_PX[codec] * 2 ** ((default - crf) / 6)  # six steps double the rate
-
-
-def _encode_settings(settings: UpscaleSettings) -> EncodeSettings:
+def encode_settings(settings: UpscaleSettings) -> EncodeSettings:
+    """Take the settings that are the encoder's."""
     return EncodeSettings(codec=settings.codec, crf=settings.crf, preset=settings.preset)

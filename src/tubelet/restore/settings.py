@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tubelet.errors import ConfigError
 from tubelet.types import Precision
@@ -89,3 +89,16 @@ class Result:
     height: int
     elapsed_s: float
     notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the last event of `--progress json` holds."""
+        return {
+            "output": None if self.path is None else str(self.path),
+            "model": self.model,
+            "frames": self.frames,
+            "width": self.width,
+            "height": self.height,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "fps": round(self.frames / self.elapsed_s, 3),
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,61 @@
+"""What upscaling would do, said beforehand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tubelet
+from media import make_video
+from tubelet.restore.engine import Engine
+from tubelet.restore.estimate import describe
+from tubelet.restore.plan import Plan
+from tubelet.restore.settings import UpscaleSettings
+
+CPU = {"device": "cpu", "model": "bicubic"}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video(tmp_path_factory.mktemp("estimate") / "in.mp4", frames=10, size=(64, 48))
+
+
+def test_nothing_is_written(video: Path, tmp_path: Path) -> None:
+    description = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, **CPU))
+    assert list(tmp_path.iterdir()) == []
+    assert (description.model, description.codec, description.frames) == ("bicubic-x3", "h264", 10)
+    plan = description.plan
+    assert (plan.output, plan.device, plan.precision, plan.tile_px) == ((192, 144), "cpu", "fp32", 0)
+    assert description.restore_s == pytest.approx(10 * description.frame_s)
+
+
+def test_the_size_follows_the_quality(video: Path, tmp_path: Path) -> None:
+    normal = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, **CPU))
+    assert normal.output_bytes == round(10 * 192 * 144 * 0.25 / 8)
+    finer = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, crf=10, **CPU))
+    assert finer.output_bytes == 2 * normal.output_bytes
+    assert describe(video, tmp_path / "pictures", UpscaleSettings(**CPU)).codec == "png"
+
+
+def test_the_frames_of_a_part_are_counted(video: Path, tmp_path: Path) -> None:
+    description = describe(video, tmp_path / "out.mkv", UpscaleSettings(start=0.2, duration=0.1, **CPU))
+    assert description.frames in (2, 3)
+
+
+@pytest.mark.parametrize("settings", [{"model": "default"}, {"model": "bicubic", "tile": 32}])
+def test_the_plan_is_the_one_that_the_run_uses(
+    video: Path, tmp_path: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    description = describe(video, tmp_path / "a.mkv", UpscaleSettings(device="cpu", **settings))
+    values = json.loads(json.dumps(description.as_dict()))
+    used: list[Plan] = []
+    make_plan = Engine.plan
+
+    def spy(engine: Engine, height: int, width: int) -> Plan:
+        used.append(make_plan(engine, height, width))
+        return used[-1]
+
+    monkeypatch.setattr(Engine, "plan", spy)
+    tubelet.upscale(video, tmp_path / "a.mkv", device="cpu", **settings)
+    assert used == [Plan.from_json(json.dumps(values["plan"]))]
+    assert (values["width"], values["height"]) == used[0].output
