@@ -6,7 +6,7 @@ from torch import nn
 
 from golden import recorded, recorded_input, rules
 from tubelet.errors import CheckpointError
-from tubelet.layers.spynet import SpyNet, load_spynet, rename_spynet
+from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.ops import backward_warp, imresize
 
 
@@ -48,15 +48,6 @@ def test_direction_and_unit_of_the_flow() -> None:
     torch.testing.assert_close(flow[0, :, 5, 7], torch.tensor([2.0 * 48 / 64, -4.0]))
     ramp = torch.arange(48.0).expand(1, 1, 32, 48)
     assert float(backward_warp(ramp, flow)[0, 0, 10, 20]) == pytest.approx(21.5)
-
-
-def test_names_of_mmagic() -> None:
-    state = {f"spynet.basic_module.2.basic_module.{i}.conv.bias": torch.tensor(i) for i in range(5)}
-    renamed = rename_spynet({**state, "fusion.conv.weight": torch.tensor(7)})
-    assert {name: int(value) for name, value in renamed.items()} == {
-        **{f"spynet.basic_module.2.basic_module.{2 * i}.bias": i for i in range(5)},
-        "fusion.conv.weight": 7,
-    }
 
 
 def test_gradients_reach_every_parameter() -> None:

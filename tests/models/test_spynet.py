@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from published_nets import published_keys
-from tubelet.models.spynet import ARCHITECTURE
+from tubelet.models.spynet import ARCHITECTURE, rename_spynet
 
 
 def test_recognises_the_published_file(shared: Path) -> None:
@@ -22,6 +22,15 @@ def test_recognises_the_names_of_mmagic(shared: Path) -> None:
     )
     assert state is not None
     assert set(state) == set(ARCHITECTURE.build(ARCHITECTURE.infer(state)).state_dict())
+
+
+def test_names_of_mmagic() -> None:
+    state = {f"spynet.basic_module.2.basic_module.{i}.conv.bias": torch.tensor(i) for i in range(5)}
+    renamed = rename_spynet({**state, "fusion.conv.weight": torch.tensor(7)})
+    assert {name: int(value) for name, value in renamed.items()} == {
+        **{f"spynet.basic_module.2.basic_module.{2 * i}.bias": i for i in range(5)},
+        "fusion.conv.weight": 7,
+    }
 
 
 def test_leaves_other_files_alone(shared: Path) -> None:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,7 +27,7 @@ from tubelet.errors import CheckpointError
 from tubelet.ops.sizes import round_up
 from tubelet.ops.warp import backward_warp
 
-__all__ = ["SpyNet", "load_spynet", "rename_spynet"]
+__all__ = ["SpyNet", "load_spynet"]
 
 _LEVELS = 6
 _MULTIPLE = 2 ** (_LEVELS - 1)
@@ -37,7 +35,6 @@ _WIDTHS = (8, 32, 64, 32, 16, 2)  # Sec. 3.2: ref, warped supp and flow in; flow
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, R, G, B
 _STD = (0.229, 0.224, 0.225)
 _WEIGHTS = Path(__file__).parents[1] / "weights"
-_CONV_MODULE = re.compile(r"(basic_module\.\d+\.basic_module)\.(\d+)\.conv\.(weight|bias)$")
 
 
 class _Level(nn.Module):
@@ -152,15 +149,3 @@ def _read_embedded() -> dict[str, Tensor]:
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise CheckpointError(f"weight file {path} is missing or damaged; install the package again")
     return load(data)
-
-
-def rename_spynet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the convolutions of a SpyNet within `state` as here; other names stay.
-
-    MMagic counts convolutions (`basic_module.3.conv.weight`), BasicSR and this file count activations too
-    (`basic_module.6.weight`).
-    """
-    return {
-        _CONV_MODULE.sub(lambda match: f"{match[1]}.{2 * int(match[2])}.{match[3]}", name): value
-        for name, value in state.items()
-    }

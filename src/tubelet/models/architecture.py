@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from tubelet.models.state_dict import State
 from tubelet.types import Precision, Temporal, TemporalKind
 
-__all__ = ["Architecture", "BaseModel", "Contract", "State", "count_names"]
-
-State = Mapping[str, Tensor]
+__all__ = ["Architecture", "BaseModel", "Contract"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +107,3 @@ class Architecture:
     base: Callable[[Any], BaseModel] | None = None
     derived: tuple[str, ...] = field(default=())
     source: str = ""
-
-
-def count_names(state: State, pattern: str) -> int:
-    """Count the names that match a regular expression as a whole."""
-    return sum(re.fullmatch(pattern, name) is not None for name in state)

@@ -24,10 +24,12 @@ from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
-from tubelet.layers.spynet import SpyNet, rename_spynet
+from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.spynet import rename_spynet
+from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
 
@@ -141,32 +143,26 @@ class BasicVSR(nn.Module):
         return backward_warp(past[0], self.spynet(frame, frames[other]))
 
 
-_MMAGIC = (
-    ("backward_resblocks.", "backward_trunk."),
-    ("forward_resblocks.", "forward_trunk."),
-    ("upsample1.upsample_conv.", "upconv1."),
-    ("upsample2.upsample_conv.", "upconv2."),
+_MMAGIC: tuple[Rule, ...] = (
+    (r"^(backward|forward)_resblocks\.", r"\1_trunk."),
+    (r"^upsample([12])\.upsample_conv\.", r"upconv\1."),
 )
-_PARTS = ("spynet", "backward_trunk", "forward_trunk", "fusion", "upconv1", "upconv2", "conv_hr", "conv_last")
+_PARTS = {"spynet", "backward_trunk", "forward_trunk", "fusion", "upconv1", "upconv2", "conv_hr", "conv_last"}
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of BasicSR (which are ours) and of MMagic; None where they are of another network."""
-    renamed = rename_spynet(state)
-    for theirs, ours in _MMAGIC:
-        renamed = {
-            ours + name.removeprefix(theirs) if name.startswith(theirs) else name: value
-            for name, value in renamed.items()
-        }
-    if {name.split(".", 1)[0] for name in renamed} != set(_PARTS):
+    own = rename(rename_spynet(state), _MMAGIC)
+    if first_words(own) != _PARTS:
         return None  # foreign, or more than a BasicVSR
-    head = renamed.get("backward_trunk.main.0.weight")
-    return renamed if head is not None and head.ndim == 4 else None
+    return own if has_convolutions(own, "backward_trunk.main.0") else None
 
 
 def _infer(state: State) -> BasicVSRConfig:
-    blocks = [name for name in state if name.startswith("backward_trunk.") and name.endswith(".conv1.weight")]
-    return BasicVSRConfig(channels=state["backward_trunk.main.0.weight"].shape[0], num_blocks=len(blocks))
+    return BasicVSRConfig(
+        channels=state["backward_trunk.main.0.weight"].shape[0],
+        num_blocks=count_names(state, r"backward_trunk\..*\.conv1\.weight"),
+    )
 
 
 def _contract(config: BasicVSRConfig) -> Contract:

@@ -32,10 +32,12 @@ from tubelet.layers.flows import ClipFlows
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
-from tubelet.layers.spynet import SpyNet, rename_spynet
+from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.spynet import rename_spynet
+from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
 
@@ -241,7 +243,7 @@ def _feature_extraction(config: BasicVSRPlusPlusConfig) -> nn.Module:
     )
 
 
-_MMAGIC = {"upsample1.upsample_conv.": "upconv1.", "upsample2.upsample_conv.": "upconv2."}
+_MMAGIC: tuple[Rule, ...] = ((r"^upsample([12])\.upsample_conv\.", r"upconv\1."),)
 _PARTS = {
     *("spynet", "feat_extract", "deform_align", "backbone", "reconstruction"),
     *("upconv1", "upconv2", "conv_hr", "conv_last"),
@@ -252,21 +254,16 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of BasicSR (which are ours) and of MMagic; None where they are of another network."""
     if "deform_align.backward_1.conv_offset.6.weight" not in state:
         return None
-    renamed: dict[str, Tensor] = {}
-    for name, value in rename_spynet(state).items():
-        theirs = next((prefix for prefix in _MMAGIC if name.startswith(prefix)), "")
-        renamed[_MMAGIC.get(theirs, "") + name.removeprefix(theirs)] = value
-    if {name.split(".", 1)[0] for name in renamed} != _PARTS:
+    own = rename(rename_spynet(state), _MMAGIC)
+    if first_words(own) != _PARTS:
         return None
-    names = {"backbone.backward_1.main.0.weight", "upconv1.weight"}
-    return renamed if all(name in renamed and renamed[name].ndim == 4 for name in names) else None
+    return own if has_convolutions(own, "backbone.backward_1.main.0", "upconv1") else None
 
 
 def _infer(state: State) -> BasicVSRPlusPlusConfig:
-    head = "backbone.backward_1.main."
     return BasicVSRPlusPlusConfig(
-        channels=state[f"{head}0.weight"].shape[0],
-        num_blocks=sum(name.startswith(head) and name.endswith(".conv1.weight") for name in state),
+        channels=state["backbone.backward_1.main.0.weight"].shape[0],
+        num_blocks=count_names(state, r"backbone\.backward_1\.main\..*\.conv1\.weight"),
         groups=state["deform_align.backward_1.conv_offset.6.weight"].shape[0] // 27,
         input="full" if "feat_extract.0.weight" in state else "low",
     )

@@ -18,7 +18,6 @@ Compensation", CVPR 2018, Secs. 3.1 to 3.3 and Fig. 3.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename, shape_of, zero_based
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "DUF", "DUFConfig"]
@@ -168,44 +168,38 @@ def apply_filters(frame: Tensor, filters: Tensor, size_px: int) -> Tensor:
     return out.flatten(1, 2)
 
 
-_BLOCK = re.compile(r"(dense_block1\.dense_blocks\.\d+|dense_block2\.temporal_reduce[123])\.([0235])\.(\w+)$")
-_LAYERS = {"0": "norm_1", "2": "conv_1", "3": "norm_2", "5": "conv_2"}
-_HEAD = {
-    "conv3d1": "conv_first",
-    "bn3d2": "norm_last",
-    "conv3d2": "conv_last",
-    "conv3d_r1": "residual_1",
-    "conv3d_r2": "residual_2",
-    "conv3d_f1": "filter_1",
-    "conv3d_f2": "filter_2",
-}
+_LAYER = r"^(dense_block1\.dense_blocks\.\d+|dense_block2\.temporal_reduce[123])"
+"""Path of a block; layers 1 and 4 are activations."""
+_BASICSR: tuple[Rule, ...] = (
+    (_LAYER + r"\.0\.(\w+)$", r"\1.norm_1.\2"),
+    (_LAYER + r"\.2\.(\w+)$", r"\1.conv_1.\2"),
+    (_LAYER + r"\.3\.(\w+)$", r"\1.norm_2.\2"),
+    (_LAYER + r"\.5\.weight$", r"\1.conv_2.weight"),
+    (_LAYER + r"\.5\.bias$", r"\1.bias"),
+    (r"^dense_block1\.dense_blocks\.", "dense."),
+    (r"^dense_block2\.temporal_reduce([123])\.", zero_based("reduce.{}.")),
+    (r"^conv3d1\.", "conv_first."),
+    (r"^bn3d2\.", "norm_last."),
+    (r"^conv3d2\.", "conv_last."),
+    (r"^conv3d_r([12])\.", r"residual_\1."),
+    (r"^conv3d_f([12])\.", r"filter_\1."),
+)
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names and shapes of BasicSR to ours, or take ours; None where they are of another network."""
-    first = state.get("conv3d1.weight")
-    if first is None:
+    if "conv3d1.weight" not in state:
         return dict(state) if _is_own(state) else None
-    if first.ndim != 5 or not {"conv3d_r2.weight", "dense_block2.temporal_reduce1.5.weight"} <= state.keys():
+    if len(shape_of(state, "conv3d1.weight")) != 5:
         return None
-    renamed = {_rename(name): value for name, value in state.items()}
-    return own if _is_own(own := {name: _flatten(name, value) for name, value in renamed.items()}) else None
+    if not {"conv3d_r2.weight", "dense_block2.temporal_reduce1.5.weight"} <= state.keys():
+        return None
+    own = {name: _flatten(name, value) for name, value in rename(state, _BASICSR).items()}
+    return own if _is_own(own) else None
 
 
 def _is_own(state: State) -> bool:
-    marks = [state.get(name) for name in ("reduce.0.conv_2.weight", "residual_2.weight", "conv_first.weight")]
-    return all(mark is not None and mark.ndim == 4 for mark in marks)
-
-
-def _rename(name: str) -> str:
-    match = _BLOCK.match(name)
-    if match is None:
-        head, _, rest = name.partition(".")
-        return f"{_HEAD[head]}.{rest}" if head in _HEAD else name
-    path = match[1].rsplit(".", 1)[1]
-    block = f"reduce.{int(path[-1]) - 1}" if path.startswith("temporal_reduce") else f"dense.{path}"
-    layer, kind = _LAYERS[match[2]], match[3]
-    return f"{block}.bias" if (layer, kind) == ("conv_2", "bias") else f"{block}.{layer}.{kind}"
+    return has_convolutions(state, "reduce.0.conv_2", "residual_2", "conv_first")
 
 
 def _flatten(name: str, value: Tensor) -> Tensor:
@@ -219,7 +213,7 @@ def _infer(state: State) -> DUFConfig:
     return DUFConfig(
         scale=round((state["residual_2.weight"].shape[0] / 3) ** 0.5),
         channels=state["conv_first.weight"].shape[0],
-        blocks=sum(name.startswith("dense.") and name.endswith(".conv_2.weight") for name in state),
+        blocks=count_names(state, r"dense\..*\.conv_2\.weight"),
         growth=state["reduce.0.conv_2.weight"].shape[0] // 3,
     )
 

@@ -14,7 +14,6 @@ Source: Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resol
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve, convolve_add
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, count_names, rename, shape_of, shuffle_scale, without
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "EDSR", "EDSRConfig"]
@@ -105,50 +105,32 @@ class EDSR(nn.Module):
         return (x / self.config.img_range + self.mean).unflatten(0, lq.shape[:2])
 
 
-_AUTHORS = (
-    (re.compile(r"head\.0\.(\w+)"), r"conv_first.\1"),
-    (re.compile(r"body\.(\d+)\.body\.0\.(\w+)"), r"body.\1.conv1.\2"),
-    (re.compile(r"body\.(\d+)\.body\.2\.(\w+)"), r"body.\1.conv2.\2"),
-    (re.compile(r"body\.\d+\.(weight|bias)"), r"conv_after_body.\1"),
-    (re.compile(r"tail\.0\.(\d+)\.(\w+)"), r"upsample.\1.\2"),
-    (re.compile(r"tail\.1\.(\w+)"), r"conv_last.\1"),
+_AUTHORS: tuple[Rule, ...] = (
+    (r"^head\.0\.", "conv_first."),
+    (r"^body\.(\d+)\.body\.0\.", r"body.\1.conv1."),
+    (r"^body\.(\d+)\.body\.2\.", r"body.\1.conv2."),
+    (r"^body\.\d+\.(weight|bias)$", r"conv_after_body.\1"),
+    (r"^tail\.0\.(\d+)\.", r"upsample.\1."),
+    (r"^tail\.1\.", "conv_last."),
 )
 """Names of the authors' PyTorch version; its `sub_mean` and `add_mean` are constants of the configuration."""
 
 
-def _renamed(name: str) -> str:
-    for pattern, new in _AUTHORS:
-        if pattern.fullmatch(name):
-            return pattern.sub(new, name)
-    return name
-
-
 def _translate(state: State) -> dict[str, Tensor] | None:
     if "head.0.weight" in state and "tail.0.0.weight" in state:
-        constants = ("sub_mean.", "add_mean.")
-        state = {_renamed(name): value for name, value in state.items() if not name.startswith(constants)}
-    first, after, last = (state.get(f"{name}.weight") for name in ("conv_first", "conv_after_body", "conv_last"))
-    if first is None or after is None or last is None or "body.0.conv1.weight" not in state:
+        state = rename(without(state, r"(sub|add)_mean\..*"), _AUTHORS)
+    first = shape_of(state, "conv_first.weight")
+    if len(first) != 4 or first[1] != 3 or "conv_last.weight" not in state or "body.0.conv1.weight" not in state:
         return None
-    if first.ndim != 4 or first.shape[1] != 3 or after.shape != (first.shape[0], first.shape[0], 3, 3):
+    if shape_of(state, "conv_after_body.weight") != (first[0], first[0], 3, 3):
         return None
-    return dict(state) if _scale(state) in _STEPS else None
-
-
-def _scale(state: State) -> int:
-    """Read the scale off the convolutions before the pixel shuffles; 0 where there are none."""
-    first = state.get("upsample.0.weight")
-    if first is None or first.ndim != 4 or first.shape[1] < 1:
-        return 0
-    steps = count_names(state, r"upsample\.\d+\.weight")
-    ratio = first.shape[0] // first.shape[1]
-    return 3 if ratio == 9 and steps == 1 else 2**steps if ratio == 4 else 0
+    return dict(state) if shuffle_scale(state, "upsample") in _STEPS else None
 
 
 def _infer(state: State) -> EDSRConfig:
     num_feat = state["conv_first.weight"].shape[0]
     return EDSRConfig(
-        scale=_scale(state),
+        scale=shuffle_scale(state, "upsample"),
         num_feat=num_feat,
         num_block=count_names(state, r"body\.\d+\.conv1\.weight"),
         res_scale=0.1 if num_feat >= _WIDE else 1.0,

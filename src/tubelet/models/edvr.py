@@ -19,8 +19,7 @@ Source: Wang et al., "EDVR: Video Restoration with Enhanced Deformable Convoluti
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +31,8 @@ from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
 from tubelet.layers.upsampling import enlarge, shuffle_x4
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename, zero_based
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "EDVR", "EDVRConfig", "EDVRFeatureExtractor"]
@@ -357,23 +357,20 @@ class EDVR(nn.Module):
         return self.fuse([self.encode(frame) for frame in lq.unbind(1)]).unsqueeze(1)
 
 
-_HEAD = ("reconstruction.", "upconv1.", "upconv2.", "conv_hr.", "conv_last.")
-"""What comes after the extractor."""
-_Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-_MMAGIC: tuple[_Rule, ...] = (
+_MMAGIC: tuple[Rule, ...] = (
     (r"\.conv\.(weight|bias)$", r".\1"),
     (r"^feat_l([23])_conv([12])\.", r"conv_l\1_\2."),
     (r"^pcd_alignment\.", "pcd_align."),
     (r"^upsample([12])\.upsample_conv\.", r"upconv\1."),
 )
-_MMSR: tuple[_Rule, ...] = (
+_MMSR: tuple[Rule, ...] = (
     (r"^pre_deblur\.conv_first_1\.", "predeblur.conv_first."),
     (r"^pre_deblur\.conv_first_2\.", "predeblur.stride_conv_hr1."),
     (r"^pre_deblur\.conv_first_3\.", "predeblur.stride_conv_hr2."),
     (r"^pre_deblur\.deblur_L([23])_conv\.", r"predeblur.stride_conv_l\1."),
     (r"^pre_deblur\.RB_L3_1\.", "predeblur.resblock_l3."),
     (r"^pre_deblur\.RB_L2_([12])\.", r"predeblur.resblock_l2_\1."),
-    (r"^pre_deblur\.RB_L1_(\d)\.", lambda m: f"predeblur.resblock_l1.{int(m[1]) - 1}."),
+    (r"^pre_deblur\.RB_L1_(\d)\.", zero_based("predeblur.resblock_l1.{}.")),
     (r"^pre_deblur\.", "predeblur."),
     (r"^fea_L([23])_conv([12])\.", r"conv_l\1_\2."),
     (r"^pcd_align\.L([123])_offset_conv([123])\.", r"pcd_align.offset_conv\2.l\1."),
@@ -390,13 +387,9 @@ _MMSR: tuple[_Rule, ...] = (
     (r"^recon_trunk\.", "reconstruction."),
     (r"^HRconv\.", "conv_hr."),
 )
-_MARKS = ("pcd_align.cas_dcnpack.conv_offset.weight", "conv_l3_2.weight", "upconv2.weight", "conv_last.weight")
-
-
-def _rename(name: str, rules: Sequence[_Rule]) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
+_EXTRACTOR: tuple[Rule, ...] = ((r"^(?!(reconstruction|upconv1|upconv2|conv_hr|conv_last)\.)", "extractor."),)
+"""All but what comes after the extractor."""
+_MARKS = ("pcd_align.cas_dcnpack.conv_offset", "conv_l3_2", "upconv2", "conv_last")
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
@@ -409,11 +402,10 @@ def _translate(state: State) -> dict[str, Tensor] | None:
         rules = _MMAGIC
     else:
         return None
-    renamed = {_rename(name, rules): value for name, value in state.items()}
-    marks = [renamed.get(name) for name in _MARKS]
-    if any(mark is None or mark.ndim != 4 for mark in marks) or _fusion(renamed, "") is None:
+    own = rename(state, rules)
+    if not has_convolutions(own, *_MARKS) or _fusion(own, "") is None:
         return None
-    return {name if name.startswith(_HEAD) else f"extractor.{name}": value for name, value in renamed.items()}
+    return rename(own, _EXTRACTOR)
 
 
 def _fusion(state: State, prefix: str) -> tuple[Literal["tsa", "conv"], Tensor] | None:

@@ -15,7 +15,6 @@ Source: this project; hidden state as in RLSP (Fuoli et al., ICCVW 2019), collap
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,7 +24,8 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.online import Hidden, run_online
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State, count_names, shape_of
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "CollapsibleConv", "FastConfig", "FastVSR", "infer_config"]
@@ -180,30 +180,30 @@ class FastVSR(nn.Module):
         return self
 
 
-def infer_config(state: Mapping[str, Tensor]) -> FastConfig | None:
+def infer_config(state: State) -> FastConfig | None:
     """Read the configuration off the names and shapes of a state dict; None where they are not of a `FastVSR`."""
-    plain, wide = state.get("head.weight"), state.get("head.wide")
-    head, bias, tail = plain if plain is not None else wide, state.get("head.bias"), state.get("tail.bias")
-    if head is None or bias is None or tail is None or "acts.0.weight" not in state:
+    wide = shape_of(state, "head.wide")
+    head = shape_of(state, "head.weight") or wide
+    bias = shape_of(state, "head.bias")
+    tail = shape_of(state, "tail.bias")
+    if len(bias) != 1 or len(tail) != 1 or "acts.0.weight" not in state:
         return None
-    if bias.ndim != 1 or tail.ndim != 1:
-        return None
-    channels, outputs = bias.shape[0], tail.shape[0]
     shapes: dict[int, tuple[int, Literal["luma", "rgb"]]] = {
         s * s * n: (s, output) for s in (2, 3, 4) for n, output in _OUTPUTS
     }
-    if outputs not in shapes or head.ndim != 4 or head.shape[1] not in (6, 9):
+    if tail[0] not in shapes or len(head) != 4 or head[1] not in (6, 9):
         return None
-    scale, output = shapes[outputs]
+    scale, output = shapes[tail[0]]
+    channels = bias[0]
     return FastConfig(
         scale=scale,
         channels=channels,
-        depth=sum(name.startswith("body.") and name.endswith(".bias") for name in state),
-        lookahead=1 if head.shape[1] == 9 else 0,
+        depth=count_names(state, r"body\..*\.bias"),
+        lookahead=1 if head[1] == 9 else 0,
         recurrent="recall.bias" in state,
-        recall_px=1 if "recall.weight" in state and state["recall.weight"].shape[-1] == 1 else 3,
+        recall_px=1 if shape_of(state, "recall.weight")[-1:] == (1,) else 3,
         output=output,
-        expansion=0 if wide is None else wide.shape[0] // channels,
+        expansion=wide[0] // channels if wide else 0,
     )
 
 

@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.online import Hidden, run_online
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State, count_blocks, shape_of, without
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
 
@@ -231,21 +232,21 @@ def _convs(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    first, flow = state.get("srnet.conv_in.0.weight"), state.get("fnet.flow.2.weight")
-    if first is None or flow is None or "srnet.resblocks.0.conv.0.weight" not in state:
+    first = shape_of(state, "srnet.conv_in.0.weight")
+    if "fnet.flow.2.weight" not in state or "srnet.resblocks.0.conv.0.weight" not in state:
         return None
-    if first.ndim != 4 or first.shape[1] not in {3 * (1 + s * s) for s in _UPSAMPLERS}:
+    if len(first) != 4 or first[1] not in {3 * (1 + s * s) for s in _UPSAMPLERS}:
         return None
     # The published network and its SRNet share one upsampler, so its constant is there twice.
-    return {name: tensor for name, tensor in state.items() if name != "srnet.upsample_func.kernels"}
+    return without(state, r"srnet\.upsample_func\.kernels")
 
 
 def _infer(state: State) -> FRVSRConfig:
-    first = state["srnet.conv_in.0.weight"]
+    channels, joined = state["srnet.conv_in.0.weight"].shape[:2]
     return FRVSRConfig(
-        scale=round((first.shape[1] / 3 - 1) ** 0.5),
-        channels=first.shape[0],
-        blocks=len({name.split(".")[2] for name in state if name.startswith("srnet.resblocks.")}),
+        scale=round((joined / 3 - 1) ** 0.5),
+        channels=channels,
+        blocks=count_blocks(state, "srnet.resblocks."),
         upsample="bicubic" if "upsample_func.kernels" in state else "bilinear",
     )
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State, count_names, has_convolutions, shape_of
 from tubelet.ops.resize import resample
 from tubelet.types import Temporal
 
@@ -94,12 +95,13 @@ class FSRCNN(nn.Module):
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    first, shrink, last = (state.get(f"{name}.weight") for name in ("first_part.0", "mid_part.0", "last_part"))
-    if first is None or shrink is None or last is None:
+    first = shape_of(state, "first_part.0.weight")
+    last = shape_of(state, "last_part.weight")
+    if not has_convolutions(state, "first_part.0", "mid_part.0", "last_part"):
         return None
-    if first.ndim != 4 or first.shape[1] not in (1, 3) or shrink.ndim != 4 or last.ndim != 4:
+    if first[1] not in (1, 3) or first[2:] != (5, 5) or last[2:] != (9, 9):
         return None
-    return dict(state) if first.shape[2:] == (5, 5) and last.shape[2:] == (9, 9) and _depth(state) >= 0 else None
+    return dict(state) if _depth(state) >= 0 else None
 
 
 def _depth(state: State) -> int:

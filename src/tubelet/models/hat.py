@@ -31,7 +31,8 @@ from tubelet.layers.attention import Mlp, WindowAttention, attend
 from tubelet.layers.convolution import convolve
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.windows import join_windows, map_windows, pad_to_windows, split_windows, window_blocks
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, count_names, is_bias_table, rename, shape_of, shuffle_scale, without
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "HAT", "HATConfig", "overlapping_position_bias"]
@@ -313,50 +314,40 @@ class HAT(nn.Module):
         return self.conv_after_body(self.norm(deep).permute(0, 3, 1, 2)).add_(shallow)
 
 
-_RENAMED = (
-    (".residual_group.", "."),
-    ("patch_embed.norm.", "patch_norm."),
-    (".conv_block.cab.0.", ".cab.compress."),
-    (".conv_block.cab.2.", ".cab.expand."),
-    (".conv_block.cab.3.attention.1.", ".cab.squeeze."),
-    (".conv_block.cab.3.attention.3.", ".cab.excite."),
-    (".overlap_attn.", ".overlap."),
+_AUTHORS: tuple[Rule, ...] = (
+    (r"\.residual_group\.", "."),
+    (r"patch_embed\.norm\.", "patch_norm."),
+    (r"\.conv_block\.cab\.0\.", ".cab.compress."),
+    (r"\.conv_block\.cab\.2\.", ".cab.expand."),
+    (r"\.conv_block\.cab\.3\.attention\.1\.", ".cab.squeeze."),
+    (r"\.conv_block\.cab\.3\.attention\.3\.", ".cab.excite."),
+    (r"\.overlap_attn\.", ".overlap."),
 )
-"""The authors' names and ours."""
-_DERIVED = ("relative_position_index_SA", "relative_position_index_OCA")
+_DERIVED = "relative_position_index_(SA|OCA)"
 """Of the published files: what follows from the size of the windows."""
 _FIRST = "layers.0.blocks.0."
-_TABLE, _OVERLAP_TABLE = f"{_FIRST}attn.relative_position_bias_table", "layers.0.overlap.relative_position_bias_table"
-
-
-def _own_name(name: str) -> str:
-    for theirs, ours in _RENAMED:
-        name = name.replace(theirs, ours)
-    return name
+_TABLE = f"{_FIRST}attn.relative_position_bias_table"
+_OVERLAP_TABLE = "layers.0.overlap.relative_position_bias_table"
+_NEEDED = {
+    "conv_before_upsample.0.weight",
+    f"{_FIRST}cab.compress.weight",
+    f"{_FIRST}cab.squeeze.weight",
+    f"{_FIRST}attn.qkv.weight",
+    f"{_FIRST}mlp.fc1.weight",
+}
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of the authors; None where they are of another network."""
     if "conv_first.weight" not in state or not any(".overlap" in name for name in state):
         return None
-    own = {_own_name(name): value for name, value in state.items() if name not in _DERIVED}
-    needed = ("cab.compress.weight", "cab.squeeze.weight", "attn.qkv.weight", "mlp.fc1.weight")
-    if not own.keys() >= {"conv_before_upsample.0.weight", *(_FIRST + name for name in needed)}:
+    own = rename(without(state, _DERIVED), _AUTHORS)
+    if not own.keys() >= _NEEDED or shuffle_scale(own, "upsample") not in _STEPS:
         return None
-    first, tables = own["conv_first.weight"], [own.get(_TABLE), own.get(_OVERLAP_TABLE)]
-    if first.ndim != 4 or first.shape[1] != 3 or _scale(own) not in _STEPS:
+    first = shape_of(own, "conv_first.weight")
+    if len(first) != 4 or first[1] != 3:
         return None
-    square = [t is not None and t.ndim == 2 and math.isqrt(len(t)) ** 2 == len(t) for t in tables]
-    return own if all(square) else None
-
-
-def _scale(state: State) -> int:
-    """Read the scale off the convolutions before the pixel shuffles; 0 where they fit none."""
-    first = state.get("upsample.0.weight")
-    if first is None or first.ndim != 4:
-        return 0
-    ratio = first.shape[0] // first.shape[1]
-    return 3 if ratio == 9 else 2 ** count_names(state, r"upsample\.\d+\.weight") if ratio == 4 else 0
+    return own if is_bias_table(own, _TABLE) and is_bias_table(own, _OVERLAP_TABLE) else None
 
 
 def _infer(state: State) -> HATConfig:
@@ -365,7 +356,7 @@ def _infer(state: State) -> HATConfig:
     window = (math.isqrt(len(state[_TABLE])) + 1) // 2
     key_window = math.isqrt(len(state[_OVERLAP_TABLE])) + 1 - window
     return HATConfig(
-        scale=_scale(state),
+        scale=shuffle_scale(state, "upsample"),
         channels=channels,
         depths=tuple(count_names(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups),
         heads=tuple(state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape[1] for i in groups),

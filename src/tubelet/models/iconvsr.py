@@ -17,7 +17,6 @@ Sec. 4. Published: 64 channels, 30 blocks a direction, key frame windows of 5 fr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -29,11 +28,13 @@ from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
-from tubelet.layers.spynet import SpyNet, rename_spynet
+from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.edvr import EDVRConfig, EDVRFeatureExtractor
+from tubelet.models.spynet import rename_spynet
+from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
 
@@ -232,47 +233,35 @@ def _pad(frame: Tensor) -> Tensor:
     return functional.pad(frame, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), mode="reflect")
 
 
-_MMAGIC = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^(backward|forward)_resblocks\.", r"\1_trunk."),
-        (r"^upsample([12])\.upsample_conv\.", r"upconv\1."),
-        (r"^edvr\.feat_l([23])_conv([12])\.", r"edvr.conv_l\1_\2."),
-        (r"^edvr\.pcd_alignment\.", r"edvr.pcd_align."),
-        (r"^(edvr\..*)\.conv\.(weight|bias)$", r"\1.\2"),
-    )
+_MMAGIC: tuple[Rule, ...] = (
+    (r"^(backward|forward)_resblocks\.", r"\1_trunk."),
+    (r"^upsample([12])\.upsample_conv\.", r"upconv\1."),
+    (r"^edvr\.feat_l([23])_conv([12])\.", r"edvr.conv_l\1_\2."),
+    (r"^edvr\.pcd_alignment\.", r"edvr.pcd_align."),
+    (r"^(edvr\..*)\.conv\.(weight|bias)$", r"\1.\2"),
 )
 _PARTS = {
     *("edvr", "spynet", "backward_fusion", "backward_trunk", "forward_fusion", "forward_trunk"),
     *("upconv1", "upconv2", "conv_hr", "conv_last"),
 }
-_MARKS = (
-    "backward_trunk.main.0.weight",
-    "edvr.fusion.feat_fusion.weight",
-    "edvr.pcd_align.cas_dcnpack.conv_offset.weight",
-)
+_MARKS = ("backward_trunk.main.0", "edvr.fusion.feat_fusion", "edvr.pcd_align.cas_dcnpack.conv_offset")
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of BasicSR (which are ours) and of MMagic; None where they are of another network."""
     if "edvr.conv_first.weight" not in state or "backward_fusion.weight" not in state:
         return None
-    renamed: dict[str, Tensor] = {}
-    for name, value in rename_spynet(state).items():
-        for pattern, replacement in _MMAGIC:
-            name = pattern.sub(replacement, name)
-        renamed[name] = value
-    if {name.split(".", 1)[0] for name in renamed} != _PARTS:
+    own = rename(rename_spynet(state), _MMAGIC)
+    if first_words(own) != _PARTS:
         return None
-    return renamed if all(name in renamed and renamed[name].ndim == 4 for name in _MARKS) else None
+    return own if has_convolutions(own, *_MARKS) else None
 
 
 def _infer(state: State) -> IconVSRConfig:
     channels, joined = state["edvr.fusion.feat_fusion.weight"].shape[:2]
-    head = "backward_trunk.main."
     return IconVSRConfig(
         channels=channels,
-        num_blocks=sum(name.startswith(head) and name.endswith(".conv1.weight") for name in state),
+        num_blocks=count_names(state, r"backward_trunk\.main\..*\.conv1\.weight"),
         temporal_padding=joined // channels // 2,
         groups=state["edvr.pcd_align.cas_dcnpack.conv_offset.weight"].shape[0] // 27,
     )

@@ -21,7 +21,8 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve
 from tubelet.layers.residual import ResidualBlock
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State, count_names, shape_of
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "MSRResNet", "MSRResNetConfig"]
@@ -78,18 +79,18 @@ class MSRResNet(nn.Module):
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    first, last = state.get("conv_first.weight"), state.get("conv_last.weight")
-    if first is None or last is None or "conv_hr.weight" not in state or "body.0.conv1.weight" not in state:
+    if "conv_hr.weight" not in state or "body.0.conv1.weight" not in state:
         return None
-    if first.ndim != 4 or first.shape[1] != 3 or last.shape != (3, first.shape[0], 3, 3):
+    first = shape_of(state, "conv_first.weight")
+    if len(first) != 4 or first[1] != 3 or shape_of(state, "conv_last.weight") != (3, first[0], 3, 3):
         return None
     return dict(state) if _scale(state) in _STEPS else None
 
 
 def _scale(state: State) -> int:
     """Read the scale off the convolutions before the pixel shuffles; 0 where they are of another network."""
-    convs = [state[name] for name in ("upconv1.weight", "upconv2.weight") if name in state]
-    ratios = [conv.shape[0] / conv.shape[1] for conv in convs if conv.ndim == 4 and conv.shape[1]]
+    shapes = [shape_of(state, f"{name}.weight") for name in ("upconv1", "upconv2")]
+    ratios = [shape[0] / shape[1] for shape in shapes if len(shape) == 4 and shape[1]]
     return next((scale for scale, steps in _STEPS.items() if ratios == [step**2 for step in steps]), 0)
 
 

@@ -32,7 +32,8 @@ from tubelet.layers.convolution import convolve, convolve_parts
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.store import FeatureStore, open_store
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State, count_names, first_words, shape_of
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "OVSR", "OVSRConfig"]
@@ -252,11 +253,9 @@ _HEADS = {
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Take the authors' names, which are ours; None where they are of another network."""
     for name, shape in _HEADS.items():
-        if name not in state or tuple(state[name].shape[1:]) != shape:
+        if shape_of(state, name)[1:] != shape:
             return None
-    if {name.split(".", 1)[0] for name in state} != {"precursor", "successor"}:
-        return None
-    return dict(state)
+    return dict(state) if first_words(state) == {"precursor", "successor"} else None
 
 
 def _infer(state: State) -> OVSRConfig:

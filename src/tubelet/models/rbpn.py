@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.rbpn_flow import estimate_flow
+from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename
 from tubelet.ops.resize import imresize
 from tubelet.types import Temporal
 
@@ -248,21 +249,15 @@ def _blocks(channels: int, count: int) -> list[ResnetBlock]:
     return [ResnetBlock(channels) for _ in range(count)]
 
 
-_MARKS = ("feat0.conv.weight", "dbpn.feat1.conv.weight", "dbpn.up1.up_conv1.deconv.weight", "output.weight")
+_AUTHORS: tuple[Rule, ...] = ((r"^DBPN\.", "dbpn."), (r"output\.conv\.", "output."))
+_MARKS = ("feat0.conv", "dbpn.feat1.conv", "dbpn.up1.up_conv1.deconv", "output")
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the authors' names to ours, or take ours; None where they are of another network."""
-    renamed = {_rename(name): value for name, value in state.items()}
-    marks = [renamed.get(name) for name in _MARKS]
-    return None if any(mark is None or mark.ndim != 4 or not mark.shape[0] for mark in marks) else renamed
-
-
-def _rename(name: str) -> str:
-    head, _, rest = name.partition(".")
-    if head == "DBPN":
-        name = f"dbpn.{rest}"
-    return name.replace("output.conv.", "output.")
+    own = rename(state, _AUTHORS)
+    is_own = has_convolutions(own, *_MARKS) and all(own[f"{mark}.weight"].shape[0] for mark in _MARKS)
+    return own if is_own else None
 
 
 def _infer(state: State) -> RBPNConfig:
@@ -272,7 +267,7 @@ def _infer(state: State) -> RBPNConfig:
         num_frames=state["output.weight"].shape[1] // c + 1,
         base_channels=state["feat0.conv.weight"].shape[0],
         channels=c,
-        blocks=sum(name.startswith("res_feat1.") and name.endswith(".conv1.weight") for name in state),
+        blocks=count_names(state, r"res_feat1\..*\.conv1\.weight"),
     )
 
 

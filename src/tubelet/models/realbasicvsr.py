@@ -24,8 +24,9 @@ from tubelet.layers.recurrence import Edge, Seen
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.store import FeatureStore
 from tubelet.models import basicvsr
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.basicvsr import BasicVSR, BasicVSRConfig
+from tubelet.models.state_dict import State, below, count_names, first_words, has_convolutions, without
 
 __all__ = ["ARCHITECTURE", "RealBasicVSR", "RealBasicVSRConfig"]
 
@@ -165,28 +166,24 @@ class RealBasicVSR(nn.Module):
         return stack_frames(cleaned(), num_frames, like=lq), change
 
 
-_INNER = "basicvsr."
-
-
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of MMagic; None where they are of another network."""
-    head = state.get("image_cleaning.0.main.0.weight")
-    if head is None or head.ndim != 4:
+    if not has_convolutions(state, "image_cleaning.0.main.0"):
         return None
-    inner = {name.removeprefix(_INNER): value for name, value in state.items() if name.startswith(_INNER)}
-    renamed = basicvsr.ARCHITECTURE.translate(inner)
-    outer = {name: value for name, value in state.items() if not name.startswith(_INNER)}
-    if renamed is None or any(not name.startswith("image_cleaning.") for name in outer):
+    inner = basicvsr.ARCHITECTURE.translate(below(state, "basicvsr."))
+    outer = without(state, r"basicvsr\..*")
+    if inner is None or first_words(outer) != {"image_cleaning"}:
         return None
-    return outer | {_INNER + name: value for name, value in renamed.items()}
+    return outer | {f"basicvsr.{name}": value for name, value in inner.items()}
 
 
 def _infer(state: State) -> RealBasicVSRConfig:
-    inner = basicvsr.ARCHITECTURE.infer(
-        {name.removeprefix(_INNER): value for name, value in state.items() if name.startswith(_INNER)}
+    inner = basicvsr.ARCHITECTURE.infer(below(state, "basicvsr."))
+    return RealBasicVSRConfig(
+        channels=inner.channels,
+        num_blocks=inner.num_blocks,
+        num_cleaning_blocks=count_names(state, r"image_cleaning\.0\.main\.2\..*\.conv1\.weight"),
     )
-    cleaning = [n for n in state if n.startswith("image_cleaning.0.main.2.") and n.endswith(".conv1.weight")]
-    return RealBasicVSRConfig(channels=inner.channels, num_blocks=inner.num_blocks, num_cleaning_blocks=len(cleaning))
 
 
 def _contract(config: RealBasicVSRConfig) -> Contract | None:

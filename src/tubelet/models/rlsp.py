@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve
 from tubelet.layers.online import Hidden, run_online
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State, count_blocks, first_words, has_convolutions, shape_of
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "RLSP", "RLSPConfig"]
@@ -118,14 +119,14 @@ def depth_to_space(x: Tensor, scale: int) -> Tensor:
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    first, last = state.get("conv1.weight"), state.get("conv_out.weight")
-    if first is None or last is None or first.ndim != 4 or last.ndim != 4:
+    if not has_convolutions(state, "conv1", "conv_out"):
         return None
-    if any(name.split(".")[0] not in ("conv1", "conv_list", "conv_out") for name in state):
+    if not first_words(state) <= {"conv1", "conv_list", "conv_out"}:
         return None
+    first = shape_of(state, "conv1.weight")
+    outputs = shape_of(state, "conv_out.weight")[0]
     # Any split of the outputs into pixels and state fits the shapes; every published file is for ×4.
-    outputs = last.shape[0]
-    if first.shape[1] != 3 * 3 + outputs or outputs <= 3 * _PUBLISHED_SCALE**2 or first.shape[-1] % 2 != 1:
+    if first[1] != 3 * 3 + outputs or outputs <= 3 * _PUBLISHED_SCALE**2 or first[-1] % 2 != 1:
         return None
     return dict(state)
 
@@ -133,7 +134,7 @@ def _translate(state: State) -> dict[str, Tensor] | None:
 def _infer(state: State) -> RLSPConfig:
     first, last = state["conv1.weight"], state["conv_out.weight"]
     return RLSPConfig(
-        layers=2 + len({name.split(".")[1] for name in state if name.startswith("conv_list.")}),
+        layers=2 + count_blocks(state, "conv_list."),
         filters=first.shape[0],
         state_channels=last.shape[0] - 3 * _PUBLISHED_SCALE**2,
         kernel_px=first.shape[-1],

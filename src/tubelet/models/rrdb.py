@@ -31,7 +31,8 @@ from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve_add, convolve_parts
 from tubelet.layers.upsampling import repeat_and_convolve
 from tubelet.layers.winograd import LineSums
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "RRDBConfig", "RRDBNet"]
@@ -132,48 +133,43 @@ class RRDBNet(nn.Module):
         return x.view(*lq.shape[:2], *x.shape[1:])  # (B, T, 3, sH, sW)
 
 
-_AUTHORS = (
-    (re.compile(r"RRDB_trunk\.(\d+)\.RDB(\d)\.(conv\d\.\w+)"), r"body.\1.rdb\2.\3"),
-    (re.compile(r"trunk_conv\.(\w+)"), r"conv_body.\1"),
-    (re.compile(r"upconv(\d)\.(\w+)"), r"conv_up\1.\2"),
-    (re.compile(r"HRconv\.(\w+)"), r"conv_hr.\1"),
+_AUTHORS: tuple[Rule, ...] = (
+    (r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2."),
+    (r"^trunk_conv\.", "conv_body."),
+    (r"^upconv(\d)\.", r"conv_up\1."),
+    (r"^HRconv\.", "conv_hr."),
 )
 """Names of ESRGAN's published files and of KAIR (BSRGAN)."""
 
-_FIRST_RELEASE = (
-    (re.compile(r"model\.0\.(\w+)"), r"conv_first.\1"),
-    (re.compile(r"model\.1\.sub\.(\d+)\.RDB(\d)\.(conv\d)\.0\.(\w+)"), r"body.\1.rdb\2.\3.\4"),
-    (re.compile(r"model\.1\.sub\.\d+\.(weight|bias)"), r"conv_body.\1"),
+_FIRST_RELEASE: tuple[Rule, ...] = (
+    (r"^model\.0\.", "conv_first."),
+    (r"^model\.1\.sub\.(\d+)\.RDB(\d)\.(conv\d)\.0\.", r"body.\1.rdb\2.\3."),
+    (r"^model\.1\.sub\.\d+\.(weight|bias)$", r"conv_body.\1"),
 )
 """Names of ESRGAN's first release, before the upsampling; behind it they are numbers that depend on its length."""
-
-
-def _renamed(name: str, patterns: tuple[tuple[re.Pattern[str], str], ...]) -> str:
-    for pattern, new in patterns:
-        if pattern.fullmatch(name):
-            return pattern.sub(new, name)
-    return name
 
 
 def _from_first_release(state: State) -> dict[str, Tensor]:
     """Rename `model.<index>`: three places per doubling (nearest, convolution, activation) from 2 on, then the end."""
     found = (re.fullmatch(r"model\.(\d+)\.weight", name) for name in state)
     indexes = sorted({int(match[1]) for match in found if match} - {0})
-    names = [*(f"conv_up{i}" for i in range(1, len(indexes) - 1)), "conv_hr", "conv_last"]
-    behind = zip(indexes, names, strict=False)
-    patterns = [(re.compile(rf"model\.{index}\.(\w+)"), rf"{name}.\1") for index, name in behind]
-    return {_renamed(name, (*_FIRST_RELEASE, *patterns)): value for name, value in state.items()}
+    doublings = [f"conv_up{number}" for number in range(1, len(indexes) - 1)]
+    names = [*doublings, "conv_hr", "conv_last"]
+    behind = [(rf"^model\.{index}\.", f"{name}.") for index, name in zip(indexes, names, strict=False)]
+    return rename(state, (*_FIRST_RELEASE, *behind))
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     if "RRDB_trunk.0.RDB1.conv1.weight" in state:
-        state = {_renamed(name, _AUTHORS): value for name, value in state.items()}
+        state = rename(state, _AUTHORS)
     elif "model.1.sub.0.RDB1.conv1.0.weight" in state:
         state = _from_first_release(state)
-    first, dense = state.get("conv_first.weight"), state.get("body.0.rdb1.conv1.weight")
-    if first is None or dense is None or "conv_body.weight" not in state or "conv_last.weight" not in state:
+    if not has_convolutions(state, "conv_first", "body.0.rdb1.conv1"):
         return None
-    if first.ndim != 4 or first.shape[1] not in (3, 12, 48) or dense.ndim != 4:
+    if "conv_body.weight" not in state or "conv_last.weight" not in state:
+        return None
+    first = state["conv_first.weight"]
+    if first.shape[1] not in (3, 12, 48):
         return None
     doublings = count_names(state, r"conv_up\d\.weight")
     return dict(state) if doublings <= 3 and 2**doublings >= _unshuffle(first) else None

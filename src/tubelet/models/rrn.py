@@ -23,7 +23,8 @@ from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve
 from tubelet.layers.online import Hidden, run_online
 from tubelet.layers.residual import ResidualBlock
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State, count_blocks, has_convolutions, shape_of
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "RRN", "RRNConfig"]
@@ -118,12 +119,13 @@ class RRN(nn.Module):
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    first, last = state.get("neuro.conv_1.weight"), state.get("neuro.conv_o.weight")
-    if first is None or last is None or "neuro.recon_trunk.0.conv1.weight" not in state:
+    if "neuro.recon_trunk.0.conv1.weight" not in state:
         return None
-    if first.ndim != 4 or last.ndim != 4 or last.shape[0] not in {3 * s * s for s in _SCALES}:
+    if not has_convolutions(state, "neuro.conv_1", "neuro.conv_o"):
         return None
-    if first.shape[1] != 6 + first.shape[0] + last.shape[0]:
+    channels, joined = shape_of(state, "neuro.conv_1.weight")[:2]
+    outputs = shape_of(state, "neuro.conv_o.weight")[0]
+    if outputs not in {3 * s * s for s in _SCALES} or joined != 6 + channels + outputs:
         return None
     return dict(state)
 
@@ -132,7 +134,7 @@ def _infer(state: State) -> RRNConfig:
     return RRNConfig(
         scale=round((state["neuro.conv_o.weight"].shape[0] / 3) ** 0.5),
         channels=state["neuro.conv_1.weight"].shape[0],
-        blocks=len({name.split(".")[2] for name in state if name.startswith("neuro.recon_trunk.")}),
+        blocks=count_blocks(state, "neuro.recon_trunk."),
     )
 
 

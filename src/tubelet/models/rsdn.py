@@ -14,7 +14,6 @@ Source: Isobe et al., Video Super-Resolution with Recurrent Structure-Detail Net
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -24,14 +23,14 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve, convolve_add
 from tubelet.layers.online import Hidden, run_online
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, count_blocks, has_convolutions, rename, shape_of, zero_based
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "RSDN", "RSDNConfig"]
 
 _SCALES = (2, 3, 4)
 _KERNEL_PX = 3  # side of the adaptation's filters
-_PUBLISHED_BLOCK = re.compile(r"^neuro\.SD(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,26 +202,25 @@ def _act(x: Tensor) -> Tensor:
     return functional.leaky_relu_(x, 0.1)
 
 
+_AUTHORS: tuple[Rule, ...] = ((r"^neuro\.SD(\d+)\.", zero_based("neuro.blocks.{}.")),)
+
+
 def _translate(state: State) -> dict[str, Tensor] | None:
-    first, last = state.get("neuro.conv_d.weight"), state.get("conv.weight")
-    if first is None or last is None or "neuro.forget.weight" not in state:
+    if not has_convolutions(state, "neuro.conv_d", "conv") or "neuro.forget.weight" not in state:
         return None
-    if first.ndim != 4 or last.ndim != 4 or last.shape[0] not in {3 * s * s for s in _SCALES}:
+    channels, joined = shape_of(state, "neuro.conv_d.weight")[:2]
+    outputs = shape_of(state, "conv.weight")[0]
+    if outputs not in {3 * s * s for s in _SCALES} or joined != 6 + channels + outputs:
         return None
-    if first.shape[1] != 6 + first.shape[0] + last.shape[0]:
-        return None
-    ours = {
-        _PUBLISHED_BLOCK.sub(lambda match: f"neuro.blocks.{int(match[1]) - 1}.", name): tensor
-        for name, tensor in state.items()
-    }
-    return ours if "neuro.blocks.0.conv_d1.weight" in ours else None
+    own = rename(state, _AUTHORS)
+    return own if "neuro.blocks.0.conv_d1.weight" in own else None
 
 
 def _infer(state: State) -> RSDNConfig:
     return RSDNConfig(
         scale=round((state["conv.weight"].shape[0] / 3) ** 0.5),
         channels=state["neuro.conv_d.weight"].shape[0],
-        blocks=len({name.split(".")[2] for name in state if name.startswith("neuro.blocks.")}),
+        blocks=count_blocks(state, "neuro.blocks."),
     )
 
 

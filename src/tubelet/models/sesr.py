@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State, count_names, shape_of
 from tubelet.ops.resize import resample
 from tubelet.types import Temporal
 
@@ -152,13 +153,11 @@ def _collapsed(conv: nn.Module) -> nn.Module:
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Claim our own names: trained (`first.wide.weight`) or collapsed (`first.weight`)."""
     trained = "first.wide.weight" in state
-    first = state.get("first.wide.weight" if trained else "first.weight")
-    outputs = state.get("last.narrow.bias" if trained else "last.bias")
-    if first is None or outputs is None or "acts.0.weight" not in state:
+    first = shape_of(state, "first.wide.weight" if trained else "first.weight")
+    outputs = shape_of(state, "last.narrow.bias" if trained else "last.bias")
+    if len(first) != 4 or first[1:] != (1, 5, 5) or len(shape_of(state, "acts.0.weight")) != 1:
         return None
-    if first.ndim != 4 or first.shape[1:] != (1, 5, 5) or outputs.ndim != 1:
-        return None
-    return dict(state) if outputs.shape[0] in (4, 9, 16) and state["acts.0.weight"].ndim == 1 else None
+    return dict(state) if outputs in ((4,), (9,), (16,)) else None
 
 
 def _infer(state: State) -> SESRConfig:
@@ -166,7 +165,7 @@ def _infer(state: State) -> SESRConfig:
     return SESRConfig(
         scale=math.isqrt(state["last.bias" if wide is None else "last.narrow.bias"].shape[0]),
         f=state["acts.0.weight"].shape[0],
-        m=sum(name.startswith("acts.") for name in state) - 1,
+        m=count_names(state, r"acts\..*") - 1,
         p=0 if wide is None else wide.shape[0],
     )
 

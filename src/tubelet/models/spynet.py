@@ -8,14 +8,16 @@ Source: Ranjan and Black, "Optical Flow Estimation using a Spatial Pyramid Netwo
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from tubelet.layers.spynet import SpyNet, rename_spynet
-from tubelet.models.architecture import Architecture, State
+from tubelet.layers.spynet import SpyNet
+from tubelet.models.architecture import Architecture
+from tubelet.models.state_dict import Rule, State, first_words, rename
 
-__all__ = ["ARCHITECTURE", "SpyNetConfig"]
+__all__ = ["ARCHITECTURE", "SpyNetConfig", "rename_spynet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +30,30 @@ def _build(config: SpyNetConfig) -> SpyNet:
     return SpyNet()
 
 
+def _count_activations(match: re.Match[str]) -> str:
+    return f"{match[1]}.{2 * int(match[2])}."
+
+
+_MMAGIC: tuple[Rule, ...] = (
+    (r"(basic_module\.\d+\.basic_module)\.(\d+)\.conv\.(?=(weight|bias)$)", _count_activations),
+)
+
+
+def rename_spynet(state: State) -> dict[str, Tensor]:
+    """Name the convolutions of a SpyNet within `state` as here; other names stay.
+
+    MMagic counts convolutions (`basic_module.3.conv.weight`), BasicSR and this file count activations too
+    (`basic_module.6.weight`).
+    """
+    return rename(state, _MMAGIC)
+
+
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of BasicSR (which are ours) and of MMagic; None where they are of another network."""
-    if not {name.split(".", 1)[0] for name in state} <= {"basic_module", "mean", "std"}:
+    if not first_words(state) <= {"basic_module", "mean", "std"}:
         return None
-    renamed = rename_spynet(state)
-    return renamed if "basic_module.5.basic_module.8.weight" in renamed else None
+    own = rename_spynet(state)
+    return own if "basic_module.5.basic_module.8.weight" in own else None
 
 
 def _infer(state: State) -> SpyNetConfig:

@@ -14,7 +14,6 @@ Source: Wang et al., Real-ESRGAN, ICCVW 2021; the network is of its repository's
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State, shape_of, without
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "SRVGGConfig", "SRVGGNetCompact"]
 
 Act = Literal["prelu", "relu", "leakyrelu"]
-_NAME = re.compile(r"body\.\d+\.(weight|bias)")
+_NAME = r"body\.\d+\.(weight|bias)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +84,11 @@ def _act(config: SRVGGConfig) -> nn.Module:
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Claim names `body.<index>.weight` and `.bias` alone: the only layout in circulation, and ours."""
-    first = state.get("body.0.weight")
-    if first is None or first.ndim != 4 or first.shape[1] != 3 or first.shape[2:] != (3, 3):
+    first = shape_of(state, "body.0.weight")
+    if len(first) != 4 or first[1:] != (3, 3, 3) or without(state, _NAME):
         return None
-    if not all(map(_NAME.fullmatch, state)):
-        return None
-    last = state.get(_last(state))
-    outputs = 0 if last is None or last.ndim != 4 else last.shape[0]
+    last = shape_of(state, _last(state))
+    outputs = last[0] if len(last) == 4 else 0
     return dict(state) if outputs and outputs == 3 * math.isqrt(outputs // 3) ** 2 else None
 
 

@@ -36,7 +36,8 @@ from tubelet.layers.attention import Mlp, WindowAttention
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.upsampling import repeat_and_convolve
 from tubelet.layers.windows import map_windows, pad_to_windows
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, count_names, is_bias_table, rename, shape_of, shuffle_scale, without
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "SwinIR", "SwinIRConfig", "SwinIRUpsampler"]
@@ -246,28 +247,28 @@ class SwinIR(nn.Module):
         return repeat_and_convolve(up, doublings, self.conv_hr, self.conv_last)
 
 
-_DERIVED = ("attn_mask", "attn.relative_position_index")
+_AUTHORS: tuple[Rule, ...] = ((r"\.residual_group\.", "."), (r"patch_embed\.norm\.", "patch_norm."))
+_DERIVED = r".*(attn_mask|attn\.relative_position_index)"
 """Of the published files: what follows from the size of the windows and of the training pictures."""
 _FIRST = "layers.0.blocks.0."
-_NEEDED = {"norm.weight", *(_FIRST + name for name in ("attn.qkv.weight", "mlp.fc1.weight", "norm2.weight"))}
+_TABLE = f"{_FIRST}attn.relative_position_bias_table"
+_NEEDED = {"norm.weight", f"{_FIRST}attn.qkv.weight", f"{_FIRST}mlp.fc1.weight", f"{_FIRST}norm2.weight"}
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of the authors, BasicSR, KAIR and MMagic, which are the same; None where they are others."""
     if "conv_first.weight" not in state or any(".overlap" in name for name in state):
         return None  # HAT has such attention besides
-    own = {
-        name.replace(".residual_group.", ".").replace("patch_embed.norm.", "patch_norm."): value
-        for name, value in state.items()
-        if not name.endswith(_DERIVED)
-    }
-    first, table = own["conv_first.weight"], own.get(f"{_FIRST}attn.relative_position_bias_table")
-    if not own.keys() >= _NEEDED or not own.keys() & {"layers.0.conv.weight", "layers.0.conv.4.weight"}:
+    own = rename(without(state, _DERIVED), _AUTHORS)
+    if not own.keys() >= _NEEDED:
         return None
-    if first.ndim != 4 or first.shape[1] not in (1, 3) or table is None or table.ndim != 2:
+    if "layers.0.conv.weight" not in own and "layers.0.conv.4.weight" not in own:
         return None
-    known = math.isqrt(len(table)) ** 2 == len(table) and _scale(own, _upsampler(own)) in _SCALES[_upsampler(own)]
-    return own if known else None
+    first = shape_of(own, "conv_first.weight")
+    if len(first) != 4 or first[1] not in (1, 3) or not is_bias_table(own, _TABLE):
+        return None
+    upsampler = _upsampler(own)
+    return own if _scale(own, upsampler) in _SCALES[upsampler] else None
 
 
 def _upsampler(state: State) -> SwinIRUpsampler:
@@ -284,13 +285,10 @@ def _scale(state: State, upsampler: SwinIRUpsampler) -> int:
         return 1
     if upsampler == "nearest+conv":
         return 2 ** count_names(state, r"conv_up\d\.weight")
-    first = state.get("upsample.0.weight")
-    if first is None or first.ndim != 4:
-        return 0
-    if upsampler == "pixelshuffledirect":
-        return math.isqrt(first.shape[0] // state["conv_first.weight"].shape[1])
-    ratio = first.shape[0] // first.shape[1]
-    return 3 if ratio == 9 else 2 ** count_names(state, r"upsample\.\d+\.weight") if ratio == 4 else 0
+    if upsampler == "pixelshuffle":
+        return shuffle_scale(state, "upsample")
+    first = shape_of(state, "upsample.0.weight")
+    return math.isqrt(first[0] // state["conv_first.weight"].shape[1]) if len(first) == 4 else 0
 
 
 def _infer(state: State) -> SwinIRConfig:

@@ -30,7 +30,8 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename
 from tubelet.ops.deform import Border
 from tubelet.types import Temporal
 
@@ -185,64 +186,51 @@ class TDAN(nn.Module):
         return align
 
 
-_AUTHORS = {
-    "conv_first": "conv_first",
-    "residual_layer": "feature_extraction",
-    "cr": "alignment.merge",
-    "off2d_1": "alignment.deform_1.conv_offset",
-    "dconv_1": "alignment.deform_1",
-    "off2d_2": "alignment.deform_2.conv_offset",
-    "deconv_2": "alignment.deform_2",
-    "off2d_3": "alignment.deform_3.conv_offset",
-    "deconv_3": "alignment.deform_3",
-    "off2d": "alignment.deform_4.conv_offset",
-    "dconv": "alignment.deform_4",
-    "recon_lr": "alignment.to_rgb",
-    "fea_ex.0": "conv_fuse",
-    "recon_layer": "reconstruction",
-    "up.0.0": "upconv1",
-    "up.0.2": "upconv2",
-    "up.1": "conv_last",
-}
-_MMAGIC = {
-    "feat_extract.0.conv": "conv_first",
-    "feat_extract.1": "feature_extraction",
-    "feat_aggregate.0": "alignment_mmagic.merge",
-    "feat_aggregate.1": "alignment_mmagic.deform_1",
-    "feat_aggregate.2": "alignment_mmagic.deform_2",
-    "align_1": "alignment_mmagic.deform_3",
-    "align_2": "alignment_mmagic.deform_4",
-    "to_rgb": "alignment_mmagic.to_rgb",
-    "reconstruct.0.conv": "conv_fuse",
-    "reconstruct.1": "reconstruction",
-    "reconstruct.2.upsample_conv": "upconv1",
-    "reconstruct.3.upsample_conv": "upconv2",
-    "reconstruct.4": "conv_last",
-}
-_LAYOUTS = (("deconv_3.weight", _AUTHORS), ("align_1.conv_offset.weight", _MMAGIC))
+_AUTHORS: tuple[Rule, ...] = (
+    (r"^residual_layer\.", "feature_extraction."),
+    (r"^cr\.", "alignment.merge."),
+    (r"^off2d_([123])\.", r"alignment.deform_\1.conv_offset."),
+    (r"^off2d\.", "alignment.deform_4.conv_offset."),
+    (r"^dconv_1\.", "alignment.deform_1."),
+    (r"^deconv_([23])\.", r"alignment.deform_\1."),
+    (r"^dconv\.", "alignment.deform_4."),
+    (r"^recon_lr\.", "alignment.to_rgb."),
+    (r"^fea_ex\.0\.", "conv_fuse."),
+    (r"^recon_layer\.", "reconstruction."),
+    (r"^up\.0\.0\.", "upconv1."),
+    (r"^up\.0\.2\.", "upconv2."),
+    (r"^up\.1\.", "conv_last."),
+)
+_MMAGIC: tuple[Rule, ...] = (
+    (r"^feat_extract\.0\.conv\.", "conv_first."),
+    (r"^feat_extract\.1\.", "feature_extraction."),
+    (r"^feat_aggregate\.0\.", "alignment_mmagic.merge."),
+    (r"^feat_aggregate\.([12])\.", r"alignment_mmagic.deform_\1."),
+    (r"^align_1\.", "alignment_mmagic.deform_3."),
+    (r"^align_2\.", "alignment_mmagic.deform_4."),
+    (r"^to_rgb\.", "alignment_mmagic.to_rgb."),
+    (r"^reconstruct\.0\.conv\.", "conv_fuse."),
+    (r"^reconstruct\.1\.", "reconstruction."),
+    (r"^reconstruct\.2\.upsample_conv\.", "upconv1."),
+    (r"^reconstruct\.3\.upsample_conv\.", "upconv2."),
+    (r"^reconstruct\.4\.", "conv_last."),
+)
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of the authors and of MMagic to ours; None where they are of another network."""
-    own = any(f"{name}.deform_3.weight" in state for name in _ALIGN.values())
-    renames = [renames for mark, renames in _LAYOUTS if mark in state]
-    if own:
-        renamed = dict(state)
-    elif renames:
-        renamed = {_rename(name, renames[0]): value for name, value in state.items()}
-    else:
-        return None
-    release = _release(renamed)
-    marks = ("conv_fuse.weight", f"{_ALIGN[release]}.deform_1.conv_offset.weight", f"{_ALIGN[release]}.merge.weight")
-    marks = [renamed.get(name) for name in (*marks, f"{_ALIGN[release]}.deform_3.conv_offset.weight")]
-    return None if any(mark is None or mark.ndim != 4 for mark in marks) else renamed
+    own = _rename(state)
+    align = _ALIGN[_release(own)]
+    marks = [f"{align}.{name}" for name in ("merge", "deform_1.conv_offset", "deform_3.conv_offset")]
+    return own if has_convolutions(own, "conv_fuse", *marks) else None
 
 
-def _rename(name: str, renames: dict[str, str]) -> str:
-    for theirs, ours in renames.items():
-        if name.startswith(f"{theirs}."):
-            return ours + name.removeprefix(theirs)
-    return name
+def _rename(state: State) -> dict[str, Tensor]:
+    if any(f"{name}.deform_3.weight" in state for name in _ALIGN.values()):
+        return dict(state)
+    if "deconv_3.weight" in state:
+        return rename(state, _AUTHORS)
+    return rename(state, _MMAGIC) if "align_1.conv_offset.weight" in state else {}
 
 
 def _release(state: State) -> Literal["authors", "mmagic"]:

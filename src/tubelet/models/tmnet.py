@@ -17,7 +17,6 @@ Vimeo-90K, and for any time on Adobe240fps. Their weights have the same names an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +29,8 @@ from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Seen
 from tubelet.layers.store import FeatureStore, open_store
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, first_words, rename
 from tubelet.models.zooming_slow_mo import (
     HALO_PX,
     OVERLAP_FRAMES,
@@ -265,19 +265,16 @@ def _triples(feats: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]
     yield before, feat, feat
 
 
-_RENAMES = tuple(
-    (re.compile(theirs), ours)
-    for theirs, ours in (
-        (r"^features\.pcd_align\.TMB_A_l(\d)\.", r"modulation1.level\1."),
-        (r"^features\.pcd_align\.TMB_B_l(\d)\.", r"modulation2.level\1."),
-        (r"^(modulation\d\.level\d\.)t_process\.", r"\1time."),
-        (r"^(modulation\d\.level\d\.)f_process\.", r"\1local."),
-        (r"^layersAtBOffset\.", "comparison.before_guide."),
-        (r"^layersCtBOffset\.", "comparison.after_guide."),
-        (r"^layersAtB\.", "comparison.before_dcn."),
-        (r"^layersCtB\.", "comparison.after_dcn."),
-        (r"^layersFusion\.", "comparison.fusion."),
-    )
+_AUTHORS: tuple[Rule, ...] = (
+    (r"^features\.pcd_align\.TMB_A_l(\d)\.", r"modulation1.level\1."),
+    (r"^features\.pcd_align\.TMB_B_l(\d)\.", r"modulation2.level\1."),
+    (r"^(modulation\d\.level\d\.)t_process\.", r"\1time."),
+    (r"^(modulation\d\.level\d\.)f_process\.", r"\1local."),
+    (r"^layersAtBOffset\.", "comparison.before_guide."),
+    (r"^layersCtBOffset\.", "comparison.after_guide."),
+    (r"^layersAtB\.", "comparison.before_dcn."),
+    (r"^layersCtB\.", "comparison.after_dcn."),
+    (r"^layersFusion\.", "comparison.fusion."),
 )
 _PARTS = {"features", "modulation1", "modulation2", "comparison", "lstm", "reconstruction"}
 
@@ -287,12 +284,8 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     shared = rename_space_time(state)
     if shared is None:
         return None
-    renamed: dict[str, Tensor] = {}
-    for name, value in shared.items():
-        for theirs, ours in _RENAMES:
-            name = theirs.sub(ours, name)
-        renamed[name] = value
-    return renamed if {name.split(".", 1)[0] for name in renamed} == _PARTS else None
+    own = rename(shared, _AUTHORS)
+    return own if first_words(own) == _PARTS else None
 
 
 def _infer(state: State) -> TMNetConfig:

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, rename
 from tubelet.ops.resize import imresize
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
@@ -171,34 +172,47 @@ class TOFlow(nn.Module):
         return self.fuse([self.encode(frame) for frame in lq.unbind(1)]).unsqueeze(1)
 
 
-_PATH = re.compile(r"spynet\.basic_module\.(\d)\.basic_module\.(\d+)\.(conv\.|bn\.|)(\w+)$")
+_CONVOLUTIONS = len(_WIDTHS) - 1
+"""Of each level of the flow; the last one has no normalization."""
+
+
+def _module(level: str, index: int, layer: str) -> str:
+    place = "last" if index == _CONVOLUTIONS - 1 else f"convs.{index}.{layer}"
+    return f"flow.{level}.{place}."
+
+
+def _count_modules(match: re.Match[str]) -> str:
+    """Rename a layer of a level in which every convolution stands with its normalization, as in MMagic."""
+    return _module(match[1], int(match[2]), match[3])
+
+
+def _count_layers(match: re.Match[str]) -> str:
+    """Rename a layer of a level in which convolutions, normalizations and activations are counted, as in BasicSR."""
+    index, layer = divmod(int(match[2]), 3)
+    return _module(match[1], index, "bn" if layer else "conv")
+
+
+_LEVEL = r"^spynet\.basic_module\.(\d)\.basic_module\.(\d+)\."
+_STATISTICS: Rule = (r"^(mean|std)$", r"frame_\1")
+_MMAGIC: tuple[Rule, ...] = (
+    (r"^conv([1-4])\.", r"conv_\1."),
+    (_LEVEL + r"(conv|bn)\.", _count_modules),
+    _STATISTICS,
+)
+_BASICSR: tuple[Rule, ...] = ((_LEVEL + r"(?=\w+$)", _count_layers), _STATISTICS)
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of BasicSR and of MMagic to ours; None where they are of another network."""
-    mmagic = "spynet.basic_module.0.basic_module.0.conv.weight" in state
-    first = state.get("conv1.weight" if mmagic else "conv_1.weight")
+    is_mmagic = "spynet.basic_module.0.basic_module.0.conv.weight" in state
+    first = state.get("conv1.weight" if is_mmagic else "conv_1.weight")
     if first is None or first.ndim != 4 or first.shape[1] < 3:
         return None
-    if mmagic:
-        renamed = {_rename(re.sub(r"^conv([1-4])\.", r"conv_\1.", name)): value for name, value in state.items()}
-        return {**renamed, "conv_1.weight": _in_time(first)}
+    if is_mmagic:
+        return {**rename(state, _MMAGIC), "conv_1.weight": _in_time(first)}
     if "spynet.basic_module.0.basic_module.1.running_var" in state:
-        return {_rename(name): value for name, value in state.items()}
+        return rename(state, _BASICSR)
     return dict(state) if "flow.0.convs.0.conv.weight" in state else None
-
-
-def _rename(name: str) -> str:
-    if name in ("mean", "std"):
-        return f"frame_{name}"
-    match = _PATH.match(name)
-    if match is None:
-        return name
-    level, index, layer, kind = match[1], int(match[2]), match[3], match[4]
-    if not layer:  # BasicSR counts convolutions, normalisations and activations alike
-        index, layer = index // 3, "bn." if index % 3 else "conv."
-    place = "last." if index == len(_WIDTHS) - 2 else f"convs.{index}.{layer}"
-    return f"flow.{level}.{place}{kind}"
 
 
 def _in_time(weight: Tensor) -> Tensor:

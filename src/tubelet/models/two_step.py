@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +35,8 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import convolve, convolve_parts
 from tubelet.layers.frozen import FrozenModel
-from tubelet.models.architecture import Architecture, BaseModel, Contract, State, count_names
+from tubelet.models.architecture import Architecture, BaseModel, Contract
+from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename, without, zero_based
 from tubelet.types import Temporal
 
 __all__ = [
@@ -324,42 +324,35 @@ def _head(config: TwoStepConfig) -> nn.Module:
     return head
 
 
-_RULES: tuple[tuple[str, str], ...] = (
+_AUTHORS: tuple[Rule, ...] = (
     (r"\.double_conv\.0\.", ".conv1."),
     (r"\.double_conv\.1\.", ".norm1."),
     (r"\.double_conv\.3\.", ".conv2."),
     (r"\.double_conv\.4\.", ".norm2."),
     (r"\bdown(\d)\.down_convb\.1\.", r"stages.\1."),
-    (r"^up(\d)\.convp\.", r"ups.\1.pair."),
-    (r"^up(\d)\.up\.", r"ups.\1.up."),
+    (r"^up(\d)\.convp\.", zero_based("ups.{}.pair.")),
+    (r"^up(\d)\.up\.", zero_based("ups.{}.up.")),
     (r"\bconvp\.", "stages.0."),
     (r"^out\.out_convb\.", "head."),
 )
-"""From the authors' names to ours; but they count up-blocks from 1."""
+"""From the authors' names, who count up-blocks from 1, to ours."""
+_MARKS = (
+    *("encoder_l.stages.4.conv1", "encoder_l.stages.4.conv2"),
+    *("encoder_r.stages.4.conv1", "encoder_r.stages.4.conv2"),
+    *("stages.0.conv1", "stages.4.conv1", "stages.4.conv2"),
+    *("ups.0.up", "ups.0.pair.conv1", "ups.0.pair.conv2"),
+)
 
 
-def _rename(name: str) -> str:
-    for pattern, replacement in _RULES:
-        name = re.sub(pattern, replacement, name)
-    return re.sub(r"^ups\.(\d)", lambda m: f"ups.{int(m[1]) - 1}", name)
-
-
-def _ours(state: State) -> dict[str, Tensor]:
-    published = any(".double_conv." in name for name in state)
-    return {_rename(name) if published else name: value for name, value in state.items()}
-
-
-def _is_convolution(state: State, *names: str) -> bool:
-    found = [state.get(f"{name}.weight") for name in names]
-    return all(weight is not None and weight.ndim == 4 for weight in found)
+def _rename(state: State) -> dict[str, Tensor]:
+    is_published = any(".double_conv." in name for name in state)
+    return rename(state, _AUTHORS) if is_published else dict(state)
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Take our names, or map the authors' to them; None where they are of another network."""
-    own = _ours(state)
-    paths = ("encoder_l.stages.4", "encoder_r.stages.4", "stages.4", "ups.0.pair")
-    marks = [f"{path}.{conv}" for path in paths for conv in ("conv1", "conv2")]
-    return own if _is_convolution(own, *marks, "stages.0.conv1", "ups.0.up") else None
+    own = _rename(state)
+    return own if has_convolutions(own, *_MARKS) else None
 
 
 def _norm(state: State) -> Norm:
@@ -431,10 +424,10 @@ ARCHITECTURE = Architecture(
 
 
 def _translate_encoder(state: State) -> dict[str, Tensor] | None:
-    own = _ours(state)
-    if any(re.match(r"stages\.[0-4]\.(conv|norm)[12]\.", name) is None for name in own):
+    own = _rename(state)
+    if without(own, r"stages\.[0-4]\.(conv|norm)[12]\..*"):
         return None
-    return own if _is_convolution(own, "stages.0.conv1", "stages.4.conv2") else None
+    return own if has_convolutions(own, "stages.0.conv1", "stages.4.conv2") else None
 
 
 def _infer_encoder(state: State) -> ConditionalEncoderConfig:

@@ -18,7 +18,6 @@ Vimeo-90K.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +31,8 @@ from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, Seen, sweep
 from tubelet.layers.residual import ResidualBlock
 from tubelet.layers.store import FeatureStore, open_store
-from tubelet.models.architecture import Architecture, Contract, State, count_names
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
 from tubelet.types import Temporal
 
 __all__ = [
@@ -411,22 +411,19 @@ class ZoomingSlowMo(nn.Module):
                 yield t, [feat]
 
 
-_RENAMES = tuple(
-    (re.compile(theirs), ours)
-    for theirs, ours in (
-        (r"\.conv_offset_mask\.", ".conv_offset."),
-        (r"\bpcd_align\.L(\d)_dcnpack_(\d)\.", r"pcd_align.side\2.level\1.dcn."),
-        (r"\bpcd_align\.L(\d)_(offset_conv\d|fea_conv)_(\d)\.", r"pcd_align.side\3.level\1.\2."),
-        (r"\bfea_L(\d)_", r"pyramid.fea_L\1_"),
-        (r"\bpyramid\.pyramid\.", "pyramid."),
-        (r"^feature_extraction\.", "features.blocks."),
-        (r"^(conv_first|pyramid|pcd_align|fusion)\.", r"features.\1."),
-        (r"^ConvBLSTM\.", "lstm."),
-        (r"^lstm\.forward_net\.cell_list\.0\.conv\.", "lstm.forward_net.gates."),
-        (r"^recon_trunk\.", "reconstruction.blocks."),
-        (r"^(upconv1|upconv2|conv_last)\.", r"reconstruction.\1."),
-        (r"^HRconv\.", "reconstruction.conv_hr."),
-    )
+_AUTHORS: tuple[Rule, ...] = (
+    (r"\.conv_offset_mask\.", ".conv_offset."),
+    (r"\bpcd_align\.L(\d)_dcnpack_(\d)\.", r"pcd_align.side\2.level\1.dcn."),
+    (r"\bpcd_align\.L(\d)_(offset_conv\d|fea_conv)_(\d)\.", r"pcd_align.side\3.level\1.\2."),
+    (r"\bfea_L(\d)_", r"pyramid.fea_L\1_"),
+    (r"\bpyramid\.pyramid\.", "pyramid."),
+    (r"^feature_extraction\.", "features.blocks."),
+    (r"^(conv_first|pyramid|pcd_align|fusion)\.", r"features.\1."),
+    (r"^ConvBLSTM\.", "lstm."),
+    (r"^lstm\.forward_net\.cell_list\.0\.conv\.", "lstm.forward_net.gates."),
+    (r"^recon_trunk\.", "reconstruction.blocks."),
+    (r"^(upconv1|upconv2|conv_last)\.", r"reconstruction.\1."),
+    (r"^HRconv\.", "reconstruction.conv_hr."),
 )
 
 
@@ -434,13 +431,8 @@ def rename_space_time(state: State) -> dict[str, Tensor] | None:
     """Map the names that both published space-time networks share to ours, which stay; None for foreign ones."""
     if "ConvBLSTM.conv_1x1.weight" not in state and "lstm.conv_1x1.weight" not in state:
         return None
-    renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        for theirs, ours in _RENAMES:
-            name = theirs.sub(ours, name)
-        renamed[name] = value
-    head = renamed.get("features.conv_first.weight")
-    return renamed if head is not None and head.ndim == 4 else None
+    own = rename(state, _AUTHORS)
+    return own if has_convolutions(own, "features.conv_first") else None
 
 
 def infer_shape(state: State) -> dict[str, int]:
@@ -456,10 +448,10 @@ def infer_shape(state: State) -> dict[str, int]:
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the authors' names; None where they are of another network."""
-    renamed = rename_space_time(state)
-    if renamed is None or {name.split(".", 1)[0] for name in renamed} != {"features", "lstm", "reconstruction"}:
+    own = rename_space_time(state)
+    if own is None or first_words(own) != {"features", "lstm", "reconstruction"}:
         return None  # foreign, or more than a Zooming Slow-Mo
-    return renamed
+    return own
 
 
 def _infer(state: State) -> ZoomingSlowMoConfig:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError
-from tubelet.models.architecture import Architecture, Contract, State
+from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.state_dict import State
 from tubelet.types import Temporal
 
 __all__ = ["SpandrelConfig", "SpandrelModel", "has_spandrel", "load_by_spandrel"]

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.files import atomic_write
-from tubelet.models.architecture import Architecture, State
+from tubelet.models.architecture import Architecture
+from tubelet.models.state_dict import State
 from tubelet.tensor_files import expansion_fault, read_content, read_header, read_safetensors
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.by_spandrel import has_spandrel, load_by_spandrel
