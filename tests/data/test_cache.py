@@ -5,7 +5,8 @@ from PIL import Image
 
 from tubelet.data import prepare_clips
 from tubelet.degrade import degrade
-from tubelet.errors import InputError
+from tubelet.errors import Cancelled, InputError
+from tubelet.progress import CancelToken
 
 
 @pytest.fixture
@@ -58,3 +59,13 @@ def test_missing_and_empty_folders_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no video, image or folder"):
         list(prepare_clips([tmp_path / "empty"], tmp_path, preset="bi", scale=4))
+
+
+def test_a_token_stops_it_before_the_next_clip(root, tmp_path):
+    token = CancelToken()
+    clips = prepare_clips([root], tmp_path / "cache", preset="bi", scale=4, cancel=token)
+    assert next(clips).name == "still"
+    token.cancel()
+    with pytest.raises(Cancelled):
+        next(clips)
+    assert [path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()] == ["still"]

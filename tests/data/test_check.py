@@ -8,7 +8,9 @@ from small_sets import make_vid4, save_frames
 from tubelet.data.catalogue import find_dataset
 from tubelet.data.check import check_folder, check_set, identify_degradation, sets_in
 from tubelet.degrade import degrade
+from tubelet.errors import Cancelled
 from tubelet.evaluation.scene import draw_scene
+from tubelet.progress import CancelToken
 
 VID4 = find_dataset("vid4")
 
@@ -102,3 +104,15 @@ def test_any_folder_is_described(tmp_path: Path):
         ("c", None, None),
     ]
     assert not report.is_complete
+
+
+def test_progress_counts_clips_and_a_token_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    for name in ("a", "b", "c"):
+        save_frames(tmp_path / name, 1)
+    seen: list[int] = []
+    check_folder(tmp_path, on_progress=lambda now: seen.append(now.done))
+    assert seen == [1, 2, 3, 3]
+    token = CancelToken()
+    with pytest.raises(Cancelled):
+        check_folder(tmp_path, on_progress=lambda now: token.cancel(), cancel=token)

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from tubelet.data import CachedClip, prepare_clips
-from tubelet.errors import CheckpointError, ConfigError, InputError, RequestError
+from tubelet.errors import Cancelled, CheckpointError, ConfigError, InputError, RequestError
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
 from tubelet.metrics import psnr
 from tubelet.models.edvr import EDVR, EDVRConfig
 from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer, needed_image_model
+from tubelet.progress import CancelToken
 from tubelet.recipes import two_step_data
 from tubelet.recipes.two_step import TwoStepTraining, configure, describe, main, read_scores
 from tubelet.recipes.two_step_data import (
@@ -240,23 +241,17 @@ def test_the_image_model_runs_once(gratings, image_model, calls):
     assert sum(calls) == 6
 
 
-def test_what_the_image_model_made_is_gone_on_with(tmp_path, image_model, calls, monkeypatch):
+def test_what_the_image_model_made_is_gone_on_with(tmp_path, image_model, calls):
     crops = TrainingCrops([_clip("a", frames=25)], 2, TripletSettings(patch_px=16))
     model = _open(image_model)
     whole = frozen_outputs(crops, model, tmp_path / "whole")
     assert calls == [16, 7]
     calls.clear()
-    counting = two_step_data.enlarge
-
-    def stop_at_second(model, lq):
-        if calls:
-            raise KeyboardInterrupt
-        return counting(model, lq)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(two_step_data, "enlarge", stop_at_second)
-        with pytest.raises(KeyboardInterrupt):
-            frozen_outputs(crops, model, tmp_path / "parts")
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        frozen_outputs(crops, model, tmp_path / "parts", cancel=token)
+    assert calls == [16]
     calls.clear()
     resumed = np.array(frozen_outputs(crops, model, tmp_path / "parts"))
     assert calls == [7]

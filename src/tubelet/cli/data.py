@@ -132,9 +132,13 @@ def _check(flags: CheckFlags) -> int:
         from tubelet.data.catalogue import find_dataset
         from tubelet.data.check import check_folder, check_set, sets_in
     wanted = [find_dataset(flags.set)] if flags.set else sets_in(flags.root)
-    reports = [check_set(dataset, flags.root, every_frame=flags.every_frame) for dataset in wanted]
-    if not reports:
-        reports = [check_folder(flags.root, every_frame=flags.every_frame)]
+    style = "bar" if sys.stderr.isatty() else "none"
+    with show_progress(style, label=flags.root.name, json_to=sys.stdout) as on_progress:
+        reports: list[SetReport] = []
+        for dataset in wanted:
+            reports.append(check_set(dataset, flags.root, every_frame=flags.every_frame, on_progress=on_progress))
+        if not reports:
+            reports.append(check_folder(flags.root, every_frame=flags.every_frame, on_progress=on_progress))
     if flags.json:
         _print_json([_record(report) for report in reports])
     else:

@@ -29,6 +29,7 @@ from tubelet.degrade import RANDOM_PRESETS, Preset, degrade
 from tubelet.errors import InputError
 from tubelet.files import atomic_write
 from tubelet.ops.pixels import to_uint8
+from tubelet.progress import CancelToken
 from tubelet.video.reader import open_reader
 from tubelet.video.sequence import IMAGE_SUFFIXES
 
@@ -51,7 +52,13 @@ class CachedClip:
 
 
 def prepare_clips(
-    roots: Sequence[Path], cache: Path, *, preset: Preset, scale: int, variants: int = 1
+    roots: Sequence[Path],
+    cache: Path,
+    *,
+    preset: Preset,
+    scale: int,
+    variants: int = 1,
+    cancel: CancelToken | None = None,
 ) -> Iterator[CachedClip]:
     """Find, decode and degrade all clips below some folders; what is in the cache already is only opened.
 
@@ -61,15 +68,19 @@ def prepare_clips(
         preset: degradation of the low-quality versions.
         scale: their factor.
         variants: how many low-quality versions, seeded 0, 1, ..., of a random preset.
+        cancel: stops before the next array is made; those that are there are kept.
 
     Yields:
         one clip after another, in the order of their names.
 
     Raises:
         InputError: a root is missing or holds no clip, or a clip cannot be decoded.
+        Cancelled: `cancel` was cancelled.
     """
+    cancel = cancel or CancelToken()
     sources = [source for root in roots for source in _find_sources(root)]
     for source in sources:
+        cancel.raise_if_cancelled()
         folder = cache / f"{source.stem}-{_key(source)}"
         gt = _stored(folder / "gt.npy")
         if gt is None:
@@ -81,6 +92,7 @@ def prepare_clips(
             path = folder / f"{recipe}-x{scale}-{seed}.npy"
             lq = _stored(path)
             if lq is None:
+                cancel.raise_if_cancelled()
                 clip = torch.from_numpy(np.array(gt)).float() / 255
                 unique = zlib.crc32(source.name.encode()) + seed  # another draw for every clip
                 lq = _store(path, to_uint8(degrade(clip, preset, scale=scale, seed=unique)).numpy())

@@ -17,6 +17,7 @@ from tubelet.data.datasets import FoundClip, count_frames, find_folder_clips, fi
 from tubelet.degrade import PRESETS, RANDOM_PRESETS, Preset, degrade
 from tubelet.errors import InputError
 from tubelet.metrics import psnr
+from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.video.probe import probe
 from tubelet.video.sequence import list_images
 
@@ -92,18 +93,30 @@ def sets_in(root: Path) -> list[Dataset]:
     return [dataset for dataset in DATASETS if _has_any(dataset, root)]
 
 
-def check_set(dataset: Dataset, root: Path, *, every_frame: bool = False) -> SetReport:
+def check_set(
+    dataset: Dataset,
+    root: Path,
+    *,
+    every_frame: bool = False,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+) -> SetReport:
     """Look for every clip of a set, count its frames and measure them.
 
     Args:
         dataset: what to look for.
         root: folder of the set, or one that holds it.
         every_frame: decode every picture instead of reading the size of the first.
+        on_progress: called at most ten times a second and at the end.
+        cancel: stops after the clip that it is at.
 
     Raises:
         InputError: there is no such folder.
+        Cancelled: `cancel` was cancelled.
     """
     folder = set_folder(dataset, root)
+    expected = sum(split.count for split in dataset.splits)
+    ticker = Ticker(on_progress, unit="clip", total=expected, label=dataset.title, cancel=cancel)
     clips: list[ClipReport] = []
     problems: list[str] = []
     notes: list[str] = []
@@ -113,14 +126,16 @@ def check_set(dataset: Dataset, root: Path, *, every_frame: bool = False) -> Set
         except InputError as error:
             problems.append(str(error))
             continue
-        clips += [_check_clip(split, clip, every_frame) for clip in found]
+        for clip in found:
+            clips.append(_check_clip(split, clip, every_frame))
+            ticker.tick()
         for preset in split.lq:
             pair = next(((c.gt, c.lq[preset]) for c in found if c.gt is not None and preset in c.lq), None)
             if pair is not None:
                 _compare(preset, *pair, problems, notes)
         if len(found) != split.count:
             problems.append(f"{split.name}: {len(found)} clips instead of {split.count}")
-    expected = sum(split.count for split in dataset.splits)
+    ticker.finish()
     return SetReport(
         name=dataset.name,
         title=dataset.title,
@@ -132,17 +147,34 @@ def check_set(dataset: Dataset, root: Path, *, every_frame: bool = False) -> Set
     )
 
 
-def check_folder(root: Path, *, every_frame: bool = False) -> SetReport:
+def check_folder(
+    root: Path,
+    *,
+    every_frame: bool = False,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+) -> SetReport:
     """Describe the clips of any folder.
+
+    Args:
+        root: folder of clips.
+        every_frame: as in `check_set`.
+        on_progress: as in `check_set`.
+        cancel: as in `check_set`.
 
     Raises:
         InputError: there is none.
+        Cancelled: `cancel` was cancelled.
     """
-    clips = [
-        _described(ClipReport(split="", name=clip.name, path=clip.gt), clip.gt, ClipFacts(), every_frame)
-        for clip in find_folder_clips(root)
-        if clip.gt is not None
-    ]
+    found = find_folder_clips(root)
+    ticker = Ticker(on_progress, unit="clip", total=len(found), label=root.name, cancel=cancel)
+    clips: list[ClipReport] = []
+    for clip in found:
+        if clip.gt is not None:
+            report = ClipReport(split="", name=clip.name, path=clip.gt)
+            clips.append(_described(report, clip.gt, ClipFacts(), every_frame))
+        ticker.tick()
+    ticker.finish()
     return SetReport(name="folder", title="folder of clips", folder=root, expected=None, clips=tuple(clips))
 
 

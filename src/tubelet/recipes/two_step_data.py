@@ -28,6 +28,7 @@ from tubelet.downloads import alone
 from tubelet.errors import ConfigError, InputError
 from tubelet.ops.pixels import to_uint8
 from tubelet.ops.sizes import round_up
+from tubelet.progress import CancelToken
 from tubelet.zoo.bases import fingerprint
 from tubelet.zoo.opened import OpenedModel
 
@@ -216,7 +217,9 @@ def _identity(clips: Sequence[CachedClip]) -> dict[str, Any]:
     return {"videos": len(clips), "content": digest.hexdigest()}
 
 
-def frozen_outputs(samples: Samples, model: OpenedModel, folder: Path, *, device: str = "cpu") -> NDArray[np.uint8]:
+def frozen_outputs(
+    samples: Samples, model: OpenedModel, folder: Path, *, device: str = "cpu", cancel: CancelToken | None = None
+) -> NDArray[np.uint8]:
     """Let the image model enlarge the middle frame of every sample, once; what is there already is only opened.
 
     Args:
@@ -225,9 +228,13 @@ def frozen_outputs(samples: Samples, model: OpenedModel, folder: Path, *, device
         folder: of the files, which several runs can share; their names come from all that the model and the crops
             depend on.
         device: where the model runs.
+        cancel: stops after the batch that it is at.
 
     Returns:
         (N, 3, sp, sp) uint8, memory-mapped. A run that was stopped goes on where it was.
+
+    Raises:
+        Cancelled: `cancel` was cancelled.
     """
     identity = json.dumps({"model": fingerprint(model), "samples": samples.describe()}, sort_keys=True)
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
@@ -236,11 +243,11 @@ def frozen_outputs(samples: Samples, model: OpenedModel, folder: Path, *, device
         try:
             return np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError):  # not there yet, or damaged
-            _compute(samples, model, path, device)
+            _compute(samples, model, path, device, cancel or CancelToken())
     return np.load(path, mmap_mode="r")
 
 
-def _compute(samples: Samples, model: OpenedModel, path: Path, device: str) -> None:
+def _compute(samples: Samples, model: OpenedModel, path: Path, device: str, cancel: CancelToken) -> None:
     part, count = path.with_suffix(".part"), path.with_suffix(".count")
     done = _read_count(count) if part.is_file() else 0
     side = samples.size_px * model.spec.scale
@@ -254,6 +261,7 @@ def _compute(samples: Samples, model: OpenedModel, path: Path, device: str) -> N
         out[start:stop] = to_uint8(hq).cpu().numpy()
         out.flush()
         count.write_text(str(stop))
+        cancel.raise_if_cancelled()
     model.network.cpu()
     part.replace(path)
     count.unlink(missing_ok=True)
