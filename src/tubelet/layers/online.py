@@ -7,27 +7,41 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tubelet.layers.recurrence import Edge
+
 __all__ = ["Hidden", "Step", "run_online"]
 
 Hidden = tuple[Tensor, ...]
+"""State of an online network; None stands for it at the start of the film."""
+
 Step = Callable[[Tensor, Hidden | None], tuple[Tensor, Hidden]]
+"""Of a network: lq (B, 1 + lookahead, 3, H, W) and the last state, to sr (B, 3, sH, sW) and the next state."""
 
 
-def run_online(step: Step, lq: Tensor, *, lookahead: int) -> Tensor:
+def run_online(
+    step: Step, lq: Tensor, hidden: Hidden | None = None, *, lookahead: int, after: Edge = Edge()
+) -> tuple[Tensor, Hidden]:
     """Restore a clip step by step.
 
     Args:
-        step: of the network: lq (B, 1 + lookahead, 3, H, W) and the hidden state to sr (B, 3, sH, sW) and the next.
-        lq: (B, T, 3, H, W).
-        lookahead: frames after the current one that a step sees; beyond the end the last frame is repeated.
+        step: of the network.
+        lq: (B, T, 3, H, W), T at least 1.
+        hidden: state after the frame before the clip; None where the film begins.
+        lookahead: frames after the current one that a step sees.
+        after: `lookahead` frames after the clip, fewer where the film ends; beyond its end the last is repeated.
 
     Returns:
-        (B, T, 3, sH, sW).
+        sr (B, T, 3, sH, sW), and the state after the last frame.
     """
+    num_frames = lq.shape[1]
+    following = after.frames[:lookahead]
+    if following:
+        lq = torch.cat([lq, torch.stack(following, 1)], 1)
     last = lq.shape[1] - 1
-    hidden: Hidden | None = None
     out: list[Tensor] = []
-    for t in range(lq.shape[1]):
-        sr, hidden = step(lq[:, [min(t + i, last) for i in range(1 + lookahead)]], hidden)
+    for t in range(num_frames):
+        window = [min(t + i, last) for i in range(1 + lookahead)]
+        sr, hidden = step(lq[:, window], hidden)
         out.append(sr)
-    return torch.stack(out, 1)
+    assert hidden is not None
+    return torch.stack(out, 1), hidden

@@ -164,7 +164,8 @@ class FastVSR(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
-        return run_online(self.step, lq, lookahead=self.config.lookahead)
+        sr, _ = run_online(self.step, lq, lookahead=self.config.lookahead)
+        return sr
 
     def collapse(self) -> FastVSR:
         """Replace, in place, every collapsible block by the convolution that it equals; returns self.

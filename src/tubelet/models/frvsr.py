@@ -195,7 +195,8 @@ class FRVSR(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
-        return run_online(self.step, lq, lookahead=0)
+        sr, _ = run_online(self.step, lq, lookahead=0)
+        return sr
 
 
 def space_to_depth(x: Tensor, scale: int) -> Tensor:

@@ -115,7 +115,8 @@ class RRN(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
-        return run_online(self.step, lq, lookahead=1)
+        sr, _ = run_online(self.step, lq, lookahead=1)
+        return sr
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:

@@ -157,7 +157,8 @@ class RSDN(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
-        return run_online(self.step, lq, lookahead=1)
+        sr, _ = run_online(self.step, lq, lookahead=1)
+        return sr
 
     def forward_parts(self, lq: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Restore a clip and give what the training loss compares with the parts of gt (Eq. 8).
@@ -176,7 +177,7 @@ class RSDN(nn.Module):
             parts.append((detail, structure))
             return sr, hidden
 
-        sr = run_online(step, lq, lookahead=1)
+        sr, _ = run_online(step, lq, lookahead=1)
         details, structures = zip(*parts, strict=True)
         return sr, torch.stack(details, 1), torch.stack(structures, 1)
 
