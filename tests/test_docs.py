@@ -13,6 +13,7 @@ import torch
 
 from media import make_plain
 from tubelet.cli import VERBS
+from tubelet.models.contracts import check_contract
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
@@ -20,6 +21,7 @@ from tubelet.types import Frame
 from tubelet.zoo import catalog as zoo
 from tubelet.zoo import checkpoint
 from tubelet.zoo.checkpoint import save_checkpoint
+from tubelet.zoo.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -88,7 +90,7 @@ def test_the_training_task_of_the_guide_learns(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, entry, test = python_blocks("add-a-model.md")
+    network, entry, test, *_ = python_blocks("add-a-model.md")
     module = ModuleType("tubelet.models.espcn")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(network, module.__dict__)
@@ -109,3 +111,25 @@ def test_the_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     exec(test, names)
     for name in [name for name in names if name.startswith("test_")]:
         names[name]()
+
+
+def test_the_recurrent_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, network, test = python_blocks("add-a-model.md")
+    module = ModuleType("tubelet.models.two_way")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(network, module.__dict__)
+    monkeypatch.setattr(checkpoint, "ARCHITECTURES", (*checkpoint.ARCHITECTURES, module.ARCHITECTURE))
+    model: Any = checkpoint.load_model({"params": module.TwoWay(module.TwoWayConfig(channels=8)).state_dict()})
+    assert model.config == module.TwoWayConfig(channels=8)
+    contract = module.ARCHITECTURE.contract(model.config)
+    check_contract(model, contract)
+    spec = ModelSpec(id="two-way", summary="", architecture="TwoWay", contract=contract, build=lambda: model)
+    clip = torch.rand(5, 3, 20, 30)
+    frames = [Frame(rgb, t, Fraction(1, 25), index=t) for t, rgb in enumerate(clip)]
+    engine = Engine(spec, model, UpscaleSettings(device="cpu"))
+    restored = torch.stack([frame.rgb for frame in engine.restore(frames, starts_scene=lambda _: False)])
+    with torch.inference_mode():
+        torch.testing.assert_close(restored, model(clip[None])[0], atol=1e-5, rtol=0)
+    names: dict[str, Any] = {}
+    exec(test, names)
+    names["test_a_clip_inside_a_film"]()
