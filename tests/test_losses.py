@@ -70,6 +70,13 @@ def test_structural_similarity_is_that_of_the_metrics(pictures):
     assert structural_similarity(flat, flat + 1e-6).item() == pytest.approx(1, abs=1e-3)
 
 
+def test_structural_similarity_keeps_full_precision_under_autocast(pictures):
+    sr, gt = pictures
+    expected = structural_similarity(sr, gt)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(structural_similarity(sr, gt), expected)
+
+
 def test_structural_similarity_can_be_learnt_from():
     generator = torch.Generator().manual_seed(0)
     gt = torch.rand(1, 2, 12, 13, dtype=torch.float64, generator=generator)

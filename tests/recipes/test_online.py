@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tubelet.data import CropSettings
+from tubelet.data import Crops, CropSettings, prepare_clips
 from tubelet.errors import InputError
+from tubelet.losses import luma
 from tubelet.models.fast import FastConfig, FastVSR
-from tubelet.ops import imresize
+from tubelet.ops import imresize, resample
 from tubelet.recipes.online import OnlineConfig, main
 from tubelet.training import LoopSettings
 from tubelet.zoo.checkpoint import load_model, read_notes
@@ -118,3 +119,29 @@ def test_harm_counts_only_where_lanczos_is_better(clips, stage):
 
     assert first_loss(None, 10.0) > 1.01 * first_loss(None, 0.0)
     assert first_loss(good, 10.0) == first_loss(good, 0.0)
+
+
+@pytest.mark.parametrize("stage", ["clips", "triplets"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_harm_is_what_is_worse_than_lanczos(clips, stage, precision):
+    records = []
+    crops = CropSettings(batch=2, frames=3, patch_px=12)
+    loop = LoopSettings(steps=1, log_every=1, precision=precision)
+    config = _config(clips, stage=stage, crops=crops, loop=loop, harm_weight=10.0, evaluate=None)
+    main(config, on_log=records.append)
+    torch.manual_seed(config.loop.seed)
+    network = FastVSR(config.model)
+    lq, gt = Crops(list(prepare_clips(config.data, config.cache, preset="bi", scale=4)), 4, crops, 0).batch(0)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        if stage == "triplets":
+            network.forget()
+            sr = network.step(lq[:, 1:3], (lq[:, 0],))[0][:, None]
+            lq, gt = lq[:, 1:2], gt[:, 1:2]
+        else:
+            sr = network(lq)
+    lanczos = resample(luma(lq), (48, 48), kernel="lanczos3")
+    worse = (luma(sr.float()) - luma(gt)).square() - (lanczos - luma(gt)).square()
+    expected = 10 * worse.mean((1, 2, 3, 4)).clamp(min=0).mean().item()
+    assert expected > 0
+    assert records[0]["loss/harm"] == pytest.approx(expected, rel=1e-4)
+    assert records[0]["loss"] == pytest.approx(records[0]["loss/pixel"] + expected, rel=1e-4)

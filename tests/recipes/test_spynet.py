@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
-from tubelet.data.motion import MotionSettings, MovingPair, MovingPictures
+from tubelet.data.motion import MotionSettings, MovingPair, MovingPictures, find_pictures
 from tubelet.errors import ConfigError, InputError
 from tubelet.layers.spynet import SpyNet
 from tubelet.models.fsrcnn import FSRCNN, FSRCNNConfig
@@ -73,6 +74,29 @@ def test_sees_motion_from_the_first_step(data: Path, tmp_path: Path) -> None:
     loop = LoopSettings(steps=1, lr=1e-6, save_every=1)
     main(_config(data, tmp_path / "a", levels=1, motion=motion, loop=loop, evaluate_pairs=8), on_log=records.append)
     assert records[-1]["epe"] < 0.7 * records[-1]["epe_zero"]
+
+
+def test_each_level_is_judged_in_its_own_pixels(data: Path, tmp_path: Path) -> None:
+    records: list[dict[str, float]] = []
+    motion = MotionSettings(batch=4, patch_px=32, max_px=6.0, things=3)
+    config = _config(data, tmp_path / "a", hidden_weight=0.25, motion=motion, loop=LoopSettings(steps=1, log_every=1))
+    main(config, on_log=records.append)
+    known, _ = split_pictures(find_pictures(config.data), config.hold_out)
+    frames, flow, visible = MovingPictures(known, config.motion, config.loop.seed).batch(0)
+    torch.manual_seed(config.loop.seed)
+    coarse, fine = designed_spynet().levels(frames[:, 0], frames[:, 1], 2)
+    assert 0.01 < 1 - visible.mean() < 0.99
+    weight = 0.25 + 0.75 * visible
+    small_weight = functional.interpolate(weight, scale_factor=0.5, mode="area")
+    small_flow = functional.interpolate(flow, scale_factor=0.5, mode="area") / 2
+    for name, estimate, truth, of_pixels in (
+        ("loss/level_0", coarse, small_flow, small_weight),
+        ("loss/level_1", fine, flow, weight),
+    ):
+        distance = (estimate - truth).norm(dim=1, keepdim=True)
+        expected = (distance * of_pixels).sum() / of_pixels.sum()
+        assert records[0][name] == pytest.approx(expected.item(), rel=1e-4)
+    assert records[0]["loss"] == pytest.approx(records[0]["loss/level_0"] + records[0]["loss/level_1"], rel=1e-6)
 
 
 def test_learns_a_batch_by_heart(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
