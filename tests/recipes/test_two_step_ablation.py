@@ -79,25 +79,29 @@ def test_ablation_runs_each_variant_once_and_reports(gratings, image_model, monk
         seeds=1,
         steps=1,
     )
-    told, stop_after = [], 3
+    finished, stop_after = [], 3
 
-    def stop(run, number, count):
-        assert count == 8
-        if number == stop_after:
+    def stop(run):
+        finished.append(run)
+        if len(finished) == stop_after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         two_step_ablation.run(ablation, on_run=stop)
     trained, main = [], two_step_ablation.main
 
-    def count(config):
+    def count(config, **options):
         if not (config.out / "scores.json").is_file():
             trained.append(config)
-        return main(config)
+        return main(config, **options)
 
     monkeypatch.setattr(two_step_ablation, "main", count)
-    runs, verdicts = two_step_ablation.run(ablation, on_run=lambda *told_run: told.append(told_run))
-    assert len(runs) == len(told) == 8
+    finished.clear()
+    progress = []
+    runs, verdicts = two_step_ablation.run(ablation, on_run=finished.append, on_progress=progress.append)
+    assert finished == runs
+    assert len(runs) == 8
+    assert (progress[-1].done, progress[-1].total) == (8, 8)
     assert len(trained) == 8 - stop_after
     assert len({run.frozen_psnr_y for run in runs}) == 1
     assert len(verdicts) == 4

@@ -46,11 +46,13 @@ class OnlineConfig:
     variants: int = 3
     """Degraded versions of each clip, for a random preset."""
     stage: Literal["triplets", "clips"] = "clips"
-    """clips trains the network as it runs, its memory included. triplets trains single steps without memory, on a
-    frame and its two neighbours (crops.frames is 3): far more scenes for the same work, and a good `init` for clips."""
+    """clips trains the network as it runs, its memory included. triplets trains single steps
+    without memory, on a frame and its two neighbours (crops.frames is 3): far more scenes for the
+    same work, and a good `init` for clips."""
     harm_weight: float = 0.0
-    """Weight, for `real`, of the squared error by which a sample comes out worse than Lanczos leaves it, on top of the
-    loss: whether a picture is soft or compressed is often in doubt, and a person minds harm more than a missed gain."""
+    """Weight, for `real`, of the squared error by which a sample comes out worse than Lanczos
+    leaves it, on top of the loss: whether an image is soft or compressed is often in doubt, and
+    viewers mind harm more than a missed gain."""
     init: Path | None = None
     """Begin with the weights of this checkpoint; parts of another shape begin anew."""
     model: FastConfig = field(default_factory=FastConfig)
@@ -80,7 +82,8 @@ def main(
         config: see there.
         on_log: called with every log line.
         on_progress: called after steps, at most ten times a second, and at the end.
-        cancel: stops the run after the step that it is at; the same call goes on from its last checkpoint.
+        cancel: stops the run after the step that it is at; the same call goes on from its last
+            checkpoint.
 
     Returns:
         path of the finished model.safetensors, which `tubelet upscale --model` takes.
@@ -95,8 +98,8 @@ def main(
     if config.init is not None:
         begin_with(model, config.init)
     scale = config.model.scale
-    clips = list(prepare_clips(config.data, config.cache, preset=config.preset, scale=scale, variants=config.variants))
-    crops = Crops(clips, scale, config.crops, config.loop.seed)
+    clips = prepare_clips(config.data, config.cache, preset=config.preset, scale=scale, variants=config.variants)
+    crops = Crops(list(clips), scale, config.crops, config.loop.seed)
     if config.stage == "triplets":
         model.forget()  # what it does not train would disturb what it does
     task = _OnlineTask(config, crops)
@@ -150,7 +153,15 @@ class _OnlineTask:
 
 
 def _restore_inner(model: FastVSR, lq: Tensor) -> Tensor:
-    """Restore every frame but the first and last by a single step without memory: (B, T, ...) → (B, T - 2, ...)."""
+    """Restore the inner frames, each by a single step without memory.
+
+    Args:
+        model: the network.
+        lq: (B, T, 3, H, W).
+
+    Returns:
+        (B, T - 2, 3, sH, sW): all but the first and the last frame.
+    """
     ahead = model.config.lookahead
     frames: list[Tensor] = []
     for t in range(1, lq.shape[1] - 1):
@@ -160,7 +171,16 @@ def _restore_inner(model: FastVSR, lq: Tensor) -> Tensor:
 
 
 def _harm(sr: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
-    """Compute the squared error by which samples come out worse than Lanczos leaves them: their mean, a scalar."""
+    """Compute by how much samples come out worse than Lanczos would leave them.
+
+    Args:
+        sr: (B, T, 3, sH, sW), restored.
+        gt: the same shape.
+        lq: (B, T, 3, H, W), the same frames.
+
+    Returns:
+        scalar: the excess of the squared error of luma, 0 for samples without one, on average.
+    """
     with torch.autocast(sr.device.type, enabled=False):
         plain = resample(luma(lq), (gt.shape[-2], gt.shape[-1]), kernel="lanczos3")
     error = luma(sr - gt).square()

@@ -1,12 +1,13 @@
-"""Train SpyNet on synthetic motion: photographs that move over photographs, with every pixel's motion known.
+"""Train SpyNet on photographs that move over photographs: the motion of every pixel is known.
 
-Training begins with an estimator written down by hand (`spynet_start.py`), and goes from coarse to fine, as in the
-paper: `levels` networks, the coarsest ones, learn together, each judged by what it gives; the finer ones stay as they
-are. The next stage begins with the result (`init`). With `shared` they are one network, which learns fastest.
+Training begins with an estimator written down by hand (`spynet_start.py`), and goes from coarse to
+fine, as in the paper: `levels` networks, the coarsest ones, learn together, each judged by what it
+gives; the finer ones stay as they are. The next stage begins with the result (`init`). With
+`shared` they are one network, which learns fastest.
 
-Source: Ranjan and Black, CVPR 2017, Sec. 3.3, where the levels are trained one after the other, each from the one
-before; several at a time and a loss for each: Sun et al., PWC-Net, CVPR 2018, Eq. 4; one network for all levels: Hur
-and Roth, IRR, CVPR 2019.
+Source: Ranjan and Black, CVPR 2017, Sec. 3.3, where the levels are trained one after the other,
+each from the one before; several at a time and a loss for each: Sun et al., PWC-Net, CVPR 2018, Eq.
+4; one network for all levels: Hur and Roth, IRR, CVPR 2019.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from tubelet.losses import end_point_error
 from tubelet.metrics.temporal import warp
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.spynet_start import designed_spynet
+from tubelet.recipes.start import load_flow
 from tubelet.training import Batch, LoopSettings, Losses, train
 from tubelet.training.run_log import Log
-from tubelet.zoo.checkpoint import load_model, save_checkpoint
+from tubelet.zoo.checkpoint import save_checkpoint
 
 __all__ = ["SpynetConfig", "main", "score_clip", "score_pairs", "split_pictures"]
 
@@ -59,9 +61,11 @@ class SpynetConfig:
     evaluate_frames: int = 4
     """Frames of each of them."""
     levels: int = _LEVELS
-    """Networks to train, from the coarsest on; motion.max_px and motion.patch_px are pixels of the finest of them."""
+    """Networks to train, from the coarsest on; motion.max_px and motion.patch_px are pixels of the
+    finest of them."""
     shared: bool = False
-    """One network for all levels, the finer ones too: what is left to find is alike at each; all of them teach it."""
+    """One network for all levels, the finer ones too: what is left to find is alike at each; all of
+    them teach it."""
     init: Path | None = None
     """Begin with the weights of this checkpoint of a SpyNet."""
     hidden_weight: float = 0.3
@@ -96,7 +100,8 @@ def main(
         config: see there.
         on_log: called with every log line.
         on_progress: called after steps, at most ten times a second, and at the end.
-        cancel: stops the run after the step that it is at; the same call goes on from its last checkpoint.
+        cancel: stops the run after the step that it is at; the same call goes on from its last
+            checkpoint.
 
     Returns:
         path of the finished model.safetensors.
@@ -107,7 +112,7 @@ def main(
         Cancelled: `cancel` was cancelled.
     """
     torch.manual_seed(config.loop.seed)
-    spynet = _begin_with(config.init) if config.init is not None else designed_spynet()
+    spynet = designed_spynet() if config.init is None else load_flow(config.init)
     if config.shared:
         _share(spynet, spynet.basic_module[config.levels - 1])
     known, unseen = split_pictures(find_pictures(config.data), config.hold_out)
@@ -139,14 +144,8 @@ def split_pictures(paths: list[Path], hold_out: int) -> tuple[list[Path], list[P
     """
     if len(paths) < hold_out:
         raise InputError(f"{len(paths)} pictures are too few to hold out every {hold_out}th; lower hold_out")
-    return [path for i, path in enumerate(paths, 1) if i % hold_out], paths[hold_out - 1 :: hold_out]
-
-
-def _begin_with(path: Path) -> SpyNet:
-    model = load_model(path)
-    if not isinstance(model, SpyNet):
-        raise InputError(f"{path} is {type(model).__name__}, not SpyNet; give a checkpoint of a SpyNet")
-    return model
+    known = [path for number, path in enumerate(paths, 1) if number % hold_out]
+    return known, paths[hold_out - 1 :: hold_out]
 
 
 def _share(spynet: SpyNet, level: nn.Module) -> None:
@@ -169,7 +168,11 @@ class _MotionTask:
         self._hidden_weight = config.hidden_weight
 
     def batch(self, step: int) -> Batch:
-        """Make pairs: ref and supp (B, 3, H, W), the true flow (B, 2, H, W), px, and its weight (B, 1, H, W)."""
+        """Make pairs of frames, whose motion is known.
+
+        Returns:
+            ref and supp (B, 3, H, W), flow (B, 2, H, W) in pixels, and its weight (B, 1, H, W).
+        """
         frames, flow, visible = self._pictures.batch(step)
         weight = self._hidden_weight + (1 - self._hidden_weight) * visible
         return {"ref": frames[:, 0], "supp": frames[:, 1], "flow": flow, "weight": weight}
@@ -228,8 +231,8 @@ def score_pairs(estimate: Estimate, pairs: Iterable[MovingPair]) -> dict[str, fl
         pairs: of frames.
 
     Returns:
-        mean end-point error, pixels: `epe` of all pixels, `epe_visible` of those that both frames show, and
-        `epe_zero` of all pixels for no motion at all.
+        mean end-point error, pixels: `epe` of all pixels, `epe_visible` of those that both frames
+        show, and `epe_zero` of all pixels for no motion at all.
     """
     errors: list[Tensor] = []
     for pair in pairs:
@@ -250,19 +253,21 @@ def score_pairs(estimate: Estimate, pairs: Iterable[MovingPair]) -> dict[str, fl
 
 @torch.inference_mode()
 def score_clip(estimate: Estimate, frames: Tensor) -> dict[str, float]:
-    """Score flow on a clip whose motion is not known, by how well it warps each next frame onto the one before.
+    """Score flow on a clip of unknown motion, by how well it warps each frame onto the one before.
 
     Args:
         estimate: ref, supp (1, 3, H, W) → flow (1, 2, H, W).
         frames: (T, 3, H, W) in [0, 1].
 
     Returns:
-        warping error, the mean squared error over all pixels and pairs: `flow` with the estimated flow, and `zero`
-        with none.
+        warping error, the mean squared error over all pixels and pairs: `flow` with the estimated
+        flow, and `zero` with none.
     """
     errors: list[Tensor] = []
     for ref, supp in itertools.pairwise(frames):
         flow = estimate(ref[None], supp[None])[0]
-        errors.append(torch.stack([(ref - warp(supp, flow)).square().mean(), (ref - supp).square().mean()]))
-    with_flow, zero = torch.stack(errors).mean(0)
-    return {"flow": with_flow.item(), "zero": zero.item()}
+        with_flow = (ref - warp(supp, flow)).square().mean()
+        without = (ref - supp).square().mean()
+        errors.append(torch.stack([with_flow, without]))
+    flow_error, zero_error = torch.stack(errors).mean(0)
+    return {"flow": flow_error.item(), "zero": zero_error.item()}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from tubelet.errors import InputError
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.zoo.checkpoint import load_model
 
-__all__ = ["begin_flow_with", "begin_with", "find_flow"]
+__all__ = ["begin_flow_with", "begin_with", "find_flow", "load_flow"]
 
 
 def begin_with(model: nn.Module, path: Path) -> None:
-    """Copy every tensor of a checkpoint whose name and shape agree; the rest keeps its random start.
+    """Copy the tensors of a checkpoint that agree in name and shape; others stay random.
 
     Raises:
         CheckpointError: see `load_model`.
@@ -22,7 +22,10 @@ def begin_with(model: nn.Module, path: Path) -> None:
     """
     source = load_model(path).state_dict()
     own = model.state_dict()
-    fitting = {name: value for name, value in source.items() if name in own and own[name].shape == value.shape}
+    fitting: dict[str, Tensor] = {}
+    for name, value in source.items():
+        if name in own and own[name].shape == value.shape:
+            fitting[name] = value
     if not any(value.ndim == 4 for value in fitting.values()):
         raise InputError(f"{path} shares no convolution with this network; give a checkpoint of the same channels")
     model.load_state_dict({**own, **fitting})
@@ -38,7 +41,8 @@ def begin_flow_with(model: nn.Module, source: str) -> None:
 
     Args:
         model: the network.
-        source: "own" for those of the package, "random" to leave them as they are, or the path of a checkpoint.
+        source: "own" for those of the package, "random" to leave them as they are, or the path of a
+            checkpoint.
 
     Raises:
         CheckpointError: see `load_model`.
@@ -48,10 +52,22 @@ def begin_flow_with(model: nn.Module, source: str) -> None:
         load_spynet(model)
     if source in ("own", "random"):
         return
-    if not (flows := find_flow(model)):
+    flows = find_flow(model)
+    if not flows:
         raise InputError(f"{type(model).__name__} estimates no flow by SpyNet; leave spynet={source} out")
-    read = load_model(source)
-    if not isinstance(read, SpyNet):
-        raise InputError(f"{source} is {type(read).__name__}, not SpyNet; give a checkpoint of a SpyNet")
+    weights = load_flow(Path(source)).state_dict()
     for flow in flows:
-        flow.load_state_dict(read.state_dict())
+        flow.load_state_dict(weights)
+
+
+def load_flow(path: Path) -> SpyNet:
+    """Load a SpyNet.
+
+    Raises:
+        CheckpointError: see `load_model`.
+        InputError: the file holds another network.
+    """
+    model = load_model(path)
+    if not isinstance(model, SpyNet):
+        raise InputError(f"{path} is {type(model).__name__}, not SpyNet; give a checkpoint of a SpyNet")
+    return model

@@ -1,12 +1,16 @@
-"""Train any network that makes pictures, on pairs of clips: lq made from gt by a preset of degradation.
+"""Train any network that restores images or video, on pairs of clips.
+
+lq is made from gt by a preset of degradation.
 
 kind      the network sees              and is compared with
 frame     lq (B, T, …), frame by frame  gt of all T frames
 window    lq (B, 2r + 1, …)             gt of the middle frame
 online    lq (B, T, …), step by step    gt of all T frames
-clip      lq (B, T, …)                  gt of all T frames; a space-time network sees every second frame of lq
+clip      lq (B, T, …)                  gt of all T frames; a space-time network sees every second
+frame of lq
 
-Which network, and how it learns, comes from a recipe (`published.py`), and every field of it can be changed.
+Which network, and how it learns, comes from a recipe (`published.py`), and every field of it can be
+changed.
 """
 
 from __future__ import annotations
@@ -71,12 +75,13 @@ class SupervisedConfig:
     init: Path | None = None
     """Begin with the weights of this checkpoint; parts of another shape begin anew."""
     spynet: str = "own"
-    """Flow to begin with, unless `init` brings one: own (Tubelet's), random, or the path of a checkpoint of a
-    SpyNet."""
+    """Flow to begin with, unless `init` brings one: own (Tubelet's), random, or the path of a
+    checkpoint of a SpyNet."""
     mirrored: bool = False
     """Samples run back to their start, which gives them twice the frames."""
     cleaning_weight: float = 0.0
-    """Weight of the L1 distance between cleaned frames and shrunk gt, for RealBasicVSR (its Sec. 3)."""
+    """Weight of the L1 distance between cleaned frames and shrunk gt, for RealBasicVSR (its Sec.
+    3)."""
     crops: CropSettings = field(default_factory=CropSettings)
     """Size of the samples."""
     loop: LoopSettings = field(default_factory=LoopSettings)
@@ -89,9 +94,14 @@ class SupervisedConfig:
 
 @cache
 def _kind(network: type[Any]) -> type[SupervisedConfig]:
-    """Make the configuration whose `network` is of this type, so that files and flags are checked against it."""
+    """Make the configuration with a `network` of this type, which files and flags must fit."""
     made = make_dataclass(
-        "SupervisedConfig", [("network", network)], bases=(SupervisedConfig,), frozen=True, slots=True, kw_only=True
+        "SupervisedConfig",
+        [("network", network)],
+        bases=(SupervisedConfig,),
+        frozen=True,
+        slots=True,
+        kw_only=True,
     )
     made.__doc__ = SupervisedConfig.__doc__
     return cast(type[SupervisedConfig], made)
@@ -158,7 +168,8 @@ def main(
         config: see there; `configure` makes one.
         on_log: called with every log line.
         on_progress: called after steps, at most ten times a second, and at the end.
-        cancel: stops the run after the step that it is at; the same call goes on from its last checkpoint.
+        cancel: stops the run after the step that it is at; the same call goes on from its last
+            checkpoint.
 
     Returns:
         path of the finished model.safetensors, which `tubelet upscale --model` takes.
@@ -166,7 +177,8 @@ def main(
     Raises:
         ConfigError: crops, network and degradation do not fit each other.
         InputError: no clips.
-        CheckpointError: the output folder holds another run, or the weights to begin with cannot be read.
+        CheckpointError: the output folder holds another run, or the weights to begin with cannot be
+            read.
         Cancelled: `cancel` was cancelled.
     """
     recipe = find_recipe(config.model)
@@ -179,7 +191,11 @@ def main(
         begin_with(network, config.init)
     loop = _loop(config, network)
     clips = prepare_clips(
-        config.data, config.cache, preset=config.preset, scale=contract.scale, variants=config.variants
+        config.data,
+        config.cache,
+        preset=config.preset,
+        scale=contract.scale,
+        variants=config.variants,
     )
     crops = Crops(list(clips), contract.scale, config.crops, loop.seed)
     average = train(
@@ -255,7 +271,7 @@ def _loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
 
 
 class _SupervisedTask:
-    """Restore clips, and compare with gt; a network that cleans is also judged by the cleaned frames."""
+    """Restore clips, and compare with gt; of a network that cleans, the cleaned frames too."""
 
     def __init__(self, config: SupervisedConfig, crops: Crops, temporal: Temporal) -> None:
         self._crops = crops

@@ -1,4 +1,4 @@
-"""Train the second step of two-step: three networks that restore what a frozen image model made of a frame.
+"""Train the second step of two-step, which restores the results of a frozen image model.
 
     videos ─ 8:1:1 ─ crops of three frames ─┬ middle ─ image model, once, kept in a file ─ hq ┐
                                             ├ its neighbours ─────────────────── left, right ─┴ restorer ─ sr
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tubelet.data import prepare_clips
 from tubelet.degrade import Preset
 from tubelet.errors import CheckpointError, ConfigError
+from tubelet.files import atomic_write
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
 from tubelet.metrics import psnr
 from tubelet.models.two_step import ARCHITECTURE, TwoStepConfig, TwoStepRestorer, needed_image_model
@@ -57,7 +58,16 @@ from tubelet.zoo.checkpoint import save_checkpoint
 from tubelet.zoo.opened import OpenedModel
 from tubelet.zoo.spec import count_parameters
 
-__all__ = ["PRESETS", "TwoStepLoss", "TwoStepPreset", "TwoStepTraining", "configure", "describe", "main", "read_scores"]
+__all__ = [
+    "PRESETS",
+    "TwoStepLoss",
+    "TwoStepPreset",
+    "TwoStepTraining",
+    "configure",
+    "describe",
+    "main",
+    "read_scores",
+]
 
 TwoStepLoss = Literal["mse", "mae", "mae+ssim", "encoder"]
 TwoStepPreset = Literal["paper", "small"]
@@ -72,21 +82,23 @@ class TwoStepTraining:
     network: TwoStepConfig = field(default_factory=TwoStepConfig)
     """Shape of the second step."""
     data: tuple[Path, ...] = ()
-    """Folders of videos, of images, or of folders of frames; a tenth of the videos validates, a tenth tests."""
+    """Folders of videos, of images, or of folders of frames; a tenth of the videos validates, a
+    tenth tests."""
     out: Path = Path("runs/two-step")
     """Folder of the checkpoint, the log, the scores and the finished model.safetensors."""
     cache: Path = Path("cache")
     """Folder of the decoded clips."""
     frozen: Path | None = None
-    """Folder of what the image model makes of the crops, which runs can share. Default: frozen in `out`."""
+    """Folder of what the image model makes of the crops, which runs can share. Default: frozen in
+    `out`."""
     degradation: Preset = "bi"
     """How the low-quality frames are made."""
     loss: TwoStepLoss = "mae"
-    """mse; mae; mae+ssim: alpha · MAE + (1 - alpha) · (1 - SSIM), Eq. 8; encoder: MAE, and what keeps the features of
-    the neighbours near those of the frame, Eq. 11."""
+    """mse; mae; mae+ssim: alpha · MAE + (1 - alpha) · (1 - SSIM), Eq. 8; encoder: MAE, and what
+    keeps the features of the neighbours near those of the frame, Eq. 11."""
     alpha: float | None = None
-    """Of mae+ssim, from 0 to 1, or of encoder, from 0 to 0.1: the share of the right neighbour. Default: what the paper
-    found best, 0.8 or 0.02."""
+    """Of mae+ssim, from 0 to 1, or of encoder, from 0 to 0.1: the share of the right neighbour.
+    Default: what the paper found best, 0.8 or 0.02."""
     batch: int = 64
     """Crops of one step."""
     epochs: int | None = None
@@ -177,16 +189,20 @@ def main(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> Path:
-    """Train to the end, or resume; write the networks that were trained, and the scores. A finished run stays as it is.
+    """Train to the end, or resume; write the trained networks and the scores.
+
+    A finished run stays as it is.
 
     Args:
         config: see there; `configure` makes one.
         on_log: called with every log line.
         on_progress: called after steps, at most ten times a second, and at the end.
-        cancel: stops the run after the step that it is at; the same call goes on from its last checkpoint.
+        cancel: stops the run after the step that it is at; the same call goes on from its last
+            checkpoint.
 
     Returns:
-        path of the finished model.safetensors, which tells its image model; `scores.json` lies beside it.
+        path of the finished model.safetensors, which tells its image model; `scores.json` lies
+        beside it.
 
     Raises:
         ConfigError: no image model or no data is named, or the sizes of the crops do not fit.
@@ -239,7 +255,11 @@ _RUN = "run.json"
 
 
 def read_scores(out: Path) -> dict[str, dict[str, float]]:
-    """Read what the finished run of a folder scored: {"validation" | "test": {"psnr_y": …, "psnr_y/frozen": …}}."""
+    """Read the scores of the finished run in a folder.
+
+    Returns:
+        {"validation" | "test": {"psnr_y": …, "psnr_y/frozen": …, "gain": …}}, dB.
+    """
     return json.loads((out / _SCORES).read_text(encoding="utf-8"))
 
 
@@ -261,7 +281,7 @@ def _check(config: TwoStepTraining) -> None:
 
 
 def _plan(config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel) -> dict[str, Any]:
-    """Tell all that the network and its scores depend on; of the image model, first what it is, then its name."""
+    """List all that the network and its scores depend on; of the image model, hash and name."""
     names = ("degradation", "loss", "batch", "epochs", "score_px", "score_frames")
     plan = {name: getattr(config, name) for name in names} | {"alpha": _alpha(config)}
     plan |= {"network": asdict(config.network), "crops": asdict(config.crops)}
@@ -272,34 +292,48 @@ def _plan(config: TwoStepTraining, samples: Sequence[Samples], image_model: Open
 
 
 def _check_or_record_run(config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel) -> bool:
-    """Record the settings of this run in its folder, or check that they are the same; return whether they were there.
+    """Record the settings of this run in its folder, or check those that are there.
+
+    Returns:
+        whether some were there.
 
     Raises:
         CheckpointError: the folder holds another run.
     """
-    path, plan = config.out / _RUN, _plan(config, samples, image_model)
+    path = config.out / _RUN
+    settings = _plan(config, samples, image_model)
     if not path.is_file():
         config.out.mkdir(parents=True, exist_ok=True)
-        _write_json(path, plan)
+        _write_json(path, settings)
         return False
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        (known, model), (now, _) = before.pop("image_model"), plan.pop("image_model")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise CheckpointError(f"{path} is damaged; name another output folder") from None
-    if known != now:
+    recorded_hash, recorded_name, recorded = _read_run(path)
+    current_hash, _ = settings.pop("image_model")
+    if recorded_hash != current_hash:
         raise CheckpointError(
-            f"{config.out} is of a run over {model}, not {image_model.name}, or its weights are others now; name "
-            "another output folder"
+            f"{config.out} is of a run over {recorded_name}, not {image_model.name}, or its weights "
+            "are others now; name another output folder"
         )
-    check_same_run(config.out, before, plan)
+    check_same_run(config.out, recorded, settings)
     return True
 
 
+def _read_run(path: Path) -> tuple[str, str, dict[str, Any]]:
+    """Read the settings of a recorded run: hash and name of its image model, and all others.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        model_hash, name = settings.pop("image_model")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise CheckpointError(f"{path} is damaged; name another output folder") from None
+    return model_hash, name, settings
+
+
 def _write_json(path: Path, value: object) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    part.replace(path)
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def _enlarge(config: TwoStepTraining, samples: Samples, image_model: OpenedModel) -> NDArray[np.uint8]:
@@ -308,7 +342,7 @@ def _enlarge(config: TwoStepTraining, samples: Samples, image_model: OpenedModel
 
 
 class _TwoStepTask:
-    """Restore what the image model made of crops: all crops in a random order, then all in another one.
+    """Restore what the image model made of crops: all in a random order, then in another one.
 
     Args:
         config: batch, loss and seed.
@@ -358,8 +392,8 @@ def _load(samples: Samples, hq: NDArray[np.uint8], indices: list[int]) -> Batch:
     """Load some samples, all in [0, 1].
 
     Returns:
-        hq (B, 3, sp, sp), what the image model made of the middle frame; left and right (B, 3, p, p), its
-        low-quality neighbours; gt (B, 3, sp, sp), the middle frame as it should be.
+        hq (B, 3, sp, sp), what the image model made of the middle frame; left and right (B, 3, p,
+        p), its low-quality neighbours; gt (B, 3, sp, sp), the middle frame as it should be.
     """
     pairs = [samples.sample(index) for index in indices]
     lq = _stack([pair[0] for pair in pairs])  # (B, 3, 3, p, p)
@@ -394,7 +428,11 @@ class _Validator:
 
     @torch.inference_mode()
     def __call__(self, network: nn.Module) -> dict[str, float]:
-        """Return mean Y-PSNR, dB, over videos: `psnr_y`, that of the image model alone, and the difference."""
+        """Score a network on the held-out videos.
+
+        Returns:
+            mean Y-PSNR over videos, dB: `psnr_y`, that of the image model alone, and the gain.
+        """
         assert isinstance(network, TwoStepRestorer)
         device = next(network.parameters()).device
         values: list[float] = []

@@ -1,6 +1,7 @@
-"""Activation checkpointing: drop the activations of trunks, and compute them again in the backward pass.
+"""Activation checkpointing: compute the activations of trunks again in the backward pass.
 
-Memory for time: of each trunk only its input is kept; the backward pass runs it once more. Numbers do not change.
+Memory for time: of each trunk only its input is kept; the backward pass runs it once more. Numbers
+do not change.
 
 Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, Sec. 3.
 """
@@ -26,14 +27,18 @@ class ActivationCheckpointing:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._trunks = cast(list[Any], list(dict.fromkeys(find_trunks(model))))  # some have two places
+        # A trunk that has two places in the network is found twice.
+        self._trunks = cast(list[Any], list(dict.fromkeys(find_trunks(model))))
 
     def __enter__(self) -> None:
         for trunk in self._trunks:
             trunk.forward = partial(cast(Any, checkpoint), trunk.forward, use_reentrant=False)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for trunk in self._trunks:
             del trunk.forward  # its class's forward is in effect again

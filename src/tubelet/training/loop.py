@@ -1,11 +1,13 @@
 """Train a network: schedule, gradient clipping, EMA, exact resume, TensorBoard and JSON lines.
 
-    step ─ task.batch ─ to the device ─┬ forward pass ─ losses ─ backward pass ┐ as often as the task yields
-                                       └───────────────────────────────────────┘
-         ─ clip the gradient ─ optimizer ─ average of the weights ─ log, checkpoint, scores
+    step ─ task.batch ─ to the device ─┐
+      ┌────────────────────────────────┘
+      ├ forward pass ─ losses ─ backward pass ┐  as often as the task yields
+      ├───────────────────────────────────────┘
+      └ clip the gradient ─ optimizer ─ average of the weights ─ log, checkpoint, scores
 
-A batch is a function of its step, and a checkpoint holds all else that changes (weights, EMA, optimizer, step), so a
-run that was killed goes on to the same numbers as one that was not.
+A batch is a function of its step, and a checkpoint holds all else that changes (weights, EMA,
+optimizer, step), so a run that was killed goes on to the same numbers as one that was not.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -62,7 +65,8 @@ def train(
         the averaged model, in evaluation mode, on the CPU.
 
     Raises:
-        CheckpointError: `out` holds a checkpoint of other steps, of another seed or model, or a damaged one.
+        CheckpointError: `out` holds a checkpoint of other steps, of another seed or model, or a
+            damaged one.
         ConfigError: the optimizer's settings name a part that the model does not have.
         Cancelled: `cancel` was cancelled.
     """
@@ -74,23 +78,27 @@ def train(
     state = TrainingState(out / "state.pt", model, average, groups.optimizer, settings)
     first = state.resume()
     forward_context = _forward_context(model, device, settings)
+    trainer = _Trainer(model, average, task, groups, settings, forward_context)
     meter = LossMeter()
-    ticker = Ticker(on_progress, unit="step", total=settings.steps, label=out.name, done=first, cancel=cancel)
+    ticker = Ticker(
+        on_progress,
+        unit="step",
+        total=settings.steps,
+        label=out.name,
+        done=first,
+        cancel=cancel,
+    )
     with open_log(out, on_log) as log, _prefetch(task, first, settings.steps) as batches:
         start = time.monotonic()
         for step, batch in enumerate(batches, first):
-            lr = _learning_rate(step, settings)
-            groups.prepare(step, lr)
-            groups.optimizer.zero_grad()
-            meter.add(_accumulate_gradients(task, model, _to_device(batch, device), step, forward_context))
-            _optimizer_step(model, groups.optimizer, grad_clip=settings.grad_clip)
-            _update_average(average, model, min(settings.ema, (1 + step) / (10 + step)))
+            meter.add(trainer.train_step(step, _to_device(batch, device)))
             done = step + 1
             is_last = done == settings.steps
             if done % settings.log_every == 0 or is_last:
+                rate = _learning_rate(step, settings)
                 per_step = (time.monotonic() - start) / (done - first)
-                eta_s = (settings.steps - done) * per_step
-                log({"step": done, **meter.take_means(), "lr": lr, "s_per_step": per_step, "eta_s": eta_s})
+                times = {"s_per_step": per_step, "eta_s": (settings.steps - done) * per_step}
+                log({"step": done, **meter.take_means(), "lr": rate, **times})
             if done % settings.save_every == 0 or is_last:
                 state.save(done)
                 if evaluate is not None:
@@ -114,6 +122,61 @@ def _learning_rate(step: int, settings: LoopSettings) -> float:
 ForwardContext = Callable[[], AbstractContextManager[object]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Trainer:
+    """What a step of training works with."""
+
+    model: nn.Module
+    average: nn.Module
+    task: TrainingTask
+    groups: ParameterGroups
+    settings: LoopSettings
+    forward_context: ForwardContext
+
+    def train_step(self, step: int, batch: Batch) -> Losses:
+        """Learn from a batch, and return its losses without their graph."""
+        self.groups.prepare(step, _learning_rate(step, self.settings))
+        self.groups.optimizer.zero_grad()
+        losses = self._accumulate_gradients(step, batch)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+        self.groups.optimizer.step()
+        # Early on, the average forgets faster: it would keep the random weights otherwise.
+        decay = min(self.settings.ema, (1 + step) / (10 + step))
+        _update_average(self.average, self.model, decay)
+        return losses
+
+    def _accumulate_gradients(self, step: int, batch: Batch) -> Losses:
+        """Run every forward pass of a step, each followed by its backward pass; gradients add up.
+
+        Returns:
+            the losses without their graph; those of one name are summed over the passes.
+
+        Raises:
+            ValueError: the task yields no loss.
+        """
+        passes = iter(self.task.losses(self.model, batch, step))
+        totals: dict[str, Tensor] = {}
+        while (losses := _run_pass(passes, self.forward_context)) is not None:
+            for name, loss in losses.items():
+                totals[name] = totals[name] + loss if name in totals else loss
+        if not totals:
+            raise ValueError(f"{type(self.task).__name__}.losses yielded no loss at step {step}")
+        return totals
+
+
+def _run_pass(passes: Iterator[Losses], forward_context: ForwardContext) -> Losses | None:
+    """Run a forward and a backward pass; return the losses, or None where no pass is left.
+
+    On return nothing here holds the graph, so its memory is free for the next pass.
+    """
+    with forward_context():
+        losses = next(passes, None)
+    if losses is None:
+        return None
+    sum_losses(losses).backward()
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
 def _forward_context(model: nn.Module, device: torch.device, settings: LoopSettings) -> ForwardContext:
     """Make the context of every forward pass: its number format, and activation checkpointing."""
     is_bf16 = settings.precision == "bf16"
@@ -131,45 +194,6 @@ def _forward_context(model: nn.Module, device: torch.device, settings: LoopSetti
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def _accumulate_gradients(
-    task: TrainingTask, model: nn.Module, batch: Batch, step: int, forward_context: ForwardContext
-) -> Losses:
-    """Run every forward pass of a step, each followed by its backward pass; the gradients add up.
-
-    Returns:
-        the losses without their graph; those of one name are summed over the passes.
-
-    Raises:
-        ValueError: the task yields no loss.
-    """
-    passes = iter(task.losses(model, batch, step))
-    totals: dict[str, Tensor] = {}
-    while (losses := _run_pass(passes, forward_context)) is not None:
-        for name, loss in losses.items():
-            totals[name] = totals[name] + loss if name in totals else loss
-    if not totals:
-        raise ValueError(f"{type(task).__name__}.losses yielded no loss at step {step}")
-    return totals
-
-
-def _run_pass(passes: Iterator[Losses], forward_context: ForwardContext) -> Losses | None:
-    """Run a forward and a backward pass, and return its losses without their graph; None after the last one.
-
-    On return, nothing here holds the graph.
-    """
-    with forward_context():
-        losses = next(passes, None)
-    if losses is None:
-        return None
-    sum_losses(losses).backward()
-    return {name: loss.detach() for name, loss in losses.items()}
-
-
-def _optimizer_step(model: nn.Module, optimizer: torch.optim.Optimizer, *, grad_clip: float) -> None:
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    optimizer.step()
 
 
 @torch.no_grad()

@@ -24,13 +24,15 @@ class OptimiserSettings:
     weight_decay: float = 0.0
     """Weight decay."""
     slow: tuple[str, ...] = ()
-    """Modules with a learning rate of their own, by their names in the network, for example spynet."""
+    """Modules with a learning rate of their own, by their names in the network, for example
+    spynet."""
     slow_factor: float = 1.0
     """Their learning rate over that of the others."""
     frozen_steps: int = 0
     """Steps at the beginning during which they are frozen."""
     alone: tuple[str, ...] = ()
-    """Modules that learn alone at first, while all others are frozen, by their names in the network."""
+    """Modules that learn alone at first, while all others are frozen, by their names in the
+    network."""
     alone_steps: int = 0
     """Steps at the beginning during which they learn alone."""
 

@@ -32,7 +32,7 @@ class LossMeter:
             self._append(f"loss/{name}", value)
 
     def take_means(self) -> dict[str, float]:
-        """Return the mean of each loss, "loss" for their sum and "loss/NAME" for each, and begin anew."""
+        """Return the means, "loss" of the sum and "loss/NAME" of each, and begin anew."""
         means: dict[str, float] = {}
         for name, values in self._values.items():
             means[name] = torch.stack(values).mean().item()

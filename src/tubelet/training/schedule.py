@@ -17,10 +17,11 @@ class ScheduleSettings:
     """How the learning rate falls from its peak."""
 
     kind: Literal["cosine", "restarts", "steps", "linear"] = "cosine"
-    """cosine: half a cosine over all steps. restarts: one after the other, each from the peak and as long as its
-    period. steps: times `factor` at each milestone. linear: a straight line."""
+    """cosine: half a cosine over all steps. restarts: one after the other, each from the peak and
+    as long as its period. steps: times `factor` at each milestone. linear: a straight line."""
     periods: tuple[int, ...] = ()
-    """Steps of each cosine of restarts, the last one repeated. For linear: steps until `lr_final`, by default all."""
+    """Steps of each cosine of restarts, the last one repeated. For linear: steps until `lr_final`,
+    by default all."""
     milestones: tuple[int, ...] = ()
     """Steps at which the rate falls, for steps."""
     factor: float = 0.5
@@ -36,11 +37,18 @@ class ScheduleSettings:
 
 
 def learning_rate(
-    step: int, schedule: ScheduleSettings, *, steps: int, lr: float, lr_final: float, warmup_steps: int
+    step: int,
+    schedule: ScheduleSettings,
+    *,
+    steps: int,
+    lr: float,
+    lr_final: float,
+    warmup_steps: int,
 ) -> float:
     """Compute the rate of a step: a linear rise over `warmup_steps`, then as the schedule says.
 
-    A cosine begins where the rise ends; periods and milestones count from step 0, as published ones do.
+    A cosine begins where the rise ends; periods and milestones count from step 0, as published ones
+    do.
 
     Args:
         step: from 0 on.

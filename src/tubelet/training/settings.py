@@ -39,11 +39,13 @@ class LoopSettings:
     loss: LossName = "charbonnier"
     """Pixel loss. mse is what PSNR measures."""
     loss_eps: float = 1e-3
-    """Width of the smooth part of Charbonnier, in units of the pixels; papers often state its square."""
+    """Width of the smooth part of Charbonnier, in units of the pixels; papers often state its
+    square."""
     loss_reduction: Literal["mean", "sum"] = "mean"
     """Mean or sum of the loss over all numbers of a batch."""
     loss_on: Literal["rgb", "luma"] = "rgb"
-    """Compare all channels, or luma alone, as benchmarks do and as suits a network that predicts luma."""
+    """Compare all channels, or luma alone, as benchmarks do and as suits a network that predicts
+    luma."""
     log_every: int = 50
     """Steps between two log lines."""
     save_every: int = 500
@@ -51,11 +53,11 @@ class LoopSettings:
     device: str = "cpu"
     """Where to train."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the forward and backward pass; the weights stay fp32. bf16 is faster where the processor
-    multiplies it (`tubelet doctor` says so)."""
+    """Number format of the forward and backward pass; the weights stay fp32. bf16 is faster where
+    the processor multiplies it (`tubelet doctor` says so)."""
     activations: Literal["keep", "recompute"] = "keep"
-    """recompute: trunks are computed again in the backward pass, which takes a third more time and far less memory; no
-    number changes."""
+    """recompute: trunks are computed again in the backward pass, which takes a third more time and
+    far less memory; no number changes."""
     seed: int = 0
     """Of the first weights and of all crops."""
 

@@ -1,4 +1,4 @@
-"""The checkpoint of a training run: everything that a step changes, so that a stopped run can resume exactly."""
+"""The checkpoint of a training run: everything that a step changes, for an exact resume."""
 
 from __future__ import annotations
 
