@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tubelet.cli.flags import flags_from, parse, pick
-from tubelet.cli.progress import show_progress
+from tubelet.cli.progress import show_progress, write_json
 from tubelet.cli.startup import loading
 from tubelet.errors import RequestError, ResourceError
 
@@ -57,8 +56,7 @@ def main(args: Sequence[str]) -> int:
     with show_progress(style, label="loading", json_to=sys.stdout) as on_progress:
         report = measure_costs(models, settings, on_progress=on_progress)
     if command.json:
-        json.dump(_as_json(report), sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        write_json(_as_json(report), sys.stdout)
     elif report.costs:
         _print(report)
     for failure in report.failures:

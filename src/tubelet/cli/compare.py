@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tubelet.cli.flags import flags_from, parse
 from tubelet.cli.paths import companion, refuse_existing
-from tubelet.cli.progress import ProgressStyle, show_progress
+from tubelet.cli.progress import ProgressStyle, show_progress, write_json
 from tubelet.cli.startup import loading
 from tubelet.errors import RequestError
 
@@ -69,8 +67,8 @@ def main(args: Sequence[str]) -> int:
     if page is not None:
         _write_page(flags, found, page)
     if flags.json:
-        json.dump(_fields(flags, found, page), sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        sources = {"first": flags.first, "second": flags.second, "reference": flags.reference}
+        write_json({**sources, **found.as_dict(), "page": None if page is None else str(page)}, sys.stdout)
     else:
         _print_table(flags, found)
         if page is not None:
@@ -126,31 +124,6 @@ def _write_page(flags: CompareFlags, found: Comparison, page: Path) -> None:
     details |= {f"Note {number}": note for number, note in enumerate(found.notes, 1)}
     content = ComparePage(details=details, truth=flags.reference, labels=_labels(flags), size="larger")
     write_page(flags.first, flags.second, page, content)
-
-
-def _fields(flags: CompareFlags, found: Comparison, page: Path | None) -> dict[str, object]:
-    names = ("first", "second", "reference")
-    return {
-        "first": flags.first,
-        "second": flags.second,
-        "reference": flags.reference,
-        "frames": found.frames,
-        "left_out": dict(zip(names, found.left_out, strict=False)),
-        "width": found.width,
-        "height": found.height,
-        "scores": {
-            score.metric: {"first": _number(score.first), "second": _number(score.second)} for score in found.scores
-        },
-        "notes": list(found.notes),
-        "page": None if page is None else str(page),
-    }
-
-
-def _number(value: float | None) -> float | str | None:
-    """Write what JSON can hold: "inf" for equal videos, null for what is unknown."""
-    if value is None or math.isnan(value):
-        return None
-    return str(value) if math.isinf(value) else round(value, 7)
 
 
 def _print_table(flags: CompareFlags, found: Comparison) -> None:

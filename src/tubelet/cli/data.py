@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tubelet.cli.flags import flags_from, parse
-from tubelet.cli.progress import ProgressStyle, show_progress
+from tubelet.cli.progress import ProgressStyle, show_progress, write_json
 from tubelet.cli.startup import loading
 from tubelet.errors import InputError, RequestError
 from tubelet.progress import Ticker
@@ -119,7 +118,7 @@ def _list(flags: ListFlags) -> int:
             {"name": d.name, "title": d.title, "summary": d.summary, "source": d.source, "licence": d.licence}
             for d in DATASETS
         ]
-        _print_json(rows)
+        write_json(rows, sys.stdout)
         return 0
     for dataset in DATASETS:
         print(f"{dataset.name:12}{dataset.summary}\n{'':12}{dataset.source}\n{'':12}licence: {dataset.licence}\n")
@@ -140,7 +139,7 @@ def _check(flags: CheckFlags) -> int:
         if not reports:
             reports.append(check_folder(flags.root, every_frame=flags.every_frame, on_progress=on_progress))
     if flags.json:
-        _print_json([_record(report) for report in reports])
+        write_json([report.as_dict() for report in reports], sys.stdout)
     else:
         for report in reports:
             _print_report(report)
@@ -194,31 +193,6 @@ def _cells(clip: ClipReport) -> tuple[str, str, str, str, str]:
     return _full_name(clip), frames, size, ", ".join(clip.lq), "; ".join(clip.problems)
 
 
-def _record(report: SetReport) -> dict[str, Any]:
-    clips = [
-        {
-            "split": clip.split,
-            "name": clip.name,
-            "path": None if clip.path is None else str(clip.path),
-            "frames": clip.frames,
-            "size": clip.size,
-            "lq": clip.lq,
-            "problems": clip.problems,
-        }
-        for clip in report.clips
-    ]
-    return {
-        "set": report.name,
-        "folder": str(report.folder),
-        "expected": report.expected,
-        "found": report.found,
-        "complete": report.is_complete,
-        "problems": report.problems,
-        "notes": report.notes,
-        "clips": clips,
-    }
-
-
 def _prepare(flags: PrepareFlags) -> int:
     with loading():
         from tubelet.data.copies import Degradation, write_clips
@@ -257,8 +231,3 @@ def _prepare_cache(flags: PrepareFlags, out: Path, preset: Any) -> int:
         ticker.finish()
     sys.stderr.write(f"{out}: {clips} clips, {ticker.done} frames\n")
     return 0
-
-
-def _print_json(value: object) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=str)
-    sys.stdout.write("\n")

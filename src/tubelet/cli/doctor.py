@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from tubelet.cli.flags import flags_from, parse
+from tubelet.cli.progress import write_json
 from tubelet.errors import TubeletError
 
 __all__ = ["Finding", "main"]
@@ -59,8 +59,7 @@ def main(args: Sequence[str]) -> int:
     flags: DoctorFlags = parse(flags_from(DoctorFlags), args, verb="doctor")
     findings = list(_examine())
     if flags.json:
-        json.dump([asdict(finding) for finding in findings], sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        write_json([asdict(finding) for finding in findings], sys.stdout)
     else:
         _print_table(findings)
     return 4 if any(finding.state == "missing" for finding in findings) else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tubelet.cli.flags import flags_from, parse
+from tubelet.cli.progress import write_json
 from tubelet.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
@@ -70,14 +70,9 @@ def main(args: Sequence[str]) -> int:
     wanted: ModelsFlags = parse(flags_from(ModelsFlags), args, verb="models")
     rows = _rows()
     if wanted.json:
-        return _write_json(rows)
+        write_json(rows, sys.stdout)
+        return 0
     _print_table(rows)
-    return 0
-
-
-def _write_json(content: Any) -> int:
-    json.dump(content, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
     return 0
 
 
@@ -91,7 +86,8 @@ def _identify(flags: IdentifyFlags) -> int:
         raise
     facts = _facts(flags.file, opened)
     if flags.json:
-        return _write_json(facts)
+        write_json(facts, sys.stdout)
+        return 0
     scale = f" ×{facts['scale']}" if facts["scale"] else ", a part of other networks"
     write = sys.stdout.write
     write(f"{flags.file}: {facts['architecture']}{scale}, {_short(facts['parameters'])} parameters\n")
@@ -146,7 +142,10 @@ def _explain(flags: IdentifyFlags, fault: str) -> None:
         return
     near = [] if recognise_foreign(state) else nearest(state)
     if flags.json:
-        _write_json({"file": flags.file, "fault": fault, "tensors": len(state), "nearest": [asdict(n) for n in near]})
+        write_json(
+            {"file": flags.file, "fault": fault, "tensors": len(state), "nearest": [asdict(n) for n in near]},
+            sys.stdout,
+        )
         return
     for one in near:
         sys.stdout.write(f"nearest: {one.architecture}, {one.share:.0%} of the names alike\n")
@@ -172,7 +171,8 @@ def _cache(flags: CacheFlags) -> int:
     files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
     sizes = {path.name: path.stat().st_size for path in files}
     if flags.json:
-        return _write_json({"folder": str(folder), "files": sizes})
+        write_json({"folder": str(folder), "files": sizes}, sys.stdout)
+        return 0
     sys.stdout.write(f"{folder}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB\n")
     for name, size_bytes in sizes.items():
         note = ", not whole: the next use completes it" if name.endswith(".part") else ""

@@ -16,7 +16,7 @@ from tubelet.errors import IncompleteError, TubeletError
 from tubelet.progress import OnProgress, Progress
 from tubelet.progress_display import at_intervals, show_bar, show_lines
 
-__all__ = ["ProgressStyle", "error_events", "json_line", "show_progress"]
+__all__ = ["ProgressStyle", "error_events", "json_line", "show_progress", "write_json"]
 
 ProgressStyle = Literal["auto", "bar", "json", "none"]
 
@@ -49,6 +49,12 @@ def show_progress(style: ProgressStyle, *, label: str, json_to: TextIO) -> Gener
 def json_line(stream: TextIO, event: str, **fields: Any) -> None:
     """Write one event as one line of JSON, at once."""
     _write(stream, json.dumps({"event": event, **fields}, ensure_ascii=False))
+
+
+def write_json(value: object, stream: TextIO) -> None:
+    """Write a value as JSON of several lines, for a person to read too."""
+    json.dump(value, stream, indent=2, ensure_ascii=False)
+    stream.write("\n")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from tubelet.cli.flags import flags_from, parse, pick
 from tubelet.cli.paths import companion, refuse_existing
-from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
+from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress, write_json
 from tubelet.cli.startup import loading
 from tubelet.errors import ConfigError, IncompleteError, RequestError
 from tubelet.progress_display import clock
@@ -203,8 +202,7 @@ def _print_plan(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     stream = sys.stderr if request.output == "-" else sys.stdout
     description = describe(request.input, request.output, settings)
     if request.json:
-        json.dump(description.as_dict(), stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
+        write_json(description.as_dict(), stream)
     else:
         _print_rows(_plan_rows(request, description), stream)
 

@@ -48,6 +48,11 @@ class ClipReport:
     lq: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        values = dataclasses.asdict(self)
+        return {**values, "path": None if self.path is None else str(self.path)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetReport:
@@ -70,6 +75,19 @@ class SetReport:
     clips: tuple[ClipReport, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {
+            "set": self.name,
+            "folder": str(self.folder),
+            "expected": self.expected,
+            "found": self.found,
+            "complete": self.is_complete,
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+            "clips": [clip.as_dict() for clip in self.clips],
+        }
 
     @property
     def found(self) -> int:

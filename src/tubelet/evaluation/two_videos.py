@@ -13,11 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from tubelet.errors import InputError, ResourceError
 from tubelet.evaluation.pictures import enlarge
+from tubelet.evaluation.results import plain
 from tubelet.metrics.measure import Meter, make_meter, metric_info
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.types import Frame
@@ -64,6 +66,19 @@ class Comparison:
     height: int
     scores: tuple[PairScore, ...]
     notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold: "inf" is the PSNR of equal videos, null what is unknown."""
+        names = ("first", "second", "reference")
+        scores = {score.metric: {"first": score.first, "second": score.second} for score in self.scores}
+        return {
+            "frames": self.frames,
+            "left_out": dict(zip(names, self.left_out, strict=False)),
+            "width": self.width,
+            "height": self.height,
+            "scores": plain(scores),
+            "notes": list(self.notes),
+        }
 
 
 def compare_videos(
