@@ -101,7 +101,8 @@ def test_the_plan_on_a_terminal_of_few_letters(clip: Path) -> None:
 @pytest.fixture
 def space_time(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of a run that doubles the frame rate, with a small model."""
-    monkeypatch.setattr(job, "open_model", lambda *_, **__: OpenedModel("space-time", SPACE_TIME, build(SPACE_TIME)))
+    opened = OpenedModel("space-time", SPACE_TIME, build(SPACE_TIME))
+    monkeypatch.setattr(job, "open_model", lambda *_, **__: opened)
     return ["--fps", "x2", "--device", "cpu"]
 
 

@@ -154,15 +154,15 @@ def test_truncated_input_gives_every_frame_and_says_what_is_missing(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("model broke")])
 def test_failure_in_the_middle_leaves_no_output(video, tmp_path, monkeypatch, error):
-    original = Engine.restore
+    original = Engine.restore_scene
 
-    def fails(self, frames, **options):
-        for frame in original(self, frames, **options):
+    def fails(self, scene, hidden=None):
+        for frame in original(self, scene, hidden):
             if frame.index == 4:
                 raise error
             yield frame
 
-    monkeypatch.setattr(Engine, "restore", fails)
+    monkeypatch.setattr(Engine, "restore_scene", fails)
     with pytest.raises((KeyboardInterrupt, RuntimeError)):
         tubelet.upscale(video, tmp_path / "out.mp4", **CPU)
     assert list(tmp_path.iterdir()) == []

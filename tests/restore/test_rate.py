@@ -30,7 +30,7 @@ from tubelet.errors import ConfigError
 from tubelet.models.zooming_slow_mo import ZoomingSlowMo, ZoomingSlowMoConfig
 from tubelet.restore import job, runner
 from tubelet.restore.engine import Engine
-from tubelet.restore.job import describe
+from tubelet.restore.estimate import describe
 from tubelet.restore.rate import double_rate, doubled_frames, doubled_info
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame, Temporal
@@ -160,7 +160,8 @@ def test_contracts_that_make_no_sense(fields: dict[str, Any], words: str) -> Non
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings of a run with the small space-time model."""
-    monkeypatch.setattr(job, "open_model", lambda *_, **__: OpenedModel("space-time", SPACE_TIME, build(SPACE_TIME)))
+    opened = OpenedModel("space-time", SPACE_TIME, build(SPACE_TIME))
+    monkeypatch.setattr(job, "open_model", lambda *_, **__: opened)
     return {"device": "cpu", "fps": "x2"}
 
 

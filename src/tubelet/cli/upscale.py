@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from tubelet.cli.flags import flags_from, parse, pick
 from tubelet.cli.paths import companion, refuse_existing
@@ -20,6 +20,7 @@ from tubelet.restore.settings import Result, UpscaleSettings
 
 if TYPE_CHECKING:
     from tubelet.restore.estimate import Description
+    from tubelet.restore.plan import Plan
 
 __all__ = ["main"]
 
@@ -27,6 +28,7 @@ _ALIASES = {"model": "-m", "scale": "-s", "height": "-H", "dry_run": "-n", "over
 _METAVARS = {
     "input": "INPUT",
     "output": "OUTPUT",
+    "plan": "FILE",
     "preview": "N",
     "model": "ID|PATH",
     "height": "PIXELS",
@@ -52,6 +54,8 @@ class UpscaleFlags:
     """Only print the plan: sizes, model, device, and about how long and how large."""
     json: bool = False
     """With --dry-run: write it as JSON, with the whole plan."""
+    plan: Path | None = None
+    """Restore by this plan: a file with what --dry-run --json printed for the same input and model."""
     preview: int | None = None
     """Instead of the video, write one PNG with this many frames, before and after side by side. It is OUTPUT
     where that ends in .png, otherwise OUTPUT's name with .preview.png."""
@@ -95,6 +99,8 @@ def _check(request: UpscaleFlags) -> None:
         raise RequestError(f"{chosen[0]} must read the input twice, which a pipe cannot give; name a file")
     if request.json and not request.dry_run:
         raise RequestError("--json is for --dry-run; the events of a run come with --progress json")
+    if request.plan is not None and (request.dry_run or request.preview is not None):
+        raise RequestError("--plan is for a run; leave --dry-run and --preview out")
     if request.compare:
         _check_comparable(request.output)
 
@@ -112,6 +118,7 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     with loading():
         from tubelet.restore.job import run
 
+    plan = None if request.plan is None else _read_plan(request.plan)
     page = companion(request.output, ".compare.html")
     if request.compare:
         refuse_existing(page, overwrite=settings.overwrite)
@@ -119,7 +126,7 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     try:
         with _events(request, stream):
             with show_progress(request.progress, label=Path(request.input).name, json_to=stream) as update:
-                result = run(request.input, request.output, settings, on_progress=update)
+                result = run(request.input, request.output, settings, on_progress=update, plan=plan)
             if request.progress == "json":
                 json_line(stream, "end", **result.as_dict())
     except IncompleteError:
@@ -131,6 +138,21 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     if request.compare:
         details = {"Model": result.model, "Time": f"{clock(result.elapsed_s)} for {result.frames} frames"}
         _write_page(request, settings, page, details)
+
+
+def _read_plan(path: Path) -> Plan:
+    """Read a plan, alone or in what --dry-run --json prints."""
+    from tubelet.restore.plan import Plan
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"cannot read the plan {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RequestError(f"{path} is not JSON: {error}; make a plan with --dry-run --json") from error
+    if isinstance(data, dict) and "plan" in data:
+        data = cast("dict[str, Any]", data)["plan"]
+    return Plan.from_json(json.dumps(data))
 
 
 def _write_page(request: UpscaleFlags, settings: UpscaleSettings, page: Path, details: dict[str, str]) -> None:

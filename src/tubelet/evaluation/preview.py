@@ -82,9 +82,10 @@ def _restore_at(engine: Engine, info: VideoInfo, time_s: float) -> tuple[Frame, 
         raise InputError(f"{info.source}: no frame can be decoded at {time_s:.3f} s")
     place = len(clip) - 1 if place is None else place
     wanted = [place]
-    if engine.doubles_rate:
+    plan = engine.plan(*clip[0].rgb.shape[-2:])
+    if plan.doubles_rate:
         wanted = [2 * place, min(2 * place + 1, 2 * len(clip) - 2)]  # after the last frame there is none
-    until = islice(engine.restore(clip), max(wanted) + 1)
+    until = islice(engine.restore(clip, plan=plan), max(wanted) + 1)
     results = {index: result for index, result in enumerate(until) if index in wanted}
     return clip[place], [results[index] for index in wanted]
 

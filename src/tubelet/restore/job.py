@@ -1,6 +1,6 @@
-"""`upscale`: a video file in, a larger one out.
+"""`upscale`: a video file in, a larger one out, segment by segment.
 
-reader (thread) → engine (this thread) → writer (thread)
+reader (thread) → segments → engine (this thread) → encoder, muxer (thread)
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,19 +18,26 @@ import torch
 from tubelet.errors import ConfigError, IncompleteError, InputError, suggest
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.restore.engine import Engine
-from tubelet.restore.pipeline import read_ahead, write_behind
+from tubelet.restore.pipeline import WriteBehind, read_ahead, write_behind
+from tubelet.restore.plan import Plan
 from tubelet.restore.rate import doubled_frames, doubled_info
+from tubelet.restore.segment import SegmentStream, restore_segment, scene_detector
 from tubelet.restore.settings import Result, UpscaleSettings
+from tubelet.restore.tiling import Hidden
 from tubelet.types import Frame
 from tubelet.video.destination import check_output
+from tubelet.video.encoder import VideoEncoder
 from tubelet.video.info import VideoInfo
+from tubelet.video.output import Output, open_output
+from tubelet.video.output_format import OutputFormat, choose_output_format
 from tubelet.video.reader import Reader, open_reader
-from tubelet.video.writer import EncodeSettings, open_writer
+from tubelet.video.writer import EncodeSettings
 from tubelet.zoo.opening import open_model
 
 __all__ = ["build_engine", "encode_settings", "expected_frames", "output_info", "run", "upscale"]
 
-_QUEUE_BYTES = 256 << 20  # what may wait on each side of the engine, in floats
+_QUEUE_BYTES = 256 << 20
+"""Of frames, in floats, that may wait on each side of the engine."""
 
 
 def upscale(
@@ -39,6 +48,7 @@ def upscale(
     scale: Literal[2, 3, 4] | None = None,
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
+    plan: Plan | None = None,
     **settings: Any,
 ) -> Result:
     """Upscale a video, as `tubelet upscale` does.
@@ -50,6 +60,7 @@ def upscale(
         scale: factor of the output size; default: the model's own.
         on_progress: called in this thread, at most ten times a second and once at the end.
         cancel: stops the run from another thread, or from `on_progress`.
+        plan: how to restore the frames, as `describe` and `--dry-run --json` give it; by default it is made now.
         settings: other fields of `UpscaleSettings`.
 
     Returns:
@@ -62,10 +73,11 @@ def upscale(
         ResourceError: memory or disk did not suffice, or the device is absent.
         Cancelled: `cancel` was cancelled; no output is left.
     """
-    known = {field.name for field in fields(UpscaleSettings)}
-    for name in settings.keys() - known:
-        raise ConfigError(f"upscale has no setting {name!r}; {suggest(name, sorted(known))}")
-    return run(src, dst, UpscaleSettings(model=model, scale=scale, **settings), on_progress=on_progress, cancel=cancel)
+    known = sorted(field.name for field in fields(UpscaleSettings))
+    for name in settings.keys() - set(known):
+        raise ConfigError(f"upscale has no setting {name!r}; {suggest(name, known)}")
+    request = UpscaleSettings(model=model, scale=scale, **settings)
+    return run(src, dst, request, on_progress=on_progress, cancel=cancel, plan=plan)
 
 
 def run(
@@ -75,44 +87,48 @@ def run(
     *,
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
+    plan: Plan | None = None,
 ) -> Result:
     """Upscale a video with settings that are already made; see `upscale`."""
     began_s = time.monotonic()
     ticker = Ticker(on_progress, unit="frame", label=Path(src).name, cancel=cancel)
     check_output(dst, source=src, overwrite=settings.overwrite)
+    start_s = settings.start or 0.0
     cores = torch.get_num_threads()
     try:
-        with open_reader(src, start_s=settings.start or 0.0, duration_s=settings.duration, gamut="keep") as reader:
+        with open_reader(src, start_s=start_s, duration_s=settings.duration, gamut="keep") as reader:
             engine = build_engine(settings, reader.info)
-            width, height = engine.output_size(reader.info.width, reader.info.height)
+            plan = _checked(plan, engine, reader.info)
+            engine.follow(plan)
             ticker.total = expected_frames(reader.info, settings)
-            with open_writer(
+            info = output_info(reader.info, settings)
+            form = choose_output_format(
                 dst,
-                like=output_info(reader.info, settings),
-                width=width,
-                height=height,
+                like=info,
+                width=plan.output[0],
+                height=plan.output[1],
                 settings=encode_settings(settings),
-                start_s=settings.start or 0.0,
+                start_s=start_s,
                 duration_s=settings.duration,
-                overwrite=settings.overwrite,
-            ) as writer:
-                _pump(reader, engine, writer.write, ticker, cancel)
+            )
+            with open_output(dst, form, like=info, overwrite=settings.overwrite) as output:
+                _restore_segments(reader, engine, form, output, ticker, cancel)
                 if not ticker.done:
                     raise InputError(_nothing_to_restore(src, reader, settings))
     finally:
-        torch.set_num_threads(cores)  # the threads set it to 1, which new threads would inherit
+        # The threads set it to 1, which new threads would inherit.
+        torch.set_num_threads(cores)
     ticker.finish()
-    notes = (*engine.notes, *writer.notes)
+    notes = (*engine.notes, *output.notes)
     if reader.problems:
-        raise IncompleteError(
-            f"{dst} has the {ticker.done} frames that could be decoded, but {'; '.join(reader.problems)}", notes=notes
-        )
+        problems = "; ".join(reader.problems)
+        raise IncompleteError(f"{dst} has the {ticker.done} frames that could be decoded, but {problems}", notes=notes)
     return Result(
         path=None if str(dst) == "-" else Path(dst),
         model=engine.spec.id,
         frames=ticker.done,
-        width=width,
-        height=height,
+        width=plan.output[0],
+        height=plan.output[1],
         elapsed_s=time.monotonic() - began_s,
         notes=notes,
     )
@@ -133,16 +149,93 @@ def build_engine(settings: UpscaleSettings, info: VideoInfo) -> Engine:
     return Engine(opened.spec, opened.network, settings)
 
 
-def _pump(
-    reader: Reader, engine: Engine, write: Callable[[Frame], None], ticker: Ticker, cancel: CancelToken | None
+def _checked(plan: Plan | None, engine: Engine, info: VideoInfo) -> Plan:
+    """Make the plan, or see that the one that was given is for this input and model.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if plan is None:
+        return engine.plan(info.height, info.width)
+    if (plan.width, plan.height) != (info.width, info.height):
+        raise ConfigError(
+            f"the plan is for {plan.width}x{plan.height}, but the input is {info.width}x{info.height}; "
+            "make one for this input with --dry-run --json"
+        )
+    if plan.contract != engine.spec.contract:
+        raise ConfigError(f"the plan is for another model than {engine.spec.id}; give the model that it was made with")
+    return plan
+
+
+def _restore_segments(
+    reader: Reader,
+    engine: Engine,
+    form: OutputFormat,
+    output: Output,
+    ticker: Ticker,
+    cancel: CancelToken | None,
 ) -> None:
     """Run the three stages until the input ends."""
-    width, height = reader.info.width, reader.info.height
-    before, after = _depth(width, height), _depth(*engine.output_size(width, height))
-    with read_ahead(reader, depth=before, cancel=cancel) as source, write_behind(write, depth=after) as sink:
-        for frame in engine.restore(source):
-            sink.put(frame)
-            ticker.tick(time_s=frame.time_s)
+    plan = engine.current_plan
+    frames_before = _depth(reader.info.width, reader.info.height)
+    frames_after = _depth(*plan.output)
+    with (
+        read_ahead(reader, depth=frames_before, cancel=cancel) as source,
+        write_behind(_do, depth=frames_after) as steps,
+    ):
+        stream = SegmentStream(source, plan, keeps_state=True, starts_scene=scene_detector(plan))
+        first_s = stream.first_s()
+        if first_s is None:
+            return
+        clock = form.clock(first_s)
+        hidden: Hidden = None
+        for index, frames in enumerate(stream):
+            open_encoder = partial(VideoEncoder, form, clock, output, segment=index)
+            part = restore_segment(
+                frames,
+                engine,
+                _EncoderThread(steps, open_encoder),
+                hidden=hidden if frames.start else None,
+                on_frame=lambda frame: ticker.tick(time_s=frame.time_s),
+            )
+            hidden = part.hidden
+
+
+class _EncoderThread:
+    """A `FrameSink` whose encoder works in the writer's thread, where it is also opened: encoders take turns there.
+
+    Args:
+        steps: done one after the other in that thread.
+        open_encoder: opens the encoder of the segment.
+    """
+
+    def __init__(self, steps: WriteBehind[Callable[[], None]], open_encoder: Callable[[], VideoEncoder]) -> None:
+        self._steps = steps
+        self._open_encoder = open_encoder
+        self._encoder: VideoEncoder | None = None
+
+    def write(self, frame: Frame) -> None:
+        """Queue a frame."""
+        self._steps.put(partial(self._write, frame))
+
+    def finish(self, next_s: Fraction | None = None) -> None:
+        """Queue the end of the segment."""
+        self._steps.put(partial(self._finish, next_s))
+
+    def _write(self, frame: Frame) -> None:
+        self._opened().write(frame)
+
+    def _finish(self, next_s: Fraction | None) -> None:
+        self._opened().finish(next_s)
+
+    def _opened(self) -> VideoEncoder:
+        if self._encoder is None:
+            self._encoder = self._open_encoder()
+        return self._encoder
+
+
+def _do(step: Callable[[], None]) -> None:
+    step()
 
 
 def _depth(width: int, height: int) -> int:

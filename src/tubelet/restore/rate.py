@@ -10,7 +10,7 @@ long as it did: the length stays what it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 
@@ -65,30 +65,47 @@ def doubled_info(info: VideoInfo) -> VideoInfo:
     )
 
 
-def double_rate(restored: Iterable[Frame]) -> Iterator[Frame]:
+def double_rate(
+    restored: Iterable[Frame], *, first: int = 0, next_pts: Callable[[], int | None] = lambda: None
+) -> Iterator[Frame]:
     """Give frames that lie half-way their times.
 
     Args:
         restored: in order; what lies half-way to the next frame follows with the time of the one before it, and is
             absent at the end of a scene.
+        first: number of the first frame.
+        next_pts: called at the end; tells the time of the frame that follows in another segment, in ticks of the last
+            one, or None at the end of the video.
 
     Yields:
-        2N - 1 frames, numbered from 0, in ticks half as long, each shown until the next; the last one as long as before
-        (where that is unknown: as long as the one before it was).
+        2N frames, or 2N - 1 at the end of the video, in ticks half as long, each shown until the next; the last one as
+        long as before (where that is unknown: as long as the one before it was).
     """
-    numbers = count()
+    numbers = count(first)
     held: list[Frame] = []
     gap = 0
     for frame in restored:
         if held and frame.pts != held[0].pts:
             gap = frame.pts - held[0].pts
-            first, half_way = held if len(held) == 2 else (held[0], _copy(held[0]))
-            for part, pts in ((first, 2 * first.pts), (half_way, first.pts + frame.pts)):
-                yield _at(part, pts, duration=gap, index=next(numbers))
+            yield from _pair(held, gap, numbers)
             held = []
         held.append(frame)
-    for last in held[:1]:
-        yield _at(last, 2 * last.pts, duration=2 * (last.duration or gap), index=next(numbers))
+    if not held:
+        return
+    following = next_pts()
+    if following is not None:
+        yield from _pair(held, following - held[0].pts, numbers)
+        return
+    last = held[0]
+    yield _at(last, 2 * last.pts, duration=2 * (last.duration or gap), index=next(numbers))
+
+
+def _pair(held: list[Frame], gap: int, numbers: Iterator[int]) -> Iterator[Frame]:
+    """Yield a frame and the one half-way to the next, which is its copy where the model gave none."""
+    first = held[0]
+    half_way = held[1] if len(held) == 2 else _copy(first)
+    yield _at(first, 2 * first.pts, duration=gap, index=next(numbers))
+    yield _at(half_way, 2 * first.pts + gap, duration=gap, index=next(numbers))
 
 
 def _at(frame: Frame, pts: int, *, duration: int, index: int) -> Frame:

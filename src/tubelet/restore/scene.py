@@ -20,6 +20,9 @@ class SceneFrames:
         first: position of the first frame.
         start: position of the first frame that is wanted.
         stop: position behind the last one; None: all that come are wanted.
+
+    Attributes:
+        reaches_end: whether the scene ends with the last of the frames; known when they were read.
     """
 
     def __init__(
@@ -32,7 +35,8 @@ class SceneFrames:
     ) -> None:
         self.first = first
         self.start = start
-        self.stop = stop
+        self.stop: int | None = stop
+        self.reaches_end = True
         self._frames = frames
 
     def __iter__(self) -> Iterator[Frame]:
