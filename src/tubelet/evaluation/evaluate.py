@@ -41,6 +41,7 @@ from tubelet.metrics.measure import METRICS, make_meter, metric_info
 from tubelet.metrics.protocols import Protocol, find_protocol
 from tubelet.ops.pixels import quantize
 from tubelet.progress import CancelToken, OnProgress
+from tubelet.restore.device import resolve_device, resolve_precision
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
@@ -152,7 +153,8 @@ class _Job:
         Raises:
             ConfigError, ResourceError: the model cannot run on the device, or not in the precision.
         """
-        probe = self._engine(model, nn.Identity())  # tells device and precision; the network is loaded when it runs
+        device = resolve_device(self.settings.device)
+        precision = resolve_precision(self.settings.precision, model.spec, device)
         count, shown = len(subjects), min(self.settings.showcases, len(subjects))
         places = {(2 * i + 1) * count // (2 * shown) for i in range(shown)}
         tasks: list[Task] = []
@@ -164,8 +166,8 @@ class _Job:
                 source=subject.fingerprint,
                 protocol=_decisive(self.protocol),
                 max_frames=self.settings.max_frames,
-                device=str(probe.device),
-                precision=probe.precision,
+                device=str(device),
+                precision=precision,
                 tubelet=version("tubelet"),
             )
             showcase = subject.frames // 2 if place in places else None

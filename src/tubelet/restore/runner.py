@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from tubelet.layers.recurrence import Edge
 from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.malloc import retain_freed_memory
 from tubelet.models.architecture import Contract
+from tubelet.models.contracts import Encoding, as_encoding, as_online, as_streaming, check_contract
 from tubelet.ops.sizes import pad_to
 from tubelet.restore.device import number_format
 from tubelet.restore.memory import is_out_of_memory, peak_tensor_bytes
@@ -32,9 +33,6 @@ from tubelet.restore.tiling import Hidden, run_tiled
 from tubelet.types import Precision
 
 __all__ = ["Encoding", "Runner", "TorchRunner"]
-
-Encoding = tuple[Tensor, ...]
-"""What a window model computes of one frame by itself: images of the padded size, or of a fraction of it."""
 
 _WORKSPACE_FACTOR = 2.0
 """Memory inside convolutions and copies between layouts, which the probe does not see."""
@@ -106,14 +104,18 @@ class TorchRunner:
         contract: how it is run.
         device: where it computes.
         precision: number format inside it.
+
+    Raises:
+        ConfigError: the network lacks a method that its contract promises.
     """
 
     def __init__(self, model: nn.Module, contract: Contract, *, device: torch.device, precision: Precision) -> None:
         retain_freed_memory()
+        check_contract(model, contract)
         self.contract = contract
         self.device = device
         self.precision: Precision = precision
-        self._model: Any = _move(model.eval(), device)
+        self._model = _move(model.eval(), device)
 
     @torch.no_grad()
     def run(
@@ -138,7 +140,7 @@ class TorchRunner:
         lq = _channels_last(pad_to(lq.to(self.device), *plan.padded))
         before, after = _edges(lq, first_frame, ends_scene)
         store = FeatureStore(plan.features)
-        results = iter(self._model.restore(lq, before=before, after=after, store=store))
+        results = iter(as_streaming(self._model).restore(lq, before=before, after=after, store=store))
         while True:
             with self._number_format():
                 sr = next(results, None)
@@ -155,7 +157,7 @@ class TorchRunner:
         def call(tile: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
             del hidden
             with self._number_format():
-                encoding: Encoding = self._model.encode(_channels_last(tile)[:, 0])
+                encoding = as_encoding(self._model).encode(_channels_last(tile)[:, 0])
             return tile, encoding
 
         _, encoding = self._over_tiles(call, lq, None, plan, scale=1)
@@ -176,7 +178,7 @@ class TorchRunner:
             assert hidden is not None
             frames = [hidden[first : first + width] for first in range(0, len(hidden), width)]
             with self._number_format():
-                return self._model.fuse(frames)[:, None], None
+                return as_encoding(self._model).fuse(frames)[:, None], None
 
         # The tiles are cut out of the encodings; the image itself is only a stand-in for its size.
         lq = joined[0].new_empty(()).expand(1, 1, 1, *plan.padded)
@@ -197,7 +199,7 @@ class TorchRunner:
         lq = _channels_last(lq)
         with self._number_format():
             if self.contract.temporal.kind == "online":
-                sr, hidden = self._model.step(lq, hidden)
+                sr, hidden = as_online(self._model).step(lq, hidden)
                 return sr[:, None], hidden
             return self._model(lq, **edges), None
 
@@ -245,7 +247,7 @@ class TorchRunner:
         """Measure what is kept of one frame of a window model: bytes per lq pixel."""
         lq = self._probe_image(_PROBE_PX, 1)
         with self._number_format():
-            encoding: Encoding = self._model.encode(_channels_last(lq)[:, 0])
+            encoding = as_encoding(self._model).encode(_channels_last(lq)[:, 0])
         return sum(part.nbytes for part in encoding) / math.prod(lq.shape[-2:])
 
     def _measure_stream(self) -> tuple[float, float]:
@@ -256,7 +258,7 @@ class TorchRunner:
 
         def run() -> None:
             with self._number_format():
-                deque(self._model.restore(lq, store=store), maxlen=0)
+                deque(as_streaming(self._model).restore(lq, store=store), maxlen=0)
 
         call_bytes = peak_tensor_bytes(run)
         pixels = math.prod(lq.shape[-2:])
