@@ -9,10 +9,11 @@ from PIL import Image
 
 from tiny_networks import TINY, architecture_of
 from tubelet.data import Crops, CropSettings, prepare_clips
-from tubelet.errors import ConfigError, InputError, RequestError
+from tubelet.errors import Cancelled, ConfigError, InputError, RequestError
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.losses import charbonnier
 from tubelet.models.realbasicvsr import RealBasicVSR
+from tubelet.progress import CancelToken
 from tubelet.recipes.configs import read_config, write_config
 from tubelet.recipes.published import find_recipe
 from tubelet.recipes.start import begin_flow_with
@@ -95,6 +96,15 @@ def test_collapsible_networks_are_kept_in_both_forms(clips):
     wide, lq = load_model(path.with_name("wide.safetensors")), torch.rand(1, 1, 3, 12, 12)
     assert wide.config == TINY["SESR"]
     torch.testing.assert_close(load_model(path)(lq), wide(lq), rtol=0, atol=1e-5)
+
+
+def test_a_token_also_stops_the_preparation_of_clips(clips):
+    token = CancelToken()
+    token.cancel()
+    config = _config(clips)
+    with pytest.raises(Cancelled):
+        main(config, cancel=token)
+    assert not config.cache.exists()
 
 
 def test_goes_on_to_the_same_numbers(clips):

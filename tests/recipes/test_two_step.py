@@ -100,6 +100,22 @@ def test_learns_and_writes_what_was_trained_and_over_what(gratings, image_model)
     assert scores["validation"].items() <= records[-1].items()
 
 
+def test_a_token_stops_it_while_the_image_model_runs(gratings, image_model, calls, monkeypatch):
+    token = CancelToken()
+    config = _config(gratings, image_model)
+    counting = two_step_data.enlarge
+
+    def cancel(model, lq):
+        token.cancel()
+        return counting(model, lq)
+
+    monkeypatch.setattr(two_step_data, "enlarge", cancel)
+    with pytest.raises(Cancelled):
+        main(config, cancel=token)
+    assert len(calls) == 1
+    assert not (config.out / "state.pt").exists()
+
+
 def test_scores_are_those_of_both_steps_run_on_the_video(gratings, image_model):
     config = _config(gratings, image_model)
     path = main(config)

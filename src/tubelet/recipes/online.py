@@ -98,7 +98,14 @@ def main(
     if config.init is not None:
         begin_with(model, config.init)
     scale = config.model.scale
-    clips = prepare_clips(config.data, config.cache, preset=config.preset, scale=scale, variants=config.variants)
+    clips = prepare_clips(
+        config.data,
+        config.cache,
+        preset=config.preset,
+        scale=scale,
+        variants=config.variants,
+        cancel=cancel,
+    )
     crops = Crops(list(clips), scale, config.crops, config.loop.seed)
     if config.stage == "triplets":
         model.forget()  # what it does not train would disturb what it does

@@ -196,6 +196,7 @@ def main(
         preset=config.preset,
         scale=contract.scale,
         variants=config.variants,
+        cancel=cancel,
     )
     crops = Crops(list(clips), contract.scale, config.crops, loop.seed)
     average = train(

@@ -214,7 +214,7 @@ def main(
     _check(config)
     scale, loop = config.network.scale, config.loop
     image_model = open_base(config.image_model, needed_image_model(config.network))
-    clips = prepare_clips(config.data, config.cache, preset=config.degradation, scale=scale)
+    clips = prepare_clips(config.data, config.cache, preset=config.degradation, scale=scale, cancel=cancel)
     videos = split_videos(usable_clips(list(clips), max(config.crops.patch_px, config.score_px)))
     crops = TrainingCrops(videos.training, scale, config.crops)
     held_out = [
@@ -228,8 +228,8 @@ def main(
         and path.is_file()
     ):
         return path
-    hq = _enlarge(config, crops, image_model)
-    validation, test = (_Validator(config, samples, image_model) for samples in held_out)
+    hq = _enlarge(config, crops, image_model, cancel)
+    validation, test = (_Validator(config, samples, image_model, cancel) for samples in held_out)
     if config.epochs is not None:
         loop = replace(loop, steps=config.epochs * -(-len(crops) // config.batch))
     torch.manual_seed(loop.seed)
@@ -336,9 +336,11 @@ def _write_json(path: Path, value: object) -> None:
         part.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
-def _enlarge(config: TwoStepTraining, samples: Samples, image_model: OpenedModel) -> NDArray[np.uint8]:
+def _enlarge(
+    config: TwoStepTraining, samples: Samples, image_model: OpenedModel, cancel: CancelToken | None
+) -> NDArray[np.uint8]:
     folder = config.frozen or config.out / "frozen"
-    return frozen_outputs(samples, image_model, folder, device=config.loop.device)
+    return frozen_outputs(samples, image_model, folder, device=config.loop.device, cancel=cancel)
 
 
 class _TwoStepTask:
@@ -416,11 +418,14 @@ class _Validator:
         config: where the image model runs, and keeps what it makes.
         samples: held out.
         image_model: the first step.
+        cancel: looked at while the first step runs.
     """
 
-    def __init__(self, config: TwoStepTraining, samples: HeldOut, image_model: OpenedModel) -> None:
+    def __init__(
+        self, config: TwoStepTraining, samples: HeldOut, image_model: OpenedModel, cancel: CancelToken | None
+    ) -> None:
         self._samples = samples
-        self._hq = _enlarge(config, samples, image_model)
+        self._hq = _enlarge(config, samples, image_model, cancel)
         frozen: list[float] = []
         for index in range(len(self._hq)):
             frozen.append(self._psnr(index, torch.from_numpy(self._hq[index] / 255)))
