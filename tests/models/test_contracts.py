@@ -16,6 +16,7 @@ from tubelet.models.contracts import (
     OnlineModel,
     StreamingModel,
     WindowModel,
+    as_cleaning,
     as_encoding,
     as_online,
     as_streaming,
@@ -55,6 +56,7 @@ def test_no_network_has_a_method_that_its_contract_keeps_quiet_about() -> None:
         architecture = architecture_of(name)
         network, contract = architecture.build(config), architecture.contract(config)
         assert contract is not None
+        assert architecture.cleans == hasattr(network, "clean"), name
         assert contract.encodes == (hasattr(network, "encode") and hasattr(network, "fuse")), name
         assert (contract.temporal.kind == "online") == hasattr(network, "step"), name
         assert contract.streams == (contract.temporal.kind == "clip" and hasattr(network, "restore")), name
@@ -83,4 +85,5 @@ def test_a_network_that_lacks_a_method_is_refused(contract: Contract, words: str
 def test_narrowing_gives_the_network_itself() -> None:
     assert as_online(online := tiny_network("RRN")) is online
     assert as_streaming(streaming := tiny_network("BasicVSR")) is streaming
+    assert as_cleaning(cleaning := tiny_network("RealBasicVSR")) is cleaning
     assert as_encoding(encoding := tiny_network("EDVR")) is encoding

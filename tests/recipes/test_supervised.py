@@ -220,7 +220,7 @@ def test_a_file_leaves_the_rest_to_the_recipe(tmp_path):
         ("EDVR", {"crops": CropSettings(frames=5, patch_px=16)}, "frames=5.*the middle one of 3 frames"),
         ("EDVR", {"mirrored": True}, "mirrored=True"),
         ("ZoomingSlowMo", {"crops": CropSettings(frames=4, patch_px=16)}, "odd number from 3"),
-        ("RRN", {"cleaning_weight": 1.0}, "is for RealBasicVSR"),
+        ("RRN", {"cleaning_weight": 1.0}, "is for networks that clean; RRN cleans nothing"),
         ("RRN", {"data": ()}, "--data FOLDER"),
         ("RRDBNet", {"network": dataclasses.replace(TINY["RRDBNet"], doublings=3)}, "enlarges x8"),
         ("RRDBNet", {"network": dataclasses.replace(TINY["RRDBNet"], doublings=0)}, "preset=bi only changes the size"),

@@ -94,6 +94,8 @@ class Architecture:
             others and makes no pictures.
         base: of a configuration of a composite network: the frozen network that it stands on, which is no part of its
             state dict. None for networks that stand alone.
+        cleans: whether the network cleans frames before it enlarges them, so that a loss can judge the cleaned ones;
+            it keeps `CleaningModel` then.
         derived: endings of names that the constructor derives (means, indexes, masks): they may be absent from a file.
         source: paper.
     """
@@ -105,5 +107,6 @@ class Architecture:
     infer: Callable[[State], Any]
     contract: Callable[[Any], Contract | None]
     base: Callable[[Any], BaseModel] | None = None
+    cleans: bool = False
     derived: tuple[str, ...] = field(default=())
     source: str = ""

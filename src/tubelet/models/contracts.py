@@ -24,6 +24,7 @@ from tubelet.layers.store import FeatureStore
 from tubelet.models.architecture import Contract
 
 __all__ = [
+    "CleaningModel",
     "ClipModel",
     "Encoding",
     "EncodingWindowModel",
@@ -32,6 +33,7 @@ __all__ = [
     "OnlineModel",
     "StreamingModel",
     "WindowModel",
+    "as_cleaning",
     "as_encoding",
     "as_online",
     "as_streaming",
@@ -132,6 +134,18 @@ class StreamingModel(Protocol):
         ...
 
 
+class CleaningModel(Protocol):
+    """Cleans its frames before it enlarges them; `Architecture.cleans` says so."""
+
+    def clean(self, lq: Tensor) -> Tensor:
+        """Clean a clip: (B, T, 3, H, W) to the same."""
+        ...
+
+    def enlarge_cleaned(self, cleaned: Tensor) -> Tensor:
+        """Do the rest of `forward`: (B, T, 3, H, W) to (B, T, 3, sH, sW)."""
+        ...
+
+
 def check_contract(network: nn.Module, contract: Contract) -> None:
     """Check that a network has the methods that its contract promises.
 
@@ -163,6 +177,13 @@ def as_streaming(network: nn.Module) -> StreamingModel:
     """Take a network as one that gives its frames one by one; ConfigError where it lacks a method."""
     _require(network, "restore(lq)", "streams=True")
     return cast(StreamingModel, network)
+
+
+def as_cleaning(network: nn.Module) -> CleaningModel:
+    """Take a network as one that cleans its frames first; ConfigError where it lacks a method."""
+    _require(network, "clean(lq)", "cleans=True")
+    _require(network, "enlarge_cleaned(cleaned)", "cleans=True")
+    return cast(CleaningModel, network)
 
 
 def _require(network: nn.Module, signature: str, promise: str) -> None:

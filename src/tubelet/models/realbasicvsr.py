@@ -126,6 +126,10 @@ class RealBasicVSR(nn.Module):
         """
         return self._clean(lq, None)[0]
 
+    def enlarge_cleaned(self, cleaned: Tensor) -> Tensor:
+        """Restore a clip that is cleaned already: (B, T, 3, H, W) to (B, T, 3, 4H, 4W)."""
+        return self.basicvsr(cleaned)
+
     def _clean_all(self, lq: Tensor, before: Edge, after: Edge, cleanings: Tensor | None) -> tuple[Tensor, Edge, Edge]:
         """Clean a clip, and the frames of its edges as often as the clip."""
         lq, cleanings = self._clean(lq, cleanings)
@@ -197,6 +201,7 @@ ARCHITECTURE = Architecture(
     translate=_translate,
     infer=_infer,
     contract=_contract,
+    cleans=True,
     derived=("spynet.mean", "spynet.std"),
     source="https://arxiv.org/abs/2111.12704",
 )

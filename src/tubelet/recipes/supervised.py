@@ -31,7 +31,7 @@ from tubelet.degrade import RANDOM_PRESETS, Preset
 from tubelet.errors import ConfigError
 from tubelet.losses import l1
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.realbasicvsr import RealBasicVSR
+from tubelet.models.contracts import as_cleaning
 from tubelet.ops.sizes import round_up
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.online import load_pairs, score_clips
@@ -229,8 +229,8 @@ def _contract(architecture: Architecture, config: SupervisedConfig) -> Contract:
     if contract.scale == 1 and config.preset not in RANDOM_PRESETS:
         known = " or ".join(RANDOM_PRESETS)
         raise ConfigError(f"preset={config.preset} only changes the size, which {name} keeps; take {known}")
-    if config.cleaning_weight and architecture.build is not RealBasicVSR:
-        raise ConfigError(f"cleaning_weight={config.cleaning_weight} is for RealBasicVSR; {name} cleans nothing")
+    if config.cleaning_weight and not architecture.cleans:
+        raise ConfigError(f"cleaning_weight={config.cleaning_weight} is for networks that clean; {name} cleans nothing")
     return contract
 
 
@@ -298,9 +298,9 @@ class _SupervisedTask:
         if not self._cleaning_weight:
             yield {"pixel": self._pixel_loss(model(lq), gt)}
             return
-        assert isinstance(model, RealBasicVSR)
-        cleaned = model.clean(lq)
-        sr = model.basicvsr(cleaned)
+        network = as_cleaning(model)
+        cleaned = network.clean(lq)
+        sr = network.enlarge_cleaned(cleaned)
         small_gt = functional.interpolate(gt.flatten(0, 1), lq.shape[-2:], mode="area").view_as(lq)
         yield {
             "pixel": self._pixel_loss(sr, gt),

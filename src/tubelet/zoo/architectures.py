@@ -37,6 +37,7 @@ from tubelet.models.architecture import Architecture
 
 if TYPE_CHECKING:
     from tubelet.models.contracts import (
+        CleaningModel,
         ClipModel,
         EncodingWindowModel,
         FrameModel,
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     _WINDOW: tuple[type[WindowModel], ...] = (duf.DUF, rbpn.RBPN, two_step.TwoStepRestorer)
     _ENCODING: tuple[type[EncodingWindowModel], ...] = (edvr.EDVR, tdan.TDAN, toflow.TOFlow)
     _ONLINE: tuple[type[OnlineModel], ...] = (fast.FastVSR, rrn.RRN, rlsp.RLSP, rsdn.RSDN, frvsr.FRVSR)
+    _CLEANING: tuple[type[CleaningModel], ...] = (realbasicvsr.RealBasicVSR,)
     _CLIP: tuple[type[ClipModel], ...] = ()
     _STREAMING: tuple[type[StreamingModel], ...] = (
         basicvsr.BasicVSR,
