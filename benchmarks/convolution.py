@@ -1,23 +1,25 @@
-"""Measure 3×3 convolutions with half of their products beside those with all of them; prints a Markdown table.
+"""Measure 3×3 convolutions with half their multiplications beside those with all of them; prints a Markdown table.
 
-One image, float32, a leaky rectifier behind; "plain" is PyTorch's default layout. The ways take turns, so that a busy
-moment falls on all alike. OMP_NUM_THREADS chooses the threads. Where half is faster is what `layers/convolution.py`
-takes it for (`_LEAST_CHANNELS` and what follows there).
+One image, float32, a leaky ReLU behind; "plain" is the reference form in PyTorch's default layout. The ways take turns,
+so that a busy moment falls on all alike. OMP_NUM_THREADS chooses the threads. The bounds from which on
+`layers/convolution.py` takes half of them (`_MIN_CHANNELS` and the constants after it) come from this table.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import date
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from tubelet.evaluation.machine import processor_name
 from tubelet.layers import convolution
+from tubelet.layers.convolution import ConvAct, LeakyReLU
+from tubelet.layers.inference import prepare_for_inference
 from tubelet.restore.memory import keep_freed
 
 SHAPES = (
@@ -37,26 +39,25 @@ SHAPES = (
 )
 
 
-def ways(conv: nn.Conv2d, x: Tensor) -> dict[str, Callable[[], Tensor]]:
+def ways(conv: ConvAct, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Make what is compared."""
-    plain, planes = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1), x.contiguous()
-
-    def taken() -> Tensor:
-        return convolution.convolve(conv, x, 0.1)
+    plain = ConvAct(conv.in_channels, conv.out_channels, act=LeakyReLU(0.1))
+    planes = x.contiguous()
+    winograd = prepare_for_inference(deepcopy(conv), "winograd")
 
     def all_products() -> Tensor:
-        with patch.object(convolution, "_LEAST_CHANNELS", float("inf")):
-            return taken()
+        with patch.object(convolution, "_MIN_CHANNELS", float("inf")):
+            return conv(x)
 
     def half() -> Tensor:
-        with patch.object(convolution, "_LEAST_CHANNELS", 0), convolution.convolving("as large"):
-            return taken()
+        with patch.object(convolution, "_MIN_CHANNELS", 0):
+            return winograd(x)
 
     return {
-        "plain": lambda: functional.leaky_relu_(plain(planes), 0.1),
+        "plain": lambda: plain(planes),
         "all": all_products,
         "half": half,
-        "taken": taken,
+        "taken": lambda: conv(x),
     }
 
 
@@ -70,7 +71,8 @@ def main() -> None:
     print(f"| channels | size | plain | all products | half | all / half | what is taken |\n{'|---' * 7}|")
     for c_in, c_out, height, width in SHAPES:
         torch.manual_seed(0)
-        conv = nn.Conv2d(c_in, c_out, 3, padding=1).to(memory_format=torch.channels_last)
+        conv = ConvAct(c_in, c_out, act=LeakyReLU(0.1)).to(memory_format=torch.channels_last)
+        prepare_for_inference(conv)
         x = torch.randn(1, c_in, height, width).contiguous(memory_format=torch.channels_last)
         compared, times = ways(conv, x), dict[str, list[float]]()
         with torch.inference_mode():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tubelet.data import read_clip
+from tubelet.layers.inference import prepare_for_inference
 from tubelet.layers.recurrence import Edge
 from tubelet.models.architecture import Contract
 from tubelet.ops import imresize
@@ -42,7 +43,7 @@ def random_networks() -> list[tuple[str, nn.Module, Contract]]:
         for name, parameter in model.named_parameters():
             if "offset" in name:
                 nn.init.normal_(parameter, std=0.05)
-        found.append((architecture.name, model.eval(), contract))
+        found.append((architecture.name, prepare_for_inference(model.eval()), contract))
     return found
 
 
@@ -94,7 +95,9 @@ def main() -> None:
     networks = random_networks()
     if options.weights:
         opened = [(path, open_checkpoint(path)) for path in options.weights]
-        known = [(path.parent.name, o.model, o.architecture.contract(o.config)) for path, o in opened]
+        known = [
+            (path.parent.name, prepare_for_inference(o.model), o.architecture.contract(o.config)) for path, o in opened
+        ]
         networks = [(name, model, contract) for name, model, contract in known if contract is not None]
     folders = sorted(path for path in options.clips.iterdir() if path.is_dir())
     print(f"| network | overlap | {' | '.join(folder.name for folder in folders)} |\n{'|---' * (2 + len(folders))}|")

@@ -23,6 +23,7 @@ import torch
 
 from tubelet.evaluation.machine import processor_name
 from tubelet.evaluation.scene import draw_scene
+from tubelet.layers.inference import prepare_for_inference
 from tubelet.ops import imresize
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
@@ -82,7 +83,7 @@ def step_of(id: str, layout: torch.memory_format, dtype: torch.dtype) -> Callabl
     low = dtype != torch.float32
     opened = open_model(id)
     spec = opened.spec
-    model = opened.network.to(memory_format=layout)
+    model = prepare_for_inference(opened.network.to(memory_format=layout))
     lq = torch.stack([f.rgb for f in frames(2)])[None]
     if layout == torch.channels_last:
         lq = lq.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)

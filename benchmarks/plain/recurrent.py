@@ -1,7 +1,7 @@
 """BasicVSR and BasicVSR++ as they were published, with the weights of ours: all flows first, every feature kept.
 
-Plain PyTorch: default layout, grid_sample, torchvision's deformable convolution, nothing in place. The comparison of
-`benchmarks/zoo.py`; equal to the networks' `forward` within rounding.
+Plain PyTorch: default layout, grid_sample, torchvision's deformable convolution, convolutions in their reference form.
+The comparison of `benchmarks/zoo.py`; equal to the networks' `forward` within rounding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def trunk(module: ResidualTrunk, x: Tensor) -> Tensor:
     first, _, blocks = module.main
     x = functional.leaky_relu(first(x), 0.1)
     for block in blocks:
-        x = x + block.conv2(functional.relu(block.conv1(x)))
+        x = block.conv2(block.conv1(x), x)
     return x
 
 
@@ -48,9 +48,9 @@ def flows(spynet: SpyNet, lq: Tensor) -> tuple[Tensor, Tensor]:
 
 def reconstruct(model: BasicVSR | BasicVSRPlusPlus, x: Tensor, frame: Tensor) -> Tensor:
     """Make a picture (B, 3, 4H, 4W) of features (B, C, H, W)."""
-    x = functional.leaky_relu(functional.pixel_shuffle(model.upconv1(x), 2), 0.1)
-    x = functional.leaky_relu(functional.pixel_shuffle(model.upconv2(x), 2), 0.1)
-    x = model.conv_last(functional.leaky_relu(model.conv_hr(x), 0.1))
+    x = functional.pixel_shuffle(model.upconv1(x), 2)
+    x = functional.pixel_shuffle(model.upconv2(x), 2)
+    x = model.conv_last(model.conv_hr(x))
     return x + functional.interpolate(frame, scale_factor=4.0, mode="bilinear", align_corners=False)
 
 

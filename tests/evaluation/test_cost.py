@@ -14,7 +14,8 @@ from tubelet.evaluation import cost as module
 from tubelet.evaluation.cost import Cost, CostSettings, measure_costs
 from tubelet.evaluation.counting import count_flops
 from tubelet.evaluation.machine import describe_machine, peak_resident_bytes
-from tubelet.layers.convolution import convolve, convolve_add, convolve_doubled
+from tubelet.layers.convolution import ConvAct, ConvAdd, LeakyReLU, UpsampleConv
+from tubelet.layers.inference import prepare_for_inference
 from tubelet.progress import CancelToken, Progress
 from tubelet.restore.runner import TorchRunner
 from tubelet.types import Temporal
@@ -266,25 +267,28 @@ def test_a_process_that_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> No
 def test_attention_counts_on_a_cpu() -> None:
     q = torch.rand(2, 4, 16, 8)  # batch, heads, tokens, channels
     with torch.no_grad():
-        flops = count_flops(lambda: F.scaled_dot_product_attention(q, q, q))
+        flops = count_flops(nn.Identity(), lambda: F.scaled_dot_product_attention(q, q, q))
     assert flops == 2 * (2 * 2 * 4 * 16 * 16 * 8)  # q·k and scores·v
 
 
 def test_convolutions_count_as_they_are_written() -> None:
-    conv = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     x = torch.rand(1, 64, 144, 256).contiguous(memory_format=torch.channels_last)
     product = 2 * 64 * 64 * 9 * 144 * 256
     with torch.no_grad():
-        assert count_flops(lambda: convolve(conv, x, 0.1)) == product
-        assert count_flops(lambda: convolve_add(conv, x, x)) == product
-        assert count_flops(lambda: convolve_doubled(conv, x)) == 4 * product
+        conv = prepare_for_inference(ConvAct(64, 64, act=LeakyReLU(0.1)))
+        assert count_flops(conv, lambda: conv(x)) == product
+        add = prepare_for_inference(ConvAdd(64, 64))
+        assert count_flops(add, lambda: add(x, x)) == product
+        up = prepare_for_inference(UpsampleConv(64, 64))
+        assert count_flops(up, lambda: up(x)) == 4 * product
+        assert up.backend == "auto"
 
 
 def test_deformable_convolution_counts_as_a_convolution() -> None:
     ops = pytest.importorskip("torchvision.ops")
     x, weight, offset = torch.rand(1, 8, 10, 12), torch.rand(6, 4, 3, 3), torch.zeros(1, 18, 10, 12)
     with torch.no_grad():
-        flops = count_flops(lambda: ops.deform_conv2d(x, offset, weight, padding=1))
+        flops = count_flops(nn.Identity(), lambda: ops.deform_conv2d(x, offset, weight, padding=1))
     assert flops == 2 * 10 * 12 * 6 * 4 * 9  # two groups: each output sees four channels
 
 

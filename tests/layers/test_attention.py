@@ -40,13 +40,15 @@ def test_a_cut_window_is_a_masked_one():
     left = torch.arange(16).view(4, 4)[:, :2].flatten()
     mask = torch.full((16, 16), -100.0)
     mask[left[:, None], left] = 0
-    masked = attention(x, attention.bias((4, 4)) + mask)[:, left]
-    torch.testing.assert_close(attention(x[:, left], attention.bias((4, 2))), masked)
+    table = attention.relative_position_bias_table
+    q, k, v = attention.qkv(x).view(3, 16, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    masked = attend(q, k, v, relative_position_bias(table, (4, 4), (4, 4)) + mask)
+    torch.testing.assert_close(attention(x[:, left], (4, 2)), attention.proj(masked)[:, left])
 
 
 def test_every_parameter_learns():
     torch.manual_seed(0)
     attention, mlp = WindowAttention(4, 2, (2, 2)), Mlp(4, 6)
-    mlp(attention(torch.randn(3, 4, 4), attention.bias((2, 2)))).square().sum().backward()
+    mlp(attention(torch.randn(3, 4, 4), (2, 2))).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in [*attention.parameters(), *mlp.parameters()])
     assert WindowAttention(4, 2, (2, 2), qkv_bias=False).qkv.bias is None

@@ -1,31 +1,37 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers import upsampling
-from tubelet.layers.upsampling import enlarge, repeat_and_convolve, shuffle_x4
+from tubelet.layers.convolution import ConvAct, LeakyReLU, UpsampleConv
+from tubelet.layers.inference import prepare_for_inference
+from tubelet.layers.upsampling import TailConvs, enlarge, repeat_and_convolve, shuffle_x4, shuffle_x4_convs
 
 
-def _convs() -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d, nn.Conv2d]:
+def _convs() -> TailConvs:
     torch.manual_seed(0)
-    sizes = ((6, 20), (5, 32), (8, 8), (8, 3))
-    first, second, detail, last = (nn.Conv2d(a, b, 3, padding=1) for a, b in sizes)
-    return first, second, detail, last
+    return shuffle_x4_convs(6, 8)
+
+
+def _plain(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return functional.conv2d(x, conv.weight, conv.bias, padding=1)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_equals_the_layers_written_plainly(layout: torch.memory_format) -> None:
     x, base, convs = torch.randn(2, 6, 7, 5), torch.rand(2, 3, 28, 20), _convs()
     first, second, detail, last = convs
-    y = functional.leaky_relu(functional.pixel_shuffle(first(x), 2), 0.1)
-    y = functional.leaky_relu(functional.pixel_shuffle(second(y), 2), 0.1)
-    expected = last(functional.leaky_relu(detail(y), 0.1)) + base
+    y = functional.leaky_relu(functional.pixel_shuffle(_plain(first, x), 2), 0.1)
+    y = functional.leaky_relu(functional.pixel_shuffle(_plain(second, y), 2), 0.1)
+    expected = _plain(last, functional.leaky_relu(_plain(detail, y), 0.1)) + base
     for conv in convs:
         conv.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    torch.testing.assert_close(shuffle_x4(x, base, convs), expected, rtol=0, atol=1e-6)
+    for conv in convs:
+        prepare_for_inference(conv)
     with torch.no_grad():
         torch.testing.assert_close(shuffle_x4(x, base, convs), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(shuffle_x4(x, base, convs), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -37,6 +43,8 @@ def test_strips_equal_the_whole(monkeypatch: pytest.MonkeyPatch, height: int, la
     whole = shuffle_x4(x, base, convs)
     calls: list[int] = []
     convs[0].register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[2]))
+    for conv in convs:
+        prepare_for_inference(conv)
     with torch.no_grad():
         torch.testing.assert_close(shuffle_x4(x, base, convs), whole, rtol=0, atol=1e-6)
     assert max(calls) <= 8 + 4
@@ -50,22 +58,25 @@ def test_repeated_pixels_in_strips_equal_the_layers_written_plainly(
 ) -> None:
     monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)  # strips of 8 lines
     torch.manual_seed(0)
-    *ups, detail = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(doublings + 1))
-    x, last = torch.randn(2, 6, height, 5), nn.Conv2d(6, 3, 3, padding=1)
+    ups = [UpsampleConv(6, 6, act=LeakyReLU(0.2)) for _ in range(doublings)]
+    detail, last = ConvAct(6, 6, act=LeakyReLU(0.2)), ConvAct(6, 3)
+    x = torch.randn(2, 6, height, 5)
     y = x
     for conv in ups:
-        y = functional.leaky_relu(conv(y.repeat_interleave(2, 2).repeat_interleave(2, 3)), 0.2)
-    expected = last(functional.leaky_relu(detail(y), 0.2))
+        y = functional.leaky_relu(_plain(conv, y.repeat_interleave(2, 2).repeat_interleave(2, 3)), 0.2)
+    expected = _plain(last, functional.leaky_relu(_plain(detail, y), 0.2))
     torch.testing.assert_close(repeat_and_convolve(x, ups, detail, last), expected, rtol=0, atol=1e-6)
     calls: list[int] = []
     last.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[2]))
+    for conv in (*ups, detail, last):
+        prepare_for_inference(conv)
     with torch.no_grad():
         torch.testing.assert_close(repeat_and_convolve(x, ups, detail, last), expected, rtol=0, atol=1e-6)
     assert len(calls) == -(-height // 8)
     assert max(calls) <= 8 * 2**doublings + 2
 
 
-def test_the_sum_keeps_the_precision_of_the_picture() -> None:
+def test_the_sum_keeps_the_precision_of_the_image() -> None:
     base = torch.rand(1, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert shuffle_x4(torch.randn(1, 6, 2, 2), base, _convs()).dtype == torch.float32

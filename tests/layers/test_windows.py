@@ -10,14 +10,13 @@ from tubelet.layers.windows import Span, map_windows, pad_to_windows, split_wind
 def _parts(grid, window, shift):
     """Number the positions of a grid by the window that they are in."""
     x, number = torch.zeros(1, *grid, 1), 0
-    with torch.inference_mode():
-        for size, place in window_blocks(x, window, shift):
-            counts = [(s.stop - s.start) // n for s, n in zip(place[1:], size, strict=True)]
-            parts = torch.arange(number, number + prod(counts)).view(1, *counts, 1).float()
-            for axis, side in enumerate(size):
-                parts = parts.repeat_interleave(side, 1 + axis)
-            x[place] = parts
-            number += prod(counts)
+    for size, place in window_blocks(x, window, shift, "auto"):
+        counts = [(s.stop - s.start) // n for s, n in zip(place[1:], size, strict=True)]
+        parts = torch.arange(number, number + prod(counts)).view(1, *counts, 1).float()
+        for axis, side in enumerate(size):
+            parts = parts.repeat_interleave(side, 1 + axis)
+        x[place] = parts
+        number += prod(counts)
     return x
 
 
@@ -57,23 +56,23 @@ def test_a_few_windows_at_once_are_all_windows(grid, window, shift):
         assert first.shape[1] == prod(size)
         return first.cumsum(1) * second.mean(1, keepdim=True)
 
-    whole = map_windows(apply, [x, y], window=window, shift=shift)
-    kept = x.clone()
-    with torch.inference_mode():
-        few = map_windows(apply, [kept, y], window=window, shift=shift)
-    torch.testing.assert_close(few, whole)
-    assert few is kept
-    torch.testing.assert_close(whole[0], map_windows(apply, [x[:1], y[:1]], window=window, shift=shift)[0])
+    def run(x, y, backend):
+        return map_windows(apply, [x, y], window=window, shift=shift, backend=backend)
+
+    before = x.clone()
+    whole = run(x, y, "reference")
+    torch.testing.assert_close(run(x, y, "auto"), whole)
+    torch.testing.assert_close(run(x[:1], y[:1], "reference")[0], whole[0])
+    assert torch.equal(x, before)
 
 
 def test_blocks_are_small_on_a_cpu_and_cover_everything():
     x = torch.zeros(1, 48, 640, 1)
-    assert len(list(window_blocks(x, (8, 8), (0, 0)))) == 1
-    with torch.inference_mode():
-        places = [place for _, place in window_blocks(x, (8, 8), (4, 4))]
-        for place in places:
-            assert x[place].numel() <= 2048
-            x[place] += 1
+    assert len(list(window_blocks(x, (8, 8), (0, 0), "reference"))) == 1
+    places = [place for _, place in window_blocks(x, (8, 8), (4, 4), "auto")]
+    for place in places:
+        assert x[place].numel() <= 2048
+        x[place] += 1
     assert x.unique().tolist() == [1]
     parts = _parts((16, 24), (8, 8), (4, 4))
     assert parts.unique().numel() == 3 * 4
@@ -84,7 +83,9 @@ def test_gradients_are_those_of_the_function():
     x = torch.randn(1, 6, 10, 2, dtype=torch.float64, requires_grad=True)
 
     def step(tensor):
-        return map_windows(lambda windows, _: windows[0].softmax(1), [tensor], window=(4, 4), shift=(2, 2))
+        return map_windows(
+            lambda windows, _: windows[0].softmax(1), [tensor], window=(4, 4), shift=(2, 2), backend="reference"
+        )
 
     assert torch.autograd.gradcheck(step, [x])
 

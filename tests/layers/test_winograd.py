@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tubelet.layers import winograd
-from tubelet.layers.winograd import LineSums, Place, convolve_columns
+from tubelet.layers.winograd import Region, TransformCache, convolve_columns
 
 
 def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
@@ -44,39 +44,40 @@ def test_is_exact(size: tuple[int, int, int], strip_bytes: int, monkeypatch: pyt
 def test_strips_are_finished_once_and_in_their_place(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "_STRIP_BYTES", 1)
     x, weight = _draw(2, 3, height, 4), torch.randn(4, 3, 3, 3).double()
-    other, places = _draw(2, 4, height, 4), list[Place]()
+    other, regions = _draw(2, 4, height, 4), list[Region]()
 
-    def finish(y: Tensor, place: Place) -> None:
-        y.add_(other[place])
-        places.append(place)
+    def finish(y: Tensor, region: Region) -> None:
+        y.add_(other[region])
+        regions.append(region)
 
     y = convolve_columns([x], weight, None, convolve_rows=_convolve_rows, finish=finish)
     torch.testing.assert_close(y, functional.conv2d(x, weight, padding=1) + other, rtol=0, atol=1e-12)
-    assert len(places) == 2 * -(-height // 4)
+    assert len(regions) == 2 * -(-height // 4)
 
 
 @pytest.mark.parametrize("size", [(2, 9, 5), (1, 16, 6)])
 @pytest.mark.parametrize("strip_bytes", [1, 2**20])
-def test_kept_sums_are_those_of_the_same_tensor(
+def test_transforms_are_computed_once_for_all_that_share_a_cache(
     size: tuple[int, int, int], strip_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(winograd, "_STRIP_BYTES", strip_bytes)
     batch, height, width = size
-    seen, kept = [_draw(batch, 4, height, width)], LineSums()
+    parts = [_draw(batch, 4, height, width)]
+    cache: TransformCache = {}
     computed = list[int]()
-    sum_lines = winograd._sum_lines
+    input_transform = winograd._input_transform
 
     def counted(part: Tensor, top: int, bottom: int) -> Iterator[tuple[int, Tensor]]:
         computed.append(top)  # only when the first of them is asked for
-        yield from sum_lines(part, top, bottom)
+        yield from input_transform(part, top, bottom)
 
-    monkeypatch.setattr(winograd, "_sum_lines", counted)
+    monkeypatch.setattr(winograd, "_input_transform", counted)
     for _ in range(3):
-        weight = torch.randn(4, 4 * len(seen), 3, 3).double()
-        expected = functional.conv2d(torch.cat(seen, 1), weight, padding=1)
-        y = convolve_columns(seen, weight, None, convolve_rows=_convolve_rows, finish=lambda _, __: None, kept=kept)
+        weight = torch.randn(4, 4 * len(parts), 3, 3).double()
+        expected = functional.conv2d(torch.cat(parts, 1), weight, padding=1)
+        y = convolve_columns(parts, weight, None, convolve_rows=_convolve_rows, finish=lambda _, __: None, cache=cache)
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
-        seen.append(y)
+        parts.append(y)
     strips = batch * (-(-height // 4) if strip_bytes == 1 else 1)
     assert len(computed) == 3 * strips

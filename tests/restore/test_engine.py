@@ -25,6 +25,8 @@ from small_models import (
 )
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.layers import store as store_module
+from tubelet.layers.convolution import ConvAct
+from tubelet.layers.inference import Backend
 from tubelet.layers.store import FeatureLimits
 from tubelet.ops.resize import resample
 from tubelet.restore import memory as memory_module
@@ -443,3 +445,26 @@ def test_time_base_of_frames_is_exact():
     frame.time_base = Fraction(1001, 30000)
     out = next(iter(Engine(NEAREST, build(NEAREST), UpscaleSettings(device="cpu")).restore([frame])))
     assert out.time_base == Fraction(1001, 30000)
+
+
+class _Fused(nn.Module):
+    """A network of single frames with a layer that has a form for inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = ConvAct(3, 3)
+        self.backends: list[Backend] = []
+
+    def forward(self, lq: Tensor) -> Tensor:
+        self.backends.append(self.conv.backend)
+        return self.conv(lq[:, 0])[:, None]
+
+
+def test_networks_are_prepared_once_and_measured_as_for_large_images():
+    spec = replace(FRAME, contract=replace(FRAME.contract, scale=1))
+    model = _Fused()
+    engine = Engine(spec, model, UpscaleSettings(device="cpu"))
+    assert model.conv.backend == "auto"
+    list(engine.restore(frames_of(clip_of(2))))
+    assert set(model.backends[:-2]) == {"winograd"}
+    assert model.backends[-2:] == ["auto", "auto"]

@@ -33,8 +33,8 @@ from torch import Tensor
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.evaluation.counting import count_flops, peak_bytes
 from tubelet.evaluation.machine import Machine, describe_machine, peak_resident_bytes
-from tubelet.layers.convolution import convolving
 from tubelet.layers.frozen import all_tensors
+from tubelet.layers.inference import use_backend
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.restore.device import resolve_device, resolve_precision
 from tubelet.restore.memory import free_bytes, is_out_of_memory, peak_tensor_bytes
@@ -266,7 +266,7 @@ class _Subject:
         self._refuse_hopeless()
         self._lq = self._noise(self.height, self.width)
         self._call()
-        self._flops = count_flops(self._call)
+        self._flops = count_flops(self._model, self._call)
         resident = [*all_tensors(self._model), self._lq, *(self._hidden or ())]
         self._peak_bytes = sum(tensor.nbytes for tensor in resident) + peak_bytes(self._call, self.device)
         if self._settings.process_memory:
@@ -331,8 +331,9 @@ class _Subject:
             return
         lq = self._noise(height, width)
         hidden = self._run(lq, None)[1]
-        with convolving("as large"):
-            needed, free = area * peak_tensor_bytes(lambda: self._run(lq, hidden)), free_bytes(self.device)
+        with use_backend(self._model, "winograd"):
+            needed = area * peak_tensor_bytes(lambda: self._run(lq, hidden))
+        free = free_bytes(self.device)
         if needed > free:
             raise ResourceError(f"a call needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 

@@ -8,20 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
-from tubelet.layers.convolution import convolving
+from tubelet.layers.inference import use_backend
 from tubelet.restore.memory import peak_tensor_bytes
 
 __all__ = ["count_flops", "peak_bytes"]
 
 
-def count_flops(call: Callable[[], object]) -> int:
+def count_flops(model: nn.Module, call: Callable[[], object]) -> int:
     """Count the FLOPs of convolutions, matrix products and attention, a multiplication and an addition as two.
 
     What is saved in computing them, as by Winograd's convolution, is not taken off, as in any paper.
 
     Args:
-        call: called once.
+        model: the network, whose fused layers take one operation after the other meanwhile.
+        call: called once; it runs the network.
 
     Source: `torch.utils.flop_counter`, and formulas for operators that it leaves out.
     """
@@ -31,7 +33,8 @@ def count_flops(call: Callable[[], object]) -> int:
     formulas: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     if "torchvision" in sys.modules:
         formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
-    with convolving("as written"), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    with use_backend(model, "unfused"), counter:
         call()
     return counter.get_total_flops()
 

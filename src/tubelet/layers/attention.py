@@ -3,7 +3,7 @@
     x (n, N, C) tokens of n windows ─ q, k, v (n, heads, N, C / heads)
     softmax(q kᵀ / √d + bias) v,    bias (heads, N, N) read from a table of (2w − 1)² relative positions
 
-Source: Liu et al., Swin Transformer, ICCV 2021, Eq. 4; the perceptron as in Dosovitskiy et al., ViT, ICLR 2021.
+Source: Liu et al., Swin Transformer, ICCV 2021, Eq. 4; the MLP as in Dosovitskiy et al., ViT, ICLR 2021.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Self-attention of the tokens of each window.
+    """Self-attention of the tokens of each window: (n, N, C) → the same shape.
 
     Args:
         channels: width of the tokens.
@@ -74,12 +74,17 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.proj = nn.Linear(channels, channels)
 
-    def bias(self, size: Sequence[int]) -> Tensor:
-        """Look up the bias of a window of this size: (heads, N, N)."""
-        return relative_position_bias(self.relative_position_bias_table, self.window, size)
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Let the tokens of each window look at each other.
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Map tokens (n, N, C) to the same shape; `bias` is of the size of these windows."""
+        Args:
+            x: (n, N, C), the tokens of n windows.
+            size: of these windows along each axis, N = ∏ size; less than `window` where a shift cuts them.
+
+        Returns:
+            (n, N, C).
+        """
+        bias = relative_position_bias(self.relative_position_bias_table, self.window, size)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(attend(q, k, v, bias))
 

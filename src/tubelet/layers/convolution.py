@@ -1,14 +1,15 @@
-"""Convolutions that take what follows them along: the activation, a sum, the end of a concatenation.
+"""Fused convolutions: conv + activation, conv + sum, conv over a concatenation, conv over repeated pixels.
 
-Without gradients, on a processor of the x86 family and in float32, oneDNN computes these in the pass that writes the
-result, and features are written once instead of two to five times. Everywhere else it is done step by step.
+    ConvAct       act(conv(x))
+    ConvAdd       conv(x) + other
+    ConvCat       act(conv(cat(parts))), without copying the parts together: a convolution is a sum over its inputs
+    UpsampleConv  act(conv(x, each pixel four times)), with four products for each of nine
 
-    convolve          act(conv(x))
-    convolve_add      conv(x) + other
-    convolve_parts    act(conv(cat(parts))), nothing copied together: a convolution is a sum over its inputs
-    convolve_doubled  act(conv(x, each pixel four times)), with four products for each of its nine
-
-There, large ones of 3×3 pixels, channels last, take half of their products (`winograd.py`).
+Each is an `nn.Conv2d` that keeps the size of its input, with its parameters under the same names. The reference form
+takes one step after the other. The form for inference (`tubelet.layers.inference`) writes features once instead of two
+to five times: on an x86 processor and in float32, oneDNN computes the rest in the pass that writes the result, and
+large 3×3 convolutions of channels-last images take half the multiplications (`winograd.py`). Elsewhere it works in
+place.
 
 Source: post-operations of oneDNN, as torch's own compiler uses them.
 """
@@ -16,182 +17,253 @@ Source: post-operations of oneDNN, as torch's own compiler uses them.
 from __future__ import annotations
 
 import platform
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tubelet.layers.winograd import Finish, LineSums, convolve_columns
+from tubelet.layers.inference import SwitchableLayer, without_gradient
+from tubelet.layers.winograd import Finish, TransformCache, convolve_columns
 
-__all__ = ["Way", "convolve", "convolve_add", "convolve_doubled", "convolve_parts", "convolving"]
+__all__ = ["Activation", "ConvAct", "ConvAdd", "ConvCat", "LeakyReLU", "UpsampleConv"]
 
-Way = Literal["fast", "as written", "as large"]
-"""Whatever is fast; step by step, so that operations can be counted; as in a large picture, to foretell its memory."""
+
+@dataclass(frozen=True, slots=True)
+class LeakyReLU:
+    """A rectifier that scales negative values."""
+
+    slope: float
+    """Factor of negative values."""
+
+
+Activation = Literal["none", "relu"] | LeakyReLU
 
 _HAS_ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()
-_ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)  # and no activation after it
-_LEAST_CHANNELS = 24  # in · out / (in + out): below, sums of lines cost more than products, measured with AVX-512
-_LEAST_PRODUCTS = 2**29  # of an image and thread: below, there is more to call than to do
-_LEAST_PIXELS, _LEAST_LINES = 1024, 16  # below, the weights are most of the work, or lines that are filled up
-_WAY: ContextVar[Way] = ContextVar("way", default="fast")
+_ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)  # a sum, and no activation after it
+
+# Winograd pays from these on, measured with AVX-512 (benchmarks/convolution.py).
+_MIN_CHANNELS = 24  # in · out / (in + out): below this, the transforms cost more than the products
+_MIN_MULTIPLICATIONS = 2**29  # of an image and thread: below this, dispatch overhead dominates
+_MIN_PIXELS = 1024  # below this, transforming the weights dominates
+_MIN_LINES = 16  # below this, padding to whole groups of lines dominates
 
 
-@contextmanager
-def convolving(way: Way) -> Generator[None]:
-    """Choose how convolutions are computed within this context."""
-    token = _WAY.set(way)
-    try:
-        yield
-    finally:
-        _WAY.reset(token)
-
-
-def convolve(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
-    """Convolve, and bend.
+class _FusedConv(SwitchableLayer, nn.Conv2d):
+    """A convolution to the same size, and the choice of how it is computed.
 
     Args:
-        conv: the convolution.
-        x: (B, C, H, W).
-        slope: of the leaky rectifier below zero; 0 is ReLU, None is no activation.
-
-    Returns:
-        (B, C', H', W').
+        in_channels: C of the input.
+        out_channels: C' of the result.
+        kernel_px: side of the kernel, odd.
+        act: activation after the convolution.
+        bias: whether there is a bias.
     """
-    return convolve_parts(conv, [x], slope)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_px: int = 3,
+        *,
+        act: Activation = "none",
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_px, padding=kernel_px // 2, bias=bias)
+        self.act: Activation = act
+
+    def extra_repr(self) -> str:
+        """Describe the layer."""
+        return f"{super().extra_repr()}, act={self.act}, backend={self.backend}"
+
+    def _fuses(self, *inputs: Tensor) -> bool:
+        """Tell whether oneDNN may fuse this call."""
+        if self.backend in ("reference", "unfused") or not _HAS_ONEDNN:
+            return False
+        if not torch.backends.mkldnn.enabled:
+            return False
+        if torch.is_autocast_enabled("cpu"):  # as any operation of torch asks; the kernels used here do not
+            return False
+        tensors = (self.weight, *inputs)
+        return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+
+    def _takes_winograd(self, parts: Sequence[Tensor]) -> bool:
+        """Tell whether half the multiplications are worth the transforms that they take."""
+        if self.kernel_size != (3, 3):
+            return False
+        if not all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
+            return False
+        if self.in_channels * self.out_channels < _MIN_CHANNELS * (self.in_channels + self.out_channels):
+            return False
+        if self.backend == "winograd":
+            return True
+        height, width = parts[0].shape[2:]
+        multiplications = self.weight.numel() * height * width
+        enough = multiplications >= _MIN_MULTIPLICATIONS * torch.get_num_threads()
+        return enough and height >= _MIN_LINES and height * width >= _MIN_PIXELS
+
+    def _convolve_parts(self, parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve by oneDNN: the first part with bias and activation, the others added in place."""
+        first, *others = torch.split(weight, [part.shape[1] for part in parts], 1)
+        act = _onednn_activation("none" if others else self.act)
+        y = _operators()._convolution_pointwise(parts[0], first, bias, *self._geometry, *act, None)
+        for part, part_weight in zip(parts[1:], others, strict=True):
+            y = _operators()._convolution_pointwise_.binary(y, part, part_weight, None, *self._geometry, *_ADD)
+        return _activate(y, self.act) if others else y
+
+    @property
+    def _geometry(self) -> tuple[Any, ...]:
+        return list(self.padding), [1, 1], [1, 1], 1
 
 
-def convolve_add(conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
-    """Convolve, and add: (B, C, H, W) and `other` (B, C', H', W') → (B, C', H', W')."""
-    if not _fuses(conv, x) or not _lie_alike(x, other):
-        y = conv(x)
-        return y + other if torch.is_grad_enabled() else y.add_(other)
-    if _is_large(conv, [x]):
-        return _convolve_columns(conv, [x], lambda y, place: y.add_(other[place]))
-    return _operators()._convolution_pointwise.binary(x, other, conv.weight, conv.bias, *_geometry(conv), *_ADD)
-
-
-def convolve_parts(
-    conv: nn.Conv2d, parts: Sequence[Tensor], slope: float | None = None, *, kept: LineSums | None = None
-) -> Tensor:
-    """Convolve what lies in several tensors, and bend.
+class ConvAct(_FusedConv):
+    """Convolution, then an activation.
 
     Args:
-        conv: the convolution, without groups.
-        parts: (B, C₁, H, W), (B, C₂, H, W), …: the channels of its input, in order.
-        slope: as in `convolve`.
-        kept: shared by convolutions that look at the same tensors, not copies; holds half as much again as they do.
-
-    Returns:
-        (B, C', H', W').
+        in_channels: C of the input.
+        out_channels: C' of the result.
+        kernel_px: side of the kernel, odd.
+        act: activation after the convolution.
+        bias: whether there is a bias.
     """
-    if not _fuses(conv, *parts):
-        return _bend(conv(torch.cat(list(parts), 1) if len(parts) > 1 else parts[0]), slope)
-    if _is_large(conv, parts):
-        return _convolve_columns(conv, parts, lambda y, _: _bend(y, slope), kept)
-    geometry = _geometry(conv)
-    # With groups there is one part, of more channels than each kernel sees.
-    widths = [conv.weight.shape[1]] if len(parts) == 1 else [part.shape[1] for part in parts]
-    first, *others = torch.split(conv.weight, widths, 1)
-    activation = _activation(None if others else slope)
-    y = _operators()._convolution_pointwise(parts[0], first, conv.bias, *geometry, *activation, None)
-    for part, weight in zip(parts[1:], others, strict=True):
-        y = _operators()._convolution_pointwise_.binary(y, part, weight, None, *geometry, *_ADD)
-    return _bend(y, slope) if others else y
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Map (B, C, H, W) to (B, C', H, W)."""
+        if not self._fuses(x):
+            return _activate(super().forward(x), self.act)
+        return without_gradient(self._fused, x, self.weight, self.bias)
+
+    def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._takes_winograd([x]):
+            return _convolve_columns([x], weight, bias, lambda y, _: _activate(y, self.act))
+        return self._convolve_parts([x], weight, bias)
 
 
-def convolve_doubled(conv: nn.Conv2d, x: Tensor, slope: float | None = None) -> Tensor:
-    """Double the size by repeating pixels, convolve, and bend.
-
-    Of the nine pixels under the kernel only four differ: where `_fuses` allows it, the weights of the alike are summed
-    first, which makes a transposed convolution of stride 2.
+class ConvAdd(_FusedConv):
+    """Convolution, then a sum with another tensor, as at the end of a residual block.
 
     Args:
-        conv: a 3×3 convolution, padded by 1.
-        x: (B, C, H, W).
-        slope: as in `convolve`.
-
-    Returns:
-        (B, C', 2H, 2W).
+        in_channels: C of the input.
+        out_channels: C' of the result.
+        kernel_px: side of the kernel, odd.
     """
-    if not _is_plain(conv) or not _fuses(conv, x):
-        return convolve(conv, functional.interpolate(x, scale_factor=2.0, mode="nearest"), slope)
-    flipped = functional.pad(conv.weight.flip(2, 3), (1, 1, 1, 1))
-    sums = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)  # (C', C, 4, 4), over 2×2 alike pixels
-    return _bend(functional.conv_transpose2d(x, sums.transpose(0, 1), conv.bias, stride=2, padding=1), slope)
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_px: int = 3) -> None:
+        super().__init__(in_channels, out_channels, kernel_px)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Map (B, C, H, W) and (B, C', H, W), or what broadcasts to it, to (B, C', H, W)."""
+        if not self.is_prepared:
+            return super().forward(x) + other
+        if not self._fuses(x, other) or not _same_layout(x, other):
+            return super().forward(x).add_(other)
+        return without_gradient(self._fused, x, other, self.weight, self.bias)
+
+    def _fused(self, x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._takes_winograd([x]):
+            return _convolve_columns([x], weight, bias, lambda y, region: y.add_(other[region]))
+        return _operators()._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, *_ADD)
+
+
+class ConvCat(_FusedConv):
+    """Convolution over the concatenation of tensors, then an activation.
+
+    Args:
+        in_channels: C of all inputs together.
+        out_channels: C' of the result.
+        kernel_px: side of the kernel, odd.
+        act: activation after the convolution.
+        bias: whether there is a bias.
+    """
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *parts: Tensor, cache: TransformCache | None = None
+    ) -> Tensor:
+        """Convolve.
+
+        Args:
+            parts: (B, C₁, H, W), (B, C₂, H, W), …: the channels of the input, in order.
+            cache: shared by convolutions whose inputs begin with the same tensors, as in a dense block; it holds half
+                as much again as these tensors. The reference form leaves it alone.
+
+        Returns:
+            (B, C', H, W).
+        """
+        if not self._fuses(*parts):
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            return _activate(super().forward(whole), self.act)
+
+        def fused(weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
+            if self._takes_winograd(inputs):
+                return _convolve_columns(inputs, weight, bias, lambda y, _: _activate(y, self.act), cache)
+            return self._convolve_parts(inputs, weight, bias)
+
+        return without_gradient(fused, self.weight, self.bias, *parts)
+
+
+class UpsampleConv(_FusedConv):
+    """Doubling by repeated pixels, 3×3 convolution, then an activation.
+
+    Of the nine pixels under the kernel only four differ: the form for inference sums the weights of equal ones first,
+    which makes a transposed convolution of stride 2.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C' of the result.
+        act: activation after the convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, act: Activation = "none") -> None:
+        super().__init__(in_channels, out_channels, 3, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Map (B, C, H, W) to (B, C', 2H, 2W)."""
+        if self._fuses(x):
+            return without_gradient(self._fused, x, self.weight, self.bias)
+        repeated = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        return _activate(super().forward(repeated), self.act)
+
+    def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        flipped = functional.pad(weight.flip(2, 3), (1, 1, 1, 1))
+        sums = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)  # (C', C, 4, 4), over 2×2 equal pixels
+        y = functional.conv_transpose2d(x, sums.transpose(0, 1), bias, stride=2, padding=1)
+        return _activate(y, self.act)
 
 
 def _operators() -> Any:
     return torch.ops.mkldnn
 
 
-def _fuses(conv: nn.Conv2d, *inputs: Tensor) -> bool:
-    """Tell whether oneDNN may take the operations together."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if not _HAS_ONEDNN or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
-        return False
-    if _WAY.get() == "as written":
-        return False
-    hooks = any(getattr(conv, name) for name in ("_forward_hooks", "_forward_pre_hooks"))
-    tensors = (conv.weight, *inputs)
-    return (
-        not hooks
-        and conv.padding_mode == "zeros"
-        and all(
-            t.device.type == "cpu" and t.dtype == torch.float32 and type(t) in {Tensor, nn.Parameter} for t in tensors
-        )
-    )
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    """Tell whether it is of 3×3 pixels, and keeps the size."""
-    return conv.kernel_size == (3, 3) and _geometry(conv) == ([1, 1], [1, 1], [1, 1], 1)
-
-
-def _is_large(conv: nn.Conv2d, parts: Sequence[Tensor]) -> bool:
-    """Tell whether half of the products are worth the sums that they take."""
-    if not _is_plain(conv) or not all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
-        return False
-    if conv.in_channels * conv.out_channels < _LEAST_CHANNELS * (conv.in_channels + conv.out_channels):
-        return False
-    height, width = parts[0].shape[2:]
-    products = conv.weight.numel() * height * width
-    enough = products >= _LEAST_PRODUCTS * torch.get_num_threads()
-    return _WAY.get() == "as large" or (enough and height >= _LEAST_LINES and height * width >= _LEAST_PIXELS)
-
-
-def _convolve_columns(conv: nn.Conv2d, parts: Sequence[Tensor], finish: Finish, kept: LineSums | None = None) -> Tensor:
-    return convolve_columns(parts, conv.weight, conv.bias, convolve_rows=_convolve_rows, finish=finish, kept=kept)
+def _convolve_columns(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, finish: Finish, cache: TransformCache | None = None
+) -> Tensor:
+    return convolve_columns(parts, weight, bias, convolve_rows=_convolve_rows, finish=finish, cache=cache)
 
 
 def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
+    """Convolve along the rows, padded by one pixel at both sides, and add to a total in place if there is one."""
     geometry = ([0, 1], [1, 1], [1, 1], 1)
     if total is None:
-        return _operators()._convolution_pointwise(x, weight, bias, *geometry, *_activation(None), None)
+        return _operators()._convolution_pointwise(x, weight, bias, *geometry, *_onednn_activation("none"), None)
     return _operators()._convolution_pointwise_.binary(total, x, weight, None, *geometry, *_ADD)
 
 
-def _lie_alike(x: Tensor, other: Tensor) -> bool:
-    """Tell whether both have the same size, and lie in memory pixel by pixel, as the result will."""
-    same = (x.shape[0], *x.shape[2:]) == (other.shape[0], *other.shape[2:])
-    return same and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, other))
+def _same_layout(x: Tensor, other: Tensor) -> bool:
+    """Tell whether both have the same size, and are channels last, as the result will be."""
+    same_size = (x.shape[0], *x.shape[2:]) == (other.shape[0], *other.shape[2:])
+    return same_size and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, other))
 
 
-def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:
-    return list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+def _onednn_activation(act: Activation) -> tuple[str, list[float]]:
+    if isinstance(act, LeakyReLU):
+        return "leaky_relu", [act.slope]
+    return act, []
 
 
-def _activation(slope: float | None) -> tuple[str, list[float]]:
-    if slope is None:
-        return "none", []
-    return ("relu", []) if slope == 0 else ("leaky_relu", [slope])
-
-
-def _bend(y: Tensor, slope: float | None) -> Tensor:
-    if slope is None:
-        return y
-    return functional.relu_(y) if slope == 0 else functional.leaky_relu_(y, slope)
+def _activate(y: Tensor, act: Activation) -> Tensor:
+    """Apply an activation in place: `y` is a convolution's own output."""
+    if isinstance(act, LeakyReLU):
+        return functional.leaky_relu_(y, act.slope)
+    return functional.relu_(y) if act == "relu" else y

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tubelet.layers.convolution import convolve, convolve_add
+from tubelet.layers.convolution import ConvAct, ConvAdd
 
 __all__ = ["ResidualBlock", "ResidualTrunk"]
 
 
 class ResidualBlock(nn.Module):
-    """Convolve, cut at zero, convolve, add the input.
+    """Convolution, ReLU, convolution, skip.
 
     Args:
         channels: width.
@@ -23,12 +23,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = ConvAct(channels, channels, act="relu")
+        self.conv2 = ConvAdd(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        return convolve_add(self.conv2, convolve(self.conv1, x, 0), x)
+        return self.conv2(self.conv1(x), x)
 
 
 class ResidualTrunk(nn.Module):

@@ -1,4 +1,4 @@
-"""Windows of a picture or clip, without rolls and without masks.
+"""Windows of an image or clip, without rolls and without masks.
 
     x        (B, *grid, C), channels last; grid is (H, W) or (T, H, W)
     windows  (n, *size, C), flattened by the caller to (n, N, C) tokens
@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tubelet.layers.inference import Backend
+
 __all__ = ["Span", "join_windows", "map_windows", "pad_to_windows", "split_windows", "window_blocks", "window_spans"]
 
 _CACHED_TOKENS = 2048
-"""Tokens at once on a CPU: of 180 channels, what a block makes of them stays near two cores. Half or twice as many took
-the same time within 3 %, all at once up to a quarter more (docs/log.md)."""
+"""Tokens at once on a CPU: of 180 channels, a block's intermediate results stay in the caches of two cores. Half or
+twice as many took the same time within 3 %, all at once up to a quarter more (docs/log.md)."""
 
 
 class Span(NamedTuple):
@@ -84,23 +86,26 @@ def _parted(block: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def window_blocks(
-    x: Tensor, window: Sequence[int], shift: Sequence[int]
+    x: Tensor, window: Sequence[int], shift: Sequence[int], backend: Backend
 ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Go through the windows of a picture or clip, as many at once as are best computed together.
+    """Go through the windows of an image or clip, block by block.
 
-    On a CPU those are a few, unless gradients are recorded; otherwise all of the same size.
+    In the reference form a block holds all windows of the same size. In the form for inference, and on a CPU, it holds
+    a few of them, so that everything computed of a block stays in the cache.
 
     Args:
         x: (B, *grid, C).
         window: size along each axis of the grid.
         shift: of the partition along each axis.
+        backend: form of the calling layer.
 
     Yields:
         the size of these windows along each axis, and where they are: an index of (B, *grid, C) to a block of them.
     """
-    few = x.device.type == "cpu" and not torch.is_grad_enabled()
+    few = x.device.type == "cpu" and backend != "reference"
     max_tokens = _CACHED_TOKENS // x.shape[0] if few else x.numel()
-    for part in product(*(window_spans(*axis) for axis in zip(x.shape[1:-1], window, shift, strict=True))):
+    axes = zip(x.shape[1:-1], window, shift, strict=True)
+    for part in product(*(window_spans(*axis) for axis in axes)):
         size = tuple(span.size for span in part)
         for block in _blocks(part, max_tokens):
             yield size, (slice(None), *block)
@@ -112,25 +117,24 @@ def map_windows(
     *,
     window: Sequence[int],
     shift: Sequence[int],
+    backend: Backend,
 ) -> Tensor:
-    """Replace every window of a picture or clip by what a function makes of it.
-
-    Where no gradient is recorded, windows are taken a few at a time and the result is written over `inputs[0]`, so
-    that what the function makes in between stays in the cache and no second picture is held.
+    """Apply a function to every window of an image or clip.
 
     Args:
         apply: gets the same windows of each input, (n, N, C), and their size along each axis (the window's, or less
             where a shift cuts it); returns (n, N, C) like the first. Windows do not see each other.
-        inputs: (B, *grid, C), contiguous, the same grid; the first is like the output, and may be overwritten.
+        inputs: (B, *grid, C), contiguous, the same grid; the first is like the output.
         window: size along each axis of the grid.
         shift: of the partition along each axis.
+        backend: form of the calling layer; see `window_blocks`.
 
     Returns:
-        (B, *grid, C).
+        (B, *grid, C), a tensor of its own.
     """
     x = inputs[0]
-    out = torch.empty_like(x) if torch.is_grad_enabled() else x
-    for size, place in window_blocks(x, window, shift):
+    out = torch.empty_like(x)
+    for size, place in window_blocks(x, window, shift, backend):
         windows = tuple(split_windows(tensor[place], size) for tensor in inputs)
         join_windows(apply(windows, size), size, out[place])
     return out

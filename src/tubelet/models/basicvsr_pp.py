@@ -34,7 +34,7 @@ from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
-from tubelet.layers.upsampling import enlarge, shuffle_x4
+from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.spynet import rename_spynet
 from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
@@ -94,10 +94,7 @@ class BasicVSRPlusPlus(nn.Module):
             {sweep: ResidualTrunk((2 + j) * c, c, config.num_blocks) for j, sweep in enumerate(_SWEEPS)}
         )
         self.reconstruction = ResidualTrunk(5 * c, c, _OUTER_BLOCKS)
-        self.upconv1 = nn.Conv2d(c, 4 * c, 3, padding=1)
-        self.upconv2 = nn.Conv2d(c, 4 * _HR_CHANNELS, 3, padding=1)
-        self.conv_hr = nn.Conv2d(_HR_CHANNELS, _HR_CHANNELS, 3, padding=1)
-        self.conv_last = nn.Conv2d(_HR_CHANNELS, 3, 3, padding=1)
+        self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
 
     def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), s = 4, or 1 for input "full"; see `restore`."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve, convolve_add
+from tubelet.layers.convolution import ConvAct, ConvAdd
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.state_dict import Rule, State, count_names, rename, shape_of, shuffle_scale, without
 from tubelet.types import Temporal
@@ -61,16 +61,16 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, num_feat: int, res_scale: float) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.conv2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.conv1 = ConvAct(num_feat, num_feat, act="relu")
+        self.conv2 = ConvAdd(num_feat, num_feat) if res_scale == 1 else ConvAct(num_feat, num_feat)
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the same shape."""
-        y = convolve(self.conv1, x, 0)
-        if self.res_scale == 1:
-            return convolve_add(self.conv2, y, x)
-        return torch.add(x, convolve(self.conv2, y), alpha=self.res_scale)
+        y = self.conv1(x)
+        if isinstance(self.conv2, ConvAdd):
+            return self.conv2(y, x)
+        return torch.add(x, self.conv2(y), alpha=self.res_scale)
 
 
 class EDSR(nn.Module):
@@ -89,19 +89,17 @@ class EDSR(nn.Module):
         self.register_buffer("mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, c, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(c, config.res_scale) for _ in range(config.num_block)))
-        self.conv_after_body = nn.Conv2d(c, c, 3, padding=1)
+        self.conv_after_body = ConvAdd(c, c)
         self.upsample = nn.Sequential()
         for step in _STEPS[config.scale]:
-            self.upsample.extend([nn.Conv2d(c, c * step**2, 3, padding=1), nn.PixelShuffle(step)])
+            self.upsample.extend([ConvAct(c, c * step**2), nn.PixelShuffle(step)])
         self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
         x = self.conv_first((lq.flatten(0, 1) - self.mean) * self.config.img_range)  # (B·T, C, H, W)
-        x = convolve_add(self.conv_after_body, self.body(x), x)
-        for layer in self.upsample:
-            x = convolve(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
-        x = self.conv_last(x)  # (B·T, 3, sH, sW)
+        x = self.conv_after_body(self.body(x), x)
+        x = self.conv_last(self.upsample(x))  # (B·T, 3, sH, sW)
         return (x / self.config.img_range + self.mean).unflatten(0, lq.shape[:2])
 
 

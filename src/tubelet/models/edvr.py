@@ -30,7 +30,7 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
-from tubelet.layers.upsampling import enlarge, shuffle_x4
+from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename, zero_based
 from tubelet.types import Temporal
@@ -329,10 +329,7 @@ class EDVR(nn.Module):
         c = config.channels
         self.extractor = EDVRFeatureExtractor(config)
         self.reconstruction = _blocks(c, config.reconstruct_blocks)
-        self.upconv1 = _conv(c, 4 * c)
-        self.upconv2 = _conv(c, 4 * _HR_CHANNELS)
-        self.conv_hr = _conv(_HR_CHANNELS, _HR_CHANNELS)
-        self.conv_last = _conv(_HR_CHANNELS, 3)
+        self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
 
     def encode(self, frame: Tensor) -> Features:
         """Compute what depends on one frame alone; it serves every window that the frame is in.

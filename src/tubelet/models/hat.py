@@ -4,8 +4,8 @@
       conv_first ─┬─ norm ─ group × G ─ norm ─ conv_after_body ─(+)─ upsampler ─ / img_range + mean → sr
                   └─────────────────────────────────────────────┘       features (B, H, W, C), channels last
     group (RHAG)    ┬─ block × D ─ overlapping attention ─ conv ─(+)
-    block (HAB)     n = norm x;  x + attention(n) + α · channel attention(n), then x + perceptron(norm x)   Eqs. 2 to 4
-    overlapping     queries of a window, keys and values of a larger one around it; then x + perceptron(norm x)
+    block (HAB)     n = norm x;  x + attention(n) + α · channel attention(n), then x + MLP(norm x)   Eqs. 2 to 4
+    overlapping     queries of a window, keys and values of a larger one around it; then x + MLP(norm x)
     upsampler       conv, then (conv ─ shuffle) up to ×s, conv
 
 Published, 6 heads, windows of 16, overlap 0.5, α 0.01, blocks in groups of 6, ×2 ×3 ×4:
@@ -28,8 +28,9 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.attention import Mlp, WindowAttention, attend
-from tubelet.layers.convolution import convolve
+from tubelet.layers.convolution import ConvAct
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.inference import SwitchableLayer
 from tubelet.layers.windows import join_windows, map_windows, pad_to_windows, split_windows, window_blocks
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.state_dict import Rule, State, count_names, is_bias_table, rename, shape_of, shuffle_scale, without
@@ -67,7 +68,7 @@ class HATConfig:
     overlap_ratio: float = 0.5
     """How much larger the windows of keys are than those of queries."""
     mlp_ratio: float = 2.0
-    """Inner width of the perceptrons over `channels`."""
+    """Inner width of the MLPs over `channels`."""
     resi_connection: Literal["1conv", "identity"] = "1conv"
     """What ends a group."""
     img_range: float = 1.0
@@ -121,7 +122,7 @@ def overlapping_position_bias(table: Tensor, window: int, key_window: int) -> Te
 
 
 class CAB(nn.Module):
-    """Two convolutions over fewer channels, each channel of the result weighted by what is in all of it (Sec. 3.2).
+    """Channel attention: two convolutions over fewer channels, and a weight for each channel of the result (Sec. 3.2).
 
     Args:
         config: shape of the network.
@@ -131,20 +132,25 @@ class CAB(nn.Module):
         super().__init__()
         c = config.channels
         inner, few = c // config.compress_ratio, c // config.squeeze_factor
-        self.compress = nn.Conv2d(c, inner, 3, padding=1)
-        self.expand = nn.Conv2d(inner, c, 3, padding=1)
+        self.compress = ConvAct(c, inner)
+        self.expand = ConvAct(inner, c)
         self.squeeze = nn.Conv2d(c, few, 1)
         self.excite = nn.Conv2d(few, c, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (B, C, H, W) to the same shape, and the weights (B, C, 1, 1) that it is to be multiplied by."""
-        y = convolve(self.expand, functional.gelu(convolve(self.compress, x)))
-        weights = self.excite(functional.relu(self.squeeze(y.mean((2, 3), keepdim=True))))
-        return y, weights.sigmoid()
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        y = self.expand(functional.gelu(self.compress(x.permute(0, 3, 1, 2))))
+        weights = self.excite(functional.relu(self.squeeze(y.mean((2, 3), keepdim=True))))  # (B, C, 1, 1)
+        return (y * weights.sigmoid()).permute(0, 2, 3, 1)
 
 
-class HAB(nn.Module):
-    """Hybrid attention block: window and channel attention side by side, then a perceptron (Eqs. 2 to 4).
+class HAB(SwitchableLayer):
+    """Hybrid attention block: window and channel attention side by side, then an MLP (Eqs. 2 to 4).
+
+    Everything passes through `attn`, `cab` and `mlp`, so that an adapter can replace or wrap them;
+    each keeps the shape of its input. `attn(tokens, size)` gets the tokens (n, N, C) of n windows
+    of this size, N = ∏ size, `mlp(tokens)` the same tokens, and `cab(x)` the whole (B, H, W, C).
+    The block itself can be wrapped as well: it leaves its input as it is.
 
     Args:
         config: shape of the network.
@@ -165,24 +171,27 @@ class HAB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         normed = self.norm1(x)
-        detail, weights = self.cab(normed.permute(0, 3, 1, 2))
-        detail, weights = detail.permute(0, 2, 3, 1), weights.permute(0, 2, 3, 1)
-        x = torch.addcmul(x, detail, weights, value=self.conv_scale)
-        del detail
-        biases: dict[tuple[int, ...], Tensor] = {}
+        x = torch.add(x, self.cab(normed), alpha=self.conv_scale)  # Eq. 3, first half
+        return map_windows(
+            self._restore_windows,
+            [x, normed],
+            window=self.window,
+            shift=self.shift,
+            backend=self.backend,
+        )
 
-        def apply(windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
-            if size not in biases:
-                biases[size] = self.attn.bias(size)
-            tokens, normed = windows
-            tokens = self.attn(normed, biases[size]).add_(tokens)
-            return self.mlp(self.norm2(tokens)).add_(tokens)
-
-        return map_windows(apply, [x, normed], window=self.window, shift=self.shift)
+    def _restore_windows(self, windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
+        """Map the tokens of windows, (n, N, C), and the same normalised, to (n, N, C)."""
+        x, normed = windows
+        x = x + self.attn(normed, size)  # Eq. 3, second half
+        return x + self.mlp(self.norm2(x))  # Eq. 4
 
 
-class OCAB(nn.Module):
+class OCAB(SwitchableLayer):
     """Overlapping cross-attention: the queries of a window see the keys of a larger one (Sec. 3.3, Fig. 4).
+
+    Published files name the parts of the attention beside the MLP, so the attention is no module of its own. Everything
+    passes through `proj` and `mlp`; the block itself, (B, H, W, C) to the same shape, can be wrapped as well.
 
     Args:
         config: shape of the network.
@@ -203,17 +212,18 @@ class OCAB(nn.Module):
         self.mlp = Mlp(c, round(c * config.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to the same shape; without gradients the input is overwritten."""
+        """Map (B, H, W, C) to the same shape."""
         keys_values = self._keys_values(x)
-        position_bias = overlapping_position_bias(self.relative_position_bias_table, self.window, self.key_window)
-        out = torch.empty_like(x) if torch.is_grad_enabled() else x
-        for size, place in window_blocks(x, (self.window, self.window), (0, 0)):
+        bias = overlapping_position_bias(self.relative_position_bias_table, self.window, self.key_window)
+        out = torch.empty_like(x)
+        for size, place in window_blocks(x, (self.window, self.window), (0, 0), self.backend):
             tokens = split_windows(x[place], size)  # (n, N, C)
             q = self._project(self.norm1(tokens), 0, 1)
             q = q.view(*q.shape[:2], self.heads, -1).transpose(1, 2)
             k, v = self._around(keys_values, *place[1:])
-            tokens = self.proj(attend(q, k, v, position_bias)).add_(tokens)
-            join_windows(self.mlp(self.norm2(tokens)).add_(tokens), size, out[place])
+            tokens = tokens + self.proj(attend(q, k, v, bias))
+            tokens = tokens + self.mlp(self.norm2(tokens))
+            join_windows(tokens, size, out[place])
         return out
 
     def _project(self, x: Tensor, first: int, last: int) -> Tensor:
@@ -228,7 +238,7 @@ class OCAB(nn.Module):
         pad = (self.key_window - self.window) // 2
         padded = x.new_zeros(batch, height + 2 * pad, width + 2 * pad, 2 * channels)
         inside = padded[:, pad : pad + height, pad : pad + width]
-        for _, place in window_blocks(x, (self.window, self.window), (0, 0)):
+        for _, place in window_blocks(x, (self.window, self.window), (0, 0), self.backend):
             inside[place] = self._project(self.norm1(x[place]), 1, 3)
         return padded
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve
+from tubelet.layers.convolution import ConvAct, LeakyReLU
 from tubelet.layers.residual import ResidualBlock
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.state_dict import State, count_names, shape_of
@@ -59,21 +59,21 @@ class MSRResNet(nn.Module):
         super().__init__()
         self.config = config
         c = config.num_feat
-        self.conv_first = nn.Conv2d(3, c, 3, padding=1)
+        self.conv_first = ConvAct(3, c, act=LeakyReLU(_SLOPE))
         self.body = nn.Sequential(*(ResidualBlock(c) for _ in range(config.num_block)))
         for i, step in enumerate(_STEPS[config.scale], 1):
             self.add_module(f"upconv{i}", nn.Conv2d(c, c * step**2, 3, padding=1))
-        self.conv_hr = nn.Conv2d(c, c, 3, padding=1)
+        self.conv_hr = ConvAct(c, c, act=LeakyReLU(_SLOPE))
         self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
         frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
-        x = self.body(convolve(self.conv_first, frames, _SLOPE))
+        x = self.body(self.conv_first(frames))
         for i, step in enumerate(_STEPS[self.config.scale], 1):
             x = functional.pixel_shuffle(self.get_submodule(f"upconv{i}")(x), step)
             x = functional.leaky_relu(x, _SLOPE, inplace=True)
-        x = self.conv_last(convolve(self.conv_hr, x, _SLOPE))  # (B·T, 3, sH, sW)
+        x = self.conv_last(self.conv_hr(x))  # (B·T, 3, sH, sW)
         skip = functional.interpolate(frames, scale_factor=float(self.config.scale), mode="bilinear")
         return (x + skip).unflatten(0, lq.shape[:2])
 

@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve, convolve_parts
+from tubelet.layers.convolution import ConvAct, ConvCat, LeakyReLU
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.store import FeatureStore, open_store
@@ -67,10 +67,6 @@ def _conv(in_channels: int, out_channels: int, kernel_px: int = 3) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_px, padding=kernel_px // 2)
 
 
-def _convs(modules: nn.ModuleList) -> list[nn.Conv2d]:
-    return [cast(nn.Conv2d, module) for module in modules]
-
-
 def _act(x: Tensor) -> Tensor:
     """Scale negative values, in place: `x` is a convolution's own output."""
     return functional.leaky_relu_(x, _SLOPE)
@@ -85,17 +81,17 @@ class ProgressiveFusionBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv0 = nn.ModuleList(_conv(channels, channels) for _ in range(_STREAMS))
-        self.conv1 = _conv(_STREAMS * channels, channels, 1)
-        self.conv2 = nn.ModuleList(_conv(2 * channels, channels) for _ in range(_STREAMS))
+        act = LeakyReLU(_SLOPE)
+        self.conv0 = nn.ModuleList(ConvAct(channels, channels, act=act) for _ in range(_STREAMS))
+        self.conv1 = ConvCat(_STREAMS * channels, channels, 1, act=act)
+        self.conv2 = nn.ModuleList(ConvCat(2 * channels, channels, act=act) for _ in range(_STREAMS))
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Map three of (B, C, H, W) to the same."""
-        own = [convolve(conv, x, _SLOPE) for conv, x in zip(_convs(self.conv0), streams, strict=True)]
-        base = convolve_parts(self.conv1, own, _SLOPE)
-        pairs = zip(_convs(self.conv2), own, strict=True)
-        joined = (convolve_parts(conv, [base, x], _SLOPE) for conv, x in pairs)
-        return [x + y for x, y in zip(streams, joined, strict=True)]
+        own = [conv(x) for conv, x in zip(self.conv0, streams, strict=True)]
+        base = self.conv1(*own)
+        triples = zip(streams, own, self.conv2, strict=True)
+        return [x + conv(base, y) for x, y, conv in triples]
 
 
 class _Enlarge(nn.Module):

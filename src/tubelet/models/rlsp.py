@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve
+from tubelet.layers.convolution import ConvAct
 from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.state_dict import State, count_blocks, first_words, has_convolutions, shape_of
@@ -64,8 +64,8 @@ class RLSP(nn.Module):
         super().__init__()
         self.config = config
         k, width, outputs = config.kernel_px, config.filters, 3 * config.scale**2 + config.state_channels
-        self.conv1 = nn.Conv2d(3 * 3 + outputs, width, k, padding=k // 2)
-        self.conv_list = nn.ModuleList(nn.Conv2d(width, width, k, padding=k // 2) for _ in range(config.layers - 2))
+        self.conv1 = ConvAct(3 * 3 + outputs, width, k, act="relu")
+        self.conv_list = nn.ModuleList(ConvAct(width, width, k, act="relu") for _ in range(config.layers - 2))
         self.conv_out = nn.Conv2d(width, outputs, k, padding=k // 2)
 
     def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
@@ -88,10 +88,9 @@ class RLSP(nn.Module):
         else:
             previous, output, state = hidden
             x = torch.cat([previous, current, following, output, state], 1)
-        x = convolve(self.conv1, x, 0)
+        x = self.conv1(x)
         for conv in self.conv_list:
-            assert isinstance(conv, nn.Conv2d)
-            x = convolve(conv, x, 0)
+            x = conv(x)
         x = self.conv_out(x)
         output = x[:, :pixels] + current.repeat(1, self.config.scale**2, 1, 1)
         return depth_to_space(output, self.config.scale), (current, output, x[:, pixels:].relu())

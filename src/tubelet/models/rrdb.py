@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve_add, convolve_parts
+from tubelet.layers.convolution import ConvAct, ConvAdd, ConvCat, LeakyReLU, UpsampleConv
 from tubelet.layers.upsampling import repeat_and_convolve
-from tubelet.layers.winograd import LineSums
+from tubelet.layers.winograd import TransformCache
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename
 from tubelet.types import Temporal
@@ -76,18 +76,20 @@ class ResidualDenseBlock(nn.Module):
     def __init__(self, num_feat: int, num_grow_ch: int) -> None:
         super().__init__()
         c, g = num_feat, num_grow_ch
-        self.conv1 = nn.Conv2d(c, g, 3, padding=1)
-        self.conv2 = nn.Conv2d(c + g, g, 3, padding=1)
-        self.conv3 = nn.Conv2d(c + 2 * g, g, 3, padding=1)
-        self.conv4 = nn.Conv2d(c + 3 * g, g, 3, padding=1)
-        self.conv5 = nn.Conv2d(c + 4 * g, c, 3, padding=1)
+        act = LeakyReLU(_SLOPE)
+        self.conv1 = ConvCat(c, g, act=act)
+        self.conv2 = ConvCat(c + g, g, act=act)
+        self.conv3 = ConvCat(c + 2 * g, g, act=act)
+        self.conv4 = ConvCat(c + 3 * g, g, act=act)
+        self.conv5 = ConvCat(c + 4 * g, c)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the same shape."""
-        seen, kept = [x], LineSums()
+        features = [x]
+        cache: TransformCache = {}
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen.append(convolve_parts(conv, seen, _SLOPE, kept=kept))
-        return torch.add(x, convolve_parts(self.conv5, seen, kept=kept), alpha=_RESIDUAL_SCALE)
+            features.append(conv(*features, cache=cache))
+        return torch.add(x, self.conv5(*features, cache=cache), alpha=_RESIDUAL_SCALE)
 
 
 class RRDB(nn.Module):
@@ -117,18 +119,18 @@ class RRDBNet(nn.Module):
         c = config.num_feat
         self.conv_first = nn.Conv2d(3 * config.unshuffle**2, c, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(c, config.num_grow_ch) for _ in range(config.num_block)))
-        self.conv_body = nn.Conv2d(c, c, 3, padding=1)
+        self.conv_body = ConvAdd(c, c)
         for i in range(config.doublings):
-            self.add_module(f"conv_up{i + 1}", nn.Conv2d(c, c, 3, padding=1))
-        self.conv_hr = nn.Conv2d(c, c, 3, padding=1)
-        self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
+            self.add_module(f"conv_up{i + 1}", UpsampleConv(c, c, act=LeakyReLU(_SLOPE)))
+        self.conv_hr = ConvAct(c, c, act=LeakyReLU(_SLOPE))
+        self.conv_last = ConvAct(c, 3)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W), H and W multiples of `unshuffle`, to (B, T, 3, sH, sW)."""
         x = functional.pixel_unshuffle(lq.flatten(0, 1), self.config.unshuffle)  # (B·T, 3u², H/u, W/u)
         x = self.conv_first(x)
-        x = convolve_add(self.conv_body, self.body(x), x)
-        doublings = [cast(nn.Conv2d, self.get_submodule(f"conv_up{i + 1}")) for i in range(self.config.doublings)]
+        x = self.conv_body(self.body(x), x)
+        doublings = [cast(UpsampleConv, self.get_submodule(f"conv_up{i + 1}")) for i in range(self.config.doublings)]
         x = repeat_and_convolve(x, doublings, self.conv_hr, self.conv_last)
         return x.view(*lq.shape[:2], *x.shape[1:])  # (B, T, 3, sH, sW)
 

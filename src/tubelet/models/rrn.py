@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve
+from tubelet.layers.convolution import ConvAct
 from tubelet.layers.online import Hidden, run_online
 from tubelet.layers.residual import ResidualBlock
 from tubelet.models.architecture import Architecture, Contract
@@ -64,15 +64,15 @@ class RecurrentCell(nn.Module):
     def __init__(self, config: RRNConfig) -> None:
         super().__init__()
         c, outputs = config.channels, 3 * config.scale**2
-        self.conv_1 = nn.Conv2d(2 * 3 + c + outputs, c, 3, padding=1)
+        self.conv_1 = ConvAct(2 * 3 + c + outputs, c, act="relu")
         self.recon_trunk = nn.Sequential(*(_near_identity(ResidualBlock(c)) for _ in range(config.blocks)))
-        self.conv_h = nn.Conv2d(c, c, 3, padding=1)
+        self.conv_h = ConvAct(c, c, act="relu")
         self.conv_o = nn.Conv2d(c, outputs, 3, padding=1)
 
     def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, 6 + C + 3·s², H, W) to the next features (B, C, H, W) and the detail (B, 3·s², H, W)."""
-        x = self.recon_trunk(convolve(self.conv_1, seen, 0))
-        return convolve(self.conv_h, x, 0), self.conv_o(x)
+        x = self.recon_trunk(self.conv_1(seen))
+        return self.conv_h(x), self.conv_o(x)
 
 
 class RRN(nn.Module):

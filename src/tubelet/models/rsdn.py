@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve, convolve_add
+from tubelet.layers.convolution import ConvAct, ConvAdd
 from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.state_dict import Rule, State, count_blocks, has_convolutions, rename, shape_of, zero_based
@@ -54,15 +54,15 @@ class StructureDetailBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv_d1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_d2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_s1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_s2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_d1 = ConvAct(channels, channels, act="relu")
+        self.conv_d2 = ConvAct(channels, channels)
+        self.conv_s1 = ConvAct(channels, channels, act="relu")
+        self.conv_s2 = ConvAdd(channels, channels)
 
     def forward(self, detail: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:
         """Refine both streams, (B, C, H, W) each."""
-        both = convolve(self.conv_d2, convolve(self.conv_d1, detail, 0))
-        both = convolve_add(self.conv_s2, convolve(self.conv_s1, structure, 0), both)
+        both = self.conv_d2(self.conv_d1(detail))
+        both = self.conv_s2(self.conv_s1(structure), both)
         return detail + both, structure + both
 
 

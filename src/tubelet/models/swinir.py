@@ -4,7 +4,7 @@
       conv_first ─┬─ norm ─ group × G ─ norm ─ conv_after_body ─(+)─ upsampler ─ / img_range + mean → sr
                   └─────────────────────────────────────────────┘       features (B, H, W, C), channels last
     group           ┬─ block × D ─ conv ─(+)                                                   Eqs. 8 and 9
-    block           x + attention(norm x), then x + perceptron(norm x); every second one shifted by half a window
+    block           x + attention(norm x), then x + MLP(norm x); every second one shifted by half a window
 
     upsampler                                                                                   published as
       pixelshuffle        conv, then (conv ─ shuffle) up to ×s, conv                            classical, ×2 ×3 ×4 ×8
@@ -33,7 +33,9 @@ from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
 from tubelet.layers.attention import Mlp, WindowAttention
+from tubelet.layers.convolution import ConvAct, LeakyReLU, UpsampleConv
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.inference import SwitchableLayer
 from tubelet.layers.upsampling import repeat_and_convolve
 from tubelet.layers.windows import map_windows, pad_to_windows
 from tubelet.models.architecture import Architecture, Contract
@@ -53,6 +55,7 @@ _SCALES: dict[SwinIRUpsampler, tuple[int, ...]] = {
 _STEPS: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 """Factors of the enlargements that make a scale."""
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+_SLOPE = 0.2  # of the activations after repeated pixels
 _JPEG_WINDOW = 7
 """Of the published networks for JPEG alone (Sec. 4.1); they work in [0, 255]."""
 _HALO_PX = 32
@@ -74,7 +77,7 @@ class SwinIRConfig:
     window: int = 8
     """Side of a window, lq pixels."""
     mlp_ratio: float = 2.0
-    """Inner width of the perceptrons over `channels`."""
+    """Inner width of the MLPs over `channels`."""
     upsampler: SwinIRUpsampler = "pixelshuffle"
     """How features become a picture."""
     resi_connection: Literal["1conv", "3conv"] = "1conv"
@@ -101,8 +104,13 @@ class SwinIRConfig:
             raise ConfigError(f"{self} is out of range: window ≥ 1; colours 1 or 3; mlp_ratio, img_range > 0")
 
 
-class SwinBlock(nn.Module):
-    """Attention within windows, then a perceptron, each on normalised features and added (Eq. 10).
+class SwinBlock(SwitchableLayer):
+    """Attention within windows, then an MLP, each on normalised features and added (Eq. 10).
+
+    Everything passes through `attn` and `mlp`, so that an adapter can replace or wrap them; both
+    keep the shape of their input. `attn(tokens, size)` gets the tokens (n, N, C) of n windows of
+    this size, N = ∏ size, and `mlp(tokens)` gets the same tokens. The block itself, (B, H, W, C) to
+    the same shape, can be wrapped as well: it leaves its input as it is.
 
     Args:
         config: shape of the network.
@@ -120,17 +128,20 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(c, round(c * config.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to the same shape; without gradients the input is overwritten."""
-        biases: dict[tuple[int, ...], Tensor] = {}
+        """Map (B, H, W, C) to the same shape."""
+        return map_windows(
+            self._restore_windows,
+            [x],
+            window=self.window,
+            shift=self.shift,
+            backend=self.backend,
+        )
 
-        def apply(windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
-            if size not in biases:
-                biases[size] = self.attn.bias(size)
-            (tokens,) = windows
-            tokens = self.attn(self.norm1(tokens), biases[size]).add_(tokens)
-            return self.mlp(self.norm2(tokens)).add_(tokens)
-
-        return map_windows(apply, [x], window=self.window, shift=self.shift)
+    def _restore_windows(self, windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
+        """Map the tokens of windows, (n, N, C), to the same shape."""
+        (x,) = windows
+        x = x + self.attn(self.norm1(x), size)
+        return x + self.mlp(self.norm2(x))
 
 
 def _residual_conv(channels: int, kind: Literal["1conv", "3conv"]) -> nn.Module:
@@ -162,7 +173,7 @@ class RSTB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
-        y = x if torch.is_grad_enabled() else x.clone()  # which the blocks overwrite
+        y = x
         for block in self.blocks:
             y = block(y)
         return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
@@ -201,9 +212,9 @@ class SwinIR(nn.Module):
                 self.upsample.extend([nn.Conv2d(f, f * step**2, 3, padding=1), nn.PixelShuffle(step)])
         elif kind == "nearest+conv":
             for i in range(len(_STEPS[config.scale])):
-                self.add_module(f"conv_up{i + 1}", nn.Conv2d(f, f, 3, padding=1))
-            self.conv_hr = nn.Conv2d(f, f, 3, padding=1)
-        self.conv_last = nn.Conv2d(c if kind == "none" else f, colours, 3, padding=1)
+                self.add_module(f"conv_up{i + 1}", UpsampleConv(f, f, act=LeakyReLU(_SLOPE)))
+            self.conv_hr = ConvAct(f, f, act=LeakyReLU(_SLOPE))
+        self.conv_last = ConvAct(c if kind == "none" else f, colours)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore `lq` (B, T, 3, H, W), one frame after the other: (B, T, 3, sH, sW); values can overshoot [0, 1]."""
@@ -243,7 +254,7 @@ class SwinIR(nn.Module):
         if kind == "pixelshuffle":
             return self.conv_last(self.upsample(up))
         steps = range(len(_STEPS[self.config.scale]))
-        doublings = [cast(nn.Conv2d, self.get_submodule(f"conv_up{i + 1}")) for i in steps]
+        doublings = [cast(UpsampleConv, self.get_submodule(f"conv_up{i + 1}")) for i in steps]
         return repeat_and_convolve(up, doublings, self.conv_hr, self.conv_last)
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.convolution import convolve, convolve_parts
+from tubelet.layers.convolution import Activation, ConvAct, ConvCat
 from tubelet.layers.frozen import FrozenModel
 from tubelet.models.architecture import Architecture, BaseModel, Contract
 from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename, without, zero_based
@@ -105,17 +105,18 @@ class ConvPair(nn.Module):
     def __init__(self, channels_in: int, channels: int, norm: Norm) -> None:
         super().__init__()
         plain = norm == "none"
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1, bias=plain)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=plain)
+        act: Activation = "relu" if plain else "none"
+        self.conv1 = ConvCat(channels_in, channels, act=act, bias=plain)
+        self.conv2 = ConvAct(channels, channels, act=act, bias=plain)
         self.norm1 = None if plain else nn.BatchNorm2d(channels)
         self.norm2 = None if plain else nn.BatchNorm2d(channels)
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Convolve what lies in one or several tensors (B, Cᵢ, H, W)."""
+        x = self.conv1(*parts)
         if self.norm1 is None or self.norm2 is None:
-            return convolve(self.conv2, convolve_parts(self.conv1, parts, 0.0), 0.0)
-        x = self.norm1(convolve_parts(self.conv1, parts)).relu_()
-        return self.norm2(self.conv2(x)).relu_()
+            return self.conv2(x)
+        return self.norm2(self.conv2(self.norm1(x).relu_())).relu_()
 
 
 class UpBlock(nn.Module):

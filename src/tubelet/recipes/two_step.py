@@ -29,6 +29,7 @@ from tubelet.data import prepare_clips
 from tubelet.degrade import Preset
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.files import atomic_write
+from tubelet.layers.inference import use_backend
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
 from tubelet.metrics import psnr
 from tubelet.models.two_step import ARCHITECTURE, TwoStepConfig, TwoStepRestorer, needed_image_model
@@ -444,7 +445,8 @@ class _Validator:
         for index in range(len(self._hq)):
             batch = _load(self._samples, self._hq, [index])
             hq, left, right = (batch[name].to(device) for name in ("hq", "left", "right"))
-            sr = network.restore(hq, left, right)
+            with use_backend(network, "auto"):
+                sr = network.restore(hq, left, right)
             values.append(self._psnr(index, sr[0].cpu()))
         value = self._mean(values)
         return {"psnr_y": value, "psnr_y/frozen": self._frozen, "gain": value - self._frozen}

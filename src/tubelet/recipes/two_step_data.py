@@ -26,6 +26,7 @@ from torch.nn import functional
 from tubelet.data import CachedClip, Crops, CropSettings
 from tubelet.downloads import alone
 from tubelet.errors import ConfigError, InputError
+from tubelet.layers.inference import prepare_for_inference, reference_form
 from tubelet.ops.pixels import to_uint8
 from tubelet.ops.sizes import round_up
 from tubelet.progress import CancelToken
@@ -253,7 +254,7 @@ def _compute(samples: Samples, model: OpenedModel, path: Path, device: str, canc
     side = samples.size_px * model.spec.scale
     shape = (len(samples), 3, side, side)
     out = open_memmap(part, mode="r+" if done else "w+", dtype=np.uint8, shape=None if done else shape)
-    model.network.to(device)
+    network = prepare_for_inference(model.network.to(device))
     for start in range(done, len(samples), _FROZEN_BATCH):
         stop = min(start + _FROZEN_BATCH, len(samples))
         lq = np.stack([samples.sample(index)[0][1] for index in range(start, stop)])
@@ -262,7 +263,7 @@ def _compute(samples: Samples, model: OpenedModel, path: Path, device: str, canc
         out.flush()
         count.write_text(str(stop))
         cancel.raise_if_cancelled()
-    model.network.cpu()
+    reference_form(network.cpu())
     part.replace(path)
     count.unlink(missing_ok=True)
 

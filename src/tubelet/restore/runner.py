@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tubelet.layers.convolution import convolving
 from tubelet.layers.frozen import all_parameters
+from tubelet.layers.inference import prepare_for_inference, use_backend
 from tubelet.layers.recurrence import Edge
 from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.malloc import retain_freed_memory
@@ -100,7 +100,7 @@ class TorchRunner:
     """Runs a torch module; it is moved to the device of the plan when a call needs it there.
 
     Args:
-        model: the network, which keeps `contract`.
+        model: the network, which keeps `contract`; it is prepared for inference, in place.
         contract: how it is run.
         device: where it computes.
         precision: number format inside it.
@@ -115,7 +115,9 @@ class TorchRunner:
         self.contract = contract
         self.device = device
         self.precision: Precision = precision
-        self._model = _move(model.eval(), device)
+        # Once, in place, for every call on any device: a prepared layer looks at the size, device and
+        # number format of its input. Whoever wants to train the network again calls `reference_form`.
+        self._model = prepare_for_inference(_move(model.eval(), device))
 
     @torch.no_grad()
     def run(
@@ -207,7 +209,8 @@ class TorchRunner:
     def memory_cost(self) -> MemoryCost:
         """Measure how much memory the model takes; see `Runner`."""
         try:
-            with convolving("as large"):
+            # A small image has to take the memory that a large one takes for each of its pixels.
+            with use_backend(self._model, "winograd"):
                 call_bytes = self._measure_call()
                 encoding_bytes = self._measure_encoding() if self.contract.encodes else 0.0
                 if not self.contract.streams:
