@@ -13,11 +13,12 @@ __all__ = ["DecodingOrder"]
 class DecodingOrder:
     """Gives packets their dts by the rule of x264 and x265, over the whole video.
 
-    With `depth` D, the most frames by which a packet comes before its turn, and the presentation times
-    P[0] < P[1] < ... of the video, packet i is decoded at P[i - D]; the first D packets lie before P[0], as
-    far as P[D] lies behind it: P[i] - (P[D] - P[0]). So every packet is decoded at or before it is shown, and
-    the joints between segments do not differ from any other place. One encoder alone gives the same times,
-    and where a video is too short for the rule, they stay.
+    Let D be `depth`, the most frames by which a packet comes before its turn, and P[0] < P[1] < ...
+    the presentation times of the video. Packet i is decoded at P[i - D]. The first D packets are
+    decoded before P[0], by as much as P[D] comes after it: at P[i] - (P[D] - P[0]). So every packet
+    is decoded at or before the time of its frame, and the joints between segments look like any
+    other place. One encoder alone gives the same times; where a video is too short for the rule,
+    they stay.
 
     Example, D = 2, a segment of three frames and one of two:
         packets, pts   0  80  40  |  120 160

@@ -28,7 +28,7 @@ _FRAME_DURATION = 1 << 8  # AV_CODEC_FLAG_FRAME_DURATION: the encoder hands dura
 _FORMAT_GLOBAL_HEADER = 1 << 6  # AVFMT_GLOBALHEADER
 _BIT_RATE_TOLERANCE = 128_000  # PyAV's default for a stream of a container
 _MAX_X264_THREADS = 64
-_RGB_FORMATS = {"bgr0": "rgb24", "bgra": "rgba"}  # what FFV1 takes, and the same samples in planes we fill
+_RGB_FORMATS = {"bgr0": "rgb24", "bgra": "rgba"}  # of FFV1, and as it is filled
 _GIF_HEADER_BYTES = 13  # signature and logical screen; written once for a file
 
 
@@ -81,13 +81,24 @@ class PacketSink(Protocol):
 
 
 class VideoEncoder:
-    """Encodes the frames of one segment; its first packet is a keyframe, and nothing reaches over its ends.
+    """Encodes the frames of one segment.
+
+    Its first packet is a keyframe, and no frame refers to one of another segment: also where an
+        encoder opens
+    its groups of pictures (x265 does), they lie inside of the segment.
 
     Attributes:
         notes: what a person should know, a line each.
     """
 
-    def __init__(self, form: OutputFormat, clock: OutputClock, sink: PacketSink, *, segment: int = 0) -> None:
+    def __init__(
+        self,
+        form: OutputFormat,
+        clock: OutputClock,
+        sink: PacketSink,
+        *,
+        segment: int = 0,
+    ) -> None:
         """Start the encoder.
 
         Args:
@@ -105,9 +116,9 @@ class VideoEncoder:
         self._clock = clock
         self._sink = sink
         self._name = f"the {form.encoding.encoder} stream"
-        self._context = open_encoder(form, segment=segment)
+        self._context: Any = open_encoder(form, segment=segment)
         self._skip_bytes = _GIF_HEADER_BYTES if form.encoding.encoder == "gif" and segment else 0
-        self._held: VideoFrame | None = None  # waits for the next frame, which may give its duration
+        self._held: VideoFrame | None = None  # the next frame may give its duration
         self._last_pts: int | None = None
         self._end = 0
         self._frames = 0
@@ -142,12 +153,15 @@ class VideoEncoder:
         """Hand over what the encoder still holds.
 
         Args:
-            next_s: time of the first frame of the next segment, in seconds of the source: until then the last
-                frame lasts where its own duration is unknown. None at the end of the video.
+            next_s: time of the first frame of the next segment, in seconds of the source. The last
+                frame lasts until then where its own duration is unknown. None at the end of the
+                video.
         """
         self._release(None if next_s is None else round(self._clock.exact(next_s)))
         if self._frames:
             self._encode(None)
+        # The next segment needs an encoder of its own: free the memory of this one.
+        self._context = None
         self._sink.end(PartTail(frames=self._frames, end=self._end, notes=tuple(self.notes)))
 
     def _check_size(self, frame: Frame) -> None:
@@ -248,9 +262,10 @@ def open_encoder(form: OutputFormat, *, context: Any = None, segment: int = 0) -
 
 
 def reorder_depth(form: OutputFormat) -> int:
-    """Find out how many frames the packets of an encoder may come before their turn, by opening one.
+    """Find out by how many frames the packets of an encoder may come before their turn.
 
-    x264 says so itself; x265 only in its header, which a decoder reads.
+    An encoder is opened for it. x264 says so itself; x265 only in its header, which a decoder
+    reads.
     """
     encoding = form.encoding
     if encoding.codec.removesuffix("_nvenc") not in ("h264", "hevc"):

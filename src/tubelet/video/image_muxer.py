@@ -1,4 +1,4 @@
-"""Packets that are images, into numbered files: the same roles as for a container."""
+"""Write packets that are images into numbered files, as a muxer writes others into a container."""
 
 from __future__ import annotations
 

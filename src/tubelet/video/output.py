@@ -105,7 +105,13 @@ class Output:
             self._part.unlink(missing_ok=True)
 
 
-def open_output(dst: str | Path, form: OutputFormat, *, like: VideoInfo, overwrite: bool = False) -> Output:
+def open_output(
+    dst: str | Path,
+    form: OutputFormat,
+    *,
+    like: VideoInfo,
+    overwrite: bool = False,
+) -> Output:
     """Open an output for the segments of a video.
 
     Args:

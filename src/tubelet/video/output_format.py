@@ -1,4 +1,4 @@
-"""How an output is encoded: a value, decided once, by which every process encodes its part of the video."""
+"""How an output is encoded: a value that is decided once and by which every process encodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
-from tubelet.video.codecs import CONTAINERS, ContainerSpec, EncodeSettings, Encoding, choose_encoding
+from tubelet.video.codecs import (
+    CONTAINERS,
+    ContainerSpec,
+    EncodeSettings,
+    Encoding,
+    choose_encoding,
+)
 from tubelet.video.colour import ResolvedColour, resolve_matrix
 from tubelet.video.destination import destination_kind
 from tubelet.video.info import ColourTags, VideoInfo
@@ -29,8 +35,9 @@ _DEFAULT_SETTINGS = EncodeSettings()
 class OutputClock:
     """Turns times of the source into ticks of the output; one and the same for the whole video.
 
-    Every tick follows from an absolute time alone, never from the frames before it, so a video that is
-    encoded in segments gets the timestamps of one that is encoded at once.
+    A tick follows from an absolute time alone, never from the frames before it. So a video that is
+    encoded in segments gets the timestamps of one that is encoded at once, also where they are
+    rounded.
 
     Attributes:
         tick_s: seconds per tick of the output.
@@ -47,7 +54,7 @@ class OutputClock:
         return (time_s - self.origin_s) / self.tick_s
 
     def moved_s(self, time_s: Fraction) -> Fraction:
-        """Say by how many seconds rounding to ticks moves a time against that of the first frame."""
+        """Say by how many seconds rounding moves a time against that of the first frame."""
         exact = self.exact(time_s)
         return abs(round(exact) - exact - self.phase_ticks) * self.tick_s
 
@@ -216,7 +223,13 @@ def choose_output_format(
     )
 
 
-def _image_format(like: VideoInfo, width: int, height: int, start_s: float, duration_s: float | None) -> OutputFormat:
+def _image_format(
+    like: VideoInfo,
+    width: int,
+    height: int,
+    start_s: float,
+    duration_s: float | None,
+) -> OutputFormat:
     """Numbered PNG files: 8 bit, or 16 bit where the source has more."""
     channels = "rgba" if like.has_alpha else "rgb"
     deep_bits = "64be" if like.has_alpha else "48be"
@@ -255,12 +268,12 @@ def _choose_tick(container: ContainerSpec, like: VideoInfo) -> Fraction:
 
 
 def _source_origin(like: VideoInfo) -> Fraction:
-    """Count from the clock of a file; a pipe has nothing else that its video must stay in step with."""
+    """Count from the clock of a file; the video of a pipe has nothing to stay in step with."""
     return like.origin_s if Path(like.source).is_file() else Fraction(0)
 
 
 def _written_tags(like: VideoInfo, pix_fmt: str) -> ColourTags:
-    """Give the tags of the output: those of the input, but YCbCr made from RGB says how it was made."""
+    """Give the tags of the input, but let YCbCr that is made from RGB say how it is made."""
     if like.is_rgb and pix_fmt.startswith("yuv"):
         resolved = resolve_matrix(like.colour, like.width, like.height)
         return dataclasses.replace(resolved, full_range=False, siting=0)

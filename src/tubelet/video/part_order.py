@@ -7,7 +7,7 @@ from tubelet.video.encoder import PartHead, PartTail
 
 __all__ = ["PartOrder"]
 
-_SEI_PREFIX, _SEI_SUFFIX = 39, 40  # H.265 NAL units: here, a text with the version and the threads of x265
+_SEI_UNITS = (39, 40)  # types of H.265 NAL units: here, a text with the version and threads of x265
 _START_CODE = b"\x00\x00\x00\x01"
 
 
@@ -29,19 +29,21 @@ class PartOrder:
         """Accept the next segment.
 
         Raises:
-            InputError: it is not the one that is due, or it was encoded in another way than those before.
+            InputError: it is not the one that is due, or was encoded in another way than those
+                before.
         """
+        name = f"segment {head.segment}"
         if head.segment != self._next:
-            raise InputError(f"segment {head.segment} came where segment {self._next} is due; give all in their order")
+            raise InputError(f"{name} came where segment {self._next} is due; give all in their order")
         if head.fingerprint != self._fingerprint:
-            raise InputError(f"segment {head.segment} was encoded for another output; encode it again")
+            raise InputError(f"{name} was encoded for another output; encode it again")
         first = self._first or head
         if head.clock != first.clock:
-            raise InputError(f"segment {head.segment} counts its time from another moment; encode it again")
+            raise InputError(f"{name} counts its time from another moment; encode it again")
         if _parameter_sets(head.extradata) != _parameter_sets(first.extradata):
             raise InputError(
-                f"segment {head.segment} has another codec header than segment 0, as another version of the "
-                "encoder gives; encode all with the same"
+                f"{name} has another codec header than segment 0, as of another version of the "
+                "encoder; encode all with the same"
             )
         self._first = first
         self._next += 1
@@ -61,8 +63,12 @@ class PartOrder:
 
 
 def _parameter_sets(extradata: bytes) -> list[bytes]:
-    """Give what a decoder needs of a codec header: not the message in which x265 names its threads."""
+    """Give what a decoder needs of a codec header: not the text in which x265 names its threads."""
     if not extradata.startswith(_START_CODE):
         return [extradata]
     units = extradata.split(_START_CODE)[1:]
-    return [unit for unit in units if unit and unit[0] >> 1 & 0x3F not in (_SEI_PREFIX, _SEI_SUFFIX)]
+    return [unit for unit in units if unit and _h265_type(unit) not in _SEI_UNITS]
+
+
+def _h265_type(unit: bytes) -> int:
+    return unit[0] >> 1 & 0x3F

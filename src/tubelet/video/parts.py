@@ -1,7 +1,7 @@
 """A file that holds the packets of one segment until all segments are joined.
 
-Any process encodes any segment, in any order; `copy_part` then hands the packets to the output, as the
-encoder would have. Nothing of a packet changes on the way: no container rounds its times.
+Any process encodes any segment, in any order; `copy_part` then hands the packets to the output, as
+the encoder would have. Nothing of a packet changes on the way: no container rounds its times.
 
     8 bytes   signature
     ...       packets, each followed by its side data
@@ -42,7 +42,7 @@ _BLOCK_ADDITIONAL_TYPE = 15  # AV_PKT_DATA_MATROSKA_BLOCKADDITIONAL
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where a packet lies in time and how long it is; the fields of a row of the index, in this order."""
+    """A packet as a row of the index has it, field by field."""
 
     size: int
     side_size: int
@@ -149,7 +149,8 @@ class Part:
     """A part file that was opened and whose index was read.
 
     Attributes:
-        head: what was known before the first packet; its fingerprint tells whether it fits an output.
+        head: what was known before the first packet; its fingerprint tells whether it fits an
+            output.
         tail: what was known after the last.
     """
 
@@ -233,7 +234,11 @@ def copy_part(path: str | Path, sink: PacketSink) -> None:
 
 
 def _read_index(file: IO[bytes]) -> tuple[dict[str, Any], int]:
-    """Read the index and how many bytes of packets lie before it; a ValueError says that it is not there."""
+    """Read the index, and how many bytes of packets lie before it.
+
+    Raises:
+        ValueError: it is not there.
+    """
     index_end = file.seek(0, os.SEEK_END) - _END_BYTES
     file.seek(max(0, index_end))
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -268,4 +273,4 @@ def _tail_from_json(data: dict[str, Any]) -> PartTail:
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"part file {path} is damaged or not whole; remove it, and its segment is encoded again")
+    return InputError(f"part file {path} is damaged or not whole; remove it and encode its segment again")

@@ -15,13 +15,13 @@ def probe(src: str | Path) -> VideoInfo:
     """Describe a video by its header and its first frame.
 
     Args:
-        src: a file, an image folder or a printf pattern. A pipe ("-") cannot be looked at without using it
-            up: `open_reader("-").info` has its description.
+        src: a file, an image folder or a printf pattern. A pipe ("-") cannot be probed without
+            using it up: `open_reader("-").info` describes it.
 
     Raises:
         InputError: there is nothing that can be decoded.
     """
     if str(src) == "-":
-        raise InputError("a pipe cannot be probed without using it up; open it with open_reader and read .info")
+        raise InputError("a pipe would be used up by a probe; use open_reader and read .info")
     with open_reader(src) as reader:
         return reader.info

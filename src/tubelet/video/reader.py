@@ -1,4 +1,4 @@
-"""A video as an iterator of frames: exact pts, presentation order, R'G'B' float, upright; one pass."""
+"""A video as an iterator of frames: exact pts, presentation order, R'G'B' float, upright."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ __all__ = ["FrameSource", "Reader", "Span", "open_reader"]
 class Span:
     """Some of the frames of a video: those whose pts lie in [start, stop).
 
-    The pts are those that a reader of the whole video gives its frames. Spans that follow one another hold
-    every frame of the whole once, the same to the bit.
+    The pts are those that a reader of the whole video gives its frames. Spans that follow one
+    another hold every frame of the whole once, the same to the bit.
 
     Attributes:
         start: pts in ticks, None for the first frame.
-        stop: pts in ticks, None for the end. The span without a stop alone reports problems: it has seen all.
+        stop: pts in ticks, None for the end. The span without a stop alone reports problems: it has
+            seen all.
         first_index: index of its first frame in the whole video.
-        may_seek: `Reader.may_seek` of a reader that has read the whole video. False decodes from the beginning.
+        may_seek: `Reader.may_seek` of a reader that has read the whole video. False decodes from
+            the beginning.
     """
 
     start: int | None = None
@@ -66,9 +68,9 @@ class FrameSource(Protocol):
         ...
 
     def frames_from_keyframe(self, start_tick: int) -> Iterator[VideoFrame] | None:
-        """Yield the frames of a keyframe at or before `start_tick` and all after it, or None for no such thing.
+        """Yield all frames from a keyframe at or before `start_tick` on.
 
-        They are those that a reading from the beginning gives, to the bit.
+        They are those of a reading from the beginning, to the bit. None where that is not sure.
         """
         ...
 
@@ -86,9 +88,10 @@ class Reader:
 
     Attributes:
         info: description of the video.
-        problems: what could not be decoded or was missing, a line each; complete when the frames are used up.
-        may_seek: a `Span` of the video may begin at a keyframe: the format allows it, and the whole video was
-            read without a problem, each frame with its own pts.
+        problems: what could not be decoded or was missing, a line each; complete when the frames
+            are used up.
+        may_seek: a `Span` of the video may begin at a keyframe: the format allows it, and the whole
+            video was read without a problem, each frame with its own pts.
     """
 
     def __init__(
@@ -121,7 +124,10 @@ class Reader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -131,7 +137,7 @@ class Reader:
     def close(self) -> None:
         """Close the file; a second time does nothing.
 
-        While another thread is inside it, stuck in a pipe, it is left open: closing it there would crash.
+        While another thread is inside it, stuck in a pipe, it stays open: closing it would crash.
         """
         if inspect.getgeneratorstate(self._frames) == inspect.GEN_RUNNING:
             return
@@ -162,13 +168,14 @@ class Reader:
             return
         self.problems += self._source.problems(count, self._end_tick)
         if odd_sizes and size is not None:
-            self.problems.append(f"{odd_sizes} frames have another size and were scaled to {size[0]}x{size[1]}")
+            usual = f"{size[0]}x{size[1]}"
+            self.problems.append(f"{odd_sizes} frames have another size and were scaled to {usual}")
         if self._clock.moved:
             self.problems.append(f"{self._clock.moved} timestamps did not increase and were moved")
         self.may_seek = self._source.seeks_exactly and self._clock.is_own and not self.problems
 
     def _stamped(self) -> Iterator[tuple[VideoFrame, int]]:
-        """Yield the frames of the cut with their pts, from the beginning or from a keyframe before the span."""
+        """Yield frames with their pts, from the beginning or from a keyframe before the span."""
         raws: Iterator[VideoFrame] | None = None
         if self._span.may_seek and self._span.start is not None:
             raws = self._source.frames_from_keyframe(self._span.start)
@@ -206,16 +213,18 @@ def open_reader(
     """Open a video for reading.
 
     Args:
-        src: a video file, an image folder, a printf pattern (frames/%05d.png), or "-" for y4m on stdin.
-        start_s: leave out frames before this time, counted from the file's first timestamp (as `ffmpeg -ss`).
+        src: a video file, an image folder, a printf pattern (frames/%05d.png), or "-" for y4m on
+            stdin.
+        start_s: leave out frames before this time, counted from the file's first timestamp (as
+            `ffmpeg -ss`).
         duration_s: leave out frames from `start_s + duration_s` on.
-        gamut: "clip" gives rgb in [0, 1]; "keep" leaves codes of colours outside it a little outside, so that
-            frames that are written again as they are lose nothing.
+        gamut: "clip" gives rgb in [0, 1]; "keep" leaves codes of colours outside it a little
+            outside, so that frames that are written again as they are lose nothing.
         span: leave out all other frames of what start_s and duration_s leave.
 
     Returns:
-        A reader. Frames without a timestamp get the one that follows from the frame rate; timestamps that do
-        not increase are moved behind the one before.
+        A reader. Frames without a timestamp get the one that follows from the frame rate;
+        timestamps that do not increase are moved behind the one before.
 
     Raises:
         InputError: there is nothing that can be decoded.
@@ -238,8 +247,9 @@ def _open_source(src: str) -> FrameSource:
 class _Clock:
     """Gives every frame a pts, strictly increasing: its own where that does.
 
-    Where a container has no pts (AVI), or has wrong ones, the dts that comes with each frame in presentation
-    order is as good; whichever went wrong less often counts, as in FFmpeg's best-effort timestamp.
+    Where a container has no pts (AVI), or has wrong ones, the dts that comes with each frame in
+    presentation order is as good; whichever went wrong less often counts, as in FFmpeg's
+    best-effort timestamp.
     """
 
     def __init__(self, info: VideoInfo) -> None:
@@ -276,13 +286,12 @@ class _Clock:
             if value is not None:
                 self._faults[name] += name in self._seen and value <= self._seen[name]
                 self._seen[name] = value
-        if frame.pts is not None and (frame.dts is None or self._faults["pts"] <= self._faults["dts"]):
-            return frame.pts
-        return frame.dts
+        is_pts_better = frame.dts is None or self._faults["pts"] <= self._faults["dts"]
+        return frame.pts if frame.pts is not None and is_pts_better else frame.dts
 
 
 def _tick(time_s: Fraction, tick_s: Fraction) -> int:
-    """First tick at or after a time; a tenth of a tick allows for times that were written with few digits."""
+    """Give the first tick at or after a time; 0.1 ticks allow for times written with few digits."""
     return math.ceil(time_s / tick_s - Fraction(1, 10))
 
 

@@ -1,4 +1,4 @@
-"""Frames with their times into a file, a folder of images or a pipe, beside all else of the source."""
+"""Write frames with their times into a file, a folder of images or a pipe."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _DEFAULTS = EncodeSettings()
 class Writer:
     """Takes frames in presentation order; the output has its name only after a clean exit.
 
-    It is one encoder for the whole video, and the output that takes its packets. Whoever restores a video in
-    segments uses the two apart.
+    It is one encoder for the whole video and the output that takes its packets. Whoever restores a
+    video in segments uses the two apart.
 
     Attributes:
         notes: what a person should know, a line each; complete after the exit.
