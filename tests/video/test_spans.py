@@ -190,6 +190,27 @@ def test_a_span_is_decoded_from_the_keyframe_before_it(tmp_path, monkeypatch, na
     assert len(decoded) < len(whole) * 3 // 5
 
 
+@pytest.mark.parametrize("name", [*SEEKING, "refresh.mkv"])
+def test_a_span_may_begin_at_any_frame(tmp_path, name):
+    """Also at one that is shown before a keyframe and decoded behind it."""
+    path = MADE[name](tmp_path / name)
+    whole, _ = read(path)
+    for frame in whole[20:60]:
+        with open_reader(path, span=Span(start=frame.pts, first_index=frame.index, may_seek=True)) as reader:
+            assert_same([next(iter(reader))], [frame])
+
+
+def test_a_span_with_a_stop_reports_no_problem_even_at_the_end(tmp_path):
+    """The next span, which has no frame to give, reports it."""
+    path = make_truncated(tmp_path / "a.mkv")
+    whole, reader = read(path)
+    beyond = whole[-1].pts + 1000
+    assert read(path, span=Span(stop=beyond))[1].problems == []
+    frames, last = read(path, span=Span(start=beyond))
+    assert frames == []
+    assert last.problems == reader.problems != []
+
+
 def test_a_reader_that_has_not_seen_all_does_not_allow_to_seek(tmp_path):
     path = make_long(tmp_path / "a.mp4")
     whole, reader = read(path, span=Span(stop=2000))

@@ -14,7 +14,7 @@ import av
 from av.codec.context import Flags
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.frame import PictureType, VideoFrame
+from av.video.frame import VideoFrame
 
 from tubelet.errors import InputError
 from tubelet.video.container import clock_origin, describe, pick_video_stream, read_siting
@@ -256,13 +256,11 @@ class ContainerFrames:
         if key is None or not key.is_keyframe or key.pts is None or key.pts > start_tick:
             return None
         self._pass = self._decode(chain([key], packets))
-        for frame in self._pass:
-            # Frames that are decoded behind the keyframe and shown before it may lack what they refer to.
-            if frame.pts is None or frame.pts < key.pts:
-                continue
-            is_whole = frame.pict_type == PictureType.I and not frame.is_corrupt
-            return chain([frame], self._pass) if is_whole and frame.pts == key.pts else None
-        return None
+        first = next(self._pass, None)
+        # Not so where a stream has no keyframes, only places from which it becomes whole by and by.
+        if first is None or not first.key_frame or first.pts != key.pts:
+            return None
+        return chain([first], self._pass)
 
     def _with_tail(self, begin: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         """Yield frames, and at the end of the file those that frame threads have swallowed."""
