@@ -18,10 +18,11 @@ __all__ = ["EvaluatedModel", "find_evaluated_models"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedModel:
-    """A model that is evaluated. Its network is let go until its turn, so that one at a time is in memory.
+    """A model that is evaluated. Its network is in memory only while it is its turn.
 
     Attributes:
-        name: its id; for a checkpoint the name of the file, with folders before it where two are alike.
+        name: its id; for a checkpoint the name of the file, with folders before it where two are
+            alike.
         spec: how to run it.
         weights_sha256: of its weight file; None where it has none.
         parameters: how many numbers were trained.
@@ -43,7 +44,8 @@ def find_evaluated_models(names: Sequence[str], *, scale: int) -> list[Evaluated
     """Find the models that are named, each once, and load each once to see that it is whole.
 
     Args:
-        names: ids of the zoo, names that stand for one model per scale ("bicubic"), or paths of checkpoints.
+        names: ids of the zoo, names that stand for one model per scale ("bicubic"), or paths of
+            checkpoints.
         scale: that the protocol asks for.
 
     Returns:
@@ -79,7 +81,10 @@ def _describe(opened: OpenedModel) -> EvaluatedModel:
 
 
 def _with_distinct_names(models: list[EvaluatedModel]) -> list[EvaluatedModel]:
-    """Put folders before the names of checkpoints until no two are alike: a/model and b/model are a-model, b-model."""
+    """Put folders before the names of checkpoints until no two are alike.
+
+    The files a/model.safetensors and b/model.safetensors become a-model and b-model.
+    """
     names = [model.name for model in models]
     for depth in range(1, 32):
         twice = {name for name in names if names.count(name) > 1}

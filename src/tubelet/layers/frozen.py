@@ -1,8 +1,8 @@
 """Frozen networks that another network stands on, held outside of its module tree.
 
-A plain attribute that PyTorch does not register is by construction no part of `state_dict()`, `parameters()` and
-`train()` of the network that holds it. What has to reach it all the same (moves to a device, counts of parameters)
-asks for it by the functions below.
+A plain attribute that PyTorch does not register is by construction no part of `state_dict()`,
+`parameters()` and `train()` of the network that holds it. What has to reach it all the same (moves
+to a device, counts of parameters) asks for it by the functions below.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["FrozenModel", "all_modules", "all_parameters", "all_tensors"]
 class FrozenModel:
     """Hold a network that never trains.
 
-    A network with such an attribute moves it along in its `_apply`, which is what `to`, `cuda`, `half` and the like
-    call.
+    A network with such an attribute moves it along in its `_apply`, which is what `to`, `cuda`,
+    `half` and the like call.
 
     Args:
         network: is set to evaluation, and its parameters to need no gradient.

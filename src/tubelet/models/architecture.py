@@ -1,4 +1,4 @@
-"""`Architecture`: how a published network is recognised, configured, and named in the files that circulate."""
+"""`Architecture`: how a published network is recognized and configured, and how it is run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ class Contract:
         min_size_px: smallest height and width of lq; the engine pads.
         precisions: numeric formats that keep the result within 0.02 dB.
         streams: a clip network with `restore`, which yields its frames one by one.
-        edge_frames: frames at a boundary of a clip whose state a streaming network takes and gives; 0 if it takes none.
+        edge_frames: frames at a boundary of a clip whose state a streaming network takes and gives;
+            0 if it takes none.
         encodes: a window network with `encode` for each frame and `fuse` for each window.
-        warmup_frames: frames that a recurrent network restores before its results count, where it begins inside a scene
-            without the state of the frame before; a clip network sees as many behind the end, too.
+        warmup_frames: frames that a recurrent network restores before its results count, where it
+            begins inside a scene without the state of the frame before; a clip network sees as many
+            behind the end, too.
 
     Raises:
         ValueError: a field does not belong to this temporal kind.
@@ -58,7 +60,9 @@ class Contract:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
-    """The frozen network that a composite one stands on. It has a file of its own, and is opened by its id or path.
+    """The frozen network that a composite one stands on.
+
+    It has a file of its own, and is opened by its id or path.
 
     Attributes:
         role: what messages call it, such as "image model".
@@ -87,16 +91,18 @@ class Architecture:
         name: of the class, as its paper calls it.
         config: frozen dataclass of what can vary.
         build: makes the network from a configuration.
-        translate: maps the names of a state dict in any layout in circulation to ours; None where the names are of no
-            layout of this architecture. Values may be renamed, split or joined, never invented.
+        translate: maps the names of a state dict in any layout in circulation to ours; None where
+            the names are of no layout of this architecture. Values may be renamed, split or joined,
+            never invented.
         infer: reads the configuration off our names and shapes.
-        contract: temporal contract, scale and sizes of a configuration; None for a network that is only a part of
-            others and makes no pictures.
-        base: of a configuration of a composite network: the frozen network that it stands on, which is no part of its
-            state dict. None for networks that stand alone.
-        cleans: whether the network cleans frames before it enlarges them, so that a loss can judge the cleaned ones;
-            it keeps `CleaningModel` then.
-        derived: endings of names that the constructor derives (means, indexes, masks): they may be absent from a file.
+        contract: temporal contract, scale and sizes of a configuration; None for a network that is
+            only a part of others and makes no pictures.
+        base: of a configuration of a composite network: the frozen network that it stands on, which
+            is no part of its state dict. None for networks that stand alone.
+        cleans: whether the network cleans frames before it enlarges them, so that a loss can judge
+            the cleaned ones; it keeps `CleaningModel` then.
+        derived: endings of names that the constructor derives (means, indexes, masks): they may be
+            absent from a file.
         source: paper.
     """
 

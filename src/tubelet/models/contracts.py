@@ -1,6 +1,7 @@
 """What a network of each kind must have, as protocols that pyright checks.
 
-`Contract` says which of them a network keeps; `check_contract` compares the two once, before anything runs.
+`Contract` says which of them a network keeps; `check_contract` compares the two once, before
+anything runs.
 
     kind     further         protocol              called for
     frame                    FrameModel            each frame
@@ -64,7 +65,7 @@ class WindowModel(Protocol):
 
 
 class EncodingWindowModel(WindowModel, Protocol):
-    """Restores the middle frame in two steps, of which the first looks at one frame and serves all its windows."""
+    """Restores the middle frame in two steps; the first depends on one frame alone."""
 
     def encode(self, frame: Tensor) -> Encoding:
         """Compute what depends on one frame (B, 3, H, W) alone."""
@@ -104,7 +105,7 @@ class ClipModel(Protocol):
 
 
 class StreamingModel(Protocol):
-    """Restores several frames at once, gives them one by one, and goes on from the states at the ends of a clip."""
+    """Restores several frames, gives them one by one, and goes on from states at both ends."""
 
     def forward(self, lq: Tensor, before: Edge = ..., after: Edge = ...) -> Tensor:
         """Map (B, T, 3, H, W) to (B, T', 3, sH, sW), T' = T + between_frames · (T - 1)."""
@@ -126,7 +127,8 @@ class StreamingModel(Protocol):
             before: what lies before the clip, `Edge()` where the film begins.
             after: what lies after the clip, `Edge()` where the film ends.
             seen: called with every new state, so that it can become part of an edge.
-            store: keeps features between the sweeps, and is empty afterwards; None makes one with default limits.
+            store: keeps features between the sweeps, and is empty afterwards; None makes one with
+                default limits.
 
         Yields:
             T' times (B, 3, sH, sW).
@@ -167,14 +169,14 @@ def as_online(network: nn.Module) -> OnlineModel:
 
 
 def as_encoding(network: nn.Module) -> EncodingWindowModel:
-    """Take a network as one that encodes frames and fuses windows; ConfigError where it lacks a method."""
+    """Take a network as one with `encode` and `fuse`; ConfigError where it lacks one of them."""
     _require(network, "encode(frame)", "encodes=True")
     _require(network, "fuse(window)", "encodes=True")
     return cast(EncodingWindowModel, network)
 
 
 def as_streaming(network: nn.Module) -> StreamingModel:
-    """Take a network as one that gives its frames one by one; ConfigError where it lacks a method."""
+    """Take a network as one with `restore`; ConfigError where it lacks that."""
     _require(network, "restore(lq)", "streams=True")
     return cast(StreamingModel, network)
 

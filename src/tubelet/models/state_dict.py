@@ -1,6 +1,7 @@
 """Words for reading state dicts: what names and shapes are there, and how they are called here.
 
-Model files use them to recognize files of other code, to rename their tensors, and to read configurations off them.
+Model files use them to recognize files of other code, to rename their tensors, and to read
+configurations off them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _apply(rules: Sequence[Rule], name: str) -> str:
 
 
 def zero_based(template: str) -> Callable[[re.Match[str]], str]:
-    """Make the replacement of a rule whose first group is a number that counts from 1: "blocks.{}." counts from 0."""
+    """Make a replacement such as "blocks.{}.", for a rule whose first group counts from 1."""
     return lambda match: template.format(int(match[1]) - 1)
 
 
@@ -72,7 +73,7 @@ def shape_of(state: State, name: str) -> tuple[int, ...]:
 
 
 def has_convolutions(state: State, *paths: str) -> bool:
-    """Tell whether there is a convolution in the plane at every path: a weight of four dimensions."""
+    """Tell whether there is a 2-D convolution at every path: a weight of four dimensions."""
     return all(len(shape_of(state, f"{path}.weight")) == 4 for path in paths)
 
 
@@ -93,9 +94,10 @@ def count_blocks(state: State, prefix: str) -> int:
 
 
 def shuffle_scale(state: State, path: str) -> int:
-    """Read the scale off the convolutions before pixel shuffles, `path.<index>`; 0 where they fit none.
+    """Read the scale off the convolutions before pixel shuffles; 0 where they fit none.
 
-    One that makes 9 times its channels is for ×3; any number of those that make 4 times theirs is for ×2 each.
+    They are `path.<index>`. One that makes 9 times its channels is for ×3; any number of those that
+    make 4 times theirs is for ×2 each.
     """
     shape = shape_of(state, f"{path}.0.weight")
     if len(shape) != 4 or shape[1] < 1:

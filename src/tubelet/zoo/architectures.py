@@ -81,7 +81,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 """What `load_model` recognises; the first that claims a file gets it."""
 
 if TYPE_CHECKING:
-    # Nothing here runs: pyright compares the methods of every network with the protocol of its kind.
+    # Nothing here runs: pyright compares every network with the protocol of its kind.
     _FRAME: tuple[type[FrameModel], ...] = (
         srvgg.SRVGGNetCompact,
         rrdb.RRDBNet,

@@ -1,9 +1,10 @@
-"""Frozen bases of composite networks: found by the reference in a checkpoint, and known again by their tensors.
+"""Frozen bases of composite networks: found by a reference, and known again by their tensors.
 
-    header of a checkpoint: base = {"model": id or path, "architecture": ..., "sha256": of its tensors}
+    header of a checkpoint: base = {"model": id or path, "architecture": …, "sha256": of tensors}
 
-The checkpoint holds the composite network's own weights alone. A path is looked for from the folder of the checkpoint
-on, then from the current one; then a file of its name beside the checkpoint. The first that has these tensors is it.
+The checkpoint holds the composite network's own weights alone. A path is looked for from the folder
+of the checkpoint on, then from the current one; then a file of its name beside the checkpoint. The
+first that has these tensors is it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ _EARLIER_NOTE = "image_model"
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """What a checkpoint keeps of its base: id or path, and the sha256 of its tensors, "" where it is not known."""
+    """What a checkpoint keeps of its base.
+
+    Attributes:
+        model: id or path.
+        sha256: of its tensors; "" where it is not known.
+    """
 
     model: str
     sha256: str = ""
@@ -88,7 +94,8 @@ def attach_base(opened: OpenedModel, needed: BaseModel) -> OpenedModel:
         The network on its base, and how both together are run.
 
     Raises:
-        CheckpointError: the checkpoint refers to none, or it is missing, cannot be one, or has other weights.
+        CheckpointError: the checkpoint refers to none, or it is missing, cannot be one, or has
+            other weights.
         ResourceError: it cannot be fetched.
     """
     reference = _read_reference(opened, needed)
@@ -120,7 +127,7 @@ def _check_tensors(opened: OpenedModel, base: OpenedModel, reference: _Reference
 
 
 def _read_reference(opened: OpenedModel, needed: BaseModel) -> _Reference:
-    """Read which base a checkpoint refers to; one that refers to none may be of a kind that has a usual one."""
+    """Read which base a checkpoint refers to, or else the usual one, if there is such a thing."""
     header = read_header(opened.path) if opened.path is not None else {}
     try:
         reference = _parse(json.loads(header.get("base", "null")))
@@ -152,7 +159,7 @@ def _parse(content: Any) -> _Reference | None:
 
 
 def _find(reference: _Reference, needed: BaseModel, checkpoint: Path | None) -> OpenedModel:
-    """Open the base; of several files at its path, the one with the right tensors, or else the first."""
+    """Open the base: of several files the one with the right tensors, or else the first."""
     if checkpoint is None or not is_checkpoint(reference.model):
         return open_base(reference.model, needed)
     places = _places(reference.model, checkpoint)
@@ -187,7 +194,8 @@ def refer_to(base: OpenedModel, folder: Path) -> dict[str, str]:
 
     Args:
         base: what the network was trained over.
-        folder: of the checkpoint. A path is written as it is seen from there, so that both can be moved together.
+        folder: of the checkpoint. A path is written as it is seen from there, so that both can be
+            moved together.
     """
     return {
         "model": base.name if base.path is None else _seen_from(folder, base.path),
@@ -212,7 +220,7 @@ def fingerprint(model: OpenedModel) -> str:
 
 
 def hash_tensors(network: nn.Module) -> str:
-    """Compute the sha256 of names, shapes, formats and numbers of a state dict, in the order of the names."""
+    """Compute the sha256 of the names, shapes, formats and numbers of a state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

@@ -1,4 +1,4 @@
-"""Models with their weights: one of the list, or a checkpoint, without the base that it may stand on."""
+"""Models with their weights, from the list or from a checkpoint, each without its base."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class OpenedModel:
         name: id of the model, or the path of the checkpoint as it was given.
         spec: how to run it.
         network: in evaluation mode, float32, on the CPU.
-        weights_sha256: of the weight file; of one that is published elsewhere as many digits as are published; None
-            for a model without weights.
+        weights_sha256: of the weight file; of one that is published elsewhere as many digits as are
+            published; None for a model without weights.
         path: of the checkpoint; None for a model of the list.
     """
 
@@ -134,7 +134,7 @@ def _load_published(known: KnownFile) -> nn.Module:
 
 
 def _named(known: KnownFile) -> dict[str, Any]:
-    """Return architecture and configuration of a published file, as arguments of `open_checkpoint`."""
+    """Return what is known of a published file, as arguments of `open_checkpoint`."""
     fields = {field.name: getattr(known.config, field.name) for field in dataclasses.fields(known.config)}
     return {"architecture": known.architecture.name, **fields}
 

@@ -15,17 +15,19 @@ def open_model(name: str, *, factor: float | None = None) -> OpenedModel:
     """Open a model with its weights, and with the base that it stands on if it is a composite one.
 
     Args:
-        name: id of a listed model, name that stands for one model per scale ("default", "bicubic"), or path of a
-            checkpoint.
-        factor: wanted enlargement, which decides between the models that share a name; default: the largest.
+        name: id of a listed model, name that stands for one model per scale ("default", "bicubic"),
+            or path of a checkpoint.
+        factor: wanted enlargement, which decides between the models that share a name; default: the
+            largest.
 
     Returns:
         The network, and how to run it. The spec of a checkpoint has the name of the file as its id.
 
     Raises:
         RequestError: no model has this name; the line suggests the nearest.
-        CheckpointError: the file is missing, damaged, of no known architecture, or a part that makes no images; or
-            its base is missing, or has other weights than those that it was trained over.
+        CheckpointError: the file is missing, damaged, of no known architecture, or a part that
+            makes no images; or its base is missing, or has other weights than those that it was
+            trained over.
         ResourceError: published weights cannot be fetched.
     """
     return _complete(open_alone(name, factor=factor))
@@ -36,8 +38,9 @@ def create_model(id: str, *, weights: bool = True) -> nn.Module:
 
     Args:
         id: a model's id, or a name that stands for one model per scale.
-        weights: load the trained weights, where the model has some; otherwise it is as initialized. Weights that are
-            published elsewhere are fetched on first use, with a line or a bar on the standard error.
+        weights: load the trained weights, where the model has some; otherwise it is as initialized.
+            Weights that are published elsewhere are fetched on first use, with a line or a bar on
+            the standard error.
 
     Returns:
         The network in evaluation mode, float32, on the CPU.
