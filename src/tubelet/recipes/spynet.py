@@ -182,15 +182,14 @@ class _MotionTask:
         del step
         assert isinstance(model, SpyNet)
         flows = model.levels(batch["ref"], batch["supp"], self._levels)
+        known = torch.cat([batch["flow"], batch["weight"]], 1)  # pooled at once: (B, 3, H, W)
         losses: dict[str, Tensor] = {}
         for level, flow in enumerate(flows):
             factor = 2 ** (self._levels - 1 - level)
-            truth = batch["flow"]
-            weight = batch["weight"]
-            if factor > 1:
-                truth = functional.avg_pool2d(truth, factor) / factor
-                weight = functional.avg_pool2d(weight, factor)
-            losses[f"level_{level}"] = end_point_error(flow.float(), truth, weight=weight)
+            pooled = functional.avg_pool2d(known, factor)
+            truth = pooled[:, :2] / factor
+            error = end_point_error(flow.float(), truth, weight=pooled[:, 2:])
+            losses[f"level_{level}"] = error
         yield losses
 
 
