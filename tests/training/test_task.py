@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tiny_networks import TINY
+from tubelet.layers.recurrence import Edge
+from tubelet.losses import l1
+from tubelet.models.basicvsr import BasicVSR
 from tubelet.training import Batch, LoopSettings, Losses, OptimiserSettings, ScheduleSettings, train
 
 FRAMES = 6
@@ -218,3 +222,74 @@ def test_a_run_of_long_clips_resumes_between_two_of_them(tmp_path):
         train(_Recurrent(), Stopped(), settings, tmp_path / "parts")
     resumed = train(_Recurrent(), _LongClips(), settings, tmp_path / "parts")
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+class _TruncatedBasicVSR:
+    """Algorithm 1 for a network of the zoo: edges of samples come from a pass over the long clip."""
+
+    frames = 4
+    length = 1  # frames of a sample
+    starts = (2, 1)
+
+    def __init__(self) -> None:
+        self._hidden: dict[tuple[str, int], Tensor] = {}
+
+    def batch(self, step: int) -> Batch:
+        clip, sample = divmod(step, len(self.starts))
+        generator = torch.Generator().manual_seed(clip)
+        gt = torch.rand(1, self.frames, 3, 32, 32, generator=generator)
+        lq = gt[..., ::4, ::4]
+        start = self.starts[sample]
+        stop = start + self.length
+        batch = {"lq": lq[:, start:stop], "gt": gt[:, start:stop], "last": lq[:, start - 1], "next": lq[:, stop]}
+        return batch | {"clip": lq} if sample == 0 else batch
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
+        assert isinstance(model, BasicVSR)
+        if "clip" in batch:
+            self._hidden = states_of(model, batch["clip"])
+        start = self.starts[step % len(self.starts)]
+        yield {"pixel": sample_loss(model, batch, self._hidden, start, start + self.length)}
+
+
+@torch.no_grad()
+def states_of(model: BasicVSR, lq: Tensor) -> dict[tuple[str, int], Tensor]:
+    """Run both sweeps over a clip, and return their states by the name of the sweep and the frame."""
+    states: dict[tuple[str, int], Tensor] = {}
+
+    def keep(sweep: str, t: int, state: Tensor) -> None:
+        states[sweep, t] = state
+
+    model.eval()
+    for _ in model.propagate(lq, seen=keep):
+        pass
+    model.train()
+    return states
+
+
+def sample_loss(model: BasicVSR, batch: Batch, hidden: dict[tuple[str, int], Tensor], start: int, stop: int) -> Tensor:
+    before = Edge((batch["last"],), {"forward": (hidden["forward", start - 1],)}, start - 1)
+    after = Edge((batch["next"],), {"backward": (hidden["backward", stop],)}, stop)
+    return l1(model(batch["lq"], before, after).float(), batch["gt"])
+
+
+def test_a_recurrent_network_of_the_zoo_is_trained_on_long_clips(tmp_path):
+    def build() -> BasicVSR:
+        torch.manual_seed(0)
+        return BasicVSR(TINY["BasicVSR"])
+
+    model, task = build(), _TruncatedBasicVSR()
+    settings = replace(CONSTANT_RATE, steps=4, lr=1e-3, activations="recompute")
+    train(model, task, settings, tmp_path)
+    expected = build().train()
+    optimizer = torch.optim.Adam(expected.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    states: dict[tuple[str, int], Tensor] = {}
+    for step in range(4):
+        batch = task.batch(step)
+        if step % 2 == 0:
+            states = states_of(expected, batch["clip"])
+        start = task.starts[step % 2]
+        optimizer.zero_grad()
+        sample_loss(expected, batch, states, start, start + task.length).backward()
+        optimizer.step()
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=1e-6)
