@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tubelet.layers.inference import Backend
+from tubelet.ops.sizes import pad_to, round_up
 
 __all__ = ["Span", "join_windows", "map_windows", "pad_to_windows", "split_windows", "window_blocks", "window_spans"]
 
@@ -59,11 +59,7 @@ def window_spans(length: int, window: int, shift: int) -> list[Span]:
 def pad_to_windows(picture: Tensor, window: int) -> Tensor:
     """Extend (B, C, H, W) to the right and below to whole windows: mirrored, or repeated where it is too small."""
     height, width = picture.shape[-2:]
-    down, across = -height % window, -width % window
-    if not down and not across:
-        return picture
-    mode = "reflect" if down < height and across < width else "replicate"
-    return functional.pad(picture, (0, across, 0, down), mode=mode)
+    return pad_to(picture, round_up(height, window), round_up(width, window))
 
 
 def split_windows(block: Tensor, size: Sequence[int]) -> Tensor:

@@ -26,6 +26,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.state_dict import State, count_blocks, shape_of, without
+from tubelet.ops.sizes import pad_to
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
 
@@ -82,10 +83,8 @@ class FNet(nn.Module):
         for level in (self.decoder1, self.decoder2, self.decoder3):
             x = functional.interpolate(level(x), scale_factor=2.0, mode="bilinear")
         flow = self.flow(x).tanh() * _MAX_FLOW_PX
-        missing_y, missing_x = current.shape[-2] % _POOLED, current.shape[-1] % _POOLED  # pooling left them out
-        if missing_y or missing_x:
-            flow = functional.pad(flow, (0, missing_x, 0, missing_y), mode="reflect")
-        return flow
+        # Pooling left out the last rows and columns.
+        return pad_to(flow, current.shape[-2], current.shape[-1])
 
 
 class ResidualBlock(nn.Module):

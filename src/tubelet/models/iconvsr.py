@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
@@ -35,6 +34,7 @@ from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.edvr import EDVRConfig, EDVRFeatureExtractor
 from tubelet.models.spynet import rename_spynet
 from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
+from tubelet.ops.sizes import pad_to, round_up
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
 
@@ -225,9 +225,7 @@ def window_of(t: int, radius: int, first: int, last: int) -> list[int]:
 def _pad(frame: Tensor) -> Tensor:
     """Mirror a frame at its right and lower edge, to sizes that the pyramid of the key frames takes."""
     height, width = frame.shape[-2:]
-    if height % _MULTIPLE == 0 and width % _MULTIPLE == 0:
-        return frame
-    return functional.pad(frame, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), mode="reflect")
+    return pad_to(frame, round_up(height, _MULTIPLE), round_up(width, _MULTIPLE))
 
 
 _MMAGIC: tuple[Rule, ...] = (
