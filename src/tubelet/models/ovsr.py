@@ -206,17 +206,16 @@ class OVSR(nn.Module):
         """
         num_frames = lq.shape[1]
         frames = clip_frames(lq, before, after)
-        zero = lq.new_zeros(lq.shape[0], self.config.channels, *lq.shape[3:])
         at_end = after.hidden.get("precursor", ())[:1]
 
         def precede(t: int, past: Past) -> Tensor:
-            return self.precursor(_window(frames, t), past[0] if past else zero)
+            return self.precursor(_window(frames, t), self._last(past, frames[t]))
 
         def succeed(t: int, past: Past) -> Tensor:
             nonlocal present, future
             present = future
             future = next(coming, present)
-            return self.successor(_window(frames, t), (past[0] if past else zero, present, future))
+            return self.successor(_window(frames, t), (self._last(past, frames[t]), present, future))
 
         with open_store(store) as features:
             if self.config.kind == "global":
@@ -230,6 +229,12 @@ class OVSR(nn.Module):
             future = present = next(coming)
             for t, feat in sweep("successor", num_frames, 1, before, 1, succeed, seen):
                 yield t, [present, feat]
+
+    def _last(self, past: Past, frame: Tensor) -> Tensor:
+        """Return the last state (B, C, H, W), zero at the start of the film."""
+        if past:
+            return past[0]
+        return frame.new_zeros(frame.shape[0], self.config.channels, *frame.shape[2:])
 
 
 def _window(frames: Mapping[int, Tensor], t: int) -> tuple[Tensor, Tensor, Tensor]:
