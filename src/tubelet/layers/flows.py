@@ -15,8 +15,8 @@ __all__ = ["ClipFlows"]
 class ClipFlows:
     """The flows that the sweeps over a clip ask for, kept from their first use to their last.
 
-    A sweep of first order asks at frame t for the flow to the frame before it, one of second order also for the flow
-    from there to the frame before that.
+    A sweep of first order asks at frame t for the flow to the frame before it, one of second order
+    also for the flow from there to the frame before that.
 
     Args:
         spynet: estimates them.
@@ -46,7 +46,7 @@ class ClipFlows:
         self._uses_left: dict[Key, int] = {}
 
     def between(self, t: int, other: int) -> Tensor:
-        """Return the flow (B, 2, H, W) from frame t to its neighbour `other`: where t's pixels lie there."""
+        """Return the flow (B, 2, H, W) from frame t to its neighbor: where t's pixels lie there."""
         key = ("flow to the next" if other > t else "flow to the last", t)
         left = self._uses_left.get(key, self._num_uses(t, other)) - 1
         self._uses_left[key] = left

@@ -11,7 +11,7 @@ __all__ = ["stack_frames"]
 
 
 def stack_frames(frames: Iterable[Tensor], num_frames: int, *, like: Tensor | None = None) -> Tensor:
-    """Stack frames as they come; each is freed once it is copied, unless it belongs to an autograd graph.
+    """Stack frames as they come; each is freed once it is copied, unless a graph needs it.
 
     Args:
         frames: `num_frames` tensors (B, C, H, W).
@@ -25,7 +25,8 @@ def stack_frames(frames: Iterable[Tensor], num_frames: int, *, like: Tensor | No
     first = next(stream)
     if first.requires_grad:
         return torch.stack([first, *stream], 1)
-    clip = first.new_empty(first.shape[0], num_frames, *first.shape[1:]) if like is None else torch.empty_like(like)
+    shape = (first.shape[0], num_frames, *first.shape[1:])
+    clip = first.new_empty(shape) if like is None else torch.empty_like(like)
     clip[:, 0] = first
     del first  # before the next one is made
     for t in range(1, num_frames):

@@ -15,7 +15,7 @@ Hidden = tuple[Tensor, ...]
 """State of an online network; None stands for it at the start of the film."""
 
 Step = Callable[[Tensor, Hidden | None], tuple[Tensor, Hidden]]
-"""Of a network: lq (B, 1 + lookahead, 3, H, W) and the last state, to sr (B, 3, sH, sW) and the next state."""
+"""Maps lq (B, 1 + lookahead, 3, H, W) and the last state to sr (B, 3, sH, sW) and the next."""
 
 
 def run_online(
@@ -28,7 +28,8 @@ def run_online(
         lq: (B, T, 3, H, W), T at least 1.
         hidden: state after the frame before the clip; None where the film begins.
         lookahead: frames after the current one that a step sees.
-        after: `lookahead` frames after the clip, fewer where the film ends; beyond its end the last is repeated.
+        after: `lookahead` frames after the clip, fewer where the film ends; beyond its end the last
+            is repeated.
 
     Returns:
         sr (B, T, 3, sH, sW), and the state after the last frame.

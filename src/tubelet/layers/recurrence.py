@@ -3,9 +3,10 @@
     film   … -2  -1 │  0   1   …  T-1 │  T  T+1 …
             before  │       clip      │  after
 
-A sweep runs over the clip in one direction and carries its states from frame to frame. At the first frame of the film
-it starts with none. At the first frame of a clip inside the film it goes on from the states in an `Edge`, so that the
-clip gives the frames that the whole film would give. States are arguments, never attributes of the network.
+A sweep runs over the clip in one direction and carries its states from frame to frame. At the first
+frame of the film it starts with none. At the first frame of a clip inside the film it goes on from
+the states in an `Edge`, so that the clip gives the frames that the whole film would give. States
+are arguments, never attributes of the network.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from torch import Tensor
 __all__ = ["Advance", "Edge", "Past", "Seen", "clip_frames", "sweep"]
 
 Past = tuple[Tensor, ...]
-"""States of the last frames of a sweep, the nearest first; fewer than its order at the start of the film."""
+"""Last states of a sweep, nearest first; fewer than its order at the start of the film."""
 
 Advance = Callable[[int, Past], Tensor]
 """One step of a sweep: the frame of the clip and the past to the state at this frame."""
 
 Seen = Callable[[str, int, Tensor], None]
-"""Called with the name of a sweep, the frame of the clip and its new state, which must not be changed."""
+"""Called with the name of a sweep, a frame of the clip and its new state, not to be changed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,14 +35,14 @@ class Edge:
 
     Three cases:
 
-        Edge()                               the film begins (or ends) with the clip
-        Edge(frames, hidden, frame_index)    the film goes on, and the sweeps go on from these states
-        Edge(frame_index=n)                  the film goes on, but nothing of it is known: sweeps start as at its ends
+        Edge()                              the film begins (or ends) with the clip
+        Edge(frames, hidden, frame_index)   the film goes on, and sweeps go on from these states
+        Edge(frame_index=n)                 the film goes on, and sweeps start as at its ends
 
     Attributes:
         frames: up to `Contract.edge_frames` of (B, 3, H, W), lq as the film has it.
-        hidden: by the name of the sweep, its states at these frames, as many as the order of the sweep or as the film
-            has. They are used as constants if they are detached.
+        hidden: by the name of the sweep, its states at these frames, as many as the order of the
+            sweep or as the film has. They are used as constants if they are detached.
         frame_index: index in the film of the frame next to the clip, `frames[0]` where it is given.
 
     Raises:
@@ -82,8 +83,8 @@ def sweep(
         step: 1 runs from frame 0 to T - 1, -1 from T - 1 to 0.
         edge: what lies beyond the frame where the sweep starts.
         order: how many of the last states `advance` takes.
-        advance: computes the state at a frame. The number of states in its past tells where the film starts: none at
-            its first frame, one at its second.
+        advance: computes the state at a frame. The number of states in its past tells where the
+            film starts: none at its first frame, one at its second.
         seen: called with every new state.
 
     Yields:

@@ -1,9 +1,10 @@
 """Features of a clip between the passes of a network, in bounded memory.
 
-    append ── device, up to its bound ── memory of the host, up to its bound ── temporary file ── get, pop: as they were
+    append ── device, up to its bound ── host memory, up to its bound ── temporary file ── get, pop
 
-A network that runs over a clip several times keeps the features of every frame. The store holds them by frame and moves
-what is over a bound one place further out; what comes back is equal to the bit, in the layout that went in.
+A network that runs over a clip several times keeps the features of every frame. The store holds
+them by frame and moves what is over a bound one place further out; what comes back is equal to the
+bit, in the layout that went in.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class FeatureLimits:
     host_bytes: int | None = 2**30
     """In the memory of the host; None: no bound."""
     folder: Path | None = None
-    """Of the temporary file; None: the system's. It should not be a folder that itself lies in memory."""
+    """Of the temporary file, not a folder that lies in memory; None: the system's."""
 
     def __post_init__(self) -> None:
         for name in ("device_bytes", "host_bytes"):
@@ -44,10 +45,10 @@ class FeatureLimits:
 
 
 class FeatureStore:
-    """Features by frame, each frame's in the order in which they came; close it, or use it as a context.
+    """Features by frame, each frame's in the order in which they came.
 
-    A closed store is empty and can be filled again. Tensors that belong to an autograd graph stay as they are: they are
-    never moved.
+    Close it, or use it as a context. A closed store is empty and can be filled again. Tensors that
+    belong to an autograd graph stay as they are: they are never moved.
 
     Args:
         limits: bounds; None takes the default ones.
@@ -106,7 +107,10 @@ class FeatureStore:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -145,7 +149,7 @@ class FeatureStore:
 
 
 def open_store(store: FeatureStore | None) -> FeatureStore:
-    """Return the store that a caller gave, or a new one; used as a context, either is empty at the end."""
+    """Return the caller's store, or a new one; used as a context, either is empty at the end."""
     return FeatureStore() if store is None else store
 
 
@@ -171,7 +175,7 @@ class _Held:
 
 
 class _SpillFile:
-    """A nameless temporary file of tensors; freed places are used again by tensors of the same size.
+    """A nameless temporary file of tensors, which uses freed places again for the same size.
 
     It is read and written, not mapped: pages of a mapping would count as memory of the process.
     """

@@ -97,7 +97,7 @@ class BasicVSRPlusPlus(nn.Module):
         self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
 
     def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), s = 4, or 1 for input "full"; see `restore`."""
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW); see `restore`."""
         return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
 
     def restore(
@@ -115,11 +115,12 @@ class BasicVSRPlusPlus(nn.Module):
             lq: (B, T, 3, H, W).
             before: two frames and the states of both forward sweeps there; fewer where the film begins.
             after: two frames and the states of both backward sweeps there; fewer where the film ends.
-            seen: called with the states of the four sweeps, (B, C, H, W), or (B, C, H/4, W/4) for input "full".
+            seen: called with the states of the four sweeps, (B, C, H, W), for input "full" a quarter
+                of the size.
             store: keeps features and flows between the sweeps.
 
         Yields:
-            (B, 3, sH, sW), from the first frame to the last.
+            (B, 3, sH, sW), s = 4, or 1 for input "full", from the first frame to the last.
         """
         for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
             yield self._reconstruct(feats, lq[:, t])
@@ -203,7 +204,8 @@ class BasicVSRPlusPlus(nn.Module):
             name: of the sweep.
             current: (B, C, H, W), g of the current frame.
             past: states (B, C, H, W) of the last frame and of the one before.
-            hops: flows (B, 2, H, W) from the current frame to the last, and from there to the one before.
+            hops: flows (B, 2, H, W) from the current frame to the last, and from there to the one
+                before.
 
         Returns:
             (B, C, H, W); zero at the first frame of the film.

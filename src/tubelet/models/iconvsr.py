@@ -106,10 +106,13 @@ class IconVSR(nn.Module):
 
         Args:
             lq: (B, T, 3, H, W).
-            before: frames for the windows of key frames, twice `temporal_padding` or as many as the film has, and the
-                state of the forward sweep; its `frame_index` alone tells which frames are key frames.
-            after: likewise, with the state of the backward sweep; the last frame is a key frame where it is empty.
-            seen: called with the states of both sweeps, (B, C, H', W'), sides rounded up to multiples of 4.
+            before: frames for the windows of key frames, twice `temporal_padding` or as many as the
+                film has, and the state of the forward sweep. Its `frame_index` alone tells which
+                frames are key frames.
+            after: likewise, with the state of the backward sweep. Where it is empty, the last frame
+                is a key frame.
+            seen: called with the states of both sweeps, (B, C, H', W'), sides rounded up to
+                multiples of 4.
             store: keeps backward and refilled features.
 
         Yields:
@@ -117,8 +120,8 @@ class IconVSR(nn.Module):
         """
         height, width = lq.shape[-2:]
         for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
-            sr = self._upsample(feats.pop(), _pad(lq[:, t]))
-            yield sr[..., : height * _SCALE, : width * _SCALE]
+            padded = _pad(lq[:, t])
+            yield self._upsample(feats.pop(), padded)[..., : height * _SCALE, : width * _SCALE]
 
     def propagate(
         self,
@@ -180,7 +183,11 @@ class IconVSR(nn.Module):
         encoded: dict[int, tuple[Tensor, ...]] = {}  # what windows share is computed once
         for t in keys:
             window = window_of(t, self.config.temporal_padding, min(frames), max(frames))
-            encoded = {i: encoded[i] if i in encoded else self.edvr.encode(frames[i]) for i in set(window)}
+            for i in encoded.keys() - set(window):
+                del encoded[i]
+            for i in window:
+                if i not in encoded:
+                    encoded[i] = self.edvr.encode(frames[i])
             yield t, self.edvr.fuse([encoded[i] for i in window])
 
 
@@ -269,7 +276,7 @@ def _contract(config: IconVSRConfig) -> Contract:
         halo_px=48,
         min_size_px=_MULTIPLE,
         streams=True,
-        edge_frames=2 * config.temporal_padding,  # beyond a film's end, windows take frames that far within
+        edge_frames=2 * config.temporal_padding,  # windows at a film's end take frames so far within
     )
 
 

@@ -177,16 +177,18 @@ class OVSR(nn.Module):
 
         Args:
             lq: (B, T, 3, H, W).
-            before: one frame and the state there of the successor, and of a local precursor; empty where the film
-                begins.
-            after: one frame and the state there of the precursor, global or local; empty where the film ends.
+            before: one frame and the state there of the successor, and of a local precursor; empty
+                where the film begins.
+            after: one frame and the state there of the precursor, global or local; empty where the
+                film ends.
             seen: called with the states of "precursor" and "successor", (B, C, H, W).
             store: keeps the features of a global precursor; a local one runs one frame ahead.
 
         Yields:
             (B, 3, 4H, 4W), from the first frame to the last.
         """
-        for _, (present, hidden) in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+        frames = self.propagate(lq, before=before, after=after, seen=seen, store=store)
+        for _, (present, hidden) in frames:
             yield self.successor.upscale(hidden) + self.precursor.upscale(present)
             del present, hidden  # before the next frame
 
@@ -215,7 +217,8 @@ class OVSR(nn.Module):
             nonlocal present, future
             present = future
             future = next(coming, present)
-            return self.successor(_window(frames, t), (self._last(past, frames[t]), present, future))
+            last = self._last(past, frames[t])
+            return self.successor(_window(frames, t), (last, present, future))
 
         with open_store(store) as features:
             if self.config.kind == "global":

@@ -243,9 +243,10 @@ class TMNet(nn.Module):
         """Yield each moment with the features of the last, of itself and of the next; film ends are repeated."""
         frames = [*before.frames[:1], *lq.unbind(1), *after.frames[:1]]
         first = -1 - len(between) if before.frames else 0
+        count = _count(lq, between)
         triples = _triples(self.features(frames, between))
         for t, triple in enumerate(triples, first):
-            if 0 <= t < _count(lq, between):
+            if 0 <= t < count:
                 yield t, triple
 
 

@@ -358,7 +358,7 @@ class ZoomingSlowMo(nn.Module):
         self.reconstruction = Reconstruction(config.channels, config.back_blocks)
 
     def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, 2T - 1, 3, 4H, 4W), H and W multiples of 4; see `restore`."""
+        """Restore a clip: (B, T, 3, H, W) → (B, 2T - 1, 3, 4H, 4W); see `restore`."""
         return stack_frames(self.restore(lq, before=before, after=after), 2 * lq.shape[1] - 1)
 
     def restore(
@@ -372,11 +372,12 @@ class ZoomingSlowMo(nn.Module):
     ) -> Iterator[Tensor]:
         """Restore a clip as `forward` does, and yield each frame as it is done.
 
-        The moments of the clip are 0 … 2T - 2, its frames and those half-way. The state at an edge is that of the
-        moment next to the clip, half-way to the frame of the edge, which itself is not looked at.
+        The moments of the clip are 0 … 2T - 2, its frames and those half-way. The state at an edge
+        is that of the moment next to the clip, half-way to the frame of the edge. The frame itself
+        is not looked at.
 
         Args:
-            lq: (B, T, 3, H, W).
+            lq: (B, T, 3, H, W), H and W multiples of 4.
             before: one frame, and the state of the sweep "forward"; empty where the film begins.
             after: one frame, and the state of the sweep "backward"; empty where the film ends.
             seen: called with the states of both sweeps at every moment, (B, 2C, H, W).
