@@ -86,7 +86,9 @@ def encode_in_a_process(
         "folder": str(folder),
     }
     command = [sys.executable, "-c", "import segments; segments.work()", json.dumps(order)]
-    subprocess.run(command, cwd=Path(__file__).parent, check=True, timeout=120)
+    folder = Path(__file__).parent
+    done = subprocess.run(command, cwd=folder, check=True, timeout=120, capture_output=True)
+    assert done.stdout == done.stderr == b""
 
 
 def work() -> None:
@@ -104,16 +106,22 @@ def describe_video(path: Path) -> dict[str, Any]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         lengths = (container.duration, stream.duration)
-        packets = [(p.dts, p.pts) for p in container.demux(stream) if p.size]
+        packets = [p for p in container.demux(stream) if p.size]
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     return {
         "lengths": lengths,
-        "dts": [dts for dts, _ in packets],
-        "pts": sorted(pts for _, pts in packets if pts is not None),
+        "dts": [p.dts for p in packets],
+        "pts": sorted(p.pts for p in packets if p.pts is not None),
         "shown": [frame.pts for frame in frames],
         "pixels": [hashlib.md5(f.to_ndarray(format="rgba").tobytes()).hexdigest() for f in frames],
     }
+
+
+def keyframes(path: Path) -> set[int | None]:
+    """Presentation times at which the video may be entered."""
+    with av.open(str(path)) as container:
+        return {p.pts for p in container.demux(video=0) if p.size and p.is_keyframe}
 
 
 def describe_others(path: Path) -> list[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -365,8 +364,6 @@ def _options(
 
 def _private_options(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[str, str]:
     """Put mastering display, content light level and safeguards into the encoder's own parameters."""
-    if name == "av1":
-        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings on stderr otherwise
     display, light = (hdr.master_display(), hdr.max_cll_text()) if hdr else (None, None)
     if name == "hevc":
         params = ["log-level=error"]

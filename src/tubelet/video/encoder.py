@@ -250,6 +250,8 @@ def open_encoder(form: OutputFormat, *, context: Any = None, segment: int = 0) -
         _set_tags(context, form, options)
         context.flags |= _FRAME_DURATION
         context.thread_type = "AUTO"
+    if encoding.encoder == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # it prints its settings on stderr otherwise
     if encoding.encoder == "libx264":
         # Its own choice, half as many again, crowds the model.
         context.thread_count = min(os.cpu_count() or 1, _MAX_X264_THREADS)
