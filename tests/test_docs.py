@@ -77,6 +77,7 @@ def test_examples_of_the_python_api_run(tmp_path: Path, monkeypatch: pytest.Monk
         "new.mkv",
         "part.mp4",
         "brighter.mkv",
+        "copy.mkv",
     }
 
 
