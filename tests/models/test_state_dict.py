@@ -8,6 +8,7 @@ from tubelet.models.state_dict import (
     count_names,
     first_words,
     has_convolutions,
+    indexes,
     rename,
     shape_of,
     shuffle_scale,
@@ -42,6 +43,13 @@ def test_parts_of_a_state():
     assert first_words(whole) == {"flow", "trunk", "mean"}
     assert list(below(whole, "flow.")) == ["0.weight", "1.weight"]
     assert list(without(whole, r"flow\..*|mean")) == ["trunk.weight"]
+
+
+def test_indexes_are_sorted_numbers():
+    whole = state("model.10.weight", "model.2.weight", "model.2.bias", "model.1.sub.0.weight", "model.a.weight")
+    assert indexes(whole, r"model\.(\d+)\.weight") == [2, 10]
+    assert indexes(whole, r"model\.(\d+)\..*") == [1, 2, 10]
+    assert indexes(whole, r"body\.(\d+)") == []
 
 
 def test_shapes_of_what_is_absent_are_empty():

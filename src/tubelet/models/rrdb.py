@@ -19,7 +19,6 @@ pixel unshuffle: Wang et al., Real-ESRGAN, ICCVW 2021, Section 3.3.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import cast
 
@@ -32,7 +31,7 @@ from tubelet.layers.convolution import ConvAct, ConvAdd, ConvCat, LeakyReLU, Ups
 from tubelet.layers.upsampling import repeat_and_convolve
 from tubelet.layers.winograd import TransformCache
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename
+from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, indexes, rename
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "RRDBConfig", "RRDBNet"]
@@ -153,11 +152,10 @@ _FIRST_RELEASE: tuple[Rule, ...] = (
 
 def _from_first_release(state: State) -> dict[str, Tensor]:
     """Rename `model.<index>`: three places per doubling (nearest, convolution, activation) from 2 on, then the end."""
-    found = (re.fullmatch(r"model\.(\d+)\.weight", name) for name in state)
-    indexes = sorted({int(match[1]) for match in found if match} - {0})
-    doublings = [f"conv_up{number}" for number in range(1, len(indexes) - 1)]
+    numbers = [number for number in indexes(state, r"model\.(\d+)\.weight") if number > 0]
+    doublings = [f"conv_up{count}" for count in range(1, len(numbers) - 1)]
     names = [*doublings, "conv_hr", "conv_last"]
-    behind = [(rf"^model\.{index}\.", f"{name}.") for index, name in zip(indexes, names, strict=False)]
+    behind = [(rf"^model\.{number}\.", f"{name}.") for number, name in zip(numbers, names, strict=False)]
     return rename(state, (*_FIRST_RELEASE, *behind))
 
 

@@ -22,13 +22,13 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import State, shape_of, without
+from tubelet.models.state_dict import State, indexes, shape_of, without
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "SRVGGConfig", "SRVGGNetCompact"]
 
 Act = Literal["prelu", "relu", "leakyrelu"]
-_NAME = r"body\.\d+\.(weight|bias)"
+_NAME = r"body\.(\d+)\.(weight|bias)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ def _translate(state: State) -> dict[str, Tensor] | None:
 
 
 def _last(state: State) -> str:
-    return f"body.{max(int(name.split('.')[1]) for name in state)}.weight"
+    return f"body.{indexes(state, _NAME)[-1]}.weight"
 
 
 def _infer(state: State) -> SRVGGConfig:
@@ -101,7 +101,7 @@ def _infer(state: State) -> SRVGGConfig:
     return SRVGGConfig(
         scale=math.isqrt(state[last].shape[0] // 3),
         num_feat=state["body.0.weight"].shape[0],
-        num_conv=int(last.split(".")[1]) // 2 - 1,
+        num_conv=indexes(state, _NAME)[-1] // 2 - 1,
         act="prelu" if "body.1.weight" in state else "relu",
     )
 

@@ -20,6 +20,7 @@ __all__ = [
     "count_names",
     "first_words",
     "has_convolutions",
+    "indexes",
     "is_bias_table",
     "rename",
     "shape_of",
@@ -75,6 +76,12 @@ def shape_of(state: State, name: str) -> tuple[int, ...]:
 def has_convolutions(state: State, *paths: str) -> bool:
     """Tell whether there is a 2-D convolution at every path: a weight of four dimensions."""
     return all(len(shape_of(state, f"{path}.weight")) == 4 for path in paths)
+
+
+def indexes(state: State, pattern: str) -> list[int]:
+    """List the numbers in the first group of names that match as a whole, each once, in order."""
+    matches = [re.fullmatch(pattern, name) for name in state]
+    return sorted({int(match[1]) for match in matches if match is not None})
 
 
 def is_bias_table(state: State, name: str) -> bool:

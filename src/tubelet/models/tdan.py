@@ -31,7 +31,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename
+from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
 from tubelet.ops.deform import Border
 from tubelet.types import Temporal
 
@@ -234,7 +234,7 @@ def _rename(state: State) -> dict[str, Tensor]:
 
 
 def _release(state: State) -> Literal["authors", "mmagic"]:
-    return "mmagic" if any(name.startswith(f"{_ALIGN['mmagic']}.") for name in state) else "authors"
+    return "mmagic" if _ALIGN["mmagic"] in first_words(state) else "authors"
 
 
 def _infer(state: State) -> TDANConfig:
