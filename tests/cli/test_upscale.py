@@ -17,6 +17,8 @@ from media import make_video
 from small_models import SPACE_TIME, build
 from tubelet.cli import main
 from tubelet.restore import job
+from tubelet.restore.engine import Engine
+from tubelet.restore.plan import Plan
 from tubelet.zoo.opening import OpenedModel
 
 FRAMES = 10  # of the fixture `clip`
@@ -89,6 +91,61 @@ def test_dry_run_as_json(clip: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert values["plan"]["output"] == [256, 192]
     assert main(command) == 2
     assert "--json is for --dry-run" in one_line(capsys)
+
+
+def test_a_run_follows_the_plan_that_a_dry_run_printed(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = clip.with_name("planned.mp4")
+    command = ["upscale", str(clip), str(out), *FAST]
+    assert main([*command, "--dry-run", "--json", "--tile", "32"]) == 0
+    plan = clip.with_name("plan.json")
+    plan.write_text(capsys.readouterr().out)
+    followed: list[Plan] = []
+    follow = Engine.follow
+
+    def spy(engine: Engine, plan: Plan) -> None:
+        followed.append(plan)
+        follow(engine, plan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "follow", spy)
+        assert main([*command, "--plan", str(plan)]) == 0
+    assert followed == [Plan.from_json(json.dumps(json.loads(plan.read_text())["plan"]))]
+    assert followed[0].tile_px == 32
+    out.unlink()
+    plan.unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read the plan"),
+        ("{", "is not JSON"),
+        ("[1]", "must hold"),
+        ('{"tile": 3}', "unknown key 'tile'"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(
+    clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | None, words: str
+) -> None:
+    plan = tmp_path / "plan.json"
+    if content is not None:
+        plan.write_text(content)
+    assert main(["upscale", str(clip), str(tmp_path / "out.mp4"), *FAST, "--plan", str(plan)]) == 2
+    assert words in one_line(capsys)
+
+
+def test_a_plan_of_another_input_or_model_is_refused(
+    clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = make_video(tmp_path / "other.mp4", size=(32, 32))
+    plan = tmp_path / "plan.json"
+    assert main(["upscale", str(other), str(tmp_path / "o.mp4"), *FAST, "--dry-run", "--json"]) == 0
+    plan.write_text(capsys.readouterr().out)
+    assert main(["upscale", str(clip), str(tmp_path / "o.mp4"), *FAST, "--plan", str(plan)]) == 2
+    assert "the plan is for 32x32, but the input is 64x48" in one_line(capsys)
+    command = ["upscale", str(other), str(tmp_path / "o.mp4"), "-m", "default", "--progress", "none"]
+    assert main([*command, "--plan", str(plan)]) == 2
+    assert "another model" in one_line(capsys)
 
 
 def test_the_plan_on_a_terminal_of_few_letters(clip: Path) -> None:

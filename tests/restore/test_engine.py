@@ -23,6 +23,7 @@ from small_models import (
     frames_of,
     with_contract,
 )
+from tiny_networks import TINY, architecture_of, tiny_network
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.layers import store as store_module
 from tubelet.layers.convolution import ConvAct
@@ -468,3 +469,48 @@ def test_networks_are_prepared_once_and_measured_as_for_large_images():
     list(engine.restore(frames_of(clip_of(2))))
     assert set(model.backends[:-2]) == {"winograd"}
     assert model.backends[-2:] == ["auto", "auto"]
+
+
+@pytest.mark.parametrize("tile", [0, 32])
+@pytest.mark.parametrize("name", ["EDVR", "TDAN"])
+def test_window_models_encode_each_frame_once(name, tile):
+    torch.manual_seed(0)
+    network = tiny_network(name).eval()
+    contract = architecture_of(name).contract(TINY[name])
+    assert contract is not None
+    spec = replace(FRAME, id=name, contract=contract, build=lambda: network)
+    clip = clip_of(7, 64, 64)
+    settings = UpscaleSettings(device="cpu", tile=tile)
+    engine = Engine(spec, network, settings)
+    plan = engine.plan(64, 64)
+    assert plan.keep_encodings
+    encoded = []
+    encode = network.encode
+    network.encode = lambda frame: encoded.append(frame.shape) or encode(frame)
+    once = list(engine.restore(frames_of(clip), starts_scene=cuts_at(4), plan=plan))
+    assert len(encoded) == 7 * len(plan.tiles)
+    again = replace(plan, keep_encodings=False)
+    each_time = list(engine.restore(frames_of(clip), starts_scene=cuts_at(4), plan=again))
+    for a, b in zip(once, each_time, strict=True):
+        torch.testing.assert_close(a.rgb, b.rgb, rtol=0, atol=1e-5)
+
+
+def test_encodings_are_dropped_when_memory_runs_out():
+    torch.manual_seed(0)
+    network = tiny_network("EDVR").eval()
+    contract = architecture_of("EDVR").contract(TINY["EDVR"])
+    spec = replace(FRAME, id="EDVR", contract=contract, build=lambda: network)
+    clip = clip_of(4, 64, 64)
+    engine = Engine(spec, network, UpscaleSettings(device="cpu", tile=32))
+    plan = engine.plan(64, 64)
+    expected = list(engine.restore(frames_of(clip), starts_scene=NEVER, plan=replace(plan, keep_encodings=False)))
+
+    def fuse(window):
+        raise MemoryError
+
+    network.fuse, original = fuse, network.fuse
+    network.forward = lambda lq: original([network.encode(frame) for frame in lq.unbind(1)]).unsqueeze(1)
+    out = list(engine.restore(frames_of(clip), starts_scene=NEVER, plan=plan))
+    assert engine.notes == ["out of memory: continuing without keeping what is computed of each frame"]
+    for a, b in zip(out, expected, strict=True):
+        torch.testing.assert_close(a.rgb, b.rgb, rtol=0, atol=1e-5)
