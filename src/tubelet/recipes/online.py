@@ -147,7 +147,8 @@ class _OnlineTask:
         """Compare with gt, and with what Lanczos would make of lq."""
         del step
         assert isinstance(model, FastVSR)
-        lq, gt = batch["lq"], batch["gt"]
+        lq = batch["lq"]
+        gt = batch["gt"]
         if self._is_triplets:
             sr = _restore_inner(model, lq)
             lq = lq[:, 1:-1]

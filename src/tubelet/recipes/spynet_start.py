@@ -29,9 +29,12 @@ __all__ = ["designed_spynet"]
 
 # What follows was chosen by the end-point error on training pairs.
 _SIGMAS_PX = (0.7, 1.3)  # of the differences
-_TIME = 0.6  # of differences in time to those in space: below 1, motion up to a pixel and a half is told by its length
+# Weight of differences in time to those in space. Below 1, the length of a motion shows up to 1.5 px.
+_TIME = 0.6
 _LENGTHS_PX = (0.1, 0.3, 0.6, 1.1)
-_GAIN, _STEEP = 40.0, 120.0  # amplify early and late; their product says from which contrast on a place has a say
+# Amplifications of layers 1 and 2; their product sets the contrast from which on a pixel counts.
+_GAIN = 40.0
+_STEEP = 120.0
 _ALONG = 0.6  # of the motion along four directions in the flow; 0.5 were right if none were weak
 _LUMA = torch.tensor([0.3, 0.6, 0.1])[:, None, None]
 _SIGNS = ((1, 1), (-1, -1), (1, -1), (-1, 1))  # of t and s
@@ -58,7 +61,8 @@ def _take_differences(first: Tensor) -> None:
     """Fill layer 1, (32, 8, 7, 7)."""
     axis = torch.arange(7) - 3.0
     for angle, scale in itertools.product(range(4), range(2)):
-        turn, sigma = math.pi * angle / 4, _SIGMAS_PX[scale]
+        turn = math.pi * angle / 4
+        sigma = _SIGMAS_PX[scale]
         space = _bell(sigma) * (axis * math.cos(turn) + axis[:, None] * math.sin(turn)) / sigma**2
         for unit, (t, s) in enumerate(_SIGNS, (scale * 4 + angle) * 4):
             first[unit, :3] = _GAIN * _LUMA * (s * space / 2 + t * _TIME * _bell(sigma))
@@ -80,7 +84,8 @@ def _compare_lengths(layers: list[nn.Conv2d]) -> None:
                 base = (scale * 4 + angle) * 4
                 second[2 * unit : 2 * unit + 2, base : base + 4] = _STEEP / _GAIN * mix[:, None, None] * _bell(1.5)
             _bias(layers[1])[2 * unit + 1] = -1
-            third[unit, 2 * unit], third[unit, 2 * unit + 1] = _bell(1.5), -_bell(1.5)
+            third[unit, 2 * unit] = _bell(1.5)
+            third[unit, 2 * unit + 1] = -_bell(1.5)
             fourth[angle * 2 + side, unit] = step_px * _bell(2.0)
             direction = torch.tensor([math.cos(math.pi * angle / 4), math.sin(math.pi * angle / 4)])
             last[:, angle * 2 + side] = _ALONG * sign * direction[:, None, None] * _bell(2.0)

@@ -140,14 +140,16 @@ def describe(config: SupervisedConfig) -> list[str]:
     contract = _contract(recipe.architecture, config)
     with torch.device("meta"):
         network = recipe.architecture.build(config.network)
-    crops, temporal = config.crops, contract.temporal
+    crops = config.crops
+    temporal = contract.temporal
     lines = [
         f"{config.model}: {recipe.architecture.name} x{contract.scale}, {count_parameters(network) / 1e6:.2f} M "
         f"parameters, {temporal.kind}; {config.loop.steps} steps of {crops.batch} samples of {crops.frames} "
         f"frame{'s' if crops.frames > 1 else ''}, {crops.patch_px} px",
         f"recipe: {recipe.source}; assumed: {recipe.assumed}",
     ]
-    own, loop = config.loop.optimiser, _loop(config, network)
+    own = config.loop.optimiser
+    loop = _loop(config, network)
     if own.alone_steps and not loop.optimiser.alone_steps:
         lines.append(f"without --init, {', '.join(own.alone)} does not learn alone at first")
     if find_flow(network) and config.init is None and config.spynet == "random":
@@ -218,7 +220,8 @@ def _contract(architecture: Architecture, config: SupervisedConfig) -> Contract:
     Raises:
         ConfigError: they do not.
     """
-    contract, name = architecture.contract(config.network), architecture.name
+    contract = architecture.contract(config.network)
+    name = architecture.name
     if contract is None:
         raise ConfigError(f"{name} makes no pictures; train a network that does")
     if not config.data:
@@ -240,7 +243,9 @@ def _check_crops(contract: Contract, config: SupervisedConfig, name: str) -> Non
     Raises:
         ConfigError: it cannot; the line says which size it would take.
     """
-    crops, multiple, temporal = config.crops, contract.size_multiple, contract.temporal
+    crops = config.crops
+    multiple = contract.size_multiple
+    temporal = contract.temporal
     least = round_up(contract.min_size_px, multiple)
     if crops.patch_px % multiple or crops.patch_px < least:
         fitting = max(least, round_up(crops.patch_px, multiple))
@@ -294,7 +299,8 @@ class _SupervisedTask:
     def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
         """Compare the restored frames with gt, and cleaned ones with gt as small as they are."""
         del step
-        lq, gt = batch["lq"], batch["gt"]
+        lq = batch["lq"]
+        gt = batch["gt"]
         if not self._cleaning_weight:
             yield {"pixel": self._pixel_loss(model(lq), gt)}
             return
@@ -343,7 +349,8 @@ def _restore(engine: Engine, lq: Tensor) -> Tensor:
 
 def _save(config: SupervisedConfig, average: nn.Module) -> Path:
     """Write the network; one whose blocks collapse is kept as it was trained as well."""
-    path, notes = config.out / "model.safetensors", {"training": asdict(config)}
+    path = config.out / "model.safetensors"
+    notes = {"training": asdict(config)}
     collapse = getattr(average, "collapse", None)
     if collapse is not None:
         save_checkpoint(config.out / "wide.safetensors", average, notes)

@@ -213,7 +213,8 @@ def main(
         Cancelled: `cancel` was cancelled.
     """
     _check(config)
-    scale, loop = config.network.scale, config.loop
+    scale = config.network.scale
+    loop = config.loop
     image_model = open_base(config.image_model, needed_image_model(config.network))
     clips = prepare_clips(config.data, config.cache, preset=config.degradation, scale=scale, cancel=cancel)
     videos = split_videos(usable_clips(list(clips), max(config.crops.patch_px, config.score_px)))
@@ -223,11 +224,8 @@ def main(
         for part in (videos.validation, videos.test)
     ]
     path = config.out / "model.safetensors"
-    if (
-        _check_or_record_run(config, [crops, *held_out], image_model)
-        and (config.out / _SCORES).is_file()
-        and path.is_file()
-    ):
+    was_begun = _check_or_record_run(config, [crops, *held_out], image_model)
+    if was_begun and (config.out / _SCORES).is_file() and path.is_file():
         return path
     hq = _enlarge(config, crops, image_model, cancel)
     validation, test = (_Validator(config, samples, image_model, cancel) for samples in held_out)
@@ -378,7 +376,8 @@ class _TwoStepTask:
         del step
         assert isinstance(model, TwoStepRestorer)
         sr, features = model.restore_with_features(batch["hq"], batch["left"], batch["right"])
-        sr, gt = sr.float(), batch["gt"]
+        sr = sr.float()
+        gt = batch["gt"]
         if self._loss == "mse":
             yield {"mse": mse(sr, gt)}
         elif self._loss == "mae":

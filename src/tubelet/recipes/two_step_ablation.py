@@ -37,7 +37,8 @@ __all__ = [
 ]
 
 Outcome = Literal["holds", "does not hold", "not told apart"]
-_SMALL_STEPS, _SMALL_LR = 1000, 1e-3
+_SMALL_STEPS = 1000
+_SMALL_LR = 1e-3
 """24 runs in under an hour of one core. At the rate of the preset, which is for six times as many steps, so short runs
 depend on their seed more than on their loss."""
 
@@ -313,7 +314,8 @@ def _row(variant: Variant, runs: Sequence[Run], frozen: float) -> str:
 
 
 def _verdict_row(verdict: Verdict) -> str:
-    claim, half = verdict.claim, verdict.half_width_db
+    claim = verdict.claim
+    half = verdict.half_width_db
     width = f" ± {half:.2f}" if math.isfinite(half) else ""
     return (
         f"| {claim.text} | {verdict.outcome} | {verdict.mean_db:+.2f}{width} | {claim.margin_db:+.2f} | "

@@ -84,8 +84,15 @@ def split_videos(clips: Sequence[CachedClip]) -> Split:
     if len(names) < 3:
         raise InputError(f"{len(names)} videos are too few: one part is trained on, two are held out; give 3 or more")
     held = max(1, round(len(names) / 10))
-    parts = (names[2 * held :], names[:held], names[held : 2 * held])
-    return Split(*([clip for clip in clips if clip.name in part] for part in map(set, parts)))
+
+    def clips_of(part: Sequence[str]) -> list[CachedClip]:
+        return [clip for clip in clips if clip.name in part]
+
+    return Split(
+        training=clips_of(names[2 * held :]),
+        validation=clips_of(names[:held]),
+        test=clips_of(names[held : 2 * held]),
+    )
 
 
 class Samples(Protocol):
@@ -120,7 +127,8 @@ class TrainingCrops:
     """
 
     def __init__(self, clips: Sequence[CachedClip], scale: int, settings: TripletSettings) -> None:
-        self._scale, self._settings = scale, settings
+        self._scale = scale
+        self._settings = settings
         self._crops = CropSettings(batch=1, frames=3, patch_px=settings.patch_px)
         self._clips = usable_clips(clips, settings.patch_px)
         last = settings.frames_per_video
@@ -166,7 +174,8 @@ class HeldOut:
     """
 
     def __init__(self, clips: Sequence[CachedClip], scale: int, *, size_px: int, frames: int) -> None:
-        self._scale, self.size_px = scale, size_px
+        self._scale = scale
+        self.size_px = size_px
         self._clips = usable_clips(clips, size_px)
         self._places = [(clip, t) for clip in self._clips for t in range(min(len(clip.gt) - 2, frames))]
 
@@ -181,7 +190,9 @@ class HeldOut:
     def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """See `Samples`."""
         clip, start = self._places[index]
-        lq, size, s = clip.lqs[0], self.size_px, self._scale
+        lq = clip.lqs[0]
+        size = self.size_px
+        s = self._scale
         top, left = ((n - size) // 2 for n in lq.shape[-2:])
         gt = clip.gt[start + 1, :, top * s : (top + size) * s, left * s : (left + size) * s]
         return np.array(lq[start : start + 3, :, top : top + size, left : left + size]), np.array(gt)
@@ -249,7 +260,8 @@ def frozen_outputs(
 
 
 def _compute(samples: Samples, model: OpenedModel, path: Path, device: str, cancel: CancelToken) -> None:
-    part, count = path.with_suffix(".part"), path.with_suffix(".count")
+    part = path.with_suffix(".part")
+    count = path.with_suffix(".count")
     done = _read_count(count) if part.is_file() else 0
     side = samples.size_px * model.spec.scale
     shape = (len(samples), 3, side, side)
