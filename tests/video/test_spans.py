@@ -181,9 +181,9 @@ def test_a_span_is_decoded_from_the_keyframe_before_it(tmp_path, monkeypatch, na
     span = list(spans_of(whole, [len(whole) * 4 // 5], may_seek=True))[1]
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     decoded = []
-    take = decode.ContainerFrames._note
+    take = decode.ContainerFrames._count
     monkeypatch.setattr(
-        decode.ContainerFrames, "_note", lambda self, packet: (decoded.append(packet), take(self, packet))
+        decode.ContainerFrames, "_count", lambda self, packet: (decoded.append(packet), take(self, packet))
     )
     found, _ = read(path, span=span)
     assert_same(found, whole[span.first_index :])
