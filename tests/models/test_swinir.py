@@ -6,6 +6,7 @@ import torch
 from published_nets import assert_as_recorded, assert_every_parameter_learns
 from recorded_clips import assert_recognised
 from tubelet.errors import ConfigError
+from tubelet.layers.inference import prepare_for_inference, use_backend
 from tubelet.models.swinir import ARCHITECTURE, SwinIR, SwinIRConfig
 from tubelet.zoo.checkpoint import open_checkpoint
 
@@ -81,7 +82,7 @@ def test_equals_the_published_formulation(config, monkeypatch):
         lq = lq[:, :, :1].expand(1, 2, 3, 10, 13)  # grey: the three are restored alike
     with torch.inference_mode():
         expected = plain_forward(net, lq[:, :, : config.colours])
-        sr = net.to(memory_format=torch.channels_last)(lq)
+        sr = prepare_for_inference(net.to(memory_format=torch.channels_last))(lq)
     torch.testing.assert_close(sr, expected.expand_as(sr), rtol=1e-4, atol=1e-4 * float(expected.std()))
 
 
@@ -92,7 +93,7 @@ def test_every_parameter_learns(config):
 
 def test_training_and_inference_agree():
     net, lq = _random(KINDS[0]), torch.rand(2, 1, 3, 12, 40)
-    with torch.inference_mode():
+    with torch.inference_mode(), use_backend(net, "auto"):
         sr = net(lq)
         tolerance = 1e-4 * float(sr.std())
         torch.testing.assert_close(net(lq[1:]), sr[1:], rtol=1e-4, atol=tolerance)

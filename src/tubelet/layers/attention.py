@@ -3,7 +3,7 @@
     x (n, N, C) tokens of n windows ─ q, k, v (n, heads, N, C / heads)
     softmax(q kᵀ / √d + bias) v,    bias (heads, N, N) read from a table of (2w − 1)² relative positions
 
-Source: Liu et al., Swin Transformer, ICCV 2021, Eq. 4; the MLP as in Dosovitskiy et al., ViT, ICLR 2021.
+Source: Liu et al., Swin Transformer, ICCV 2021, Eq. 4; the MLP: Dosovitskiy et al., ViT, ICLR 2021.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def relative_position_bias(table: Tensor, window: Sequence[int], size: Sequence[
     """Look up the bias of every pair of tokens of a window.
 
     Args:
-        table: (∏ (2·window − 1), heads); the last axis of the window changes fastest, and an entry belongs to the
-            position of the query less that of the key, plus window − 1.
+        table: (∏ (2·window − 1), heads); the last axis of the window changes fastest, and an entry
+            belongs to the position of the query less that of the key, plus window − 1.
         window: the size that the table is for.
         size: of the window that is asked for, at most `window` along each axis.
 
@@ -79,7 +79,8 @@ class WindowAttention(nn.Module):
 
         Args:
             x: (n, N, C), the tokens of n windows.
-            size: of these windows along each axis, N = ∏ size; less than `window` where a shift cuts them.
+            size: of these windows along each axis, N = ∏ size; less than `window` where a shift
+                cuts them.
 
         Returns:
             (n, N, C).

@@ -1,15 +1,16 @@
-"""Fused convolutions: conv + activation, conv + sum, conv over a concatenation, conv over repeated pixels.
+"""Fused convolutions: with an activation, with a sum, over a concatenation, over repeated pixels.
 
     ConvAct       act(conv(x))
     ConvAdd       conv(x) + other
-    ConvCat       act(conv(cat(parts))), without copying the parts together: a convolution is a sum over its inputs
+    ConvCat       act(conv(cat(parts))), without copying the parts together
     UpsampleConv  act(conv(x, each pixel four times)), with four products for each of nine
 
-Each is an `nn.Conv2d` that keeps the size of its input, with its parameters under the same names. The reference form
-takes one step after the other. The form for inference (`tubelet.layers.inference`) writes features once instead of two
-to five times: on an x86 processor and in float32, oneDNN computes the rest in the pass that writes the result, and
-large 3×3 convolutions of channels-last images take half the multiplications (`winograd.py`). Elsewhere it works in
-place.
+Each is an `nn.Conv2d` that keeps the size of its input, with its parameters under the same names.
+The reference form takes one step after the other. The form for inference
+(`tubelet.layers.inference`) writes features once instead of two to five times: on an x86 processor
+and in float32, oneDNN computes the rest in the pass that writes the result, and large 3×3
+convolutions of channels-last images take half the multiplications (`winograd.py`). Elsewhere it
+works in place.
 
 Source: post-operations of oneDNN, as torch's own compiler uses them.
 """
@@ -84,10 +85,10 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
             return False
         if not torch.backends.mkldnn.enabled:
             return False
-        if torch.is_autocast_enabled("cpu"):  # as any operation of torch asks; the kernels used here do not
+        # Operations of torch obey autocast by themselves; the kernels used here do not.
+        if torch.is_autocast_enabled("cpu"):
             return False
-        tensors = (self.weight, *inputs)
-        return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+        return all(_is_float32_on_cpu(tensor) for tensor in (self.weight, *inputs))
 
     def _takes_winograd(self, parts: Sequence[Tensor]) -> bool:
         """Tell whether half the multiplications are worth the transforms that they take."""
@@ -95,7 +96,8 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
             return False
         if not all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
             return False
-        if self.in_channels * self.out_channels < _MIN_CHANNELS * (self.in_channels + self.out_channels):
+        channels = self.in_channels * self.out_channels / (self.in_channels + self.out_channels)
+        if channels < _MIN_CHANNELS:
             return False
         if self.backend == "winograd":
             return True
@@ -104,13 +106,20 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         enough = multiplications >= _MIN_MULTIPLICATIONS * torch.get_num_threads()
         return enough and height >= _MIN_LINES and height * width >= _MIN_PIXELS
 
-    def _convolve_parts(self, parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve by oneDNN: the first part with bias and activation, the others added in place."""
+    def _convolve_parts(
+        self,
+        parts: Sequence[Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Convolve by oneDNN: one part with bias and activation, further ones added in place."""
+        onednn = _operators()
+        geometry = self._geometry
         first, *others = torch.split(weight, [part.shape[1] for part in parts], 1)
         act = _onednn_activation("none" if others else self.act)
-        y = _operators()._convolution_pointwise(parts[0], first, bias, *self._geometry, *act, None)
-        for part, part_weight in zip(parts[1:], others, strict=True):
-            y = _operators()._convolution_pointwise_.binary(y, part, part_weight, None, *self._geometry, *_ADD)
+        y = onednn._convolution_pointwise(parts[0], first, bias, *geometry, *act, None)
+        for x, part in zip(parts[1:], others, strict=True):
+            y = onednn._convolution_pointwise_.binary(y, x, part, None, *geometry, *_ADD)
         return _activate(y, self.act) if others else y
 
     @property
@@ -153,7 +162,11 @@ class ConvAdd(_FusedConv):
     def __init__(self, in_channels: int, out_channels: int, kernel_px: int = 3) -> None:
         super().__init__(in_channels, out_channels, kernel_px)
 
-    def forward(self, x: Tensor, other: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: Tensor,
+        other: Tensor,
+    ) -> Tensor:
         """Map (B, C, H, W) and (B, C', H, W), or what broadcasts to it, to (B, C', H, W)."""
         if not self.is_prepared:
             return super().forward(x) + other
@@ -164,7 +177,8 @@ class ConvAdd(_FusedConv):
     def _fused(self, x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._takes_winograd([x]):
             return _convolve_columns([x], weight, bias, lambda y, region: y.add_(other[region]))
-        return _operators()._convolution_pointwise.binary(x, other, weight, bias, *self._geometry, *_ADD)
+        binary = _operators()._convolution_pointwise.binary
+        return binary(x, other, weight, bias, *self._geometry, *_ADD)
 
 
 class ConvCat(_FusedConv):
@@ -185,8 +199,9 @@ class ConvCat(_FusedConv):
 
         Args:
             parts: (B, C₁, H, W), (B, C₂, H, W), …: the channels of the input, in order.
-            cache: shared by convolutions whose inputs begin with the same tensors, as in a dense block; it holds half
-                as much again as these tensors. The reference form leaves it alone.
+            cache: shared by convolutions whose inputs begin with the same tensors, as in a dense
+                block; it holds half as much again as these tensors. The reference form leaves it
+                alone.
 
         Returns:
             (B, C', H, W).
@@ -196,9 +211,10 @@ class ConvCat(_FusedConv):
             return _activate(super().forward(whole), self.act)
 
         def fused(weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
-            if self._takes_winograd(inputs):
-                return _convolve_columns(inputs, weight, bias, lambda y, _: _activate(y, self.act), cache)
-            return self._convolve_parts(inputs, weight, bias)
+            if not self._takes_winograd(inputs):
+                return self._convolve_parts(inputs, weight, bias)
+            finish: Finish = lambda y, _: _activate(y, self.act)  # noqa: E731
+            return _convolve_columns(inputs, weight, bias, finish, cache)
 
         return without_gradient(fused, self.weight, self.bias, *parts)
 
@@ -206,8 +222,8 @@ class ConvCat(_FusedConv):
 class UpsampleConv(_FusedConv):
     """Doubling by repeated pixels, 3×3 convolution, then an activation.
 
-    Of the nine pixels under the kernel only four differ: the form for inference sums the weights of equal ones first,
-    which makes a transposed convolution of stride 2.
+    Of the nine pixels under the kernel only four differ: the form for inference sums the weights of
+    equal ones first, which makes a transposed convolution of stride 2.
 
     Args:
         in_channels: C of the input.
@@ -227,7 +243,8 @@ class UpsampleConv(_FusedConv):
 
     def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         flipped = functional.pad(weight.flip(2, 3), (1, 1, 1, 1))
-        sums = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)  # (C', C, 4, 4), over 2×2 equal pixels
+        # Sums over 2×2 equal pixels: (C', C, 4, 4).
+        sums = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)
         y = functional.conv_transpose2d(x, sums.transpose(0, 1), bias, stride=2, padding=1)
         return _activate(y, self.act)
 
@@ -236,18 +253,35 @@ def _operators() -> Any:
     return torch.ops.mkldnn
 
 
+def _is_float32_on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
 def _convolve_columns(
-    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, finish: Finish, cache: TransformCache | None = None
+    parts: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    finish: Finish,
+    cache: TransformCache | None = None,
 ) -> Tensor:
-    return convolve_columns(parts, weight, bias, convolve_rows=_convolve_rows, finish=finish, cache=cache)
+    return convolve_columns(
+        parts,
+        weight,
+        bias,
+        convolve_rows=_convolve_rows,
+        finish=finish,
+        cache=cache,
+    )
 
 
 def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
-    """Convolve along the rows, padded by one pixel at both sides, and add to a total in place if there is one."""
+    """Convolve along the rows, padded by a pixel at both ends; add to a total if there is one."""
+    onednn = _operators()
     geometry = ([0, 1], [1, 1], [1, 1], 1)
     if total is None:
-        return _operators()._convolution_pointwise(x, weight, bias, *geometry, *_onednn_activation("none"), None)
-    return _operators()._convolution_pointwise_.binary(total, x, weight, None, *geometry, *_ADD)
+        act = _onednn_activation("none")
+        return onednn._convolution_pointwise(x, weight, bias, *geometry, *act, None)
+    return onednn._convolution_pointwise_.binary(total, x, weight, None, *geometry, *_ADD)
 
 
 def _same_layout(x: Tensor, other: Tensor) -> bool:

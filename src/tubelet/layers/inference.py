@@ -1,13 +1,14 @@
 """The two forms of a network: one for training and export, one for inference.
 
-A network is built in its reference form: plain operations of torch, which can be differentiated, exported, compiled and
-counted. Some layers know a faster or more frugal way that has no gradient. They are switched to it once, in place:
+A network is built in its reference form: plain operations of torch, which can be differentiated,
+exported, compiled and counted. Some layers know a faster or more frugal way that has no gradient.
+They are switched to it once, in place:
 
     prepare_for_inference(model)    the engine does so when it takes a network
     reference_form(model)           undoes it, for training or export
 
-The form is an attribute of each layer, so it survives `copy.deepcopy`, `torch.save` and `.to(device)`; parameters and
-their names are the same in both.
+The form is an attribute of each layer, so it survives `copy.deepcopy`, `torch.save` and
+`.to(device)`; parameters and their names are the same in both.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ __all__ = [
 ]
 
 InferenceBackend = Literal["auto", "winograd", "unfused"]
-"""auto: the fastest way for the size of each input; winograd: whatever the size, the way of large images, so that a
-small image tells what memory a large one takes; unfused: one operation after the other, so that operations can be
-counted, and with no more memory than auto."""
+"""auto: the fastest way for the size of each input; winograd: whatever the size, the way of large
+images, so that a small image tells what memory a large one takes; unfused: one operation after the
+other, so that operations can be counted, and with no more memory than auto."""
 
 Backend = Literal["reference"] | InferenceBackend
 """How a layer computes: the reference form, or a form for inference."""
@@ -60,8 +61,8 @@ class SwitchableLayer(nn.Module):
 def prepare_for_inference(model: _Network, backend: InferenceBackend = "auto") -> _Network:
     """Switch every layer of a network to its form for inference, in place.
 
-    Results stay the same up to rounding. A prepared network can be called with gradients enabled, but back-propagation
-    through its fused convolutions raises RuntimeError.
+    Results stay the same up to rounding. A prepared network can be called with gradients enabled,
+    but back-propagation through its fused convolutions raises RuntimeError.
 
     Args:
         model: the network.
@@ -75,14 +76,14 @@ def prepare_for_inference(model: _Network, backend: InferenceBackend = "auto") -
 
 
 def reference_form(model: _Network) -> _Network:
-    """Switch every layer of a network back to its reference form, in place, and return the network."""
+    """Switch every layer of a network back to its reference form, in place; return the network."""
     _set_backend(model, "reference")
     return model
 
 
 @contextmanager
 def use_backend(model: nn.Module, backend: Backend) -> Generator[None]:
-    """Run a network in another form within this context; afterwards each layer has its own again."""
+    """Give every layer of a network another form within this context, and its own afterwards."""
     layers = _switchable_layers(model)
     previous: list[Backend] = [layer.backend for layer in layers]
     _set_backend(model, backend)
@@ -96,10 +97,11 @@ def use_backend(model: nn.Module, backend: Backend) -> Generator[None]:
 def without_gradient(compute: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     """Return `compute(*tensors)`, through which back-propagation raises RuntimeError.
 
-    Kernels that autograd does not know would otherwise give no gradient, or a wrong one, without a word.
+    Kernels that autograd does not know would otherwise give no gradient, or a wrong one, without a
+    word.
     """
-    result: Tensor = _WithoutGradient.apply(compute, *tensors)  # pyright: ignore[reportUnknownMemberType]
-    return result
+    apply: Callable[..., Tensor] = _WithoutGradient.apply  # pyright: ignore[reportUnknownMemberType]
+    return apply(compute, *tensors)
 
 
 class _WithoutGradient(torch.autograd.Function):

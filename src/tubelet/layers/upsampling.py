@@ -3,10 +3,11 @@
     x (B, C, H, W) ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ──(+)── sr (B, 3, 4H, 4W)
     base (B, 3, 4H, 4W) ─────────────────────────────────────────────────────┘
 
-is that of the networks after EDVR. Prepared for inference, such ends are run in strips of lines: each step gets the
-lines that the next one needs, so strips equal the whole.
+is that of the networks after EDVR. Prepared for inference, such ends are run in strips of lines:
+each step gets the lines that the next one needs, so strips equal the whole.
 
-Source: Wang et al. (EDVR), CVPRW 2019, Fig. 2; sub-pixel convolution: Shi et al., CVPR 2016; nearest neighbour and
+Source: Wang et al. (EDVR), CVPRW 2019, Fig. 2; sub-pixel convolution: Shi et al., CVPR 2016;
+nearest neighbour and
 convolution: Wang et al. (ESRGAN), ECCVW 2018.
 """
 
@@ -39,7 +40,7 @@ TailConvs = tuple[ConvAct, ConvAct, ConvAct, ConvAct]
 
 _SLOPE = 0.1  # of the activations of EDVR's end
 _MIN_ROWS = 8  # of the input: less is mostly halo
-_STRIP_BYTES = 2**25  # about a processor's last cache: strips of this size are faster than the whole, smaller are not
+_STRIP_BYTES = 2**25  # about a processor's last cache: faster than the whole, smaller ones are not
 _STRIP_BYTES_DEVICE = 2**28
 
 
@@ -57,14 +58,14 @@ def enlarge(frame: Tensor, scale: int) -> Tensor:
 
 
 def shuffle_x4_convs(channels: int, hr_channels: int) -> TailConvs:
-    """Build the convolutions of `shuffle_x4`, which networks register under the names of their published files.
+    """Build the convolutions of `shuffle_x4`; networks register them under published names.
 
     Args:
         channels: C of the features.
         hr_channels: width after the shuffles.
 
     Returns:
-        3×3 convolutions C → 4C before the first shuffle, C → 4·hr before the second, hr → hr and hr → 3.
+        3×3 convolutions C → 4C and C → 4·hr before the two shuffles, hr → hr and hr → 3 after them.
     """
     act = LeakyReLU(_SLOPE)
     return (
@@ -102,8 +103,13 @@ def _convolve_and_shuffle(conv: ConvAct, x: Tensor) -> Tensor:
     return functional.pixel_shuffle(conv(x), 2)
 
 
-def repeat_and_convolve(x: Tensor, doublings: Sequence[UpsampleConv], detail: ConvAct, last: ConvAct) -> Tensor:
-    """Turn features into an image as the networks after ESRGAN: (nearest ×2, conv) for each doubling, conv, conv.
+def repeat_and_convolve(
+    x: Tensor,
+    doublings: Sequence[UpsampleConv],
+    detail: ConvAct,
+    last: ConvAct,
+) -> Tensor:
+    """Turn features into an image as the networks after ESRGAN: doublings, then two convolutions.
 
     Args:
         x: (B, C, H, W).
@@ -122,13 +128,19 @@ def repeat_and_convolve(x: Tensor, doublings: Sequence[UpsampleConv], detail: Co
 
 
 def run_steps(x: Tensor, steps: Sequence[Step]) -> Tensor:
-    """Run steps one after the other: (B, C, H, W) → (B, C', sH, sW), s the product of their factors."""
+    """Run steps one after the other: (B, C, H, W) → (B, C', sH, sW), s of all factors."""
     for step in steps:
         x = step.run(x)
     return x
 
 
-def run_in_strips(x: Tensor, steps: Sequence[Step], *, widest: int, base: Tensor | None = None) -> Tensor:
+def run_in_strips(
+    x: Tensor,
+    steps: Sequence[Step],
+    *,
+    widest: int,
+    base: Tensor | None = None,
+) -> Tensor:
     """Run steps in strips of lines, with the result of `run_steps` and less memory.
 
     Args:
@@ -152,14 +164,14 @@ def run_in_strips(x: Tensor, steps: Sequence[Step], *, widest: int, base: Tensor
 
 
 def _strip_rows(x: Tensor, pixel_values: int) -> int:
-    """Count the lines of `x` whose largest result, of so many values for each pixel of `x`, fills a strip."""
+    """Count the lines of `x` that fill a strip, by the values that each pixel of `x` becomes."""
     bound = _STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES_DEVICE
     line_bytes = x.shape[0] * pixel_values * x.shape[3] * x.element_size()
     return max(bound // line_bytes, _MIN_ROWS)
 
 
 def _run_strip(x: Tensor, steps: Sequence[Step], lines: slice) -> Tensor:
-    """Run the steps for these lines of the end; no step takes more lines than the next one needs."""
+    """Run the steps for these lines of the result; no step takes more than the next one needs."""
     height = x.shape[2] * math.prod(step.factor for step in steps)
     spans = [(lines.start, lines.stop)]  # lines that each step takes, from the last step on
     for step in reversed(steps):

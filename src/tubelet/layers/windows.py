@@ -3,8 +3,9 @@
     x        (B, *grid, C), channels last; grid is (H, W) or (T, H, W)
     windows  (n, *size, C), flattened by the caller to (n, N, C) tokens
 
-Swin's cyclic shift joins tokens of opposite borders in one window and then masks their attention. What is left is the
-same as a partition whose first and last windows are cut: `shift` and `window − shift` long, all between them whole.
+Swin's cyclic shift joins tokens of opposite borders in one window and then masks their attention.
+What is left is the same as a partition whose first and last windows are cut: `shift` and `window −
+shift` long, all between them whole.
 
     length 12, window 4, shift 2      ▏0 1▕▏2 3 4 5▕▏6 7 8 9▕▏10 11▕
 
@@ -27,8 +28,9 @@ from tubelet.ops.sizes import pad_to, round_up
 __all__ = ["Span", "join_windows", "map_windows", "pad_to_windows", "split_windows", "window_blocks", "window_spans"]
 
 _CACHED_TOKENS = 2048
-"""Tokens at once on a CPU: of 180 channels, a block's intermediate results stay in the caches of two cores. Half or
-twice as many took the same time within 3 %, all at once up to a quarter more (docs/log.md)."""
+"""Tokens at once on a CPU: of 180 channels, a block's intermediate results stay in the caches of
+two cores. Half or twice as many took the same time within 3 %, all at once up to a quarter more
+(docs/log.md)."""
 
 
 class Span(NamedTuple):
@@ -57,18 +59,18 @@ def window_spans(length: int, window: int, shift: int) -> list[Span]:
 
 
 def pad_to_windows(picture: Tensor, window: int) -> Tensor:
-    """Extend (B, C, H, W) to the right and below to whole windows: mirrored, or repeated where it is too small."""
+    """Extend (B, C, H, W) to whole windows: mirrored, or repeated where it is too small."""
     height, width = picture.shape[-2:]
     return pad_to(picture, round_up(height, window), round_up(width, window))
 
 
 def split_windows(block: Tensor, size: Sequence[int]) -> Tensor:
-    """Cut (B, *grid, C), whose grid is whole windows, into (n, N, C): windows in order, tokens in order."""
+    """Cut (B, *grid, C), whose grid is whole windows, into (n, N, C), both in order."""
     return _parted(block, size).reshape(-1, prod(size), block.shape[-1])
 
 
 def join_windows(windows: Tensor, size: Sequence[int], block: Tensor) -> None:
-    """Write windows (n, N, C) to their places in `block` (B, *grid, C), as `split_windows` cut them."""
+    """Write windows (n, N, C) to their places in `block` (B, *grid, C); see `split_windows`."""
     parted = _parted(block, size)
     parted.copy_(windows.view(parted.shape))
 
@@ -86,8 +88,8 @@ def window_blocks(
 ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
     """Go through the windows of an image or clip, block by block.
 
-    In the reference form a block holds all windows of the same size. In the form for inference, and on a CPU, it holds
-    a few of them, so that everything computed of a block stays in the cache.
+    In the reference form a block holds all windows of the same size. In the form for inference, and
+    on a CPU, it holds a few of them, so that everything computed of a block stays in the cache.
 
     Args:
         x: (B, *grid, C).
@@ -96,7 +98,8 @@ def window_blocks(
         backend: form of the calling layer.
 
     Yields:
-        the size of these windows along each axis, and where they are: an index of (B, *grid, C) to a block of them.
+        the size of these windows along each axis, and where they are: an index of (B, *grid, C) to
+            a block of them.
     """
     few = x.device.type == "cpu" and backend != "reference"
     max_tokens = _CACHED_TOKENS // x.shape[0] if few else x.numel()
@@ -118,8 +121,9 @@ def map_windows(
     """Apply a function to every window of an image or clip.
 
     Args:
-        apply: gets the same windows of each input, (n, N, C), and their size along each axis (the window's, or less
-            where a shift cuts it); returns (n, N, C) like the first. Windows do not see each other.
+        apply: gets the same windows of each input, (n, N, C), and their size along each axis (the
+            window's, or less where a shift cuts it); returns (n, N, C) like the first. Windows do
+            not see each other.
         inputs: (B, *grid, C), contiguous, the same grid; the first is like the output.
         window: size along each axis of the grid.
         shift: of the partition along each axis.
@@ -138,7 +142,7 @@ def map_windows(
 
 def _blocks(part: Sequence[Span], max_tokens: int) -> Iterator[tuple[slice, ...]]:
     """Cut a product of spans into blocks of whole windows, of about the same number of tokens."""
-    room = max_tokens // prod(span.size for span in part)  # windows
+    room = max_tokens // prod([span.size for span in part])  # windows
     axes: list[list[slice]] = []
     for span in reversed(part):  # along rows first
         pieces = ceil(span.windows / max(1, min(span.windows, room)))

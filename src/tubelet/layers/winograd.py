@@ -1,6 +1,7 @@
 """3×3 convolution with half the multiplications: Winograd's F(4, 3) along the columns.
 
-Four lines of the result, which look at six of the input, take six rows of products instead of four times three:
+Four lines of the result, which look at six of the input, take six rows of products instead of four
+times three:
 
     t = Bᵀ d          input transform: six sums of the six lines d
     mₚ = tₚ * uₚ      a 1×3 convolution of each, p = 0 … 5, with u = G w
@@ -13,9 +14,10 @@ Four lines of the result, which look at six of the input, take six rows of produ
          0  2 −1 −2  1  0          1/24 −1/12  1/6
          0 −4  0  5  0 −1             0     0   −1
 
-The transforms are passes over memory and cost a part of what the products save; strips of lines keep them within the
-cache. Along both axes there would be a quarter of the products, and more sums than that is worth. Errors are some three
-times those of the plain sum, around 1e-5 of the values; an infinite or undefined value spreads over its four lines.
+The transforms are passes over memory and cost a part of what the products save; strips of lines
+keep them within the cache. Along both axes there would be a quarter of the products, and more sums
+than that is worth. Errors are some three times those of the plain sum, around 1e-5 of the values;
+an infinite or undefined value spreads over its four lines.
 
 Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, Sec. 4.
 """
@@ -43,7 +45,8 @@ _G = (
 )
 
 RowConvolution = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
-"""x (1, C, h, W), weight (C', C, 1, 3), bias, and a sum to add to in place, or None → conv(x), of the same size."""
+"""x (1, C, h, W), weight (C', C, 1, 3), bias, and a sum to add to in place, or None → conv(x), of
+the same size."""
 
 Region = tuple[slice, slice, slice]
 """Which images, channels and lines of (B, C, H, W)."""
@@ -55,8 +58,9 @@ TransformedInput = Iterable[tuple[int, Tensor]]
 """Each p and tₚ (1, C, ⌈h / 4⌉, W) of some lines of a tensor."""
 
 TransformCache = dict[tuple[int, int, int, int], TransformedInput]
-"""Transforms that several convolutions share, half as large again as their inputs. The key is the number of the part,
-the image, the first line and the line after the last: part i must be the same tensor in all calls with this cache."""
+"""Transforms that several convolutions share, half as large again as their inputs. The key is the
+number of the part, the image, the first line and the line after the last: part i must be the same
+tensor in all calls with this cache."""
 
 
 def convolve_columns(
@@ -76,7 +80,8 @@ def convolve_columns(
         bias: (C',).
         convolve_rows: does the products.
         finish: called with every strip of the result while it is in the cache of the processor.
-        cache: transforms of earlier calls, to which those of these parts are added; None keeps nothing.
+        cache: transforms of earlier calls, to which those of these parts are added; None keeps
+            nothing.
 
     Returns:
         (B, C', H, W), channels last.
@@ -84,7 +89,8 @@ def convolve_columns(
     batch, _, height, width = parts[0].shape
     kernels = _transform_weight(weight, [part.shape[1] for part in parts])
     y = parts[0].new_empty(batch, height, width, len(weight)).movedim(3, 1)
-    rows = _strip_rows(width, max(len(weight), *(part.shape[1] for part in parts)), y.element_size())
+    widest = max(len(weight), *(part.shape[1] for part in parts))
+    rows = _strip_rows(width, widest, y.element_size())
     for image, top in itertools.product(range(batch), range(0, height, rows)):
         bottom = min(top + rows, height)
         transformed = [_transform(parts, i, image, top, bottom, cache) for i in range(len(parts))]

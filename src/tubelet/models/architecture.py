@@ -103,6 +103,8 @@ class Architecture:
             the cleaned ones; it keeps `CleaningModel` then.
         derived: endings of names that the constructor derives (means, indexes, masks): they may be
             absent from a file.
+        not_exportable: why neither `torch.export` nor `torch.compile(fullgraph=True)` takes the
+            network; "" if both do.
         source: paper.
     """
 
@@ -115,4 +117,5 @@ class Architecture:
     base: Callable[[Any], BaseModel] | None = None
     cleans: bool = False
     derived: tuple[str, ...] = field(default=())
+    not_exportable: str = ""
     source: str = ""

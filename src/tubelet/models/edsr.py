@@ -99,7 +99,9 @@ class EDSR(nn.Module):
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
         x = self.conv_first((lq.flatten(0, 1) - self.mean) * self.config.img_range)  # (B·T, C, H, W)
         x = self.conv_after_body(self.body(x), x)
-        x = self.conv_last(self.upsample(x))  # (B·T, 3, sH, sW)
+        for layer in self.upsample:  # one by one, so that each input is freed
+            x = layer(x)
+        x = self.conv_last(x)  # (B·T, 3, sH, sW)
         return (x / self.config.img_range + self.mean).unflatten(0, lq.shape[:2])
 
 

@@ -203,5 +203,6 @@ ARCHITECTURE = Architecture(
     contract=_contract,
     cleans=True,
     derived=("spynet.mean", "spynet.std"),
+    not_exportable="frames are cleaned until they change little, so the number of cleanings depends on the frames",
     source="https://arxiv.org/abs/2111.12704",
 )

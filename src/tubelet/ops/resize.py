@@ -14,6 +14,8 @@ __all__ = ["Kernel", "imresize", "resample"]
 
 Kernel = Literal["bicubic", "lanczos3"]
 _BLOCK = 64  # outputs of one matrix product: wide enough for the vector units, narrow enough to skip most zeros
+_Band = tuple[int, int, Tensor]
+"""First input, end of inputs, and the matrix (inputs, outputs) of a block of outputs."""
 
 
 def imresize(x: Tensor, scale: float, *, rounding: Literal["float", "u8"] = "float") -> Tensor:
@@ -82,7 +84,7 @@ def _rows(x: Tensor, out_size: int, scale: float, kernel: Kernel) -> Tensor:
     """Resample the height of (N, H, W)."""
     if scale == 1 and out_size == x.shape[-2]:
         return x
-    blocks = _banded_weights(x.shape[-2], out_size, scale, kernel)
+    blocks = _weights(x.shape[-2], out_size, scale, kernel)
     return torch.cat([matrix.to(x).T @ x[:, low:high] for low, high, matrix in blocks], -2)
 
 
@@ -90,7 +92,7 @@ def _columns(x: Tensor, out_size: int, scale: float, kernel: Kernel) -> Tensor:
     """Resample the width of (N, H, W)."""
     if scale == 1 and out_size == x.shape[-1]:
         return x
-    blocks = _banded_weights(x.shape[-1], out_size, scale, kernel)
+    blocks = _weights(x.shape[-1], out_size, scale, kernel)
     lines = x.flatten(0, 1)
     out = torch.cat([lines[:, low:high] @ matrix.to(x) for low, high, matrix in blocks], -1)
     return out.reshape(*x.shape[:2], out_size)
@@ -130,16 +132,30 @@ def _taps(out_index: Tensor, scale: float, kernel: Kernel) -> tuple[Tensor, Tens
     return index.long(), weights / weights.sum(1, keepdim=True)
 
 
+def _weights(in_size: int, out_size: int, scale: float, kernel: Kernel) -> list[_Band]:
+    """Return the weights of all outputs, block by block."""
+    if torch.compiler.is_compiling():
+        # A traced tensor can neither say where it is zero nor stay in a cache: one block for all.
+        return [(0, in_size, _dense_weights(in_size, out_size, scale, kernel).T)]
+    return _banded_weights(in_size, out_size, scale, kernel)
+
+
 @lru_cache(maxsize=64)
-def _banded_weights(in_size: int, out_size: int, scale: float, kernel: Kernel) -> list[tuple[int, int, Tensor]]:
-    """Cut the weights into blocks of outputs: (first input, end of inputs, matrix (inputs, outputs)) of each."""
-    index, weights = _taps(torch.arange(out_size), scale, kernel)
-    index = _symmetric(index, in_size)
-    matrix = torch.zeros(out_size, in_size, dtype=torch.float64).scatter_add_(1, index, weights)
-    blocks: list[tuple[int, int, Tensor]] = []
+def _banded_weights(in_size: int, out_size: int, scale: float, kernel: Kernel) -> list[_Band]:
+    """Cut the weights into blocks of outputs, and leave out inputs that none of a block sees."""
+    matrix = _dense_weights(in_size, out_size, scale, kernel)
+    blocks: list[_Band] = []
     for start in range(0, out_size, _BLOCK):
         rows = matrix[start : start + _BLOCK]
         used = rows.abs().sum(0).nonzero()
         low, high = int(used.min()), int(used.max()) + 1
         blocks.append((low, high, rows[:, low:high].T.contiguous()))
     return blocks
+
+
+def _dense_weights(in_size: int, out_size: int, scale: float, kernel: Kernel) -> Tensor:
+    """Compute the weight of every input in every output: (outputs, inputs), float64."""
+    index, weights = _taps(torch.arange(out_size), scale, kernel)
+    index = _symmetric(index, in_size)
+    matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
+    return matrix.scatter_add_(1, index, weights)
