@@ -214,12 +214,15 @@ class BasicVSRPlusPlus(nn.Module):
             return torch.zeros_like(current)
         flow_1 = hops[0]
         if len(past) == 2:
+            older = past[1]
             flow_2 = flow_1 + backward_warp(hops[1], flow_1)
+            older_warped = backward_warp(older, flow_2)
         else:  # the second frame of the film
-            past = (*past, torch.zeros_like(current))
+            older = torch.zeros_like(current)
             flow_2 = torch.zeros_like(flow_1)
-        guide = torch.cat([backward_warp(past[0], flow_1), current, backward_warp(past[1], flow_2)], 1)
-        return self.deform_align[name](torch.cat(past, 1), guide, flow_1, flow_2)
+            older_warped = older
+        guide = torch.cat([backward_warp(past[0], flow_1), current, older_warped], 1)
+        return self.deform_align[name](torch.cat([past[0], older], 1), guide, flow_1, flow_2)
 
     def _reconstruct(self, feats: list[Tensor], frame: Tensor) -> Tensor:
         """Make a frame of all its features: 5 of (B, C, H, W) → (B, 3, 4H, 4W)."""
