@@ -219,3 +219,22 @@ def test_a_reader_that_has_not_seen_all_does_not_allow_to_seek(tmp_path):
     with open_reader(path) as reader:
         next(iter(reader))
         assert not reader.may_seek
+
+
+REAL = ("data/realworld_lq/*", "data/train_video/davis_*.mp4", "bugs/*.mkv", "bugs/*.ts", "bugs/*.avi")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", REAL)
+def test_spans_of_real_videos(shared, pattern):
+    for path in sorted(shared.glob(pattern)):
+        if path.name == "duration_nan.mkv":  # cannot be opened yet
+            continue
+        whole, reader = read(path, duration_s=3.0)
+        found, problems = [], []
+        for span in spans_of(whole, [len(whole) // 3, len(whole) - 2], reader.may_seek):
+            frames, part = read(path, duration_s=3.0, span=span)
+            found += frames
+            problems += part.problems
+        assert_same(found, whole)
+        assert problems == reader.problems
