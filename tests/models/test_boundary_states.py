@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.layers.recurrence import Edge, Past
+from tubelet.layers.store import FeatureStore
 from tubelet.models import basicvsr, basicvsr_pp, iconvsr, ovsr, realbasicvsr, tmnet, zooming_slow_mo
 from tubelet.models.architecture import Architecture
+from tubelet.zoo.architectures import ARCHITECTURES
 
 
 @dataclass(frozen=True)
@@ -347,3 +349,33 @@ def test_what_lies_further_out_changes_nothing(name: str) -> None:
     with torch.no_grad():
         sr = network(film[:, start:stop], before, after, **case.options())
         assert torch.equal(network(film[:, start:stop], widened(before), widened(after), **case.options()), sr)
+
+
+def test_a_film_in_windows_goes_on_from_what_was_given_out() -> None:
+    """Two frames a window, with one more ahead, whose last sweep and image are never computed."""
+    case, (network, film, sr, states) = CASES["basicvsr"], whole("basicvsr")
+    before, store, out = Edge(), FeatureStore(), []
+    with torch.no_grad():
+        for start in range(0, case.num_frames, 2):
+            recorder, stop = Recorder(), min(start + 3, case.num_frames)
+            after = Edge() if stop == case.num_frames else Edge(frame_index=stop)
+            stream = network.restore(film[:, start:stop], before=before, after=after, seen=recorder, store=store)  # type: ignore[operator]
+            out += [next(stream), next(stream)]
+            stream.close()
+            assert ("forward", 2) not in recorder.states
+            assert len(store) == 0
+            state = recorder.states["forward", 1]
+            assert torch.equal(state, states["forward", start + 1])
+            before = Edge((film[:, start + 1],), {"forward": (state,)}, start + 1)
+    # The end of the film is known to the last window alone; the others approximate what comes after them.
+    torch.testing.assert_close(out[-1], sr[:, -1], rtol=0, atol=1e-10)
+    assert 0 < (torch.stack(out, 1) - sr).abs().max() < 0.1 * sr.std()
+
+
+def test_every_streaming_network_is_here() -> None:
+    streaming = set()
+    for architecture in ARCHITECTURES:
+        contract = architecture.contract(architecture.config())
+        if contract is not None and contract.streams:
+            streaming.add(architecture.name)
+    assert streaming == {case.architecture.name for case in CASES.values()}
