@@ -74,7 +74,7 @@ def engine_of(spec: ModelSpec, **settings: Any) -> Engine:
 
 
 def plan_of(engine: Engine, clip: Tensor, segment_frames: int) -> Plan:
-    return replace(engine.plan(*clip.shape[-2:]), segment_frames=segment_frames)
+    return replace(engine.plan(*clip.shape[-2:]), segment_frames=segment_frames, min_segment_frames=1)
 
 
 def restore_stream(
@@ -91,7 +91,7 @@ def restore_stream(
     sink = ListSink()
     hidden: Hidden = None
     for frames in stream:
-        known = hidden if keeps_state and frames.start else None
+        known = hidden if keeps_state and frames.continues_scene else None
         hidden = restore_segment(frames, engine, sink, hidden=known).hidden
     return sink.frames, sink.ends
 
@@ -120,6 +120,29 @@ def test_segments_that_end_at_cuts_give_the_same_frames(spec: ModelSpec, cuts: t
     assert all(torch.equal(a.rgb, b.rgb) for a, b in zip(frames, expected, strict=True))
     source = frames_of(clip)
     assert ends == [*(source[cut].pts * source[cut].time_base for cut in cuts), None]
+
+
+@pytest.mark.parametrize("spec", ALL, **IDS)
+@pytest.mark.parametrize(
+    ("cuts", "starts"),
+    [((2, 4, 6, 8), [0, 4, 8]), ((1, 2, 3), [0, 3]), ((13,), [0, 13]), ((3, 7, 9), [0, 3, 7])],
+)
+def test_short_scenes_share_a_segment(spec: ModelSpec, cuts: tuple[int, ...], starts: list[int]) -> None:
+    clip = clip_of(14)
+    engine = engine_of(spec)
+    plan = replace(engine.plan(24, 32), min_segment_frames=3)
+    engine.follow(plan)
+    stream = SegmentStream(frames_of(clip), plan, keeps_state=True, starts_scene=cuts_at(*cuts))
+    sink = ListSink()
+    found: list[int] = []
+    for frames in stream:
+        found.append(frames.start)
+        assert not frames.continues_scene
+        restore_segment(frames, engine, sink)
+    assert found == starts
+    expected = restored_at_once(spec, clip, *cuts)
+    assert times(sink.frames) == times(expected)
+    assert all(torch.equal(a.rgb, b.rgb) for a, b in zip(sink.frames, expected, strict=True))
 
 
 @pytest.mark.parametrize("spec", EXACT, **IDS)
@@ -261,11 +284,19 @@ def uneven_video(path: Path, *, frames: int = 24) -> Path:
 
 
 def prepare(
-    src: Path, dst: Path, spec: ModelSpec, *, segment_frames: int, cuts: tuple[int, ...], start_s: float = 0.0
+    src: Path,
+    dst: Path,
+    spec: ModelSpec,
+    *,
+    segment_frames: int,
+    cuts: tuple[int, ...],
+    start_s: float = 0.0,
+    min_frames: int = 1,
 ) -> tuple[Job, list[Segment]]:
     info = probe(src)
     engine = engine_of(spec)
-    plan = replace(engine.plan(info.height, info.width), segment_frames=segment_frames)
+    plan = engine.plan(info.height, info.width)
+    plan = replace(plan, segment_frames=segment_frames, min_segment_frames=min_frames)
     detect: Callable[[Tensor], bool] = cuts_at(*cuts)
     segments = find_segments(src, plan, start_s=start_s, starts_scene=detect)
     with open_reader(src, start_s=start_s) as reader:
@@ -289,6 +320,8 @@ def write_at_once(job: Job, segments: list[Segment], dst: Path) -> None:
     plan = Plan.from_json(job.plan)
     engine.follow(plan)
     cuts = {segment.scene_start for segment in segments} - {0}
+    for segment in segments:
+        cuts |= set(segment.cuts)
     with (
         open_reader(job.src, start_s=job.start_s, gamut="keep") as reader,
         open_output(dst, job.form, like=probe(job.src)) as output,
@@ -297,7 +330,7 @@ def write_at_once(job: Job, segments: list[Segment], dst: Path) -> None:
         hidden: Hidden = None
         for index, frames in enumerate(stream):
             encoder = VideoEncoder(job.form, job.clock, output, segment=index)
-            known = hidden if frames.start else None
+            known = hidden if frames.continues_scene else None
             hidden = restore_segment(frames, engine, encoder, hidden=known).hidden
 
 
@@ -326,8 +359,7 @@ def test_parts_restored_in_any_order_join_to_the_video_restored_at_once(
     src, dst = uneven_video(tmp_path / "in.mkv"), tmp_path / "whole.mkv"
     cuts = (7, 8, 15) if start_s == 0 else (6,)
     job, segments = prepare(src, dst, spec, segment_frames=1000, cuts=cuts, start_s=start_s)
-    expected = 1 if spec is FRAME and not cuts else len(cuts) + 1
-    assert len(segments) == expected
+    assert len(segments) == len(cuts) + 1
     write_at_once(job, segments, dst)
     paths = [tmp_path / f"{segment.index}.part" for segment in segments]
     for segment in reversed(segments):
@@ -366,3 +398,22 @@ def test_parts_inside_a_scene_are_exact_too(tmp_path: Path, spec: ModelSpec) -> 
     whole, joined = frames_in(dst), frames_in(tmp_path / "joined.mkv")
     assert joined[0] == whole[0]
     assert torch.equal(joined[1], whole[1])
+
+
+@pytest.mark.parametrize("spec", [WINDOW, STREAM], **IDS)
+@pytest.mark.parametrize(("segment_frames", "min_frames"), [(1000, 6), (7, 5)])
+def test_parts_of_several_scenes_join_too(
+    tmp_path: Path, spec: ModelSpec, segment_frames: int, min_frames: int
+) -> None:
+    src, dst = uneven_video(tmp_path / "in.mkv"), tmp_path / "whole.mkv"
+    cuts = (2, 4, 9, 20)
+    job, segments = prepare(src, dst, spec, segment_frames=segment_frames, cuts=cuts, min_frames=min_frames)
+    assert any(segment.cuts for segment in segments)
+    write_at_once(job, segments, dst)
+    paths = [tmp_path / f"{segment.index}.part" for segment in segments]
+    for segment in segments[::-1]:
+        restore_part(job, segment, paths[segment.index])
+    join(job, paths, tmp_path / "joined.mkv")
+    whole, joined = frames_in(dst), frames_in(tmp_path / "joined.mkv")
+    assert joined[0] == whole[0]
+    torch.testing.assert_close(joined[1], whole[1], rtol=0, atol=0)

@@ -191,11 +191,12 @@ def _restore_segments(
         hidden: Hidden = None
         for index, frames in enumerate(stream):
             open_encoder = partial(VideoEncoder, form, clock, output, segment=index)
+            known = hidden if frames.continues_scene else None
             part = restore_segment(
                 frames,
                 engine,
                 _EncoderThread(steps, open_encoder),
-                hidden=hidden if frames.start else None,
+                hidden=known,
                 on_frame=lambda frame: ticker.tick(time_s=frame.time_s),
             )
             hidden = part.hidden

@@ -40,6 +40,8 @@ MAX_STREAMED_FRAMES = 3000
 """Longest window whose results come one by one: two minutes of film before the first result."""
 MAX_SEGMENT_FRAMES = 1000
 """A longer scene is restored in several segments."""
+MIN_SEGMENT_FRAMES = 100
+"""Shorter scenes share a segment: each begins with a keyframe, and short segments make a larger file."""
 DEFAULT_OVERLAP_FRAMES = 8
 """Frames that windows share where the contract names none."""
 MAX_HOST_FEATURE_BYTES = 2**29
@@ -129,6 +131,8 @@ class Plan:
     """Whether the engine keeps what a window model computes of each frame by itself."""
     segment_frames: int = MAX_SEGMENT_FRAMES
     """Most frames of a segment; a longer scene has several."""
+    min_segment_frames: int = MIN_SEGMENT_FRAMES
+    """A segment ends at the first cut from this many frames on."""
     budget: MemoryBudget
     """Memory that the plan was made for."""
     cost: MemoryCost

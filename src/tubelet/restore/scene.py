@@ -22,6 +22,7 @@ class SceneFrames:
         stop: position behind the last one; None: all that come are wanted.
 
     Attributes:
+        frames, first, start, stop: as given.
         reaches_end: whether the scene ends with the last of the frames; known when they were read.
     """
 
@@ -37,10 +38,10 @@ class SceneFrames:
         self.start = start
         self.stop: int | None = stop
         self.reaches_end = True
-        self._frames = frames
+        self.frames = frames
 
     def __iter__(self) -> Iterator[Frame]:
-        return iter(self._frames)
+        return iter(self.frames)
 
     def is_behind(self, position: int) -> bool:
         """Tell whether a frame comes after the last one that is wanted."""

@@ -1,21 +1,23 @@
 """Segments: the unit of work below a video. Each is restored by itself, in any order, by any process.
 
-    video     |---- scene ----|-------------- long scene --------------|-- scene --|
-    segments  |------ 0 ------|-------- 1 --------|--------- 2 --------|---- 3 ----|
-                              reads   ............[context| 2 |........
+    video     |-- scene --|- scene -|----------------- long scene -----------------|-- scene --|
+    segments  |--------- 0 ---------|----------- 1 -----------|--------- 2 --------|---- 3 ----|
+                                    reads         ... context |--------- 2 --------|
 
-A segment ends at a cut, or inside a scene that is longer than the plan's `segment_frames`. There it is read with the
-context that the contract asks for: neighbors of a window model, warm-up frames of a recurrent one. An online model
-needs no warm-up where the state of the segment before is at hand.
+A segment ends at a cut, once it has the plan's `min_segment_frames`, or inside a scene when it has `segment_frames`.
+There it is read with the context that the contract asks for: neighbors of a window model, warm-up frames of a recurrent
+one. An online model needs no warm-up where the state of the segment before is at hand.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -50,7 +52,7 @@ class Segment:
     index: int
     """Number of the segment, from 0."""
     scene_start: int
-    """First frame of its scene."""
+    """First frame of the scene in which it starts."""
     start: int
     """First frame of the segment."""
     stop: int
@@ -61,8 +63,10 @@ class Segment:
     """Time of that frame, in ticks of the input."""
     read_stop_pts: int | None
     """Time of the first frame behind the context that comes after `stop`; None reads to the end."""
+    cuts: tuple[int, ...]
+    """Frames inside the segment with which a scene starts."""
     reaches_scene_end: bool
-    """Whether the frames that are read reach to the end of the scene."""
+    """Whether the frames that are read reach to the end of the last scene."""
     stop_pts: int | None
     """Time of frame `stop`; None at the end of the video."""
     may_seek: bool
@@ -91,35 +95,106 @@ class FrameSink(Protocol):
         ...
 
 
-class SegmentFrames(SceneFrames):
-    """Frames of one segment with their context.
+class SegmentFrames:
+    """Frames of one segment with their context, scene by scene.
 
     Args:
-        frames: in order; see `SceneFrames`.
-        first_frame: number of the first wanted frame in the video.
-        first, start, stop: see `SceneFrames`.
+        tape: the frames, by number.
+        scene_start: first frame of the scene in which the segment starts.
+        read_start: first frame that is read.
+        start: first wanted frame.
+        ends_before: tells whether the segment ends before a frame that was read.
+        after: frames of context behind the segment, within the scene.
 
     Attributes:
-        next_pts: time of the frame behind the segment, which begins the next one, in ticks of `time_base`; known when
-            the frames were read, None at the end of the video.
+        start: as given.
+        stop: frame behind the last wanted one; known when the frames were read, as all that follows.
+        cuts: frames inside the segment with which a scene starts.
+        last_scene_start: first frame of the scene in which it ends.
+        reaches_scene_end: whether the frames that were read reach to the end of that scene.
+        next_pts: time of frame `stop`, in ticks of `time_base`; None at the end of the video.
+        read_stop_pts: time of the frame behind those that were read.
         time_base: seconds per tick.
-        problems: damage of the video that came to light, a line each; complete when the frames were read.
+        problems: damage of the video that came to light, a line each.
     """
 
     def __init__(
         self,
-        frames: Iterable[Frame],
+        tape: _Tape,
         *,
-        first_frame: int = 0,
-        first: int = 0,
-        start: int = 0,
-        stop: int | None = None,
+        scene_start: int,
+        read_start: int,
+        start: int,
+        ends_before: Callable[[int], bool],
+        after: int,
     ) -> None:
-        super().__init__(frames, first=first, start=start, stop=stop)
-        self.first_frame = first_frame
+        self.start = start
+        self.stop: int | None = None
+        self.cuts: list[int] = []
+        self.last_scene_start = scene_start
+        self.reaches_scene_end = True
         self.next_pts: int | None = None
+        self.read_stop_pts: int | None = None
         self.time_base = Fraction(1)
         self.problems: list[str] = []
+        self.read_start = read_start
+        self._tape = tape
+        self._ends_before = ends_before
+        self._after = after
+        self._position = read_start
+
+    @property
+    def continues_scene(self) -> bool:
+        """Whether the segment starts inside a scene; ask before its frames are read."""
+        return self.start > self.last_scene_start
+
+    def scenes(self) -> Iterator[SceneFrames]:
+        """Yield the scenes, the first and the last perhaps in part; use each up before asking for the next."""
+        while True:
+            scene_start = self.last_scene_start
+            scene = SceneFrames(
+                (),
+                first=self._position - scene_start,
+                start=max(self.start, scene_start) - scene_start,
+            )
+            scene.frames = self._read(scene)
+            yield scene
+            if self.stop is not None:
+                return
+            self.last_scene_start = self._position
+            self.cuts.append(self._position)
+
+    def _read(self, scene: SceneFrames) -> Iterator[Frame]:
+        """Yield the frames of a scene, and tell it before the first unwanted one where the wanted ones stop."""
+        while True:
+            position = self._position
+            frame = self._tape.frame(position)
+            is_cut = frame is not None and position > self.last_scene_start and self._tape.is_cut(position)
+            if self.stop is None and self._is_end(position, frame):
+                self._end_at(position, frame)
+            if self.stop is not None:
+                scene.stop = self.stop - self.last_scene_start
+            if frame is None or is_cut or self._is_behind_context(position):
+                scene.reaches_end = is_cut or (frame is None and self._tape.ends_scene)
+                self.reaches_scene_end = scene.reaches_end
+                self.read_stop_pts = None if frame is None else frame.pts
+                return
+            yield frame
+            self._position += 1
+            self._tape.forget(self._position)
+
+    def _is_end(self, position: int, frame: Frame | None) -> bool:
+        return frame is None or (position > self.start and self._ends_before(position))
+
+    def _end_at(self, position: int, frame: Frame | None) -> None:
+        """End the segment before a frame; context may follow."""
+        self.stop = position
+        if frame is not None:
+            self.next_pts = frame.pts
+            self.time_base = frame.time_base
+
+    def _is_behind_context(self, position: int) -> bool:
+        return self.stop is not None and position >= self.stop + self._after
 
 
 def restore_segment(
@@ -142,14 +217,17 @@ def restore_segment(
     Raises:
         ResourceError: memory does not suffice for the smallest tile on the CPU.
     """
-    state: list[Hidden] = []
+    states = [hidden]
 
     def restored() -> Iterator[Frame]:
-        state.append((yield from engine.restore_scene(frames, hidden)))
+        for scene in frames.scenes():
+            states.append((yield from engine.restore_scene(scene, states[0])))
+            # Only the first scene goes on from a state.
+            states[0] = None
 
     output: Iterable[Frame] = restored()
     if engine.current_plan.doubles_rate:
-        first = 2 * frames.first_frame
+        first = 2 * frames.start
         output = double_rate(output, first=first, next_pts=lambda: frames.next_pts)
     count = 0
     for frame in output:
@@ -159,7 +237,7 @@ def restore_segment(
             on_frame(frame)
     next_pts = frames.next_pts
     sink.finish(None if next_pts is None else next_pts * frames.time_base)
-    return Part(count, state[0])
+    return Part(count, states[-1])
 
 
 class SegmentStream:
@@ -185,78 +263,41 @@ class SegmentStream:
         self._before, self._after = plan.context_frames
         if keeps_state and plan.contract.temporal.kind == "online":
             self._before = 0
-        self._tape = _Tape(frames, starts_scene)
+        keep = self._before + self._after
+        self._tape = _Tape(frames, lambda frame: starts_scene(frame.rgb), keep=keep)
 
     def first_s(self) -> Fraction | None:
         """Read the first frame and tell its time in seconds; None where there is none."""
         frame = self._tape.frame(0)
         return None if frame is None else frame.pts * frame.time_base
 
-    def __iter__(self) -> Iterator[_StreamedSegment]:
+    def __iter__(self) -> Iterator[SegmentFrames]:
         """Yield the segments; each must be used up before the next is asked for."""
         start = 0
         scene_start = 0
         while self._tape.frame(start) is not None:
             if self._tape.is_cut(start):
                 scene_start = start
-            segment = _StreamedSegment(
+            segment = SegmentFrames(
                 self._tape,
                 scene_start=scene_start,
+                read_start=max(scene_start, start - self._before),
                 start=start,
-                max_frames=self._plan.segment_frames,
-                before=self._before,
+                ends_before=partial(self._ends, start),
                 after=self._after,
             )
             yield segment
-            start = segment.end
+            assert segment.stop is not None, "a segment must be used up before the next"
+            start = segment.stop
+            scene_start = segment.last_scene_start
 
-
-class _StreamedSegment(SegmentFrames):
-    """A segment whose end is found while it is read."""
-
-    def __init__(self, tape: _Tape, *, scene_start: int, start: int, max_frames: int, before: int, after: int) -> None:
-        self.read_start = max(scene_start, start - before)
-        super().__init__(
-            self._read(),
-            first_frame=start,
-            first=self.read_start - scene_start,
-            start=start - scene_start,
-        )
-        self.scene_start = scene_start
-        self.end = start
-        """Number of the frame behind the last one, known when all were read."""
-        self.read_stop_pts: int | None = None
-        self._tape = tape
-        self._max_frames = max_frames
-        self._margin = before + after
-        self._after = after
-
-    def _read(self) -> Iterator[Frame]:
-        position = self.read_start
-        while True:
-            frame = self._tape.frame(position)
-            is_scene_over = frame is None or (position > self.scene_start and self._tape.is_cut(position))
-            is_full = position - self.first_frame >= self._max_frames
-            if self.stop is None and (is_scene_over or is_full):
-                self._end_at(position, frame)
-            if is_scene_over or frame is None or self._is_behind_context(position):
-                self.reaches_end = is_scene_over
-                self.read_stop_pts = None if frame is None else frame.pts
-                return
-            yield frame
-            position += 1
-            self._tape.forget(position - self._margin)
-
-    def _end_at(self, position: int, frame: Frame | None) -> None:
-        """End the segment before a frame; context may follow."""
-        self.stop = position - self.scene_start
-        self.end = position
-        if frame is not None:
-            self.next_pts = frame.pts
-            self.time_base = frame.time_base
-
-    def _is_behind_context(self, position: int) -> bool:
-        return self.stop is not None and position >= self.end + self._after
+    def _ends(self, start: int, number: int) -> bool:
+        """Tell whether the segment that starts with one frame ends before another."""
+        num_frames = number - start
+        is_cut = self._tape.is_cut(number)
+        if is_cut and num_frames >= self._plan.min_segment_frames:
+            return True
+        return num_frames >= self._plan.segment_frames
 
 
 class _Tape:
@@ -264,14 +305,27 @@ class _Tape:
 
     Args:
         frames: in order.
-        starts_scene: called once for each frame's rgb, in order.
+        starts_scene: called once for each frame, in order.
+        first: number of the first frame.
+        keep: frames before the one that is read next that stay.
+        ends_scene: whether the last frame ends its scene.
     """
 
-    def __init__(self, frames: Iterable[Frame], starts_scene: Callable[[Tensor], bool]) -> None:
+    def __init__(
+        self,
+        frames: Iterable[Frame],
+        starts_scene: Callable[[Frame], bool],
+        *,
+        first: int = 0,
+        keep: int = 0,
+        ends_scene: bool = True,
+    ) -> None:
+        self.ends_scene = ends_scene
         self._frames = iter(frames)
         self._starts_scene = starts_scene
         self._held: deque[tuple[Frame, bool]] = deque()
-        self._first = 0
+        self._first = first
+        self._keep = keep
         self._ended = False
 
     def frame(self, number: int) -> Frame | None:
@@ -281,7 +335,7 @@ class _Tape:
             if frame is None:
                 self._ended = True
                 break
-            self._held.append((frame, self._starts_scene(frame.rgb)))
+            self._held.append((frame, self._starts_scene(frame)))
         place = number - self._first
         return self._held[place][0] if place < len(self._held) else None
 
@@ -289,9 +343,9 @@ class _Tape:
         """Tell whether a scene starts with a frame that was read."""
         return self._held[number - self._first][1]
 
-    def forget(self, before: int) -> None:
-        """Let go of the frames before a number."""
-        while self._first < before and self._held:
+    def forget(self, number: int) -> None:
+        """Let go of the frames that are further before this one than `keep`."""
+        while self._first < number - self._keep and self._held:
             self._held.popleft()
             self._first += 1
 
@@ -318,39 +372,32 @@ def find_segments(
         InputError: there is nothing that can be decoded.
     """
     detect = starts_scene or scene_detector(plan)
-    found: list[_Bounds] = []
+    found: list[tuple[SegmentFrames, int, int]] = []
     with open_reader(src, start_s=start_s, duration_s=duration_s, gamut="keep") as reader:
-        for frames in SegmentStream(reader, plan, keeps_state=False, starts_scene=detect):
-            first: Frame | None = None
-            for frame in frames:
-                first = first or frame
-            assert first is not None
-            found.append(_Bounds(frames, first.pts))
+        for segment in SegmentStream(reader, plan, keeps_state=False, starts_scene=detect):
+            scene_start = segment.last_scene_start
+            times = [frame.pts for scene in segment.scenes() for frame in scene]
+            found.append((segment, scene_start, times[0]))
         may_seek = reader.may_seek
-    return [bounds.segment(index, may_seek) for index, bounds in enumerate(found)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """What is known of a streamed segment when it has passed."""
-
-    frames: _StreamedSegment
-    read_start_pts: int
-
-    def segment(self, index: int, may_seek: bool) -> Segment:
-        frames = self.frames
-        return Segment(
-            index=index,
-            scene_start=frames.scene_start,
-            start=frames.first_frame,
-            stop=frames.end,
-            read_start=frames.read_start,
-            read_start_pts=self.read_start_pts,
-            read_stop_pts=frames.read_stop_pts,
-            reaches_scene_end=frames.reaches_end,
-            stop_pts=frames.next_pts,
-            may_seek=may_seek,
+    segments: list[Segment] = []
+    for index, (frames, scene_start, read_start_pts) in enumerate(found):
+        assert frames.stop is not None
+        segments.append(
+            Segment(
+                index=index,
+                scene_start=scene_start,
+                start=frames.start,
+                stop=frames.stop,
+                cuts=tuple(frames.cuts),
+                read_start=frames.read_start,
+                read_start_pts=read_start_pts,
+                read_stop_pts=frames.read_stop_pts,
+                reaches_scene_end=frames.reaches_scene_end,
+                stop_pts=frames.next_pts,
+                may_seek=may_seek,
+            )
         )
+    return segments
 
 
 def scene_detector(plan: Plan) -> Callable[[Tensor], bool]:
@@ -383,14 +430,20 @@ def open_segment(
         may_seek=segment.may_seek,
     )
     with open_reader(src, start_s=start_s, duration_s=duration_s, gamut="keep", span=span) as reader:
-        frames = SegmentFrames(
+        tape = _Tape(
             reader,
-            first_frame=segment.start,
-            first=segment.read_start - segment.scene_start,
-            start=segment.start - segment.scene_start,
-            stop=segment.stop - segment.scene_start,
+            lambda frame: frame.index in segment.cuts,
+            first=segment.read_start,
+            ends_scene=segment.reaches_scene_end,
         )
-        frames.reaches_end = segment.reaches_scene_end
+        frames = SegmentFrames(
+            tape,
+            scene_start=segment.scene_start,
+            read_start=segment.read_start,
+            start=segment.start,
+            ends_before=lambda number: number == segment.stop,
+            after=sys.maxsize,  # the span ends with the context
+        )
         frames.next_pts = segment.stop_pts
         frames.time_base = reader.info.time_base
         if segment.stop_pts is None:
