@@ -43,6 +43,7 @@ __all__ = ["ARCHITECTURE", "IconVSR", "IconVSRConfig"]
 _SCALE = 4
 _HR_CHANNELS = 64  # of the last convolutions, whatever the width of the trunks
 _MULTIPLE = 4  # of the sizes that the pyramid of the key frames takes
+_OVERLAP_FRAMES = 11  # measured, random weights: windows differ by 70 dB at the seam, with 8 by 59
 _EXTRACT_BLOCKS = 5  # of a key frame's features before alignment
 
 
@@ -272,7 +273,7 @@ def _infer(state: State) -> IconVSRConfig:
 def _contract(config: IconVSRConfig) -> Contract:
     return Contract(
         scale=_SCALE,
-        temporal=Temporal("clip"),
+        temporal=Temporal("clip", overlap_frames=_OVERLAP_FRAMES),
         halo_px=48,
         min_size_px=_MULTIPLE,
         streams=True,
