@@ -30,12 +30,13 @@ def relative_position_bias(table: Tensor, window: Sequence[int], size: Sequence[
     Returns:
         (heads, N, N), query by key, N = ∏ size.
     """
-    dims = len(window)
-    bias = table.view(*(2 * w - 1 for w in window), table.shape[-1])
-    for axis, (w, s) in enumerate(zip(window, size, strict=True)):
-        bias = bias.narrow(axis, w - s, 2 * s - 1).unfold(axis, s, 1)  # entry [i, j] is at i + j
-    bias = bias.flip(list(range(dims + 1, 2 * dims + 1)))  # so it is at i − j: (*size, heads, *size)
-    return bias.movedim(dims, 0).reshape(table.shape[-1], prod(size), prod(size))
+    axes = range(1, len(window) + 1)
+    heads = table.shape[-1]
+    bias = table.T.reshape(heads, *(2 * w - 1 for w in window)).flip(list(axes))
+    for axis, w, s in zip(axes, window, size, strict=True):
+        # Entry [i, j] is that of the distance size - 1 - i - j: of query size - 1 - i and key j.
+        bias = bias.narrow(axis, w - s, 2 * s - 1).unfold(axis, s, 1)
+    return bias.flip(list(axes)).reshape(heads, prod(size), prod(size))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
