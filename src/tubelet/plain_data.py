@@ -79,7 +79,10 @@ def _convert(kind: Any, value: Any, where: str, default: Any = None) -> Any:
             return value
         raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(map(str, args))}")
     if origin is tuple and isinstance(value, list):
-        return tuple(_convert(args[0], item, where) for item in cast("list[Any]", value))
+        items = cast("list[Any]", value)
+        if args[-1] is not Ellipsis and len(items) != len(args):
+            raise ConfigError(f"{where} has {len(items)} values; it must have {len(args)}")
+        return tuple(_convert(args[0], item, where) for item in items)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):

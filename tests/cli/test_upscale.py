@@ -19,6 +19,7 @@ from tubelet.cli import main
 from tubelet.restore import job
 from tubelet.restore.engine import Engine
 from tubelet.restore.plan import Plan
+from tubelet.video.reader import open_reader
 from tubelet.zoo.opening import OpenedModel
 
 FRAMES = 10  # of the fixture `clip`
@@ -145,7 +146,68 @@ def test_a_plan_of_another_input_or_model_is_refused(
     assert "the plan is for 32x32, but the input is 64x48" in one_line(capsys)
     command = ["upscale", str(other), str(tmp_path / "o.mp4"), "-m", "default", "--progress", "none"]
     assert main([*command, "--plan", str(plan)]) == 2
-    assert "another model" in one_line(capsys)
+    assert "for a model that is run otherwise than fast-x4-real" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--scale", "3"],
+        ["--height", "100"],
+        ["--tile", "64"],
+        ["--memory", "3"],
+        ["--precision", "bf16"],
+    ],
+)
+def test_flags_that_contradict_a_plan_are_refused(
+    clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str]
+) -> None:
+    command = [
+        "upscale",
+        str(clip),
+        str(tmp_path / "o.mp4"),
+        "-m",
+        "fast-x4-bi",
+        "--device",
+        "cpu",
+        "--progress",
+        "none",
+    ]
+    assert main([*command, "--precision", "fp32", "--dry-run", "--json"]) == 0
+    plan = tmp_path / "plan.json"
+    plan.write_text(capsys.readouterr().out)
+    assert main([*command, *flags, "--plan", str(plan)]) == 2
+    assert "contradicts the plan" in one_line(capsys)
+    assert main([*command, "--precision", "fp32", "--plan", str(plan)]) == 0
+
+
+@pytest.mark.parametrize(("device", "words"), [("cuda:9", "not available"), ("tpuz", "is not a device")])
+def test_a_plan_for_a_device_that_is_not_there_is_refused(
+    clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, device: str, words: str
+) -> None:
+    command = ["upscale", str(clip), str(tmp_path / "o.mp4"), *FAST]
+    assert main([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    plan["plan"]["device"] = device
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    assert main([*command, "--plan", str(path)]) in (2, 4)
+    assert words in one_line(capsys)
+
+
+def test_the_rate_of_a_run_is_that_of_its_plan(
+    clip: Path, space_time: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "o.mp4"
+    assert main(["upscale", str(clip), str(out), *space_time, "--dry-run", "--json"]) == 0
+    path = tmp_path / "plan.json"
+    path.write_text(capsys.readouterr().out)
+    without = [flag for flag in space_time if flag not in ("--fps", "x2")]
+    assert main(["upscale", str(clip), str(out), *without, "--progress", "none", "--plan", str(path)]) == 0
+    with open_reader(out) as reader, open_reader(clip) as source:
+        doubled, frames = list(reader), list(source)
+    assert len(doubled) == 2 * len(frames) - 1
+    assert doubled[-1].time_s == pytest.approx(frames[-1].time_s, abs=2e-3)
 
 
 def test_the_plan_on_a_terminal_of_few_letters(clip: Path) -> None:

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tubelet
 from media import make_video
@@ -14,7 +16,9 @@ from tubelet.models.architecture import Contract
 from tubelet.progress import CancelToken
 from tubelet.restore import job
 from tubelet.restore.engine import Engine
+from tubelet.restore.estimate import describe
 from tubelet.restore.job import run
+from tubelet.restore.plan import Plan
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Temporal
 from tubelet.video.probe import probe
@@ -202,3 +206,23 @@ def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path
             assert np.array_equal(a.to_ndarray(format="yuv420p"), b.to_ndarray(format="yuv420p"))
             rgb = [x.to_ndarray(format="rgb24").astype(int) for x in (a, b)]
             assert np.abs(rgb[0] - rgb[1]).max() <= 1
+
+
+@pytest.mark.parametrize("start", [None, 0.12])
+def test_images_of_another_size_are_scaled_to_the_size_of_the_first(tmp_path, start):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, size in enumerate([(33, 21)] * 3 + [(40, 30)] * 2):
+        Image.new("RGB", size, (10 * number, 200, 90)).save(folder / f"{number:03}.png")
+    out = tmp_path / "out"
+    with pytest.raises(IncompleteError, match="2 frames have another size and were scaled to 33x21"):
+        run(folder, out, UpscaleSettings(scale=2, start=start, **CPU))
+    for path in out.iterdir():
+        with Image.open(path) as image:
+            assert image.size == (66, 42)
+
+
+def test_a_segment_of_no_frames_is_no_plan(video, tmp_path):
+    plan = describe(video, tmp_path / "o.mp4", UpscaleSettings(**CPU)).plan
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        Plan.from_json(replace(plan, segment_frames=0).to_json())

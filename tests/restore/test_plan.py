@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -42,9 +43,12 @@ def plan_of(
     **settings,
 ) -> Plan:
     budget = MemoryBudget(device_bytes=budget_bytes, host_bytes=2**34, file_bytes=2**36)
+    contract = CONTRACTS[kind]
+    if device != "cpu":
+        contract = replace(contract, precisions=("fp32", "fp16"))
     return plan_restoration(
         *size,
-        CONTRACTS[kind],
+        contract,
         UpscaleSettings(**settings),
         budget=budget,
         cost=cost,
@@ -73,6 +77,36 @@ def test_text_that_is_no_plan_is_refused_in_one_line():
         Plan.from_json("{")
     with pytest.raises(ConfigError, match="unknown key 'tile'"):
         Plan.from_json('{"tile": 3}')
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("frame", {"padded": [64]}, "has 1 values; it must have 2"),
+        ("frame", {"padded": [32, 32]}, "padded=(32, 32) must be (90, 160)"),
+        ("frame", {"output": [1, 2, 3]}, "has 3 values"),
+        ("frame", {"tiles": []}, "tiles do not cover the image"),
+        ("frame", {"tile_px": 32}, "tiles do not cover the image as tile_px=32 asks for"),
+        ("frame", {"segment_frames": 0}, "must be at least 1"),
+        ("frame", {"precision": "fp16"}, "precision=fp16 loses quality"),
+        ("frame", {"keep_encodings": True}, "keep_encodings is for models"),
+        ("frame", {"doubles_rate": True}, "doubles_rate is for models"),
+        ("frame", {"window": {"frames": 5, "overlap": 1}}, "does not fit a 'frame' model"),
+        ("scene", {"window": None}, "does not fit a 'clip' model"),
+        ("scene", {"window": {"frames": 4, "overlap": 4}}, "must have an overlap"),
+        ("scene", {"features": {}}, "features are for models"),
+    ],
+)
+def test_a_plan_whose_values_contradict_each_other_is_refused(kind, changes, words):
+    data = json.loads(plan_of(kind).to_json()) | changes
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        Plan.from_json(json.dumps(data))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_that_is_nested_without_end_is_refused():
+    with pytest.raises(ConfigError, match="not JSON"):
+        Plan.from_json("[" * 100_000)
 
 
 def test_a_plan_is_a_pure_function_of_its_arguments():

@@ -149,7 +149,7 @@ def _read_plan(path: Path) -> Plan:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"cannot read the plan {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not JSON: {error}; make a plan with --dry-run --json") from error
     if isinstance(data, dict) and "plan" in data:
         data = cast("dict[str, Any]", data)["plan"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tubelet.restore.plan import Plan
 from tubelet.restore.runner import Encoding, Runner
-from tubelet.types import Frame
+from tubelet.types import Frame, Precision
 
 __all__ = ["EncodingCache"]
 
@@ -24,6 +24,7 @@ class EncodingCache:
         self._runner = runner
         # By identity of the frame, which is kept so that no other frame can have the same identity.
         self._held: dict[int, tuple[Frame, Encoding]] = {}
+        self._made_by: tuple[str, Precision] | None = None
 
     def clear(self) -> None:
         """Forget everything."""
@@ -36,6 +37,11 @@ class EncodingCache:
             window: frames in order; the ends of a scene repeat a frame.
             plan: how to do it.
         """
+        made_by = (plan.device, plan.precision)
+        if self._made_by != made_by:
+            # Encodings of another device or number format do not go together with new ones.
+            self.clear()
+            self._made_by = made_by
         present = {id(frame): frame for frame in window}
         for key in self._held.keys() - present.keys():
             del self._held[key]

@@ -177,7 +177,7 @@ class Engine:
             plan = self.current_plan
             assert plan.window is not None
             cut = cutter.cut(done // steps, size=plan.window.frames, overlap=plan.window.overlap)
-            if cut is None:
+            if cut is None or scene.is_behind(scene.first + done // steps):
                 return
             window, span = cut
             is_last = span.keep_stop == span.stop and scene.reaches_end
@@ -261,7 +261,7 @@ def _out_of_memory(error: BaseException) -> str:
 
 def _descent_note(before: Plan, after: Plan) -> str:
     if after.device != before.device:
-        return f"out of memory on {before.device} with the smallest tile: continuing on the CPU"
+        return f"out of memory on {before.device}: continuing on the CPU"
     if before.window is not None and after.window is not None and before.window != after.window:
         return f"out of memory: continuing with {after.window.frames} frames at once"
     if after.tile_px != before.tile_px:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.restore.engine import Engine
 from tubelet.restore.pipeline import WriteBehind, read_ahead, write_behind
 from tubelet.restore.plan import Plan
+from tubelet.restore.planner import check_plan
 from tubelet.restore.rate import doubled_frames, doubled_info
 from tubelet.restore.segment import SegmentStream, restore_segment, scene_detector
 from tubelet.restore.settings import Result, UpscaleSettings
@@ -98,7 +99,11 @@ def run(
     try:
         with open_reader(src, start_s=start_s, duration_s=settings.duration, gamut="keep") as reader:
             engine = build_engine(settings, reader.info)
-            plan = _checked(plan, engine, reader.info)
+            if plan is None:
+                plan = engine.plan(reader.info.height, reader.info.width)
+            else:
+                check_plan(plan, engine.spec, settings, reader.info.width, reader.info.height)
+                settings = replace(settings, fps="x2" if plan.doubles_rate else None)
             engine.follow(plan)
             ticker.total = expected_frames(reader.info, settings)
             info = output_info(reader.info, settings)
@@ -149,24 +154,6 @@ def build_engine(settings: UpscaleSettings, info: VideoInfo) -> Engine:
     return Engine(opened.spec, opened.network, settings)
 
 
-def _checked(plan: Plan | None, engine: Engine, info: VideoInfo) -> Plan:
-    """Make the plan, or see that the one that was given is for this input and model.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if plan is None:
-        return engine.plan(info.height, info.width)
-    if (plan.width, plan.height) != (info.width, info.height):
-        raise ConfigError(
-            f"the plan is for {plan.width}x{plan.height}, but the input is {info.width}x{info.height}; "
-            "make one for this input with --dry-run --json"
-        )
-    if plan.contract != engine.spec.contract:
-        raise ConfigError(f"the plan is for another model than {engine.spec.id}; give the model that it was made with")
-    return plan
-
-
 def _restore_segments(
     reader: Reader,
     engine: Engine,
@@ -190,19 +177,21 @@ def _restore_segments(
         clock = form.clock(first_s)
         hidden: Hidden = None
         for index, frames in enumerate(stream):
+            if cancel is not None:
+                cancel.raise_if_cancelled()
             open_encoder = partial(VideoEncoder, form, clock, output, segment=index)
             known = hidden if frames.continues_scene else None
             part = restore_segment(
                 frames,
                 engine,
-                _EncoderThread(steps, open_encoder),
+                _QueuedEncoder(steps, open_encoder),
                 hidden=known,
                 on_frame=lambda frame: ticker.tick(time_s=frame.time_s),
             )
             hidden = part.hidden
 
 
-class _EncoderThread:
+class _QueuedEncoder:
     """A `FrameSink` whose encoder works in the writer's thread, where it is also opened: encoders take turns there.
 
     Args:

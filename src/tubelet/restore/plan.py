@@ -37,7 +37,8 @@ MIN_WINDOW_FRAMES = 16
 MAX_WINDOW_FRAMES = 100
 """Longest window whose results come all at once."""
 MAX_STREAMED_FRAMES = 3000
-"""Longest window whose results come one by one: two minutes of film before the first result."""
+"""Longest window whose results come one by one: two minutes of video before the first result. `upscale` stays far below
+it, since its segments are shorter."""
 MAX_SEGMENT_FRAMES = 1000
 """A longer scene is restored in several segments."""
 MIN_SEGMENT_FRAMES = 100
@@ -46,9 +47,9 @@ DEFAULT_OVERLAP_FRAMES = 8
 """Frames that windows share where the contract names none."""
 MAX_HOST_FEATURE_BYTES = 2**29
 """Features beyond it go to a file, which the system keeps in memory as long as nobody else needs it."""
-_SHORTER_STREAMS = (64, MIN_WINDOW_FRAMES)
+_DESCENT_STREAM_FRAMES = (64, MIN_WINDOW_FRAMES)
 """Windows that a streaming model tries when memory runs out. Few: every try begins the window anew."""
-_MIN_FRAMES_IN_NEED = 4
+_MIN_DESCENT_WINDOW_FRAMES = 4
 """Shortest window of such a model when memory runs out."""
 _FRAME_COPIES = 3
 """Of the frames of a window: as they came, as one tensor, and in the layout of the network."""
@@ -76,7 +77,7 @@ class MemoryCost:
 
     call_bytes_per_px: float | None
     """Of a call: per pixel of one image, for a clip model per pixel of each of its frames. None: even the small
-    image did not fit."""
+    image did not fit, or nothing depends on it."""
     stream_bytes_per_px: float = 0.0
     """Of a call that gives frames one by one, without the features that it keeps."""
     feature_bytes_per_px: float = 0.0
@@ -97,7 +98,7 @@ class WindowPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How one film, or any stream of frames of one size, is restored."""
+    """How a video, or any stream of frames of one size, is restored."""
 
     height: int
     """Of the input, pixels."""
@@ -190,18 +191,20 @@ class Plan:
         """Read a plan back.
 
         Raises:
-            ConfigError: the text is not a plan.
+            ConfigError: the text is not a plan, or its values contradict each other.
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"the plan is not JSON: {error}") from error
-        return build(cls, data, "the plan")
+        plan = build(cls, data, "the plan")
+        _check(plan)
+        return plan
 
     def _descent(self) -> Iterator[Plan]:
         """Yield plans in the order in which they are tried."""
         if self.features is not None and self.window is not None:
-            for frames in _SHORTER_STREAMS:
+            for frames in _DESCENT_STREAM_FRAMES:
                 if frames < self.window.frames:
                     yield replace(self, window=_window(self.contract, frames))
             batched = _plan_batched(self, max_bytes=self.memory_bytes / 2)
@@ -222,6 +225,44 @@ class Plan:
             yield replace(smallest, keep_encodings=False)
         if self.device != "cpu":
             yield _on_cpu(smallest)
+
+
+def _check(plan: Plan) -> None:
+    """See that the values of a plan fit each other, as those of `plan_restoration` do.
+
+    Raises:
+        ConfigError: they do not; the line names one.
+    """
+    if min(plan.height, plan.width, *plan.output, plan.segment_frames, plan.min_segment_frames) < 1:
+        raise ConfigError("the plan: sizes and numbers of frames must be at least 1")
+    if plan.tile_px < 0:
+        raise ConfigError(f"the plan: tile_px={plan.tile_px} must be at least 0")
+    padded = padded_size(plan.height, plan.width, plan.contract)
+    if plan.padded != padded:
+        raise ConfigError(f"the plan: padded={plan.padded} must be {padded}, which the contract asks for")
+    if plan.tiles != tuple(plan_tiles(*padded, plan.tile_px, plan.contract)):
+        raise ConfigError(
+            f"the plan: tiles do not cover the image as tile_px={plan.tile_px} asks for; "
+            "give --tile to the dry run instead of changing its plan"
+        )
+    if plan.precision not in plan.contract.precisions:
+        raise ConfigError(f"the plan: precision={plan.precision} loses quality with this model")
+    _check_time(plan)
+
+
+def _check_time(plan: Plan) -> None:
+    """See that a plan is for the temporal kind of its contract; ConfigError where it is not."""
+    temporal = plan.contract.temporal
+    if (plan.window is not None) != (temporal.kind == "clip"):
+        raise ConfigError(f"the plan: window={plan.window} does not fit a {temporal.kind!r} model")
+    if plan.window is not None and not 0 <= plan.window.overlap < plan.window.frames:
+        raise ConfigError(f"the plan: window={plan.window} must have an overlap from 0 on, below its frames")
+    if plan.features is not None and not plan.contract.streams:
+        raise ConfigError("the plan: features are for models that give frames one by one")
+    if plan.keep_encodings and not plan.contract.encodes:
+        raise ConfigError("the plan: keep_encodings is for models that encode each frame by itself")
+    if plan.doubles_rate and not temporal.between_frames:
+        raise ConfigError("the plan: doubles_rate is for models that give frames between two")
 
 
 def plan_restoration(
@@ -339,8 +380,8 @@ def _shorter_windows(plan: Plan) -> Iterator[Plan]:
     if plan.window is None or plan.contract.temporal.window_frames:
         return
     frames = plan.window.frames
-    while frames > _MIN_FRAMES_IN_NEED:
-        frames = max(_MIN_FRAMES_IN_NEED, frames // 2)
+    while frames > _MIN_DESCENT_WINDOW_FRAMES:
+        frames = max(_MIN_DESCENT_WINDOW_FRAMES, frames // 2)
         yield replace(plan, window=_window(plan.contract, frames))
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from tubelet.errors import ConfigError
 from tubelet.restore.device import resolve_device, resolve_precision
 from tubelet.restore.memory import measure_budget
 from tubelet.restore.plan import MemoryCost, Plan, plan_restoration
 from tubelet.restore.rate import require_space_time
 from tubelet.restore.runner import Runner
 from tubelet.restore.settings import UpscaleSettings
+from tubelet.restore.tiles import output_size
 from tubelet.types import Precision
 from tubelet.zoo.spec import ModelSpec
 
-__all__ = ["Planner"]
+__all__ = ["Planner", "check_plan"]
 
 
 class Planner:
@@ -72,3 +74,50 @@ class Planner:
         if self._settings.tile is None or decides_window or contract.encodes:
             return runner.memory_cost()
         return MemoryCost(call_bytes_per_px=None)
+
+
+def check_plan(plan: Plan, spec: ModelSpec, settings: UpscaleSettings, width: int, height: int) -> None:
+    """See that a plan that was made before is for this input, model and machine, and agrees with the settings.
+
+    Args:
+        plan: that is to be followed.
+        spec: of the model.
+        settings: those that are left at their defaults agree with any plan.
+        width: of the input, pixels.
+        height: of the input, pixels.
+
+    Raises:
+        ConfigError: it does not; the line says what contradicts it.
+        ResourceError: its device is absent.
+    """
+    if (plan.width, plan.height) != (width, height):
+        raise ConfigError(
+            f"the plan is for {plan.width}x{plan.height}, but the input is {width}x{height}; "
+            "make one for this input with --dry-run --json"
+        )
+    if plan.contract != spec.contract:
+        raise ConfigError(
+            f"the plan is for a model that is run otherwise than {spec.id}; give the model that it was made with"
+        )
+    resolve_device(plan.device)
+    for name in _contradictions(plan, spec, settings):
+        raise ConfigError(
+            f"{name}={getattr(settings, name)} contradicts the plan; leave it out, or make a plan with it"
+        )
+
+
+def _contradictions(plan: Plan, spec: ModelSpec, settings: UpscaleSettings) -> list[str]:
+    """Name the settings that were given and that the plan does not have."""
+    size = output_size(plan.width, plan.height, native=spec.scale, scale=settings.scale, target_height=settings.height)
+    is_other = {
+        "scale": settings.scale is not None and size != plan.output,
+        "height": settings.height is not None and size != plan.output,
+        "fps": settings.fps is not None and not plan.doubles_rate,
+        "tile": settings.tile not in (None, plan.requested_tile_px),
+        "precision": settings.precision not in ("auto", plan.precision),
+    }
+    if settings.device != "auto":
+        is_other["device"] = str(resolve_device(settings.device)) != plan.device
+    if settings.memory is not None:
+        is_other["memory"] = int(settings.memory * 2**30) != plan.budget.device_bytes
+    return [name for name, differs in is_other.items() if differs]

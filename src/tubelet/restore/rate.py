@@ -79,7 +79,7 @@ def double_rate(
 
     Yields:
         2N frames, or 2N - 1 at the end of the video, in ticks half as long, each shown until the next; the last one as
-        long as before (where that is unknown: as long as the one before it was).
+        long as before (where that is unknown: as long as the one before it in the same segment was).
     """
     numbers = count(first)
     held: list[Frame] = []

@@ -56,7 +56,7 @@ class Segment:
     start: int
     """First frame of the segment."""
     stop: int
-    """Frame behind its last one."""
+    """First frame after the segment."""
     read_start: int
     """First frame that is read: context comes before `start`."""
     read_start_pts: int

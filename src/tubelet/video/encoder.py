@@ -83,9 +83,8 @@ class PacketSink(Protocol):
 class VideoEncoder:
     """Encodes the frames of one segment.
 
-    Its first packet is a keyframe, and no frame refers to one of another segment: also where an
-        encoder opens
-    its groups of pictures (x265 does), they lie inside of the segment.
+    Its first packet is a keyframe, and no frame refers to one of another segment. Open groups of
+    pictures (x265 makes them) lie inside the segment.
 
     Attributes:
         notes: what a person should know, a line each.

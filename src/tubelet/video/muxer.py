@@ -157,10 +157,8 @@ class VideoMuxer:
     def _place(self, packet: Packet[Any]) -> None:
         """Keep times increasing over a joint, where the segment before moved some to the next tick.
 
-        Where packets come in order, each is moved as far as it must be: an encoder of the whole
-            video would
-        have done the same. Where they are reordered, all of the segment are moved as far as its
-        first.
+        Where packets come in order, each moves as far as it must, as in one encoder for the whole
+        video. Where they are reordered, all of the segment move as far as its first.
         """
         if packet.pts is None:
             return

@@ -31,7 +31,7 @@ from tubelet.video.destination import part_path, write_errors
 from tubelet.video.encoder import PacketSink, PartHead, PartTail
 from tubelet.video.output_format import OutputClock
 
-__all__ = ["Part", "PartWriter", "copy_part", "open_part"]
+__all__ = ["PartFile", "PartWriter", "copy_part", "open_part"]
 
 _SIGNATURE = b"TBLTPRT1"
 _LENGTH_BYTES = 8
@@ -145,7 +145,7 @@ class PartWriter:
             self._unfinished.replace(self._path)
 
 
-class Part:
+class PartFile:
     """A part file that was opened and whose index was read.
 
     Attributes:
@@ -191,7 +191,7 @@ class Part:
         return packet
 
 
-def open_part(path: str | Path) -> Part:
+def open_part(path: str | Path) -> PartFile:
     """Read the index of a part file.
 
     Args:
@@ -213,7 +213,7 @@ def open_part(path: str | Path) -> Part:
         raise _damaged(path) from error
     if sum(entry.size + entry.side_size for entry in entries) != data_bytes:
         raise _damaged(path)
-    return Part(path, head, tail, entries)
+    return PartFile(path, head, tail, entries)
 
 
 def copy_part(path: str | Path, sink: PacketSink) -> None:

@@ -147,12 +147,13 @@ class Reader:
     def _read(self) -> Generator[Frame]:
         """Yield the frames of the span, and say at the end of the video what was wrong with it."""
         count = index = odd_sizes = 0
-        size: tuple[int, int] | None = None
-        turn = Orientation()
+        size = (self.info.width, self.info.height)
+        turn: Orientation | None = None
         for raw, pts in self._stamped():
-            if size is None:
-                size = (raw.width, raw.height)
+            if turn is None:
                 turn = orientation_of(raw)
+                # Of a decoded frame, which is not turned upright yet.
+                size = size[::-1] if turn.transpose else size
             is_odd = (raw.width, raw.height) != size
             odd_sizes += is_odd
             count += 1
@@ -167,7 +168,7 @@ class Reader:
         if self._span.stop is not None:
             return
         self.problems += self._source.problems(count, self._end_tick)
-        if odd_sizes and size is not None:
+        if odd_sizes:
             usual = f"{size[0]}x{size[1]}"
             self.problems.append(f"{odd_sizes} frames have another size and were scaled to {usual}")
         if self._clock.moved:
