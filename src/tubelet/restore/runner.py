@@ -211,20 +211,14 @@ class TorchRunner:
         try:
             # A small image has to take the memory that a large one takes for each of its pixels.
             with use_backend(self._model, "winograd"):
-                call_bytes = self._measure_call()
+                if self.contract.streams:
+                    return self._measure_stream()
                 encoding_bytes = self._measure_encoding() if self.contract.encodes else 0.0
-                if not self.contract.streams:
-                    return MemoryCost(call_bytes_per_px=call_bytes, encoding_bytes_per_px=encoding_bytes)
-                stream_bytes, feature_bytes = self._measure_stream()
+                return MemoryCost(call_bytes_per_px=self._measure_call(), encoding_bytes_per_px=encoding_bytes)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return MemoryCost(call_bytes_per_px=None)
-        return MemoryCost(
-            call_bytes_per_px=call_bytes,
-            stream_bytes_per_px=stream_bytes,
-            feature_bytes_per_px=feature_bytes,
-        )
 
     def _measure_call(self) -> float:
         """Measure a call whose results come all at once: bytes per lq pixel."""
@@ -253,20 +247,30 @@ class TorchRunner:
             encoding = as_encoding(self._model).encode(_channels_last(lq)[:, 0])
         return sum(part.nbytes for part in encoding) / math.prod(lq.shape[-2:])
 
-    def _measure_stream(self) -> tuple[float, float]:
-        """Measure a streamed window: bytes per lq pixel of the call without features, and of one frame's features."""
-        lq = _channels_last(self._probe_image(_STREAM_PROBE_PX, _STREAM_PROBE_FRAMES))
+    def _measure_stream(self) -> MemoryCost:
+        """Measure a model that gives frames one by one: its features lie in a file meanwhile, and are counted apart.
 
+        A call whose results come all at once needs no measurement of its own, which would take seconds: it is a stream
+        that keeps features and results in memory.
+        """
+        lq = _channels_last(self._probe_image(_STREAM_PROBE_PX, _STREAM_PROBE_FRAMES))
         store = FeatureStore(FeatureLimits(device_bytes=0, host_bytes=0))
 
         def run() -> None:
             with self._number_format():
                 deque(as_streaming(self._model).restore(lq, store=store), maxlen=0)
 
-        call_bytes = peak_tensor_bytes(run)
+        peak_bytes = peak_tensor_bytes(run)
         pixels = math.prod(lq.shape[-2:])
-        kept_bytes = max(store.peak_bytes, lq.nbytes)
-        return _WORKSPACE_FACTOR * call_bytes / pixels, kept_bytes / (_STREAM_PROBE_FRAMES * pixels)
+        stream_bytes = _WORKSPACE_FACTOR * peak_bytes / pixels
+        feature_bytes = max(store.peak_bytes, lq.nbytes) / (_STREAM_PROBE_FRAMES * pixels)
+        frame_bytes = 3 * lq.element_size() * (1 + self.contract.scale**2)
+        return MemoryCost(
+            # The work of one frame is spread over the frames of a short window.
+            call_bytes_per_px=stream_bytes / _PROBE_FRAMES + feature_bytes + frame_bytes,
+            stream_bytes_per_px=stream_bytes,
+            feature_bytes_per_px=feature_bytes,
+        )
 
     def _probe_image(self, side_px: int, num_frames: int) -> Tensor:
         height, width = padded_size(side_px, side_px, self.contract)
