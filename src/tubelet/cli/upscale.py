@@ -39,6 +39,7 @@ _METAVARS = {
     "duration": "SECONDS",
     "device": "NAME",
     "tile": "PIXELS",
+    "memory": "GIB",
 }
 
 
