@@ -32,7 +32,7 @@ def test_round_trip(saved):
 
 def test_what_shapes_do_not_tell_is_written_down(tmp_path):
     path = tmp_path / "x3.safetensors"
-    save_checkpoint(path, FSRCNN(FSRCNNConfig(scale=3)), {})
+    save_checkpoint(str(path), FSRCNN(FSRCNNConfig(scale=3)), {})
     assert open_checkpoint(path).config.scale == 3
     assert open_model(str(path)).spec.scale == 3
     assert open_checkpoint(path, scale=2).config.scale == 2

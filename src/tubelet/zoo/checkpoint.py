@@ -57,7 +57,7 @@ class Opened:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, notes: Mapping[str, Any], *, base: Mapping[str, str] | None = None
+    path: str | Path, model: nn.Module, notes: Mapping[str, Any], *, base: Mapping[str, str] | None = None
 ) -> None:
     """Write a network, whole or not at all; of a composite network its own weights alone.
 
@@ -72,6 +72,7 @@ def save_checkpoint(
         header["config"] = json.dumps(dataclasses.asdict(cast(Any, config)), default=str)
     if base is not None:
         header["base"] = json.dumps(dict(base))
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part, metadata=header)
