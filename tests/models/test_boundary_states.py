@@ -210,7 +210,11 @@ def moments_of(case: Case, start: int, stop: int) -> slice:
     return slice(step * start, step * (stop - 1) + 1)
 
 
-@pytest.mark.parametrize("name", CASES)
+# TMNet with times of its own takes as long as all the others together; without, it is among the quick ones.
+QUICK_AND_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name == "tmnet times" else name for name in CASES]
+
+
+@pytest.mark.parametrize("name", QUICK_AND_SLOW)
 def test_every_clip_of_a_film_gives_the_frames_of_the_film(name: str) -> None:
     case, (network, film, sr, states) = CASES[name], whole(name)
     assert sr.std() > 1e-3
