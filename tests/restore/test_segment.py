@@ -31,9 +31,9 @@ from tiny_networks import TINY, architecture_of, tiny_network
 from tubelet.models.architecture import Contract
 from tubelet.restore.engine import Engine
 from tubelet.restore.plan import Plan
+from tubelet.restore.scene import SegmentStream
 from tubelet.restore.segment import (
     Segment,
-    SegmentStream,
     find_segments,
     open_segment,
     restore_segment,
@@ -351,6 +351,36 @@ def stream_kinds(path: Path) -> list[tuple[str, str]]:
     return [(stream.kind, stream.codec) for stream in probe(path).streams]
 
 
+def restore_backwards(work: list[tuple[Job, Segment, Path]]) -> list[int]:
+    """Restore the last part first; return the numbers of frames in the order of the video."""
+    return [restore_part(*part) for part in reversed(work)][::-1]
+
+
+def restore_in_two_processes(work: list[tuple[Job, Segment, Path]]) -> list[int]:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        return pool.starmap(restore_part, work)
+
+
+def assert_parts_join(
+    job: Job,
+    segments: list[Segment],
+    whole: Path,
+    restore: Callable[[list[tuple[Job, Segment, Path]]], list[int]] = restore_backwards,
+) -> None:
+    """Restore a video at once and part by part: frames, times and streams are the same."""
+    write_at_once(job, segments, whole)
+    paths = [whole.with_name(f"{segment.index}.part") for segment in segments]
+    work = [(job, segment, path) for segment, path in zip(segments, paths, strict=True)]
+    assert restore(work) == [segment.stop - segment.start for segment in segments]
+    joined = whole.with_name("joined.mkv")
+    join(job, paths, joined)
+    expected_times, expected = frames_in(whole)
+    actual_times, actual = frames_in(joined)
+    assert actual_times == expected_times
+    assert torch.equal(actual, expected)
+    assert stream_kinds(joined) == stream_kinds(whole)
+
+
 @pytest.mark.parametrize("spec", [FRAME, WINDOW, ONLINE, STREAM], **IDS)
 @pytest.mark.parametrize("start_s", [0.0, 0.2])
 def test_parts_restored_in_any_order_join_to_the_video_restored_at_once(
@@ -360,29 +390,14 @@ def test_parts_restored_in_any_order_join_to_the_video_restored_at_once(
     cuts = (7, 8, 15) if start_s == 0 else (6,)
     job, segments = prepare(src, dst, spec, segment_frames=1000, cuts=cuts, start_s=start_s)
     assert len(segments) == len(cuts) + 1
-    write_at_once(job, segments, dst)
-    paths = [tmp_path / f"{segment.index}.part" for segment in segments]
-    for segment in reversed(segments):
-        assert restore_part(job, segment, paths[segment.index]) == segment.stop - segment.start
-    join(job, paths, tmp_path / "joined.mkv")
-    whole, joined = frames_in(dst), frames_in(tmp_path / "joined.mkv")
-    assert joined[0] == whole[0]
-    assert torch.equal(joined[1], whole[1])
-    assert stream_kinds(tmp_path / "joined.mkv") == stream_kinds(dst)
+    assert_parts_join(job, segments, dst)
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     src, dst = uneven_video(tmp_path / "in.mkv"), tmp_path / "whole.mkv"
     job, segments = prepare(src, dst, STREAM, segment_frames=1000, cuts=(5, 12))
-    write_at_once(job, segments, dst)
-    paths = [tmp_path / f"{segment.index}.part" for segment in segments]
-    work = [(job, segment, paths[segment.index]) for segment in segments]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        assert sum(pool.starmap(restore_part, work)) == 24
-    join(job, paths, tmp_path / "joined.mkv")
-    whole, joined = frames_in(dst), frames_in(tmp_path / "joined.mkv")
-    assert joined[0] == whole[0]
-    assert torch.equal(joined[1], whole[1])
+    assert segments[-1].stop == 24
+    assert_parts_join(job, segments, dst, restore_in_two_processes)
 
 
 @pytest.mark.parametrize("spec", [FRAME, WINDOW], **IDS)
@@ -390,14 +405,7 @@ def test_parts_inside_a_scene_are_exact_too(tmp_path: Path, spec: ModelSpec) -> 
     src, dst = uneven_video(tmp_path / "in.mkv"), tmp_path / "whole.mkv"
     job, segments = prepare(src, dst, spec, segment_frames=5, cuts=(7,))
     assert [(s.start, s.stop) for s in segments] == [(0, 5), (5, 7), (7, 12), (12, 17), (17, 22), (22, 24)]
-    write_at_once(job, segments, dst)
-    paths = [tmp_path / f"{segment.index}.part" for segment in segments]
-    for segment in segments[::-1]:
-        restore_part(job, segment, paths[segment.index])
-    join(job, paths, tmp_path / "joined.mkv")
-    whole, joined = frames_in(dst), frames_in(tmp_path / "joined.mkv")
-    assert joined[0] == whole[0]
-    assert torch.equal(joined[1], whole[1])
+    assert_parts_join(job, segments, dst)
 
 
 @pytest.mark.parametrize("spec", [WINDOW, STREAM], **IDS)
@@ -409,11 +417,4 @@ def test_parts_of_several_scenes_join_too(
     cuts = (2, 4, 9, 20)
     job, segments = prepare(src, dst, spec, segment_frames=segment_frames, cuts=cuts, min_frames=min_frames)
     assert any(segment.cuts for segment in segments)
-    write_at_once(job, segments, dst)
-    paths = [tmp_path / f"{segment.index}.part" for segment in segments]
-    for segment in segments[::-1]:
-        restore_part(job, segment, paths[segment.index])
-    join(job, paths, tmp_path / "joined.mkv")
-    whole, joined = frames_in(dst), frames_in(tmp_path / "joined.mkv")
-    assert joined[0] == whole[0]
-    torch.testing.assert_close(joined[1], whole[1], rtol=0, atol=0)
+    assert_parts_join(job, segments, dst)

@@ -24,12 +24,11 @@ from tubelet.restore.plan import Plan
 from tubelet.restore.planner import Planner
 from tubelet.restore.rate import double_rate
 from tubelet.restore.runner import Runner, TorchRunner
-from tubelet.restore.scene import SceneFrames
+from tubelet.restore.scene import SceneFrames, scene_detector
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.restore.tiling import Hidden
 from tubelet.restore.windows import WindowCutter, neighborhoods, scenes
 from tubelet.types import Frame, Precision
-from tubelet.video.scenes import CutDetector
 from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["Engine"]
@@ -93,7 +92,7 @@ class Engine:
         Args:
             frames: in presentation order.
             starts_scene: given each frame's rgb in order, tells whether a new scene starts with it; neighbors and state
-                never cross such a cut. Default: a `CutDetector`.
+                never cross such a cut. Default: `scene_detector`.
             plan: how to do it; by default it is made for the first frame.
 
         Yields:
@@ -109,10 +108,7 @@ class Engine:
             return
         self.follow(plan or self.plan(*first.rgb.shape[-2:]))
         stream = chain([first], stream)
-        if self.spec.temporal.kind == "frame":
-            yield from self.restore_scene(SceneFrames(stream))
-            return
-        detect = starts_scene or CutDetector().is_cut
+        detect = starts_scene or scene_detector(self.spec.contract)
         split = scenes(stream, lambda frame: detect(frame.rgb))
         parts = (self.restore_scene(SceneFrames(scene)) for scene in split)
         restored = chain.from_iterable(parts)

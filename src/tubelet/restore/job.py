@@ -22,7 +22,8 @@ from tubelet.restore.pipeline import WriteBehind, read_ahead, write_behind
 from tubelet.restore.plan import Plan
 from tubelet.restore.planner import check_plan
 from tubelet.restore.rate import doubled_frames, doubled_info
-from tubelet.restore.segment import SegmentStream, restore_segment, scene_detector
+from tubelet.restore.scene import SegmentStream, scene_detector
+from tubelet.restore.segment import restore_segment
 from tubelet.restore.settings import Result, UpscaleSettings
 from tubelet.restore.tiling import Hidden
 from tubelet.types import Frame
@@ -170,7 +171,7 @@ def _restore_segments(
         read_ahead(reader, depth=frames_before, cancel=cancel) as source,
         write_behind(_do, depth=frames_after) as steps,
     ):
-        stream = SegmentStream(source, plan, keeps_state=True, starts_scene=scene_detector(plan))
+        stream = SegmentStream(source, plan, keeps_state=True, starts_scene=scene_detector(plan.contract))
         first_s = stream.first_s()
         if first_s is None:
             return
