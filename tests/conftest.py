@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,3 +13,15 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"shared data is not at {path}")
     return path
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A clock that goes on only when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    return wait

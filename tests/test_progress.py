@@ -12,18 +12,6 @@ from tubelet.errors import Cancelled
 from tubelet.progress import CancelToken, Progress, Ticker
 
 
-@pytest.fixture
-def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A clock that goes on only when it is told to."""
-    now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-
-    def wait(seconds: float) -> None:
-        now[0] += seconds
-
-    return wait
-
-
 def event(**changed: object) -> Progress:
     values = {"done": 120, "total": 500, "unit": "frame", "elapsed_s": 4.97912, "rate": 24.10049, "eta_s": 15.7676}
     return Progress(**(values | changed))

@@ -34,18 +34,6 @@ def score_of(model: str, clip: str, frames: int) -> ClipScore:
     )
 
 
-@pytest.fixture
-def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A clock that goes on only when it is told to."""
-    now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-
-    def wait(seconds: float) -> None:
-        now[0] += seconds
-
-    return wait
-
-
 def run(
     ticker: EvaluationTicker, job: Task, frame_s: float, wait: Callable[[float], None], *, frames: int | None = None
 ) -> None:

@@ -101,29 +101,22 @@ def attach_base(opened: OpenedModel, needed: BaseModel) -> OpenedModel:
     reference = _read_reference(opened, needed)
     named = f"{opened.name} needs the {needed.role} {reference.model}"
     try:
-        base = _find(reference, needed, opened.path)
+        base, digest = _find(reference, needed, opened.path)
     except (RequestError, CheckpointError) as error:
         raise CheckpointError(f"{named}, and {error}") from error
     except ResourceError as error:
         raise ResourceError(f"{named}, and {error}") from error
-    _check_tensors(opened, base, reference)
+    if digest != reference.sha256:
+        raise CheckpointError(
+            f"{opened.name} was trained over other weights than those of {base.name}: its tensors have sha256 "
+            f"{digest[:12]}…, and {reference.sha256[:12]}… is expected; put those weights there"
+        )
     spec = dataclasses.replace(
         opened.spec,
         summary=f"{opened.spec.summary}, over {reference.model}",
         contract=needed.contract(opened.spec.contract, base.spec.contract),
     )
     return dataclasses.replace(opened, spec=spec, network=needed.attach(opened.network, base.network))
-
-
-def _check_tensors(opened: OpenedModel, base: OpenedModel, reference: _Reference) -> None:
-    if not reference.sha256:
-        return
-    digest = hash_tensors(base.network)
-    if digest != reference.sha256:
-        raise CheckpointError(
-            f"{opened.name} was trained over other weights than those of {base.name}: its tensors have sha256 "
-            f"{digest[:12]}…, and {reference.sha256[:12]}… is expected; put those weights there"
-        )
 
 
 def _read_reference(opened: OpenedModel, needed: BaseModel) -> _Reference:
@@ -158,28 +151,37 @@ def _parse(content: Any) -> _Reference | None:
     return None
 
 
-def _find(reference: _Reference, needed: BaseModel, checkpoint: Path | None) -> OpenedModel:
-    """Open the base: of several files the one with the right tensors, or else the first."""
+def _find(reference: _Reference, needed: BaseModel, checkpoint: Path | None) -> tuple[OpenedModel, str]:
+    """Open the base: of several files the one with the right tensors, or else the first.
+
+    Returns:
+        The base, and the sha256 of its tensors; "" where the reference has none to compare it with.
+    """
     if checkpoint is None or not is_checkpoint(reference.model):
-        return open_base(reference.model, needed)
+        return _open_hashed(reference.model, needed, reference)
     places = _places(reference.model, checkpoint)
     files = [place for place in places if place.is_file()]
     if not files:
         raise CheckpointError(f"it is not at {' or '.join(map(str, places))}; put it there")
-    opened: list[OpenedModel] = []
+    opened: list[tuple[OpenedModel, str]] = []
     failed: list[RequestError | CheckpointError] = []
     for file in files:
         try:
-            base = open_base(str(file), needed)
+            base, digest = _open_hashed(str(file), needed, reference)
         except (RequestError, CheckpointError) as error:
             failed.append(error)
             continue
-        opened.append(base)
-        if hash_tensors(base.network) == reference.sha256:
-            return base
+        if digest == reference.sha256:
+            return base, digest
+        opened.append((base, digest))
     if not opened:
         raise failed[0]
     return opened[0]
+
+
+def _open_hashed(name: str, needed: BaseModel, reference: _Reference) -> tuple[OpenedModel, str]:
+    base = open_base(name, needed)
+    return base, hash_tensors(base.network) if reference.sha256 else ""
 
 
 def _places(path: str, checkpoint: Path) -> list[Path]:
