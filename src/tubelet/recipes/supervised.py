@@ -6,11 +6,10 @@ kind      the network sees              and is compared with
 frame     lq (B, T, …), frame by frame  gt of all T frames
 window    lq (B, 2r + 1, …)             gt of the middle frame
 online    lq (B, T, …), step by step    gt of all T frames
-clip      lq (B, T, …)                  gt of all T frames; a space-time network sees every second
-frame of lq
+clip      lq (B, T, …)                  gt of all T frames
 
-Which network, and how it learns, comes from a recipe (`published.py`), and every field of it can be
-changed.
+A space-time network sees every second frame of lq. Which network, and how it learns, comes from a
+recipe (`published.py`), and every field of it can be changed.
 """
 
 from __future__ import annotations
@@ -80,8 +79,7 @@ class SupervisedConfig:
     mirrored: bool = False
     """Samples run back to their start, which gives them twice the frames."""
     cleaning_weight: float = 0.0
-    """Weight of the L1 distance between cleaned frames and shrunk gt, for RealBasicVSR (its Sec.
-    3)."""
+    """Weight of the L1 distance between cleaned frames and shrunk gt, for RealBasicVSR (Sec. 3)."""
     crops: CropSettings = field(default_factory=CropSettings)
     """Size of the samples."""
     loop: LoopSettings = field(default_factory=LoopSettings)
