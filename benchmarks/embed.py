@@ -30,7 +30,7 @@ def embed(id: str, source: Path, summary: str, made: dict[str, object]) -> None:
         "summary": summary,
         "architecture": "FastVSR",
         "config": asdict(model.config),
-        "licence": "Apache-2.0",
+        "license": "Apache-2.0",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         **made,
     }

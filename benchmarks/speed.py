@@ -28,7 +28,7 @@ from tubelet.ops import imresize
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
-from tubelet.video.info import ColourTags, VideoInfo
+from tubelet.video.info import ColorTags, VideoInfo
 from tubelet.video.writer import EncodeSettings, open_writer
 from tubelet.zoo.catalog import find_model
 from tubelet.zoo.opening import open_model
@@ -64,7 +64,7 @@ def make_clip(path: Path, count: int) -> None:
         height=HEIGHT,
         pix_fmt="yuv420p",
         bit_depth=8,
-        colour=ColourTags(),
+        color=ColorTags(),
         time_base=Fraction(1, 25),
         average_rate=Fraction(25),
         duration_s=count / 25,

@@ -102,7 +102,7 @@ def embed(network: SpyNet, made: dict[str, object]) -> None:
     """Write the weights that `load_spynet` reads, and their entry in parts.json."""
     path = WEIGHTS / "spynet.safetensors"
     save_checkpoint(path, network.half(), {})
-    entry = {"architecture": "SpyNet", "licence": "Apache-2.0", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    entry = {"architecture": "SpyNet", "license": "Apache-2.0", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     text = json.dumps({"spynet": entry | made}, indent=1, ensure_ascii=False)
     (WEIGHTS / "parts.json").write_text(text + "\n", encoding="utf-8")
     print(f"{path}: {path.stat().st_size} bytes")

@@ -63,7 +63,7 @@ def plain_frames(model: nn.Module, lq: Tensor) -> Tensor:
 
 
 def plain_windows(radius: int) -> Callable[[nn.Module, Tensor], Tensor]:
-    """Restore every frame with its neighbours, the ends repeated."""
+    """Restore every frame with its neighbors, the ends repeated."""
 
     def run(model: nn.Module, lq: Tensor) -> Tensor:
         last = lq.shape[1] - 1

@@ -24,7 +24,7 @@ _HEAD = """\
 This page is written by `make models-page` from the specs in the code; `tubelet models` prints the same for this
 machine.
 
-A *frame* model sees one frame, a *window* model some neighbours too, an *online* model what came before, a *clip* model
+A *frame* model sees one frame, a *window* model some neighbors too, an *online* model what came before, a *clip* model
 all of a scene, or a window of it. The number before it is the factor by which it enlarges.
 
 ## In the package
@@ -37,14 +37,14 @@ _FETCHED = """
 tubelet upscale in.mp4 out.mp4 --model basicvsr_pp-reds4    # fetches about 29 MB, once
 tubelet models download realesr-animevideov3                # beforehand, for a machine without network
 tubelet models cache                                        # where the files are, and which
-tubelet models identify path/to/weights.pth                 # what a file is, and how it was recognised
+tubelet models identify path/to/weights.pth                 # what a file is, and how it was recognized
 ```
 
 Files are kept in `$TUBELET_HOME/models`, by default `~/.cache/tubelet/models` (on macOS
 `~/Library/Caches/tubelet/models`, on Windows `%LOCALAPPDATA%\\tubelet\\Cache\\models`). A transfer that broke off is
 completed by the next run, what arrives is compared with the published size and hash as far as there are any, and a file
 that is there needs no network. Proxies are those of `https_proxy`. Where *by hand* stands, the publisher's page wants a
-person: put the file into that folder under its published name. The licence is that of the weights, as their publisher
+person: put the file into that folder under its published name. The license is that of the weights, as their publisher
 states it; data that they were trained on can have terms of its own.
 
 *Bicubic* and *blurred* are the ways in which the low-quality pictures of training were made: MATLAB's bicubic (BI), and
@@ -65,7 +65,7 @@ those of the usual configuration.
 def render() -> str:
     """Make the text of the page."""
     package = [
-        (f"`{s.id}`", _factor(s.scale), _temporal(s.temporal), _count(model_size(s)), _licence(s), s.summary)
+        (f"`{s.id}`", _factor(s.scale), _temporal(s.temporal), _count(model_size(s)), _license(s), s.summary)
         for s in list_models()
     ]
     fetched = [_fetched(known) for known in KNOWN_FILES]
@@ -73,9 +73,9 @@ def render() -> str:
     return "".join(
         (
             _HEAD,
-            _table(("id", "scale", "kind", "parameters", "licence", "for"), package),
+            _table(("id", "scale", "kind", "parameters", "license", "for"), package),
             _FETCHED,
-            _table(("id", "network", "kind", "parameters", "licence", "trained on or for", "file"), fetched),
+            _table(("id", "network", "kind", "parameters", "license", "trained on or for", "file"), fetched),
             _ARCHITECTURES,
             _table(
                 ("network", "kind", "parameters", "paper", "published weights"),
@@ -95,7 +95,7 @@ def _fetched(known: KnownFile) -> Sequence[str]:
         if known.file.url
         else f"[by hand]({known.file.page}): {known.file.name}"
     )
-    return f"`{known.id}`", known.architecture.name, kind, count, known.licence, known.summary, file
+    return f"`{known.id}`", known.architecture.name, kind, count, known.license, known.summary, file
 
 
 def _architecture(architecture: Architecture) -> Sequence[str]:
@@ -130,8 +130,8 @@ def _factor(scale: int) -> str:
     return f"×{scale}"
 
 
-def _licence(spec: ModelSpec) -> str:
-    return spec.weights.licence if spec.weights else spec.licence
+def _license(spec: ModelSpec) -> str:
+    return spec.weights.license if spec.weights else spec.license
 
 
 def _count(parameters: int) -> str:

@@ -23,7 +23,7 @@ import torch
 from av.subtitles.subtitle import SubtitleSet
 
 from tubelet.types import Frame
-from tubelet.video.info import ColourTags, VideoInfo
+from tubelet.video.info import ColorTags, VideoInfo
 from tubelet.video.reader import open_reader
 from tubelet.video.writer import open_writer
 
@@ -246,7 +246,7 @@ def info(**fields) -> VideoInfo:
     """A description of a film that does not exist."""
     defaults: dict[str, Any] = {
         **{"source": "-", "width": 32, "height": 24, "pix_fmt": "yuv420p", "bit_depth": 8},
-        **{"colour": ColourTags(), "time_base": Fraction(1, 25), "average_rate": Fraction(25)},
+        **{"color": ColorTags(), "time_base": Fraction(1, 25), "average_rate": Fraction(25)},
         **{"container": "yuv4mpegpipe", "codec": "rawvideo"},
     }
     return VideoInfo(**{**defaults, **fields})

@@ -107,12 +107,12 @@ def assert_gradients(model: nn.Module, *outputs: Tensor) -> None:
     assert not dead
 
 
-def reach_px(sr: Tensor, centre: int, scale: int) -> int:
-    """Measure how far, in lq pixels, the not-a-numbers of sr (..., sH, sW) lie from row and column `centre` of lq."""
+def reach_px(sr: Tensor, center: int, scale: int) -> int:
+    """Measure how far, in lq pixels, the not-a-numbers of sr (..., sH, sW) lie from row and column `center` of lq."""
     rows, columns = sr.isnan().flatten(0, -3).any(0).nonzero().unbind(1)
     places = torch.cat([rows, columns]) // scale
     assert len(places)
-    return int((places - centre).abs().max())
+    return int((places - center).abs().max())
 
 
 def assert_halo(architecture: Architecture, model: nn.Module, *, side: int) -> None:

@@ -59,7 +59,7 @@ def assert_clip_as_recorded(
     torch.testing.assert_close(sr[..., ::step, ::step], outputs[0], rtol=0, atol=tolerance)
 
 
-def assert_recognised(shared: Path, file: str, architecture: Architecture, config: Any, parameters: int) -> None:
+def assert_recognized(shared: Path, file: str, architecture: Architecture, config: Any, parameters: int) -> None:
     """Check that a published list of names is claimed by `architecture` alone, and fits it strictly."""
     state = published_keys(shared, file)
     assert [a.name for a in ARCHITECTURES if a.translate(state) is not None] == [architecture.name]

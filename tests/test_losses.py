@@ -30,7 +30,7 @@ def test_gradients_are_finite_where_the_error_is_zero(loss):
     assert sr.grad.isfinite().all()
 
 
-def test_luma_of_primaries_and_of_grey():
+def test_luma_of_primaries_and_of_gray():
     primaries = torch.eye(3).reshape(3, 3, 1, 1)
     torch.testing.assert_close(luma(primaries).flatten(), torch.tensor([0.299, 0.587, 0.114]))
     assert luma(torch.full((2, 5, 3, 4, 4), 0.7)).shape == (2, 5, 1, 4, 4)
@@ -52,7 +52,7 @@ def test_end_point_error():
 
 @pytest.fixture
 def pictures():
-    """Two pairs of colour pictures of 8 bits, one like the other but for noise: sr, gt (2, 3, 17, 23) in [0, 1]."""
+    """Two pairs of color pictures of 8 bits, one like the other but for noise: sr, gt (2, 3, 17, 23) in [0, 1]."""
     generator = torch.Generator().manual_seed(0)
     gt = torch.rand(2, 3, 17, 23, generator=generator)
     sr = (gt + 0.2 * torch.randn(gt.shape, generator=generator)).clamp(0, 1)
@@ -77,7 +77,7 @@ def test_structural_similarity_keeps_full_precision_under_autocast(pictures):
         assert torch.equal(structural_similarity(sr, gt), expected)
 
 
-def test_structural_similarity_can_be_learnt_from():
+def test_structural_similarity_can_be_learned_from():
     generator = torch.Generator().manual_seed(0)
     gt = torch.rand(1, 2, 12, 13, dtype=torch.float64, generator=generator)
     sr = torch.rand(1, 2, 12, 13, dtype=torch.float64, generator=generator).requires_grad_()

@@ -26,7 +26,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp(request.param.name) / "small.safetensors"
     network = request.param.build(TINY[request.param.name])
-    # Weights that let a neighbour be seen; all but the end of two-step have them from the start.
+    # Weights that let a neighbor be seen; all but the end of two-step have them from the start.
     for parameter in (network.head if isinstance(network, TwoStepRestorer) else network).parameters():
         if parameter.ndim == 4:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)

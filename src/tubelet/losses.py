@@ -120,7 +120,7 @@ def l1_and_ssim(sr: Tensor, gt: Tensor, *, alpha: float) -> Tensor:
 
 
 def encoder_distance(left: Tensor, middle: Tensor, right: Tensor, *, alpha: float) -> Tensor:
-    """Tell how far the features of the neighbours are from those of the frame that they help.
+    """Tell how far the features of the neighbors are from those of the frame that they help.
 
     Args:
         left: features of the frame before, any shape.

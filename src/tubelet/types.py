@@ -27,7 +27,7 @@ class Frame:
     """One picture of a video with its place in time.
 
     Attributes:
-        rgb: (3, H, W) float32, upright (rotation of the container is already applied). In [0, 1] but for colours
+        rgb: (3, H, W) float32, upright (rotation of the container is already applied). In [0, 1] but for colors
             that YUV can code and RGB cannot, which `open_reader(gamut="keep")` leaves as they are.
         pts: presentation time in ticks of `time_base`.
         time_base: seconds per tick.
@@ -62,14 +62,14 @@ class Temporal:
     clip      model(lq) with (B, T, 3, H, W) → (B, T', 3, sH, sW), T up to `window_frames`;
               T' = T + `between_frames` · (T - 1)
 
-    Neighbours beyond the ends of a scene repeat the first or last frame of the scene.
+    Neighbors beyond the ends of a scene repeat the first or last frame of the scene.
 
     A space-time model has `between_frames` = 1: between any two frames it also gives the one half-way. The engine uses
     those where twice the frame rate is asked for, and otherwise drops them.
 
     Attributes:
         kind: see above.
-        radius: neighbours on each side (window).
+        radius: neighbors on each side (window).
         lookahead: frames after the current one that a step needs (online).
         window_frames: the most frames at once, 0 for a whole scene (clip).
         overlap_frames: frames that consecutive windows share; the seam lies in their middle (clip).

@@ -15,9 +15,9 @@ class Paint:
 
     wall: str
     """Which wall."""
-    colour: Literal["red", "blue"] = "red"
+    color: Literal["red", "blue"] = "red"
     """What it gets; Default: the
-    colour of the house."""
+    color of the house."""
     coats: int | None = None
     """How often."""
     dry: bool = False
@@ -26,14 +26,14 @@ class Paint:
 def test_field_help_joins_lines() -> None:
     assert field_help(Paint) == {
         "wall": "Which wall.",
-        "colour": "What it gets; Default: the colour of the house.",
+        "color": "What it gets; Default: the color of the house.",
         "coats": "How often.",
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Mix colours."""
+    """Mix colors."""
 
     pots: tuple[str, ...] | None = None
     into: tuple[str, ...] = ()
@@ -56,8 +56,8 @@ def test_several_values_may_follow_one_flag_or_several(args: list[str]) -> None:
 
 def test_fields_without_default_are_positional_and_the_rest_flags() -> None:
     flags = flags_from(Paint, aliases={"coats": "-c"})
-    command = parse(flags, ["north", "-c", "2", "--dry", "--colour", "blue"], verb="paint")
-    assert pick(command, Paint) == Paint(wall="north", colour="blue", coats=2, dry=True)
+    command = parse(flags, ["north", "-c", "2", "--dry", "--color", "blue"], verb="paint")
+    assert pick(command, Paint) == Paint(wall="north", color="blue", coats=2, dry=True)
     assert pick(parse(flags, ["north"], verb="paint"), Paint) == Paint(wall="north")
 
 
@@ -73,7 +73,7 @@ def test_help_has_the_texts_and_no_default_of_none(capsys: pytest.CaptureFixture
 
 def test_wrong_values_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse(flags_from(Paint), ["north", "--colour", "green"], verb="paint")
+        parse(flags_from(Paint), ["north", "--color", "green"], verb="paint")
     assert stop.value.code == 2
     assert "green" in capsys.readouterr().err
 

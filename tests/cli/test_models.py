@@ -128,7 +128,7 @@ def test_identify_tells_the_layout_and_under_which_name_it_is_published(
     assert main(["models", "identify", str(path)]) == 0
     said = capsys.readouterr().out
     assert "SRVGGNetCompact ×4" in said
-    assert "layout: recognised by names and shapes; in params_ema → module, all " in said
+    assert "layout: recognized by names and shapes; in params_ema → module, all " in said
     assert "published as: realesr-animevideov3" in said
 
 

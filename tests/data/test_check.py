@@ -5,7 +5,7 @@ from PIL import Image
 
 from media import make_video
 from small_sets import make_vid4, save_frames
-from tubelet.data.catalogue import find_dataset
+from tubelet.data.catalog import find_dataset
 from tubelet.data.check import check_folder, check_set, identify_degradation, sets_in
 from tubelet.degrade import degrade
 from tubelet.errors import Cancelled
@@ -60,7 +60,7 @@ def test_low_quality_clips_of_another_length(tmp_path: Path):
 
 
 @pytest.mark.parametrize("preset", ["bi", "bd", "bd-b", "bd-c"])
-def test_the_degradation_of_a_clip_is_recognised(tmp_path: Path, preset: str):
+def test_the_degradation_of_a_clip_is_recognized(tmp_path: Path, preset: str):
     gt = next(iter(draw_scene(1)))[None, :, 100:180, 100:220]
     for name, clip in (("gt", gt), ("lq", degrade(gt, preset))):
         (tmp_path / name).mkdir()
@@ -71,7 +71,7 @@ def test_the_degradation_of_a_clip_is_recognised(tmp_path: Path, preset: str):
     assert likeness[preset] > 45
 
 
-def test_a_mislabelled_convention_is_a_problem(tmp_path: Path):
+def test_a_mislabeled_convention_is_a_problem(tmp_path: Path):
     make_vid4(tmp_path)
     gt = next(iter(draw_scene(1)))[None, :, 100:180, 100:220]
     for folder, clip in (("GT", gt), ("BDx4", degrade(gt, "bd"))):
@@ -85,7 +85,7 @@ def test_a_mislabelled_convention_is_a_problem(tmp_path: Path):
     assert "is taken for bd-b, but nearest is bd: bd 9" in problem
 
 
-def test_sets_are_recognised_and_numbers_alone_are_not(tmp_path: Path):
+def test_sets_are_recognized_and_numbers_alone_are_not(tmp_path: Path):
     save_frames(tmp_path / "000", 2)
     assert sets_in(tmp_path) == []
     make_vid4(tmp_path / "Vid4")

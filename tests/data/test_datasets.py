@@ -5,7 +5,7 @@ import pytest
 
 from media import make_video
 from small_sets import VID4_FRAMES, make_vid4, save_frames
-from tubelet.data.catalogue import find_dataset
+from tubelet.data.catalog import find_dataset
 from tubelet.data.datasets import find_clips, find_set_clips, find_training_clips
 from tubelet.errors import InputError, RequestError
 from tubelet.metrics.protocols import find_protocol

@@ -56,7 +56,7 @@ def test_the_flow_leads_to_what_is_seen(folder: Path) -> None:
         frames, flow, visible = source.pair(i)
         error = (frames[0] - backward_warp(frames[1:], flow[None], padding="border")[0]).abs().amax(0)
         seen = visible[0] > 0
-        # At the outlines of things, neighbours lie on other things, and a pixel mixes two of them.
+        # At the outlines of things, neighbors lie on other things, and a pixel mixes two of them.
         assert error[seen].quantile(0.7) < 0.02
         hidden.append(error[~seen])
         still = (frames[0] - frames[1]).abs().amax(0)[seen].mean()

@@ -9,15 +9,15 @@ from tubelet.degrade.kernels import shaped_kernel, sinc_kernel
 
 def test_the_gaussian_is_that_of_blur():
     torch.testing.assert_close(shaped_kernel("gaussian", 2, 0.7, 0.4, 1.0, 13), gaussian_kernel(2, 0.7, 0.4, 13))
-    torch.testing.assert_close(shaped_kernel("generalised", 2, 0.7, 0.4, 1.0, 13), gaussian_kernel(2, 0.7, 0.4, 13))
+    torch.testing.assert_close(shaped_kernel("generalized", 2, 0.7, 0.4, 1.0, 13), gaussian_kernel(2, 0.7, 0.4, 13))
 
 
-@pytest.mark.parametrize("shape", ["generalised", "plateau"])
+@pytest.mark.parametrize("shape", ["generalized", "plateau"])
 @pytest.mark.parametrize("beta", [0.5, 1.7])
 def test_profiles_against_their_formulas(shape, beta):
     kernel = shaped_kernel(shape, 1.5, 1.5, 0.3, beta, 9)
     q = 4 / 1.5**2  # two pixels from the middle
-    value = math.exp(-(q**beta) / 2) if shape == "generalised" else 1 / (1 + q**beta)
+    value = math.exp(-(q**beta) / 2) if shape == "generalized" else 1 / (1 + q**beta)
     assert kernel.sum() == pytest.approx(1)
     assert (kernel[4, 6] / kernel[4, 4]).item() == pytest.approx(value)
     torch.testing.assert_close(kernel, kernel.flip(0, 1))

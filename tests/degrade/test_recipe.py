@@ -61,7 +61,7 @@ def test_second_order_is_two_rounds_and_draws_every_kind():
         last = [step for step in recipe.steps if isinstance(step, Resize)][-1]
         assert last.factor == 0.25
     steps: list[Step] = [step for recipe in recipes for step in recipe.steps]
-    assert {s.kernel for s in steps if isinstance(s, Blur)} == {"gaussian", "generalised", "plateau", "sinc"}
+    assert {s.kernel for s in steps if isinstance(s, Blur)} == {"gaussian", "generalized", "plateau", "sinc"}
     assert {s.method for s in steps if isinstance(s, Resize)} == {"area", "bilinear-plain", "bicubic-plain"}
     assert {(s.kind, s.channels) for s in steps if isinstance(s, Noise)} == {
         (kind, channels) for kind in ("gaussian", "poisson") for channels in (1, 3)
@@ -117,11 +117,11 @@ def test_fixed_presets_stream_frame_by_frame(clip):
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("gaussian", 1), ("gaussian", 3), ("poisson", 1), ("poisson", 3)])
-def test_noise_has_its_strength_and_colour(kind, channels):
-    grey = torch.full((2, 3, 64, 64), 0.5)
+def test_noise_has_its_strength_and_color(kind, channels):
+    gray = torch.full((2, 3, 64, 64), 0.5)
     strength = 0.1 if kind == "gaussian" else 1.5
     step = Noise(kind=kind, channels=channels, strength=strength, seed=1)
-    noise = apply_step(step, grey, gt_size=(64, 64)) - grey
+    noise = apply_step(step, gray, gt_size=(64, 64)) - gray
     sigma = strength if kind == "gaussian" else strength * math.sqrt(0.5 / 255)
     assert noise.std().item() == pytest.approx(sigma, rel=0.05)
     assert abs(noise.mean().item()) < 0.01
@@ -141,7 +141,7 @@ def test_jpeg_loses_more_at_lower_quality(clip):
         (lambda r: r["steps"][0].update(taps=4), "taps=4"),
         (lambda r: r["steps"][0].update(kernel="box"), "kernel='box'"),
         (lambda r: r["steps"][1].update(method="nearest"), "method='nearest'"),
-        (lambda r: r["steps"][2].update(colour=1), "colour"),
+        (lambda r: r["steps"][2].update(color=1), "color"),
         (lambda r: r.pop("steps"), "'steps' is missing"),
         (lambda r: r.update(scale=2), "last resize must be to 1/2"),
         (lambda r: r.update(preset="bi"), "preset 'bi' is none of real"),

@@ -18,7 +18,7 @@ VOID = {"meta", "img", "input", "br", "link", "hr"}
 
 
 def write_levels(path: Path, size: tuple[int, int], *, frames: int = 12, offset: int = 0) -> Path:
-    """Write a video whose grey level tells the number of the frame: 20, 36, 52, ... plus `offset`."""
+    """Write a video whose gray level tells the number of the frame: 20, 36, 52, ... plus `offset`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"

@@ -57,7 +57,7 @@ def test_parameters_and_flops_equal_a_count_by_hand() -> None:
     assert (cost.frames_in, cost.frames_out, cost.kind, cost.scale) == (1, 1, "frame", 2)
 
 
-def test_a_window_pays_for_its_neighbours() -> None:
+def test_a_window_pays_for_its_neighbors() -> None:
     cost = cost_of(small_models.WINDOW)
     assert (cost.frames_in, cost.frames_out) == (3, 1)
     assert cost.flops == 2 * WIDTH * HEIGHT * (9 * 9 * 8 + 8 * 9 * 12)

@@ -33,7 +33,7 @@ class Echo(nn.Module):
 
 @pytest.fixture
 def levels(tmp_path: Path) -> Path:
-    """A lossless video of 50 frames; the grey level of frame t is 4·t."""
+    """A lossless video of 50 frames; the gray level of frame t is 4·t."""
     path = tmp_path / "levels.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)

@@ -1,6 +1,6 @@
 import pytest
 
-from tubelet.data.catalogue import DATASETS
+from tubelet.data.catalog import DATASETS
 from tubelet.degrade import PRESETS
 from tubelet.errors import RequestError
 from tubelet.metrics.protocols import DEGRADATIONS, PROTOCOLS, find_protocol

@@ -65,7 +65,7 @@ def test_a_shift_by_one_pixel_has_hardly_any_warping_error(picture):
     assert measure("warp-error", cut(picture, 0), cut(picture, 0)) == pytest.approx(0, abs=1e-9)
 
 
-def test_warping_error_is_the_squared_colour_difference(picture):
+def test_warping_error_is_the_squared_color_difference(picture):
     still = cut(picture, 0)
     jumping = still + torch.tensor([0.0, 26 / 255, 0, 26 / 255, 0])[:, None, None, None]
     levels = ((jumping * 255).round() - (still * 255).round()).unique()

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, leaky_relu, pixel_shuffle
 
 from published_nets import published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognised
+from recorded_clips import assert_clip_as_recorded, assert_recognized
 from tubelet.models.basicvsr import ARCHITECTURE, BasicVSR, BasicVSRConfig
 from tubelet.ops import backward_warp
 
@@ -25,8 +25,8 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
 
 
 @pytest.mark.parametrize("file", ["basicsr_basicvsr_reds_b30", "mmagic_basicvsr"])
-def test_recognises_published_files(shared: Path, file: str) -> None:
-    assert_recognised(shared, file, ARCHITECTURE, BasicVSRConfig(channels=64, num_blocks=30), 6_291_311)
+def test_recognizes_published_files(shared: Path, file: str) -> None:
+    assert_recognized(shared, file, ARCHITECTURE, BasicVSRConfig(channels=64, num_blocks=30), 6_291_311)
 
 
 def test_leaves_other_files_alone(shared: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from published_nets import assert_every_parameter_learns, published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognised
+from recorded_clips import assert_clip_as_recorded, assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.layers.store import FeatureLimits, FeatureStore, Key
 from tubelet.models.basicvsr_pp import ARCHITECTURE, BasicVSRPlusPlus, BasicVSRPlusPlusConfig
@@ -46,8 +46,8 @@ def test_recorded_output_of_two_frames(shared: Path) -> None:
         ("mmagic_basicvsrpp_c128n25", BasicVSRPlusPlusConfig(channels=128, num_blocks=25), 43_780_463),
     ],
 )
-def test_recognises_published_files(shared: Path, file: str, config: BasicVSRPlusPlusConfig, parameters: int) -> None:
-    assert_recognised(shared, file, ARCHITECTURE, config, parameters)
+def test_recognizes_published_files(shared: Path, file: str, config: BasicVSRPlusPlusConfig, parameters: int) -> None:
+    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
 
 
 def test_infers_what_names_and_shapes_tell() -> None:

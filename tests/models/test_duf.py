@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from published_nets import assert_every_parameter_learns, load, published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognised
+from recorded_clips import assert_clip_as_recorded, assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.models.duf import ARCHITECTURE, DUF, DenseBlock, DUFConfig, apply_filters
 
@@ -37,8 +37,8 @@ def test_recorded_outputs(shared: Path, case: str, changes: dict[str, Any], layo
         ("basicsr_duf_52", DUFConfig(blocks=21, growth=16), 5_821_952),
     ],
 )
-def test_recognises_published_files(shared: Path, file: str, config: DUFConfig, parameters: int) -> None:
-    assert_recognised(shared, file, ARCHITECTURE, config, parameters)
+def test_recognizes_published_files(shared: Path, file: str, config: DUFConfig, parameters: int) -> None:
+    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -69,7 +69,7 @@ def test_a_block_equals_a_convolution_in_time_and_the_plane(ends: Any) -> None:
     torch.testing.assert_close(out, torch.cat([old, new], 1), rtol=0, atol=1e-5)
 
 
-def test_training_normalises_over_all_frames() -> None:
+def test_training_normalizes_over_all_frames() -> None:
     torch.manual_seed(0)
     block, frames = DenseBlock(3, 2, "zeros", 1e-5), [torch.rand(1, 3, 4, 4) + t for t in range(3)]
     expected = torch.cat(frames).mean((0, 2, 3))

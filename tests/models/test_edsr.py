@@ -24,7 +24,7 @@ def test_gives_the_recorded_output(shared):
     ("name", "config"),
     [("M", EDSRConfig()), ("L", EDSRConfig(num_feat=256, num_block=32, res_scale=0.1))],
 )
-def test_recognises_published_files(shared, name, config):
+def test_recognizes_published_files(shared, name, config):
     model = load(ARCHITECTURE, listed_state(shared / "keys" / f"basicsr_edsr_{name}_x4.txt"))
     assert model.config == config
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from published_nets import assert_every_parameter_learns, assert_frames_are_encoded_once, load, published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognised
+from recorded_clips import assert_clip_as_recorded, assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.models.edvr import ARCHITECTURE, EDVR, EDVRConfig
 
@@ -74,8 +74,8 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
         ("basicsr_edvr_L_vimeo7", EDVRConfig(channels=128, reconstruct_blocks=40, num_frames=7), 20_699_363),
     ],
 )
-def test_recognises_published_files(shared: Path, file: str, config: EDVRConfig, parameters: int) -> None:
-    assert_recognised(shared, file, ARCHITECTURE, config, parameters)
+def test_recognizes_published_files(shared: Path, file: str, config: EDVRConfig, parameters: int) -> None:
+    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("changes", [{}, {"fusion": "conv"}, {"predeblur": "strided"}])

@@ -67,7 +67,7 @@ def test_frames_beyond_the_lookahead_do_not_matter_and_past_ones_do():
 
 
 @torch.inference_mode()
-def test_luma_output_leaves_colour_differences_to_the_skip():
+def test_luma_output_leaves_color_differences_to_the_skip():
     model, lq = _model(FastConfig(**SMALL)), torch.rand(1, 2, 3, 9, 9)
     skip = torch.nn.functional.interpolate(lq[:, 0], scale_factor=4.0, mode="bilinear")
     detail = model(lq)[:, 0] - skip

@@ -32,7 +32,7 @@ def test_output_is_the_recorded_one(shared, name):
         assert_recorded(model(lq), expected, case)
 
 
-def test_published_names_are_recognised(shared):
+def test_published_names_are_recognized(shared):
     assert_loads_on_meta(ARCHITECTURE, published_keys(shared, "frnet_nb10"), FRVSRConfig())
 
 
@@ -77,10 +77,10 @@ def test_halo_covers_flow_and_network(upsample):
     config, halo = model.config, ARCHITECTURE.contract(model.config).halo_px
     flow_reach = 0
     with torch.inference_mode():
-        for centre in range(side // 2, side // 2 + 8):  # pooling sees the places differently
+        for center in range(side // 2, side // 2 + 8):  # pooling sees the places differently
             lq = torch.rand(1, 3, side, side, dtype=torch.float64)
-            lq[..., centre, centre] = torch.nan
-            flow_reach = max(flow_reach, reach_px(model.upsample_func(model.fnet(lq, lq)), centre, config.scale))
+            lq[..., center, center] = torch.nan
+            flow_reach = max(flow_reach, reach_px(model.upsample_func(model.fnet(lq, lq)), center, config.scale))
         warped = torch.rand(1, 48, side, side, dtype=torch.float64)
         warped[..., side // 2, side // 2] = torch.nan
         sr_reach = reach_px(model.srnet(torch.rand_like(lq), warped), side // 2, config.scale)

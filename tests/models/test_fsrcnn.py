@@ -33,7 +33,7 @@ def test_refuses_state_dicts_of_other_names(state):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_rgb_gets_the_luma_of_the_network_and_bicubic_colour(scale):
+def test_rgb_gets_the_luma_of_the_network_and_bicubic_color(scale):
     torch.manual_seed(0)
     model, lq = FSRCNN(FSRCNNConfig(scale=scale, d=6, s=3, m=1)), torch.rand(2, 2, 3, 9, 7)
     to_ycc = torch.tensor([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255

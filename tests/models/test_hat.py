@@ -5,7 +5,7 @@ import torch
 
 from golden import recorded, recorded_input
 from published_nets import assert_as_recorded, assert_every_parameter_learns, recorded_state
-from recorded_clips import assert_recognised
+from recorded_clips import assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.layers.inference import prepare_for_inference, use_backend
 from tubelet.models.hat import ARCHITECTURE, HAT, OCAB, HATConfig, overlapping_position_bias
@@ -60,8 +60,8 @@ def test_overlapping_positions_are_the_recorded_ones(shared):
         ("hat_L_x4", HATConfig(depths=(6,) * 12, heads=(6,) * 12), 40_846_575),
     ],
 )
-def test_recognises_published_files(shared, file, config, parameters):
-    assert_recognised(shared, file, ARCHITECTURE, config, parameters)
+def test_recognizes_published_files(shared, file, config, parameters):
+    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: f"x{config.scale}")

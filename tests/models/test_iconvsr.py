@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from published_nets import assert_every_parameter_learns, published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognised
+from recorded_clips import assert_clip_as_recorded, assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.models.iconvsr import ARCHITECTURE, IconVSR, IconVSRConfig, keyframes, window_of
@@ -37,8 +37,8 @@ def test_recorded_outputs(shared: Path, case: str, stride: int, layout: torch.me
         ("basicsr_iconvsr_vimeo_tp3", 3, 8_711_375),
     ],
 )
-def test_recognises_published_files(shared: Path, file: str, padding: int, parameters: int) -> None:
-    assert_recognised(shared, file, ARCHITECTURE, IconVSRConfig(temporal_padding=padding), parameters)
+def test_recognizes_published_files(shared: Path, file: str, padding: int, parameters: int) -> None:
+    assert_recognized(shared, file, ARCHITECTURE, IconVSRConfig(temporal_padding=padding), parameters)
 
 
 def test_infers_what_names_and_shapes_tell() -> None:

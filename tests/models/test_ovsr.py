@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from published_nets import assert_every_parameter_learns, published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognised
+from recorded_clips import assert_clip_as_recorded, assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.models.ovsr import ARCHITECTURE, OVSR, OVSRConfig
@@ -27,8 +27,8 @@ def test_recorded_outputs(shared: Path, kind: str, layout: torch.memory_format) 
 
 
 @pytest.mark.parametrize(("channels", "parameters"), [(80, 7_061_672), (56, 3_480_368)])
-def test_recognises_published_files(shared: Path, channels: int, parameters: int) -> None:
-    assert_recognised(shared, f"govsr_8+4_{channels}", ARCHITECTURE, OVSRConfig(channels=channels), parameters)
+def test_recognizes_published_files(shared: Path, channels: int, parameters: int) -> None:
+    assert_recognized(shared, f"govsr_8+4_{channels}", ARCHITECTURE, OVSRConfig(channels=channels), parameters)
 
 
 def test_infers_what_names_and_shapes_tell() -> None:

@@ -36,11 +36,11 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
     torch.testing.assert_close(sr, expected, rtol=0, atol=tolerance)
 
 
-def test_forward_estimates_the_flow_to_each_neighbour() -> None:
+def test_forward_estimates_the_flow_to_each_neighbor() -> None:
     model, lq = _seeded(), torch.rand(2, 3, 3, 24, 26)
     before, frame, after = lq.unbind(1)
     with torch.inference_mode():
-        flows = [estimate_flow(frame, neighbour) for neighbour in (before, after)]
+        flows = [estimate_flow(frame, neighbor) for neighbor in (before, after)]
         expected = model.restore(frame, [before, after], flows)
         torch.testing.assert_close(model(lq)[:, 0], expected, rtol=0, atol=1e-5)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from published_nets import assert_every_parameter_learns, published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognised
+from recorded_clips import assert_clip_as_recorded, assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.models.realbasicvsr import ARCHITECTURE, RealBasicVSR, RealBasicVSRConfig
@@ -27,8 +27,8 @@ def test_recorded_output_of_three_cleanings(shared: Path) -> None:
     assert_clip_as_recorded(shared, "realbasicvsr_A_3clean", dynamic_refine_thres=1)
 
 
-def test_recognises_published_files(shared: Path) -> None:
-    assert_recognised(shared, "mmagic_realbasicvsr", ARCHITECTURE, RealBasicVSRConfig(), 6_294_834)
+def test_recognizes_published_files(shared: Path) -> None:
+    assert_recognized(shared, "mmagic_realbasicvsr", ARCHITECTURE, RealBasicVSRConfig(), 6_294_834)
 
 
 def test_infers_what_names_and_shapes_tell() -> None:

@@ -30,7 +30,7 @@ def test_gives_the_recorded_output(shared, case):
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("basicsr_rrdb_x4", 23), ("basicsr_rrdb_6b_anime", 6)])
-def test_recognises_published_files(shared, name, blocks):
+def test_recognizes_published_files(shared, name, blocks):
     model = load(ARCHITECTURE, listed_state(shared / "keys" / f"{name}.txt"))
     assert model.config == RRDBConfig(num_block=blocks)
 

@@ -27,7 +27,7 @@ def test_output_is_the_recorded_one(shared):
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("rrn_5L", 5), ("rrn_10L", 10)])
-def test_published_names_are_recognised(shared, name, blocks):
+def test_published_names_are_recognized(shared, name, blocks):
     assert_loads_on_meta(ARCHITECTURE, published_keys(shared, name), RRNConfig(blocks=blocks))
 
 

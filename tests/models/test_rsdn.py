@@ -30,12 +30,12 @@ def test_outputs_are_the_recorded_ones(shared, name):
         assert torch.equal(model(lq), parts[0])
 
 
-def test_published_names_are_recognised(shared):
+def test_published_names_are_recognized(shared):
     assert_loads_on_meta(ARCHITECTURE, published_keys(shared, "rsdn9_128"), RSDNConfig())
 
 
 @pytest.mark.parametrize("scale", [2, 3])
-def test_our_own_names_and_other_scales_are_recognised(scale):
+def test_our_own_names_and_other_scales_are_recognized(scale):
     model = _small(scale)
     assert_loads_on_meta(ARCHITECTURE, dict(model.state_dict()), model.config)
 

@@ -54,7 +54,7 @@ def test_refuses_state_dicts_of_other_names(state):
     assert ARCHITECTURE.translate(state) is None
 
 
-def test_without_a_residual_luma_is_nearest_and_colour_bicubic():
+def test_without_a_residual_luma_is_nearest_and_color_bicubic():
     model = SESR(TINY)
     for value in model.last.parameters():
         torch.nn.init.zeros_(value)

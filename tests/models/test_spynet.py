@@ -7,7 +7,7 @@ from published_nets import published_keys
 from tubelet.models.spynet import ARCHITECTURE, rename_spynet
 
 
-def test_recognises_the_published_file(shared: Path) -> None:
+def test_recognizes_the_published_file(shared: Path) -> None:
     state = ARCHITECTURE.translate(published_keys(shared, "basicsr_spynet"))
     assert state is not None
     with torch.device("meta"):
@@ -15,7 +15,7 @@ def test_recognises_the_published_file(shared: Path) -> None:
     network.load_state_dict(state, strict=True, assign=True)
 
 
-def test_recognises_the_names_of_mmagic(shared: Path) -> None:
+def test_recognizes_the_names_of_mmagic(shared: Path) -> None:
     names = published_keys(shared, "mmagic_basicvsr")
     state = ARCHITECTURE.translate(
         {name.removeprefix("spynet."): value for name, value in names.items() if name.startswith("spynet.")}

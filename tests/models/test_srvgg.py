@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from published_nets import assert_as_recorded, assert_every_parameter_learns, listed_state, load
-from recorded_clips import assert_recognised
+from recorded_clips import assert_recognized
 from tubelet.data import read_clip
 from tubelet.errors import ConfigError
 from tubelet.metrics import psnr
@@ -30,8 +30,8 @@ def test_gives_the_recorded_output_with_the_activation_that_no_file_tells(shared
 @pytest.mark.parametrize(
     ("name", "num_conv", "parameters"), [("animevideov3", 16, 621_424), ("general_x4v3", 32, 1_213_296)]
 )
-def test_recognises_published_files(shared, name, num_conv, parameters):
-    assert_recognised(shared, f"srvgg_{name}", ARCHITECTURE, SRVGGConfig(num_conv=num_conv), parameters)
+def test_recognizes_published_files(shared, name, num_conv, parameters):
+    assert_recognized(shared, f"srvgg_{name}", ARCHITECTURE, SRVGGConfig(num_conv=num_conv), parameters)
 
 
 def test_claims_no_other_published_file(shared):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from published_nets import assert_as_recorded, assert_every_parameter_learns
-from recorded_clips import assert_recognised
+from recorded_clips import assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.layers.inference import prepare_for_inference, use_backend
 from tubelet.models.swinir import ARCHITECTURE, SwinIR, SwinIRConfig
@@ -20,12 +20,12 @@ KINDS = [
     SwinIRConfig(scale=4, **SMALL, upsampler="nearest+conv", num_feat=8, qkv_bias=False),
     SwinIRConfig(scale=1, **SMALL, upsampler="none", patch_norm=False),
     SwinIRConfig(scale=1, **SMALL | {"window": 7}, upsampler="none", img_range=255.0),
-    SwinIRConfig(scale=1, **SMALL, upsampler="none", colours=1),
+    SwinIRConfig(scale=1, **SMALL, upsampler="none", colors=1),
 ]
 
 
 def _name(config):
-    return f"{config.upsampler} x{config.scale} window {config.window} colours {config.colours}"
+    return f"{config.upsampler} x{config.scale} window {config.window} colors {config.colors}"
 
 
 def _random(config):
@@ -55,8 +55,8 @@ def test_gives_the_recorded_output(shared, case):
         ("real_M_x4", SwinIRConfig(upsampler="nearest+conv"), 11_715_559),
     ],
 )
-def test_recognises_published_files(shared, file, config, parameters):
-    assert_recognised(shared, f"basicsr_swinir_{file}", ARCHITECTURE, config, parameters)
+def test_recognizes_published_files(shared, file, config, parameters):
+    assert_recognized(shared, f"basicsr_swinir_{file}", ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("config", KINDS, ids=_name)
@@ -78,10 +78,10 @@ def test_equals_the_published_formulation(config, monkeypatch):
     from plain.swinir import plain_forward
 
     net, lq = _random(config), torch.rand(1, 2, 3, 10, 13)
-    if config.colours == 1:
-        lq = lq[:, :, :1].expand(1, 2, 3, 10, 13)  # grey: the three are restored alike
+    if config.colors == 1:
+        lq = lq[:, :, :1].expand(1, 2, 3, 10, 13)  # gray: the three are restored alike
     with torch.inference_mode():
-        expected = plain_forward(net, lq[:, :, : config.colours])
+        expected = plain_forward(net, lq[:, :, : config.colors])
         sr = prepare_for_inference(net.to(memory_format=torch.channels_last))(lq)
     torch.testing.assert_close(sr, expected.expand_as(sr), rtol=1e-4, atol=1e-4 * float(expected.std()))
 
@@ -145,7 +145,7 @@ def test_refuses_state_dicts_of_other_networks(state):
         {"depths": (2,)},
         {"heads": (7,) * 6},
         {"window": 0},
-        {"colours": 2},
+        {"colors": 2},
         {"img_range": 0.0},
     ],
 )

@@ -13,7 +13,7 @@ from published_nets import (
     published_keys,
     recorded_state,
 )
-from recorded_clips import assert_recognised
+from recorded_clips import assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.models.tdan import ARCHITECTURE, TDAN, TDANConfig
 
@@ -59,8 +59,8 @@ def test_recorded_outputs(
         ("mmagic_tdan", TDANConfig(release="mmagic", deform="modulated", border="zeros"), 2_095_707),
     ],
 )
-def test_recognises_published_files(shared: Path, file: str, config: TDANConfig, parameters: int) -> None:
-    assert_recognised(shared, file, ARCHITECTURE, config, parameters)
+def test_recognizes_published_files(shared: Path, file: str, config: TDANConfig, parameters: int) -> None:
+    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("changes", [{}, {"release": "mmagic", "border": "zeros"}, {"deform": "modulated"}])
@@ -86,7 +86,7 @@ def test_frames_are_encoded_once_for_all_windows() -> None:
 
 
 def test_brightness_is_kept() -> None:
-    """The network sees frames less their mean: what it makes of grey is about grey, for whatever weights."""
+    """The network sees frames less their mean: what it makes of gray is about gray, for whatever weights."""
     model = _seeded()
     with torch.inference_mode():
         for parameter in model.parameters():

@@ -44,7 +44,7 @@ def test_the_published_size() -> None:
 
 
 @pytest.mark.parametrize("config", [TINY, TMNetConfig(groups=4, front_blocks=2, back_blocks=3)])
-def test_its_own_names_are_recognised(config: TMNetConfig) -> None:
+def test_its_own_names_are_recognized(config: TMNetConfig) -> None:
     with torch.device("meta"):
         state = TMNet(config).state_dict()
     own = ARCHITECTURE.translate(state)

@@ -64,7 +64,7 @@ def test_frames_are_enlarged_first() -> None:
 
 
 @pytest.mark.parametrize("file", ["basicsr_tof", "mmagic_tof"])
-def test_recognises_published_files(shared: Path, file: str) -> None:
+def test_recognizes_published_files(shared: Path, file: str) -> None:
     state = ARCHITECTURE.translate(published_keys(shared, file))
     assert state is not None
     assert ARCHITECTURE.infer(state) == TOFlowConfig()
@@ -104,16 +104,16 @@ def test_gradients_reach_every_parameter() -> None:
     assert_every_parameter_learns(_seeded(), torch.rand(2, 3, 3, 4, 6))
 
 
-def test_flow_points_from_the_middle_frame_into_the_neighbour() -> None:
-    """With a network that finds one pixel to the right at the finest level, that is where neighbours are read."""
+def test_flow_points_from_the_middle_frame_into_the_neighbor() -> None:
+    """With a network that finds one pixel to the right at the finest level, that is where neighbors are read."""
     model = _seeded(scale=1)
     with torch.inference_mode():
         for parameter in model.parameters():
             parameter.zero_()
         last = model.flow[-1].last
         last.bias[0] = 1.0
-        middle, neighbour = (model.encode(torch.rand(1, 3, 8, 16)) for _ in range(2))
-        flow = model.estimate_flow(middle, neighbour)
+        middle, neighbor = (model.encode(torch.rand(1, 3, 8, 16)) for _ in range(2))
+        flow = model.estimate_flow(middle, neighbor)
     assert torch.equal(flow[:, 0], torch.ones(1, 8, 16))
     assert not flow[:, 1].any()
 

@@ -23,7 +23,7 @@ from tubelet.zoo.checkpoint import load_model, open_checkpoint, save_checkpoint
 PUBLISHED = {"variant": "published", "residual": False}
 KINDS = {
     "paper": TwoStepConfig(base=2),
-    "without normalisation": TwoStepConfig(base=2, norm="none", residual=False),
+    "without normalization": TwoStepConfig(base=2, norm="none", residual=False),
     "x4": TwoStepConfig(base=2, scale=4, norm="none"),
     "published": TwoStepConfig(base=2, **PUBLISHED),
 }
@@ -109,7 +109,7 @@ def test_each_picture_has_its_place(restorer: TwoStepRestorer) -> None:
 def test_every_parameter_learns(restorer: TwoStepRestorer) -> None:
     restorer.train().restore(*(torch.cat([x, x.flip(-1)]) for x in inputs(restorer.config))).square().mean().backward()
     dead = {n for n, p in restorer.named_parameters() if p.grad is None or not p.grad.any()}
-    assert dead <= {"head.0.bias"}  # between a convolution and batch normalisation, a constant has no effect
+    assert dead <= {"head.0.bias"}  # between a convolution and batch normalization, a constant has no effect
 
 
 @torch.inference_mode()
@@ -123,12 +123,12 @@ def test_begins_as_its_image_model() -> None:
 def test_begins_with_pixels_around_zero() -> None:
     torch.manual_seed(0)
     network = TwoStepRestorer(TwoStepConfig(base=32, norm="none"))
-    grey = torch.full((1, 3, 8, 8), 0.5)
+    gray = torch.full((1, 3, 8, 8), 0.5)
     for stages in (network.stages, network.encoder_l.stages, network.encoder_r.stages):
         conv = stages[0].get_submodule("conv1")
-        y = functional.conv2d(grey, conv.weight, conv.bias)
+        y = functional.conv2d(gray, conv.weight, conv.bias)
         torch.testing.assert_close(y, torch.zeros(1, 32, 6, 6), rtol=0, atol=1e-5)
-        y = functional.conv2d(grey + torch.randn(1, 3, 8, 8) / 4, conv.weight, conv.bias)
+        y = functional.conv2d(gray + torch.randn(1, 3, 8, 8) / 4, conv.weight, conv.bias)
         assert y.square().mean() == pytest.approx(2, rel=0.3)
 
 

@@ -37,14 +37,14 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
     torch.testing.assert_close(sr[..., ::step, ::step], expected, rtol=0, atol=tolerance)
 
 
-def test_recognises_the_published_file(shared: Path) -> None:
+def test_recognizes_the_published_file(shared: Path) -> None:
     network = load(ARCHITECTURE, published_keys(shared, "zsm_lunatokis"), groups=8)
     assert network.config == ZoomingSlowMoConfig()
     assert sum(p.numel() for p in network.parameters()) == 11_102_771
 
 
 @pytest.mark.parametrize("config", [TINY, ZoomingSlowMoConfig(channels=6, groups=1, front_blocks=0, back_blocks=3)])
-def test_its_own_names_are_recognised(config: ZoomingSlowMoConfig) -> None:
+def test_its_own_names_are_recognized(config: ZoomingSlowMoConfig) -> None:
     state = ZoomingSlowMo(config).state_dict()
     own = ARCHITECTURE.translate(state)
     assert own is not None

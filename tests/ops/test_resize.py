@@ -34,10 +34,10 @@ def test_blocks_agree_with_a_direct_sum(scale, size):
 
 def _weights(size: int, out: int, scale: float) -> torch.Tensor:
     shrink = min(scale, 1.0)
-    centre = (out + 0.5) / scale - 0.5
+    center = (out + 0.5) / scale - 0.5
     weights = torch.zeros(size, dtype=torch.float64)
-    for tap in range(math.floor(centre - 2 / shrink), math.ceil(centre + 2 / shrink) + 1):
-        d = abs(shrink * (centre - tap))
+    for tap in range(math.floor(center - 2 / shrink), math.ceil(center + 2 / shrink) + 1):
+        d = abs(shrink * (center - tap))
         near, far = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
         value = near if d <= 1 else far if d <= 2 else 0.0
         place = tap % (2 * size)

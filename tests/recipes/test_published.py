@@ -48,24 +48,24 @@ def test_recipes_are_as_published(recipe):
 
 
 def test_what_only_some_of_them_do():
-    def optimiser(name):
-        return find_recipe(name).loop.optimiser
+    def optimizer(name):
+        return find_recipe(name).loop.optimizer
 
     def schedule(name):
         return find_recipe(name).loop.schedule
 
     for name, factor in (("basicvsr", 0.125), ("iconvsr", 0.125), ("basicvsr_pp", 0.25)):
-        flow = optimiser(name)
+        flow = optimizer(name)
         assert (flow.slow, flow.slow_factor, flow.frozen_steps) == (("spynet",), factor, 5000)
         assert find_recipe(name).loop.loss_eps == 1e-6
     for name in ("edvr-m", "edvr-l"):
-        assert (optimiser(name).alone, optimiser(name).alone_steps) == (("extractor.fusion",), 50_000)
+        assert (optimizer(name).alone, optimizer(name).alone_steps) == (("extractor.fusion",), 50_000)
         assert schedule(name).periods == (50_000, 100_000, 150_000, 150_000, 150_000)
-        assert optimiser(f"{name}-wotsa").alone == ()
+        assert optimizer(f"{name}-wotsa").alone == ()
     assert schedule("zsm").periods == (150_000,)
     assert schedule("swinir-x4").milestones == (250_000, 400_000, 450_000, 475_000)
     assert (schedule("rrn").milestones, schedule("rrn").factor) == ((60 * 16_153,), 0.1)
-    assert (optimiser("rrn").weight_decay, find_recipe("rrn").loop.loss_eps) == (5e-4, 1e-3)
+    assert (optimizer("rrn").weight_decay, find_recipe("rrn").loop.loss_eps) == (5e-4, 1e-3)
     assert (schedule("ovsr").kind, find_recipe("ovsr").loop.loss_eps) == ("linear", 1e-3)
     assert find_recipe("hat-x4").loop.ema == 0.999
     assert find_recipe("sesr-x4").loop.loss_on == "luma"

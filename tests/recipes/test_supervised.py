@@ -18,7 +18,7 @@ from tubelet.recipes.configs import read_config, write_config
 from tubelet.recipes.published import find_recipe
 from tubelet.recipes.start import begin_flow_with
 from tubelet.recipes.supervised import SupervisedConfig, configure, describe, main
-from tubelet.training import LoopSettings, OptimiserSettings, ScheduleSettings
+from tubelet.training import LoopSettings, OptimizerSettings, ScheduleSettings
 from tubelet.zoo.checkpoint import load_model, read_notes, save_checkpoint
 from tubelet.zoo.opening import open_model
 
@@ -114,7 +114,7 @@ def test_goes_on_to_the_same_numbers(clips):
         log_every=1,
         save_every=2,
         schedule=ScheduleSettings(kind="restarts", periods=(3, 5)),
-        optimiser=OptimiserSettings(kind="adamw", slow=("neuro.conv_1",), slow_factor=0.5, frozen_steps=3),
+        optimizer=OptimizerSettings(kind="adamw", slow=("neuro.conv_1",), slow_factor=0.5, frozen_steps=3),
     )
     whole = main(_config(clips, out=clips.parent / "whole", loop=loop))
 
@@ -135,9 +135,9 @@ def test_goes_on_to_the_same_numbers(clips):
 def test_attention_learns_alone_on_weights_that_are_given(clips):
     network = TINY["EDVR"]
     before = main(_config(clips, "edvr-m-wotsa", network=dataclasses.replace(network, fusion="conv")))
-    recipe = configure("edvr-m").loop.optimiser
+    recipe = configure("edvr-m").loop.optimizer
     assert recipe.alone == ("extractor.fusion",)
-    loop = dataclasses.replace(_config(clips).loop, optimiser=recipe)
+    loop = dataclasses.replace(_config(clips).loop, optimizer=recipe)
     config = _config(clips, "EDVR", loop=loop, init=before, out=clips.parent / "tsa")
     start, after = _tensors(before), _tensors(main(config))
     kept = [name for name in start if name in after and "fusion" not in name]
@@ -154,14 +154,14 @@ def test_attention_learns_alone_on_weights_that_are_given(clips):
 def test_flow_begins_with_weights_that_are_given_and_waits(clips):
     spynet = SpyNet()
     save_checkpoint(clips.parent / "spynet.safetensors", spynet, {})
-    recipe = configure("basicvsr").loop.optimiser
-    loop = dataclasses.replace(_config(clips).loop, optimiser=recipe)
+    recipe = configure("basicvsr").loop.optimizer
+    loop = dataclasses.replace(_config(clips).loop, optimizer=recipe)
     config = _config(clips, "BasicVSR", loop=loop, spynet=str(clips.parent / "spynet.safetensors"))
     after = _tensors(main(config))
     for name, value in spynet.state_dict().items():
         assert torch.equal(after[f"spynet.{name}"], value)
-    optimiser = dataclasses.replace(recipe, frozen_steps=0)
-    moving = dataclasses.replace(loop, optimiser=optimiser)
+    optimizer = dataclasses.replace(recipe, frozen_steps=0)
+    moving = dataclasses.replace(loop, optimizer=optimizer)
     after = _tensors(main(dataclasses.replace(config, loop=moving, out=clips.parent / "moving")))
     level, rate = "basic_module.5.basic_module.8.weight", loop.lr * 0.125
     moved = (after[f"spynet.{level}"] - spynet.state_dict()[level]).abs().max().item()
@@ -224,7 +224,7 @@ def test_a_file_leaves_the_rest_to_the_recipe(tmp_path):
         ("RRN", {"data": ()}, "--data FOLDER"),
         ("RRDBNet", {"network": dataclasses.replace(TINY["RRDBNet"], doublings=3)}, "enlarges x8"),
         ("RRDBNet", {"network": dataclasses.replace(TINY["RRDBNet"], doublings=0)}, "preset=bi only changes the size"),
-        ("RRN", {"loop": LoopSettings(optimiser=OptimiserSettings(slow=("spynet",)))}, "RRN has no part 'spynet'"),
+        ("RRN", {"loop": LoopSettings(optimizer=OptimizerSettings(slow=("spynet",)))}, "RRN has no part 'spynet'"),
     ],
 )
 def test_what_does_not_fit_is_named(clips, name, changes, message):

@@ -371,7 +371,7 @@ def test_alpha_is_what_the_paper_found_best(loss, alpha):
 def test_presets():
     paper = configure("paper", scale=2)
     assert (paper.loop.lr, paper.epochs, paper.batch, paper.crops.patch_px) == (1e-4, 10, 64, 64)
-    assert paper.loop.optimiser.betas == (0.9, 0.999)
+    assert paper.loop.optimizer.betas == (0.9, 0.999)
     assert not paper.network.residual
     assert "10 epochs of 64 crops, 64 px" in describe(paper)[0]
     assert configure("small", scale=4).network.scale == 4

@@ -143,7 +143,7 @@ def test_other_sizes_are_an_exact_resize_of_the_result(settings, size):
     torch.testing.assert_close(run(FRAME, model, clip, **settings), expected, rtol=0, atol=1e-5)
 
 
-def test_colours_beyond_rgb_pass_and_the_result_may_be_changed_in_place():
+def test_colors_beyond_rgb_pass_and_the_result_may_be_changed_in_place():
     model = build(FRAME)
     model.head.weight.data *= 50
     frame = next(iter(Engine(FRAME, model, UpscaleSettings(device="cpu")).restore(frames_of(clip_of(1)))))

@@ -177,7 +177,7 @@ class Identity(torch.nn.Module):
         return lq
 
 
-@pytest.mark.parametrize("clip", ["vid4_calendar", "davis_goat"])  # vivid colours, many beyond RGB
+@pytest.mark.parametrize("clip", ["vid4_calendar", "davis_goat"])  # vivid colors, many beyond RGB
 def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path, monkeypatch, clip):
     frames = [str(p) for p in sorted((shared / "data" / "dev_eval" / clip).iterdir())[:3]]
     src, out = tmp_path / "in.mp4", tmp_path / "out.mkv"

@@ -47,11 +47,11 @@ def test_peak_of_a_network_grows_with_the_area():
         (ValueError("out of memory"), False),
     ],
 )
-def test_out_of_memory_is_recognised(error, expected):
+def test_out_of_memory_is_recognized(error, expected):
     assert is_out_of_memory(error) is expected
 
 
-def test_torch_itself_runs_out_of_memory_recognisably():
+def test_torch_itself_runs_out_of_memory_recognizably():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)

@@ -50,7 +50,7 @@ def times(frames: list[Frame]) -> list[tuple[Fraction, Fraction]]:
     return [(f.pts * f.time_base / MS, f.duration * f.time_base / MS) for f in frames]
 
 
-def test_a_frame_half_way_lies_between_the_times_of_its_neighbours() -> None:
+def test_a_frame_half_way_lies_between_the_times_of_its_neighbors() -> None:
     restored = [frame_at(5), frame_at(5, 0.5), frame_at(12), frame_at(12, 0.5), frame_at(50, duration=33)]
     out = list(double_rate(restored))
     assert times(out) == [(5, 3.5), (8.5, 3.5), (12, 19), (31, 19), (50, 33)]

@@ -68,5 +68,5 @@ def test_settings_that_change_the_result():
     settings = result_settings(SETTINGS)
     assert settings["lr"] == 0.05
     assert settings["schedule.kind"] == "cosine"
-    assert settings["optimiser.betas"] == (0.9, 0.99)
-    assert not {"log_every", "save_every", "device", "activations", "schedule", "optimiser"} & set(settings)
+    assert settings["optimizer.betas"] == (0.9, 0.99)
+    assert not {"log_every", "save_every", "device", "activations", "schedule", "optimizer"} & set(settings)

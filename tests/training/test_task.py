@@ -13,7 +13,7 @@ from tiny_networks import TINY
 from tubelet.layers.recurrence import Edge
 from tubelet.losses import l1
 from tubelet.models.basicvsr import BasicVSR
-from tubelet.training import Batch, LoopSettings, Losses, OptimiserSettings, ScheduleSettings, train
+from tubelet.training import Batch, LoopSettings, Losses, OptimizerSettings, ScheduleSettings, train
 
 FRAMES = 6
 PART = 2  # frames of a pass
@@ -22,7 +22,7 @@ CONSTANT_RATE = LoopSettings(
     lr=1e-2,
     warmup_steps=0,
     schedule=ScheduleSettings(kind="steps"),
-    optimiser=OptimiserSettings(betas=(0.9, 0.99)),
+    optimizer=OptimizerSettings(betas=(0.9, 0.99)),
     grad_clip=float("inf"),
     log_every=1,
 )

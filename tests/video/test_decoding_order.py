@@ -34,7 +34,7 @@ def test_the_example_of_the_docstring():
 
 @pytest.mark.parametrize("first", [1, 2, 3, 7])
 def test_a_joint_looks_like_any_other_place(first):
-    """Segments shorter than the delay too: their encoders give dts that clash with those of their neighbours."""
+    """Segments shorter than the delay too: their encoders give dts that clash with those of their neighbors."""
     segment = [(0, 0), (3, 1), (2, 2), (1, 3), (4, 4), (7, 5), (6, 6), (5, 7), (8, 8)]
     alone = [(pts, pts) for pts in range(first)]
     joined = ordered(2, alone + [(first + pts, None) for pts, _ in segment])

@@ -11,7 +11,7 @@ from segments import describe_others, describe_video, encode_in_a_process, keyfr
 from tubelet.errors import InputError, TubeletError
 from tubelet.video.codecs import EncodeSettings
 from tubelet.video.encoder import VideoEncoder
-from tubelet.video.info import ColourTags, HdrMetadata
+from tubelet.video.info import ColorTags, HdrMetadata
 from tubelet.video.output import open_output
 from tubelet.video.output_format import choose_output_format
 from tubelet.video.parts import copy_part
@@ -110,13 +110,13 @@ def test_transparency_of_vp9_goes_through_a_part(sources, tmp_path):
 
 @pytest.mark.parametrize("codec", ["hevc", "av1"])
 def test_hdr_metadata_is_in_every_segment(tmp_path, codec):
-    colour = ColourTags(matrix=9, primaries=9, transfer=16, full_range=False)
+    color = ColorTags(matrix=9, primaries=9, transfer=16, full_range=False)
     hdr = HdrMetadata(max_cll=1000, max_fall=400)
-    like = info(width=64, height=64, pix_fmt="yuv420p10le", bit_depth=10, colour=colour, hdr=hdr)
+    like = info(width=64, height=64, pix_fmt="yuv420p10le", bit_depth=10, color=color, hdr=hdr)
     pictures = frames(6, (64, 64))
     settings = EncodeSettings(codec=codec)
     write_in_segments(tmp_path / "o.mp4", pictures, like, [3], "parts", settings)
-    assert dataclasses.replace(probe(tmp_path / "o.mp4").colour, siting=0) == colour
+    assert dataclasses.replace(probe(tmp_path / "o.mp4").color, siting=0) == color
     shown = ffprobe(tmp_path / "o.mp4", "-show_frames")["frames"]
     for first in (shown[0], shown[3]):
         kinds = {item["side_data_type"] for item in first["side_data_list"]}

@@ -8,7 +8,7 @@ import pytest
 
 from media import info
 from tubelet.video.codecs import EncodeSettings
-from tubelet.video.info import ColourTags, HdrMetadata
+from tubelet.video.info import ColorTags, HdrMetadata
 from tubelet.video.output_format import OutputClock, OutputFormat, choose_output_format
 
 SIZE = {"width": 64, "height": 48}
@@ -17,7 +17,7 @@ SIZE = {"width": 64, "height": 48}
 @pytest.mark.parametrize("name", ["o.mp4", "o.mkv", "o.avi", "o.gif", "o.y4m", "folder", "f%04d.png", "-"])
 def test_json_returns_the_same_value(name):
     like = info(
-        colour=ColourTags(siting=1),
+        color=ColorTags(siting=1),
         time_base=Fraction(1001, 90000),
         average_rate=None,
         hdr=HdrMetadata(max_cll=1000),

@@ -9,7 +9,7 @@ import pytest
 
 from media import FFMPEG, make_video, needs_ffmpeg, picture, save_image
 from tubelet.errors import InputError
-from tubelet.video.info import ColourTags
+from tubelet.video.info import ColorTags
 from tubelet.video.probe import probe
 from tubelet.video.reader import open_reader
 
@@ -36,8 +36,8 @@ def test_rational_rate_is_exact(tmp_path):
 
 
 def test_absent_tags_stay_absent(tmp_path):
-    colour = probe(make_video(tmp_path / "a.mkv", codec="ffv1")).colour
-    assert colour == ColourTags(matrix=2, primaries=2, transfer=2, full_range=colour.full_range, siting=0)
+    color = probe(make_video(tmp_path / "a.mkv", codec="ffv1")).color
+    assert color == ColorTags(matrix=2, primaries=2, transfer=2, full_range=color.full_range, siting=0)
 
 
 @pytest.mark.parametrize("full_range", [False, True])
@@ -48,7 +48,7 @@ def test_tags_are_read(tmp_path, full_range):
         tags=tags,
         options={"x264-params": "chromaloc=2:colormatrix=bt709:colorprim=bt709:transfer=bt709"},
     )
-    assert probe(path).colour == ColourTags(1, 1, 1, full_range, siting=3)  # x264 counts sitings from 0
+    assert probe(path).color == ColorTags(1, 1, 1, full_range, siting=3)  # x264 counts sitings from 0
 
 
 def test_ten_bit_hdr_metadata(tmp_path):
@@ -58,7 +58,7 @@ def test_ten_bit_hdr_metadata(tmp_path):
     )
     path = make_video(tmp_path / "a.mp4", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": hdr})
     info = probe(path)
-    assert (info.bit_depth, info.colour.matrix, info.colour.primaries, info.colour.transfer) == (10, 9, 9, 16)
+    assert (info.bit_depth, info.color.matrix, info.color.primaries, info.color.transfer) == (10, 9, 9, 16)
     assert info.hdr is not None
     assert info.hdr.master_display() == "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
     assert info.hdr.max_cll_text() == "1000,400"

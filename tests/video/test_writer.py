@@ -16,7 +16,7 @@ from PIL import Image
 from media import VFR_MS, add_video, ffprobe, frames, info, make_plain, mux, rewrite, times_s
 from tubelet.errors import RequestError, ResourceError, TubeletError
 from tubelet.video import codecs
-from tubelet.video.info import ColourTags, HdrMetadata
+from tubelet.video.info import ColorTags, HdrMetadata
 from tubelet.video.probe import probe
 from tubelet.video.writer import EncodeSettings, check_output, open_writer
 
@@ -32,7 +32,7 @@ DISPLAY = HdrMetadata(
     max_cll=1000,
     max_fall=400,
 )
-PQ = ColourTags(matrix=9, primaries=9, transfer=16, full_range=False, siting=3)
+PQ = ColorTags(matrix=9, primaries=9, transfer=16, full_range=False, siting=3)
 
 
 def write(dst, like=None, pictures=None, size=(32, 24), failure=None, **keywords):
@@ -133,29 +133,29 @@ def test_lossless_codec_returns_the_same_pixels(tmp_path):
             assert np.array_equal(decoded.to_ndarray(format="rgb24"), expected)
 
 
-def test_colour_tags_and_sample_aspect(tmp_path):
-    tags = ColourTags(matrix=1, primaries=1, transfer=1, full_range=True, siting=1)
-    like = info(colour=tags, sample_aspect=Fraction(4, 3))
+def test_color_tags_and_sample_aspect(tmp_path):
+    tags = ColorTags(matrix=1, primaries=1, transfer=1, full_range=True, siting=1)
+    like = info(color=tags, sample_aspect=Fraction(4, 3))
     for name in ("out.mp4", "out.mkv"):
         write(tmp_path / name, like)
         stream = video_stream(tmp_path / name)
         assert stream["color_space"] == stream["color_primaries"] == stream["color_transfer"] == "bt709"
         assert (stream["color_range"], stream["chroma_location"]) == ("pc", "left")
         assert stream["sample_aspect_ratio"] == "4:3"
-        assert probe(tmp_path / name).colour == tags
+        assert probe(tmp_path / name).color == tags
         assert "side_data_list" not in stream  # no rotation
 
 
 def test_absent_tags_stay_absent(tmp_path):
     for name in ("out.mp4", "out.mkv"):
         write(tmp_path / name)
-        found = probe(tmp_path / name).colour  # an H.264 decoder says "left" where nothing is written
-        assert replace(found, siting=0) == ColourTags()
+        found = probe(tmp_path / name).color  # an H.264 decoder says "left" where nothing is written
+        assert replace(found, siting=0) == ColorTags()
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
 def test_hdr_metadata_in_10_bit_hevc(tmp_path, name):
-    like = info(pix_fmt="yuv420p10le", bit_depth=10, colour=PQ, hdr=DISPLAY)
+    like = info(pix_fmt="yuv420p10le", bit_depth=10, color=PQ, hdr=DISPLAY)
     assert write(tmp_path / name, like, frames(size=(64, 48)), (64, 48)) == []
     stream = video_stream(tmp_path / name)
     assert (stream["codec_name"], stream["pix_fmt"]) == ("hevc", "yuv420p10le")
@@ -168,12 +168,12 @@ def test_hdr_metadata_in_10_bit_hevc(tmp_path, name):
     assert Fraction(by_type["Mastering display metadata"]["red_x"]) == Fraction(354, 500)
     read = probe(tmp_path / name)
     assert read.hdr == DISPLAY
-    assert read.colour == PQ
+    assert read.color == PQ
 
 
 @pytest.mark.parametrize("codec", ["h264", "av1"])
 def test_hdr_metadata_in_other_codecs(tmp_path, codec):
-    like = info(pix_fmt="yuv420p10le", bit_depth=10, colour=PQ, hdr=DISPLAY)
+    like = info(pix_fmt="yuv420p10le", bit_depth=10, color=PQ, hdr=DISPLAY)
     settings = EncodeSettings(codec=codec)
     write(tmp_path / "out.mkv", like, frames(size=(64, 64)), (64, 64), settings=settings)
     read = probe(tmp_path / "out.mkv").hdr

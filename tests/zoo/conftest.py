@@ -51,7 +51,7 @@ def published(tmp_path, monkeypatch):
             config=model.config,
             summary="",
             file=RemoteFile(**{**usual, **changes}),
-            licence="MIT",
+            license="MIT",
         )
         files = {known.id: known}
         monkeypatch.setattr(zoo, "_known", lambda: files)

@@ -252,7 +252,7 @@ def to_pictures(clip: Tensor) -> np.ndarray:
 def test_a_real_clip_through_the_command(
     shared: Path, pair: Path, tmp_path: Path, parts: tuple[tuple[str, int]]
 ) -> None:
-    """First and last frames, and those beside a cut, have themselves as neighbours."""
+    """First and last frames, and those beside a cut, have themselves as neighbors."""
     clips = [small(shared, *part) for part in parts]
     (tmp_path / "in").mkdir()
     for t, picture in enumerate(to_pictures(torch.cat(clips))):

@@ -50,15 +50,15 @@ def test_they_stand_in_for_models_of_the_zoo(state, tmp_path):
 
 
 @torch.inference_mode()
-def test_grey_networks_restore_each_colour(spandrel):
+def test_gray_networks_restore_each_color(spandrel):
     from spandrel.architectures.DnCNN import DnCNN
 
     torch.manual_seed(0)
     state = DnCNN(in_nc=1, out_nc=1, nc=8, nb=8, act_mode="R").state_dict()
     model, lq = load_model(state), torch.rand(1, 1, 3, 8, 8)
-    grey = lq[:, :, :1].expand(1, 1, 3, 8, 8)
-    assert torch.equal(model(lq)[:, :, :1], model(grey)[:, :, :1])
-    assert model(grey)[0, 0].unique(dim=0).shape[0] == 1
+    gray = lq[:, :, :1].expand(1, 1, 3, 8, 8)
+    assert torch.equal(model(lq)[:, :, :1], model(gray)[:, :, :1])
+    assert model(gray)[0, 0].unique(dim=0).shape[0] == 1
 
 
 def test_what_spandrel_cannot_load_is_said_in_one_line(state):

@@ -195,7 +195,7 @@ def test_numbers_of_other_precision_become_float32(saved, tmp_path, dtype):
         lambda value: value.to("meta"),
         lambda value: torch.quantize_per_tensor(value.detach(), 0.1, 0, torch.qint8),
     ],
-    ids=["int8", "complex", "sparse", "meta", "quantised"],
+    ids=["int8", "complex", "sparse", "meta", "quantized"],
 )
 @pytest.mark.filterwarnings("ignore:.*quantize")
 def test_what_are_no_plain_numbers_is_refused(saved, spoil):

@@ -49,7 +49,7 @@ def test_the_manifest_tells_the_truth(id):
     entry, path = MANIFEST[id], WEIGHTS / f"{id}.safetensors"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
     assert asdict(load_model(path).config) == entry["config"]
-    assert {"licence", "data", "stages", "scores"} <= set(entry)
+    assert {"license", "data", "stages", "scores"} <= set(entry)
     assert "/work" not in path.read_bytes()[:2000].decode("utf-8", "replace")
 
 
@@ -68,7 +68,7 @@ def test_beats_bicubic_and_lanczos(shared, id, name):
 
 @pytest.mark.parametrize("id", MANIFEST)
 @torch.inference_mode()
-def test_colours_stay_and_a_long_still_scene_does_not_drift(id):
+def test_colors_stay_and_a_long_still_scene_does_not_drift(id):
     model = create_model(id)
     torch.manual_seed(0)
     still = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 8), scale_factor=6.0, mode="bicubic").clamp(0, 1)
@@ -78,5 +78,5 @@ def test_colours_stay_and_a_long_still_scene_does_not_drift(id):
         sr, hidden = model.step(lq, hidden)
         results.append(sr)
     assert (results[-1] - results[50]).abs().max() < 1 / 255
-    colour = torch.nn.functional.avg_pool2d(results[-1], find_model(id).scale) - still
-    assert colour.mean((0, 2, 3)).abs().max() < 1 / 255
+    color = torch.nn.functional.avg_pool2d(results[-1], find_model(id).scale) - still
+    assert color.mean((0, 2, 3)).abs().max() < 1 / 255

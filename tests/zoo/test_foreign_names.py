@@ -5,7 +5,7 @@ import torch
 
 from tubelet.errors import CheckpointError
 from tubelet.zoo.checkpoint import load_model
-from tubelet.zoo.foreign_names import FOREIGN, recognise_foreign
+from tubelet.zoo.foreign_names import FOREIGN, recognize_foreign
 
 
 def names_of(patterns: tuple[str, ...]) -> list[str]:
@@ -18,10 +18,10 @@ def names_of(patterns: tuple[str, ...]) -> list[str]:
 @pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign: foreign.name)
 def test_each_is_told_by_its_names_and_by_all_of_them(foreign) -> None:
     names = names_of(foreign.has)
-    assert recognise_foreign(names) is foreign
-    assert all(recognise_foreign([other for other in names if other != name]) is not foreign for name in names)
+    assert recognize_foreign(names) is foreign
+    assert all(recognize_foreign([other for other in names if other != name]) is not foreign for name in names)
     for unwanted in names_of(foreign.lacks):
-        assert recognise_foreign([*names, unwanted]) is not foreign
+        assert recognize_foreign([*names, unwanted]) is not foreign
 
 
 def test_a_discriminator_is_not_unknown_but_of_no_use() -> None:
@@ -31,5 +31,5 @@ def test_a_discriminator_is_not_unknown_but_of_no_use() -> None:
 
 
 def test_what_is_unknown_is_of_none() -> None:
-    assert recognise_foreign(["conv_first.weight"]) is None
-    assert recognise_foreign([]) is None
+    assert recognize_foreign(["conv_first.weight"]) is None
+    assert recognize_foreign([]) is None

@@ -57,7 +57,7 @@ def test_every_entry_is_whole(known: KnownFile) -> None:
     assert known.id == known.id.lower()
     assert known.architecture in ARCHITECTURES
     assert isinstance(known.config, known.architecture.config)
-    assert known.licence
+    assert known.license
     assert urlsplit(file.page).scheme == "https"
     if file.url:
         assert urlsplit(file.url).scheme == "https"

@@ -106,7 +106,7 @@ FOREIGN_NAMES = {
 
 
 def claims(state: dict[str, Tensor]) -> list[str]:
-    """Return all names under which a state dict is recognised."""
+    """Return all names under which a state dict is recognized."""
     own = [architecture.name for architecture in ARCHITECTURES if architecture.translate(state) is not None]
     return own + [foreign.name.split()[0] for foreign in FOREIGN if fits(foreign, state)]
 

@@ -24,7 +24,7 @@ _HELP = """usage: tubelet data list|check|prepare [OPTIONS]
 
 The standard sets of video super-resolution, in the folder layouts they are published in.
 
-  list                                 the sets: what they hold, where to get them, their licences
+  list                                 the sets: what they hold, where to get them, their licenses
       --json                           JSON instead of a table
   check ROOT                           what is there, what is missing, wrong sizes and counts
       --set NAME                       this set; ends with 3 where it is not complete
@@ -48,7 +48,7 @@ _MANY = 40  # clips; of a larger set only those with problems are listed
 
 @dataclass(frozen=True, kw_only=True)
 class ListFlags:
-    """List the standard sets: what they hold, where to get them, and their licences."""
+    """List the standard sets: what they hold, where to get them, and their licenses."""
 
     json: bool = False
     """Write JSON instead of a table."""
@@ -112,23 +112,23 @@ def main(args: Sequence[str]) -> int:
 
 def _list(flags: ListFlags) -> int:
     with loading():
-        from tubelet.data.catalogue import DATASETS
+        from tubelet.data.catalog import DATASETS
     if flags.json:
         rows = [
-            {"name": d.name, "title": d.title, "summary": d.summary, "source": d.source, "licence": d.licence}
+            {"name": d.name, "title": d.title, "summary": d.summary, "source": d.source, "license": d.license}
             for d in DATASETS
         ]
         write_json(rows, sys.stdout)
         return 0
     for dataset in DATASETS:
-        print(f"{dataset.name:12}{dataset.summary}\n{'':12}{dataset.source}\n{'':12}licence: {dataset.licence}\n")
+        print(f"{dataset.name:12}{dataset.summary}\n{'':12}{dataset.source}\n{'':12}license: {dataset.license}\n")
     print("tubelet data check ROOT --set NAME says what of a set is there; docs/datasets.md shows the layouts.")
     return 0
 
 
 def _check(flags: CheckFlags) -> int:
     with loading():
-        from tubelet.data.catalogue import find_dataset
+        from tubelet.data.catalog import find_dataset
         from tubelet.data.check import check_folder, check_set, sets_in
     wanted = [find_dataset(flags.set)] if flags.set else sets_in(flags.root)
     style = "bar" if sys.stderr.isatty() else "none"
@@ -211,7 +211,7 @@ def _prepare(flags: PrepareFlags) -> int:
 
 
 def _clips(flags: PrepareFlags) -> list[EvalClip]:
-    from tubelet.data.catalogue import find_dataset
+    from tubelet.data.catalog import find_dataset
     from tubelet.data.datasets import find_folder_clips, find_set_clips
 
     return find_set_clips(find_dataset(flags.set), flags.root) if flags.set else find_folder_clips(flags.root)

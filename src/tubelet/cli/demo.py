@@ -149,7 +149,7 @@ def _make_clips(files: _Files, frames: int) -> dict[int, Tensor]:
 def _drawn_video(sound: Path, width: int, height: int, frames: int) -> VideoInfo:
     """Describe the drawn video, with the sound file as the source of its other streams."""
     from tubelet.evaluation.scene import FRAME_RATE
-    from tubelet.video.info import ColourTags, VideoInfo
+    from tubelet.video.info import ColorTags, VideoInfo
 
     return VideoInfo(
         source=str(sound),
@@ -157,7 +157,7 @@ def _drawn_video(sound: Path, width: int, height: int, frames: int) -> VideoInfo
         height=height,
         pix_fmt="yuv420p",
         bit_depth=8,
-        colour=ColourTags(matrix=1, primaries=1, transfer=1, full_range=False, siting=1),  # BT.709, as tagged HD
+        color=ColorTags(matrix=1, primaries=1, transfer=1, full_range=False, siting=1),  # BT.709, as tagged HD
         time_base=Fraction(1, FRAME_RATE),
         average_rate=Fraction(FRAME_RATE),
         duration_s=frames / FRAME_RATE,

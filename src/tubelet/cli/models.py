@@ -127,20 +127,20 @@ def _facts(file: str, opened: Opened) -> dict[str, Any]:
 def _layout(opened: Opened, tensors: int) -> str:
     inside = f"in {' → '.join(name.rstrip('.') for name in opened.wrapping)}, " if opened.wrapping else ""
     names = f"{opened.renamed} of {tensors} names translated" if opened.renamed else f"all {tensors} names are ours"
-    return f"recognised by names and shapes; {inside}{names}"
+    return f"recognized by names and shapes; {inside}{names}"
 
 
 def _explain(flags: IdentifyFlags, fault: str) -> None:
     """Say what comes nearest, where the file holds tensors at all."""
     from tubelet.zoo.checkpoint import read_state
-    from tubelet.zoo.foreign_names import recognise_foreign
+    from tubelet.zoo.foreign_names import recognize_foreign
     from tubelet.zoo.likeness import nearest
 
     try:
         state, _ = read_state(flags.file)
     except CheckpointError:
         return
-    near = [] if recognise_foreign(state) else nearest(state)
+    near = [] if recognize_foreign(state) else nearest(state)
     if flags.json:
         write_json(
             {"file": flags.file, "fault": fault, "tensors": len(state), "nearest": [asdict(n) for n in near]},
@@ -198,7 +198,7 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
         "architecture": spec.architecture,
         "parameters": model_size(spec),
         "summary": spec.summary,
-        "licence": spec.weights.licence if spec.weights else spec.licence,
+        "license": spec.weights.license if spec.weights else spec.license,
         "source": spec.source,
         "here": here,
         "file": spec.weights.file if spec.weights else None,
@@ -220,15 +220,15 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("kind", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("weights", no_wrap=True)
-    table.add_column("licence", no_wrap=True)
+    table.add_column("license", no_wrap=True)
     table.add_column("summary")
     for row in rows:
         count = _short(row["parameters"])
-        table.add_row(row["id"], f"×{row['scale']}", row["kind"], count, _weights(row), row["licence"], row["summary"])
+        table.add_row(row["id"], f"×{row['scale']}", row["kind"], count, _weights(row), row["license"], row["summary"])
     console = Console()
     console.print(table)
     console.print(
-        "kind: a frame model sees one frame, window its neighbours, online those before, clip all.\n"
+        "kind: a frame model sees one frame, window its neighbors, online those before, clip all.\n"
         "`--model default` is the one for real videos, in the scale that is asked for.\n"
         "weights: those with a size are fetched on first use, or by `tubelet models download ID`; for those by hand,\n"
         "that command says from where to where.",

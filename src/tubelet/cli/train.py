@@ -22,7 +22,7 @@ recipes:
   online       FastVSR, the compact recurrent network of the embedded models
   supervised   any network of the zoo, with its published recipe: --model NAME
   spynet       SpyNet, the optical flow of the BasicVSR family, on photographs that move
-  two-step     three networks that lift any image model by what its neighbours show: --image-model ID
+  two-step     three networks that lift any image model by what its neighbors show: --image-model ID
 
 `tubelet train RECIPE --help` lists the options. A run that was stopped goes on where it was when the same command
 is given again. --config reads the options from a file, flags after it override them; the run writes its own

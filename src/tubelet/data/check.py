@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from tubelet.data.cache import read_clip
-from tubelet.data.catalogue import DATASETS, ClipFacts, Dataset, Split
+from tubelet.data.catalog import DATASETS, ClipFacts, Dataset, Split
 from tubelet.data.datasets import FoundClip, count_frames, find_folder_clips, find_split, set_folder
 from tubelet.degrade import PRESETS, RANDOM_PRESETS, Preset, degrade
 from tubelet.errors import InputError

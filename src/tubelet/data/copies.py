@@ -76,7 +76,7 @@ class Degradation:
         if not 1 <= self.scale <= 16:
             raise ConfigError(f"scale={self.scale} must be between 1 and 16")
         if self.preset == "bd-b" and self.scale % 2:
-            raise ConfigError(f"bd-b samples the centres of blocks, which scale={self.scale} has not; take 2 or 4")
+            raise ConfigError(f"bd-b samples the centers of blocks, which scale={self.scale} has not; take 2 or 4")
 
     def stream(self, frames: Iterator[Tensor], size: tuple[int, int]) -> Iterator[Tensor]:
         """Degrade frames (3, H, W) of a `size` (H, W) that the scale divides."""
@@ -254,12 +254,12 @@ def _losses(dst: Path) -> list[str]:
     suffix = dst.suffix.lower()
     if suffix == ".mkv":
         return []
-    what = "holds colour at half the resolution or through a matrix" if suffix in (*_X264, ".avi") else "is lossy"
+    what = "holds color at half the resolution or through a matrix" if suffix in (*_X264, ".avi") else "is lossy"
     return [f"{suffix} {what}; .mkv or a folder keeps every value"]
 
 
 def lossless(dst: Path) -> EncodeSettings:
-    """Choose the encoder that loses least in a container: FFV1 in .mkv and .avi, else H.264 without quantisation."""
+    """Choose the encoder that loses least in a container: FFV1 in .mkv and .avi, else H.264 without quantization."""
     if dst.suffix.lower() in (".mkv", ".avi"):
         return EncodeSettings(codec="ffv1")
     if dst.suffix.lower() in _X264:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubelet.data.cache import VIDEO_SUFFIXES
-from tubelet.data.catalogue import ClipFacts, Dataset, Split, find_dataset
+from tubelet.data.catalog import ClipFacts, Dataset, Split, find_dataset
 from tubelet.errors import InputError
 from tubelet.metrics.protocols import Protocol
 from tubelet.video.sequence import IMAGE_SUFFIXES

@@ -157,8 +157,8 @@ class MovingPictures:
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         turn = turn @ np.diag([rng.choice([-1.0, 1.0]), 1.0]) * zoom
         room = [max(0.0, n / 2 - zoom * self.settings.patch_px / 2) for n in (pixels.shape[2], pixels.shape[1])]
-        centre = [n / 2 + rng.uniform(-r, r) for n, r in zip((pixels.shape[2], pixels.shape[1]), room, strict=True)]
-        return _Picture(pixels, torch.tensor(turn, dtype=torch.float32), torch.tensor(centre, dtype=torch.float32))
+        center = [n / 2 + rng.uniform(-r, r) for n, r in zip((pixels.shape[2], pixels.shape[1]), room, strict=True)]
+        return _Picture(pixels, torch.tensor(turn, dtype=torch.float32), torch.tensor(center, dtype=torch.float32))
 
 
 def _mirrored(pair: MovingPair) -> list[MovingPair]:
@@ -173,7 +173,7 @@ def _mirrored(pair: MovingPair) -> list[MovingPair]:
 class _Picture(NamedTuple):
     pixels: NDArray[np.uint8]  # (3, H, W)
     turn: Tensor  # (2, 2), from the frame to the picture
-    centre: Tensor  # (2,) x and y, where the middle of the frame lies
+    center: Tensor  # (2,) x and y, where the middle of the frame lies
 
 
 class _Outline(NamedTuple):
@@ -181,7 +181,7 @@ class _Outline(NamedTuple):
 
     map: Tensor  # (1, 1, n, n)
     turn: Tensor  # (2, 2), from pixels to [-1, 1]
-    centre: Tensor  # (2,), pixels of the frame, from its middle
+    center: Tensor  # (2,), pixels of the frame, from its middle
 
     @staticmethod
     def draw(rng: np.random.Generator, side: int) -> _Outline:
@@ -196,12 +196,12 @@ class _Outline(NamedTuple):
         turn = np.diag([1 / (radius * slim), slim / radius]) @ np.array(
             [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
         )
-        centre = rng.uniform(-0.5, 0.5, 2) * side
-        return _Outline(height, torch.tensor(turn, dtype=torch.float32), torch.tensor(centre, dtype=torch.float32))
+        center = rng.uniform(-0.5, 0.5, 2) * side
+        return _Outline(height, torch.tensor(turn, dtype=torch.float32), torch.tensor(center, dtype=torch.float32))
 
     def covers(self, places: Tensor) -> Tensor:
         """Tell which places (2, h, w), pixels from the middle of the frame, lie within: (h, w) bool."""
-        grid = torch.einsum("ij,jhw->hwi", self.turn, places - self.centre[:, None, None])
+        grid = torch.einsum("ij,jhw->hwi", self.turn, places - self.center[:, None, None])
         return functional.grid_sample(self.map, grid[None], align_corners=False)[0, 0] > 0  # outside the map is 0
 
 
@@ -289,7 +289,7 @@ def _show(sheets: Sequence[_Sheet], side: int, *, moved: bool) -> tuple[Tensor, 
 
 def _look(picture: _Picture, places: Tensor) -> Tensor:
     """Sample a picture at places of the frame: (2, h, w) → (3, h, w) in [0, 1]."""
-    spots = torch.einsum("ij,jhw->ihw", picture.turn, places) + picture.centre[:, None, None]
+    spots = torch.einsum("ij,jhw->ihw", picture.turn, places) + picture.center[:, None, None]
     height, width = picture.pixels.shape[1:]
     # Only what is looked at becomes floating point.
     left, upper = (

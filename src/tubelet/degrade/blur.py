@@ -13,14 +13,14 @@ __all__ = ["blur", "gaussian_kernel", "gaussian_taps"]
 
 
 def gaussian_taps(sigma: float, taps: int) -> Tensor:
-    """Sample a normalised Gaussian at `taps` positions around 0: (taps,), float64."""
+    """Sample a normalized Gaussian at `taps` positions around 0: (taps,), float64."""
     x = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
     weights = torch.exp(-(x**2) / (2 * sigma**2))
     return weights / weights.sum()
 
 
 def gaussian_kernel(sigma_x: float, sigma_y: float, angle_rad: float, taps: int) -> Tensor:
-    """Sample a normalised, rotated, anisotropic Gaussian: (taps, taps), float64."""
+    """Sample a normalized, rotated, anisotropic Gaussian: (taps, taps), float64."""
     axis = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     u = x * math.cos(angle_rad) + y * math.sin(angle_rad)

@@ -1,4 +1,4 @@
-"""Blur kernels of real-world degradation: Gaussians, their generalised and flat-topped kin, and the sinc filter.
+"""Blur kernels of real-world degradation: Gaussians, their generalized and flat-topped kin, and the sinc filter.
 
 All are (taps, taps), float64, of sum 1, and symmetric about the middle.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["KernelShape", "shaped_kernel", "sinc_kernel"]
 
-KernelShape = Literal["gaussian", "generalised", "plateau"]
+KernelShape = Literal["gaussian", "generalized", "plateau"]
 
 
 def shaped_kernel(
@@ -22,7 +22,7 @@ def shaped_kernel(
     """Sample a rotated kernel whose profile depends on q, the squared distance in units of σ.
 
     Args:
-        shape: "gaussian" is exp(-q/2), "generalised" exp(-qᵝ/2), "plateau" 1/(1 + qᵝ).
+        shape: "gaussian" is exp(-q/2), "generalized" exp(-qᵝ/2), "plateau" 1/(1 + qᵝ).
         sigma_x: along the first axis, pixels.
         sigma_y: along the second axis, pixels.
         angle_rad: by which the axes are turned.
@@ -39,7 +39,7 @@ def shaped_kernel(
     q = u.square() + v.square()
     if shape == "gaussian":
         weights = torch.exp(-q / 2)
-    elif shape == "generalised":
+    elif shape == "generalized":
         weights = torch.exp(-q.pow(beta) / 2)
     else:
         weights = 1 / (1 + q.pow(beta))

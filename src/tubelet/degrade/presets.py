@@ -3,7 +3,7 @@
 bi            MATLAB bicubic, one final rounding to 8 bit (Vid4 as published)
 bi-u8         MATLAB bicubic of 8-bit images, rounded after each pass (REDS)
 bd            Gaussian σ 1.6, 13 taps, reflect, samples 0::s (DUF, RRN, RSDN, OVSR)
-bd-b          Gaussian σ 1.6, 12 taps, replicate, block centres (BasicVSR family, TTVSR, IART)
+bd-b          Gaussian σ 1.6, 12 taps, replicate, block centers (BasicVSR family, TTVSR, IART)
 bd-c          Gaussian σ 1.5, 9 taps, reflect, samples 0::s (TecoGAN, FRVSR)
 real          blur, resize, noise, and a real video encoder, drawn from a seed once for the clip
 second-order  the same twice over, with more kinds of blur and noise, JPEG, and stronger (Real-ESRGAN, RealBasicVSR)

@@ -199,7 +199,7 @@ def _line(step: Step) -> str:
             return f"resize: to {step.factor:.3f} of the original, {step.method}"
         case Noise():
             amount = f"× {step.strength:.2f}" if step.kind == "poisson" else f"σ {255 * step.strength:.1f} of 255"
-            return f"noise: {step.kind}, {amount}, {'gray' if step.channels == 1 else 'colour'}"
+            return f"noise: {step.kind}, {amount}, {'gray' if step.channels == 1 else 'color'}"
         case Jpeg():
             return f"JPEG: quality {step.quality}"
         case Codec():
@@ -227,7 +227,7 @@ def _draw_real(rng: random.Random, scale: int) -> Iterator[Step]:
         yield Noise(kind=cast(Any, kind), channels=cast(Any, channels), strength=strength, seed=seed)
     encoder = rng.choice(["libx264", "libx264", "libx264", "libx265", "mpeg4", ""])
     if encoder:
-        yield _draw_codec(rng, encoder, x264_crf=(16, 30), x265_crf=(18, 32), mpeg4_quantiser=(2, 7))
+        yield _draw_codec(rng, encoder, x264_crf=(16, 30), x265_crf=(18, 32), mpeg4_quantizer=(2, 7))
 
 
 def _draw_second_order(rng: random.Random, scale: int) -> Iterator[Step]:
@@ -256,12 +256,12 @@ def _draw_second_order(rng: random.Random, scale: int) -> Iterator[Step]:
 def _draw_blur(rng: random.Random, *, sigma: tuple[float, float], sinc_probability: float) -> Blur:
     if rng.random() < sinc_probability:
         return _draw_sinc(rng, low_rad=math.pi / 3)
-    shapes: list[KernelShape] = ["gaussian", "generalised", "plateau"]
+    shapes: list[KernelShape] = ["gaussian", "generalized", "plateau"]
     (shape,) = rng.choices(shapes, [0.70, 0.15, 0.15])
     isotropic = rng.random() < 0.65
     sigma_x, sigma_y = rng.uniform(*sigma), rng.uniform(*sigma)
     angle = rng.uniform(-math.pi, math.pi)
-    beta = rng.uniform(0.5, 4.0) if shape == "generalised" else rng.uniform(1.0, 2.0)
+    beta = rng.uniform(0.5, 4.0) if shape == "generalized" else rng.uniform(1.0, 2.0)
     return Blur(
         kernel=shape,
         taps=rng.choice(_TAPS),
@@ -295,7 +295,7 @@ def _draw_noise(rng: random.Random, *, sigma: tuple[float, float], poisson: tupl
 
 def _draw_any_codec(rng: random.Random) -> Codec:
     encoder = rng.choice(["libx264", "libx265", "mpeg4"])
-    return _draw_codec(rng, encoder, x264_crf=(20, 36), x265_crf=(22, 38), mpeg4_quantiser=(3, 12))
+    return _draw_codec(rng, encoder, x264_crf=(20, 36), x265_crf=(22, 38), mpeg4_quantizer=(3, 12))
 
 
 def _draw_codec(
@@ -304,7 +304,7 @@ def _draw_codec(
     *,
     x264_crf: tuple[float, float],
     x265_crf: tuple[float, float],
-    mpeg4_quantiser: tuple[int, int],
+    mpeg4_quantizer: tuple[int, int],
 ) -> Codec:
     if encoder == "libx264":
         crf, preset = rng.uniform(*x264_crf), rng.choice(["veryfast", "medium"])
@@ -313,6 +313,6 @@ def _draw_codec(
         crf = rng.uniform(*x265_crf)
         options = {"crf": f"{crf:.1f}", "preset": "veryfast", "x265-params": "log-level=none"}
         return Codec(encoder=encoder, options=options)
-    quality = rng.randint(*mpeg4_quantiser)
+    quality = rng.randint(*mpeg4_quantizer)
     options = {"flags": "qscale", "global_quality": str(118 * quality), "qmin": str(quality), "qmax": str(quality)}
     return Codec(encoder=encoder, options=options)

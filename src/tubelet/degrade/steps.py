@@ -41,12 +41,12 @@ class Blur:
     """Convolve every frame with one kernel.
 
     Attributes:
-        kernel: "gaussian", "generalised", "plateau" (see `shaped_kernel`) or "sinc".
+        kernel: "gaussian", "generalized", "plateau" (see `shaped_kernel`) or "sinc".
         taps: side of the kernel, odd.
         sigma_x: pixels; not for "sinc".
         sigma_y: pixels; not for "sinc".
         angle_rad: turn of the kernel; not for "sinc".
-        beta: exponent of "generalised" and "plateau".
+        beta: exponent of "generalized" and "plateau".
         cutoff_rad: of "sinc", radians a pixel.
         edge: what lies beyond the picture.
     """
@@ -61,7 +61,7 @@ class Blur:
     edge: Literal["reflect", "replicate"] = "replicate"
 
     def __post_init__(self) -> None:
-        _require(self.kernel in ("gaussian", "generalised", "plateau", "sinc"), "kernel", self.kernel)
+        _require(self.kernel in ("gaussian", "generalized", "plateau", "sinc"), "kernel", self.kernel)
         _require(self.taps % 2 == 1 and 1 <= self.taps <= 101, "taps", self.taps)
         _require(min(self.sigma_x, self.sigma_y, self.beta) > 0, "sigma or beta", (self.sigma_x, self.sigma_y))
         _require(0 < self.cutoff_rad <= math.pi, "cutoff_rad", self.cutoff_rad)
@@ -91,7 +91,7 @@ class Noise:
     """Add noise, new in every frame.
 
     Attributes:
-        kind: "gaussian"; "shot": Gaussian whose variance grows with the light, `strength` at mid grey; "poisson":
+        kind: "gaussian"; "shot": Gaussian whose variance grows with the light, `strength` at mid gray; "poisson":
             that of counted photons, 255 of them at white, times `strength`.
         channels: 3, or 1 for the same noise in all channels.
         strength: standard deviation as a fraction of white; for "poisson" a factor.

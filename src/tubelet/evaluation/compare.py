@@ -238,7 +238,7 @@ def _summary(videos: _Videos) -> str:
     sizes = f"{before.width}×{before.height} → {after.width}×{after.height}"
     how = ", enlarged as a player does" if videos.enlarged else ""
     text = f"{sizes}. Left of the line is {left}{how}; right of it {right}. Drag the line, or use the arrow keys."
-    if after.colour.transfer in _HDR_TRANSFERS:
+    if after.color.transfer in _HDR_TRANSFERS:
         text += " The video is HDR; the page shows its code values without tone mapping."
     return text
 

@@ -25,7 +25,7 @@ def enlarge(rgb: Tensor, size: tuple[int, int], kernel: Kernel = "bicubic") -> T
 
 
 def data_url(image: Image.Image, *, lossless: bool = False) -> str:
-    """Write a picture into a `data:` address: PNG, or JPEG of high quality with full colour resolution."""
+    """Write a picture into a `data:` address: PNG, or JPEG of high quality with full color resolution."""
     buffer = io.BytesIO()
     if lossless:
         image.save(buffer, "PNG", optimize=True)

@@ -1,8 +1,8 @@
 """Two kinds of plot as inline SVG: lines over frames, and points with names.
 
-Written here, and not by a plotting library, for what the page needs: text that is text, colours that follow the page
+Written here, and not by a plotting library, for what the page needs: text that is text, colors that follow the page
 into the dark (classes c0, c1, ... of its style sheet), sizes that a phone can read, a name at every point that does
-not cover its neighbours, and no package beyond Tubelet's own. Everything is drawn in units of `WIDTH` × `HEIGHT`,
+not cover its neighbors, and no package beyond Tubelet's own. Everything is drawn in units of `WIDTH` × `HEIGHT`,
 which the page scales.
 """
 
@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["COLOURS", "Axis", "Line", "Point", "line_plot", "line_sample", "point_plot"]
+__all__ = ["COLORS", "Axis", "Line", "Point", "line_plot", "line_sample", "point_plot"]
 
 WIDTH, HEIGHT = 420, 290
-COLOURS = 8  # classes c0 … c7 of the page
+COLORS = 8  # classes c0 … c7 of the page
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 14, 44
 _CHAR_PX, _TEXT_PX = 7.2, 13  # of the page's labels, generously: fonts differ
 _DASHES = ("", "8 3", "3 2", "9 3 2 3", "5 5", "2 4", "14 4", "6 2 2 2")
@@ -24,22 +24,22 @@ _DASHES = ("", "8 3", "3 2", "9 3 2 3", "5 5", "2 4", "14 4", "6 2 2 2")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line: `ys` at `xs`, in colour `colour` of the page; NaN leaves a gap."""
+    """A line: `ys` at `xs`, in color `color` of the page; NaN leaves a gap."""
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
-    colour: int
+    color: int
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A named point; `colour` None draws it grey and smaller: it is there to compare with."""
+    """A named point; `color` None draws it gray and smaller: it is there to compare with."""
 
     name: str
     x: float
     y: float
-    colour: int | None = None
+    color: int | None = None
     note: str = ""
 
 
@@ -79,16 +79,16 @@ def line_plot(lines: Sequence[Line], *, x: Axis, y: Axis, title: str) -> str:
     up = _scale([p[1] for p in points], y, HEIGHT - _BOTTOM, _TOP)
     drawn = [_frame(across, up, x, y)]
     for line in lines:
-        dash = _DASHES[line.colour % len(_DASHES)]
+        dash = _DASHES[line.color % len(_DASHES)]
         style = f' stroke-dasharray="{dash}"' if dash else ""
         path = _path(line, across, up)
         name = html.escape(line.name)
-        drawn.append(f'<path class="line c{line.colour % COLOURS}"{style} d="{path}"><title>{name}</title></path>')
+        drawn.append(f'<path class="line c{line.color % COLORS}"{style} d="{path}"><title>{name}</title></path>')
     return _svg(drawn, title)
 
 
 def point_plot(points: Sequence[Point], *, x: Axis, y: Axis, title: str) -> str:
-    """Draw points, with names wherever there is room for them; those with a colour come first.
+    """Draw points, with names wherever there is room for them; those with a color come first.
 
     Args:
         points: those that are not finite are left out.
@@ -107,11 +107,11 @@ def point_plot(points: Sequence[Point], *, x: Axis, y: Axis, title: str) -> str:
     drawn = [_frame(across, up, x, y)]
     places = [(across.place(p.x), up.place(p.y)) for p in points]
     taken = [(cx - 5, cy - 5, cx + 5, cy + 5) for cx, cy in places]
-    ours_last = sorted(range(len(points)), key=lambda i: points[i].colour is not None)
+    ours_last = sorted(range(len(points)), key=lambda i: points[i].color is not None)
     for i in ours_last:
         (cx, cy), point = places[i], points[i]
-        kind = "other" if point.colour is None else f"c{point.colour % COLOURS}"
-        radius = 3.5 if point.colour is None else 5.5
+        kind = "other" if point.color is None else f"c{point.color % COLORS}"
+        radius = 3.5 if point.color is None else 5.5
         told = html.escape(f"{point.name}: {y.label} {point.y:g}, {x.label} {point.x:g}{point.note}")
         drawn.append(
             f'<circle class="point {kind}" cx="{cx:.1f}" cy="{cy:.1f}" r="{radius}"><title>{told}</title></circle>'
@@ -121,11 +121,11 @@ def point_plot(points: Sequence[Point], *, x: Axis, y: Axis, title: str) -> str:
     return _svg(drawn, title)
 
 
-def line_sample(colour: int) -> str:
-    """Draw a short piece of the line of a colour, for a legend."""
-    dash = _DASHES[colour % len(_DASHES)]
+def line_sample(color: int) -> str:
+    """Draw a short piece of the line of a color, for a legend."""
+    dash = _DASHES[color % len(_DASHES)]
     style = f' stroke-dasharray="{dash}"' if dash else ""
-    path = f'<path class="line c{colour % COLOURS}"{style} d="M0 5H36"/>'
+    path = f'<path class="line c{color % COLORS}"{style} d="M0 5H36"/>'
     return f'<svg class="sample" viewBox="0 0 36 10" aria-hidden="true">{path}</svg>'
 
 
@@ -134,7 +134,7 @@ def _label(point: Point, place: tuple[float, float], taken: list[tuple[float, fl
     width = _CHAR_PX * len(point.name)
     cx, cy = place
     gap = 8
-    steps = (0, 9, -9) if point.colour is None else (0, 9, -9, 20, -20, 34, -34, 48, -48)
+    steps = (0, 9, -9) if point.color is None else (0, 9, -9, 20, -20, 34, -34, 48, -48)
     sides = ((1, "start"), (-1, "end"))
     choices = [(cx + side * gap, cy + 4 + step, anchor) for step in steps for side, anchor in sides]
     choices[2:2] = [(cx, cy - gap, "middle"), (cx, cy + gap + 9, "middle")]
@@ -144,7 +144,7 @@ def _label(point: Point, place: tuple[float, float], taken: list[tuple[float, fl
         inside = box[0] >= _LEFT + 2 and box[2] <= WIDTH - 2 and box[1] >= 0 and box[3] <= HEIGHT - _BOTTOM
         if inside and not any(_overlap(box, other) for other in taken):
             taken.append(box)
-            kind = "name" if point.colour is None else "name ours"
+            kind = "name" if point.color is None else "name ours"
             text = html.escape(point.name)
             named = [f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>']
             far = abs(y - 4 - cy) > _TEXT_PX

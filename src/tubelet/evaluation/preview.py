@@ -65,7 +65,7 @@ def write_preview(
 
 
 def _restore_at(engine: Engine, info: VideoInfo, time_s: float) -> tuple[Frame, list[Frame]]:
-    """Restore the frame at a time, with as many neighbours as the model looks at; also the one half-way, if any."""
+    """Restore the frame at a time, with as many neighbors as the model looks at; also the one half-way, if any."""
     before, after = _reach(engine.spec.temporal)
     period_s = float(1 / (info.average_rate or Fraction(25)))
     wanted_s = info.start_s + time_s - period_s / 2

@@ -12,7 +12,7 @@ from string import Template
 from PIL import Image
 
 from tubelet.evaluation.pictures import data_url
-from tubelet.evaluation.plots import COLOURS, Axis, Line, Point, line_plot, line_sample, point_plot
+from tubelet.evaluation.plots import COLORS, Axis, Line, Point, line_plot, line_sample, point_plot
 from tubelet.evaluation.published import PublishedCost, published_costs
 from tubelet.evaluation.report_rows import (
     MAX_CLIPS,
@@ -82,7 +82,7 @@ def _nothing(why: str) -> str:
 
 def _results_table(results: Results, rows: Sequence[Row]) -> str:
     best = best_values(rows, results.metrics)
-    colours = {model.model: place % COLOURS for place, model in enumerate(results.models)}
+    colors = {model.model: place % COLORS for place, model in enumerate(results.models)}
     head = ["Method", *map(metric_heading, results.metrics), "Parameters, M", "Time, ms", "Source"]
     numbers = len(results.metrics) + 2
     cells = "".join(
@@ -90,7 +90,7 @@ def _results_table(results: Results, rows: Sequence[Row]) -> str:
     )
     lines = [f"<thead><tr>{cells}</tr></thead><tbody>"]
     for row in rows:
-        swatch = f'<i class="swatch c{colours[row.method]}"></i>' if row.ours else ""
+        swatch = f'<i class="swatch c{colors[row.method]}"></i>' if row.ours else ""
         lines.append(f'<tr{" class=ours" if row.ours else ""}><th scope="row">{swatch}{_text(row.method)}</th>')
         for name in results.metrics:
             value = row.values.get(name)
@@ -109,7 +109,7 @@ def _align(number: bool) -> str:
 def _clips_table(results: Results, name: str) -> str:
     """Write the scores of one metric, a clip per line."""
     head = "".join(
-        f'<th scope="col" class="n"><i class="swatch c{place % COLOURS}"></i>{_text(model.model)}</th>'
+        f'<th scope="col" class="n"><i class="swatch c{place % COLORS}"></i>{_text(model.model)}</th>'
         for place, model in enumerate(results.models)
     )
     lines: list[str] = []
@@ -171,7 +171,7 @@ def _cost_plots(results: Results, rows: Sequence[Row]) -> str:
     for cost in published_costs():
         if cost.runtime_ms is not None:
             costs.setdefault(cost.method, cost)  # of papers that disagree, the first
-    colours = {model.model: place for place, model in enumerate(results.models)}
+    colors = {model.model: place for place, model in enumerate(results.models)}
     by_parameters: list[Point] = []
     by_time: list[Point] = []
     seen: set[str] = set()
@@ -179,12 +179,12 @@ def _cost_plots(results: Results, rows: Sequence[Row]) -> str:
         if row.method in seen or metric not in row.values:
             continue  # tables that disagree on a method: the better figure is drawn
         seen.add(row.method)
-        value, colour = row.values[metric], colours.get(row.method) if row.ours else None
+        value, color = row.values[metric], colors.get(row.method) if row.ours else None
         if row.parameters:
-            by_parameters.append(Point(row.method, row.parameters / 1e6, value, colour))
+            by_parameters.append(Point(row.method, row.parameters / 1e6, value, color))
         seconds = _per_megapixel(results, row) if row.ours else _published_time(costs.get(row.method))
         if seconds is not None:
-            by_time.append(Point(row.method, 1e3 * seconds, value, colour))
+            by_time.append(Point(row.method, 1e3 * seconds, value, color))
     across = (
         ("Quality against parameters", by_parameters, Axis("parameters, millions", logarithmic=True)),
         ("Quality against time", by_time, Axis("ms per megapixel of output", logarithmic=True)),
@@ -195,8 +195,8 @@ def _cost_plots(results: Results, rows: Sequence[Row]) -> str:
         figures += f"<figure><figcaption>{caption}</figcaption>{plot or _nothing('no figure is known')}</figure>"
     none = [model.model for model in results.models if not model.parameters]
     words = f" Without parameters, and so not in the first plot: {', '.join(none)}." if none else ""
-    if any(point.colour is None for point in by_time):
-        words += " Grey times are those that the papers measured, each on a GPU of its own: compare them with care."
+    if any(point.color is None for point in by_time):
+        words += " Gray times are those that the papers measured, each on a GPU of its own: compare them with care."
     return f'<div class="plots">{figures}</div><p>{_better(metric)} and to the left is better.{_text(words)}</p>'
 
 

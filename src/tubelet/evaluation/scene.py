@@ -28,7 +28,7 @@ _FINE = 2  # the canvas is drawn this much larger, and sprites twice that
 _MAST_PX = 3560  # left edge of the lattice mast, in drawn pixels
 _SKY, _HAZE, _INK, _PAPER = (88, 138, 196), (214, 226, 232), (34, 36, 44), (244, 240, 230)
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 _SMALL_PRINT = (
     (54, "Pack my box with five dozen liquor jugs; how vexingly quick daft zebras jump. 3.14159"),
@@ -38,7 +38,7 @@ _SMALL_PRINT = (
     ),
     (
         40,
-        "Small print: sizes are in pixels, times in seconds, colours by their tags. Sharp eyes read this.",
+        "Small print: sizes are in pixels, times in seconds, colors by their tags. Sharp eyes read this.",
     ),
 )
 
@@ -105,11 +105,11 @@ def _sky(rng: np.random.Generator) -> Image.Image:
 def _paste_hills(canvas: Image.Image, rng: np.random.Generator) -> None:
     """Three ranges of grass and wood, the nearer the darker and the rougher."""
     across = np.arange(_CANVAS[0]) / _CANVAS[0]
-    for depth, (base, colour) in enumerate([(820, (128, 150, 150)), (960, (92, 122, 84)), (1120, (66, 92, 48))]):
+    for depth, (base, color) in enumerate([(820, (128, 150, 150)), (960, (92, 122, 84)), (1120, (66, 92, 48))]):
         skyline = base + 90 * np.sin(5 * across + 2 * depth) + 40 * _noise(rng, (_CANVAS[0], 8), 160, 6)[0]
         inside = (np.arange(_CANVAS[1])[:, None] > skyline).astype(np.uint8) * 255
         leaves = _noise(rng, _CANVAS, 60 / (depth + 1), 5)[..., None] * (14 + 18 * depth)
-        canvas.paste(_to_picture(np.array(colour, np.float32) + leaves), mask=Image.fromarray(inside))
+        canvas.paste(_to_picture(np.array(color, np.float32) + leaves), mask=Image.fromarray(inside))
 
 
 def _paste_wall(canvas: Image.Image, rng: np.random.Generator) -> None:
@@ -129,14 +129,14 @@ def _font(px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(px)
 
 
-def _sheet(size: tuple[int, int], colour: Colour) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _sheet(size: tuple[int, int], color: Color) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """Open a picture to draw on, `_FINE` times as large as it will be."""
-    picture = Image.new("RGB", (size[0] * _FINE, size[1] * _FINE), colour)
+    picture = Image.new("RGB", (size[0] * _FINE, size[1] * _FINE), color)
     return picture, ImageDraw.Draw(picture)
 
 
 def _reduced(picture: Image.Image, factor: int) -> Image.Image:
-    """Average `factor` × `factor` pixels, colours weighted by their opacity."""
+    """Average `factor` × `factor` pixels, colors weighted by their opacity."""
     mode = picture.mode
     picture = picture.convert("RGBa") if mode == "RGBA" else picture
     picture = picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.BOX)
@@ -233,14 +233,14 @@ def _wheel(angle_deg: float) -> Image.Image:
     size = 560 * scale
     picture = Image.new("RGBA", (size, size), (0, 0, 0, 0))
     draw = ImageDraw.Draw(picture)
-    centre, radius = size / 2, size / 2 - 160
+    center, radius = size / 2, size / 2 - 160
     for spoke in range(20):
         angle = math.radians(angle_deg + 18 * spoke)
-        x, y = centre + radius * math.cos(angle), centre + radius * math.sin(angle)
-        draw.line([(centre, centre), (x, y)], fill=(236, 236, 240), width=14)
+        x, y = center + radius * math.cos(angle), center + radius * math.sin(angle)
+        draw.line([(center, center), (x, y)], fill=(236, 236, 240), width=14)
         if spoke % 2 == 0:
             hue = [(222, 72, 60), (240, 190, 70), (70, 140, 210), (90, 170, 110), (180, 90, 170)][spoke // 2 % 5]
             draw.ellipse((x - 90, y - 60, x + 90, y + 120), fill=hue, outline=_INK, width=12)
     for rim in (radius, radius - 90):
-        draw.ellipse((centre - rim, centre - rim, centre + rim, centre + rim), outline=(236, 236, 240), width=18)
+        draw.ellipse((center - rim, center - rim, center + rim, center + rim), outline=(236, 236, 240), width=18)
     return _reduced(picture, scale)

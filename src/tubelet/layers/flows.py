@@ -1,4 +1,4 @@
-"""Optical flow between the neighbouring frames of a clip, each computed once."""
+"""Optical flow between the neighboring frames of a clip, each computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Residual blocks without normalisation, as the recurrent networks stack them.
+"""Residual blocks without normalization, as the recurrent networks stack them.
 
 Source: Lim et al. (EDSR), CVPRW 2017, Fig. 2; the trunk as in Chan et al. (BasicVSR), CVPR 2021, Fig. 3.
 

@@ -1,13 +1,13 @@
 """SpyNet: optical flow from coarse to fine, one small network a level.
 
-    ref, supp (B, 3, H, W) ── resize up to multiples of 32, normalise, halve 5 times
+    ref, supp (B, 3, H, W) ── resize up to multiples of 32, normalize, halve 5 times
       level 0 (1/32)  [ref, supp, 0] ──────────────────────────── 5 convolutions ── flow
       level l (1/16 … 1)  flow = 2 · up(flow);  [ref, warp(supp, flow), flow] ── 5 convolutions ──(+)── flow
     resize back, in pixels of the input ── flow (B, 2, H, W)
 
 Warping `supp` with the flow gives `ref`.
 
-Source: Ranjan and Black, CVPR 2017, Sec. 3 and Fig. 1; sizes, padding and normalisation as in the PyTorch networks that
+Source: Ranjan and Black, CVPR 2017, Sec. 3 and Fig. 1; sizes, padding and normalization as in the PyTorch networks that
 the published recurrent models were trained with.
 """
 
@@ -98,7 +98,7 @@ class SpyNet(nn.Module):
         return self._estimate(self._pyramid(ref, levels, size), self._pyramid(supp, levels, size))
 
     def _pyramid(self, frame: Tensor, levels: int, size: tuple[int, int]) -> list[Tensor]:
-        """Normalise a frame and halve it: coarsest first."""
+        """Normalize a frame and halve it: coarsest first."""
         if frame.shape[-2:] != size:
             frame = functional.interpolate(frame, size, mode="bilinear", align_corners=False)
         pyramid = [(frame - self.mean) / self.std]

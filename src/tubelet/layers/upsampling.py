@@ -7,7 +7,7 @@ is that of the networks after EDVR. Prepared for inference, such ends are run in
 each step gets the lines that the next one needs, so strips equal the whole.
 
 Source: Wang et al. (EDVR), CVPRW 2019, Fig. 2; sub-pixel convolution: Shi et al., CVPR 2016;
-nearest neighbour and convolution: Wang et al. (ESRGAN), ECCVW 2018.
+nearest neighbor and convolution: Wang et al. (ESRGAN), ECCVW 2018.
 """
 
 from __future__ import annotations

@@ -137,14 +137,14 @@ def _describe(luma: Tensor) -> tuple[Tensor, Tensor]:
     if not rows * columns:
         return luma.new_empty(0, _FEATURES), luma.new_empty(0)
     luma = luma[: rows * _BLOCK, : columns * _BLOCK]
-    normalised, deviation = _normalise(luma)
+    normalized, deviation = _normalize(luma)
     sharpness = _blocks(deviation, _BLOCK).mean((1, 2))
-    half, _ = _normalise(imresize(luma / 255, 0.5) * 255)
-    features = [_features(_blocks(x, side)) for x, side in ((normalised, _BLOCK), (half, _BLOCK // 2))]
+    half, _ = _normalize(imresize(luma / 255, 0.5) * 255)
+    features = [_features(_blocks(x, side)) for x, side in ((normalized, _BLOCK), (half, _BLOCK // 2))]
     return torch.cat(features, 1), sharpness
 
 
-def _normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Divide contrast out: (H, W) → the same, with local mean 0, and its local standard deviation."""
     taps = torch.arange(_WINDOW_PX, dtype=x.dtype, device=x.device) - _WINDOW_PX // 2
     taps = torch.exp(-taps.square() / (2 * _WINDOW_SIGMA**2))
@@ -161,7 +161,7 @@ def _blocks(x: Tensor, side: int) -> Tensor:
 
 
 def _features(blocks: Tensor) -> Tensor:
-    """(N, side, side) → (N, 18): the shape of the values, and of the products with four neighbours."""
+    """(N, side, side) → (N, 18): the shape of the values, and of the products with four neighbors."""
     alpha, left, right = _fit_asymmetric(blocks.flatten(1))
     features = [alpha, (left + right) / 2]
     for shift in _SHIFTS:
@@ -172,7 +172,7 @@ def _features(blocks: Tensor) -> Tensor:
 
 
 def _fit_asymmetric(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit an asymmetric generalised Gaussian to the rows of (N, P) by moments.
+    """Fit an asymmetric generalized Gaussian to the rows of (N, P) by moments.
 
     Returns:
         shape, left and right scale, each (N,); NaN scales where a row has values of one sign only.

@@ -1,4 +1,4 @@
-"""What each published number was measured on: clips, degradation, colour channel, border, frames.
+"""What each published number was measured on: clips, degradation, color channel, border, frames.
 
 A name reads dataset, degradation, scale, and what else differs: vid4-bd-x4-crop8. The conventions themselves are told
 in docs/protocols.md.
@@ -113,7 +113,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
     ),
     *_vid4("bi", "MATLAB bicubic", (*_RECURRENT, "EDVR", "TDAN", "SATeCo")),
     *_vid4("bd", "Gaussian σ 1.6 of 13 taps, samples 0::4", ("OVSR",)),
-    *_vid4("bd-b", "Gaussian σ 1.6 of 12 taps, block centres", _RECURRENT),
+    *_vid4("bd-b", "Gaussian σ 1.6 of 12 taps, block centers", _RECURRENT),
     *_vid4("bd-c", "Gaussian σ 1.5 of 9 taps, samples 0::4", ("FRVSR", "TecoGAN")),
     Protocol(
         name="udm10-bd-x4",
@@ -126,7 +126,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
         name="udm10-bd-b-x4",
         dataset="udm10",
         degradation="bd-b",
-        summary="UDM10, Gaussian σ 1.6 of 12 taps, block centres; Y, whole frames, all frames",
+        summary="UDM10, Gaussian σ 1.6 of 12 taps, block centers; Y, whole frames, all frames",
         used_by=_RECURRENT,
     ),
     Protocol(
@@ -150,7 +150,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
         dataset="vimeo90k-t",
         degradation="bd-b",
         frames="middle",
-        summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 12 taps, block centres; Y, whole frames, the 4th of 7",
+        summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 12 taps, block centers; Y, whole frames, the 4th of 7",
         used_by=_RECURRENT,
     ),
     Protocol(

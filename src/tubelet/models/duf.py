@@ -5,10 +5,10 @@
       dense blocks × 3      7 in, 5, 3, 1 out: no frames are made up beyond the ends
       norm, conv ── (B, 256, H, W) ─┬─ 1×1, 1×1, softmax ── filters (B, 5·5, s², H, W)
                                     └─ 1×1, 1×1 ── residual (B, 3·s², H, W)
-    sr = shuffle ×s of (filters · 5×5 neighbourhood of the middle frame + residual)     (B, 1, 3, sH, sW)
+    sr = shuffle ×s of (filters · 5×5 neighborhood of the middle frame + residual)     (B, 1, 3, sH, sW)
 
 A dense block is norm, ReLU, 1×1, norm, ReLU, 3×3×3. Its last convolution is computed frame by frame: what a frame gives
-to itself and to its two neighbours in one convolution in the plane, then summed where it belongs.
+to itself and to its two neighbors in one convolution in the plane, then summed where it belongs.
 
 Published: 16 layers (3 blocks, G = 32; 1.9 M parameters), 28 (9, G = 16) and 52 (21, G = 16; 5.8 M), ×2, ×3, ×4.
 
@@ -62,13 +62,13 @@ class DUFConfig:
 
 
 class DenseBlock(nn.Module):
-    """Make new features of each frame from those of the frame and its neighbours in time.
+    """Make new features of each frame from those of the frame and its neighbors in time.
 
     Args:
         channels: C, of the input.
         growth: G, of the output.
         ends: "zeros": as many frames as came in, with zeros beyond the ends; "drop": two fewer.
-        norm_eps: of the normalisations.
+        norm_eps: of the normalizations.
     """
 
     def __init__(self, channels: int, growth: int, ends: Literal["zeros", "drop"], norm_eps: float) -> None:

@@ -1,4 +1,4 @@
-"""EDSR: residual blocks without normalisation, at input resolution; the upsampling comes last.
+"""EDSR: residual blocks without normalization, at input resolution; the upsampling comes last.
 
     lq (B, T, 3, H, W), frame by frame; x = (lq − mean) · img_range
       conv_first ─┬─ (conv ─ ReLU ─ conv, × res_scale, + skip) × num_block ─ conv_after_body ─┐

@@ -1,10 +1,10 @@
-"""EDVR: neighbours aligned to the middle frame by a pyramid of deformable convolutions, fused by attention.
+"""EDVR: neighbors aligned to the middle frame by a pyramid of deformable convolutions, fused by attention.
 
     encode, of each frame (B, 3, H, W)
       conv (or predeblur) ── residual blocks ── L1 (B, C, H, W) ── ½ ── L2 ── ½ ── L3         the pyramid
     fuse, of 2r + 1 pyramids
-      PCD   for each neighbour, L3 → L1: offsets from [neighbour, middle] and from the level below; deformable
-            convolution of the neighbour; once more at L1 (cascade) ── aligned (B, C, H, W)
+      PCD   for each neighbor, L3 → L1: offsets from [neighbor, middle] and from the level below; deformable
+            convolution of the neighbor; once more at L1 (cascade) ── aligned (B, C, H, W)
       TSA   aligned · σ⟨aligned, middle⟩ ── 1×1 ── · 2σ(attention) + attention                 (or one 1×1 convolution)
       residual blocks ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ──(+)── sr (B, 1, 3, 4H, 4W)
       middle frame ─────────────────────────────────────────── bilinear ×4 ─────┘
@@ -107,10 +107,10 @@ def _convolve_second(conv: nn.Conv2d, y: Tensor) -> Tensor:
 
 
 class PCDAlignment(nn.Module):
-    """Align the features of a neighbour to those of the middle frame (Sec. 3.2, "PCD").
+    """Align the features of a neighbor to those of the middle frame (Sec. 3.2, "PCD").
 
-    A convolution of [neighbour, middle] is the sum of one of each. The neighbour's does not depend on the window, and
-    the middle's is the same for all neighbours: each is computed once.
+    A convolution of [neighbor, middle] is the sum of one of each. The neighbor's does not depend on the window, and
+    the middle's is the same for all neighbors: each is computed once.
 
     Args:
         channels: of the features.
@@ -129,8 +129,8 @@ class PCDAlignment(nn.Module):
         self.cas_offset_conv2 = _conv(c, c)
         self.cas_dcnpack = ModulatedDeformConv(c, c, groups=groups)
 
-    def project_neighbour(self, pyramid: Features) -> Features:
-        """Compute a frame's own part of the offsets at each level, for its place as a neighbour."""
+    def project_neighbor(self, pyramid: Features) -> Features:
+        """Compute a frame's own part of the offsets at each level, for its place as a neighbor."""
         return tuple(_convolve_first(self._level(self.offset_conv1, i), level) for i, level in enumerate(pyramid))
 
     def project_middle(self, pyramid: Features) -> Features:
@@ -138,18 +138,18 @@ class PCDAlignment(nn.Module):
         parts = [_convolve_second(self._level(self.offset_conv1, i), level) for i, level in enumerate(pyramid)]
         return *parts, _convolve_second(self.cas_offset_conv1, pyramid[0])
 
-    def forward(self, neighbour: Features, projected: Features, middle: Features) -> Tensor:
-        """Align one neighbour.
+    def forward(self, neighbor: Features, projected: Features, middle: Features) -> Tensor:
+        """Align one neighbor.
 
         Args:
-            neighbour: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4).
-            projected: of `project_neighbour`.
+            neighbor: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4).
+            projected: of `project_neighbor`.
             middle: of `project_middle`.
 
         Returns:
             (B, C, H, W).
         """
-        offset, feat = neighbour[2], neighbour[2]  # replaced at the first level
+        offset, feat = neighbor[2], neighbor[2]  # replaced at the first level
         for i in (2, 1, 0):  # Eqs. 3 and 4
             level = _LEVELS[i]
             below = offset
@@ -159,7 +159,7 @@ class PCDAlignment(nn.Module):
             else:
                 offset = torch.cat([offset, enlarge(below.mul(2), 2)], 1)  # offsets grow with the size
                 offset = _lrelu(self.offset_conv3[level](_lrelu(self.offset_conv2[level](offset))))
-            aligned = self.dcn_pack[level](neighbour[i], offset)
+            aligned = self.dcn_pack[level](neighbor[i], offset)
             if i == 2:
                 feat = functional.leaky_relu(aligned, 0.1)  # not in place: the operation keeps its output
             else:
@@ -303,7 +303,7 @@ class EDVRFeatureExtractor(nn.Module):
         l1 = self.feature_extraction(l1)
         l2 = _lrelu(self.conv_l2_2(_lrelu(self.conv_l2_1(l1))))
         l3 = _lrelu(self.conv_l3_2(_lrelu(self.conv_l3_1(l2))))
-        return l1, l2, l3, *self.pcd_align.project_neighbour((l1, l2, l3))
+        return l1, l2, l3, *self.pcd_align.project_neighbor((l1, l2, l3))
 
     def fuse(self, window: Sequence[Features]) -> Tensor:
         """Align the frames of a window to the middle one, and fuse them: `encode` of each to (B, C, H, W)."""

@@ -5,8 +5,8 @@
         features of the last step ─conv─┴─ act ─ conv, act × depth ─ features ─ conv ─ pixel shuffle ─┐
         current ────────────────────────── bilinear ×s ───────────────────────────────────────────────┴ sr
 
-No alignment: neighbours enter side by side, the hidden features follow motions of a pixel or two by themselves.
-The network predicts the detail of luma (s² channels) and adds it to R, G and B alike; colour differences come from
+No alignment: neighbors enter side by side, the hidden features follow motions of a pixel or two by themselves.
+The network predicts the detail of luma (s² channels) and adds it to R, G and B alike; color differences come from
 the bilinear skip. With `expansion`, every convolution is trained wide and collapses to a plain 3×3 one (SESR).
 
 Source: this project; hidden state as in RLSP (Fuoli et al., ICCVW 2019), collapsible linear blocks as in SESR
@@ -131,7 +131,7 @@ class FastVSR(nn.Module):
         self.forget()
 
     def forget(self) -> None:
-        """Set the path of the memory to zero, so that training begins with the frame and its neighbours alone."""
+        """Set the path of the memory to zero, so that training begins with the frame and its neighbors alone."""
         if self.recall is None:
             return
         for name, parameter in self.recall.named_parameters():

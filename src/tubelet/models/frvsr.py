@@ -6,7 +6,7 @@
              └─ upsample ×s ──────────────────────────────────────────────────────────────────────────────────── + ─ sr
 
 The last output is zero before the first frame. Space to depth is in the order of TensorFlow: row dy, column dx of
-colour c becomes channel (dy·s + dx)·3 + c. Published: 64 channels, 10 blocks, ×4, Vimeo-like data with bicubic (BI) or
+color c becomes channel (dy·s + dx)·3 + c. Published: 64 channels, 10 blocks, ×4, Vimeo-like data with bicubic (BI) or
 blur-down (BD, σ = 1.5) degradation; the two differ in how they upsample.
 
 Source: Sajjadi et al., Frame-Recurrent Video Super-Resolution, CVPR 2018, as the generator of TecoGAN (Chu et al., ACM
@@ -88,7 +88,7 @@ class FNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions without normalisation, added to their input."""
+    """Two convolutions without normalization, added to their input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class BicubicUpsampler(nn.Module):
 
 
 class BilinearUpsampler(nn.Module):
-    """Enlarge bilinearly about the centres of the pixels."""
+    """Enlarge bilinearly about the centers of the pixels."""
 
     def __init__(self, scale: int) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
     lq (B, T, 3, H, W), frame by frame
       luma (B·T, 1, H, W) ─ 5×5, d ─ 1×1, s ─ (3×3, s) × m ─ 1×1, d ─ 9×9 transposed, stride scale ─ luma of sr
-      colour ─ bicubic ×scale ────────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
+      color ─ bicubic ×scale ────────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
 
 PReLU after every convolution. Luma is Y of BT.601, 16/255 to 235/255. Files with three channels exist too: those
 enlarge R, G and B. Published configuration: d = 56, s = 12, m = 4, luma, ×2, ×3, ×4.
@@ -35,7 +35,7 @@ class FSRCNNConfig:
     scale: int = 4
     """Factor of the output size, up to 4. No file tells it, as the last kernel is 9×9 for all: `infer` takes 4."""
     channels: Literal[1, 3] = 1
-    """1 enlarges luma by the network and colour by bicubic; 3 enlarges R, G and B by the network."""
+    """1 enlarges luma by the network and color by bicubic; 3 enlarges R, G and B by the network."""
     d: int = 56
     """Width of the features."""
     s: int = 12
@@ -80,10 +80,10 @@ class FSRCNN(nn.Module):
             (B, T, 3 or 1, sH, sW); values can overshoot [0, 1].
         """
         frames = lq.flatten(0, 1)  # (B·T, 3 or 1, H, W)
-        colour = frames.shape[1] > self.config.channels
-        x = self._luma(frames) if colour else frames
+        color = frames.shape[1] > self.config.channels
+        x = self._luma(frames) if color else frames
         x = self.last_part(self.mid_part(self.first_part(x)))  # (B·T, channels, sH, sW)
-        if colour:
+        if color:
             # Y, Cb and Cr are linear in R, G and B: new luma over bicubic Cb and Cr is bicubic RGB plus the same
             # difference of luma in all three, times 255/219.
             rgb = resample(frames.contiguous(), (x.shape[-2], x.shape[-1]))

@@ -78,7 +78,7 @@ class HATConfig:
     qkv_bias: bool = True
     """Whether queries, keys and values have biases."""
     patch_norm: bool = True
-    """Whether features are normalised before the first group."""
+    """Whether features are normalized before the first group."""
 
     @property
     def key_window(self) -> int:
@@ -181,7 +181,7 @@ class HAB(SwitchableLayer):
         )
 
     def _restore_windows(self, windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
-        """Map the tokens of windows, (n, N, C), and the same normalised, to (n, N, C)."""
+        """Map the tokens of windows, (n, N, C), and the same normalized, to (n, N, C)."""
         x, normed = windows
         x = x + self.attn(normed, size)  # Eq. 3, second half
         return x + self.mlp(self.norm2(x))  # Eq. 4

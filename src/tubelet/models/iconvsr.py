@@ -56,9 +56,9 @@ class IconVSRConfig:
     num_blocks: int = 30
     """Residual blocks of each direction."""
     temporal_padding: int = 2
-    """Neighbours on each side of a key frame, frames."""
+    """Neighbors on each side of a key frame, frames."""
     groups: int = 8
-    """Offset groups of the alignment of a key frame's neighbours."""
+    """Offset groups of the alignment of a key frame's neighbors."""
     keyframe_stride: int = 5
     """Frames from one key frame to the next; the last frame always is one."""
 
@@ -216,7 +216,7 @@ def window_of(t: int, radius: int, first: int, last: int) -> list[int]:
 
     Args:
         t: the key frame.
-        radius: neighbours on each side.
+        radius: neighbors on each side.
         first: the first frame that there is.
         last: the last frame that there is.
     """

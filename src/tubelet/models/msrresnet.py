@@ -1,4 +1,4 @@
-"""MSRResNet: SRResNet without batch normalisation; BasicSR's baseline that is trained for PSNR.
+"""MSRResNet: SRResNet without batch normalization; BasicSR's baseline that is trained for PSNR.
 
     lq (B, T, 3, H, W), frame by frame
       ├ conv_first ─ LeakyReLU ─ (conv ─ ReLU ─ conv, + skip) × num_block                        (B·T, C, H, W)
@@ -8,7 +8,7 @@
 Published configuration: 64 features, 16 blocks, ×2, ×3, ×4.
 
 Source: Ledig et al., Photo-Realistic Single Image Super-Resolution Using a GAN, CVPR 2017, Section 2.1.1; as changed in
-Wang et al., ESRGAN, ECCVW 2018, Section 3.1 (no batch normalisation).
+Wang et al., ESRGAN, ECCVW 2018, Section 3.1 (no batch normalization).
 """
 
 from __future__ import annotations

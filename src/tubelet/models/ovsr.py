@@ -112,7 +112,7 @@ class _Enlarge(nn.Module):
 
 
 class _Precursor(nn.Module):
-    """Hidden features of a frame from it, its neighbours, and the hidden features before it."""
+    """Hidden features of a frame from it, its neighbors, and the hidden features before it."""
 
     def __init__(self, channels: int, num_blocks: int) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class OVSR(nn.Module):
 
 
 def _window(frames: Mapping[int, Tensor], t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Take a frame and its neighbours; beyond the ends of the film the frame itself is repeated."""
+    """Take a frame and its neighbors; beyond the ends of the film the frame itself is repeated."""
     frame = frames[t]
     return frames.get(t - 1, frame), frame, frames.get(t + 1, frame)
 

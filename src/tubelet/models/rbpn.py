@@ -1,12 +1,12 @@
-"""RBPN: neighbours enter one after another, each corrected against what the frames before it have made.
+"""RBPN: neighbors enter one after another, each corrected against what the frames before it have made.
 
-    x, neighbours k = 1 … 2r (B, 3, H, W), flow from x to each (B, 2, H, W)
+    x, neighbors k = 1 … 2r (B, 3, H, W), flow from x to each (B, 2, H, W)
       L = conv(x)                                                             (B, base, H, W)
-      for each neighbour:
-        h0 = DBPN(L), h1 = deconvolution(residual blocks(conv [x, neighbour, flow]))       (B, feat, sH, sW)
+      for each neighbor:
+        h0 = DBPN(L), h1 = deconvolution(residual blocks(conv [x, neighbor, flow]))       (B, feat, sH, sW)
         H = h0 + conv(residual blocks(h0 − h1))
         L = strided convolution(residual blocks(H))
-      sr = conv [H of every neighbour], and x enlarged where the weights expect it         (B, 1, 3, sH, sW)
+      sr = conv [H of every neighbor], and x enlarged where the weights expect it         (B, 1, 3, sH, sW)
 
 DBPN climbs to the output's size and back by up- and down-projections, each of which corrects itself.
 
@@ -40,7 +40,7 @@ __all__ = ["ARCHITECTURE", "RBPN", "RBPNConfig"]
 _SCALES = (2, 4, 8)
 _EXTRA_PX = 4  # a kernel of the projections is this much wider than its stride
 _STAGES = 3  # up-projections of DBPN
-_INPUTS = 3 + 3 + 2  # frame, neighbour, flow
+_INPUTS = 3 + 3 + 2  # frame, neighbor, flow
 _HALO_PX = 32  # twice what the network needs, for the flow, which is found in the tile
 
 
@@ -196,7 +196,7 @@ class DBPN(nn.Module):
 
 
 class RBPN(nn.Module):
-    """Recurrent back-projection over the neighbours of a frame; see the drawing on top of this file.
+    """Recurrent back-projection over the neighbors of a frame; see the drawing on top of this file.
 
     Args:
         config: shape of the network.
@@ -214,26 +214,26 @@ class RBPN(nn.Module):
         self.res_feat3 = nn.Sequential(*_blocks(c, config.blocks), ConvBlock(c, base, scale + _EXTRA_PX, scale))
         self.output = nn.Conv2d((config.num_frames - 1) * c, 3, 3, padding=1)
 
-    def restore(self, frame: Tensor, neighbours: Sequence[Tensor], flows: Sequence[Tensor]) -> Tensor:
+    def restore(self, frame: Tensor, neighbors: Sequence[Tensor], flows: Sequence[Tensor]) -> Tensor:
         """Restore a frame with flow that is known.
 
         Args:
             frame: (B, 3, H, W).
-            neighbours: num_frames − 1 of (B, 3, H, W), in order of time.
-            flows: from the frame to each neighbour, (B, 2, H, W), pixels, dx then dy.
+            neighbors: num_frames − 1 of (B, 3, H, W), in order of time.
+            flows: from the frame to each neighbor, (B, 2, H, W), pixels, dx then dy.
 
         Returns:
             (B, 3, sH, sW).
         """
         low = self.feat0(frame)
         sr = self.output.bias[:, None, None] if self.output.bias is not None else frame.new_zeros(())
-        weights = self.output.weight.chunk(len(neighbours), 1)  # of each neighbour's part of the output
-        for k, (neighbour, flow, weight) in enumerate(zip(neighbours, flows, weights, strict=True)):
+        weights = self.output.weight.chunk(len(neighbors), 1)  # of each neighbor's part of the output
+        for k, (neighbor, flow, weight) in enumerate(zip(neighbors, flows, weights, strict=True)):
             high = self.dbpn(low)
-            seen = self.res_feat1(self.feat1(torch.cat([frame, neighbour, flow], 1)))
+            seen = self.res_feat1(self.feat1(torch.cat([frame, neighbor, flow], 1)))
             high = high + self.res_feat2(high - seen)  # Eq. 5
             sr = functional.conv2d(high, weight, padding=1) + sr
-            if k < len(neighbours) - 1:
+            if k < len(neighbors) - 1:
                 low = self.res_feat3(high)
         return sr if self.config.skip == "none" else sr + imresize(frame, self.config.scale)
 

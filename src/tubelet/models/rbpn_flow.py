@@ -1,4 +1,4 @@
-"""Optical flow without learnt weights: the least of an energy, found from coarse to fine.
+"""Optical flow without learned weights: the least of an energy, found from coarse to fine.
 
     E(u, v) = Σ ψ(features of supp at (x + u, y + v) − features of ref) + α ψ(|∇u|² + |∇v|²),   ψ(s²) = √(s² + ε²)
 
@@ -67,7 +67,7 @@ def _enlarge(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _features(frame: Tensor) -> Tensor:
-    """Describe a frame (B, 3, H, W): luma, its two derivatives, and two differences of colours, (B, 5, H, W)."""
+    """Describe a frame (B, 3, H, W): luma, its two derivatives, and two differences of colors, (B, 5, H, W)."""
     red, green, blue = frame[:, :1], frame[:, 1:2], frame[:, 2:]
     luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     return torch.cat([luma, *_derive(luma), green - red, green - blue], 1)
@@ -116,7 +116,7 @@ def _steps(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _roughness(x: Tensor, stiffness: Tensor) -> Tensor:
-    """Differentiate the weighted smoothness of x (B, 2, H, W): how far each value is from its neighbours."""
+    """Differentiate the weighted smoothness of x (B, 2, H, W): how far each value is from its neighbors."""
     horizontal, vertical = _steps(x)
     horizontal, vertical = horizontal * stiffness[..., :-1], vertical * stiffness[..., :-1, :]
     out = functional.pad(horizontal, (1, 0)) - functional.pad(horizontal, (0, 1))

@@ -120,7 +120,7 @@ class RealBasicVSR(nn.Module):
         yield from self.basicvsr.propagate(lq, before=before, after=after, seen=seen, store=store)
 
     def clean(self, lq: Tensor) -> Tensor:
-        """Remove noise and artefacts from a clip, as often as it needs: (B, T, 3, H, W) to the same.
+        """Remove noise and artifacts from a clip, as often as it needs: (B, T, 3, H, W) to the same.
 
         Each clip of a batch is judged by itself.
         """

@@ -5,7 +5,7 @@
                                                     └─ last S, ReLU ─ state of the next step
 
 Beyond the ends of a clip the first or last frame is repeated; output and state begin at zero. Depth to space is in
-the order of TensorFlow: channel (dy·s + dx)·3 + c goes to row dy, column dx of colour c. Published: ×4, 7 layers of
+the order of TensorFlow: channel (dy·s + dx)·3 + c goes to row dy, column dx of color c. Published: ×4, 7 layers of
 64 or 128 filters, state 64 or 128, Vimeo-90K with blur-down degradation (σ = 1.5).
 
 Source: Fuoli et al., Efficient Video Super-Resolution through Recurrent Latent Space Propagation, ICCVW 2019; the

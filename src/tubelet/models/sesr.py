@@ -4,7 +4,7 @@
       ├ 5×5, f ─ act ─┬─ (3×3 with inner skip, act) × m ─┐
       │               └──────────────────────────────────┴─ 5×5 → (B·T, s², H, W) ─┐
       └ nearest ×s ────────────────────────────────────────────────────────────────┴─ pixel shuffle ─ luma of sr
-      colour ─ bicubic ×s ────────────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
+      color ─ bicubic ×s ────────────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
 
     block: k×k to p channels, then 1×1; both linear, so they equal one k×k convolution, and so does the inner skip
 
@@ -130,7 +130,7 @@ class SESR(nn.Module):
         for conv, act in zip(self.body, list(self.acts)[1:], strict=True):
             x = act(conv(x))
         luma_sr = functional.pixel_shuffle(self.last(x + first) + luma, s)  # (B·T, 1, sH, sW)
-        # Bicubic colour under new luma is bicubic RGB plus the same difference of luma in all three, times 255/219.
+        # Bicubic color under new luma is bicubic RGB plus the same difference of luma in all three, times 255/219.
         rgb = resample(frames, (luma_sr.shape[-2], luma_sr.shape[-1]))
         sr = rgb + (luma_sr - self._luma(rgb)) * (255 / 219)  # (B·T, 3, sH, sW)
         return sr.reshape(*lq.shape[:2], *sr.shape[1:])

@@ -1,4 +1,4 @@
-"""SpyNet by itself: the files of its weights, so that they are recognised for what they are.
+"""SpyNet by itself: the files of its weights, so that they are recognized for what they are.
 
 The network lives in `layers/spynet.py`, where the recurrent models take it from. It estimates motion between two
 frames and enlarges nothing: ref, supp (B, 3, H, W) → flow (B, 2, H, W).

@@ -84,14 +84,14 @@ class SwinIRConfig:
     """What ends a group: one convolution, or three over a quarter of the channels."""
     img_range: float = 1.0
     """What one stands for inside. No file tells it: `infer` takes 255 for windows of 7, as published, otherwise 1."""
-    colours: int = 3
-    """3 for RGB; 1 for a network of grey pictures, which then restores each colour by itself."""
+    colors: int = 3
+    """3 for RGB; 1 for a network of gray pictures, which then restores each color by itself."""
     num_feat: int = 64
     """Width behind the groups, where the upsampler has a width of its own."""
     qkv_bias: bool = True
     """Whether queries, keys and values have biases."""
     patch_norm: bool = True
-    """Whether features are normalised before the first group."""
+    """Whether features are normalized before the first group."""
 
     def __post_init__(self) -> None:
         if self.scale not in _SCALES[self.upsampler]:
@@ -100,12 +100,12 @@ class SwinIRConfig:
             raise ConfigError(f"SwinIR: depths {self.depths} and heads {self.heads} must be of the same length, ≥ 1")
         if any(heads < 1 or self.channels % heads for heads in self.heads):
             raise ConfigError(f"SwinIR: heads {self.heads} must divide the {self.channels} channels")
-        if self.window < 1 or self.colours not in (1, 3) or self.mlp_ratio <= 0 or self.img_range <= 0:
-            raise ConfigError(f"{self} is out of range: window ≥ 1; colours 1 or 3; mlp_ratio, img_range > 0")
+        if self.window < 1 or self.colors not in (1, 3) or self.mlp_ratio <= 0 or self.img_range <= 0:
+            raise ConfigError(f"{self} is out of range: window ≥ 1; colors 1 or 3; mlp_ratio, img_range > 0")
 
 
 class SwinBlock(SwitchableLayer):
-    """Attention within windows, then an MLP, each on normalised features and added (Eq. 10).
+    """Attention within windows, then an MLP, each on normalized features and added (Eq. 10).
 
     Everything passes through `attn` and `mlp`, so that an adapter can replace or wrap them; both
     keep the shape of their input. `attn(tokens, size)` gets the tokens (n, N, C) of n windows of
@@ -191,17 +191,17 @@ class SwinIR(nn.Module):
     def __init__(self, config: SwinIRConfig) -> None:
         super().__init__()
         self.config = config
-        c, f, colours, kind = config.channels, config.num_feat, config.colours, config.upsampler
-        mean = torch.tensor(_DIV2K_MEAN if colours == 3 else (0.0,)).view(1, colours, 1, 1)
+        c, f, colors, kind = config.channels, config.num_feat, config.colors, config.upsampler
+        mean = torch.tensor(_DIV2K_MEAN if colors == 3 else (0.0,)).view(1, colors, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
-        self.conv_first = nn.Conv2d(colours, c, 3, padding=1)
+        self.conv_first = nn.Conv2d(colors, c, 3, padding=1)
         self.patch_norm = nn.LayerNorm(c) if config.patch_norm else nn.Identity()
         self.layers = nn.ModuleList(RSTB(config, *group) for group in zip(config.depths, config.heads, strict=True))
         self.norm = nn.LayerNorm(c)
         self.conv_after_body = _residual_conv(c, config.resi_connection)
         if kind == "pixelshuffledirect":
             self.upsample = nn.Sequential(
-                nn.Conv2d(c, colours * config.scale**2, 3, padding=1), nn.PixelShuffle(config.scale)
+                nn.Conv2d(c, colors * config.scale**2, 3, padding=1), nn.PixelShuffle(config.scale)
             )
             return
         if kind != "none":
@@ -214,7 +214,7 @@ class SwinIR(nn.Module):
             for i in range(len(_STEPS[config.scale])):
                 self.add_module(f"conv_up{i + 1}", UpsampleConv(f, f, act=LeakyReLU(_SLOPE)))
             self.conv_hr = ConvAct(f, f, act=LeakyReLU(_SLOPE))
-        self.conv_last = ConvAct(c if kind == "none" else f, colours)
+        self.conv_last = ConvAct(c if kind == "none" else f, colors)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore `lq` (B, T, 3, H, W), one frame after the other: (B, T, 3, sH, sW); values can overshoot [0, 1]."""
@@ -222,13 +222,13 @@ class SwinIR(nn.Module):
 
     def _frames(self, lq: Tensor) -> Iterator[Tensor]:
         """Yield sr (B, 3, sH, sW) from the first frame to the last."""
-        colours, (height, width) = self.config.colours, lq.shape[-2:]
+        colors, (height, width) = self.config.colors, lq.shape[-2:]
         for frame in lq.unbind(1):
-            pictures = frame.reshape(-1, colours, height, width)  # three for one where the network is grey
+            pictures = frame.reshape(-1, colors, height, width)  # three for one where the network is gray
             yield self._restore(pictures).reshape(lq.shape[0], lq.shape[2], height * self.config.scale, -1)
 
     def _restore(self, frame: Tensor) -> Tensor:
-        """Map (B, C', H, W) to (B, C', sH, sW), C' the colours of the network."""
+        """Map (B, C', H, W) to (B, C', sH, sW), C' the colors of the network."""
         height, width = (self.config.scale * side for side in frame.shape[-2:])
         x = (pad_to_windows(frame, self.config.window) - self.mean) * self.config.img_range
         x = x.contiguous(memory_format=torch.channels_last)
@@ -303,7 +303,7 @@ def _scale(state: State, upsampler: SwinIRUpsampler) -> int:
 
 
 def _infer(state: State) -> SwinIRConfig:
-    channels, colours = state["conv_first.weight"].shape[:2]
+    channels, colors = state["conv_first.weight"].shape[:2]
     groups = range(count_names(state, r"layers\.\d+\.blocks\.0\.norm1\.weight"))
     tables = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in groups]
     upsampler = _upsampler(state)
@@ -319,7 +319,7 @@ def _infer(state: State) -> SwinIRConfig:
         upsampler=upsampler,
         resi_connection="1conv" if "layers.0.conv.weight" in state else "3conv",
         img_range=255.0 if window == _JPEG_WINDOW and upsampler == "none" else 1.0,
-        colours=colours,
+        colors=colors,
         num_feat=64 if before is None else before.shape[0],
         qkv_bias=f"{_FIRST}attn.qkv.bias" in state,
         patch_norm="patch_norm.weight" in state,

@@ -1,12 +1,12 @@
-"""TDAN: neighbours aligned to the middle frame by deformable convolutions, without estimating motion.
+"""TDAN: neighbors aligned to the middle frame by deformable convolutions, without estimating motion.
 
     encode, of each frame (B, 3, H, W), less 0.5
       conv, ReLU ── residual blocks ── feat (B, C, H, W)
     fuse, of 2r + 1 frames
-      x = conv [feat of the middle frame, feat of a neighbour]
+      x = conv [feat of the middle frame, feat of a neighbor]
       x = deform_2(deform_1(x))                    each with offsets from its own input
-      x = deform_4(deform_3(feat of the neighbour, offsets from x)) ── conv ── aligned frame (B, 3, H, W)
-      the aligned neighbours and the middle frame, 3·(2r + 1) channels ── conv, ReLU ── residual blocks
+      x = deform_4(deform_3(feat of the neighbor, offsets from x)) ── conv ── aligned frame (B, 3, H, W)
+      the aligned neighbors and the middle frame, 3·(2r + 1) channels ── conv, ReLU ── residual blocks
         ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── sr (B, 1, 3, 4H, 4W), and 0.5
 
 Published: 64 channels, 5 + 10 blocks, 5 frames (2.0 M parameters), by the authors and by MMagic. The authors' weights
@@ -83,7 +83,7 @@ class TDANConfig:
 
 
 class TemporalAlignment(nn.Module):
-    """Turn the features of a neighbour into its frame, aligned to the middle one (Sec. 3.3).
+    """Turn the features of a neighbor into its frame, aligned to the middle one (Sec. 3.3).
 
     Args:
         config: shape of the network.
@@ -106,19 +106,19 @@ class TemporalAlignment(nn.Module):
         self.to_rgb = nn.Conv2d(c, 3, 3, padding=1)
 
     def project_middle(self, feat: Tensor) -> Tensor:
-        """Compute the middle frame's part of `merge`, which is the same for all neighbours: (B, C, H, W)."""
+        """Compute the middle frame's part of `merge`, which is the same for all neighbors: (B, C, H, W)."""
         return functional.conv2d(feat, self.merge.weight[:, : feat.shape[1]], self.merge.bias, padding=1)
 
-    def project_neighbour(self, feat: Tensor) -> Tensor:
-        """Compute a neighbour's part of `merge`, which is the same in all windows: (B, C, H, W)."""
+    def project_neighbor(self, feat: Tensor) -> Tensor:
+        """Compute a neighbor's part of `merge`, which is the same in all windows: (B, C, H, W)."""
         return functional.conv2d(feat, self.merge.weight[:, feat.shape[1] :], padding=1)
 
     def forward(self, feat: Tensor, projected: Tensor, middle: Tensor) -> Tensor:
-        """Align one neighbour.
+        """Align one neighbor.
 
         Args:
-            feat: (B, C, H, W), of the neighbour.
-            projected: of `project_neighbour`.
+            feat: (B, C, H, W), of the neighbor.
+            projected: of `project_neighbor`.
             middle: of `project_middle`.
 
         Returns:
@@ -155,7 +155,7 @@ class TDAN(nn.Module):
         """Compute what depends on one frame alone: (B, 3, H, W) to what `fuse` and `align` take of it."""
         frame = frame - _MEAN
         feat = self.feature_extraction(functional.relu_(self.conv_first(frame)))
-        return frame, feat, self._alignment().project_neighbour(feat)
+        return frame, feat, self._alignment().project_neighbor(feat)
 
     def align(self, window: Sequence[Features]) -> Tensor:
         """Align the frames of a window to the middle one: `encode` of each to (B, 2r + 1, 3, H, W), RGB."""

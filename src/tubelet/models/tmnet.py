@@ -1,4 +1,4 @@
-"""TMNet: Zooming Slow-Mo whose in-between frames can lie at any time, and whose features look at their neighbours.
+"""TMNet: Zooming Slow-Mo whose in-between frames can lie at any time, and whose features look at their neighbors.
 
     lq (B, T, 3, H, W), times (B, k) in (0, 1)
       features      as in Zooming Slow-Mo; the alignment at time τ is modulated: the offset features of every level get
@@ -214,7 +214,7 @@ class TMNet(nn.Module):
         store: FeatureStore | None = None,
         times: Times | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Compare neighbouring moments, and run both sweeps; arguments as in `restore`.
+        """Compare neighboring moments, and run both sweeps; arguments as in `restore`.
 
         Yields:
             each moment, its features of both sweeps fused, and its features before both, (B, C, H, W) each.
@@ -222,7 +222,7 @@ class TMNet(nn.Module):
         between = self._between(times, lq)
         count = _count(lq, between)
         with open_store(store) as features:
-            for t, (last, feat, following) in self._neighbours(lq, before, after, between):
+            for t, (last, feat, following) in self._neighbors(lq, before, after, between):
                 features.append(("raw", t), feat)
                 features.append(t, feat + self.comparison(last, feat, following))
             fused = self.lstm(features, count, before=before, after=after, seen=seen)
@@ -237,7 +237,7 @@ class TMNet(nn.Module):
         signed = signed.expand(lq.shape[0], -1)[..., None, None, None]  # (B, k, 1, 1, 1)
         return [(self.modulation1.at(time), self.modulation2.at(-time)) for time in signed.unbind(1)]
 
-    def _neighbours(
+    def _neighbors(
         self, lq: Tensor, before: Edge, after: Edge, between: Between
     ) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
         """Yield each moment with the features of the last, of itself and of the next; film ends are repeated."""

@@ -1,11 +1,11 @@
-"""TOFlow: frames enlarged, aligned to the middle one by optical flow that is learnt for the task, and fused.
+"""TOFlow: frames enlarged, aligned to the middle one by optical flow that is learned for the task, and fused.
 
     encode, of each frame (B, 3, H, W)
-      bicubic ×s, normalised ── halved three times ── (B, 3, sH, sW) … (B, 3, sH/8, sW/8)
+      bicubic ×s, normalized ── halved three times ── (B, 3, sH, sW) … (B, 3, sH/8, sW/8)
     fuse, of 2r + 1 frames
-      flow from the middle frame to each neighbour, coarse to fine: flow = 2 · up(flow);
-        flow += five convolutions [middle, warp(neighbour, flow), flow]
-      [warp(neighbour, flow) …] in order of time, 3·(2r + 1) channels
+      flow from the middle frame to each neighbor, coarse to fine: flow = 2 · up(flow);
+        flow += five convolutions [middle, warp(neighbor, flow), flow]
+      [warp(neighbor, flow) …] in order of time, 3·(2r + 1) channels
         ── conv 9×9, ReLU ── conv 9×9, ReLU ── 1×1, ReLU ── 1×1 ──(+)── sr (B, 1, 3, sH, sW)
       middle frame ───────────────────────────────────────────────┘
 
@@ -13,7 +13,7 @@ Published: 7 frames, ×4, Vimeo-90K (1.4 M parameters). The networks in circulat
 before, by MATLAB's bicubic kernel; here that is the first step, and `scale=1` leaves it out.
 
 Source: Xue et al., "Video Enhancement with Task-Oriented Flow", IJCV 2019, Sec. 4 and Fig. 4; the flow network after
-Ranjan and Black (SpyNet), CVPR 2017, with batch normalisation.
+Ranjan and Black (SpyNet), CVPR 2017, with batch normalization.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from tubelet.types import Temporal
 __all__ = ["ARCHITECTURE", "TOFlow", "TOFlowConfig"]
 
 Features = tuple[Tensor, ...]
-"""What is known of one frame: itself, enlarged and normalised, and halved up to three times, the largest first."""
+"""What is known of one frame: itself, enlarged and normalized, and halved up to three times, the largest first."""
 
 _LEVELS = 4
-_WIDTHS = (8, 32, 64, 32, 16, 2)  # of the flow network: middle frame, warped neighbour and flow in; flow out
+_WIDTHS = (8, 32, 64, 32, 16, 2)  # of the flow network: middle frame, warped neighbor and flow in; flow out
 _CHANNELS = 64  # of the fusing convolutions
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, R, G, B
 
@@ -67,7 +67,7 @@ class TOFlowConfig:
 
 
 class ConvNorm(nn.Module):
-    """Convolution 7×7, normalised over the batch, and cut at zero.
+    """Convolution 7×7, normalized over the batch, and cut at zero.
 
     Args:
         in_channels: of the input.
@@ -132,7 +132,7 @@ class TOFlow(nn.Module):
             frame: (B, 3, H, W); sH and sW multiples of 8.
 
         Returns:
-            (B, 3, sH, sW) … (B, 3, sH/8, sW/8), normalised, for `fuse`.
+            (B, 3, sH, sW) … (B, 3, sH/8, sW/8), normalized, for `fuse`.
         """
         if self.config.scale != 1:
             frame = imresize(frame, self.config.scale)
@@ -141,14 +141,14 @@ class TOFlow(nn.Module):
             levels.append(functional.avg_pool2d(levels[-1], 2))
         return tuple(levels)
 
-    def estimate_flow(self, middle: Features, neighbour: Features) -> Tensor:
-        """Estimate where each pixel of the middle frame lies in a neighbour: (B, 2, sH, sW), pixels, dx then dy."""
-        flow, warped = torch.zeros_like(middle[-1][:, :2]), neighbour[-1]
+    def estimate_flow(self, middle: Features, neighbor: Features) -> Tensor:
+        """Estimate where each pixel of the middle frame lies in a neighbor: (B, 2, sH, sW), pixels, dx then dy."""
+        flow, warped = torch.zeros_like(middle[-1][:, :2]), neighbor[-1]
         for i, level in enumerate(self.flow):
             frame = middle[_LEVELS - 1 - i]
             if i:
                 flow = 2 * functional.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=True)
-                warped = backward_warp(neighbour[_LEVELS - 1 - i], flow)
+                warped = backward_warp(neighbor[_LEVELS - 1 - i], flow)
             flow = flow + level(torch.cat([frame, warped, flow], 1))
         return flow
 

@@ -1,4 +1,4 @@
-"""Two-step: a frozen image model enlarges the frame, then a U-Net restores it, told by its two neighbours.
+"""Two-step: a frozen image model enlarges the frame, then a U-Net restores it, told by its two neighbors.
 
     lq (B, 3, 3, H, W): frames t − 1, t, t + 1
       t ─ image model, frozen ─ hq (B, 3, sH, sW)
@@ -12,9 +12,9 @@ transposed convolution of stride 2, a concatenation with the stage of its size, 
 base, 2, 4, 8, 16, 16 times base wide at ×2. At ×4 one more stage, of width base, comes first, so that the grids meet
 and Φ_L and Φ_R stay as they are. Φ_L and Φ_R have weights of their own, and five stages from base to 16·base.
 
-What the authors' code adds to the paper: batch normalisation after each 3×3 convolution (`norm`), and, in `variant`
+What the authors' code adds to the paper: batch normalization after each 3×3 convolution (`norm`), and, in `variant`
 "published", four up-blocks: the one at H/8 (×2) is left out, the first result is padded with zeros to the size after
-it, and the head is 1×1 convolution, batch normalisation, tanh, 1×1 convolution.
+it, and the head is 1×1 convolution, batch normalization, tanh, 1×1 convolution.
 
 Source: Masuda, Shimizu and Ishikawa, Efficient Video Super-Resolution via Two-Step 2D SR and Image-to-Image
 Conditional Generation, Sec. III; Ronneberger et al., U-Net, MICCAI 2015.
@@ -67,7 +67,7 @@ class ConditionalEncoderConfig:
     base: int = 64
     """Width of the first stage; the last has sixteen times as much."""
     norm: Norm = "batch"
-    """What follows each convolution: batch normalisation as in the authors' code, or none as in the paper."""
+    """What follows each convolution: batch normalization as in the authors' code, or none as in the paper."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.base <= _MOST_BASE or self.norm not in ("batch", "none"):
@@ -85,7 +85,7 @@ class TwoStepConfig:
     variant: Literal["paper", "published"] = "paper"
     """The decoder of the paper, or that of the authors' code, which is for ×2 alone."""
     norm: Norm = "batch"
-    """What follows each 3×3 convolution: batch normalisation as in the authors' code, or none as in the paper."""
+    """What follows each 3×3 convolution: batch normalization as in the authors' code, or none as in the paper."""
     residual: bool = True
     """Whether the network's output is added to the image model's picture. No file of others tells it: `infer` takes
     what is usual for the variant."""
@@ -100,7 +100,7 @@ class TwoStepConfig:
 
 
 class ConvPair(nn.Module):
-    """Two 3×3 convolutions, each with its normalisation and ReLU: (B, C, H, W) → (B, C', H, W)."""
+    """Two 3×3 convolutions, each with its normalization and ReLU: (B, C, H, W) → (B, C', H, W)."""
 
     def __init__(self, channels_in: int, channels: int, norm: Norm) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def _stages(widths: Sequence[int], norm: Norm) -> nn.ModuleList:
 
 
 def _begin(network: nn.Module, norm: Norm) -> None:
-    """Keep the variance from layer to layer where no normalisation does: else what the neighbours tell dies away.
+    """Keep the variance from layer to layer where no normalization does: else what the neighbors tell dies away.
 
     Source: He et al., Delving Deep into Rectifiers, ICCV 2015, Sec. 2.2.
     """
@@ -157,13 +157,13 @@ def _begin(network: nn.Module, norm: Norm) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.in_channels == 3 and module.bias is not None:
-                _centre(module.weight, module.bias)
+                _center(module.weight, module.bias)
         elif isinstance(module, nn.ConvTranspose2d):  # each pixel of its result has one tap per channel
             nn.init.normal_(module.weight, std=module.in_channels**-0.5)
 
 
 @torch.no_grad()
-def _centre(weight: Tensor, bias: Tensor) -> None:
+def _center(weight: Tensor, bias: Tensor) -> None:
     """Make a first convolution see pixels, which lie around a half and spread by a quarter, as around 0 and by 1."""
     weight.mul_(4)
     bias.copy_(weight.sum((1, 2, 3)).mul_(-0.5))
@@ -178,7 +178,7 @@ def _contract_path(stages: nn.ModuleList, x: Tensor) -> list[Tensor]:
 
 
 class ConditionalEncoder(nn.Module):
-    """Φ_L or Φ_R: what a neighbour tells, without motion or alignment.
+    """Φ_L or Φ_R: what a neighbor tells, without motion or alignment.
 
     Args:
         config: shape of the network.
@@ -192,9 +192,9 @@ class ConditionalEncoder(nn.Module):
         self.stages = _stages([config.base * factor for factor in _FACTORS], config.norm)
         _begin(self, config.norm)
 
-    def forward(self, neighbour: Tensor) -> Tensor:
+    def forward(self, neighbor: Tensor) -> Tensor:
         """Encode a frame (B, 3, H, W), sides multiples of 16, to (B, 16·base, H/16, W/16)."""
-        return _contract_path(self.stages, neighbour)[-1]
+        return _contract_path(self.stages, neighbor)[-1]
 
 
 class TwoStepRestorer(nn.Module):

@@ -208,7 +208,7 @@ def deform_conv2d_reference(
     columns = torch.arange(kernel_w, device=x.device).repeat(kernel_h)[:, None, None] * dilation[1]
     y0 = torch.arange(out_h, device=x.device)[:, None] * stride[0] - padding[0]
     x0 = torch.arange(out_w, device=x.device) * stride[1] - padding[1]
-    real = torch.promote_types(offset.dtype, torch.float32)  # half precision cannot tell neighbours apart
+    real = torch.promote_types(offset.dtype, torch.float32)  # half precision cannot tell neighbors apart
     moved = offset.reshape(batch, groups, taps, 2, out_h, out_w).to(real)
     py, px = rows + y0 + moved[:, :, :, 0], columns + x0 + moved[:, :, :, 1]  # (B, G, K, H', W')
     factor = torch.ones_like(py) if mask is None else mask.reshape(batch, groups, taps, out_h, out_w)

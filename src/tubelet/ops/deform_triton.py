@@ -3,7 +3,7 @@
     x (B, C, H, W), offset (B, 2·G·K, H', W'), mask (B, G·K, H', W') ── columns (B, C·K, H'·W')
 
 A program fills a block of output pixels of one tap of one group of one image. Positions are float32 whatever the
-features are: half precision cannot tell neighbours apart.
+features are: half precision cannot tell neighbors apart.
 """
 
 # Triton's language has no types.

@@ -125,10 +125,10 @@ def _taps(out_index: Tensor, scale: float, kernel: Kernel) -> tuple[Tensor, Tens
     function, support = _KERNELS[kernel]
     shrink = min(scale, 1.0)
     width = support / shrink
-    centre = (out_index.double() + 0.5) / scale - 0.5
-    left = torch.floor(centre - width / 2)
+    center = (out_index.double() + 0.5) / scale - 0.5
+    left = torch.floor(center - width / 2)
     index = left[:, None] + torch.arange(math.ceil(width) + 2)
-    weights = shrink * function(shrink * (centre[:, None] - index))
+    weights = shrink * function(shrink * (center[:, None] - index))
     return index.long(), weights / weights.sum(1, keepdim=True)
 
 

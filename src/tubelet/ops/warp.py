@@ -27,12 +27,12 @@ def backward_warp(
         feat: (B, C, H, W).
         flow: (B, 2, H, W), pixels of `feat`, dx then dy.
         mode: how to sample between pixels.
-        padding: what lies outside: zero, the nearest pixel of the edge, or the mirrored picture (about the centres of
+        padding: what lies outside: zero, the nearest pixel of the edge, or the mirrored picture (about the centers of
             its outermost pixels).
 
     Returns:
         (B, C, H, W) in the type of `feat`. The positions are computed in float32 or better: half precision cannot
-        tell neighbours apart in a large picture.
+        tell neighbors apart in a large picture.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -49,7 +49,7 @@ def backward_warp(
     y = torch.arange(height, dtype=flow.dtype, device=flow.device)[:, None] + flow[:, 1]
     if mode == "bilinear" and padding != "reflection" and _has_rows(feat):
         return _gather_rows(feat, x, y, padding)
-    # align_corners: -1 and 1 are the centres of the first and the last pixel
+    # align_corners: -1 and 1 are the centers of the first and the last pixel
     grid = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], -1)  # (B, H, W, 2)
     sampled = functional.grid_sample(feat.to(grid.dtype), grid, mode=mode, padding_mode=padding, align_corners=True)
     return sampled.to(feat.dtype)
@@ -62,7 +62,7 @@ def _has_rows(feat: Tensor) -> bool:
 
 
 def _gather_rows(feat: Tensor, x: Tensor, y: Tensor, padding: Literal["zeros", "border"]) -> Tensor:
-    """Sum, for every pixel, the rows of its four neighbours with their bilinear weights.
+    """Sum, for every pixel, the rows of its four neighbors with their bilinear weights.
 
     Args:
         feat: (B, C, H, W) in channels_last; seen as a table of B·H·W rows of C values.

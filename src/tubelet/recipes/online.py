@@ -47,7 +47,7 @@ class OnlineConfig:
     """Degraded versions of each clip, for a random preset."""
     stage: Literal["triplets", "clips"] = "clips"
     """clips trains the network as it runs, its memory included. triplets trains single steps
-    without memory, on a frame and its two neighbours (crops.frames is 3): far more scenes for the
+    without memory, on a frame and its two neighbors (crops.frames is 3): far more scenes for the
     same work, and a good `init` for clips."""
     harm_weight: float = 0.0
     """Weight, for `real`, of the squared error by which a sample comes out worse than Lanczos

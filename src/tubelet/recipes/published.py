@@ -31,7 +31,7 @@ from tubelet.models import (
 from tubelet.models.architecture import Architecture
 from tubelet.models.edvr import EDVRConfig
 from tubelet.models.sesr import SESRConfig
-from tubelet.training import LoopSettings, OptimiserSettings, ScheduleSettings
+from tubelet.training import LoopSettings, OptimizerSettings, ScheduleSettings
 from tubelet.types import Temporal
 from tubelet.zoo.architectures import ARCHITECTURES
 
@@ -76,20 +76,20 @@ _BASE = LoopSettings(
     lr_final=1e-7, warmup_steps=0, grad_clip=math.inf, loss_eps=_ROOT_1E12, log_every=100, save_every=5000
 )
 """What most of them share."""
-_FLOW = OptimiserSettings(slow=("spynet",), slow_factor=0.125, frozen_steps=5000)
-_SLOW_TAIL = OptimiserSettings(betas=(0.9, 0.999))
+_FLOW = OptimizerSettings(slow=("spynet",), slow_factor=0.125, frozen_steps=5000)
+_SLOW_TAIL = OptimizerSettings(betas=(0.9, 0.999))
 
-_BASICVSR = replace(_BASE, steps=300_000, lr=2e-4, optimiser=_FLOW)
+_BASICVSR = replace(_BASE, steps=300_000, lr=2e-4, optimizer=_FLOW)
 _EDVR = replace(
     _BASE,
     steps=600_000,
     lr=4e-4,
     loss_reduction="sum",
     schedule=ScheduleSettings(kind="restarts", periods=(50_000, 100_000, 150_000, 150_000, 150_000)),
-    optimiser=OptimiserSettings(alone=("extractor.fusion",), alone_steps=50_000),
+    optimizer=OptimizerSettings(alone=("extractor.fusion",), alone_steps=50_000),
 )
 _EDVR_WOTSA = replace(
-    _EDVR, schedule=ScheduleSettings(kind="restarts", periods=(150_000,)), optimiser=OptimiserSettings()
+    _EDVR, schedule=ScheduleSettings(kind="restarts", periods=(150_000,)), optimizer=OptimizerSettings()
 )
 _EDVR_LARGE = EDVRConfig(channels=128, reconstruct_blocks=40)
 _EDVR_SOURCE = "Wang et al., CVPRW 2019; option files of BasicSR"
@@ -163,7 +163,7 @@ RECIPES: tuple[Recipe, ...] = (
         architecture=basicvsr_pp.ARCHITECTURE,
         network=basicvsr_pp.BasicVSRPlusPlusConfig(),
         crops=_crops(64, 30, 8),
-        loop=replace(_BASE, steps=600_000, lr=1e-4, optimiser=replace(_FLOW, slow_factor=0.25)),
+        loop=replace(_BASE, steps=600_000, lr=1e-4, optimizer=replace(_FLOW, slow_factor=0.25)),
         source="Chan et al., CVPR 2022; configuration of MMagic",
         assumed="EMA; flow frozen as in BasicVSR",
     ),
@@ -181,7 +181,7 @@ RECIPES: tuple[Recipe, ...] = (
             steps=70 * _RRN_EPOCH,
             lr=1e-4,
             schedule=_steps(60 * _RRN_EPOCH, factor=0.1),
-            optimiser=replace(_SLOW_TAIL, weight_decay=5e-4),
+            optimizer=replace(_SLOW_TAIL, weight_decay=5e-4),
             loss_eps=1e-3,
             loss_reduction="sum",
         ),
@@ -200,7 +200,7 @@ RECIPES: tuple[Recipe, ...] = (
             lr=1e-3,
             lr_final=1e-4,
             schedule=ScheduleSettings(kind="linear", periods=(120_000,)),
-            optimiser=_SLOW_TAIL,
+            optimizer=_SLOW_TAIL,
             loss_eps=1e-3,
         ),
         preset="bd",
@@ -233,7 +233,7 @@ RECIPES: tuple[Recipe, ...] = (
             steps=500_000,
             lr=2e-4,
             schedule=_steps(250_000, 400_000, 450_000, 475_000),
-            optimiser=_SLOW_TAIL,
+            optimizer=_SLOW_TAIL,
             loss="l1",
         ),
         source="Liang et al., ICCVW 2021; options of KAIR",

@@ -146,9 +146,9 @@ def describe(config: SupervisedConfig) -> list[str]:
         f"frame{'s' if crops.frames > 1 else ''}, {crops.patch_px} px",
         f"recipe: {recipe.source}; assumed: {recipe.assumed}",
     ]
-    own = config.loop.optimiser
+    own = config.loop.optimizer
     loop = _loop(config, network)
-    if own.alone_steps and not loop.optimiser.alone_steps:
+    if own.alone_steps and not loop.optimizer.alone_steps:
         lines.append(f"without --init, {', '.join(own.alone)} does not learn alone at first")
     if find_flow(network) and config.init is None and config.spynet == "random":
         lines.append("the flow begins at random, and learns as the rest does")
@@ -266,12 +266,12 @@ def _check_crops(contract: Contract, config: SupervisedConfig, name: str) -> Non
 
 def _loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
     """Leave out what a recipe does with weights that it begins with, where it begins with none."""
-    optimiser = config.loop.optimiser
+    optimizer = config.loop.optimizer
     if config.init is None:
-        optimiser = replace(optimiser, alone_steps=0)
+        optimizer = replace(optimizer, alone_steps=0)
         if config.spynet == "random" and find_flow(network):
-            optimiser = replace(optimiser, slow_factor=1.0, frozen_steps=0)
-    return replace(config.loop, optimiser=optimiser)
+            optimizer = replace(optimizer, slow_factor=1.0, frozen_steps=0)
+    return replace(config.loop, optimizer=optimizer)
 
 
 class _SupervisedTask:

@@ -1,12 +1,12 @@
 """Train the second step of two-step, which restores the results of a frozen image model.
 
     videos ─ 8:1:1 ─ crops of three frames ─┬ middle ─ image model, once, kept in a file ─ hq ┐
-                                            ├ its neighbours ─────────────────── left, right ─┴ restorer ─ sr
+                                            ├ its neighbors ─────────────────── left, right ─┴ restorer ─ sr
                                             └ gt of the middle ─────────────────────────── loss(sr, gt)
 
 What is trained on and what scores come from the videos themselves: nobody names held-out ones.
 
-Source: two-step video super-resolution, Sec. III-C (losses) and IV-A (data, optimiser).
+Source: two-step video super-resolution, Sec. III-C (losses) and IV-A (data, optimizer).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tubelet.training import (
     Batch,
     LoopSettings,
     Losses,
-    OptimiserSettings,
+    OptimizerSettings,
     ScheduleSettings,
     check_same_run,
     result_settings,
@@ -96,9 +96,9 @@ class TwoStepTraining:
     """How the low-quality frames are made."""
     loss: TwoStepLoss = "mae"
     """mse; mae; mae+ssim: alpha · MAE + (1 - alpha) · (1 - SSIM), Eq. 8; encoder: MAE, and what
-    keeps the features of the neighbours near those of the frame, Eq. 11."""
+    keeps the features of the neighbors near those of the frame, Eq. 11."""
     alpha: float | None = None
-    """Of mae+ssim, from 0 to 1, or of encoder, from 0 to 0.1: the share of the right neighbour.
+    """Of mae+ssim, from 0 to 1, or of encoder, from 0 to 0.1: the share of the right neighbor.
     Default: what the paper found best, 0.8 or 0.02."""
     batch: int = 64
     """Crops of one step."""
@@ -143,7 +143,7 @@ PRESETS: dict[TwoStepPreset, TwoStepTraining] = {
             lr=1e-4,
             warmup_steps=0,
             schedule=_CONSTANT,
-            optimiser=OptimiserSettings(betas=(0.9, 0.999)),
+            optimizer=OptimizerSettings(betas=(0.9, 0.999)),
             grad_clip=math.inf,
             ema=0.0,
         ),
@@ -395,7 +395,7 @@ def _load(samples: Samples, hq: NDArray[np.uint8], indices: list[int]) -> Batch:
 
     Returns:
         hq (B, 3, sp, sp), what the image model made of the middle frame; left and right (B, 3, p,
-        p), its low-quality neighbours; gt (B, 3, sp, sp), the middle frame as it should be.
+        p), its low-quality neighbors; gt (B, 3, sp, sp), the middle frame as it should be.
     """
     pairs = [samples.sample(index) for index in indices]
     lq = _stack([pair[0] for pair in pairs])  # (B, 3, 3, p, p)

@@ -1,6 +1,6 @@
 """Samples for two-step: crops of three frames, split by video, and what the frozen image model makes of them.
 
-clip ─ its first 25 frames ─ 23 triplets ─ a crop of each ─┬ lq (3, 3, p, p): the frame between its two neighbours
+clip ─ its first 25 frames ─ 23 triplets ─ a crop of each ─┬ lq (3, 3, p, p): the frame between its two neighbors
                                                            └ gt (3, sp, sp): of the frame
 lq of the frame ─ frozen image model, once ─ hq (3, sp, sp), kept in a memory-mapped file
 
@@ -167,7 +167,7 @@ class HeldOut:
         clips: held out; those with fewer than three frames, or smaller than the crop, are left out.
         scale: factor between lq and gt.
         size_px: side of the crop, lq pixels.
-        frames: restored frames of each video, from the first that has a neighbour on.
+        frames: restored frames of each video, from the first that has a neighbor on.
 
     Raises:
         InputError: no clip is left.

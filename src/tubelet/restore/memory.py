@@ -1,4 +1,4 @@
-"""How much memory there is, how much a model takes, and how to recognise that it ran out."""
+"""How much memory there is, how much a model takes, and how to recognize that it ran out."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Result:
         frames: frames written.
         width, height: of the output, pixels.
         elapsed_s: wall-clock seconds.
-        notes: what a person should know, a line each (a converted subtitle, a guessed colour matrix).
+        notes: what a person should know, a line each (a converted subtitle, a guessed color matrix).
     """
 
     path: Path | None

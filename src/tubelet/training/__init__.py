@@ -1,7 +1,7 @@
 """The one training loop, and the tasks that it runs."""
 
 from tubelet.training.loop import train
-from tubelet.training.optimiser import OptimiserSettings
+from tubelet.training.optimizer import OptimizerSettings
 from tubelet.training.pixel_loss import PixelLoss, pixel_loss
 from tubelet.training.schedule import ScheduleSettings
 from tubelet.training.settings import LoopSettings, result_settings
@@ -12,7 +12,7 @@ __all__ = [
     "Batch",
     "LoopSettings",
     "Losses",
-    "OptimiserSettings",
+    "OptimizerSettings",
     "PixelLoss",
     "ScheduleSettings",
     "TrainingTask",

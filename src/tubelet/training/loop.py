@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.training.activation_checkpointing import ActivationCheckpointing
-from tubelet.training.optimiser import ParameterGroups
+from tubelet.training.optimizer import ParameterGroups
 from tubelet.training.run_log import Log, LossMeter, open_log
 from tubelet.training.schedule import learning_rate
 from tubelet.training.settings import LoopSettings
@@ -73,7 +73,7 @@ def train(
     device = torch.device(settings.device)
     model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    groups = ParameterGroups(model, settings.optimiser)
+    groups = ParameterGroups(model, settings.optimizer)
     out.mkdir(parents=True, exist_ok=True)
     state = TrainingState(out / "state.pt", model, average, groups.optimizer, settings)
     first = state.resume()

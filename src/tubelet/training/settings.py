@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from tubelet.errors import ConfigError
 from tubelet.losses import LossName
-from tubelet.training.optimiser import OptimiserSettings
+from tubelet.training.optimizer import OptimizerSettings
 from tubelet.training.schedule import ScheduleSettings
 
 __all__ = ["LoopSettings", "result_settings"]
@@ -30,7 +30,7 @@ class LoopSettings:
     """Steps of the linear rise to the peak."""
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     """Learning-rate schedule."""
-    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     """Optimizer and parameter groups."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; inf leaves it as it is."""

@@ -43,7 +43,7 @@ class TrainingState:
             "settings": result_settings(self.settings),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimiser": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
         }
         with atomic_write(self.path) as part:
             torch.save(state, part)
@@ -65,7 +65,7 @@ class TrainingState:
             self.average.load_state_dict(state["average"])
         except RuntimeError as error:
             raise CheckpointError(f"{self.path} holds another model; name another output folder") from error
-        self.optimizer.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
 
     def _read(self) -> dict[str, Any]:

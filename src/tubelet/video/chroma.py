@@ -1,8 +1,8 @@
 """Chroma resampling by factors of two, in pairs of filters where down-sampling exactly undoes up-sampling.
 
 siting    up (read)                                      down (write)
-cosited   linear: the samples, and means of neighbours   LeGall 5/3 low-pass (-1 2 6 2 -1)/8, by lifting
-centre    c ∓ (next - previous)/8 on a pair of pixels    mean of the pair
+cosited   linear: the samples, and means of neighbors   LeGall 5/3 low-pass (-1 2 6 2 -1)/8, by lifting
+center    c ∓ (next - previous)/8 on a pair of pixels    mean of the pair
 
 Both "up" filters reproduce straight ramps, and both pairs are biorthogonal (spline 5/3 and 1/3 of Cohen,
 Daubechies and Feauveau, 1992), so a decoded picture that is not changed gives back the chroma that was coded.
@@ -17,17 +17,17 @@ from torch import Tensor
 
 __all__ = ["Siting", "downsample_chroma", "sitings_of", "upsample_chroma"]
 
-Siting = Literal["cosited", "centre"]
+Siting = Literal["cosited", "center"]
 
 
 def sitings_of(location: int) -> tuple[Siting, Siting]:
     """Translate AVCHROMA_LOC_* to the siting across and the siting down.
 
     Unspecified (0) means left, as MPEG-2 and later have it. The bottom sitings of interlaced DV are read as
-    centred vertically.
+    centered vertically.
     """
-    across: Siting = "centre" if location in (2, 4, 6) else "cosited"
-    down: Siting = "cosited" if location in (3, 4) else "centre"
+    across: Siting = "center" if location in (2, 4, 6) else "cosited"
+    down: Siting = "cosited" if location in (3, 4) else "center"
     return across, down
 
 
@@ -76,7 +76,7 @@ def downsample_chroma(full: Tensor, *, shifts: tuple[int, int], sitings: tuple[S
 def downsample(x: Tensor, dim: int, siting: Siting) -> Tensor:
     """Halve one axis of length n to ceil(n / 2)."""
     even, odd = _alternate(x, dim)
-    if siting == "centre":
+    if siting == "center":
         if odd.shape[dim] == even.shape[dim]:
             return torch.add(even, odd).mul_(0.5)
         low = even.clone()  # the last pixel has no partner

@@ -1,4 +1,4 @@
-"""Open a container and describe it: streams, size, rates, colour tags, rotation, HDR metadata."""
+"""Open a container and describe it: streams, size, rates, color tags, rotation, HDR metadata."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from tubelet.errors import InputError
-from tubelet.video.info import ColourTags, HdrMetadata, Orientation, StreamInfo, VideoInfo
+from tubelet.video.info import ColorTags, HdrMetadata, Orientation, StreamInfo, VideoInfo
 
 __all__ = [
     "clock_origin",
@@ -175,7 +175,7 @@ def describe(
         bit_depth=max((c.bits for c in layout.components), default=8),
         has_alpha=_has_alpha(frame, stream),
         is_rgb=layout.is_rgb or layout.has_palette,
-        colour=_colour(stream, frame, siting),
+        color=_color(stream, frame, siting),
         time_base=stream.time_base or Fraction(1, 90000),
         average_rate=rate or None,
         duration_s=duration_s,
@@ -258,7 +258,7 @@ def _hdr(frame: VideoFrame) -> HdrMetadata | None:
     return HdrMetadata(**fields) if fields else None
 
 
-def _colour(stream: VideoStream, frame: VideoFrame, siting: int) -> ColourTags:
+def _color(stream: VideoStream, frame: VideoFrame, siting: int) -> ColorTags:
     """Read the tags: those of the frame (its decoder knows best), else those of the stream."""
 
     def tag(ours: int, theirs: int) -> int:
@@ -268,7 +268,7 @@ def _colour(stream: VideoStream, frame: VideoFrame, siting: int) -> ColourTags:
     full_range = None if value == 0 else value == 2
     if full_range is None and frame.format.name.startswith("yuvj"):
         full_range = True
-    return ColourTags(
+    return ColorTags(
         matrix=tag(frame.colorspace, stream.colorspace),
         primaries=tag(frame.color_primaries, stream.color_primaries),
         transfer=tag(frame.color_trc, stream.color_trc),

@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from tubelet.errors import RequestError, ResourceError
 from tubelet.types import Frame
 from tubelet.video.codecs import CODECS
-from tubelet.video.colour import rgb_to_frame
+from tubelet.video.color import rgb_to_frame
 from tubelet.video.destination import write_errors
 from tubelet.video.output_format import OutputClock, OutputFormat
 from tubelet.video.palette import rgb_to_palette
@@ -176,7 +176,7 @@ class VideoEncoder:
         if pix_fmt == "pal8":
             return rgb_to_palette(frame.rgb, frame.alpha)
         planes = _RGB_FORMATS.get(pix_fmt, pix_fmt)
-        return rgb_to_frame(frame.rgb, frame.alpha, pix_fmt=planes, colour=self._form.matrix)
+        return rgb_to_frame(frame.rgb, frame.alpha, pix_fmt=planes, color=self._form.matrix)
 
     def _next_pts(self, time_s: Fraction) -> int:
         pts = round(self._clock.exact(time_s))

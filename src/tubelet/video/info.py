@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["ColourTags", "HdrMetadata", "Orientation", "StreamInfo", "VideoInfo"]
+__all__ = ["ColorTags", "HdrMetadata", "Orientation", "StreamInfo", "VideoInfo"]
 
 
 @dataclass(frozen=True, slots=True)
-class ColourTags:
-    """Colour description of a video, in FFmpeg's numbers, as the file has it; absent stays absent.
+class ColorTags:
+    """Color description of a video, in FFmpeg's numbers, as the file has it; absent stays absent.
 
     Attributes:
         matrix: AVCOL_SPC_*, 2 = unspecified.
@@ -98,7 +98,7 @@ class VideoInfo:
         bit_depth: bits of a component.
         has_alpha: there is transparency.
         is_rgb: coded as RGB (or palette), not as YCbCr.
-        colour: tags, as far as there are any.
+        color: tags, as far as there are any.
         time_base: seconds per tick of the frames' pts.
         average_rate: frames a second, None where unknown.
         duration_s: of the video stream, a hint of the header.
@@ -122,7 +122,7 @@ class VideoInfo:
     bit_depth: int
     has_alpha: bool = False
     is_rgb: bool = False
-    colour: ColourTags = ColourTags()
+    color: ColorTags = ColorTags()
     time_base: Fraction
     average_rate: Fraction | None = None
     duration_s: float | None = None

@@ -18,9 +18,9 @@ from tubelet.video.codecs import (
     Encoding,
     choose_encoding,
 )
-from tubelet.video.colour import ResolvedColour, resolve_matrix
+from tubelet.video.color import ResolvedColor, resolve_matrix
 from tubelet.video.destination import destination_kind
-from tubelet.video.info import ColourTags, VideoInfo
+from tubelet.video.info import ColorTags, VideoInfo
 from tubelet.video.remux import describe_left_out
 
 __all__ = ["OutputClock", "OutputFormat", "choose_output_format"]
@@ -79,7 +79,7 @@ class OutputFormat:
         height: pixels.
         tick_s: seconds per tick of the encoder's timestamps.
         average_rate: frames a second, None where unknown.
-        tags: colour tags that are written.
+        tags: color tags that are written.
         matrix: the same with a matrix that is known, by which frames become YCbCr.
         sample_aspect: width to height of a pixel.
         source_tick_s: seconds per tick of the input's timestamps.
@@ -94,8 +94,8 @@ class OutputFormat:
     height: int
     tick_s: Fraction
     average_rate: Fraction | None
-    tags: ColourTags
-    matrix: ResolvedColour
+    tags: ColorTags
+    matrix: ResolvedColor
     sample_aspect: Fraction
     source_tick_s: Fraction
     source_origin_s: Fraction
@@ -164,8 +164,8 @@ class OutputFormat:
         encoding = dict(fields["encoding"])
         encoding["notes"] = tuple(encoding["notes"])
         fields["encoding"] = Encoding(**encoding)
-        fields["tags"] = ColourTags(**fields["tags"])
-        fields["matrix"] = ResolvedColour(ColourTags(**fields["matrix"]))
+        fields["tags"] = ColorTags(**fields["tags"])
+        fields["matrix"] = ResolvedColor(ColorTags(**fields["matrix"]))
         return cls(**fields)
 
 
@@ -234,7 +234,7 @@ def _image_format(
     channels = "rgba" if like.has_alpha else "rgb"
     deep_bits = "64be" if like.has_alpha else "48be"
     plain_bits = "" if like.has_alpha else "24"
-    rgb = ColourTags(matrix=0)
+    rgb = ColorTags(matrix=0)
     encoding = Encoding(
         codec="png",
         encoder="png",
@@ -251,7 +251,7 @@ def _image_format(
         tick_s=like.time_base,
         average_rate=like.average_rate,
         tags=rgb,
-        matrix=ResolvedColour(rgb),
+        matrix=ResolvedColor(rgb),
         sample_aspect=Fraction(1),
         source_tick_s=like.time_base,
         source_origin_s=Fraction(0),
@@ -272,9 +272,9 @@ def _source_origin(like: VideoInfo) -> Fraction:
     return like.origin_s if Path(like.source).is_file() else Fraction(0)
 
 
-def _written_tags(like: VideoInfo, pix_fmt: str) -> ColourTags:
+def _written_tags(like: VideoInfo, pix_fmt: str) -> ColorTags:
     """Give the tags of the input, but let YCbCr that is made from RGB say how it is made."""
     if like.is_rgb and pix_fmt.startswith("yuv"):
-        resolved = resolve_matrix(like.colour, like.width, like.height)
+        resolved = resolve_matrix(like.color, like.width, like.height)
         return dataclasses.replace(resolved, full_range=False, siting=0)
-    return like.colour
+    return like.color

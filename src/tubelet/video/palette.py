@@ -1,4 +1,4 @@
-"""RGB to a palette of 256 colours, for GIF."""
+"""RGB to a palette of 256 colors, for GIF."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRANSPARENT = 255
 
 
 def rgb_to_palette(rgb: Tensor, alpha: Tensor | None) -> VideoFrame:
-    """Choose colours for one picture by median cut and spread the error.
+    """Choose colors for one picture by median cut and spread the error.
 
     Args:
         rgb: (3, H, W) in [0, 1].
@@ -25,8 +25,8 @@ def rgb_to_palette(rgb: Tensor, alpha: Tensor | None) -> VideoFrame:
         A pal8 frame without pts.
     """
     pixels = (rgb.clamp(0, 1) * 255).round().byte().movedim(0, -1).contiguous().numpy()  # (H, W, 3)
-    colours = 256 if alpha is None else _TRANSPARENT
-    picture = Image.fromarray(pixels).quantize(colours, dither=Image.Dither.FLOYDSTEINBERG)
+    colors = 256 if alpha is None else _TRANSPARENT
+    picture = Image.fromarray(pixels).quantize(colors, dither=Image.Dither.FLOYDSTEINBERG)
     listed: Any = picture.getpalette() or []
     palette = np.zeros((256, 4), np.uint8)  # A, R, G, B
     palette[:, 0] = 255

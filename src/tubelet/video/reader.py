@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tubelet.errors import InputError
 from tubelet.types import Frame
-from tubelet.video.colour import Gamut, frame_to_rgb, resolve_matrix
+from tubelet.video.color import Gamut, frame_to_rgb, resolve_matrix
 from tubelet.video.container import open_container, orientation_of
 from tubelet.video.decode import ContainerFrames
 from tubelet.video.info import Orientation, VideoInfo
@@ -117,7 +117,7 @@ class Reader:
         if duration_s is not None:
             self._end_tick = _tick(begin_s + Fraction(duration_s), time_base)
         self._clock = _Clock(source.info)
-        self._colour = resolve_matrix(source.info.colour, source.info.width, source.info.height)
+        self._color = resolve_matrix(source.info.color, source.info.width, source.info.height)
         self._frames = self._read()
 
     def __enter__(self) -> Self:
@@ -190,7 +190,7 @@ class Reader:
                 yield raw, pts
 
     def _convert(self, raw: VideoFrame, pts: int, turn: Orientation, index: int) -> Frame:
-        rgb, alpha = frame_to_rgb(raw, self._colour, gamut=self._gamut)
+        rgb, alpha = frame_to_rgb(raw, self._color, gamut=self._gamut)
         if not self.info.has_alpha:
             alpha = None
         return Frame(
@@ -219,7 +219,7 @@ def open_reader(
         start_s: leave out frames before this time, counted from the file's first timestamp (as
             `ffmpeg -ss`).
         duration_s: leave out frames from `start_s + duration_s` on.
-        gamut: "clip" gives rgb in [0, 1]; "keep" leaves codes of colours outside it a little
+        gamut: "clip" gives rgb in [0, 1]; "keep" leaves codes of colors outside it a little
             outside, so that frames that are written again as they are lose nothing.
         span: leave out all other frames of what start_s and duration_s leave.
 

@@ -5,7 +5,7 @@ Each frame is reduced to a thumbnail and compared with the one before it, in thr
     residual    what remains when every block of the thumbnail has moved to where it fits best: small for pans
                 and moving objects; it must also exceed what it was in the last frames
     structure   the same with the brightness and contrast of both made equal: small for flashes
-    colours     distance of the colour histograms: small whatever moves within a scene
+    colors     distance of the color histograms: small whatever moves within a scene
 
 Both thumbnails are first scaled to one contrast, so that dark scenes count as much as bright ones.
 """
@@ -24,11 +24,11 @@ _BLOCK_PX = 3
 _LEVELS = 8  # per channel of the histogram
 
 # Chosen on 66 real clips (4029 frames) and 780 joints between them: no scene was split, no joint was missed.
-# The least residual, structure and colours of a joint were 0.069, 0.031 and 0.30, the largest colours within
+# The least residual, structure and colors of a joint were 0.069, 0.031 and 0.30, the largest colors within
 # a scene 0.26. At a fifth of the brightness nothing changes.
 _MIN_RESIDUAL = 0.05
 _MIN_STRUCTURE = 0.03
-_MIN_COLOURS = 0.25
+_MIN_COLORS = 0.25
 _MIN_RATIO = 1.5  # of the residual to its recent average
 _QUIET_RESIDUAL = 0.02  # of a scene with little motion
 _FLAT = 0.02  # contrast below which a picture has no structure that could be compared
@@ -60,7 +60,7 @@ class CutDetector:
             residual = _residual(small_now, small_last)
             if (
                 residual > max(_MIN_RESIDUAL, _MIN_RATIO * self._recent)
-                and _colour_distance(now, last) > _MIN_COLOURS
+                and _color_distance(now, last) > _MIN_COLORS
                 and _structure_differs(small_now, small_last)
             ):
                 self._recent = _QUIET_RESIDUAL
@@ -101,12 +101,12 @@ def _structure_differs(now: Tensor, last: Tensor) -> bool:
     return _residual(now, matched) > _MIN_STRUCTURE
 
 
-def _colour_distance(now: Tensor, last: Tensor) -> float:
-    """Half the L1 distance of the joint colour histograms: 0 the same, 1 nothing in common."""
+def _color_distance(now: Tensor, last: Tensor) -> float:
+    """Half the L1 distance of the joint color histograms: 0 the same, 1 nothing in common."""
     return float((_histogram(now) - _histogram(last)).abs().sum()) / 2
 
 
 def _histogram(x: Tensor) -> Tensor:
     levels = (x * _LEVELS).long().clamp(0, _LEVELS - 1)
-    colours = (levels[0] * _LEVELS + levels[1]) * _LEVELS + levels[2]
-    return torch.bincount(colours.flatten(), minlength=_LEVELS**3) / colours.numel()
+    colors = (levels[0] * _LEVELS + levels[1]) * _LEVELS + levels[2]
+    return torch.bincount(colors.flatten(), minlength=_LEVELS**3) / colors.numel()

@@ -96,7 +96,7 @@ def open_writer(
 
     Args:
         dst: a video file, a folder or printf pattern for PNGs, or "-" for y4m on stdout.
-        like: the input: its colour, times, and the streams that are copied beside the video.
+        like: the input: its color, times, and the streams that are copied beside the video.
         width: of the output, pixels.
         height: of the output, pixels.
         settings: of the encoder.

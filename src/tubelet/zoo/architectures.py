@@ -78,7 +78,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     two_step.ENCODER_ARCHITECTURE,
     spynet.ARCHITECTURE,
 )
-"""What `load_model` recognises; the first that claims a file gets it."""
+"""What `load_model` recognizes; the first that claims a file gets it."""
 
 if TYPE_CHECKING:
     # Nothing here runs: pyright compares every network with the protocol of its kind.

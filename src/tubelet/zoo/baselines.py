@@ -41,7 +41,7 @@ def _bicubic(scale: int) -> ModelSpec:
         id=f"bicubic-x{scale}",
         summary="MATLAB's bicubic: the baseline of the literature",
         architecture="Resample",
-        # Four taps reach 2 pixels, and the centre lies up to half a pixel off.
+        # Four taps reach 2 pixels, and the center lies up to half a pixel off.
         contract=Contract(scale=scale, temporal=Temporal("frame"), halo_px=3),
         build=partial(Resample, scale, kernel="bicubic"),
         source="https://doi.org/10.1109/TASSP.1981.1163711",

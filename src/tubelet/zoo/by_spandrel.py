@@ -4,7 +4,7 @@
 
 What is handed over are tensors that were read as data alone, so nothing in a file is executed here either.
 
-Source: https://github.com/chaiNNer-org/spandrel (MIT), which recognises networks by the names of their tensors.
+Source: https://github.com/chaiNNer-org/spandrel (MIT), which recognizes networks by the names of their tensors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SpandrelModel(nn.Module):
     """A network of spandrel's, called picture by picture.
 
     Args:
-        descriptor: spandrel's `ImageModelDescriptor`, of one colour or of three.
+        descriptor: spandrel's `ImageModelDescriptor`, of one color or of three.
     """
 
     def __init__(self, descriptor: Any) -> None:
@@ -54,8 +54,8 @@ class SpandrelModel(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW), in [0, 1]; no gradients are recorded."""
-        colours = self._descriptor.input_channels  # of one colour: each by itself
-        pictures = lq.reshape(-1, 1, colours, *lq.shape[-2:])
+        colors = self._descriptor.input_channels  # of one color: each by itself
+        pictures = lq.reshape(-1, 1, colors, *lq.shape[-2:])
         sr: Tensor = torch.cat([self._descriptor(picture) for picture in pictures])
         return sr.reshape(*lq.shape[:3], *sr.shape[-2:])
 
@@ -96,8 +96,8 @@ def load_by_spandrel(state: State, where: str) -> tuple[SpandrelModel, Architect
         raise CheckpointError(
             f"{where} has names that spandrel knows, and spandrel cannot load it: {reason}"
         ) from error
-    name, colours = descriptor.architecture.name, (descriptor.input_channels, descriptor.output_channels)
-    if not isinstance(descriptor, library.ImageModelDescriptor) or colours not in ((1, 1), (3, 3)):
+    name, colors = descriptor.architecture.name, (descriptor.input_channels, descriptor.output_channels)
+    if not isinstance(descriptor, library.ImageModelDescriptor) or colors not in ((1, 1), (3, 3)):
         raise CheckpointError(f"{where} is {name}, by spandrel: it does not make a picture of a picture alone")
     model = SpandrelModel(descriptor.float()).eval()
     config = SpandrelConfig(spandrel=library.__version__, tags=tuple(descriptor.tags))

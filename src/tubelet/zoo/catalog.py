@@ -91,7 +91,7 @@ def _published(known: KnownFile) -> ModelSpec:
         known.architecture,
         known.config,
         summary=known.summary,
-        weights=WeightsSpec(file=known.file.name, sha256=known.file.sha256, licence=known.licence, remote=known.file),
+        weights=WeightsSpec(file=known.file.name, sha256=known.file.sha256, license=known.license, remote=known.file),
     )
 
 

@@ -25,7 +25,7 @@ from tubelet.models.state_dict import State
 from tubelet.tensor_files import expansion_fault, read_content, read_header, read_safetensors
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.by_spandrel import has_spandrel, load_by_spandrel
-from tubelet.zoo.foreign_names import recognise_foreign
+from tubelet.zoo.foreign_names import recognize_foreign
 
 __all__ = ["Opened", "load_model", "open_checkpoint", "read_notes", "read_state", "save_checkpoint"]
 
@@ -39,7 +39,7 @@ _DEEPEST = 8
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A checkpoint that was recognised.
+    """A checkpoint that was recognized.
 
     Attributes:
         model: the network, loaded, in evaluation mode, float32, on the CPU.
@@ -91,11 +91,11 @@ def read_notes(path: Path) -> dict[str, Any]:
 def load_model(
     path_or_state_dict: str | Path | Mapping[str, Any], *, architecture: str | None = None, **config: Any
 ) -> nn.Module:
-    """Build the network that a checkpoint belongs to, recognised by its names and shapes, and load it strictly.
+    """Build the network that a checkpoint belongs to, recognized by its names and shapes, and load it strictly.
 
     Args:
         path_or_state_dict: a .safetensors or .pth file, or its tensors by name, wrapped as frameworks do or not.
-        architecture: name of the network's class; by default it is recognised.
+        architecture: name of the network's class; by default it is recognized.
         config: fields of the architecture's configuration, in place of the inferred ones and of those that
             `save_checkpoint` wrote.
 
@@ -112,7 +112,7 @@ def load_model(
 def open_checkpoint(
     path_or_state_dict: str | Path | Mapping[str, Any], *, architecture: str | None = None, **config: Any
 ) -> Opened:
-    """Do what `load_model` does, and also tell what the checkpoint was recognised as."""
+    """Do what `load_model` does, and also tell what the checkpoint was recognized as."""
     candidates = _named(architecture)
     where = str(path_or_state_dict) if isinstance(path_or_state_dict, str | Path) else "the state dict"
     state, wrapping = read_state(path_or_state_dict)
@@ -123,7 +123,7 @@ def open_checkpoint(
             written = header.get("config", "{}") if header.get("architecture") == candidate.name else "{}"
             opened = _build(candidate, own, config, written, where)
             return dataclasses.replace(opened, wrapping=wrapping, renamed=len(state.keys() - own.keys()))
-    if foreign := recognise_foreign(state):
+    if foreign := recognize_foreign(state):
         raise CheckpointError(f"{where} is {foreign.name}: {foreign.advice}")
     if architecture is None and (other := load_by_spandrel(state, where)):
         return Opened(*other, wrapping=wrapping, renamed=len(state))
@@ -213,7 +213,7 @@ def _plain_fields(written: str, config: Any) -> dict[str, Any]:
 
 
 def _holds_numbers(value: Tensor, expected: Tensor) -> bool:
-    """Refuse quantised, sparse, complex and absent numbers, and integers where there are fractions."""
+    """Refuse quantized, sparse, complex and absent numbers, and integers where there are fractions."""
     plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta and not value.is_complex()
     return plain and (value.is_floating_point() or not expected.is_floating_point())
 

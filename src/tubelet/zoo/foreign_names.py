@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-__all__ = ["FOREIGN", "Foreign", "fits", "recognise_foreign"]
+__all__ = ["FOREIGN", "Foreign", "fits", "recognize_foreign"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ FOREIGN: tuple[Foreign, ...] = (
 """What is not in `ARCHITECTURES`; no file fits two of them."""
 
 
-def recognise_foreign(names: Collection[str]) -> Foreign | None:
+def recognize_foreign(names: Collection[str]) -> Foreign | None:
     """Find the network that a state dict is of, among those that Tubelet cannot run.
 
     Args:

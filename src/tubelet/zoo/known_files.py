@@ -1,4 +1,4 @@
-"""Published weights that Tubelet fetches by a name: where each is, what it is, and its licence."""
+"""Published weights that Tubelet fetches by a name: where each is, what it is, and its license."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPYNET = KnownFile(
         sha256="c6c1bd09",
         page="https://github.com/anuragranj/spynet",
     ),
-    licence="research only",
+    license="research only",
 )
 
 KNOWN_FILES: tuple[KnownFile, ...] = (*VIDEO_FILES, *IMAGE_FILES, _SPYNET)

@@ -144,7 +144,7 @@ VIDEO_FILES: tuple[KnownFile, ...] = (
             url="https://github.com/Mukosame/Zooming-Slow-Mo-CVPR-2020/raw/master/experiments/pretrained_models/xiang2020zooming.pth",
             page="https://github.com/Mukosame/Zooming-Slow-Mo-CVPR-2020",
         ),
-        licence="GPL-3.0-only",
+        license="GPL-3.0-only",
     ),
     basicsr("edvr_m-reds_official", _EDVR_M, "EDVR_M_x4_SR_REDS_official-32075921.pth", "REDS, bicubic; the authors'"),
     basicsr(

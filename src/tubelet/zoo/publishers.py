@@ -18,8 +18,8 @@ __all__ = ["KnownFile", "Network", "basicsr", "github", "hat_authors", "openmmla
 Network = tuple[Architecture, Any]
 """An architecture, and its configuration."""
 
-_GITHUB_LICENCES = {"Real-ESRGAN": "BSD-3-Clause", "KAIR": "Apache-2.0", "SwinIR": "Apache-2.0"}
-"""Repository → licence of its weights; those of KAIR that are listed are BSRGAN's."""
+_GITHUB_LICENSES = {"Real-ESRGAN": "BSD-3-Clause", "KAIR": "Apache-2.0", "SwinIR": "Apache-2.0"}
+"""Repository → license of its weights; those of KAIR that are listed are BSRGAN's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class KnownFile:
         config: of that network, with what names and shapes do not tell.
         summary: what it was trained on or for.
         file: where it is.
-        licence: SPDX name of the licence under which it is published, or what its publisher says of its use.
+        license: SPDX name of the license under which it is published, or what its publisher says of its use.
     """
 
     id: str
@@ -40,7 +40,7 @@ class KnownFile:
     config: Any
     summary: str
     file: RemoteFile
-    licence: str
+    license: str
 
 
 def _hash_in(name: str) -> str:
@@ -49,11 +49,11 @@ def _hash_in(name: str) -> str:
     return found[1] if found else ""
 
 
-def _known(id: str, network: Network, summary: str, licence: str, **file: Any) -> KnownFile:
+def _known(id: str, network: Network, summary: str, license: str, **file: Any) -> KnownFile:
     """Describe a file; its hash is read off its name where none is given."""
     file["sha256"] = file.get("sha256") or _hash_in(file["name"])
     return KnownFile(
-        id=id, architecture=network[0], config=network[1], summary=summary, file=RemoteFile(**file), licence=licence
+        id=id, architecture=network[0], config=network[1], summary=summary, file=RemoteFile(**file), license=license
     )
 
 
@@ -79,7 +79,7 @@ def github(id: str, network: Network, path: str, summary: str, sha256: str = "",
         id,
         network,
         summary,
-        _GITHUB_LICENCES[repository],
+        _GITHUB_LICENSES[repository],
         name=name,
         url=f"{page}/releases/download/{tag}/{name}",
         sha256=sha256,

@@ -22,13 +22,13 @@ class WeightsSpec:
     Attributes:
         file: its name, in `tubelet/weights` or, where it is published elsewhere, in the cache.
         sha256: of its bytes, hexadecimal; of a file that is published elsewhere as many digits as are published.
-        licence: SPDX name, or what its publisher says of its use.
+        license: SPDX name, or what its publisher says of its use.
         remote: where it is published; None for a file of the package.
     """
 
     file: str
     sha256: str
-    licence: str = "Apache-2.0"
+    license: str = "Apache-2.0"
     remote: RemoteFile | None = None
 
 
@@ -41,10 +41,10 @@ class ModelSpec:
         summary: one line for people who choose a model.
         architecture: class of the network.
         contract: how the network is run.
-        build: makes the network as it is initialised, without trained weights.
+        build: makes the network as it is initialized, without trained weights.
         weights: what to load into it; None where there is nothing to load.
         base: the frozen network that this one stands on; None for a network that stands alone.
-        licence: SPDX name of the code's licence.
+        license: SPDX name of the code's license.
         source: paper or page that defines the architecture.
     """
 
@@ -55,7 +55,7 @@ class ModelSpec:
     build: Callable[[], nn.Module]
     weights: WeightsSpec | None = None
     base: BaseModel | None = None
-    licence: str = "Apache-2.0"
+    license: str = "Apache-2.0"
     source: str = ""
 
     @property

@@ -71,7 +71,7 @@ class Dataset:
         splits: its parts.
         summary: what it holds and is for.
         source: where to get it.
-        licence: what its authors say of its use.
+        license: what its authors say of its use.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Dataset:
     splits: tuple[Split, ...]
     summary: str
     source: str
-    licence: str
+    license: str
 
 
 def _numbers(start: int, stop: int, digits: int) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ DATASETS: tuple[Dataset, ...] = (
         ),
         summary="266 training clips: 236 of the training set, without REDS4, and the 30 of the validation set",
         source=_REDS_SOURCE,
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
     ),
     Dataset(
         name="reds4",
@@ -160,7 +160,7 @@ DATASETS: tuple[Dataset, ...] = (
         ),
         summary="clips 000, 011, 015, 020 of the training set of REDS, kept for testing",
         source=_REDS_SOURCE,
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
     ),
     Dataset(
         name="vimeo90k",
@@ -171,7 +171,7 @@ DATASETS: tuple[Dataset, ...] = (
         ),
         summary="64 612 septuplets for training, named in sep_trainlist.txt",
         source="http://toflow.csail.mit.edu/",
-        licence="videos of Vimeo's users, for research; the list and code are MIT",
+        license="videos of Vimeo's users, for research; the list and code are MIT",
     ),
     Dataset(
         name="vimeo90k-t",
@@ -182,7 +182,7 @@ DATASETS: tuple[Dataset, ...] = (
         ),
         summary="7 824 septuplets for testing, named in sep_testlist.txt; the 4th frame is scored",
         source="http://toflow.csail.mit.edu/",
-        licence="videos of Vimeo's users, for research; the list and code are MIT",
+        license="videos of Vimeo's users, for research; the list and code are MIT",
     ),
     Dataset(
         name="vid4",
@@ -206,7 +206,7 @@ DATASETS: tuple[Dataset, ...] = (
         ),
         summary="four short clips, 171 frames",
         source="https://github.com/XPixelGroup/BasicSR/blob/master/docs/DatasetPreparation.md",
-        licence=_NOT_STATED,
+        license=_NOT_STATED,
     ),
     Dataset(
         name="udm10",
@@ -215,7 +215,7 @@ DATASETS: tuple[Dataset, ...] = (
         splits=(Split(name="test", count=10, facts=ClipFacts(frames=32, size=(1272, 720)), gt=_TEST_GT, lq=_TEST_LQ),),
         summary="ten clips of 32 frames",
         source="https://github.com/psychopa4/PFNL",
-        licence=_NOT_STATED,
+        license=_NOT_STATED,
     ),
     Dataset(
         name="spmcs",
@@ -224,7 +224,7 @@ DATASETS: tuple[Dataset, ...] = (
         splits=(Split(name="test", count=30, facts=ClipFacts(frames=31, size=(960, 540)), gt=_TEST_GT, lq=_TEST_LQ),),
         summary="thirty clips of 31 frames; some papers use eleven of them",
         source="https://github.com/jiangsutx/SPMC_VideoSR",
-        licence=_NOT_STATED,
+        license=_NOT_STATED,
     ),
     Dataset(
         name="tos3",
@@ -235,7 +235,7 @@ DATASETS: tuple[Dataset, ...] = (
         ),
         summary="three clips of Tears of Steel",
         source="https://github.com/thunil/TecoGAN",
-        licence="CC BY 3.0 (Blender Foundation)",
+        license="CC BY 3.0 (Blender Foundation)",
     ),
     Dataset(
         name="videolq",
@@ -252,7 +252,7 @@ DATASETS: tuple[Dataset, ...] = (
         ),
         summary="fifty real low-quality videos of up to 100 frames, without ground truth",
         source="https://github.com/ckkelvinchan/RealBasicVSR",
-        licence="videos under Creative Commons licences, for research",
+        license="videos under Creative Commons licenses, for research",
     ),
     Dataset(
         name="div2k",
@@ -278,7 +278,7 @@ DATASETS: tuple[Dataset, ...] = (
         ),
         summary="800 photographs of about 2K for training, 100 for validation",
         source="https://data.vision.ee.ethz.ch/cvl/DIV2K/",
-        licence="for academic research only",
+        license="for academic research only",
     ),
     Dataset(
         name="flickr2k",
@@ -296,7 +296,7 @@ DATASETS: tuple[Dataset, ...] = (
         ),
         summary="2 650 photographs of about 2K",
         source="https://github.com/limbee/NTIRE2017",
-        licence="photographs of Flickr's users, for research; no licence is stated",
+        license="photographs of Flickr's users, for research; no license is stated",
     ),
 )
 """Every set that has a name."""

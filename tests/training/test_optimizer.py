@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from tubelet.errors import ConfigError
-from tubelet.training import OptimiserSettings
-from tubelet.training.optimiser import ParameterGroups
+from tubelet.training import OptimizerSettings
+from tubelet.training.optimizer import ParameterGroups
 
 
 def _model() -> nn.Module:
@@ -25,7 +25,7 @@ def _moved(model: nn.Module, groups: ParameterGroups, step: int) -> dict[str, fl
 
 def test_slow_parts_wait_and_then_move_at_their_own_rate():
     model = _model()
-    groups = ParameterGroups(model, OptimiserSettings(slow=("flow",), slow_factor=0.125, frozen_steps=2))
+    groups = ParameterGroups(model, OptimizerSettings(slow=("flow",), slow_factor=0.125, frozen_steps=2))
     for step in range(2):
         moved = _moved(model, groups, step)
         assert moved["flow"] == 0
@@ -37,7 +37,7 @@ def test_slow_parts_wait_and_then_move_at_their_own_rate():
 
 def test_parts_learn_alone_at_first():
     model = _model()
-    groups = ParameterGroups(model, OptimiserSettings(alone=("fusion",), alone_steps=1))
+    groups = ParameterGroups(model, OptimizerSettings(alone=("fusion",), alone_steps=1))
     moved = _moved(model, groups, 0)
     assert moved["fusion"] > 0
     assert moved["flow"] == moved["trunk"] == 0
@@ -46,7 +46,7 @@ def test_parts_learn_alone_at_first():
 
 @pytest.mark.parametrize(("kind", "rule"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_rules(kind, rule):
-    optimizer = ParameterGroups(_model(), OptimiserSettings(kind=kind, betas=(0.8, 0.9), weight_decay=0.1)).optimizer
+    optimizer = ParameterGroups(_model(), OptimizerSettings(kind=kind, betas=(0.8, 0.9), weight_decay=0.1)).optimizer
     assert type(optimizer) is rule
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
@@ -64,4 +64,4 @@ def test_rules(kind, rule):
 )
 def test_bad_settings_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
-        ParameterGroups(_model(), OptimiserSettings(**wrong))
+        ParameterGroups(_model(), OptimizerSettings(**wrong))

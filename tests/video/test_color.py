@@ -8,11 +8,11 @@ import torch
 from media import FFMPEG, needs_ffmpeg
 from tubelet.errors import RequestError
 from tubelet.video.chroma import downsample_chroma, upsample_chroma
-from tubelet.video.colour import frame_to_rgb, resolve_matrix, rgb_to_frame
-from tubelet.video.info import ColourTags
+from tubelet.video.color import frame_to_rgb, resolve_matrix, rgb_to_frame
+from tubelet.video.info import ColorTags
 from tubelet.video.layout import component_views, layout_of
 
-BT709, BT601, BT2020 = ColourTags(matrix=1), ColourTags(matrix=6), ColourTags(matrix=9)
+BT709, BT601, BT2020 = ColorTags(matrix=1), ColorTags(matrix=6), ColorTags(matrix=9)
 PLANAR = ["yuv420p", "yuv422p", "yuv444p", "yuv440p", "yuv411p", "yuv410p"]
 PLANAR += ["yuv420p10le", "yuv422p12le", "yuv444p16le", "yuv420p10be", "yuva420p"]
 OTHERS = [
@@ -70,24 +70,24 @@ CODES = [
     (BT601, (145, 54, 34), (0, 1, 0)),
     (BT601, (41, 240, 110), (0, 0, 1)),
     (BT2020, (74, 97, 240), (1, 0, 0)),
-    (ColourTags(matrix=4), (82, 90, 240), (1, 0, 0)),
-    (ColourTags(matrix=7), (62, 102, 240), (1, 0, 0)),
-    (ColourTags(matrix=8), (71, 72, 240), (1, 0, 0)),
-    (ColourTags(matrix=8), (126, 240, 128), (0, 1, 0)),
+    (ColorTags(matrix=4), (82, 90, 240), (1, 0, 0)),
+    (ColorTags(matrix=7), (62, 102, 240), (1, 0, 0)),
+    (ColorTags(matrix=8), (71, 72, 240), (1, 0, 0)),
+    (ColorTags(matrix=8), (126, 240, 128), (0, 1, 0)),
 ]
 
 
-@pytest.mark.parametrize(("colour", "codes", "rgb"), CODES)
-def test_matrices_agree_with_the_standards(colour, codes, rgb):
-    got, _ = frame_to_rgb(frame_of("yuv444p", codes), colour)
+@pytest.mark.parametrize(("color", "codes", "rgb"), CODES)
+def test_matrices_agree_with_the_standards(color, codes, rgb):
+    got, _ = frame_to_rgb(frame_of("yuv444p", codes), color)
     assert got[:, 5, 5].tolist() == pytest.approx(rgb, abs=0.006)
     solid = torch.tensor(rgb, dtype=torch.float32)[:, None, None].expand(3, 48, 64)
-    back = codes_of(rgb_to_frame(solid, None, pix_fmt="yuv444p", colour=colour))
+    back = codes_of(rgb_to_frame(solid, None, pix_fmt="yuv444p", color=color))
     assert [plane.mean() for plane in back] == pytest.approx(codes, abs=0.7)
 
 
 def test_full_range():
-    full = ColourTags(matrix=1, full_range=True)
+    full = ColorTags(matrix=1, full_range=True)
     got, _ = frame_to_rgb(frame_of("yuv444p", (255, 128, 128)), full)
     assert torch.allclose(got, torch.ones(3, 48, 64))
     assert torch.allclose(frame_to_rgb(frame_of("yuvj444p", (255, 128, 128)), BT709)[0], got)
@@ -102,15 +102,15 @@ def test_depths(pix_fmt, white):
 
 
 def test_gray_is_full_range_unless_tagged():
-    assert frame_to_rgb(frame_of("gray", [51]), ColourTags())[0].max() == pytest.approx(0.2)
-    assert frame_to_rgb(frame_of("gray", [235]), ColourTags(full_range=False))[0].min() == pytest.approx(1)
+    assert frame_to_rgb(frame_of("gray", [51]), ColorTags())[0].max() == pytest.approx(0.2)
+    assert frame_to_rgb(frame_of("gray", [235]), ColorTags(full_range=False))[0].min() == pytest.approx(1)
 
 
 def test_untagged_matrix_follows_the_size():
-    assert resolve_matrix(ColourTags(), 1279, 719).matrix == 6
-    assert resolve_matrix(ColourTags(), 1280, 10).matrix == 1
-    assert resolve_matrix(ColourTags(), 10, 720).matrix == 1
-    assert resolve_matrix(ColourTags(matrix=0), 10, 10).matrix == 6
+    assert resolve_matrix(ColorTags(), 1279, 719).matrix == 6
+    assert resolve_matrix(ColorTags(), 1280, 10).matrix == 1
+    assert resolve_matrix(ColorTags(), 10, 720).matrix == 1
+    assert resolve_matrix(ColorTags(matrix=0), 10, 10).matrix == 6
     assert resolve_matrix(BT2020, 10, 10).matrix == 9
 
 
@@ -126,7 +126,7 @@ def test_out_of_gamut_is_clipped_or_kept():
 def test_values_without_a_code_are_clamped():
     wild = torch.tensor([9.0, -9.0, 9.0])[:, None, None].expand(3, 48, 64)
     for pix_fmt, top in (("yuv444p", 255), ("gbrp10le", 1023), ("yuv420p16le", 65535)):
-        planes = codes_of(rgb_to_frame(wild, None, pix_fmt=pix_fmt, colour=BT709))
+        planes = codes_of(rgb_to_frame(wild, None, pix_fmt=pix_fmt, color=BT709))
         assert max(plane.max() for plane in planes) == top
         assert min(plane.min() for plane in planes) == 0
 
@@ -139,9 +139,9 @@ def test_with_the_gamut_kept_any_code_comes_back(pix_fmt, siting):
     rng = np.random.default_rng(0)
     for view in component_views(frame, layout):
         view[:] = rng.integers(0, layout.max_code + 1, view.shape) << layout.padding_bits
-    for colour in (ColourTags(1, siting=siting), ColourTags(9, full_range=True, siting=siting)):
-        rgb, alpha = frame_to_rgb(frame, colour, gamut="keep")
-        back = rgb_to_frame(rgb, alpha, pix_fmt=pix_fmt, colour=colour)
+    for color in (ColorTags(1, siting=siting), ColorTags(9, full_range=True, siting=siting)):
+        rgb, alpha = frame_to_rgb(frame, color, gamut="keep")
+        back = rgb_to_frame(rgb, alpha, pix_fmt=pix_fmt, color=color)
         for before, after in zip(codes_of(frame), codes_of(back), strict=True):
             assert np.array_equal(before, after)
 
@@ -153,9 +153,9 @@ def test_round_trip_gives_back_every_code(pix_fmt, size):
     for siting in range(7):
         for matrix in (1, 6, 8, 9):
             for full_range in (False, True):
-                colour = ColourTags(matrix=matrix, full_range=full_range, siting=siting)
-                rgb, alpha = frame_to_rgb(frame, colour)
-                back = rgb_to_frame(rgb, alpha, pix_fmt=pix_fmt, colour=colour)
+                color = ColorTags(matrix=matrix, full_range=full_range, siting=siting)
+                rgb, alpha = frame_to_rgb(frame, color)
+                back = rgb_to_frame(rgb, alpha, pix_fmt=pix_fmt, color=color)
                 for before, after in zip(codes_of(frame), codes_of(back), strict=True):
                     assert np.array_equal(before, after), (siting, matrix, full_range)
 
@@ -167,7 +167,7 @@ def test_round_trip_of_all_legal_luma(pix_fmt):
     ramp = np.resize(np.arange(16 * unit, 235 * unit + 1), (48, 64))
     frame = frame_of(pix_fmt, (ramp, 128 * unit, 128 * unit))
     rgb, _ = frame_to_rgb(frame, BT709)
-    assert np.array_equal(codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, colour=BT709))[0], ramp)
+    assert np.array_equal(codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, color=BT709))[0], ramp)
 
 
 @pytest.mark.parametrize("location", [0, 1, 2, 3, 4])
@@ -178,31 +178,31 @@ def test_siting_places_chroma_where_the_standard_says(location):
     x, y = np.arange(32) * 2 + shift_x, np.arange(24) * 2 + shift_y
     ramp = 60 + x[None] * 1.0 + y[:, None] * 0.75
     out = torch.empty(1, 48, 64)
-    sitings = ("centre" if shift_x else "cosited", "centre" if shift_y else "cosited")
+    sitings = ("center" if shift_x else "cosited", "center" if shift_y else "cosited")
     upsample_chroma(torch.tensor(ramp, dtype=torch.float32)[None], out, shifts=(1, 1), sitings=sitings)
     expected = 60 + np.arange(64)[None] * 1.0 + np.arange(48)[:, None] * 0.75
     assert np.allclose(out[0, 2:-2, 2:-2], expected[2:-2, 2:-2], atol=1e-3)
     assert np.allclose(downsample_chroma(out, shifts=(1, 1), sitings=sitings)[0], ramp, atol=1e-3)
     frame = frame_of("yuv420p", (128, np.round(ramp), 128))
-    blue = frame_to_rgb(frame, ColourTags(matrix=1, siting=location))[0][2]
-    other = frame_to_rgb(frame, ColourTags(matrix=1, siting=2 if location != 2 else 1))[0][2]
+    blue = frame_to_rgb(frame, ColorTags(matrix=1, siting=location))[0][2]
+    other = frame_to_rgb(frame, ColorTags(matrix=1, siting=2 if location != 2 else 1))[0][2]
     assert not torch.allclose(blue, other)
 
 
 def test_downsampling_does_not_alias():
-    """Stripes of one pixel are grey at half the resolution, not a colour."""
+    """Stripes of one pixel are gray at half the resolution, not a color."""
     stripes = torch.zeros(2, 48, 64)
     stripes[..., ::2] = 1
-    for siting in ("cosited", "centre"):
-        low = downsample_chroma(stripes, shifts=(1, 0), sitings=(siting, "centre"))
+    for siting in ("cosited", "center"):
+        low = downsample_chroma(stripes, shifts=(1, 0), sitings=(siting, "center"))
         assert torch.allclose(low[..., 2:-2], torch.full_like(low[..., 2:-2], 0.5))
 
 
 def test_dither_is_the_same_in_every_frame_and_exact_on_average():
     level = 100.3 / 219  # between two codes
     rgb = torch.full((3, 48, 64), level)
-    first = codes_of(rgb_to_frame(rgb, None, pix_fmt="yuv420p", colour=BT709))[0]
-    second = codes_of(rgb_to_frame(rgb, None, pix_fmt="yuv420p", colour=BT709))[0]
+    first = codes_of(rgb_to_frame(rgb, None, pix_fmt="yuv420p", color=BT709))[0]
+    second = codes_of(rgb_to_frame(rgb, None, pix_fmt="yuv420p", color=BT709))[0]
     assert np.array_equal(first, second)
     assert set(np.unique(first)) == {116, 117}
     assert first.mean() == pytest.approx(116.3, abs=1 / 64)
@@ -211,20 +211,20 @@ def test_dither_is_the_same_in_every_frame_and_exact_on_average():
 @pytest.mark.parametrize("pix_fmt", ["yuv444p", "yuv444p10le", "yuv444p12le", "rgb24", "gbrp10le", "gray"])
 def test_dither_leaves_whole_codes_alone(pix_fmt):
     layout = layout_of(pix_fmt)
-    full = ColourTags(matrix=1, full_range=True)
+    full = ColorTags(matrix=1, full_range=True)
     for code in (0, 1, 77, 128, layout.max_code - 1, layout.max_code):
         rgb = torch.full((3, 16, 16), code / layout.max_code)
-        assert (codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, colour=full))[0] == code).all()
+        assert (codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, color=full))[0] == code).all()
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv410p", "yuv444p10le", "gbrp", "gray"])
 @pytest.mark.parametrize("siting", [1, 2, 3])
 def test_strips_do_not_show(monkeypatch, pix_fmt, siting):
     rgb = torch.rand(3, 117, 53, generator=torch.Generator().manual_seed(0))
-    colour = ColourTags(matrix=1, siting=siting)
-    whole = codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, colour=colour))
-    monkeypatch.setattr("tubelet.video.colour._STRIP_PX", 1)
-    strips = codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, colour=colour))
+    color = ColorTags(matrix=1, siting=siting)
+    whole = codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, color=color))
+    monkeypatch.setattr("tubelet.video.color._STRIP_PX", 1)
+    strips = codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, color=color))
     for one, other in zip(whole, strips, strict=True):
         assert np.abs(one - other).max() <= 1  # sums may be rounded in another order
         assert (one != other).mean() < 1e-3
@@ -234,22 +234,22 @@ def test_alpha_goes_both_ways():
     alpha = torch.linspace(0, 1, 256).repeat(16, 1)[None]
     rgb = torch.rand(3, 16, 256)
     for pix_fmt in ("rgba", "yuva420p", "gbrap"):
-        got = frame_to_rgb(rgb_to_frame(rgb, alpha, pix_fmt=pix_fmt, colour=BT709), BT709)[1]
+        got = frame_to_rgb(rgb_to_frame(rgb, alpha, pix_fmt=pix_fmt, color=BT709), BT709)[1]
         assert torch.allclose(got, alpha, atol=1e-5)
-    opaque = frame_to_rgb(rgb_to_frame(rgb, None, pix_fmt="rgba", colour=BT709), BT709)[1]
+    opaque = frame_to_rgb(rgb_to_frame(rgb, None, pix_fmt="rgba", color=BT709), BT709)[1]
     assert (opaque == 1).all()
 
 
 def test_tags_are_set_on_the_frame():
-    tags = ColourTags(matrix=9, primaries=9, transfer=16, full_range=False, siting=1)
-    frame = rgb_to_frame(torch.rand(3, 4, 4), None, pix_fmt="yuv420p10le", colour=tags)
+    tags = ColorTags(matrix=9, primaries=9, transfer=16, full_range=False, siting=1)
+    frame = rgb_to_frame(torch.rand(3, 4, 4), None, pix_fmt="yuv420p10le", color=tags)
     assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (9, 9, 16, 1)
-    assert rgb_to_frame(torch.rand(3, 4, 4), None, pix_fmt="rgb24", colour=tags).colorspace == 0
+    assert rgb_to_frame(torch.rand(3, 4, 4), None, pix_fmt="rgb24", color=tags).colorspace == 0
 
 
 def test_formats_that_cannot_be_written_are_refused():
     with pytest.raises(RequestError, match="monow"):
-        rgb_to_frame(torch.rand(3, 4, 4), None, pix_fmt="monow", colour=BT709)
+        rgb_to_frame(torch.rand(3, 4, 4), None, pix_fmt="monow", color=BT709)
 
 
 @pytest.mark.parametrize("pix_fmt", EXOTIC)
@@ -293,7 +293,7 @@ def test_ffmpeg_converts_the_same(matrix, name, range_name):
     command += ["-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
     result = subprocess.run(command, input=raw, capture_output=True, check=True).stdout
     judge = np.frombuffer(result, np.uint8).reshape(48, 64, 3).astype(int)
-    rgb, _ = frame_to_rgb(frame, ColourTags(matrix=matrix, full_range=range_name == "pc"))
+    rgb, _ = frame_to_rgb(frame, ColorTags(matrix=matrix, full_range=range_name == "pc"))
     ours = np.round(rgb.permute(1, 2, 0).numpy() * 255).astype(int)
     assert np.abs(ours - judge).max() <= 1
     assert (ours == judge).mean() > 0.66

@@ -7,7 +7,7 @@ was.
 
 Range: by the tag; absent, YCbCr is limited (yuvj* full), gray is full. RGB is always full, as FFmpeg has it.
 
-Codes of colours outside R'G'B' [0, 1] (footroom, headroom, saturated chroma at the wrong luma) are common in
+Codes of colors outside R'G'B' [0, 1] (footroom, headroom, saturated chroma at the wrong luma) are common in
 compressed video. `gamut="clip"` clamps them, which also moves the chroma of the pixels that share a sample
 with one; `gamut="keep"` leaves them a little outside [0, 1], and then *every* code comes back as it was: the
 filters of `chroma` are exact inverses, and the dither leaves whole numbers alone. Writing clamps to the codes
@@ -31,13 +31,13 @@ from torch import Tensor
 
 from tubelet.errors import RequestError
 from tubelet.video.chroma import downsample_chroma, sitings_of, upsample_chroma
-from tubelet.video.info import ColourTags
+from tubelet.video.info import ColorTags
 from tubelet.video.layout import PixelLayout, component_views, layout_of, to_known_layout
 
-__all__ = ["Gamut", "ResolvedColour", "frame_to_rgb", "resolve_matrix", "rgb_to_frame"]
+__all__ = ["Gamut", "ResolvedColor", "frame_to_rgb", "resolve_matrix", "rgb_to_frame"]
 
 Gamut = Literal["clip", "keep"]
-ResolvedColour = NewType("ResolvedColour", ColourTags)
+ResolvedColor = NewType("ResolvedColor", ColorTags)
 """Tags whose matrix is known, as `resolve_matrix` gives them."""
 
 _LUMA_WEIGHTS = {  # AVCOL_SPC_*: red and blue, from ITU-T H.273, table 4
@@ -55,29 +55,29 @@ _STRIP_STEP = 32  # rows: whole dither cells in chroma that is subsampled four t
 _DITHER_MARGIN = 0.99  # above the largest threshold, 127/128
 
 
-def resolve_matrix(colour: ColourTags, width: int, height: int) -> ResolvedColour:
+def resolve_matrix(color: ColorTags, width: int, height: int) -> ResolvedColor:
     """Replace an absent matrix by the one that the size of the *source* suggests; leave the other tags.
 
     Args:
-        colour: tags of the source.
+        color: tags of the source.
         width: of the source, pixels.
         height: of the source, pixels.
 
     Returns:
         Tags for `frame_to_rgb` and `rgb_to_frame`; headers are written by the source's own tags.
     """
-    if colour.matrix not in _UNRESOLVED:
-        return ResolvedColour(colour)
+    if color.matrix not in _UNRESOLVED:
+        return ResolvedColor(color)
     matrix = _BT709 if width >= 1280 or height >= 720 else _SMPTE170M
-    return ResolvedColour(dataclasses.replace(colour, matrix=matrix))
+    return ResolvedColor(dataclasses.replace(color, matrix=matrix))
 
 
-def frame_to_rgb(frame: VideoFrame, colour: ResolvedColour, *, gamut: Gamut = "clip") -> tuple[Tensor, Tensor | None]:
+def frame_to_rgb(frame: VideoFrame, color: ResolvedColor, *, gamut: Gamut = "clip") -> tuple[Tensor, Tensor | None]:
     """Convert a decoded frame.
 
     Args:
         frame: of any software pixel format.
-        colour: tags, resolved by the size of the source.
+        color: tags, resolved by the size of the source.
         gamut: "clip" clamps rgb to [0, 1]; "keep" leaves what lies outside, so that nothing is lost.
 
     Returns:
@@ -91,7 +91,7 @@ def frame_to_rgb(frame: VideoFrame, colour: ResolvedColour, *, gamut: Gamut = "c
         alpha = _loaded(views[-1:], shape).mul_(1 / layout.max_code)
     if layout.kind == "rgb":
         return _loaded(views[:3], shape).mul_(1 / layout.max_code), alpha
-    full_range = _is_full_range(layout, colour)
+    full_range = _is_full_range(layout, color)
     if layout.kind == "gray":
         offset, span, _ = _code_range(layout.bits, full_range)
         gray = _loaded(views[:1], shape).sub_(offset).mul_(1 / span)
@@ -100,22 +100,22 @@ def frame_to_rgb(frame: VideoFrame, colour: ResolvedColour, *, gamut: Gamut = "c
     if layout.shift_x or layout.shift_y:
         chroma = _loaded(views[1:3], views[1].shape)
         shifts = (layout.shift_x, layout.shift_y)
-        upsample_chroma(chroma, ycc[1:], shifts=shifts, sitings=sitings_of(colour.siting))
+        upsample_chroma(chroma, ycc[1:], shifts=shifts, sitings=sitings_of(color.siting))
     else:
         _load(views[1:3], ycc[1:])
-    decode, bias = _decoding(colour.matrix, layout.bits, full_range, layout.padding_bits)
+    decode, bias = _decoding(color.matrix, layout.bits, full_range, layout.padding_bits)
     rgb = torch.addmm(bias, decode, ycc.view(3, -1)).view(3, *shape)
     return _clipped(rgb, gamut), alpha
 
 
-def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, colour: ResolvedColour) -> VideoFrame:
+def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, color: ResolvedColor) -> VideoFrame:
     """Convert back, dithered.
 
     Args:
         rgb: (3, H, W); what lies outside [0, 1] is written as far as there are codes for it.
         alpha: (1, H, W) in [0, 1]; None is opaque. Left out where `pix_fmt` has none.
         pix_fmt: any planar, semi-planar or packed format of 8- to 16-bit samples.
-        colour: tags, resolved by the size of the source; also set on the frame. A format of RGB uses no matrix.
+        color: tags, resolved by the size of the source; also set on the frame. A format of RGB uses no matrix.
 
     Returns:
         A new frame without pts.
@@ -133,7 +133,7 @@ def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, colour: Res
     if layout.has_alpha:
         opaque = torch.ones(height, width) if alpha is None else alpha.detach().to("cpu", torch.float32)[0]
         _store(opaque * layout.max_code, views[-1], layout, 0)
-    rows = _strip_rows(layout, colour, width, height)
+    rows = _strip_rows(layout, color, width, height)
     for top in range(0, height, rows):
         strip = rgb[:, top : top + rows]
         parts = [_rows_of(view, number, layout, top, rows) for number, view in enumerate(views)]
@@ -141,8 +141,8 @@ def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, colour: Res
             for channel in range(3):
                 _store(strip[channel] * layout.max_code, parts[channel], layout, channel)
         else:
-            _store_ycc(strip, parts, layout, colour)
-    _tag(frame, layout, colour)
+            _store_ycc(strip, parts, layout, color)
+    _tag(frame, layout, color)
     return frame
 
 
@@ -150,10 +150,10 @@ def _clipped(rgb: Tensor, gamut: Gamut) -> Tensor:
     return rgb.clamp_(0, 1) if gamut == "clip" else rgb
 
 
-def _is_full_range(layout: PixelLayout, colour: ColourTags) -> bool:
+def _is_full_range(layout: PixelLayout, color: ColorTags) -> bool:
     if layout.is_full_range:
         return True
-    return colour.full_range is not False if layout.kind == "gray" else bool(colour.full_range)
+    return color.full_range is not False if layout.kind == "gray" else bool(color.full_range)
 
 
 def _code_range(bits: int, full_range: bool) -> tuple[float, float, float]:
@@ -170,7 +170,7 @@ def _rgb_to_ycc(matrix: int) -> NDArray[np.float64]:
     if matrix == _YCGCO:
         return np.array([[0.25, 0.5, 0.25], [-0.25, 0.5, -0.25], [0.5, 0.0, -0.5]])
     if matrix in _UNRESOLVED:
-        raise ValueError(f"colour matrix {matrix} has no equation; call resolve_matrix first")
+        raise ValueError(f"color matrix {matrix} has no equation; call resolve_matrix first")
     red, blue = _LUMA_WEIGHTS.get(matrix, _LUMA_WEIGHTS[_BT2020])
     luma = np.array([red, 1 - red - blue, blue])
     cb = (np.array([0, 0, 1]) - luma) / (2 * (1 - blue))
@@ -211,9 +211,9 @@ def _loaded(views: list[NDArray[Any]], shape: tuple[int, ...], channels: int | N
     return out
 
 
-def _strip_rows(layout: PixelLayout, colour: ColourTags, width: int, height: int) -> int:
+def _strip_rows(layout: PixelLayout, color: ColorTags, width: int, height: int) -> int:
     """Choose how many rows to convert at once: strips stay in the cache and need no fresh memory."""
-    if layout.shift_y and sitings_of(colour.siting)[1] == "cosited":
+    if layout.shift_y and sitings_of(color.siting)[1] == "cosited":
         return height  # the filter down reaches over the edge of a strip
     return max(_STRIP_STEP, _STRIP_PX // width // _STRIP_STEP * _STRIP_STEP)
 
@@ -223,16 +223,16 @@ def _rows_of(view: NDArray[Any], number: int, layout: PixelLayout, top: int, row
     return view[top >> shift : -(-(top + rows) >> shift)]  # the end is rounded up
 
 
-def _store_ycc(rgb: Tensor, views: list[NDArray[Any]], layout: PixelLayout, colour: ColourTags) -> None:
-    full_range = _is_full_range(layout, colour)
+def _store_ycc(rgb: Tensor, views: list[NDArray[Any]], layout: PixelLayout, color: ColorTags) -> None:
+    full_range = _is_full_range(layout, color)
     black, _, _ = _code_range(layout.bits, full_range)
-    encode = _encoding(colour.matrix, layout.bits, full_range)
+    encode = _encoding(color.matrix, layout.bits, full_range)
     luma = torch.mv(rgb.view(3, -1).t(), encode[0]).view(rgb.shape[1:])
     _store(luma, views[0], layout, 0, offset=black)
     if layout.kind == "gray":
         return
-    sitings, (shift_x, shift_y) = sitings_of(colour.siting), (layout.shift_x, layout.shift_y)
-    if shift_y and sitings[1] == "centre":  # the mean of two rows commutes with the matrix: half the work
+    sitings, (shift_x, shift_y) = sitings_of(color.siting), (layout.shift_x, layout.shift_y)
+    if shift_y and sitings[1] == "center":  # the mean of two rows commutes with the matrix: half the work
         rgb, shift_y = _mean_of_rows(rgb), shift_y - 1
     full = torch.mm(encode[1:], rgb.view(3, -1)).view(2, *rgb.shape[1:])
     chroma = downsample_chroma(full, shifts=(shift_x, shift_y), sitings=sitings)
@@ -287,11 +287,11 @@ def _thresholds(width: int, channel: int, offset: float) -> Tensor:
     return torch.tensor(tiled + offset, dtype=torch.float32)
 
 
-def _tag(frame: VideoFrame, layout: PixelLayout, colour: ColourTags) -> None:
-    frame.colorspace = _RGB if layout.kind == "rgb" else colour.matrix
-    frame.color_primaries = colour.primaries
-    frame.color_trc = colour.transfer
+def _tag(frame: VideoFrame, layout: PixelLayout, color: ColorTags) -> None:
+    frame.colorspace = _RGB if layout.kind == "rgb" else color.matrix
+    frame.color_primaries = color.primaries
+    frame.color_trc = color.transfer
     if layout.is_full_range:
         frame.color_range = 2
     else:
-        frame.color_range = 0 if colour.full_range is None else 1 + int(colour.full_range)
+        frame.color_range = 0 if color.full_range is None else 1 + int(color.full_range)

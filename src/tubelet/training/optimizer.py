@@ -10,11 +10,11 @@ from torch import nn
 
 from tubelet.errors import ConfigError, suggest
 
-__all__ = ["OptimiserSettings", "ParameterGroups"]
+__all__ = ["OptimizerSettings", "ParameterGroups"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OptimiserSettings:
+class OptimizerSettings:
     """The optimizer, and modules with a learning rate or a start of their own."""
 
     kind: Literal["adam", "adamw"] = "adam"
@@ -57,7 +57,7 @@ class ParameterGroups:
         ConfigError: a part is not in the network, or nothing would learn.
     """
 
-    def __init__(self, model: nn.Module, settings: OptimiserSettings) -> None:
+    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         self._settings = settings
         slow = _parameters(model, settings.slow)
         alone = _parameters(model, settings.alone)
