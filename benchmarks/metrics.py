@@ -23,7 +23,7 @@ MB = 1e6
 
 
 def make_scene(height: int, width: int) -> Tensor:
-    """A picture with a margin for the camera to move in: (3, H + 64, W + 64)."""
+    """An image with a margin for the camera to move in: (3, H + 64, W + 64)."""
     generator = torch.Generator().manual_seed(0)
     layers = [
         functional.interpolate(

@@ -1,8 +1,8 @@
 """Score SpyNet: end-point error on unseen synthetic pairs, warping error on real clips.
 
-    python benchmarks/spynet.py --pictures ../shared/data/train_image --clips ../shared/data/dev_eval
+    python benchmarks/spynet.py --images ../shared/data/train_image --clips ../shared/data/dev_eval
 
-The pairs are made of the pictures that `tubelet train spynet` holds out (every 8th), with seeds of their own. The
+The pairs are made of the images that `tubelet train spynet` holds out (every 8th), with seeds of their own. The
 warping error is the mean squared difference (R, G, B in [0, 1]) between a frame and the next one, warped onto it. A
 pixel moves where DIS, an estimator that is not trained, finds at least `--moving-px` of motion; both are told, the
 error of all pixels and of those that move. Without OpenCV there is no DIS, and all pixels count.
@@ -22,11 +22,11 @@ from torch import Tensor
 
 import tubelet
 from tubelet.data import read_clip
-from tubelet.data.motion import MotionSettings, MovingPictures, find_pictures
+from tubelet.data.motion import MotionSettings, MovingImages, find_images
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.metrics.temporal import warp
 from tubelet.ops import imresize
-from tubelet.recipes.spynet import score_pairs, split_pictures
+from tubelet.recipes.spynet import score_pairs, split_images
 from tubelet.zoo.checkpoint import load_model, save_checkpoint
 
 Estimate = Callable[[Tensor, Tensor], Tensor]
@@ -51,14 +51,14 @@ def dis() -> Estimate | None:
     return estimate
 
 
-def print_pairs(pictures: Path, methods: dict[str, Estimate], count: int) -> None:
+def print_pairs(images: Path, methods: dict[str, Estimate], count: int) -> None:
     """Print the end-point errors."""
-    _, unseen = split_pictures(find_pictures([pictures]), 8)
+    _, unseen = split_images(find_images([images]), 8)
     print("\nEnd-point error, px, on unseen pairs; motion up to 20 px")
     print(f"| frames | zero | {' | '.join(f'{m} | of zero | visible' for m in methods)} |")
     print("|---" * (2 + 3 * len(methods)) + "|")
     for side in (128, 192, 256):
-        source = MovingPictures(unseen, MotionSettings(patch_px=side), seed=2017)
+        source = MovingImages(unseen, MotionSettings(patch_px=side), seed=2017)
         pairs = [source.pair(i) for i in range(count)]
         scores = {name: score_pairs(method, pairs) for name, method in methods.items()}
         zero = next(iter(scores.values()))["epe_zero"]
@@ -111,7 +111,7 @@ def embed(network: SpyNet, made: dict[str, object]) -> None:
 def main() -> None:
     """Score a network on pairs and clips, or embed it where that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, help="folder that the pairs are made of")
+    parser.add_argument("--images", type=Path, help="folder that the pairs are made of")
     parser.add_argument("--clips", type=Path, help="folder of folders of frames")
     parser.add_argument("--weights", type=Path, help="a SpyNet instead of the embedded one")
     parser.add_argument("--pairs", type=int, default=100)
@@ -130,8 +130,8 @@ def main() -> None:
     reference = dis()
     if reference is not None:
         methods["DIS"] = reference
-    if options.pictures is not None:
-        print_pairs(options.pictures, methods, options.pairs)
+    if options.images is not None:
+        print_pairs(options.images, methods, options.pairs)
     if options.clips is not None:
         print_clips(options.clips, methods, options.frames, options.moving_px)
 

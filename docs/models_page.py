@@ -47,9 +47,9 @@ that is there needs no network. Proxies are those of `https_proxy`. Where *by ha
 person: put the file into that folder under its published name. The license is that of the weights, as their publisher
 states it; data that they were trained on can have terms of its own.
 
-*Bicubic* and *blurred* are the ways in which the low-quality pictures of training were made: MATLAB's bicubic (BI), and
+*Bicubic* and *blurred* are the ways in which the low-quality images of training were made: MATLAB's bicubic (BI), and
 a Gaussian blur before every fourth pixel is taken (BD). Give a model what it was trained for; for videos of people that
-is a model for real videos or pictures.
+is a model for real videos or images.
 
 """
 _ARCHITECTURES = """

@@ -1,7 +1,7 @@
 """Small films that the tests make themselves, and what FFmpeg's own programs say of the results.
 
-one stream       picture, make_video, save_image
-several streams  add_video, add_sound, add_subtitles, mux; make_plain, make_rich
+one stream       image, make_video, save_image
+several streams  add_video, add_audio, add_subtitles, mux; make_plain, make_rich
 through our code rewrite; info and frames of a film that does not exist
 judges           times_s, payloads (PyAV); ffprobe, ffprobe_times, ffmpeg_raw, subtitles_as_srt
 """
@@ -47,8 +47,8 @@ Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 SPOKEN = ((100, 200, "Grüße {\\i1}you{\\i0}\\Nline two"), (350, 150, "second, with comma"))
 
 
-def picture(number: int, width: int = 64, height: int = 48) -> np.ndarray:
-    """A smooth picture (H, W, 3) uint8 whose gradient moves with its number."""
+def image(number: int, width: int = 64, height: int = 48) -> np.ndarray:
+    """A smooth image (H, W, 3) uint8 whose gradient moves with its number."""
     y, x = np.mgrid[0:height, 0:width]
     red = 128 + 90 * np.sin((x + 3 * number) / 11)
     green = 128 + 90 * np.cos((y - 2 * number) / 13)
@@ -71,7 +71,7 @@ def make_video(
     tags: dict[str, int] | None = None,
     rotation: int = 0,
 ) -> Path:
-    """Encode `frames` pictures of `size` (width, height)."""
+    """Encode `frames` images of `size` (width, height)."""
     width, height = size
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate, options=options or {})
@@ -82,7 +82,7 @@ def make_video(
         if rotation:
             stream.set_display_rotation(rotation)
         for number, tick in zip(range(frames), pts or range(frames), strict=False):
-            frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image(number, width, height), format="rgb24")
             frame = frame.reformat(format=pix_fmt)
             frame.pts, frame.time_base = tick, time_base
             container.mux(stream.encode(frame))
@@ -91,7 +91,7 @@ def make_video(
 
 
 def save_image(path: Path, frame: av.VideoFrame, pix_fmt: str = "rgb24", codec: str = "png") -> Path:
-    """Encode one picture."""
+    """Encode one image."""
     encoder: Any = av.CodecContext.create(codec, "w")
     encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, pix_fmt
     encoder.time_base = Fraction(1, 25)
@@ -123,10 +123,10 @@ def add_video(
     codec="libx264",
     pix_fmt="yuv420p",
     still=False,
-    pictures: Iterable[np.ndarray] | None = None,
+    images: Iterable[np.ndarray] | None = None,
     **context,
 ):
-    """Add a video stream: `pictures` (H, W, 3) uint8, or noise that changes with every frame unless `still`."""
+    """Add a video stream: `images` (H, W, 3) uint8, or noise that changes with every frame unless `still`."""
     stream = container.add_stream(codec, rate=25, width=size[0], height=size[1], pix_fmt=pix_fmt)
     stream.codec_context.time_base = MS
     stream.options = {"preset": "ultrafast"} if codec.startswith("libx") else {}
@@ -134,14 +134,14 @@ def add_video(
     for name, value in context.items():
         setattr(stream.codec_context, name, value)
     stream.codec_context.flags |= 1 << 8
-    if pictures is None:
+    if images is None:
         rng, shape = np.random.default_rng(0), (size[1], size[0], 3)
-        pictures = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in pts_ms]
-        pictures = pictures[:1] * len(pts_ms) if still else pictures
+        images = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in pts_ms]
+        images = images[:1] * len(pts_ms) if still else images
 
     def packets():
-        for number, (pts, picture) in enumerate(zip(pts_ms, pictures, strict=True)):
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=pix_fmt)
+        for number, (pts, image) in enumerate(zip(pts_ms, images, strict=True)):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pix_fmt)
             frame.pts, frame.time_base = pts, MS
             frame.duration = pts_ms[number + 1] - pts if number + 1 < len(pts_ms) else 40
             yield from stream.encode(frame)
@@ -150,7 +150,7 @@ def add_video(
     return stream, packets
 
 
-def add_sound(container: Any, codec="aac", seconds=0.6, start_s=0.0):
+def add_audio(container: Any, codec="aac", seconds=0.6, start_s=0.0):
     stream = container.add_stream(codec, rate=48000)
     stream.codec_context.layout = "stereo"
 
@@ -192,16 +192,16 @@ def mux(container: Any, *sources) -> None:
     container.close()
 
 
-def make_rich(path: Path, *, second_sound="libopus", text="subrip") -> Path:
+def make_rich(path: Path, *, second_audio="libopus", text="subrip") -> Path:
     """A film with two languages, two subtitles, chapters, tags and (Matroska) a font."""
     container = av.open(str(path), "w")
     container.metadata.update(title="A film", artist="Someone", mykey="odd")
-    video, pictures = add_video(container)
-    video.metadata["title"] = "The picture"
-    german, deutsch = add_sound(container)
+    video, images = add_video(container)
+    video.metadata["title"] = "The image"
+    german, deutsch = add_audio(container)
     german.metadata.update(language="ger")
     german.disposition = 0
-    english, words = add_sound(container, second_sound)
+    english, words = add_audio(container, second_audio)
     english.metadata.update(language="eng", title="Commentary")
     english.disposition = 1 | 8  # default, comment
     first, lines = add_subtitles(container, text)
@@ -218,14 +218,14 @@ def make_rich(path: Path, *, second_sound="libopus", text="subrip") -> Path:
             for n, (a, b, t) in enumerate(chapters, 1)
         ]
     )
-    mux(container, pictures, deutsch, words, lines, zeilen)
+    mux(container, images, deutsch, words, lines, zeilen)
     return path
 
 
-def make_plain(path: Path, *, pts_ms=VFR_MS, sound=True, **video) -> Path:
+def make_plain(path: Path, *, pts_ms=VFR_MS, audio=True, **video) -> Path:
     container = av.open(str(path), "w")
-    _, pictures = add_video(container, pts_ms, **video)
-    mux(container, pictures, *([add_sound(container, start_s=pts_ms[0] / 1000)[1]] if sound else []))
+    _, images = add_video(container, pts_ms, **video)
+    mux(container, images, *([add_audio(container, start_s=pts_ms[0] / 1000)[1]] if audio else []))
     return path
 
 

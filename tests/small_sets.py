@@ -1,4 +1,4 @@
-"""Standard sets in small: the folders and frame counts of the real ones, with pictures of a few pixels."""
+"""Standard sets in small: the folders and frame counts of the real ones, with images of a few pixels."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,7 @@ VID4_FRAMES = {"calendar": 41, "city": 34, "foliage": 49, "walk": 47}
 
 
 def save_frames(folder: Path, count: int, size: tuple[int, int] = (16, 12), names: str = "{:08d}.png") -> Path:
-    """Write `count` noisy pictures of `size` (width, height)."""
+    """Write `count` noisy images of `size` (width, height)."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(count)
     for number in range(count):

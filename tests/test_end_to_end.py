@@ -20,16 +20,16 @@ from media import (
     FFPROBE,
     MS,
     VFR_MS,
-    add_sound,
+    add_audio,
     add_video,
     ffmpeg_raw,
+    image,
     make_plain,
     make_rich,
     make_video,
     mux,
     needs_ffmpeg,
     payloads,
-    picture,
     subtitles_as_srt,
 )
 from tubelet.cli import main
@@ -87,11 +87,11 @@ def assert_same_times(src: Path, dst: Path) -> None:
     assert max(abs(a - b) for a, b in zip(before, after, strict=True)) <= tick
 
 
-def sound_hashes(path: Path) -> list[list[str]]:
+def audio_hashes(path: Path) -> list[list[str]]:
     return [[hashlib.sha256(packet).hexdigest() for packet in stream] for stream in payloads(path, "audio")]
 
 
-def sound_times(path: Path) -> list[Fraction]:
+def audio_times(path: Path) -> list[Fraction]:
     with av.open(str(path)) as container:
         return [packet.pts * packet.time_base for packet in container.demux(audio=0) if packet.pts is not None]
 
@@ -101,27 +101,27 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def benchmark_clip(shared: Path, name: str, path: Path, limit: int | None = None) -> Path:
-    """A dev_eval clip, BI ×4, H.264 crf 18, with an AAC sound track."""
+    """A dev_eval clip, BI ×4, H.264 crf 18, with an AAC audio track."""
     with open_reader(shared / "data" / "dev_eval" / name) as reader:
         gt = [frame.rgb for _, frame in zip(range(limit or 10_000), reader, strict=False)]
     lq = (degrade(torch.stack(gt), "bi", scale=4) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     size, pts_ms = (lq.shape[2], lq.shape[1]), tuple(40 * t for t in range(len(lq)))
     container = av.open(str(path), "w")
-    _, pictures = add_video(container, pts_ms, size, pictures=lq, options={"crf": "18", "preset": "medium"})
-    _, sound = add_sound(container, seconds=len(lq) / 25)
-    mux(container, pictures, sound)
+    _, images = add_video(container, pts_ms, size, images=lq, options={"crf": "18", "preset": "medium"})
+    _, audio = add_audio(container, seconds=len(lq) / 25)
+    mux(container, images, audio)
     return path
 
 
 @pytest.mark.parametrize("name", DEV_EVAL)
 @pytest.mark.parametrize("limit", [pytest.param(8, id="start"), pytest.param(None, id="whole", marks=pytest.mark.slow)])
-def test_benchmark_clips_with_sound(shared, tmp_path, name, limit):
+def test_benchmark_clips_with_audio(shared, tmp_path, name, limit):
     source = benchmark_clip(shared, name, tmp_path / "in.mp4", limit)
     before = video_stream(source)
     for out in (tmp_path / "out.mp4", tmp_path / "out.mkv"):
         upscale(source, out)
         assert_same_times(source, out)
-        assert sound_hashes(out) == sound_hashes(source)
+        assert audio_hashes(out) == audio_hashes(source)
         assert_plays(out)
         after = video_stream(out)
         assert (after["width"], after["height"]) == (4 * before["width"], 4 * before["height"])
@@ -143,8 +143,8 @@ def test_ten_bit_hdr(tmp_path, name):
     container = av.open(str(source), "w")
     tags = {"colorspace": 9, "color_primaries": 9, "color_trc": 16, "color_range": 1}
     options = {"x265-params": params, "chroma_sample_location": "3"}
-    _, pictures = add_video(container, VFR_MS, (64, 64), "libx265", "yuv420p10le", still=True, options=options, **tags)
-    mux(container, pictures)
+    _, images = add_video(container, VFR_MS, (64, 64), "libx265", "yuv420p10le", still=True, options=options, **tags)
+    mux(container, images)
     upscale(source, out)
     assert_same_times(source, out)
     before, after = video_stream(source), video_stream(out)
@@ -168,10 +168,10 @@ def test_ten_bit_hdr(tmp_path, name):
 def test_rotation_is_in_the_pixels_and_no_longer_in_the_file(tmp_path, name, degrees):
     source, out = tmp_path / "in.mp4", tmp_path / name
     container = av.open(str(source), "w")
-    pictures = [picture(t, 64, 48) for t in range(6)]
+    images = [image(t, 64, 48) for t in range(6)]
     pts_ms = tuple(range(0, 240, 40))
     aspect = {"sample_aspect_ratio": Fraction(4, 3), "options": {"crf": "5"}}
-    stream, packets = add_video(container, pts_ms, pictures=pictures, **aspect)
+    stream, packets = add_video(container, pts_ms, images=images, **aspect)
     stream.set_display_rotation(degrees)
     mux(container, packets)
     assert video_stream(source)["side_data_list"][0]["rotation"] % 360 in (90, 180, 270)
@@ -212,10 +212,10 @@ def test_odd_size(tmp_path, capsys, name, scale, size, pix_fmt):
 
 def assert_rich(path: Path) -> None:
     """Languages, flags, titles, chapters and words of `make_rich`."""
-    sound, texts = streams(path, "audio"), streams(path, "subtitle")
-    assert [s["tags"]["language"] for s in sound] == ["ger", "eng"]
-    assert [s["disposition"]["default"] for s in sound] == [0, 1]
-    assert [s["disposition"]["comment"] for s in sound] == [0, 1]
+    audio, texts = streams(path, "audio"), streams(path, "subtitle")
+    assert [s["tags"]["language"] for s in audio] == ["ger", "eng"]
+    assert [s["disposition"]["default"] for s in audio] == [0, 1]
+    assert [s["disposition"]["comment"] for s in audio] == [0, 1]
     with av.open(str(path)) as container:  # Debian's ffprobe does not read mp4's title of a stream, "name"
         commentary = container.streams.audio[1].metadata
         assert (commentary.get("title") or commentary["name"]) == "Commentary"
@@ -240,7 +240,7 @@ def test_two_languages_subtitles_chapters_and_a_font(tmp_path, capsys, source_na
     out = tmp_path / name
     upscale(source, out, "--scale", "2")
     assert_rich(out)
-    assert sound_hashes(out) == sound_hashes(source)
+    assert audio_hashes(out) == audio_hashes(source)
     assert_same_times(source, out)
     notes = [line for line in lines_of(capsys) if line.startswith("note: ")]
     fonts = streams(out, "attachment")
@@ -284,18 +284,18 @@ def test_notes_are_told_of_a_cut_off_film_too(tmp_path, capsys):
     assert said[-1].startswith("tubelet: error: ")
 
 
-def test_a_part_with_its_sound(tmp_path):
+def test_a_part_with_its_audio(tmp_path):
     source, out = tmp_path / "long.mkv", tmp_path / "part.mkv"
     container = av.open(str(source), "w")
-    _, pictures = add_video(container, tuple(range(0, 2000, 40)), (48, 32), still=True)
-    _, sound = add_sound(container, seconds=2.0)
-    mux(container, pictures, sound)
+    _, images = add_video(container, tuple(range(0, 2000, 40)), (48, 32), still=True)
+    _, audio = add_audio(container, seconds=2.0)
+    mux(container, images, audio)
     upscale(source, out, "--start", "0.6", "--duration", "0.8")
     assert times_s(out)[0] == [Fraction(n, 25) for n in range(20)]
-    (all_packets,), (some_packets,) = sound_hashes(source), sound_hashes(out)
+    (all_packets,), (some_packets,) = audio_hashes(source), audio_hashes(out)
     first = all_packets.index(some_packets[0])
     assert all_packets[first : first + len(some_packets)] == some_packets
-    before, after = sound_times(source), sound_times(out)
+    before, after = audio_times(source), audio_times(out)
     frame_s = Fraction(1024, 48000)
     assert -frame_s <= after[0] <= 0
     assert Fraction(4, 5) - 2 * frame_s <= after[-1] < Fraction(4, 5)
@@ -303,10 +303,10 @@ def test_a_part_with_its_sound(tmp_path):
     assert_plays(out)
 
 
-def test_pictures_to_film_and_film_to_pictures(tmp_path):
+def test_images_to_film_and_film_to_images(tmp_path):
     (tmp_path / "in").mkdir()
     for t in range(5):
-        Image.fromarray(picture(t)).save(tmp_path / "in" / f"{t:04d}.png")
+        Image.fromarray(image(t)).save(tmp_path / "in" / f"{t:04d}.png")
     upscale(tmp_path / "in", tmp_path / "film.mp4", "--scale", "2")
     assert times_s(tmp_path / "film.mp4")[0] == [Fraction(n, 25) for n in range(5)]
     assert_plays(tmp_path / "film.mp4")
@@ -317,7 +317,7 @@ def test_pictures_to_film_and_film_to_pictures(tmp_path):
         with Image.open(tmp_path / "out" / name) as shown:
             assert shown.size == (256, 192)
             small = np.asarray(shown.resize((64, 48), Image.Resampling.BOX)).astype(int)
-        assert np.abs(small - picture(t)).mean() < 5
+        assert np.abs(small - image(t)).mean() < 5
 
 
 def test_between_two_ffmpeg_in_a_pipe(tmp_path):

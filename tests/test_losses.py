@@ -51,16 +51,16 @@ def test_end_point_error():
 
 
 @pytest.fixture
-def pictures():
-    """Two pairs of color pictures of 8 bits, one like the other but for noise: sr, gt (2, 3, 17, 23) in [0, 1]."""
+def images():
+    """Two pairs of color images of 8 bits, one like the other but for noise: sr, gt (2, 3, 17, 23) in [0, 1]."""
     generator = torch.Generator().manual_seed(0)
     gt = torch.rand(2, 3, 17, 23, generator=generator)
     sr = (gt + 0.2 * torch.randn(gt.shape, generator=generator)).clamp(0, 1)
     return (sr * 255).round() / 255, (gt * 255).round() / 255
 
 
-def test_structural_similarity_is_that_of_the_metrics(pictures):
-    sr, gt = pictures
+def test_structural_similarity_is_that_of_the_metrics(images):
+    sr, gt = images
     expected = metrics.ssim(sr, gt, channel="rgb").mean().item()
     assert 0.1 < expected < 0.95
     assert structural_similarity(sr, gt).item() == pytest.approx(expected, abs=1e-5)
@@ -70,8 +70,8 @@ def test_structural_similarity_is_that_of_the_metrics(pictures):
     assert structural_similarity(flat, flat + 1e-6).item() == pytest.approx(1, abs=1e-3)
 
 
-def test_structural_similarity_keeps_full_precision_under_autocast(pictures):
-    sr, gt = pictures
+def test_structural_similarity_keeps_full_precision_under_autocast(images):
+    sr, gt = images
     expected = structural_similarity(sr, gt)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(structural_similarity(sr, gt), expected)
@@ -92,8 +92,8 @@ def test_structural_similarity_refuses_what_is_below_its_window():
         structural_similarity(torch.rand(3, 10, 12), torch.rand(3, 10, 12))
 
 
-def test_mix_of_error_and_structure(pictures):
-    sr, gt = pictures
+def test_mix_of_error_and_structure(images):
+    sr, gt = images
     error, structure = l1(sr, gt).item(), structural_similarity(sr, gt).item()
     assert l1_and_ssim(sr, gt, alpha=0.8).item() == pytest.approx(0.8 * error + 0.2 * (1 - structure))
     assert l1_and_ssim(sr, gt, alpha=0.0).item() == pytest.approx(1 - structure)

@@ -21,7 +21,7 @@ from tubelet.zoo.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow
 
-PICTURES = [a for a in ARCHITECTURES if a.contract(a.config()) is not None]
+IMAGES = [a for a in ARCHITECTURES if a.contract(a.config()) is not None]
 WIDTH, HEIGHT = 45, 35
 CLIPS = {
     "thirty with a cut": (("vid4_walk", 20), ("vid4_city", 10)),
@@ -30,7 +30,7 @@ CLIPS = {
 }
 
 
-@pytest.fixture(scope="module", params=PICTURES, ids=lambda a: a.name)
+@pytest.fixture(scope="module", params=IMAGES, ids=lambda a: a.name)
 def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Architecture, Path]:
     """Save a network of the published configuration, with random weights."""
     torch.manual_seed(0)
@@ -54,10 +54,10 @@ def small(shared: Path, name: str, frames: int) -> Tensor:
 
 def write_video(shared: Path, path: Path, parts: Sequence[tuple[str, int]]) -> Path:
     lq = torch.cat([small(shared, *part) for part in parts])
-    pictures = (lq * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    images = (lq * 255).round().byte().permute(0, 2, 3, 1).numpy()
     container = av.open(str(path), "w")
-    times_ms = tuple(40 * t for t in range(len(pictures)))
-    _, packets = add_video(container, times_ms, (WIDTH, HEIGHT), "ffv1", "bgr0", pictures=pictures)
+    times_ms = tuple(40 * t for t in range(len(images)))
+    _, packets = add_video(container, times_ms, (WIDTH, HEIGHT), "ffv1", "bgr0", images=images)
     mux(container, packets)
     return path
 

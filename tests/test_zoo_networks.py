@@ -17,10 +17,10 @@ from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import save_checkpoint
 from tubelet.zoo.opening import open_model
 
-PICTURES = [a for a in ARCHITECTURES if a.contract(a.config()) is not None]
+IMAGES = [a for a in ARCHITECTURES if a.contract(a.config()) is not None]
 
 
-@pytest.fixture(scope="module", params=PICTURES, ids=lambda a: a.name)
+@pytest.fixture(scope="module", params=IMAGES, ids=lambda a: a.name)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save a small network with random weights."""
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def restored(engine: Engine, clip: Tensor, *cuts: int) -> Tensor:
 
 
 def test_odd_sizes_short_clips_and_a_cut(checkpoint: Path) -> None:
-    """Whole pictures, whatever memory is free; the test with a video file plans by it."""
+    """Whole images, whatever memory is free; the test with a video file plans by it."""
     opened = open_model(str(checkpoint))
     engine = Engine(opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32", tile=0))
     clip = clip_of(3, 33, 37)

@@ -1,4 +1,4 @@
-"""A configuration of every architecture that makes pictures, as small as it goes."""
+"""A configuration of every architecture that makes images, as small as it goes."""
 
 from typing import Any
 

@@ -31,8 +31,8 @@ def plain_forward(model: HAT, lq: Tensor) -> Tensor:
         for block in group.blocks:
             y = _hybrid_block(block, y, size, mask)
         y = _overlapping_attention(group.overlap, y, size)
-        picture = y.transpose(1, 2).view(shallow.shape)
-        tokens = convolve(group.conv, picture).flatten(2).transpose(1, 2) + tokens
+        image = y.transpose(1, 2).view(shallow.shape)
+        tokens = convolve(group.conv, image).flatten(2).transpose(1, 2) + tokens
     deep = model.norm(tokens).transpose(1, 2).view(shallow.shape)
     features = convolve(model.conv_after_body, deep) + shallow
     up = convolve(model.conv_before_upsample, features)

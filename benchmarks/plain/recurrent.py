@@ -47,7 +47,7 @@ def flows(spynet: SpyNet, lq: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruct(model: BasicVSR | BasicVSRPlusPlus, x: Tensor, frame: Tensor) -> Tensor:
-    """Make a picture (B, 3, 4H, 4W) of features (B, C, H, W)."""
+    """Make an image (B, 3, 4H, 4W) of features (B, C, H, W)."""
     x = functional.pixel_shuffle(model.upconv1(x), 2)
     x = functional.pixel_shuffle(model.upconv2(x), 2)
     x = model.conv_last(model.conv_hr(x))

@@ -47,8 +47,8 @@ def _group(group: RSTB, tokens: Tensor, size: tuple[int, int]) -> Tensor:
     x = tokens
     for block in group.blocks:
         x = _block(block, x, size)
-    picture = x.transpose(1, 2).view(x.shape[0], x.shape[2], *size)
-    return convolve(group.conv, picture).flatten(2).transpose(1, 2) + tokens
+    image = x.transpose(1, 2).view(x.shape[0], x.shape[2], *size)
+    return convolve(group.conv, image).flatten(2).transpose(1, 2) + tokens
 
 
 def _block(block: SwinBlock, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -100,7 +100,7 @@ def position_index(w: int) -> Tensor:
 
 
 def shift_mask(size: tuple[int, int], w: int, shift: int) -> Tensor:
-    """Mask of every window of the rolled picture, 0 or −100: (windows, w², w²)."""
+    """Mask of every window of the rolled image, 0 or −100: (windows, w², w²)."""
     regions = torch.zeros(1, *size, 1)
     cuts = (slice(0, -w), slice(-w, -shift), slice(-shift, None))
     for i, rows in enumerate(cuts):

@@ -82,10 +82,10 @@ def structural_similarity(sr: Tensor, gt: Tensor) -> Tensor:
         gt: the same shape.
 
     Returns:
-        scalar, 1 for equal pictures: mean over all pixels whose 11×11 window (Gaussian, σ 1.5) lies within.
+        scalar, 1 for equal images: mean over all pixels whose 11×11 window (Gaussian, σ 1.5) lies within.
 
     Raises:
-        ValueError: the pictures are smaller than the window.
+        ValueError: the images are smaller than the window.
 
     Source: Wang et al., IEEE TIP 2004, Eq. 13; constants for a data range of 1.
     """

@@ -24,7 +24,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(slots=True)
 class Frame:
-    """One picture of a video with its place in time.
+    """One image of a video with its place in time.
 
     Attributes:
         rgb: (3, H, W) float32, upright (rotation of the container is already applied). In [0, 1] but for colors
@@ -58,7 +58,7 @@ class Temporal:
     window    model(lq) with (B, 2·radius + 1, 3, H, W) → (B, 1, 3, sH, sW), the middle frame
     online    model.step(lq, hidden) → (sr, hidden), lq (B, 1 + lookahead, 3, H, W): the frame and those
               that follow it; sr (B, 3, sH, sW); hidden is None at the start of a scene, otherwise a tuple
-              of tensors that are pictures too
+              of tensors that are images too
     clip      model(lq) with (B, T, 3, H, W) → (B, T', 3, sH, sW), T up to `window_frames`;
               T' = T + `between_frames` · (T - 1)
 

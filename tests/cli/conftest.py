@@ -15,9 +15,9 @@ def clip(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sound(tmp_path: Path) -> Path:
-    """A WAV file: sound and no picture."""
-    path = tmp_path / "sound.wav"
+def audio(tmp_path: Path) -> Path:
+    """A WAV file: audio and no image."""
+    path = tmp_path / "audio.wav"
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)

@@ -85,8 +85,8 @@ def test_clips_that_are_too_small_give_one_line(folder, capsys):
 @pytest.mark.slow
 def test_ablates_to_the_end(folder, capsys):
     for clip in (folder / "clips").iterdir():
-        for picture in clip.iterdir():
-            Image.open(picture).resize((192, 192)).save(picture)
+        for image in clip.iterdir():
+            Image.open(image).resize((192, 192)).save(image)
     args = ["ablate", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "a", "--base", "1"]
     assert main([*args, "--steps", "1", "--seeds", "1"]) == 0
     out = capsys.readouterr().out

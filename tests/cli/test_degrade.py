@@ -32,7 +32,7 @@ def test_a_recipe_is_written_and_replayed(clip: Path, capsys: pytest.CaptureFixt
     assert "has seed 4, not 5" in capsys.readouterr().err
 
 
-def test_a_folder_of_clips_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_of_clips_and_a_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("a", "b"):
         save_frames(tmp_path / "src" / name, 2)
     assert run(tmp_path / "src", tmp_path / "out", "--preset", "bi", "--scale", 2) == 0

@@ -61,10 +61,10 @@ def test_events_for_programs(folder, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["exit_code"] == 3
 
 
-def test_trains_spynet_on_pictures(folder, capsys):
+def test_trains_spynet_on_images(folder, capsys):
     flags = ["--hold-out", "3", "--levels", "1", "--motion.batch", "4", "--motion.patch-px", "8", *LOOP]
     assert main(["train", "spynet", "--data", "clips/noise", "--out", "a", *flags]) == 3
-    assert "64" in capsys.readouterr().err  # the pictures are too small
+    assert "64" in capsys.readouterr().err  # the images are too small
     for t in range(3):
         rng = np.random.default_rng(t)
         Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(folder / "clips" / "noise" / f"{t}.png")

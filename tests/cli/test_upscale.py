@@ -281,10 +281,10 @@ def test_an_input_that_is_no_video(
     assert names_in(tmp_path) == ["odd.mp4"]
 
 
-def test_sound_alone(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["upscale", str(sound), str(sound.with_name("out.mp4"))]) == 3
+def test_audio_alone(audio: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(audio), str(audio.with_name("out.mp4"))]) == 3
     assert "no video stream" in one_line(capsys)
-    assert names_in(sound.parent) == [sound.name]
+    assert names_in(audio.parent) == [audio.name]
 
 
 def test_a_truncated_input_gives_what_can_be_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,7 +316,7 @@ def test_a_film_without_its_end_and_index(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_start_behind_the_end(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", str(clip), str(clip.with_name("out.mp4")), *FAST, "--start", "7"]) == 3
-    assert "no picture from 7 s on; its video is 0.40 s long" in one_line(capsys)
+    assert "no image from 7 s on; its video is 0.40 s long" in one_line(capsys)
     assert names_in(clip.parent) == ["clip.mp4"]
 
 
@@ -412,7 +412,7 @@ def test_a_pipe_cannot_be_read_twice(flag: str, tmp_path: Path, capsys: pytest.C
     assert "pipe" in one_line(capsys)
 
 
-@pytest.mark.parametrize(("output", "word"), [("-", "pipe"), ("pictures", "no times")])
+@pytest.mark.parametrize(("output", "word"), [("-", "pipe"), ("images", "no times")])
 def test_compare_needs_a_video_file(
     clip: Path, output: str, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

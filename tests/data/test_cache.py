@@ -41,8 +41,8 @@ def test_the_second_call_reads_the_cache_and_a_changed_source_does_not(root, tmp
     assert times() == first
     Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(root / "still.png")
     assert len(times()) == len(first) + 2
-    picture = min((root / "walk").iterdir())
-    Image.open(picture).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(picture)
+    image = min((root / "walk").iterdir())
+    Image.open(image).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(image)
     assert len(times()) == len(first) + 4
     assert not list((tmp_path / "cache").rglob("*.part"))
 

@@ -15,8 +15,8 @@ from tubelet.data.copies import (
     clip_seed,
     lossless,
     write_clips,
-    write_picture,
-    write_pictures,
+    write_image,
+    write_images,
     write_video,
 )
 from tubelet.data.datasets import find_folder_clips
@@ -31,10 +31,10 @@ def expected(src: Path, preset: str, scale: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("preset", ["bi", "bd", "real", "second-order"])
-def test_pictures_are_what_degrade_gives_and_keep_their_names(tmp_path: Path, preset: str):
+def test_images_are_what_degrade_gives_and_keep_their_names(tmp_path: Path, preset: str):
     src = save_frames(tmp_path / "src", 4, (66, 50), "im{}.png")
     seen: list[Progress] = []
-    done = write_pictures(src, tmp_path / "out", Degradation(preset=preset, scale=4, seed=5), on_progress=seen.append)
+    done = write_images(src, tmp_path / "out", Degradation(preset=preset, scale=4, seed=5), on_progress=seen.append)
     assert done == 4
     assert (seen[0].done, seen[0].total, seen[-1].done, seen[-1].label) == (1, 4, 4, "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"im{n}.png" for n in range(4)]
@@ -66,9 +66,9 @@ def test_mp4_is_near_and_says_so(tmp_path: Path):
     assert np.abs(difference).mean() < 2
 
 
-def test_a_picture(tmp_path: Path):
+def test_a_image(tmp_path: Path):
     src = save_frames(tmp_path / "src", 1, (20, 12)) / "00000000.png"
-    write_picture(src, tmp_path / "out.png", Degradation(preset="bi", scale=2))
+    write_image(src, tmp_path / "out.png", Degradation(preset="bi", scale=2))
     with Image.open(tmp_path / "out.png") as image:
         assert np.array_equal(np.array(image).transpose(2, 0, 1), expected(src, "bi", 2)[0])
 
@@ -111,11 +111,11 @@ def test_copies_of_two_degradations_do_not_mix(tmp_path: Path):
         write_clips(clips, tmp_path / "src", Degradation())
 
 
-def test_a_damaged_picture_leaves_nothing(tmp_path: Path):
+def test_a_damaged_image_leaves_nothing(tmp_path: Path):
     src = save_frames(tmp_path / "src", 3)
-    (src / "00000001.png").write_bytes(b"no picture")
+    (src / "00000001.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="1 of 3 images could not be decoded"):
-        write_pictures(src, tmp_path / "out", Degradation(preset="bi"))
+        write_images(src, tmp_path / "out", Degradation(preset="bi"))
     assert [p.name for p in tmp_path.iterdir()] == ["src"]
 
 
@@ -136,7 +136,7 @@ def test_a_truncated_video_is_written_and_told(tmp_path: Path):
 def test_a_recipe_replays_whatever_the_seed(tmp_path: Path):
     src = save_frames(tmp_path / "src", 3, (48, 48))
     recipe = draw_recipe("real", scale=4, seed=8)
-    write_pictures(src, tmp_path / "out", Degradation(preset="real", seed=1, recipe=recipe))
+    write_images(src, tmp_path / "out", Degradation(preset="real", seed=1, recipe=recipe))
     assert np.array_equal(read_clip(tmp_path / "out", max_frames=9), expected(src, "real", 4, 8))
 
 
@@ -146,7 +146,7 @@ def test_requests_without_sense_are_refused(fields: dict):
         Degradation(**fields)
 
 
-def test_pictures_too_small_are_refused(tmp_path: Path):
+def test_images_too_small_are_refused(tmp_path: Path):
     src = save_frames(tmp_path / "src", 1, (3, 3))
     with pytest.raises(InputError, match="3x3, too small for 1/4"):
-        write_pictures(src, tmp_path / "out", Degradation(preset="bi"))
+        write_images(src, tmp_path / "out", Degradation(preset="bi"))

@@ -113,7 +113,7 @@ def test_videolq_has_no_good_clips(tmp_path: Path):
     assert clips[7].lq == tmp_path / "VideoLQ/Input/007"
 
 
-def test_pictures_train(tmp_path: Path):
+def test_images_train(tmp_path: Path):
     save_frames(tmp_path / "DIV2K_train_HR", 3, names="{:04d}.png")
     save_frames(tmp_path / "DIV2K_train_LR_bicubic/X4", 3, names="{:04d}x4.png")
     clips = find_training_clips("div2k", tmp_path)

@@ -5,42 +5,42 @@ import pytest
 import torch
 from PIL import Image
 
-from tubelet.data.motion import MotionSettings, MovingPictures, find_pictures
+from tubelet.data.motion import MotionSettings, MovingImages, find_images
 from tubelet.errors import ConfigError, InputError
 from tubelet.ops import backward_warp, imresize
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two smooth pictures: what is between their pixels is known well."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Two smooth images: what is between their pixels is known well."""
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(2):
         coarse = torch.from_numpy(rng.random((3, 10, 12), dtype=np.float32))
         pixels = (imresize(coarse, 32).clamp(0, 1).movedim(0, -1) * 255).round().byte().numpy()
         Image.fromarray(pixels).save(root / f"{i}.png")
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     return root
 
 
-def pictures(folder: Path, seed: int = 0, **changes: float) -> MovingPictures:
+def images(folder: Path, seed: int = 0, **changes: float) -> MovingImages:
     settings = {"batch": 8, "patch_px": 40, "max_px": 6.0, "noise": 0.0, "change": 0.0} | changes
-    return MovingPictures(find_pictures([folder]), MotionSettings(**settings), seed)
+    return MovingImages(find_images([folder]), MotionSettings(**settings), seed)
 
 
 def test_a_pair_depends_on_seed_and_number_alone(folder: Path) -> None:
-    frames, flow, visible = pictures(folder).batch(2)
+    frames, flow, visible = images(folder).batch(2)
     assert (frames.shape, flow.shape, visible.shape) == ((8, 2, 3, 40, 40), (8, 2, 40, 40), (8, 1, 40, 40))
     assert 0 <= frames.min() < frames.max() <= 1
-    again = pictures(folder).pair(5)
+    again = images(folder).pair(5)
     assert torch.equal(frames[4], again.frames)
     assert torch.equal(flow[4], again.flow)
     assert not torch.equal(frames[0], frames[4])
-    assert not torch.equal(frames[4], pictures(folder, seed=1).pair(5).frames)
+    assert not torch.equal(frames[4], images(folder, seed=1).pair(5).frames)
 
 
 def test_a_batch_moves_to_no_side(folder: Path) -> None:
-    frames, flow, visible = pictures(folder).batch(0)
+    frames, flow, visible = images(folder).batch(0)
     assert flow[:4].abs().max() > 0.1
     assert flow[:4].mean((0, 2, 3)).abs().max() < 1e-6
     seen = visible[3, 0] > 0
@@ -49,7 +49,7 @@ def test_a_batch_moves_to_no_side(folder: Path) -> None:
 
 
 def test_the_flow_leads_to_what_is_seen(folder: Path) -> None:
-    source = pictures(folder, things=3)
+    source = images(folder, things=3)
     hidden: list[torch.Tensor] = []
     moved = 0.0
     for i in range(24):
@@ -66,7 +66,7 @@ def test_the_flow_leads_to_what_is_seen(folder: Path) -> None:
 
 
 def test_no_motion_is_longer_than_told(folder: Path) -> None:
-    source = pictures(folder, max_px=5.0)
+    source = images(folder, max_px=5.0)
     lengths = torch.stack([source.pair(i).flow.square().sum(0).amax().sqrt() for i in range(40)])
     assert 4 < lengths.max() <= 5.001
     assert (lengths == 0).any()
@@ -76,13 +76,13 @@ def test_both_frames_are_resampled_alike(folder: Path) -> None:
     """Fine detail is as strong in ref as in supp, over many pairs."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (200, 220, 3), dtype=np.uint8)).save(folder / "noise.png")
-    source = MovingPictures([folder / "noise.png"], MotionSettings(patch_px=24, noise=0, change=0, things=0), 0)
+    source = MovingImages([folder / "noise.png"], MotionSettings(patch_px=24, noise=0, change=0, things=0), 0)
     detail = torch.stack([source.pair(i).frames.diff(dim=-1).square().mean((1, 2, 3)) for i in range(60)]).mean(0)
     assert float(detail[0] / detail[1]) == pytest.approx(1, abs=0.03)
 
 
 def test_light_and_noise_change(folder: Path) -> None:
-    plain, lit = (pictures(folder, change=change, noise=noise, things=0) for change, noise in ((0, 0), (0.2, 0.1)))
+    plain, lit = (images(folder, change=change, noise=noise, things=0) for change, noise in ((0, 0), (0.2, 0.1)))
     differences = [(plain.pair(i).frames - lit.pair(i).frames).abs().mean((1, 2, 3)) for i in range(16)]
     assert max(float(d[1]) for d in differences) > 0.05
     assert min(float(d.sum()) for d in differences) == 0  # half of the pairs keep light, and half are free of noise
@@ -96,18 +96,18 @@ def test_settings_out_of_range(changes: dict[str, float]) -> None:
         MotionSettings(**changes)
 
 
-def test_what_is_no_folder_of_pictures(tmp_path: Path) -> None:
+def test_what_is_no_folder_of_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
-        find_pictures([tmp_path / "absent"])
-    with pytest.raises(InputError, match="no picture in"):
-        find_pictures([tmp_path])
+        find_images([tmp_path / "absent"])
+    with pytest.raises(InputError, match="no image in"):
+        find_images([tmp_path])
     Image.new("RGB", (90, 20)).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="90×20"):
-        MovingPictures(find_pictures([tmp_path]), MotionSettings(), 0)
+        MovingImages(find_images([tmp_path]), MotionSettings(), 0)
 
 
-def test_a_large_picture_is_halved(tmp_path: Path) -> None:
+def test_a_large_image_is_halved(tmp_path: Path) -> None:
     Image.new("RGB", (2600, 1700), "red").save(tmp_path / "large.png")
-    source = MovingPictures(find_pictures([tmp_path]), MotionSettings(patch_px=16, noise=0, change=0), 0)
-    assert source._pictures[0][0].shape == (3, 850, 1300)
+    source = MovingImages(find_images([tmp_path]), MotionSettings(patch_px=16, noise=0, change=0), 0)
+    assert source._images[0][0].shape == (3, 850, 1300)
     assert source.pair(1).frames.std((0, 2, 3)).max() < 1e-3

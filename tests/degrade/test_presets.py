@@ -80,7 +80,7 @@ def test_recode_replays_to_the_bit(encoder, size):
 
 
 @pytest.mark.parametrize("encoder", ["libx264", "libx265", "mpeg4"])
-def test_recode_takes_tiny_pictures(encoder):
+def test_recode_takes_tiny_images(encoder):
     clip = _smooth_clip()[:, :, :15, :10]
     assert psnr(recode(clip, encoder, {}), clip).mean() > 20
 

@@ -55,7 +55,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def picture(attributes: dict[str, str | None]) -> Image.Image:
+def decoded(attributes: dict[str, str | None]) -> Image.Image:
     head, data = (attributes["src"] or "").split(",", 1)
     assert head in ("data:image/jpeg;base64", "data:image/png;base64")
     return Image.open(io.BytesIO(base64.b64decode(data)))
@@ -85,7 +85,7 @@ def test_both_sides_show_the_same_frame_at_the_size_of_the_result(pair: tuple[Pa
     sides = [img for img in page.of("img") if (img.get("alt") or "").startswith(("Input at", "Result at"))]
     levels = []
     for img in sides:
-        image = picture(img)
+        image = decoded(img)
         assert image.size == (256, 192)
         levels.append(np.asarray(image.convert("L"))[100, 200])
     befores, afters = levels[::2], levels[1::2]
@@ -101,7 +101,7 @@ def test_a_part_is_compared_with_its_place_in_the_input(tmp_path: Path) -> None:
     after = write_levels(tmp_path / "sr.mp4", (256, 192), frames=4, offset=16 * 6)  # begins at frame 6 of the input
     text = write_compare_page(before, after, tmp_path / "p.html", frames=2, before_start_s=6 / 25).read_text("utf-8")
     sides = [img for img in Page(text).of("img") if "at 0:" in (img.get("alt") or "")]
-    levels = [int(np.asarray(picture(img).convert("L"))[100, 200]) for img in sides]
+    levels = [int(np.asarray(decoded(img).convert("L"))[100, 200]) for img in sides]
     assert abs(levels[0] - levels[1]) <= 3
     assert abs(levels[2] - levels[3]) <= 3
 
@@ -111,7 +111,7 @@ def test_close_ups_come_from_where_the_detail_is(pair: tuple[Path, Path], tmp_pa
     crops = {name: [] for name in ("Input, bicubic", "Input, Lanczos", "Result", "Original")}
     for img in Page(text).of("img"):
         if img.get("alt") in crops:
-            crops[str(img["alt"])].append(np.asarray(picture(img)))
+            crops[str(img["alt"])].append(np.asarray(decoded(img)))
     assert all(len(found) == len(crops["Result"]) >= 1 for found in crops.values())
     assert np.abs(np.diff(crops["Result"][0][:, 5, 0].astype(int))).max() > 60  # the stripes
     np.testing.assert_array_equal(crops["Result"][0], crops["Original"][0])

@@ -253,7 +253,7 @@ def test_a_process_of_its_own_tells_its_peak_not_its_parents() -> None:
     settings = CostSettings(size="32x24", runs=1, device="cpu", process_memory=True)
     peak = measure_costs([open_model("bicubic-x2")], settings).costs[0].process_bytes
     assert peak is not None
-    assert 50e6 < peak < len(held)  # torch itself, not this picture
+    assert 50e6 < peak < len(held)  # torch itself, not this image
 
 
 def test_a_process_that_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def test_regions_do_not_overlap_and_come_best_first() -> None:
         assert not any(a.overlaps(b) for b in regions if b is not a)
 
 
-def test_a_picture_smaller_than_the_region() -> None:
+def test_a_image_smaller_than_the_region() -> None:
     (only,) = detailed_regions(torch.rand(3, 10, 12), width_px=64, height_px=64, count=4)
     assert (only.x_px, only.y_px, only.width_px, only.height_px) == (0, 0, 12, 10)
 

@@ -255,7 +255,7 @@ def test_missing_clips_and_empty_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_frame_ends_the_run_without_a_score(clips: Path, tmp_path: Path) -> None:
-    (clips / "b" / "002.png").write_bytes(b"not a picture")
+    (clips / "b" / "002.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"b: .*1 of 4 images could not be decoded"):
         run(clips, tmp_path / "out")
     assert (tmp_path / "out" / "scores" / "bicubic-x4" / "a.json").exists()

@@ -64,7 +64,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def picture(attributes: dict[str, str | None]) -> np.ndarray:
+def image(attributes: dict[str, str | None]) -> np.ndarray:
     head, data = (attributes["src"] or "").split(",", 1)
     assert head == "data:image/png;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
@@ -232,29 +232,29 @@ def test_the_page_draws_a_curve_of_every_model_for_every_clip(measured: Path) ->
 
 def test_crops_show_the_same_place_of_the_original_and_of_every_result(measured: Path) -> None:
     page = Page((measured / "report.html").read_text("utf-8"))
-    pictures = {img["alt"]: img for img in page.of("img")}
+    images = {img["alt"]: img for img in page.of("img")}
     showcase = read_results(measured).models[0].clips[0].showcase
     assert showcase is not None
     x, y, width, height = showcase.crops[-1]
     source = np.asarray(Image.open(measured.parent / "clips" / "a" / f"{showcase.frame:03d}.png"))
-    np.testing.assert_array_equal(picture(pictures["original, a"]), source[y : y + height, x : x + width])
-    result = picture(pictures["bicubic-x4, a"]).astype(float)
+    np.testing.assert_array_equal(image(images["original, a"]), source[y : y + height, x : x + width])
+    result = image(images["bicubic-x4, a"]).astype(float)
     assert result.shape == (height, width, 3)
-    apart = np.abs(result - picture(pictures["original, a"])).mean()
+    apart = np.abs(result - image(images["original, a"])).mean()
     assert 0 < apart < 12  # the same place, though not as sharp
-    assert not np.array_equal(result, picture(pictures["lanczos-x4, a"]))
+    assert not np.array_equal(result, image(images["lanczos-x4, a"]))
 
 
 def test_profiles_are_a_column_of_every_frame(measured: Path) -> None:
     page = Page((measured / "report.html").read_text("utf-8"))
-    pictures = {img["alt"]: img for img in page.of("img")}
+    images = {img["alt"]: img for img in page.of("img")}
     clip = read_results(measured).models[0].clips[0]
     assert clip.showcase is not None
     x, y, height = clip.showcase.column
     frames = [np.asarray(Image.open(path)) for path in sorted((measured.parent / "clips" / "a").glob("*.png"))]
     expected = np.stack([frame[y : y + height, x] for frame in frames], 1)
-    np.testing.assert_array_equal(picture(pictures["Temporal profile of original, a"]), expected)
-    assert picture(pictures["Temporal profile of lanczos-x4, a"]).shape == expected.shape
+    np.testing.assert_array_equal(image(images["Temporal profile of original, a"]), expected)
+    assert image(images["Temporal profile of lanczos-x4, a"]).shape == expected.shape
 
 
 def test_a_large_set_has_readable_tables_and_few_curves(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tubelet.evaluation import showcase
-from tubelet.evaluation.showcase import BICUBIC, ORIGINAL, Collector, picture_path
+from tubelet.evaluation.showcase import BICUBIC, ORIGINAL, Collector, image_path
 from tubelet.ops.resize import resample
 
 
@@ -32,8 +32,8 @@ def test_places_come_from_the_original_alone(tmp_path: Path) -> None:
     assert x + width > 160
     assert y < 120
     assert y + height > 40
-    saved = np.asarray(Image.open(picture_path(tmp_path, "clip", "good", 0)))
-    np.testing.assert_array_equal(saved, np.asarray(Image.open(picture_path(tmp_path, "clip", ORIGINAL, 0))))
+    saved = np.asarray(Image.open(image_path(tmp_path, "clip", "good", 0)))
+    np.testing.assert_array_equal(saved, np.asarray(Image.open(image_path(tmp_path, "clip", ORIGINAL, 0))))
 
 
 def test_without_an_original_the_result_and_the_input_are_shown(tmp_path: Path) -> None:
@@ -44,9 +44,9 @@ def test_without_an_original_the_result_and_the_input_are_shown(tmp_path: Path) 
     collector.save(tmp_path, "clip", "model")
     assert collector.showcase is not None
     assert collector.showcase.frame == 1
-    names = {path.name for path in (tmp_path / "pictures" / "clip").iterdir()}
+    names = {path.name for path in (tmp_path / "images" / "clip").iterdir()}
     assert names == {"model.0.png", "model.1.png", "model.profile.png", f"{BICUBIC}.0.png", f"{BICUBIC}.1.png"}
-    profile = np.asarray(Image.open(picture_path(tmp_path, "clip", "model", "profile")))
+    profile = np.asarray(Image.open(image_path(tmp_path, "clip", "model", "profile")))
     assert profile.shape == (collector.showcase.column[2], 3, 3)
 
 
@@ -56,13 +56,13 @@ def test_a_long_clip_has_the_columns_of_its_first_frames(tmp_path: Path, monkeyp
     for number in range(9):
         collector.look(number, sr=frame(number, (48, 64)), gt=frame(number, (48, 64)), lq=None)
     collector.save(tmp_path, "clip", "model")
-    profile = np.asarray(Image.open(picture_path(tmp_path, "clip", "model", "profile")))
+    profile = np.asarray(Image.open(image_path(tmp_path, "clip", "model", "profile")))
     assert profile.shape[1] == 5
     assert collector.showcase is not None
     assert collector.showcase.frame == 8
 
 
-def test_a_picture_smaller_than_a_crop_is_taken_whole() -> None:
+def test_a_image_smaller_than_a_crop_is_taken_whole() -> None:
     collector = Collector(0)
     collector.look(0, sr=frame(0, (48, 64)), gt=None, lq=None)
     assert collector.showcase is not None

@@ -10,7 +10,7 @@ import av
 import pytest
 
 from eval_clips import read_frames, write_frames
-from media import picture
+from media import image
 from tubelet.errors import Cancelled, InputError, RequestError, ResourceError
 from tubelet.evaluation.two_videos import compare_videos
 from tubelet.metrics import psnr
@@ -21,13 +21,13 @@ Y = ("psnr-y",)
 
 
 def video(path: Path, numbers: Iterable[int] = range(10), *, rate: int = 25) -> Path:
-    """A lossless video that shows picture n at n / `rate` seconds."""
+    """A lossless video that shows image n at n / `rate` seconds."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("ffv1", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
         stream.codec_context.time_base = Fraction(1, 1000)
         for number in numbers:
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image(number), format="rgb24")
             frame.pts, frame.time_base = 1000 * number // rate, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -58,7 +58,7 @@ def test_frames_are_paired_by_time_not_by_number(tmp_path: Path) -> None:
     full = video(tmp_path / "full.mkv")
     gap = video(tmp_path / "gap.mkv", [0, 1, 2, 5, 6, 8])
     found = compare_videos(full, gap, metrics=Y)
-    assert found.scores[0].second == math.inf  # every pair is of the same picture
+    assert found.scores[0].second == math.inf  # every pair is of the same image
     assert (found.frames, found.left_out) == (6, (4, 0))
     assert any("4 frames of" in note and "full.mkv" in note for note in found.notes)
     found = compare_videos(gap, video(tmp_path / "other.mkv", [0, 1, 3, 5, 6, 7, 8]), reference=full, metrics=Y)

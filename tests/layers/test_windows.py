@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_function():
     assert torch.autograd.gradcheck(step, [x])
 
 
-def test_pictures_are_mirrored_to_whole_windows():
+def test_images_are_mirrored_to_whole_windows():
     x = torch.rand(1, 3, 5, 8)
     padded = pad_to_windows(x, 8)
     assert torch.equal(padded[:, :, 5:], x[:, :, 1:4].flip(2))

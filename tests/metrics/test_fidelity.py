@@ -7,8 +7,8 @@ from golden import recorded, rules
 from tubelet.metrics import psnr, ssim
 
 
-def _pictures(shared, row):
-    """The two 8-bit pictures of a recorded row, (3, H, W) RGB in [0, 1]; recorded channel order is BGR."""
+def _images(shared, row):
+    """The two 8-bit images of a recorded row, (3, H, W) RGB in [0, 1]; recorded channel order is BGR."""
     make, shape = rules(shared), tuple(row["shape"])
     x = make.image(row["key"], shape)
     kind, amount = row["distortion"]
@@ -28,7 +28,7 @@ def test_equals_recorded_values(shared):
     rows = [row for row in description["results"] if row["shape"][0] == 3]
     assert len(rows) == 24
     for row in rows:
-        x, y = _pictures(shared, row)
+        x, y = _images(shared, row)
         convention = {"channel": "y" if row["y_channel"] else "rgb", "border": row["crop_border"]}
         value, expected = psnr(y, x, **convention).item(), float(row["psnr"])
         assert value == expected or abs(value - expected) < 1e-4, row
@@ -49,14 +49,14 @@ def test_batches_and_borders():
     assert psnr(sr, gt, border=4)[0, 0] == psnr(sr[0, 0, :, 4:-4, 4:-4], gt[0, 0, :, 4:-4, 4:-4])
 
 
-def test_ssim_is_one_for_equal_pictures_and_falls_with_noise():
+def test_ssim_is_one_for_equal_images_and_falls_with_noise():
     gt = torch.rand(3, 32, 32)
     assert ssim(gt, gt).item() == pytest.approx(1)
     assert ssim(gt + 0.2 * torch.randn(3, 32, 32), gt) < ssim(gt + 0.02 * torch.randn(3, 32, 32), gt) < 1
 
 
 def _ssim_by_definition(sr, gt):
-    """One channel in [0, 255], by a two-dimensional convolution of the whole picture."""
+    """One channel in [0, 255], by a two-dimensional convolution of the whole image."""
     taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / 4.5)
     window = (taps[:, None] * taps / taps.sum() ** 2)[None, None]
     mean_a, mean_b, aa, bb, ab = (
@@ -67,7 +67,7 @@ def _ssim_by_definition(sr, gt):
 
 
 @pytest.mark.parametrize("height", [73, 74, 75, 138, 150])
-def test_ssim_of_tall_pictures_counts_every_row_once(height):
+def test_ssim_of_tall_images_counts_every_row_once(height):
     gt = torch.randint(0, 256, (3, height, 20)).double()
     sr = (gt + torch.randint(-9, 10, gt.shape)).clamp(0, 255)
     expected = sum(_ssim_by_definition(a[None], b[None]) for a, b in zip(sr, gt, strict=True)) / 3

@@ -10,8 +10,8 @@ from tubelet.metrics import make_meter
 from tubelet.metrics.niqe import PRISTINE, Pristine, _describe, _fit_asymmetric, fit_pristine, load_pristine, niqe
 
 
-def _pictures(shared):
-    """Recorded rows on luma with their 8-bit pictures, (3, H, W) RGB in [0, 1]; recorded channel order is BGR."""
+def _images(shared):
+    """Recorded rows on luma with their 8-bit images, (3, H, W) RGB in [0, 1]; recorded channel order is BGR."""
     description, _ = recorded(shared, "niqe")
     make = rules(shared)
     for row in description["results"]:
@@ -34,14 +34,14 @@ def test_equals_recorded_values_with_the_published_model(shared, request):
     if not path.is_file():
         pytest.skip(f"{PRISTINE.name} is not in {path.parent}; {PRISTINE.url}")
     model = load_pristine(path)
-    for row, picture in _pictures(shared):
-        assert niqe(picture, model, border=row["crop_border"]).item() == pytest.approx(row["niqe"], rel=1e-3), row
+    for row, image in _images(shared):
+        assert niqe(image, model, border=row["crop_border"]).item() == pytest.approx(row["niqe"], rel=1e-3), row
 
 
 def test_the_own_model_follows_recorded_values(shared):
     """Another pristine model gives other numbers; the algorithm being the same, they stay near and in order."""
     model = load_pristine()
-    rows = [(row["niqe"], niqe(picture, model, border=row["crop_border"]).item()) for row, picture in _pictures(shared)]
+    rows = [(row["niqe"], niqe(image, model, border=row["crop_border"]).item()) for row, image in _images(shared)]
     assert len(rows) == 6
     assert np.corrcoef(np.array(rows).T)[0, 1] > 0.98
     assert all(0.75 < own / published < 1.35 for published, own in rows)
@@ -74,7 +74,7 @@ def test_the_fit_equals_a_search_by_definition():
     assert _fit_asymmetric(torch.ones(1, 9, dtype=torch.float64))[1].isnan()
 
 
-def test_worse_pictures_score_higher(shared):
+def test_worse_images_score_higher(shared):
     from tubelet.data import read_clip
     from tubelet.ops import imresize
 
@@ -83,15 +83,15 @@ def test_worse_pictures_score_higher(shared):
     blurred = imresize(imresize(gt, 1 / 4), 4).clamp(0, 1)
     noisy = (gt + 0.1 * torch.randn(gt.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     scores = []
-    for picture in (gt, blurred, noisy):
+    for image in (gt, blurred, noisy):
         meter = make_meter("niqe-tubelet")
-        meter.update(picture, None)
+        meter.update(image, None)
         scores.append(meter.mean())
     assert 2 < scores[0] < 5
     assert min(scores[1:]) > 1.5 * scores[0]
 
 
-def test_a_fitted_model_prefers_its_own_pictures():
+def test_a_fitted_model_prefers_its_own_images():
     noise = torch.rand(3, 300, 300, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(noise[None, :, :40, :40], (300, 300), mode="bicubic")[0].clamp(0, 1)
     model = fit_pristine([noise, noise.flip(-1), noise.flip(-2)])
@@ -105,10 +105,10 @@ def test_the_published_model_is_looked_for_and_read(tmp_path, monkeypatch):
     own = load_pristine()
     path = tmp_path / "elsewhere.npz"
     np.savez(path, mu_pris_param=own.mean[None].numpy(), cov_pris_param=own.cov.numpy(), gaussian_window=np.zeros(1))
-    picture = torch.rand(3, 100, 200)
+    image = torch.rand(3, 100, 200)
     scores = []
     for meter in (make_meter("niqe", weights=path), make_meter("niqe-tubelet")):
-        meter.update(picture, None)
+        meter.update(image, None)
         scores.append(meter.mean())
     assert scores[0] == scores[1]
     with pytest.raises(ResourceError, match=r"niqe needs niqe_pris_params\.npz, .*not in .*; fetch it from https://"):
@@ -124,7 +124,7 @@ def test_a_reference_is_not_looked_at():
     assert meter.mean() > 0
 
 
-def test_a_small_picture_is_one_line():
+def test_a_small_image_is_one_line():
     with pytest.raises(InputError, match="niqe-tubelet: NIQE needs two blocks of 96×96 pixels, got 64×48"):
         make_meter("niqe-tubelet").update(torch.rand(3, 48, 64), None)
     with pytest.raises(ValueError, match="two blocks"):

@@ -97,7 +97,7 @@ def test_tlpips_compares_the_changes(alex):
     assert frozen.values()[1:] == pytest.approx(lpips.values())
 
 
-def test_vgg_metrics_are_zero_for_equal_pictures_and_rise(vgg):
+def test_vgg_metrics_are_zero_for_equal_images_and_rise(vgg):
     gt = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0))
     for name in ("lpips-vgg", "dists"):
         meter = make_meter(name, weights=vgg)

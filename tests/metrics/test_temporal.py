@@ -14,15 +14,15 @@ FRAMES, HEIGHT, WIDTH = 5, 48, 64
 
 
 @pytest.fixture(scope="module")
-def picture() -> torch.Tensor:
-    """A smooth random picture, larger than the frames that are cut from it."""
+def image() -> torch.Tensor:
+    """A smooth random image, larger than the frames that are cut from it."""
     coarse = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(0))
     return functional.interpolate(coarse, (HEIGHT + 16, WIDTH + 16), mode="bicubic")[0].clamp(0.1, 0.9)
 
 
-def cut(picture: torch.Tensor, step: int) -> torch.Tensor:
+def cut(image: torch.Tensor, step: int) -> torch.Tensor:
     """A clip whose camera moves `step` pixels a frame to the right."""
-    return torch.stack([picture[:, 4 : 4 + HEIGHT, t * step : t * step + WIDTH] for t in range(FRAMES)])
+    return torch.stack([image[:, 4 : 4 + HEIGHT, t * step : t * step + WIDTH] for t in range(FRAMES)])
 
 
 def noise(amount: float) -> torch.Tensor:
@@ -39,16 +39,16 @@ def measure(name: str, sr: torch.Tensor, gt: torch.Tensor | None = None, border:
     return meter.mean()
 
 
-def test_independent_noise_flickers_and_frozen_noise_does_not(picture):
-    still = cut(picture, 0)
+def test_independent_noise_flickers_and_frozen_noise_does_not(image):
+    still = cut(image, 0)
     assert measure("flicker", still + noise(0.03)[:1], still) == 0
     # The luma of independent R, G, B noise of σ, in levels of 255.
     expected = 0.03 * math.hypot(65.481, 128.553, 24.966)
     assert measure("flicker", still + noise(0.03), still) == pytest.approx(expected, rel=0.05)
 
 
-def test_flicker_sees_only_what_stands_still(picture):
-    moving, still = cut(picture, 2), cut(picture, 0)
+def test_flicker_sees_only_what_stands_still(image):
+    moving, still = cut(image, 2), cut(image, 0)
     assert math.isnan(measure("flicker", moving, moving))
     half = torch.cat([still[..., : WIDTH // 2], moving[..., WIDTH // 2 :]], -1)
     spoiled = half.clone()
@@ -57,16 +57,16 @@ def test_flicker_sees_only_what_stands_still(picture):
     assert measure("flicker", half, still, border=WIDTH // 2 - 8 if HEIGHT > WIDTH else 0) > 1  # wrong motion counts
 
 
-def test_a_shift_by_one_pixel_has_hardly_any_warping_error(picture):
-    shifted = cut(picture, 1)
+def test_a_shift_by_one_pixel_has_hardly_any_warping_error(image):
+    shifted = cut(image, 1)
     unaligned = (shifted[1:] - shifted[:-1]).square().sum(1).mean().item()
     assert measure("warp-error", shifted, shifted) < 0.01 * unaligned
     assert measure("warp-error", shifted) < 0.01 * unaligned  # without reference: flow of the clip itself
-    assert measure("warp-error", cut(picture, 0), cut(picture, 0)) == pytest.approx(0, abs=1e-9)
+    assert measure("warp-error", cut(image, 0), cut(image, 0)) == pytest.approx(0, abs=1e-9)
 
 
-def test_warping_error_is_the_squared_color_difference(picture):
-    still = cut(picture, 0)
+def test_warping_error_is_the_squared_color_difference(image):
+    still = cut(image, 0)
     jumping = still + torch.tensor([0.0, 26 / 255, 0, 26 / 255, 0])[:, None, None, None]
     levels = ((jumping * 255).round() - (still * 255).round()).unique()
     assert levels.max() == 26
@@ -79,7 +79,7 @@ def test_hidden_pixels_and_edges_of_motion_do_not_count():
     backward = -forward
     visible = occlusion_mask(forward, backward)
     assert visible[:, :27].all()
-    assert not visible[:, 27:].any()  # they leave the picture
+    assert not visible[:, 27:].any()  # they leave the image
     backward[0, 5:8, 5:8] = 0  # what is there now came from elsewhere
     assert (occlusion_mask(forward, backward) != visible).nonzero().tolist() == [
         [y, x] for y in (5, 6, 7) for x in (5, 6, 7)
@@ -98,29 +98,29 @@ def test_warp_samples_where_flow_points():
     assert torch.allclose(warp(x, flow.flip(0) / 2)[0, :, 0], torch.tensor([2.0, 6, 8]))
 
 
-def test_tof_is_the_length_of_the_difference_of_motion(picture):
-    assert measure("tof", cut(picture, 1), cut(picture, 1)) == 0
-    assert measure("tof", cut(picture, 0), cut(picture, 1), border=8) == pytest.approx(1, abs=0.15)
-    assert measure("tof", cut(picture, 1), cut(picture, 2), border=8) == pytest.approx(1, abs=0.25)
+def test_tof_is_the_length_of_the_difference_of_motion(image):
+    assert measure("tof", cut(image, 1), cut(image, 1)) == 0
+    assert measure("tof", cut(image, 0), cut(image, 1), border=8) == pytest.approx(1, abs=0.15)
+    assert measure("tof", cut(image, 1), cut(image, 2), border=8) == pytest.approx(1, abs=0.25)
 
 
-def test_a_border_of_tof_does_not_count(picture):
-    still = cut(picture, 0)
+def test_a_border_of_tof_does_not_count(image):
+    still = cut(image, 0)
     torn = still.clone()
     torn[1::2, :, :4] = 0.5
     assert measure("tof", torn, still, border=20) < 0.2 * measure("tof", torn, still)
 
 
-def test_missing_references_and_small_frames_are_one_line(picture):
+def test_missing_references_and_small_frames_are_one_line(image):
     for name in ("tof", "flicker"):
         with pytest.raises(InputError, match=f"{name}, frame 0 has no reference"):
-            make_meter(name).update(picture, None)
+            make_meter(name).update(image, None)
     with pytest.raises(InputError, match="warp-error: frames of 12×12 are too small"):
-        make_meter("warp-error").update(picture[:, :12, :12], None)
+        make_meter("warp-error").update(image[:, :12, :12], None)
     meter = make_meter("warp-error")
-    meter.update(picture, picture)
+    meter.update(image, image)
     with pytest.raises(InputError, match="frame 1 has no reference"):
-        meter.update(picture, None)
+        meter.update(image, None)
 
 
 def test_without_opencv_one_line_says_how_to_get_it(monkeypatch):

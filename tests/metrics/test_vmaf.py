@@ -98,7 +98,7 @@ def test_the_real_libvmaf_agrees_where_there_is_one(frame):
     except ResourceError as error:
         pytest.skip(str(error))
     assert shutil.which("ffmpeg")
-    picture = torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(0))
     for _ in range(3):
-        meter.update(picture, picture)
+        meter.update(image, image)
     assert meter.mean() > 90

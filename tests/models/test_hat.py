@@ -38,9 +38,9 @@ def test_overlapping_attention_gives_the_recorded_output(shared, recording):
     description, (expected,) = recorded(shared, "hat_ocab_A")
     block = OCAB(HATConfig(channels=24, depths=(1,), heads=(3,), window=8, squeeze_factor=6), 3)
     block.load_state_dict(recorded_state(shared, description))
-    picture = recorded_input(shared, "hat_ocab_A", tuple(description["inputs"]["x"]))
+    image = recorded_input(shared, "hat_ocab_A", tuple(description["inputs"]["x"]))
     with torch.set_grad_enabled(recording):
-        out = block(((picture - 0.5) * 2).permute(0, 2, 3, 1).contiguous())
+        out = block(((image - 0.5) * 2).permute(0, 2, 3, 1).contiguous())
     torch.testing.assert_close(out.flatten(1, 2), expected, rtol=0, atol=1e-4 * description["output_stats"]["std"])
 
 
@@ -105,7 +105,7 @@ def test_training_and_inference_agree():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 9)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     with torch.inference_mode():
         assert _random(KINDS[0])(torch.rand(1, 1, 3, *size)).shape == (1, 1, 3, 2 * size[0], 2 * size[1])
 

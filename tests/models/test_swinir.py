@@ -110,7 +110,7 @@ def test_leaves_its_input_as_it_was():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 9)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     with torch.inference_mode():
         assert _random(KINDS[0])(torch.rand(1, 1, 3, *size)).shape == (1, 1, 3, 2 * size[0], 2 * size[1])
 

@@ -95,14 +95,14 @@ def test_features_are_those_that_are_added(restorer: TwoStepRestorer) -> None:
 
 
 @torch.inference_mode()
-def test_each_picture_has_its_place(restorer: TwoStepRestorer) -> None:
-    pictures = inputs(restorer.config)
-    sr = restorer.restore(*pictures)
+def test_each_image_has_its_place(restorer: TwoStepRestorer) -> None:
+    images = inputs(restorer.config)
+    sr = restorer.restore(*images)
     for place in range(3):
-        other = list(pictures)
+        other = list(images)
         other[place] = torch.rand_like(other[place])
         assert not torch.allclose(restorer.restore(*other), sr, atol=1e-6)
-    hq, left, right = pictures
+    hq, left, right = images
     assert not torch.allclose(restorer.restore(hq, right, left), sr, atol=1e-6)
 
 
@@ -202,8 +202,8 @@ def test_saved_and_read_back(restorer: TwoStepRestorer, tmp_path: Path) -> None:
     save_checkpoint(path, restorer.with_image_model(Resample(restorer.config.scale)), {})
     opened = open_checkpoint(path)
     assert opened.config == restorer.config
-    pictures = inputs(restorer.config)
-    assert torch.equal(opened.model.restore(*pictures), restorer.restore(*pictures))
+    images = inputs(restorer.config)
+    assert torch.equal(opened.model.restore(*images), restorer.restore(*images))
     usual = restorer.config.variant == "paper"
     assert open_checkpoint(restorer.state_dict()).config.residual == usual  # which no name tells
 
@@ -253,8 +253,8 @@ def test_sees_as_far_as_the_halo(scale: int) -> None:
         )
         at = scale * (size // 2 + phase) + (scale - 1 if phase else 0)
         network.restore(hq, left, right)[..., at].sum().backward()
-        for picture, unit in ((hq, scale), (left, 1), (right, 1)):
-            assert picture.grad is not None
-            seen = picture.grad.abs().sum((0, 1, 2)).nonzero()[:, 0] // unit
+        for image, unit in ((hq, scale), (left, 1), (right, 1)):
+            assert image.grad is not None
+            seen = image.grad.abs().sum((0, 1, 2)).nonzero()[:, 0] // unit
             reach = max(reach, size // 2 + phase - int(seen[0]), int(seen[-1]) - size // 2 - phase)
     assert contract.halo_px - 2 * 16 <= reach <= contract.halo_px

@@ -24,7 +24,7 @@ CASES: list[dict[str, Any]] = [
 
 
 def _inputs(case: dict[str, Any], *, reach_px: float = 3.0, dtype: torch.dtype = torch.float64) -> Inputs:
-    """Make inputs of a case; offsets of a third of the picture leave it often."""
+    """Make inputs of a case; offsets of a third of the image leave it often."""
     torch.manual_seed(0)
     batch, channels, _, _ = case["shape"]
     weight = torch.randn(case["out"], channels // case.get("parts", 1), *case["kernel"], dtype=dtype)

@@ -106,7 +106,7 @@ def test_half_precision_keeps_positions() -> None:
     torch.testing.assert_close(shifted[..., :-1], feat[..., 1:], rtol=0, atol=1e-2)
 
 
-def test_a_picture_of_one_pixel() -> None:
+def test_a_image_of_one_pixel() -> None:
     assert backward_warp(torch.ones(1, 3, 1, 1), torch.zeros(1, 2, 1, 1)).eq(1).all()
 
 

@@ -20,8 +20,8 @@ def gratings(tmp_path) -> Path:
         folder.mkdir(parents=True)
         for t in range(5):
             pixels = 255 * (np.sin((x + t) / (4 + number)) * np.sin((y - t) / 5) > 0)
-            picture = np.stack([pixels, 255 - pixels, pixels // 2], -1).astype(np.uint8)
-            Image.fromarray(picture).save(folder / f"{t}.png")
+            image = np.stack([pixels, 255 - pixels, pixels // 2], -1).astype(np.uint8)
+            Image.fromarray(image).save(folder / f"{t}.png")
     return tmp_path / "clips"
 
 

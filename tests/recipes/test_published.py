@@ -90,7 +90,7 @@ def test_names_as_they_are_typed(typed, name):
     assert find_recipe(typed).name == name
 
 
-def test_every_network_that_makes_pictures_alone_can_be_trained():
+def test_every_network_that_makes_images_alone_can_be_trained():
     names = list_names()
     for architecture in ARCHITECTURES:
         if architecture.name in ("SpyNet", "ConditionalEncoder", "TwoStepRestorer"):

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from tubelet.data.motion import MotionSettings, MovingPair, MovingPictures, find_pictures
+from tubelet.data.motion import MotionSettings, MovingImages, MovingPair, find_images
 from tubelet.errors import ConfigError, InputError
 from tubelet.layers.spynet import SpyNet
 from tubelet.models.fsrcnn import FSRCNN, FSRCNNConfig
 from tubelet.ops import backward_warp, imresize
-from tubelet.recipes.spynet import SpynetConfig, main, score_clip, score_pairs, split_pictures
+from tubelet.recipes.spynet import SpynetConfig, main, score_clip, score_pairs, split_images
 from tubelet.recipes.spynet_start import designed_spynet
 from tubelet.training import LoopSettings
 from tubelet.zoo.checkpoint import load_model, read_notes, save_checkpoint
@@ -20,8 +20,8 @@ from tubelet.zoo.checkpoint import load_model, read_notes, save_checkpoint
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three pictures of smooth texture."""
-    root = tmp_path_factory.mktemp("pictures")
+    """A folder with three images of smooth texture."""
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(3):
         coarse = torch.from_numpy(rng.random((3, 24, 24), dtype=np.float32))
@@ -81,8 +81,8 @@ def test_each_level_is_judged_in_its_own_pixels(data: Path, tmp_path: Path) -> N
     motion = MotionSettings(batch=4, patch_px=32, max_px=6.0, things=3)
     config = _config(data, tmp_path / "a", hidden_weight=0.25, motion=motion, loop=LoopSettings(steps=1, log_every=1))
     main(config, on_log=records.append)
-    known, _ = split_pictures(find_pictures(config.data), config.hold_out)
-    frames, flow, visible = MovingPictures(known, config.motion, config.loop.seed).batch(0)
+    known, _ = split_images(find_images(config.data), config.hold_out)
+    frames, flow, visible = MovingImages(known, config.motion, config.loop.seed).batch(0)
     torch.manual_seed(config.loop.seed)
     coarse, fine = designed_spynet().levels(frames[:, 0], frames[:, 1], 2)
     assert 0.01 < 1 - visible.mean() < 0.99
@@ -100,8 +100,8 @@ def test_each_level_is_judged_in_its_own_pixels(data: Path, tmp_path: Path) -> N
 
 
 def test_learns_a_batch_by_heart(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = MovingPictures.batch
-    monkeypatch.setattr(MovingPictures, "batch", lambda self, step: draw(self, 3))
+    draw = MovingImages.batch
+    monkeypatch.setattr(MovingImages, "batch", lambda self, step: draw(self, 3))
     losses: list[float] = []
     loop = LoopSettings(steps=40, lr=1e-4, warmup_steps=10, log_every=1, save_every=40)
     main(_config(data, tmp_path / "a", loop=loop), on_log=lambda record: losses.append(record.get("loss", 0)))
@@ -148,13 +148,13 @@ def test_scores_of_clips() -> None:
     torch.testing.assert_close(warped[..., :-1], frames[:1, ..., :-1])
 
 
-def test_pictures_are_held_out() -> None:
+def test_images_are_held_out() -> None:
     paths = [Path(f"{i}.png") for i in range(1, 9)]
-    known, unseen = split_pictures(paths, 4)
+    known, unseen = split_images(paths, 4)
     assert unseen == [Path("4.png"), Path("8.png")]
     assert sorted(known + unseen) == paths
     with pytest.raises(InputError, match="too few"):
-        split_pictures(paths, 9)
+        split_images(paths, 9)
 
 
 @pytest.mark.parametrize("changes", [{"levels": 7}, {"hold_out": 1}, {"hidden_weight": 1.5}, {"levels": 6}])

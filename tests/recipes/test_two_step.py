@@ -38,7 +38,7 @@ PATCH_PX = 16
 
 @pytest.fixture
 def calls(monkeypatch) -> list[int]:
-    """How many pictures the image model enlarged, call by call."""
+    """How many images the image model enlarged, call by call."""
     counted = []
 
     def count(model, lq):
@@ -227,8 +227,8 @@ def test_other_clips_and_other_weights_are_another_run(gratings, image_model):
     save_checkpoint(moved, SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4, num_conv=1)), {})
     with pytest.raises(CheckpointError, match="or its weights are others now"):
         main(dataclasses.replace(config, image_model=str(moved)))
-    for picture in (gratings / "one").iterdir():
-        Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
+    for image in (gratings / "one").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     with pytest.raises(CheckpointError, match="is of a run with clips="):
         main(config)
 
@@ -295,8 +295,8 @@ def test_the_split_keeps_videos_apart(count):
 def test_clips_that_cannot_be_used_hold_no_part(gratings):
     for name, frames in (("four", 2), ("five", 1), ("six", 2)):
         shutil.copytree(gratings / "one", gratings / name)
-        for picture in sorted((gratings / name).iterdir())[frames:]:
-            picture.unlink()
+        for image in sorted((gratings / name).iterdir())[frames:]:
+            image.unlink()
     assert "gain" in read_scores(main(_config(gratings)).parent)["test"]
 
 

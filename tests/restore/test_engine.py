@@ -119,7 +119,7 @@ def test_sizes_that_the_network_does_not_take_are_padded_and_cropped(size):
     assert out.std() > 0
 
 
-def test_padding_mirrors_the_picture():
+def test_padding_mirrors_the_image():
     model, clip = build(COARSE), clip_of(1, 21, 30)
     mirrored = torch.cat([clip, clip[..., -4:-1, :].flip(-2)], -2)
     mirrored = torch.cat([mirrored, mirrored[..., -3:-1].flip(-1)], -1)
@@ -152,7 +152,7 @@ def test_colors_beyond_rgb_pass_and_the_result_may_be_changed_in_place():
     frame.rgb.mul_(255)
 
 
-def test_alpha_is_resized_with_the_picture():
+def test_alpha_is_resized_with_the_image():
     frame = frames_of(clip_of(1))[0]
     frame.alpha = torch.zeros(1, 24, 32)
     frame.alpha[..., 16:] = 1
@@ -243,7 +243,7 @@ def test_other_errors_of_a_model_are_not_taken_for_memory():
         list(engine.restore(frames_of(clip_of(2))))
 
 
-def test_a_state_that_is_no_picture_runs_whole_and_is_refused_in_tiles():
+def test_a_state_that_is_no_image_runs_whole_and_is_refused_in_tiles():
     model, clip = build(GLOBAL_STATE), clip_of(2, 48, 64)
     assert run(GLOBAL_STATE, model, clip, tile=0).shape == (2, 3, 96, 128)
     with pytest.raises(ResourceError, match="cannot run in tiles"):

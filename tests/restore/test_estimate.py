@@ -34,7 +34,7 @@ def test_the_size_follows_the_quality(video: Path, tmp_path: Path) -> None:
     assert normal.output_bytes == round(10 * 192 * 144 * 0.25 / 8)
     finer = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, crf=10, **CPU))
     assert finer.output_bytes == 2 * normal.output_bytes
-    assert describe(video, tmp_path / "pictures", UpscaleSettings(**CPU)).codec == "png"
+    assert describe(video, tmp_path / "images", UpscaleSettings(**CPU)).codec == "png"
 
 
 def test_the_frames_of_a_part_are_counted(video: Path, tmp_path: Path) -> None:

@@ -185,8 +185,8 @@ def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path
         stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         for path in frames:
-            with av.open(path) as picture:
-                frame = next(picture.decode(video=0)).reformat(width=320, height=240, format="yuv420p")
+            with av.open(path) as image:
+                frame = next(image.decode(video=0)).reformat(width=320, height=240, format="yuv420p")
             frame.pts = None
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

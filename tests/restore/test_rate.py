@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 import tubelet
 from media import (
-    add_sound,
+    add_audio,
     add_video,
     ffprobe,
     ffprobe_times,
+    image,
     info,
     make_plain,
     mux,
     needs_ffmpeg,
     payloads,
-    picture,
     times_s,
 )
 from small_models import CLIP, SPACE_TIME, WHOLE_SPACE_TIME, build, clip_of, cuts_at, frames_of, with_contract
@@ -166,17 +166,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def film(path: Path, pts_ms: list[int], *, cut: int | None = None) -> Path:
-    """A small film with sound that ends before it."""
+    """A small film with audio that ends before it."""
     container = av.open(str(path), "w")
-    pictures = [picture(t, 32, 24) // (1 if cut is None or t < cut else 6) for t in range(len(pts_ms))]
-    _, shown = add_video(container, pts_ms, (32, 24), pictures=pictures, options={"crf": "5", "bf": "0"})
-    _, heard = add_sound(container, seconds=pts_ms[-1] / 2000)
+    images = [image(t, 32, 24) // (1 if cut is None or t < cut else 6) for t in range(len(pts_ms))]
+    _, shown = add_video(container, pts_ms, (32, 24), images=images, options={"crf": "5", "bf": "0"})
+    _, heard = add_audio(container, seconds=pts_ms[-1] / 2000)
     mux(container, shown, heard)
     return path
 
 
 def length_ms(path: Path) -> float:
-    """How long the file lasts, which ends with the picture."""
+    """How long the file lasts, which ends with the image."""
     return 1000 * float(ffprobe(path, "-show_format")["format"]["duration"])
 
 
@@ -189,7 +189,7 @@ def video_stream(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "pts_ms", [[40 * t for t in range(8)], [0, 33, 67, 133, 141, 200, 301]], ids=["constant", "variable"]
 )
-def test_a_file_has_twice_the_frames_the_same_length_and_sound(
+def test_a_file_has_twice_the_frames_the_same_length_and_audio(
     tmp_path: Path, small: dict[str, Any], suffix: str, pts_ms: list[int]
 ) -> None:
     src, out = film(tmp_path / f"in.{suffix}", pts_ms), tmp_path / f"out.{suffix}"
@@ -247,7 +247,7 @@ def test_a_checkpoint_of_zooming_slow_mo_raises_the_rate(tmp_path: Path, monkeyp
         torch.manual_seed(0)
         network = ZoomingSlowMo(ZoomingSlowMoConfig(channels=4, groups=2, front_blocks=0, back_blocks=0))
     save_checkpoint(tmp_path / "zsm.safetensors", network, {})
-    src = make_plain(tmp_path / "in.mp4", pts_ms=[0, 40, 80], size=(18, 14), sound=False)
+    src = make_plain(tmp_path / "in.mp4", pts_ms=[0, 40, 80], size=(18, 14), audio=False)
     out, model = tmp_path / "out.mp4", str(tmp_path / "zsm.safetensors")
     result = tubelet.upscale(src, out, model=model, fps="x2", device="cpu", tile=0)
     assert (result.frames, result.width, result.height) == (5, 72, 56)

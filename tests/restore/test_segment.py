@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from media import make_plain, picture
+from media import image, make_plain
 from small_models import (
     CLIP,
     FRAME,
@@ -202,7 +202,7 @@ def test_warm_up_hides_the_seams_of_every_recurrent_network(name: str) -> None:
     torch.manual_seed(0)
     network = tiny_network(name).eval()
     spec = replace(FRAME, id=name, contract=contract_of(name), build=lambda: network)
-    clip = torch.stack([torch.from_numpy(picture(t, 32, 32)) for t in range(36)])
+    clip = torch.stack([torch.from_numpy(image(t, 32, 32)) for t in range(36)])
     clip = clip.permute(0, 3, 1, 2).float() / 255
     at_once = list(
         Engine(spec, network, UpscaleSettings(device="cpu", tile=0)).restore(frames_of(clip), starts_scene=cuts_at())

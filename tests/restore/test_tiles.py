@@ -30,7 +30,7 @@ def test_padded_size(size, expected):
 @pytest.mark.parametrize("contract", [FRAME, COARSE, replace(COARSE, min_size_px=64, halo_px=0)])
 @pytest.mark.parametrize("size", [(8, 8), (180, 320), (76, 1000)])
 @pytest.mark.parametrize("tile_px", [0, 32, 33, 100])
-def test_tiles_partition_the_picture_and_see_the_halo(contract, size, tile_px):
+def test_tiles_partition_the_image_and_see_the_halo(contract, size, tile_px):
     height, width = padded_size(*size, contract)
     kept = set()
     for tile in plan_tiles(height, width, tile_px, contract):

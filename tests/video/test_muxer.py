@@ -68,21 +68,21 @@ KINDS = [
 
 @pytest.mark.parametrize(("source", "name", "codec", "preset"), KINDS)
 def test_segments_joined_equal_the_video_written_at_once(sources, tmp_path, source, name, codec, preset):
-    pictures, like, _ = sources[source]
+    images, like, _ = sources[source]
     if codec == "av1":  # SVT-AV1 takes no less
         like = dataclasses.replace(like, width=64, height=64)
-        pictures = frames(len(pictures), (64, 64), like.time_base)
+        images = frames(len(images), (64, 64), like.time_base)
     settings = EncodeSettings(codec=codec, preset=preset)
-    expected_notes = write_in_segments(tmp_path / f"whole-{name}", pictures, like, [], "direct", settings)
+    expected_notes = write_in_segments(tmp_path / f"whole-{name}", images, like, [], "direct", settings)
     whole = describe_video(tmp_path / f"whole-{name}")
     others = describe_others(tmp_path / f"whole-{name}")
-    assert len(whole["pts"]) == len(pictures)
-    last = len(pictures)
+    assert len(whole["pts"]) == len(images)
+    last = len(images)
     for cuts in ([last // 2], [1], [1, 2, last // 3, last - 1]):
         joined = {}
         for way in ("direct", "parts"):
             path = tmp_path / f"{way}-{len(cuts)}-{cuts[0]}-{name}"
-            notes = write_in_segments(path, pictures, like, cuts, way, settings)
+            notes = write_in_segments(path, images, like, cuts, way, settings)
             joined[way] = describe_video(path)
             assert notes == expected_notes
             assert describe_others(path) == others
@@ -90,7 +90,7 @@ def test_segments_joined_equal_the_video_written_at_once(sources, tmp_path, sour
                 assert joined[way][field] == whole[field], (cuts, way, field)
             if codec in LOSSLESS:
                 assert joined[way]["pixels"] == whole["pixels"], (cuts, way)
-            assert len(joined[way]["pixels"]) == len(pictures)
+            assert len(joined[way]["pixels"]) == len(images)
             if codec != "gif":  # FFmpeg's demuxer does not know them
                 assert {whole["shown"][cut] for cut in cuts} <= keyframes(path)
         if preset not in ("veryfast", "medium"):  # mbtree of x264 reads memory that was never written
@@ -100,10 +100,10 @@ def test_segments_joined_equal_the_video_written_at_once(sources, tmp_path, sour
 
 def test_transparency_of_vp9_goes_through_a_part(sources, tmp_path):
     """It lies beside the packets, not in them."""
-    pictures, like, _ = sources["alpha"]
+    images, like, _ = sources["alpha"]
     settings = EncodeSettings(codec="vp9")
-    write_in_segments(tmp_path / "direct.webm", pictures, like, [5], "direct", settings)
-    write_in_segments(tmp_path / "parts.webm", pictures, like, [5], "parts", settings)
+    write_in_segments(tmp_path / "direct.webm", images, like, [5], "direct", settings)
+    write_in_segments(tmp_path / "parts.webm", images, like, [5], "parts", settings)
     sizes = [(tmp_path / name).stat().st_size for name in ("direct.webm", "parts.webm")]
     assert sizes[0] == sizes[1]
 
@@ -113,9 +113,9 @@ def test_hdr_metadata_is_in_every_segment(tmp_path, codec):
     color = ColorTags(matrix=9, primaries=9, transfer=16, full_range=False)
     hdr = HdrMetadata(max_cll=1000, max_fall=400)
     like = info(width=64, height=64, pix_fmt="yuv420p10le", bit_depth=10, color=color, hdr=hdr)
-    pictures = frames(6, (64, 64))
+    images = frames(6, (64, 64))
     settings = EncodeSettings(codec=codec)
-    write_in_segments(tmp_path / "o.mp4", pictures, like, [3], "parts", settings)
+    write_in_segments(tmp_path / "o.mp4", images, like, [3], "parts", settings)
     assert dataclasses.replace(probe(tmp_path / "o.mp4").color, siting=0) == color
     shown = ffprobe(tmp_path / "o.mp4", "-show_frames")["frames"]
     for first in (shown[0], shown[3]):
@@ -127,12 +127,12 @@ def test_hdr_metadata_is_in_every_segment(tmp_path, codec):
 def test_segments_of_other_processes_are_joined(tmp_path, name, codec):
     """They know of each other only what the JSON says, and say nothing on the terminal."""
     source = make_plain(tmp_path / "in.mkv", size=(64, 64))
-    pictures, like = read_all(source)
+    images, like = read_all(source)
     settings = EncodeSettings(codec=codec)
     dst = tmp_path / name
-    write_in_segments(tmp_path / f"here-{name}", pictures, like, [3, 8], "direct", settings)
+    write_in_segments(tmp_path / f"here-{name}", images, like, [3, 8], "direct", settings)
     form = choose_output_format(dst, like=like, width=64, height=64, settings=settings)
-    clock = form.clock(pictures[0].pts * like.time_base)
+    clock = form.clock(images[0].pts * like.time_base)
     jobs = [(0, 0, 3), (1, 3, 8), (2, 8, 12)]
     encode_in_a_process(source, form, clock, [jobs[2], jobs[0]], tmp_path)
     encode_in_a_process(source, form, clock, [jobs[1]], tmp_path)
@@ -145,9 +145,9 @@ def test_segments_of_other_processes_are_joined(tmp_path, name, codec):
 
 @pytest.mark.parametrize("way", ["direct", "parts"])
 def test_images_of_segments_are_numbered_through(sources, tmp_path, way):
-    pictures, like, _ = sources["deep"]
-    write_in_segments(tmp_path / "whole", pictures, like, [], "direct")
-    write_in_segments(tmp_path / "joined", pictures, like, [1, 7], way)
+    images, like, _ = sources["deep"]
+    write_in_segments(tmp_path / "whole", images, like, [], "direct")
+    write_in_segments(tmp_path / "joined", images, like, [1, 7], way)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     joined = {path.name: path.read_bytes() for path in (tmp_path / "joined").iterdir()}
     assert len(whole) == 12
@@ -162,24 +162,24 @@ def test_times_moved_to_the_next_tick_go_on_over_a_joint(tmp_path, name):
     container = av.open(str(source), "w")
     _, packets = add_video(container, tick_ms, codec="ffv1")
     mux(container, packets)
-    pictures, like = read_all(source)
+    images, like = read_all(source)
     settings = EncodeSettings(codec="gif" if name == "o.gif" else "ffv1")
-    expected = write_in_segments(tmp_path / f"whole-{name}", pictures, like, [], "direct", settings)
+    expected = write_in_segments(tmp_path / f"whole-{name}", images, like, [], "direct", settings)
     whole = describe_video(tmp_path / f"whole-{name}")
     for way in ("direct", "parts"):
-        notes = write_in_segments(tmp_path / f"{way}-{name}", pictures, like, [3, 6, 11], way, settings)
+        notes = write_in_segments(tmp_path / f"{way}-{name}", images, like, [3, 6, 11], way, settings)
         assert notes == expected
         assert describe_video(tmp_path / f"{way}-{name}") == whole
     assert bool(expected) == (name != "o.mkv")
 
 
 def test_unknown_durations_last_until_the_first_frame_of_the_next_segment(tmp_path):
-    pictures = frames(6)
-    for frame, pts in zip(pictures, (0, 3, 4, 9, 10, 20), strict=True):
+    images = frames(6)
+    for frame, pts in zip(images, (0, 3, 4, 9, 10, 20), strict=True):
         frame.pts, frame.duration = pts, 0
     settings = EncodeSettings(codec="ffv1")
-    write_in_segments(tmp_path / "whole.mkv", pictures, info(), [], "direct", settings)
-    write_in_segments(tmp_path / "cut.mkv", pictures, info(), [2, 3], "parts", settings)
+    write_in_segments(tmp_path / "whole.mkv", images, info(), [], "direct", settings)
+    write_in_segments(tmp_path / "cut.mkv", images, info(), [2, 3], "parts", settings)
     ends = [describe_video(tmp_path / name) for name in ("whole.mkv", "cut.mkv")]
     assert ends[0] == ends[1]
     packets = ffprobe(tmp_path / "cut.mkv", "-show_packets")["packets"]
@@ -187,10 +187,10 @@ def test_unknown_durations_last_until_the_first_frame_of_the_next_segment(tmp_pa
 
 
 def test_segments_without_frames_change_nothing(sources, tmp_path):
-    pictures, like, _ = sources["rich"]
+    images, like, _ = sources["rich"]
     settings = EncodeSettings(codec="ffv1")
-    write_in_segments(tmp_path / "whole.mkv", pictures, like, [], "direct", settings)
-    write_in_segments(tmp_path / "cut.mkv", pictures, like, [0, 5, 5, 12], "parts", settings)
+    write_in_segments(tmp_path / "whole.mkv", images, like, [], "direct", settings)
+    write_in_segments(tmp_path / "cut.mkv", images, like, [0, 5, 5, 12], "parts", settings)
     assert describe_video(tmp_path / "cut.mkv") == describe_video(tmp_path / "whole.mkv")
 
 

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from media import FFMPEG, make_video, needs_ffmpeg, picture, save_image
+from media import FFMPEG, image, make_video, needs_ffmpeg, save_image
 from tubelet.errors import InputError
 from tubelet.video.info import ColorTags
 from tubelet.video.probe import probe
@@ -103,8 +103,8 @@ def test_streams_languages_titles(tmp_path):
 
 
 @needs_ffmpeg
-def test_cover_picture_is_not_the_video(tmp_path):
-    save_image(tmp_path / "c.png", av.VideoFrame.from_ndarray(picture(0), format="rgb24"))
+def test_cover_image_is_not_the_video(tmp_path):
+    save_image(tmp_path / "c.png", av.VideoFrame.from_ndarray(image(0), format="rgb24"))
     ffmpeg("-f", "lavfi", "-i", "sine=d=1", "-i", tmp_path / "c.png", "-map", 0, "-map", 1, tmp_path / "a.mp3")
     with pytest.raises(InputError, match="no video stream"):
         probe(tmp_path / "a.mp3")
@@ -119,7 +119,7 @@ def test_opaque_gif_has_no_alpha(tmp_path):
 
 def test_image_folder(tmp_path):
     for number in range(3):
-        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(picture(number), format="rgb24"))
+        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
     info = probe(tmp_path)
     assert (info.container, info.frames_hint, info.average_rate, info.is_rgb) == ("images", 3, 25, True)
 

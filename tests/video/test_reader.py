@@ -15,14 +15,14 @@ import torch
 
 from media import (
     FFMPEG,
-    add_sound,
+    add_audio,
     add_video,
     ffmpeg_raw,
     ffprobe_times,
+    image,
     make_video,
     mux,
     needs_ffmpeg,
-    picture,
     save_image,
 )
 from tubelet.errors import InputError
@@ -40,7 +40,7 @@ def pts_of(src, **cut):
     return [frame.pts for frame in read(src, **cut)[0]]
 
 
-def as_picture(rgb):
+def as_image(rgb):
     return (rgb.permute(1, 2, 0).numpy() * 255).round().astype(int)
 
 
@@ -60,7 +60,7 @@ def test_frames_have_contents_index_and_time(tmp_path):
     for number, frame in enumerate(frames):
         assert frame.rgb.shape == (3, 48, 64)
         assert frame.rgb.dtype == torch.float32
-        assert np.abs(as_picture(frame.rgb) - picture(number)).mean() < 4
+        assert np.abs(as_image(frame.rgb) - image(number)).mean() < 4
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
@@ -177,7 +177,7 @@ def test_rotated_frames_come_upright(tmp_path, degrees):
     shape = (reader.info.height, reader.info.width)
     assert frames[0].rgb.shape == (3, *shape)
     judge = ffmpeg_raw(path, "rgb24", "u1").reshape(-1, *shape, 3)
-    assert np.abs(as_picture(frames[0].rgb) - judge[0]).mean() < 3
+    assert np.abs(as_image(frames[0].rgb) - judge[0]).mean() < 3
 
 
 @needs_ffmpeg
@@ -186,7 +186,7 @@ def test_odd_size(tmp_path):
     frames, _ = read(path)
     judge = ffmpeg_raw(path, "rgb24", "u1").reshape(-1, 37, 53, 3)
     assert frames[2].rgb.shape == (3, 37, 53)
-    assert np.abs(as_picture(frames[2].rgb) - judge[2]).mean() < 2
+    assert np.abs(as_image(frames[2].rgb) - judge[2]).mean() < 2
 
 
 def test_ten_bits_are_kept(tmp_path):
@@ -196,16 +196,16 @@ def test_ten_bits_are_kept(tmp_path):
 
 
 def test_alpha_is_kept(tmp_path):
-    rgba = np.concatenate([picture(0), picture(3)[..., :1]], -1)
+    rgba = np.concatenate([image(0), image(3)[..., :1]], -1)
     save_image(tmp_path / "0.png", av.VideoFrame.from_ndarray(rgba, format="rgba"), pix_fmt="rgba")
     frame = read(tmp_path)[0][0]
     assert frame.alpha is not None
-    assert np.array_equal(np.round(frame.alpha[0].numpy() * 255), picture(3)[..., 0])
+    assert np.array_equal(np.round(frame.alpha[0].numpy() * 255), image(3)[..., 0])
 
 
 def test_size_that_changes_is_reported(tmp_path):
     for number, size in enumerate([(64, 48), (64, 48), (32, 24)]):
-        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24"))
+        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(image(number, *size), format="rgb24"))
     frames, reader = read(tmp_path)
     assert [tuple(frame.rgb.shape) for frame in frames] == [(3, 48, 64)] * 3
     assert "another size" in reader.problems[0]
@@ -213,12 +213,12 @@ def test_size_that_changes_is_reported(tmp_path):
 
 def test_image_folder_is_sorted_naturally(tmp_path):
     for number in (0, 1, 2, 10, 11):
-        save_image(tmp_path / f"f{number}.png", av.VideoFrame.from_ndarray(picture(number), format="rgb24"))
+        save_image(tmp_path / f"f{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
     frames, reader = read(tmp_path)
     assert [frame.pts for frame in frames] == [0, 1, 2, 3, 4]
     assert reader.info.time_base == Fraction(1, 25)
     for frame, number in zip(frames, (0, 1, 2, 10, 11), strict=True):
-        assert np.array_equal(as_picture(frame.rgb), picture(number))
+        assert np.array_equal(as_image(frame.rgb), image(number))
 
 
 @pytest.mark.parametrize(
@@ -231,9 +231,9 @@ def test_image_folder_is_sorted_naturally(tmp_path):
     ],
 )
 def test_image_formats(tmp_path, suffix, codec, pix_fmt):
-    save_image(tmp_path / f"0.{suffix}", av.VideoFrame.from_ndarray(picture(0), format="rgb24"), pix_fmt, codec)
+    save_image(tmp_path / f"0.{suffix}", av.VideoFrame.from_ndarray(image(0), format="rgb24"), pix_fmt, codec)
     frame = read(tmp_path)[0][0]
-    assert np.abs(as_picture(frame.rgb) - picture(0)).mean() < 6
+    assert np.abs(as_image(frame.rgb) - image(0)).mean() < 6
 
 
 def test_sixteen_bit_images_keep_their_depth(tmp_path):
@@ -245,17 +245,17 @@ def test_sixteen_bit_images_keep_their_depth(tmp_path):
 
 def test_printf_pattern_reports_gaps(tmp_path):
     for number in (7, 8, 11):
-        save_image(tmp_path / f"f{number:04d}.png", av.VideoFrame.from_ndarray(picture(number), format="rgb24"))
-    save_image(tmp_path / "other.png", av.VideoFrame.from_ndarray(picture(0), format="rgb24"))
+        save_image(tmp_path / f"f{number:04d}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
+    save_image(tmp_path / "other.png", av.VideoFrame.from_ndarray(image(0), format="rgb24"))
     frames, reader = read(tmp_path / "f%04d.png")
-    assert np.array_equal(as_picture(frames[2].rgb), picture(11))
+    assert np.array_equal(as_image(frames[2].rgb), image(11))
     assert len(frames) == 3
     assert re.search("2 numbers .* missing, the first is 9", reader.problems[0])
 
 
 def test_damaged_image_is_skipped_in_its_place(tmp_path):
     for number in range(4):
-        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(picture(number), format="rgb24"))
+        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
     (tmp_path / "2.png").write_bytes(b"broken")
     frames, reader = read(tmp_path)
     assert [frame.pts for frame in frames] == [0, 1, 3]
@@ -355,13 +355,13 @@ def test_frames_lost_inside_a_matroska_file_are_reported(tmp_path, damage):
 
 
 def test_gaps_of_a_variable_rate_are_not_taken_for_damage(tmp_path):
-    """Large sound between the pictures, clusters of every size, and pauses."""
+    """Large audio between the images, clusters of every size, and pauses."""
     ticks = (*range(0, 400, 40), 900, 940, 3000, 3040, 7000, 15000, 15040)
     path = tmp_path / "a.mkv"
     container = av.open(str(path), "w", options={"cluster_time_limit": "300"})
-    _, pictures = add_video(container, ticks)
-    _, sound = add_sound(container, "pcm_s16le", seconds=15)
-    mux(container, pictures, sound)
+    _, images = add_video(container, ticks)
+    _, audio = add_audio(container, "pcm_s16le", seconds=15)
+    mux(container, images, audio)
     frames, reader = read(path)
     assert len(frames) == len(ticks)
     assert reader.problems == []

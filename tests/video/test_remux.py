@@ -1,4 +1,4 @@
-"""Sound, subtitles, chapters, attachments and tags in the output, judged by PyAV and ffprobe."""
+"""Audio, subtitles, chapters, attachments and tags in the output, judged by PyAV and ffprobe."""
 
 import itertools
 from fractions import Fraction
@@ -7,7 +7,7 @@ import av
 import pytest
 
 from media import (
-    add_sound,
+    add_audio,
     add_video,
     ffprobe,
     make_plain,
@@ -101,29 +101,29 @@ def test_mp4_to_matroska(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_start_of_sound_and_picture_is_kept(tmp_path, suffix):
-    """AAC begins before 0 with its priming samples: that must not push the picture."""
+def test_start_of_audio_and_image_is_kept(tmp_path, suffix):
+    """AAC begins before 0 with its priming samples: that must not push the image."""
     source = make_plain(tmp_path / "in.mp4")
     out = tmp_path / f"out.{suffix}"
     rewrite(source, out)
-    video, sound = starts_s(out)
+    video, audio = starts_s(out)
     assert video == 0
-    assert abs(sound - Fraction(-1024, 48000)) <= Fraction(1, 1000)
+    assert abs(audio - Fraction(-1024, 48000)) <= Fraction(1, 1000)
     assert payloads(out, "audio") == payloads(source, "audio")
 
 
-def test_late_sound_stays_late(tmp_path):
+def test_late_audio_stays_late(tmp_path):
     source = tmp_path / "in.mkv"
     container = av.open(str(source), "w")
-    _, pictures = add_video(container)
-    _, sound = add_sound(container, "libopus", start_s=0.25, seconds=0.3)
-    mux(container, pictures, sound)
+    _, images = add_video(container)
+    _, audio = add_audio(container, "libopus", start_s=0.25, seconds=0.3)
+    mux(container, images, audio)
     out = tmp_path / "out.mp4"
     rewrite(source, out)
     assert abs(starts_s(out)[1] - starts_s(source)[1]) <= Fraction(1, 1000)
 
 
-def test_matroska_times_of_sound_become_whole_samples_in_mp4(tmp_path):
+def test_matroska_times_of_audio_become_whole_samples_in_mp4(tmp_path):
     source = make_plain(tmp_path / "in.mkv")
     rewrite(source, tmp_path / "out.mp4")
     with av.open(str(tmp_path / "out.mp4")) as container:
@@ -147,9 +147,9 @@ def test_webm_gets_opus(tmp_path):
 def test_pcm_into_mp4_is_converted(tmp_path):
     source = tmp_path / "in.mkv"
     container = av.open(str(source), "w")
-    _, pictures = add_video(container)
-    _, sound = add_sound(container, "pcm_s16le")
-    mux(container, pictures, sound)
+    _, images = add_video(container)
+    _, audio = add_audio(container, "pcm_s16le")
+    mux(container, images, audio)
     (note,) = rewrite(source, tmp_path / "out.mp4")
     assert "pcm_s16le" in note
     assert "aac" in note
@@ -171,15 +171,15 @@ def test_cut_begins_at_zero_and_drops_what_lies_outside(rich, tmp_path):
     assert subtitles_as_srt(out, 0).startswith("1\n00:00:00,000 --> 00:00:00,100\n")
 
 
-def test_cover_picture(tmp_path):
+def test_cover_image(tmp_path):
     cover = av.CodecContext.create("png", "w")
     cover.width, cover.height, cover.pix_fmt, cover.time_base = 8, 8, "rgb24", Fraction(1, 25)
     data = b"".join(bytes(p) for p in cover.encode(av.VideoFrame(8, 8, "rgb24")))
     source = tmp_path / "in.mkv"
     container = av.open(str(source), "w")
-    _, pictures = add_video(container)
+    _, images = add_video(container)
     container.add_attachment("cover.png", "image/png", data)
-    mux(container, pictures)
+    mux(container, images)
     for name in ("out.mkv", "out.mp4"):
         assert rewrite(source, tmp_path / name) == []
         found = ffprobe(tmp_path / name, "-show_streams")["streams"]
@@ -189,7 +189,7 @@ def test_cover_picture(tmp_path):
     assert "cover" in note
 
 
-@pytest.mark.parametrize("name", ["out.gif", "out.y4m", "out.avi", "out.ts", "pictures"])
+@pytest.mark.parametrize("name", ["out.gif", "out.y4m", "out.avi", "out.ts", "images"])
 def test_every_stream_that_is_left_out_is_named(rich, tmp_path, name):
     text = "\n".join(rewrite(rich, tmp_path / name))
     kept = {".ts": ("audio 1", "audio 2"), ".avi": ("audio 1",)}.get((tmp_path / name).suffix, ())
@@ -216,7 +216,7 @@ def test_a_second_video_is_named(tmp_path):
     assert "video 1" in note
 
 
-def test_damaged_rest_of_the_sound_is_a_note(tmp_path):
+def test_damaged_rest_of_the_audio_is_a_note(tmp_path):
     source = make_plain(tmp_path / "in.mkv")
     data = source.read_bytes()
     source.write_bytes(data[: len(data) * 2 // 3])
@@ -227,9 +227,9 @@ def test_damaged_rest_of_the_sound_is_a_note(tmp_path):
 def test_timecode_goes_along_and_needs_no_note(tmp_path):
     source = tmp_path / "in.mov"
     container = av.open(str(source), "w")
-    stream, pictures = add_video(container, tuple(range(0, 400, 40)))
+    stream, images = add_video(container, tuple(range(0, 400, 40)))
     stream.metadata["timecode"] = "01:00:00:00"
-    mux(container, pictures)
+    mux(container, images)
     assert [s["codec_type"] for s in ffprobe(source, "-show_streams")["streams"]] == ["video", "data"]
     assert rewrite(source, tmp_path / "out.mov") == []
     found = ffprobe(tmp_path / "out.mov", "-show_streams")["streams"]

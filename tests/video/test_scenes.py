@@ -17,7 +17,7 @@ def cuts(frames) -> list[int]:
 
 
 def texture(seed: int, height: int = 90, width: int = 160) -> Tensor:
-    """Soft random blobs, like a picture out of focus: (3, H, W)."""
+    """Soft random blobs, like an image out of focus: (3, H, W)."""
     noise = torch.rand(1, 3, height // 10 + 1, width // 10 + 1, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise, size=(height, width), mode="bilinear")[0]
 
@@ -42,7 +42,7 @@ def test_a_scene_of_one_frame_is_two_cuts():
     assert cuts([texture(0), texture(0), texture(1), texture(2), texture(2)]) == [2, 3]
 
 
-def test_cut_between_flat_pictures():
+def test_cut_between_flat_images():
     red, blue = torch.zeros(3, 48, 64), torch.zeros(3, 48, 64)
     red[0] = 0.8
     blue[2] = 0.8
@@ -76,8 +76,8 @@ def load(path: Path) -> list[Tensor]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         width, height = stream.width // 4, stream.height // 4
-        pictures = [f.to_ndarray(format="rgb24", width=width, height=height) for f in container.decode(stream)]
-    return [torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1) / 255 for p in pictures]
+        images = [f.to_ndarray(format="rgb24", width=width, height=height) for f in container.decode(stream)]
+    return [torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1) / 255 for p in images]
 
 
 NAMES = [

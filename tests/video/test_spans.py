@@ -7,22 +7,20 @@ import av
 import pytest
 import torch
 
-from media import add_video, make_plain, make_rich, make_video, mux, picture, save_image
+from media import add_video, image, make_plain, make_rich, make_video, mux, save_image
 from tubelet.video import decode
 from tubelet.video.reader import Span, open_reader
 
 LONG = tuple(range(0, 4000, 40))
 UNEVEN = tuple(itertools.accumulate(random.Random(1).choices((7, 40, 90), k=100)))
-MOVING = [picture(number) for number in range(100)]
+MOVING = [image(number) for number in range(100)]
 
 
 def make_long(path, codec="libx264", pix_fmt="yuv420p", ticks=LONG, **options):
     """A video of 100 frames; those that an encoder predicts do not come out the same from a wrong place."""
     container = av.open(str(path), "w")
     options = {"g": "12", "bf": "2", "preset": "veryfast", **options}
-    _, packets = add_video(
-        container, ticks, codec=codec, pix_fmt=pix_fmt, pictures=MOVING[: len(ticks)], options=options
-    )
+    _, packets = add_video(container, ticks, codec=codec, pix_fmt=pix_fmt, images=MOVING[: len(ticks)], options=options)
     mux(container, packets)
     return path
 
@@ -30,7 +28,7 @@ def make_long(path, codec="libx264", pix_fmt="yuv420p", ticks=LONG, **options):
 def make_images(path):
     path.mkdir()
     for number in range(9):
-        save_image(path / f"{number}.png", av.VideoFrame.from_ndarray(picture(number), format="rgb24"))
+        save_image(path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
     return path
 
 
@@ -65,7 +63,7 @@ def make_clock_reset(path):
 
 def make_sizes(path):
     make_images(path)
-    save_image(path / "7.png", av.VideoFrame.from_ndarray(picture(7, 32, 24), format="rgb24"))
+    save_image(path / "7.png", av.VideoFrame.from_ndarray(image(7, 32, 24), format="rgb24"))
     return path
 
 

@@ -1,4 +1,4 @@
-"""The written picture: times, formats, tags, sizes; where it goes, and what is refused."""
+"""The written image: times, formats, tags, sizes; where it goes, and what is refused."""
 
 import itertools
 import subprocess
@@ -35,10 +35,10 @@ DISPLAY = HdrMetadata(
 PQ = ColorTags(matrix=9, primaries=9, transfer=16, full_range=False, siting=3)
 
 
-def write(dst, like=None, pictures=None, size=(32, 24), failure=None, **keywords):
+def write(dst, like=None, images=None, size=(32, 24), failure=None, **keywords):
     """Write a few frames; return the notes. A failure is raised when the frames are used up."""
     with open_writer(dst, like=like or info(), width=size[0], height=size[1], **keywords) as writer:
-        for frame in frames(size=size) if pictures is None else pictures:
+        for frame in frames(size=size) if images is None else images:
             writer.write(frame)
         if failure:
             raise failure
@@ -46,8 +46,8 @@ def write(dst, like=None, pictures=None, size=(32, 24), failure=None, **keywords
 
 
 def pixels(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture).astype(int)
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
 
 
 def video_stream(path):
@@ -56,7 +56,7 @@ def video_stream(path):
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mov", "out.mkv", "out.webm"])
 def test_variable_frame_rate_is_kept(tmp_path, name):
-    source = make_plain(tmp_path / "in.mkv", sound=False)
+    source = make_plain(tmp_path / "in.mkv", audio=False)
     rewrite(source, tmp_path / name)
     assert times_s(tmp_path / name) == [Fraction(ms, 1000) for ms in VFR_MS]
     last = Fraction(video_stream(tmp_path / name).get("duration") or "0.59")
@@ -64,7 +64,7 @@ def test_variable_frame_rate_is_kept(tmp_path, name):
 
 
 def test_b_frames_do_not_move_the_start(tmp_path):
-    source = make_plain(tmp_path / "in.mp4", sound=False, still=True, pts_ms=tuple(range(0, 480, 40)))
+    source = make_plain(tmp_path / "in.mp4", audio=False, still=True, pts_ms=tuple(range(0, 480, 40)))
     for name in ("out.mp4", "out.mkv"):
         rewrite(source, tmp_path / name, settings=EncodeSettings(preset="veryfast"))
         with av.open(str(tmp_path / name)) as container:
@@ -74,19 +74,19 @@ def test_b_frames_do_not_move_the_start(tmp_path):
 
 
 def test_unknown_durations_last_until_the_next_frame(tmp_path):
-    pictures = frames(3)
-    for frame, pts in zip(pictures, (0, 3, 4), strict=True):
+    images = frames(3)
+    for frame, pts in zip(images, (0, 3, 4), strict=True):
         frame.pts, frame.duration = pts, 0
-    write(tmp_path / "out.mkv", pictures=pictures)
+    write(tmp_path / "out.mkv", images=images)
     with av.open(str(tmp_path / "out.mkv")) as container:
         durations = {p.pts: p.duration for p in container.demux(video=0) if p.pts is not None}
     assert durations == {0: 120, 120: 40, 160: 40}
 
 
 def test_times_that_do_not_increase_are_moved_and_noted(tmp_path):
-    pictures = frames(3)
-    pictures[2].pts = 1
-    (note,) = write(tmp_path / "out.mp4", pictures=pictures)
+    images = frames(3)
+    images[2].pts = 1
+    (note,) = write(tmp_path / "out.mp4", images=images)
     assert "next tick" in note
     assert len(times_s(tmp_path / "out.mp4")) == 3
 
@@ -122,13 +122,13 @@ def test_codec_and_format(tmp_path, name, codec, pix_fmt, expected):
 
 
 def test_lossless_codec_returns_the_same_pixels(tmp_path):
-    pictures = frames()
-    for frame in pictures:
+    images = frames()
+    for frame in images:
         frame.rgb = (frame.rgb * 255).round() / 255
     like = info(pix_fmt="gbrp", is_rgb=True)
-    write(tmp_path / "out.mkv", like, pictures, settings=EncodeSettings(codec="ffv1"))
+    write(tmp_path / "out.mkv", like, images, settings=EncodeSettings(codec="ffv1"))
     with av.open(str(tmp_path / "out.mkv")) as container:
-        for frame, decoded in zip(pictures, container.decode(video=0), strict=True):
+        for frame, decoded in zip(images, container.decode(video=0), strict=True):
             expected = (frame.rgb * 255).round().byte().movedim(0, -1).numpy()
             assert np.array_equal(decoded.to_ndarray(format="rgb24"), expected)
 
@@ -193,7 +193,7 @@ def test_hdr_metadata_in_other_codecs(tmp_path, codec):
     ],
 )
 def test_odd_sizes_stay_what_they_are(tmp_path, name, codec, size):
-    notes = write(tmp_path / name, pictures=frames(size=size), size=size, settings=EncodeSettings(codec=codec))
+    notes = write(tmp_path / name, images=frames(size=size), size=size, settings=EncodeSettings(codec=codec))
     stream = video_stream(tmp_path / name)
     assert (stream["width"], stream["height"]) == size
     assert any("4:4:4" in note for note in notes) == (codec in ("h264", "hevc"))
@@ -204,15 +204,15 @@ def test_odd_sizes_stay_what_they_are(tmp_path, name, codec, size):
     [("o.mkv", "ffv1"), ("o.mov", "prores"), ("o.webm", "vp9"), ("o.gif", "auto"), ("o", "auto")],
 )
 def test_transparency_is_kept(tmp_path, name, codec):
-    pictures = frames(alpha=True)
-    for frame in pictures:
+    images = frames(alpha=True)
+    for frame in images:
         frame.alpha = torch.zeros(1, 24, 32)
         frame.alpha[:, :, 16:] = 1
     like = info(pix_fmt="yuva420p", has_alpha=True)
-    write(tmp_path / name, like, pictures, settings=EncodeSettings(codec=codec))
+    write(tmp_path / name, like, images, settings=EncodeSettings(codec=codec))
     if name == "o":
         alpha = pixels(tmp_path / "o" / "00000000.png")[..., 3]
-    elif codec == "vp9":  # only the library's own decoder reads the second picture
+    elif codec == "vp9":  # only the library's own decoder reads the second image
         with av.open(str(tmp_path / name)) as container:
             decoder = av.CodecContext.create("libvpx-vp9", "r")
             decoded = [f for p in container.demux(video=0) for f in decoder.decode(p)]
@@ -232,16 +232,16 @@ def test_transparency_that_cannot_be_kept_is_refused(tmp_path, name, codec):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_in_a_new_folder(tmp_path):
-    pictures = frames()
-    write(tmp_path / "out", pictures=pictures)
+def test_images_in_a_new_folder(tmp_path):
+    images = frames()
+    write(tmp_path / "out", images=images)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"0000000{n}.png" for n in range(3)]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     shown = pixels(tmp_path / "out" / "00000001.png")
-    assert np.abs(shown - pictures[1].rgb.movedim(0, -1).numpy() * 255).max() <= 1
+    assert np.abs(shown - images[1].rgb.movedim(0, -1).numpy() * 255).max() <= 1
 
 
-def test_pictures_by_a_pattern_replace_older_ones(tmp_path):
+def test_images_by_a_pattern_replace_older_ones(tmp_path):
     for name in ("f0009.png", "f0001.png", "note.png", "f00x1.png", "f12.png"):
         (tmp_path / name).write_bytes(b"old")
     with pytest.raises(RequestError, match="exists"):
@@ -252,14 +252,14 @@ def test_pictures_by_a_pattern_replace_older_ones(tmp_path):
     assert pixels(tmp_path / "f0001.png").shape == (24, 32, 3)
 
 
-def test_deep_pictures_have_16_bit(tmp_path):
-    pictures = frames()
-    write(tmp_path / "out", info(pix_fmt="yuv420p10le", bit_depth=10), pictures)
+def test_deep_images_have_16_bit(tmp_path):
+    images = frames()
+    write(tmp_path / "out", info(pix_fmt="yuv420p10le", bit_depth=10), images)
     with av.open(str(tmp_path / "out" / "00000000.png")) as container:
         decoded = next(container.decode(video=0))
     assert decoded.format.name == "rgb48be"
     wide = decoded.to_ndarray().astype(np.int64)
-    assert np.abs(wide - pictures[0].rgb.movedim(0, -1).numpy() * 65535).max() <= 1
+    assert np.abs(wide - images[0].rgb.movedim(0, -1).numpy() * 65535).max() <= 1
 
 
 def test_y4m_on_stdout(tmp_path):
@@ -316,7 +316,7 @@ def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_nothing_is_left_after_an_exception(tmp_path, name, error):
     with pytest.raises(error):
-        write(tmp_path / name, pictures=frames(16), failure=error)
+        write(tmp_path / name, images=frames(16), failure=error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -331,7 +331,7 @@ def test_an_older_output_survives_a_failure(tmp_path):
 @pytest.mark.parametrize("name", ["out.mp4", "out"])
 def test_no_frame_is_no_output(tmp_path, name):
     with pytest.raises(TubeletError, match="no frame"):
-        write(tmp_path / name, pictures=iter(()))
+        write(tmp_path / name, images=iter(()))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -342,12 +342,12 @@ def test_full_disk_is_one_line(tmp_path, name):
     code = (
         "import resource, signal, sys\nfrom media import frames, info\n"
         "from tubelet.errors import ResourceError\nfrom tubelet.video.writer import open_writer\n"
-        "pictures = frames(4, (320, 240))\n"
+        "images = frames(4, (320, 240))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
         "try:\n"
         "    with open_writer(sys.argv[1], like=info(), width=320, height=240) as out:\n"
-        "        for frame in pictures: out.write(frame)\n"
+        "        for frame in images: out.write(frame)\n"
         "except ResourceError as error:\n    sys.exit(str(error))\n"
     )
     done = subprocess.run(
@@ -364,7 +364,7 @@ def test_full_disk_is_one_line(tmp_path, name):
 
 def test_size_of_frames_is_checked(tmp_path):
     with pytest.raises(RequestError, match="frame 0 is 32x24, but the output was opened for 64x48"):
-        write(tmp_path / "out.mp4", pictures=frames(), size=(64, 48))
+        write(tmp_path / "out.mp4", images=frames(), size=(64, 48))
 
 
 def refused(dst, source="missing.mp4", overwrite=False):
@@ -397,13 +397,13 @@ def test_output_equal_to_input_is_refused_by_any_name(tmp_path):
 @pytest.mark.parametrize(
     ("source", "dst"), [("", "%03d.png"), ("0%02d.png", "%03d.png"), ("%03d.png", "f%d.png"), ("000.png", "%03d.png")]
 )
-def test_pictures_of_the_input_are_never_replaced(tmp_path, source, dst):
+def test_images_of_the_input_are_never_replaced(tmp_path, source, dst):
     for name in ("000.png", "001.png"):
         (tmp_path / name).write_bytes(b"x")
     if dst.startswith("f"):
         check_output(tmp_path / dst, source=tmp_path / source, overwrite=True)
     else:
-        assert "pictures of the input" in refused(tmp_path / dst, tmp_path / source, overwrite=True)
+        assert "images of the input" in refused(tmp_path / dst, tmp_path / source, overwrite=True)
 
 
 def test_folders_that_cannot_take_the_output(tmp_path):
@@ -441,10 +441,10 @@ def test_settings_that_do_not_fit_are_refused_before_the_first_frame(tmp_path, n
 
 
 def test_crf_and_preset_reach_the_encoder(tmp_path):
-    pictures = frames(6, (64, 64))
+    images = frames(6, (64, 64))
     sizes = {}
     for crf in (5, 45):
-        write(tmp_path / f"{crf}.mp4", None, pictures, (64, 64), settings=EncodeSettings(crf=crf))
+        write(tmp_path / f"{crf}.mp4", None, images, (64, 64), settings=EncodeSettings(crf=crf))
         sizes[crf] = (tmp_path / f"{crf}.mp4").stat().st_size
     assert sizes[5] > 3 * sizes[45]
 
@@ -459,9 +459,9 @@ def test_missing_encoder_names_what_there_is(tmp_path, monkeypatch):
 def test_rotation_of_the_source_is_not_written_again(tmp_path):
     source = tmp_path / "in.mp4"
     container = av.open(str(source), "w")
-    stream, pictures = add_video(container, size=(64, 48))
+    stream, images = add_video(container, size=(64, 48))
     stream.set_display_rotation(90)
-    mux(container, pictures)
+    mux(container, images)
     assert probe(source).rotation_deg != 0
     rewrite(source, tmp_path / "out.mp4")
     found = probe(tmp_path / "out.mp4")

@@ -43,7 +43,7 @@ def open_image_model(name: str, scale: int) -> OpenedModel:
 
 
 def save_two_step(path: Path, base: dict[str, str] | None, *, scale: int = 2) -> Path:
-    """Save a small network in which all three pictures count."""
+    """Save a small network in which all three images count."""
     torch.manual_seed(0)
     restorer = TwoStepRestorer(TwoStepConfig(base=2, scale=scale, norm="none"))
     nn.init.normal_(restorer.head.weight, std=0.2)
@@ -230,7 +230,7 @@ def test_an_image_model_with_other_windows(tmp_path: Path) -> None:
 
 
 def by_hand(spec: ModelSpec, model: nn.Module, scene: Tensor) -> Tensor:
-    """Restore a scene whose ends are repeated, on pictures that are mirrored to 48×48: (T, 3, sH, sW)."""
+    """Restore a scene whose ends are repeated, on images that are mirrored to 48×48: (T, 3, sH, sW)."""
     height, width = scene.shape[-2:]
     padded = functional.pad(scene, (0, -width % 16, 0, -height % 16), mode="reflect")
     return direct(spec, model, padded)[..., : spec.scale * height, : spec.scale * width]
@@ -242,7 +242,7 @@ def small(shared: Path, name: str, frames: int) -> Tensor:
     return (imresize(gt, 0.08).clamp(0, 1)[..., :HEIGHT, :WIDTH] * 255).round() / 255
 
 
-def to_pictures(clip: Tensor) -> np.ndarray:
+def to_images(clip: Tensor) -> np.ndarray:
     return (clip.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
@@ -255,14 +255,14 @@ def test_a_real_clip_through_the_command(
     """First and last frames, and those beside a cut, have themselves as neighbors."""
     clips = [small(shared, *part) for part in parts]
     (tmp_path / "in").mkdir()
-    for t, picture in enumerate(to_pictures(torch.cat(clips))):
-        Image.fromarray(picture).save(tmp_path / "in" / f"{t:04d}.png")
+    for t, image in enumerate(to_images(torch.cat(clips))):
+        Image.fromarray(image).save(tmp_path / "in" / f"{t:04d}.png")
     arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(pair), "--progress", "none"]
     assert main(["upscale", *arguments, "--precision", "fp32"]) == 0
     written = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*.png"))])
     opened = open_model(str(pair))
     spec, model = opened.spec, opened.network
-    expected = to_pictures(torch.cat([by_hand(spec, model, clip) for clip in clips]))
+    expected = to_images(torch.cat([by_hand(spec, model, clip) for clip in clips]))
     assert written.shape == expected.shape == (len(expected), 2 * HEIGHT, 2 * WIDTH, 3)
     assert np.abs(written.astype(int) - expected).max() <= 1
     assert expected.std() > 10

@@ -59,7 +59,7 @@ def test_published_models_are_listed_when_asked_for():
     assert not is_checkpoint("basicvsr_pp-reds4")
 
 
-def test_parts_of_networks_have_weights_and_make_no_pictures():
+def test_parts_of_networks_have_weights_and_make_no_images():
     with pytest.raises(RequestError, match="spynet-sintel is a part of other networks"):
         find_model("spynet-sintel")
     with pytest.raises(RequestError, match="fast-x4-real are in the package; there is nothing to fetch"):

@@ -1,4 +1,4 @@
-"""Published weights: the table is sound, and its networks are those that the published names and shapes tell."""
+"""Published weights: the table is consistent, and its networks are those that the published names and shapes tell."""
 
 from pathlib import Path
 from urllib.parse import urlsplit

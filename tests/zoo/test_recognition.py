@@ -90,7 +90,7 @@ RECORDED = {
     "rbpn_x2_A": "RBPN",
 }
 NAMED = {"two_step_A": "TwoStepRestorer", "two_step_encoder_A": "ConditionalEncoder"}
-"""Of which the names and shapes are enough: one is large, the other makes no pictures."""
+"""Of which the names and shapes are enough: one is large, the other makes no images."""
 
 
 FOREIGN_NAMES = {

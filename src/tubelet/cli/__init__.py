@@ -21,7 +21,7 @@ from tubelet.errors import RequestError, TubeletError, suggest
 __all__ = ["VERBS", "main"]
 
 VERBS = {
-    "upscale": "make a video larger and sharper; sound, subtitles and timing stay",
+    "upscale": "make a video larger and sharper; audio, subtitles and timing stay",
     "demo": "see a result in a minute, on a clip that is made on the spot",
     "models": "list the models",
     "doctor": "say what this machine can do, and what is missing",

@@ -28,7 +28,7 @@ The standard sets of video super-resolution, in the folder layouts they are publ
       --json                           JSON instead of a table
   check ROOT                           what is there, what is missing, wrong sizes and counts
       --set NAME                       this set; ends with 3 where it is not complete
-      --every-frame                    decode every picture, not only the size of the first
+      --every-frame                    decode every image, not only the size of the first
       --json                           JSON instead of a table
   prepare ROOT --out DIR --preset P    low-quality copies as PNGs; goes on where it was stopped
       --set NAME                       this set, not just any folder of clips
@@ -63,7 +63,7 @@ class CheckFlags:
     set: str | None = None
     """Name of a set; the command ends with 3 where it is not complete. Default: whatever is found."""
     every_frame: bool = False
-    """Decode every picture, not only the size of the first of each clip."""
+    """Decode every image, not only the size of the first of each clip."""
     json: bool = False
     """Write JSON instead of a table."""
 

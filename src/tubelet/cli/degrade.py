@@ -1,4 +1,4 @@
-"""`tubelet degrade`: make the low-quality version of a video, a picture, or folders of them."""
+"""`tubelet degrade`: make the low-quality version of a video, an image, or folders of them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _METAVARS = {"input": "INPUT", "output": "OUTPUT", "preset": "NAME", "recipe": "
 
 @dataclass(frozen=True, kw_only=True)
 class DegradeFlags:
-    """Make the low-quality version of a video, a picture, a folder of frames, or a folder of clips."""
+    """Make the low-quality version of a video, an image, a folder of frames, or a folder of clips."""
 
     input: str
-    """Video file, picture, folder of frames, pattern like frames/%05d.png, or folder of clips."""
+    """Video file, image, folder of frames, pattern like frames/%05d.png, or folder of clips."""
     output: str
-    """For a video or frames: a video file (lossless) or a folder of PNGs; for a picture a .png; for a folder of clips
+    """For a video or frames: a video file (lossless) or a folder of PNGs; for an image a .png; for a folder of clips
     a folder. It appears under its name only when it is whole; a folder of clips goes on where it was stopped."""
     preset: str | None = None
     """bi, bi-u8, bd, bd-b, bd-c: those of benchmarks. real, second-order: of the real world, drawn from the seed."""
@@ -65,7 +65,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _kind(src: str) -> str:
-    """Tell what the input is: picture, frames, video or clips."""
+    """Tell what the input is: image, frames, video or clips."""
     from tubelet.data.datasets import count_frames, find_folder_clips
 
     path = Path(src)
@@ -74,7 +74,7 @@ def _kind(src: str) -> str:
         return "clips"
     if path.is_dir() or (not path.exists() and "%" in path.name):
         return "frames"
-    return "picture" if count_frames(path) else "video"
+    return "image" if count_frames(path) else "video"
 
 
 def _degradation(flags: DegradeFlags, kind: str) -> Degradation:
@@ -121,15 +121,15 @@ def _replayed(flags: DegradeFlags, path: Path) -> Degradation:
 
 
 def _one(flags: DegradeFlags, degradation: Degradation, kind: str) -> None:
-    from tubelet.data.copies import lossless, write_picture, write_pictures, write_video
+    from tubelet.data.copies import lossless, write_image, write_images, write_video
     from tubelet.video.destination import check_output, destination_kind
 
     dst = Path(flags.output)
-    if kind == "picture":
+    if kind == "image":
         if dst.suffix.lower() != ".png":
-            raise RequestError(f"a picture becomes a PNG, not {dst.name!r}; let the output end in .png")
-        _check_picture(dst, flags)
-        write_picture(Path(flags.input), dst, degradation)
+            raise RequestError(f"an image becomes a PNG, not {dst.name!r}; let the output end in .png")
+        _check_image(dst, flags)
+        write_image(Path(flags.input), dst, degradation)
         return
     target = destination_kind(flags.output)
     if target in ("pipe", "pattern"):
@@ -137,7 +137,7 @@ def _one(flags: DegradeFlags, degradation: Degradation, kind: str) -> None:
     check_output(flags.output, source=flags.input, overwrite=flags.overwrite)
     with show_progress(flags.progress, label=dst.name, json_to=sys.stdout) as on_progress:
         if target == "folder":
-            write_pictures(flags.input, dst, degradation, on_progress=on_progress)
+            write_images(flags.input, dst, degradation, on_progress=on_progress)
             return
         notes = write_video(
             flags.input,
@@ -166,7 +166,7 @@ def _clips(flags: DegradeFlags, degradation: Degradation) -> None:
     sys.stderr.write(f"{out}: {made} clips made, {len(clips) - made} were there\n")
 
 
-def _check_picture(path: Path, flags: DegradeFlags) -> None:
+def _check_image(path: Path, flags: DegradeFlags) -> None:
     refuse_existing(path, overwrite=flags.overwrite)
     if path.exists() and path.samefile(flags.input):
         raise RequestError(f"output {path} is the input itself; choose another name")

@@ -112,7 +112,7 @@ def _prepare(folder: Path) -> _Files:
 
 
 def _make_clips(files: _Files, frames: int) -> dict[int, Tensor]:
-    """Write the original and its degraded copy, both with sound; give some of the originals, as uint8."""
+    """Write the original and its degraded copy, both with audio; give some of the originals, as uint8."""
     from tubelet.degrade import degrade
     from tubelet.evaluation.scene import FRAME_RATE, SCENE_SIZE, draw_scene
     from tubelet.ops.pixels import to_uint8
@@ -122,13 +122,13 @@ def _make_clips(files: _Files, frames: int) -> dict[int, Tensor]:
     width, height = SCENE_SIZE
     truth: dict[int, Tensor] = {}
     with ExitStack() as stack:
-        sound = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tone.wav"
-        _write_tone(sound, frames / FRAME_RATE)
+        audio = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tone.wav"
+        _write_tone(audio, frames / FRAME_RATE)
         writers = [
             stack.enter_context(
                 open_writer(
                     path,
-                    like=_drawn_video(sound, width // shrink, height // shrink, frames),
+                    like=_drawn_video(audio, width // shrink, height // shrink, frames),
                     width=width // shrink,
                     height=height // shrink,
                     settings=EncodeSettings(codec="h264", crf=crf),
@@ -146,13 +146,13 @@ def _make_clips(files: _Files, frames: int) -> dict[int, Tensor]:
     return truth
 
 
-def _drawn_video(sound: Path, width: int, height: int, frames: int) -> VideoInfo:
-    """Describe the drawn video, with the sound file as the source of its other streams."""
+def _drawn_video(audio: Path, width: int, height: int, frames: int) -> VideoInfo:
+    """Describe the drawn video, with the audio file as the source of its other streams."""
     from tubelet.evaluation.scene import FRAME_RATE
     from tubelet.video.info import ColorTags, VideoInfo
 
     return VideoInfo(
-        source=str(sound),
+        source=str(audio),
         width=width,
         height=height,
         pix_fmt="yuv420p",
@@ -164,7 +164,7 @@ def _drawn_video(sound: Path, width: int, height: int, frames: int) -> VideoInfo
         frames_hint=frames,
         container="wav",
         codec="rawvideo",
-        video_index=-1,  # every stream of the source is sound
+        video_index=-1,  # every stream of the source is audio
     )
 
 
@@ -186,7 +186,7 @@ def _write_tone(path: Path, seconds: float) -> None:
 
 def _measure(files: _Files, truth: dict[int, Tensor]) -> tuple[float, float]:
     """Compute the mean Y-PSNR of the result and of the input enlarged with bicubic, dB."""
-    from tubelet.evaluation.pictures import enlarge
+    from tubelet.evaluation.images import enlarge
     from tubelet.metrics.fidelity import psnr
     from tubelet.video.reader import open_reader
 

@@ -174,17 +174,17 @@ def _weights() -> Iterator[Finding]:
     from tubelet.zoo.catalog import list_models
     from tubelet.zoo.opening import create_model
 
-    sound: list[str] = []
+    intact: list[str] = []
     for spec in list_models():
         if spec.weights is None:
             continue
         try:
             create_model(spec.id)
-            sound.append(spec.id)
+            intact.append(spec.id)
         except TubeletError as error:
             yield Finding("weights", str(error), "missing", "pip install --force-reinstall tubelet")
-    if sound:
-        yield Finding("weights", f"{', '.join(sound)}: present and unchanged")
+    if intact:
+        yield Finding("weights", f"{', '.join(intact)}: present and unchanged")
 
 
 def _speed() -> Finding:

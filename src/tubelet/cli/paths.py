@@ -14,7 +14,7 @@ def companion(output: str, ending: str) -> Path:
     path = Path(output)
     if "%" in path.name:
         path = path.parent
-    stem = path.stem or "pictures"  # the current folder has no name of its own
+    stem = path.stem or "images"  # the current folder has no name of its own
     return path.parent / f"{stem}{ending}"
 
 

@@ -45,7 +45,7 @@ _METAVARS = {
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleFlags:
-    """Make a video larger and sharper; sound, subtitles, chapters and the time of every frame stay."""
+    """Make a video larger and sharper; audio, subtitles, chapters and the time of every frame stay."""
 
     input: str
     """Video file, folder of images, pattern like frames/%05d.png, or - for y4m on the standard input."""
@@ -112,7 +112,7 @@ def _check_comparable(output: str) -> None:
 
     kind = destination_kind(output)
     if kind != "file":
-        reason = "a pipe cannot be read again" if kind == "pipe" else "pictures have no times"
+        reason = "a pipe cannot be read again" if kind == "pipe" else "images have no times"
         raise RequestError(f"--compare pairs frames by their times, and {reason}; name a video file as the output")
 
 

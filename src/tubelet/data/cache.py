@@ -111,7 +111,7 @@ def _find_sources(root: Path) -> list[Path]:
 
 
 def _key(source: Path) -> str:
-    files = list(source.iterdir()) if source.is_dir() else [source]  # a folder does not tell of a replaced picture
+    files = list(source.iterdir()) if source.is_dir() else [source]  # a folder does not tell of a replaced image
     stats = [file.stat() for file in files]
     size, time = sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
     identity = f"{source.resolve()}|{len(files)}|{size}|{time}"

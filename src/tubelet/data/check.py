@@ -124,7 +124,7 @@ def check_set(
     Args:
         dataset: what to look for.
         root: folder of the set, or one that holds it.
-        every_frame: decode every picture instead of reading the size of the first.
+        every_frame: decode every image instead of reading the size of the first.
         on_progress: called at most ten times a second and at the end.
         cancel: stops after the clip that it is at.
 
@@ -249,7 +249,7 @@ def identify_degradation(gt: Path, lq: Path) -> dict[str, float]:
     """Compare the first low-quality frame of a clip with what each benchmark degradation makes of the good one.
 
     Args:
-        gt: folder of frames, video or picture.
+        gt: folder of frames, video or image.
         lq: the same, smaller.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Write low-quality copies of clips: as pictures, a folder for each clip, or as a lossless video.
+"""Write low-quality copies of clips: as images, a folder for each clip, or as a lossless video.
 
     copies/
       degradation.json      preset, scale, seed; another run with other values is refused
@@ -43,8 +43,8 @@ __all__ = [
     "clip_seed",
     "lossless",
     "write_clips",
-    "write_picture",
-    "write_pictures",
+    "write_image",
+    "write_images",
     "write_video",
 ]
 
@@ -98,7 +98,7 @@ def write_clips(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> int:
-    """Write a folder of pictures for every clip; those that are there are left.
+    """Write a folder of images for every clip; those that are there are left.
 
     Args:
         clips: with good versions.
@@ -129,7 +129,7 @@ def write_clips(
     return len(missing)
 
 
-def write_pictures(
+def write_images(
     src: Path | str,
     dst: Path,
     degradation: Degradation,
@@ -140,8 +140,8 @@ def write_pictures(
     """Write the degraded frames of a clip as 8-bit PNGs.
 
     Args:
-        src: video, folder or printf pattern of pictures.
-        dst: folder; of one that exists, the PNGs are replaced. Pictures keep the names of the source's, frames of a
+        src: video, folder or printf pattern of images.
+        dst: folder; of one that exists, the PNGs are replaced. Images keep the names of the source's, frames of a
             video are numbered.
         degradation: what to do.
         on_progress: called at most ten times a second and at the end.
@@ -162,7 +162,7 @@ def write_pictures(
 
 
 def _write_folder(src: Path | str, dst: Path, degradation: Degradation, ticker: Ticker) -> None:
-    """Write a folder of pictures, whole or not at all."""
+    """Write a folder of images, whole or not at all."""
     part = dst.with_name(f".{dst.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     images = list_images(str(src))
@@ -181,8 +181,8 @@ def _write_folder(src: Path | str, dst: Path, degradation: Degradation, ticker: 
         shutil.rmtree(part, ignore_errors=True)
 
 
-def write_picture(src: Path, dst: Path, degradation: Degradation) -> None:
-    """Write one degraded picture as an 8-bit PNG.
+def write_image(src: Path, dst: Path, degradation: Degradation) -> None:
+    """Write one degraded image as an 8-bit PNG.
 
     Raises:
         InputError: the source cannot be decoded.
@@ -204,10 +204,10 @@ def write_video(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> list[str]:
-    """Write the degraded frames of a clip as a video, with their times, sound and the rest of the source.
+    """Write the degraded frames of a clip as a video, with their times, audio and the rest of the source.
 
     Args:
-        src: video, folder or printf pattern of pictures.
+        src: video, folder or printf pattern of images.
         dst: video file.
         degradation: what to do.
         encode: `lossless(dst)` keeps every value as far as the container can.
@@ -238,7 +238,7 @@ def write_video(
 
 
 def _expected_frames(sources: Sequence[Path]) -> int | None:
-    """Add up the frames of folders, pictures and videos, these by their headers; None where one does not tell."""
+    """Add up the frames of folders, images and videos, these by their headers; None where one does not tell."""
     total = 0
     for source in sources:
         frames = count_frames(source)
@@ -268,7 +268,7 @@ def lossless(dst: Path) -> EncodeSettings:
 
 
 def _degraded(reader: Reader, degradation: Degradation) -> Iterator[Frame]:
-    """Pair degraded pictures, which may come in parts, with the times of their frames."""
+    """Pair degraded images, which may come in parts, with the times of their frames."""
     scale = degradation.scale
     height, width = (n // scale * scale for n in (reader.info.height, reader.info.width))
     if min(height, width) < scale:
@@ -277,8 +277,8 @@ def _degraded(reader: Reader, degradation: Degradation) -> Iterator[Frame]:
 
     def cropped() -> Iterator[Tensor]:
         for frame in reader:
-            rgb = quantize(frame.rgb[:, :height, :width])  # as if read from pictures, whatever the source
-            waiting.append(dataclasses.replace(frame, rgb=_NOTHING, alpha=None))  # a view would keep the picture
+            rgb = quantize(frame.rgb[:, :height, :width])  # as if read from images, whatever the source
+            waiting.append(dataclasses.replace(frame, rgb=_NOTHING, alpha=None))  # a view would keep the image
             yield rgb
 
     for lq in degradation.stream(cropped(), (height, width)):
@@ -298,14 +298,14 @@ def _save(path: Path, rgb: Tensor) -> None:
 
 
 def _put(part: Path, dst: Path) -> None:
-    """Give a finished folder its name, or put its pictures in place of those that are there."""
+    """Give a finished folder its name, or put its images in place of those that are there."""
     if not dst.exists():
         part.rename(dst)
         return
     for old in dst.glob("*.png"):
         old.unlink()
-    for picture in part.iterdir():
-        picture.replace(dst / picture.name)
+    for image in part.iterdir():
+        image.replace(dst / image.name)
 
 
 def _claim(out: Path, degradation: Degradation) -> None:

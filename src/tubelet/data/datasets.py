@@ -53,7 +53,7 @@ class FoundClip:
     Attributes:
         name: as the set names it.
         facts: what it must be.
-        gt: folder of frames, or a picture; None where it is missing.
+        gt: folder of frames, or an image; None where it is missing.
         lq: degradation → low-quality version that came with the set.
     """
 
@@ -95,7 +95,7 @@ def find_clips(protocol: Protocol, root: Path) -> list[EvalClip]:
 
 
 def find_training_clips(name: str, root: Path, *, degradation: str = "bi-u8") -> list[EvalClip]:
-    """Find the clips or pictures of a set that are trained on: its splits "train" and "val", never a test set.
+    """Find the clips or images of a set that are trained on: its splits "train" and "val", never a test set.
 
     Args:
         name: of a standard set: reds (the 266 clips that are not REDS4), vimeo90k, div2k, flickr2k.
@@ -183,7 +183,7 @@ def set_folder(dataset: Dataset, root: Path) -> Path:
 
 
 def count_frames(path: Path) -> int:
-    """Count the pictures of a folder, 1 for a picture, 0 for anything else."""
+    """Count the images of a folder, 1 for an image, 0 for anything else."""
     if path.is_dir():
         return sum(p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") for p in path.iterdir())
     return int(path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES)

@@ -1,9 +1,9 @@
 """Pairs of frames whose motion is known exactly: things cut from photographs, moving over a photograph.
 
-    ref(p)  = picture(camera(p + flow(p)))      supp(q) = picture(camera(q))       so ref(p) is supp at q = p + flow(p)
+    ref(p)  = image(camera(p + flow(p)))      supp(q) = image(camera(q))       so ref(p) is supp at q = p + flow(p)
 
 `camera` is a random zoom, turn and shift at fractions of a pixel, so that both frames are resampled alike: each pixel
-is the mean of four samples of a picture that is finer than the frame. In front of the background move other pictures,
+is the mean of four samples of an image that is finer than the frame. In front of the background move other images,
 cut out along random outlines, each with a flow of its own; where one hides what is behind it, that is known too.
 
 The n-th pair is a function of the seed and n alone, so a run can resume anywhere.
@@ -30,13 +30,13 @@ from tubelet.errors import ConfigError, InputError
 from tubelet.ops.pixels import quantize
 from tubelet.video.sequence import IMAGE_SUFFIXES
 
-__all__ = ["MotionSettings", "MovingPair", "MovingPictures", "find_pictures"]
+__all__ = ["MotionSettings", "MovingImages", "MovingPair", "find_images"]
 
 _FINER = 2  # samples a pixel, along each axis
-_MAX_PIXELS = 4 << 20  # of a picture in memory; a larger one is halved
+_MAX_PIXELS = 4 << 20  # of an image in memory; a larger one is halved
 _MIN_SIDE_PX = 64
 _SLOPE = 0.15  # most change of the flow from one pixel to the next: things bend, they do not fold
-_ZOOM = (1.2, 4.8)  # pixels of the picture to one of the frame: finer than the frame, free of its coding noise
+_ZOOM = (1.2, 4.8)  # pixels of the image to one of the frame: finer than the frame, free of its coding noise
 _STILL_CAMERA, _STILL = 0.1, 0.04  # shares of the pairs in which only things move, and in which nothing does
 
 
@@ -72,26 +72,26 @@ class MovingPair(NamedTuple):
     visible: Tensor
 
 
-def find_pictures(roots: Sequence[Path]) -> list[Path]:
-    """List the pictures in some folders, in the order of their names.
+def find_images(roots: Sequence[Path]) -> list[Path]:
+    """List the images in some folders, in the order of their names.
 
     Raises:
-        InputError: a folder is missing, or there is no picture.
+        InputError: a folder is missing, or there is no image.
     """
     for root in roots:
         if not root.is_dir():
-            raise InputError(f"no such folder of pictures: {root}")
+            raise InputError(f"no such folder of images: {root}")
     found = [path for root in roots for path in sorted(root.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
-        raise InputError(f"no picture in {', '.join(map(str, roots))}")
+        raise InputError(f"no image in {', '.join(map(str, roots))}")
     return found
 
 
-class MovingPictures:
+class MovingImages:
     """Draws pairs of frames with known motion from photographs.
 
     Args:
-        paths: of the pictures; they are held in memory, at most 16 MB each.
+        paths: of the images; they are held in memory, at most 16 MB each.
         settings: size and variety of the pairs.
         seed: of all draws.
 
@@ -101,9 +101,9 @@ class MovingPictures:
 
     def __init__(self, paths: Sequence[Path], settings: MotionSettings, seed: int) -> None:
         if not paths:
-            raise InputError("no picture to make pairs of")
+            raise InputError("no image to make pairs of")
         self.settings, self.seed = settings, seed
-        self._pictures = [_read(path) for path in paths]
+        self._images = [_read(path) for path in paths]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draw the pairs of a step: frames (B, 2, 3, H, W), flow (B, 2, H, W) and visible (B, 1, H, W).
@@ -138,18 +138,18 @@ class MovingPictures:
         grid = _grid(settings.patch_px)
         still = rng.random()
         camera = torch.zeros_like(grid) if still < _STILL_CAMERA else _draw_flow(rng, grid, settings)
-        sheets = [_Sheet(self._draw_picture(rng), camera, None)]
+        sheets = [_Sheet(self._draw_image(rng), camera, None)]
         for _ in range(int(rng.integers(0, settings.things + 1))):
             along = camera if rng.random() < 0.7 else torch.zeros_like(camera)
             flow = _limit(along + _draw_flow(rng, grid, settings), settings.max_px)
-            sheets.append(_Sheet(self._draw_picture(rng), flow, _Outline.draw(rng, settings.patch_px)))
+            sheets.append(_Sheet(self._draw_image(rng), flow, _Outline.draw(rng, settings.patch_px)))
         if still < _STILL:
             return [sheet._replace(flow=torch.zeros_like(grid)) for sheet in sheets]
         return sheets
 
-    def _draw_picture(self, rng: np.random.Generator) -> _Picture:
-        """Draw a picture and how the camera sees it."""
-        whole, half = self._pictures[int(rng.integers(len(self._pictures)))]
+    def _draw_image(self, rng: np.random.Generator) -> _Image:
+        """Draw an image and how the camera sees it."""
+        whole, half = self._images[int(rng.integers(len(self._images)))]
         zoom = math.exp(rng.uniform(math.log(_ZOOM[0]), math.log(_ZOOM[1])))
         middle = math.sqrt(_ZOOM[0] * _ZOOM[1])
         pixels, zoom = (whole, zoom) if zoom < middle else (half, zoom / 2)
@@ -158,7 +158,7 @@ class MovingPictures:
         turn = turn @ np.diag([rng.choice([-1.0, 1.0]), 1.0]) * zoom
         room = [max(0.0, n / 2 - zoom * self.settings.patch_px / 2) for n in (pixels.shape[2], pixels.shape[1])]
         center = [n / 2 + rng.uniform(-r, r) for n, r in zip((pixels.shape[2], pixels.shape[1]), room, strict=True)]
-        return _Picture(pixels, torch.tensor(turn, dtype=torch.float32), torch.tensor(center, dtype=torch.float32))
+        return _Image(pixels, torch.tensor(turn, dtype=torch.float32), torch.tensor(center, dtype=torch.float32))
 
 
 def _mirrored(pair: MovingPair) -> list[MovingPair]:
@@ -170,9 +170,9 @@ def _mirrored(pair: MovingPair) -> list[MovingPair]:
     return images
 
 
-class _Picture(NamedTuple):
+class _Image(NamedTuple):
     pixels: NDArray[np.uint8]  # (3, H, W)
-    turn: Tensor  # (2, 2), from the frame to the picture
+    turn: Tensor  # (2, 2), from the frame to the image
     center: Tensor  # (2,) x and y, where the middle of the frame lies
 
 
@@ -206,13 +206,13 @@ class _Outline(NamedTuple):
 
 
 class _Sheet(NamedTuple):
-    picture: _Picture
+    image: _Image
     flow: Tensor  # (2, 2 H, 2 W), pixels of the frame
     outline: _Outline | None  # None: everywhere
 
 
 def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read a picture: whole, and halved; (3, H, W) uint8 each."""
+    """Read an image: whole, and halved; (3, H, W) uint8 each."""
     pixels = read_clip(path, max_frames=1)[0]
     if min(pixels.shape[1:]) < _MIN_SIDE_PX:
         raise InputError(f"{path} is {pixels.shape[2]}×{pixels.shape[1]} pixels; at least {_MIN_SIDE_PX} are needed")
@@ -278,26 +278,26 @@ def _show(sheets: Sequence[_Sheet], side: int, *, moved: bool) -> tuple[Tensor, 
     for i, sheet in enumerate(sheets):
         places = grid + sheet.flow if moved else grid
         if sheet.outline is None:
-            image = _look(sheet.picture, places)
+            image = _look(sheet.image, places)
             continue
         covered = sheet.outline.covers(places)
         if covered.any():
-            image[:, covered] = _look(sheet.picture, places[:, covered][:, None])[:, 0]
+            image[:, covered] = _look(sheet.image, places[:, covered][:, None])[:, 0]
             top[covered] = i
     return functional.avg_pool2d(image, _FINER), top, [sheet.flow for sheet in sheets]
 
 
-def _look(picture: _Picture, places: Tensor) -> Tensor:
-    """Sample a picture at places of the frame: (2, h, w) → (3, h, w) in [0, 1]."""
-    spots = torch.einsum("ij,jhw->ihw", picture.turn, places) + picture.center[:, None, None]
-    height, width = picture.pixels.shape[1:]
+def _look(image: _Image, places: Tensor) -> Tensor:
+    """Sample an image at places of the frame: (2, h, w) → (3, h, w) in [0, 1]."""
+    spots = torch.einsum("ij,jhw->ihw", image.turn, places) + image.center[:, None, None]
+    height, width = image.pixels.shape[1:]
     # Only what is looked at becomes floating point.
     left, upper = (
         max(0, min(math.floor(spot.min().item()) - 2, size - 8))
         for spot, size in zip(spots, (width, height), strict=True)
     )
     right, lower = (math.ceil(spot.max().item()) + 3 for spot in spots)
-    part = torch.from_numpy(picture.pixels[:, upper : max(lower, upper + 8), left : max(right, left + 8)])
+    part = torch.from_numpy(image.pixels[:, upper : max(lower, upper + 8), left : max(right, left + 8)])
     part = part[None].float() / 255
     size = torch.tensor([part.shape[3], part.shape[2]], dtype=torch.float32)
     grid = (spots - torch.tensor([left, upper])[:, None, None]) * (2 / size)[:, None, None] - 1

@@ -48,7 +48,7 @@ class Blur:
         angle_rad: turn of the kernel; not for "sinc".
         beta: exponent of "generalized" and "plateau".
         cutoff_rad: of "sinc", radians a pixel.
-        edge: what lies beyond the picture.
+        edge: what lies beyond the image.
     """
 
     kernel: KernelShape | Literal["sinc"]

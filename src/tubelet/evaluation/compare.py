@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from tubelet.evaluation.crops import Region, detailed_regions
-from tubelet.evaluation.pictures import data_url, enlarge, to_image
+from tubelet.evaluation.images import data_url, enlarge, to_image
 from tubelet.evaluation.sampling import frame_near, sample_times
 from tubelet.files import atomic_write
 from tubelet.video.info import VideoInfo
@@ -145,7 +145,7 @@ class _Videos:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the page's pictures (height, width)."""
+        """Of the page's images (height, width)."""
         sizes = [(self.after.height, self.after.width), (self.before.height, self.before.width)]
         return sizes[0] if self.page.size == "second" else max(sizes, key=lambda size: size[0] * size[1])
 
@@ -169,7 +169,7 @@ class _Videos:
 
 
 def _moment(videos: _Videos, time_s: float) -> _Moment:
-    """Read one moment of all videos and keep no more of it than its encoded pictures."""
+    """Read one moment of all videos and keep no more of it than its encoded images."""
     result = frame_near(videos.after, time_s)
     time_s = result.time_s - videos.after.start_s
     lq, size = frame_near(videos.before, time_s + videos.page.before_start_s).rgb, videos.size
@@ -179,10 +179,10 @@ def _moment(videos: _Videos, time_s: float) -> _Moment:
         sides.append(enlarge(frame_near(videos.truth, time_s).rgb, size))
     regions = detailed_regions(sr, width_px=_CROP_PX[0], height_px=_CROP_PX[1], count=_CROPS)
     closeups = [(region, [data_url(to_image(region.of(side)), lossless=True) for side in sides]) for region in regions]
-    picture = to_image(sr)
-    thumbnail = picture.copy()
+    image = to_image(sr)
+    thumbnail = image.copy()
     thumbnail.thumbnail((256, 256))
-    return _Moment(time_s, data_url(to_image(sides[0])), data_url(picture), data_url(thumbnail), closeups)
+    return _Moment(time_s, data_url(to_image(sides[0])), data_url(image), data_url(thumbnail), closeups)
 
 
 def _best_closeups(moments: list[_Moment]) -> list[tuple[float, list[str]]]:

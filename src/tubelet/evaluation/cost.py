@@ -113,7 +113,7 @@ class Cost:
         kind: how it sees time, see `tubelet.types.Temporal`.
         scale: factor of the output size.
         precision: number format that it ran in.
-        width, height: of the picture that the network got, pixels; above the asked size where the network needs that.
+        width, height: of the image that the network got, pixels; above the asked size where the network needs that.
         frames_in: frames that a call sees.
         frames_out: frames that a call gives.
         parameters: numbers in the network that training sets.
@@ -324,7 +324,7 @@ class _Subject:
         return lq.to(self.device)
 
     def _refuse_hopeless(self) -> None:
-        """Refuse a call that a small picture foretells not to fit: systems kill processes rather than say no."""
+        """Refuse a call that a small image foretells not to fit: systems kill processes rather than say no."""
         height, width = padded_size(_PROBE_PX, _PROBE_PX, self.spec.contract)
         area = self.height * self.width / (height * width)
         if self.device.type == "cuda" or area <= 1:

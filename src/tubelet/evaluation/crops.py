@@ -1,4 +1,4 @@
-"""Find the regions of a picture that show most: where the fine detail is."""
+"""Find the regions of an image that show most: where the fine detail is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Region", "detailed_regions"]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A rectangle of a picture, in its pixels, and how much detail it has (mean gradient of luma)."""
+    """A rectangle of an image, in its pixels, and how much detail it has (mean gradient of luma)."""
 
     x_px: int
     y_px: int
@@ -38,9 +38,9 @@ def detailed_regions(rgb: Tensor, *, width_px: int, height_px: int, count: int) 
 
     Args:
         rgb: (3, H, W) in [0, 1].
-        width_px: of a region; at most that of the picture is used.
+        width_px: of a region; at most that of the image is used.
         height_px: likewise.
-        count: how many at most; a small picture has fewer.
+        count: how many at most; a small image has fewer.
     """
     height, width = min(height_px, rgb.shape[-2]), min(width_px, rgb.shape[-1])
     luma = rgb.mean(0, keepdim=True)

@@ -44,7 +44,7 @@ class Subject:
         gt: the original; None where there is none.
         lq: the low-quality version; None where the protocol's degradation makes it.
         frames: how many will be restored; for a video file what its header says.
-        width, height: of the pictures that are compared, pixels.
+        width, height: of the images that are compared, pixels.
         scored: numbers of the frames that the protocol scores; None is all.
         fingerprint: of the names, sizes and times of change of its files.
     """
@@ -145,7 +145,7 @@ class Pairs:
                 if reader.problems:
                     raise InputError(f"{self._subject.name}: {reader.info.source}: {'; '.join(reader.problems)}")
         if not self.frames:
-            raise InputError(f"{self._subject.name} has no picture that can be decoded")
+            raise InputError(f"{self._subject.name} has no image that can be decoded")
 
     def take(self) -> Pair:
         """Give what belongs to the next result, in the order of the frames."""

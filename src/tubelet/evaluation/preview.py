@@ -1,4 +1,4 @@
-"""A few frames of a video, before and after, in one picture: a model can be chosen in seconds."""
+"""A few frames of a video, before and after, in one image: a model can be chosen in seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from tubelet.errors import InputError
-from tubelet.evaluation.pictures import enlarge, to_image
+from tubelet.evaluation.images import enlarge, to_image
 from tubelet.evaluation.sampling import sample_times
 from tubelet.restore.engine import Engine
 from tubelet.types import Frame, Temporal

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file with its plots and pictures inside, which needs no network."""
+"""The page of a report: one HTML file with its plots and images inside, which needs no network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from string import Template
 
 from PIL import Image
 
-from tubelet.evaluation.pictures import data_url
+from tubelet.evaluation.images import data_url
 from tubelet.evaluation.plots import COLORS, Axis, Line, Point, line_plot, line_sample, point_plot
 from tubelet.evaluation.published import PublishedCost, published_costs
 from tubelet.evaluation.report_rows import (
@@ -28,7 +28,7 @@ from tubelet.evaluation.report_rows import (
     time_text,
 )
 from tubelet.evaluation.results import ClipScore, ModelScore, Results
-from tubelet.evaluation.showcase import BICUBIC, ORIGINAL, picture_path
+from tubelet.evaluation.showcase import BICUBIC, ORIGINAL, image_path
 from tubelet.metrics.measure import metric_info
 
 __all__ = ["report_page"]
@@ -44,7 +44,7 @@ def report_page(results: Results, rows: Sequence[Row], out: Path) -> str:
     Args:
         results: of the evaluation.
         rows: of the table of results.
-        out: folder with the pictures.
+        out: folder with the images.
 
     Returns:
         The HTML.
@@ -219,7 +219,7 @@ def _published_time(cost: PublishedCost | None) -> float | None:
 
 
 def _sides(results: Results) -> list[tuple[str, str]]:
-    """List what stands side by side: the name of the pictures, and what a person reads."""
+    """List what stands side by side: the name of the images, and what a person reads."""
     bicubic = any(model.model.startswith("bicubic") for model in results.models)
     inputs = [] if bicubic else [(BICUBIC, "bicubic")]
     return [(ORIGINAL, "original"), *inputs, *((model.model, model.model) for model in results.models)]
@@ -235,16 +235,16 @@ def _crops(results: Results, out: Path) -> str:
         for number, (x, y, width, height) in enumerate(clip.showcase.crops):
             sides: list[str] = []
             for who, label in _sides(results):
-                picture = _picture(picture_path(out, name, who, number), f"{label}, {name}")
+                image = _image(image_path(out, name, who, number), f"{label}, {name}")
                 score = _frame_score(results, who, name, clip.showcase.frame)
-                if picture:
-                    sides.append(f"<figure>{picture}<figcaption>{_text(label)}{score}</figcaption></figure>")
+                if image:
+                    sides.append(f"<figure>{image}<figcaption>{_text(label)}{score}</figcaption></figure>")
             place = f"frame {clip.showcase.frame}, {width}×{height} pixels at {x}, {y}"
             blocks.append(
                 f'<h3>{_text(name)} <small>{place}</small></h3><div class="strip crops" tabindex="0">'
                 f"{''.join(sides)}</div>"
             )
-    return "\n".join(blocks) or _nothing("no pictures were kept (--showcases)")
+    return "\n".join(blocks) or _nothing("no images were kept (--showcases)")
 
 
 def _frame_score(results: Results, who: str, clip: str, frame: int) -> str:
@@ -268,20 +268,20 @@ def _profiles(results: Results, out: Path) -> str:
         name, (x, y, height) = clip.identity.clip, clip.showcase.column
         sides: list[str] = []
         for who, label in _sides(results):
-            path = picture_path(out, name, who, "profile")
-            picture = _picture(path, f"Temporal profile of {label}, {name}", profile=True)
-            if picture:
-                sides.append(f"<figure>{picture}<figcaption>{_text(label)}</figcaption></figure>")
+            path = image_path(out, name, who, "profile")
+            image = _image(path, f"Temporal profile of {label}, {name}", profile=True)
+            if image:
+                sides.append(f"<figure>{image}<figcaption>{_text(label)}</figcaption></figure>")
         place = f"column x = {x}, y = {y} to {y + height - 1}"
         blocks.append(
             f'<h3>{_text(name)} <small>{place}</small></h3><div class="strip profiles" tabindex="0">'
             f"{''.join(sides)}</div>"
         )
-    return "\n".join(blocks) or _nothing("no pictures were kept (--showcases)")
+    return "\n".join(blocks) or _nothing("no images were kept (--showcases)")
 
 
-def _picture(path: Path, told: str, *, profile: bool = False) -> str:
-    """Put a stored picture into the page, every pixel twice as large; the frames of a short profile are wider."""
+def _image(path: Path, told: str, *, profile: bool = False) -> str:
+    """Put a stored image into the page, every pixel twice as large; the frames of a short profile are wider."""
     if not path.is_file():
         return ""
     with Image.open(path) as image:

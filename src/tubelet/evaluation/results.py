@@ -3,7 +3,7 @@
     out/
       results.json                      the means: per model, and per model and clip
       scores/<model>/<clip>.json        every frame; written whole as each clip finishes
-      pictures/<clip>/                  crops and temporal profiles of a few clips
+      images/<clip>/                  crops and temporal profiles of a few clips
       report.md .csv .tex .html
 
 JSON has neither infinity (the PSNR of equal frames) nor NaN (a frame that a metric leaves out): they are written as
@@ -75,7 +75,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Showcase:
-    """Where the pictures of a clip were cut out; the same places in the original and in every result.
+    """Where the images of a clip were cut out; the same places in the original and in every result.
 
     Attributes:
         frame: number of the frame of the crops, from 0.
@@ -98,9 +98,9 @@ class ClipScore:
         mean: metric → the clip's score.
         frames: frames that were restored.
         first_frame: number of the first frame that was scored.
-        width, height: of the pictures that were compared, pixels.
+        width, height: of the images that were compared, pixels.
         seconds_per_frame: time in the engine, reading and measuring left out.
-        showcase: where its pictures come from; None where none were kept.
+        showcase: where its images come from; None where none were kept.
         machine: versions and hardware, as `describe_run` tells them.
     """
 

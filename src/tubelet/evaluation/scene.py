@@ -63,8 +63,8 @@ def draw_scene(frames: int = 60) -> Iterator[Tensor]:
         top = 60 + 1.15 * t
         width = 2560 - 1.9 * t  # a slow zoom
         box = (left, top, left + width, top + width * SCENE_SIZE[1] / SCENE_SIZE[0])
-        picture = canvas.resize(SCENE_SIZE, Image.Resampling.BICUBIC, box=box)
-        yield torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
+        image = canvas.resize(SCENE_SIZE, Image.Resampling.BICUBIC, box=box)
+        yield torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
 
 
 @cache
@@ -91,7 +91,7 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], coarse_px: float, oc
     return total / 2
 
 
-def _to_picture(rgb: np.ndarray) -> Image.Image:
+def _to_image(rgb: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))
 
 
@@ -99,7 +99,7 @@ def _sky(rng: np.random.Generator) -> Image.Image:
     down = np.linspace(0, 1, _CANVAS[1], dtype=np.float32)[:, None, None]
     sky = (1 - down) * np.array(_SKY, np.float32) + down * np.array(_HAZE, np.float32)
     cloud = np.clip(_noise(rng, _CANVAS, 420, 7) * 1.6 - 0.15, 0, 1)[..., None] * (1 - 0.6 * down)
-    return _to_picture(sky + cloud * (250 - sky))
+    return _to_image(sky + cloud * (250 - sky))
 
 
 def _paste_hills(canvas: Image.Image, rng: np.random.Generator) -> None:
@@ -109,7 +109,7 @@ def _paste_hills(canvas: Image.Image, rng: np.random.Generator) -> None:
         skyline = base + 90 * np.sin(5 * across + 2 * depth) + 40 * _noise(rng, (_CANVAS[0], 8), 160, 6)[0]
         inside = (np.arange(_CANVAS[1])[:, None] > skyline).astype(np.uint8) * 255
         leaves = _noise(rng, _CANVAS, 60 / (depth + 1), 5)[..., None] * (14 + 18 * depth)
-        canvas.paste(_to_picture(np.array(color, np.float32) + leaves), mask=Image.fromarray(inside))
+        canvas.paste(_to_image(np.array(color, np.float32) + leaves), mask=Image.fromarray(inside))
 
 
 def _paste_wall(canvas: Image.Image, rng: np.random.Generator) -> None:
@@ -122,7 +122,7 @@ def _paste_wall(canvas: Image.Image, rng: np.random.Generator) -> None:
             tint = np.array((150, 82, 66)) * rng.normal(1, 0.1) + rng.normal(0, 5, 3)
             wall[y : y + brick_h - joint, max(0, x) : max(0, x + brick_w - joint)] = tint
     wall += _noise(rng, (width, height), 24, 5)[..., None] * 22
-    canvas.paste(_to_picture(wall), (210, 130))
+    canvas.paste(_to_image(wall), (210, 130))
 
 
 def _font(px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -130,23 +130,23 @@ def _font(px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _sheet(size: tuple[int, int], color: Color) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """Open a picture to draw on, `_FINE` times as large as it will be."""
-    picture = Image.new("RGB", (size[0] * _FINE, size[1] * _FINE), color)
-    return picture, ImageDraw.Draw(picture)
+    """Open an image to draw on, `_FINE` times as large as it will be."""
+    image = Image.new("RGB", (size[0] * _FINE, size[1] * _FINE), color)
+    return image, ImageDraw.Draw(image)
 
 
-def _reduced(picture: Image.Image, factor: int) -> Image.Image:
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
     """Average `factor` × `factor` pixels, colors weighted by their opacity."""
-    mode = picture.mode
-    picture = picture.convert("RGBa") if mode == "RGBA" else picture
-    picture = picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.BOX)
-    return picture.convert(mode)
+    mode = image.mode
+    image = image.convert("RGBa") if mode == "RGBA" else image
+    image = image.resize((image.width // factor, image.height // factor), Image.Resampling.BOX)
+    return image.convert(mode)
 
 
 def _board() -> Image.Image:
     """A notice board: a title, and lines of text from large to as small as can be read."""
-    picture, draw = _sheet((1150, 830), _PAPER)
-    draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_INK, width=16)
+    image, draw = _sheet((1150, 830), _PAPER)
+    draw.rectangle((0, 0, image.width - 1, image.height - 1), outline=_INK, width=16)
     draw.text((60, 40), "TUBELET  ·  Line 7", _INK, font=_font(200))
     draw.text((60, 290), "Harbour, Museum, Old Town: every 10 min", (170, 40, 36), font=_font(104))
     fox, top = "The quick brown fox jumps over 13 lazy dogs", 720
@@ -160,12 +160,12 @@ def _board() -> Image.Image:
         top += round(px * 1.45)
     for line in range(12):  # a timetable, ruled with hairlines
         draw.line((60, 1390 + 20 * line, 2240, 1390 + 20 * line), fill=(120, 120, 128), width=4)
-    return _reduced(picture, _FINE)
+    return _reduced(image, _FINE)
 
 
 def _chart() -> Image.Image:
     """A test chart: a star, line groups that get finer, and rings."""
-    picture, draw = _sheet((470, 330), (250, 250, 250))
+    image, draw = _sheet((470, 330), (250, 250, 250))
     cx, cy, radius = 250, 250, 220
     for spoke in range(0, 36, 2):
         first, last = (math.tau * (spoke + i) / 36 for i in (0, 1))
@@ -182,7 +182,7 @@ def _chart() -> Image.Image:
         r = 150 - 15 * ring
         draw.ellipse((700 - r, 480 - r, 700 + r, 480 + r), outline=(30, 70, 140), width=5)
     draw.text((40, 520), "1 2 3 4 5", _INK, font=_font(90))
-    return _reduced(picture, _FINE)
+    return _reduced(image, _FINE)
 
 
 def _draw_wires(canvas: Image.Image) -> None:
@@ -203,19 +203,19 @@ def _draw_wires(canvas: Image.Image) -> None:
 
 def _ticker() -> Image.Image:
     """A lit display whose text runs to the left."""
-    picture, draw = _sheet((1500, 76), (22, 22, 20))
+    image, draw = _sheet((1500, 76), (22, 22, 20))
     text = "Next tram 4 min   +++   mind the gap   +++   25 frames a second   +++   4x larger"
     draw.text((30, 24), text, (255, 176, 46), font=_font(96))
-    return _reduced(picture, _FINE)
+    return _reduced(image, _FINE)
 
 
 def _tram() -> Image.Image:
     """A tram with windows and lettering, on transparent ground."""
     scale = 2 * _FINE
-    picture = Image.new("RGBA", (760 * scale, 300 * scale), (0, 0, 0, 0))
-    draw = ImageDraw.Draw(picture)
-    draw.rounded_rectangle((20, 40, picture.width - 20, 1040), 120, fill=(196, 52, 44), outline=_INK, width=12)
-    draw.rectangle((20, 620, picture.width - 20, 680), fill=_PAPER)
+    image = Image.new("RGBA", (760 * scale, 300 * scale), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(image)
+    draw.rounded_rectangle((20, 40, image.width - 20, 1040), 120, fill=(196, 52, 44), outline=_INK, width=12)
+    draw.rectangle((20, 620, image.width - 20, 680), fill=_PAPER)
     for window in range(6):
         x = 150 + 470 * window
         draw.rounded_rectangle((x, 160, x + 390, 560), 40, fill=(176, 206, 222), outline=_INK, width=12)
@@ -224,15 +224,15 @@ def _tram() -> Image.Image:
     for x in (520, 1080, 1960, 2520):
         draw.ellipse((x - 130, 900, x + 130, 1160), fill=(60, 60, 66), outline=_INK, width=20)
         draw.ellipse((x - 40, 990, x + 40, 1070), fill=(170, 170, 176))
-    return _reduced(picture, scale)
+    return _reduced(image, scale)
 
 
 def _wheel(angle_deg: float) -> Image.Image:
     """A wheel of thin spokes with cabins, turned by an angle."""
     scale = 2 * _FINE
     size = 560 * scale
-    picture = Image.new("RGBA", (size, size), (0, 0, 0, 0))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGBA", (size, size), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(image)
     center, radius = size / 2, size / 2 - 160
     for spoke in range(20):
         angle = math.radians(angle_deg + 18 * spoke)
@@ -243,4 +243,4 @@ def _wheel(angle_deg: float) -> Image.Image:
             draw.ellipse((x - 90, y - 60, x + 90, y + 120), fill=hue, outline=_INK, width=12)
     for rim in (radius, radius - 90):
         draw.ellipse((center - rim, center - rim, center + rim, center + rim), outline=(236, 236, 240), width=18)
-    return _reduced(picture, scale)
+    return _reduced(image, scale)

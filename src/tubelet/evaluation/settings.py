@@ -25,7 +25,7 @@ class EvaluateSettings:
     precision: Precision | Literal["auto"] = "auto"
     """Number format. auto: as upscaling chooses it for the model and the device."""
     tile: int | None = None
-    """Side of square tiles in input pixels; 0 begins with the whole picture. Default: from what memory is free."""
+    """Side of square tiles in input pixels; 0 begins with the whole image. Default: from what memory is free."""
     max_frames: int | None = None
     """Look at no more than the first N frames of each clip. The numbers are then not those of the protocol."""
     showcases: int = 4

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from tubelet.evaluation.crops import Region, detailed_regions
-from tubelet.evaluation.pictures import enlarge, to_image
+from tubelet.evaluation.images import enlarge, to_image
 from tubelet.evaluation.results import Showcase
 from tubelet.files import atomic_write
 from tubelet.ops.pixels import to_uint8
 
-__all__ = ["Collector", "picture_path"]
+__all__ = ["Collector", "image_path"]
 
 ORIGINAL, BICUBIC = "original", "input-bicubic"
 _CROP_PX = (128, 96)  # width, height: four side by side fit a desktop at twice their size, two a phone
@@ -57,17 +57,17 @@ class Collector:
         column = self._column = self._column or _choose_column(reference)
         if index < _MAX_COLUMNS:
             self._frames = index + 1
-            for name, picture in (("result", sr), (ORIGINAL, gt)):
-                if picture is not None:
-                    self._profile(name, column[2])[:, index] = _pixels(picture, column)
+            for name, image in (("result", sr), (ORIGINAL, gt)):
+                if image is not None:
+                    self._profile(name, column[2])[:, index] = _pixels(image, column)
         if index != self.frame:
             return
         regions = _choose_regions(reference)
         size = (reference.shape[-2], reference.shape[-1])
         sides = {"result": sr, ORIGINAL: gt, BICUBIC: None if lq is None else enlarge(lq, size)}
-        for name, picture in sides.items():
-            if picture is not None:
-                self._crops[name] = [to_image(region.of(picture)) for region in regions]
+        for name, image in sides.items():
+            if image is not None:
+                self._crops[name] = [to_image(region.of(image)) for region in regions]
         boxes = tuple((r.x_px, r.y_px, r.width_px, r.height_px) for r in regions)
         self.showcase = Showcase(frame=index, crops=boxes, column=column)
 
@@ -78,18 +78,18 @@ class Collector:
         return self._profiles[name]
 
     def save(self, out: Path, clip: str, model: str) -> None:
-        """Write the pictures below `out`, those of the original and of the input too."""
+        """Write the images below `out`, those of the original and of the input too."""
         for side, crops in self._crops.items():
             for number, crop in enumerate(crops):
-                _save(crop, picture_path(out, clip, model if side == "result" else side, number))
+                _save(crop, image_path(out, clip, model if side == "result" else side, number))
         for side, profile in self._profiles.items():
             image = Image.fromarray(np.ascontiguousarray(profile[:, : self._frames]))
-            _save(image, picture_path(out, clip, model if side == "result" else side, "profile"))
+            _save(image, image_path(out, clip, model if side == "result" else side, "profile"))
 
 
-def picture_path(out: Path, clip: str, who: str, what: int | str) -> Path:
-    """Name a picture's file: crops are numbered, "profile" is the temporal profile."""
-    return out / "pictures" / clip / f"{who}.{what}.png"
+def image_path(out: Path, clip: str, who: str, what: int | str) -> Path:
+    """Name an image's file: crops are numbered, "profile" is the temporal profile."""
+    return out / "images" / clip / f"{who}.{what}.png"
 
 
 def _choose_regions(rgb: Tensor) -> list[Region]:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from tubelet.errors import InputError, ResourceError
-from tubelet.evaluation.pictures import enlarge
+from tubelet.evaluation.images import enlarge
 from tubelet.evaluation.results import plain
 from tubelet.metrics.measure import Meter, make_meter, metric_info
 from tubelet.progress import CancelToken, OnProgress, Ticker
@@ -207,7 +207,7 @@ def _common_size(infos: Sequence[VideoInfo], *, has_reference: bool) -> tuple[in
     """Find the (width, height) at which all are compared.
 
     Raises:
-        InputError: the pictures have different shapes, or one is larger than the reference.
+        InputError: the images have different shapes, or one is larger than the reference.
     """
     target = infos[-1] if has_reference else max(infos, key=lambda info: info.width * info.height)
     for info in infos:

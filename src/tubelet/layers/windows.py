@@ -58,10 +58,10 @@ def window_spans(length: int, window: int, shift: int) -> list[Span]:
     return [span for span in spans if span.size and span.windows]
 
 
-def pad_to_windows(picture: Tensor, window: int) -> Tensor:
+def pad_to_windows(image: Tensor, window: int) -> Tensor:
     """Extend (B, C, H, W) to whole windows: mirrored, or repeated where it is too small."""
-    height, width = picture.shape[-2:]
-    return pad_to(picture, round_up(height, window), round_up(width, window))
+    height, width = image.shape[-2:]
+    return pad_to(image, round_up(height, window), round_up(width, window))
 
 
 def split_windows(block: Tensor, size: Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ from tubelet.ops.ssim import SSIM_TAPS, gaussian_taps, require_window, similarit
 __all__ = ["Channel", "psnr", "ssim", "to_channel"]
 
 Channel = Literal["y", "rgb"]
-_STRIP_ROWS = 64  # of a picture at once: what is computed on the way stays in the processor's cache
+_STRIP_ROWS = 64  # of an image at once: what is computed on the way stays in the processor's cache
 
 
 def to_channel(x: Tensor, channel: Channel) -> Tensor:
@@ -42,7 +42,7 @@ def _crop(x: Tensor, border: int) -> Tensor:
 
 
 def psnr(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> Tensor:
-    """Peak signal-to-noise ratio; higher is better, infinite for equal pictures.
+    """Peak signal-to-noise ratio; higher is better, infinite for equal images.
 
     Args:
         sr: (..., 3, H, W) in [0, 1].
@@ -65,7 +65,7 @@ def psnr(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> 
 
 
 def ssim(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> Tensor:
-    """Structural similarity, 11×11 Gaussian window σ 1.5, valid area only; higher is better, 1 for equal pictures.
+    """Structural similarity, 11×11 Gaussian window σ 1.5, valid area only; higher is better, 1 for equal images.
 
     Args and conventions: as `psnr`.
 
@@ -93,7 +93,7 @@ def ssim(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> 
 def _blur(x: Tensor) -> Tensor:
     """Weigh (..., H, W) by the window of SSIM, valid area only.
 
-    Sums of shifted pictures: the convolutions of torch take twenty times as long in float64.
+    Sums of shifted images: the convolutions of torch take twenty times as long in float64.
     """
     taps = gaussian_taps()
     for axis in (-2, -1):

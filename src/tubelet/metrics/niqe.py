@@ -1,4 +1,4 @@
-"""NIQE: how far the statistics of a picture are from those of good photographs, without a reference."""
+"""NIQE: how far the statistics of an image are from those of good photographs, without a reference."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def load_pristine(path: Path | None = None) -> Pristine:
 
 
 def niqe(x: Tensor, model: Pristine, *, border: int = 0) -> Tensor:
-    """Measure how natural a picture looks; lower is better.
+    """Measure how natural an image looks; lower is better.
 
     Args:
         x: (3, H, W) in [0, 1], rounded to 8 bit first; luma is BT.601, limited range, rounded.
@@ -97,7 +97,7 @@ def niqe(x: Tensor, model: Pristine, *, border: int = 0) -> Tensor:
         (), float64.
 
     Raises:
-        ValueError: the picture has fewer than two blocks of 96×96 pixels.
+        ValueError: the image has fewer than two blocks of 96×96 pixels.
 
     Source: Mittal et al., IEEE Signal Processing Letters 2013; the convention of BasicSR, without flat blocks.
     """
@@ -111,20 +111,20 @@ def niqe(x: Tensor, model: Pristine, *, border: int = 0) -> Tensor:
     return (difference @ inverse @ difference).sqrt()
 
 
-def fit_pristine(pictures: Iterable[Tensor]) -> Pristine:
+def fit_pristine(images: Iterable[Tensor]) -> Pristine:
     """Fit a pristine model to good photographs, of whose blocks the sharp ones count.
 
     Args:
-        pictures: each (3, H, W) in [0, 1], free of noise and of coding artifacts.
+        images: each (3, H, W) in [0, 1], free of noise and of coding artifacts.
 
     Returns:
         The mean and covariance of the features of their sharp blocks.
 
-    Source: Mittal et al., 2013, Sec. II-C: blocks sharper than 0.75 of the sharpest of the picture.
+    Source: Mittal et al., 2013, Sec. II-C: blocks sharper than 0.75 of the sharpest of the image.
     """
     chosen: list[Tensor] = []
-    for picture in pictures:
-        features, sharpness = _describe(to_channel(picture, "y")[0].round())
+    for image in images:
+        features, sharpness = _describe(to_channel(image, "y")[0].round())
         good = (sharpness > _SHARP * sharpness.max()) & ~features.isnan().any(1)
         chosen.append(features[good])
     stacked = torch.cat(chosen)

@@ -71,7 +71,7 @@ def perceptual_meter(name: str, *, border: int, weights: Path | None, device: to
     """
 
     def ready(x: Tensor) -> Tensor:
-        """Round to 8 bit, as pictures are that the field scores from files, crop, and make a batch of one."""
+        """Round to 8 bit, as images are that the field scores from files, crop, and make a batch of one."""
         x = x[:, border : x.shape[-2] - border, border : x.shape[-1] - border]
         if min(x.shape[-2:]) < _MIN_PX:
             raise ValueError(f"{x.shape[-1]}×{x.shape[-2]} pixels are too few; at least {_MIN_PX} a side")
@@ -167,7 +167,7 @@ def load_lpips(network: Literal["alex", "vgg"], weights: Path | None = None) -> 
 
 
 def load_dists(weights: Path | None = None) -> nn.Module:
-    """Build DISTS, for frames at their own size; the authors' script first shrinks pictures to 256 pixels.
+    """Build DISTS, for frames at their own size; the authors' script first shrinks images to 256 pixels.
 
     Args:
         weights: see `find_weights`.
@@ -185,7 +185,7 @@ def load_dists(weights: Path | None = None) -> nn.Module:
     backbone, learned = find_weights("dists", WEIGHTS["dists"], weights)
     features = _load_features("vgg16", backbone)
     found = read_tensors(learned)
-    channels = (3, *_CHANNELS["vgg16"])  # the picture itself is the first feature
+    channels = (3, *_CHANNELS["vgg16"])  # the image itself is the first feature
     if {name: tuple(value.shape) for name, value in found.items()} != {
         name: (1, sum(channels), 1, 1) for name in ("alpha", "beta")
     }:
@@ -211,20 +211,20 @@ def load_dists(weights: Path | None = None) -> nn.Module:
 
 
 def load_clip_iqa(weights: Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Build CLIP-IQA: how much nearer a picture is to "Good photo." than to "Bad photo." in CLIP's space.
+    """Build CLIP-IQA: how much nearer an image is to "Good photo." than to "Bad photo." in CLIP's space.
 
     Args:
         weights: see `find_weights`.
         device: where the network runs.
 
     Returns:
-        a function of one picture (1, 3, H, W) in [0, 1], to a score in [0, 1].
+        a function of one image (1, 3, H, W) in [0, 1], to a score in [0, 1].
 
     Raises:
         ResourceError: piq, torchvision or a weight file is absent.
         CheckpointError: a weight file does not fit.
 
-    Source: Wang et al., AAAI 2023; ResNet-50 without position embedding, so pictures keep their size.
+    Source: Wang et al., AAAI 2023; ResNet-50 without position embedding, so images keep their size.
     """
     _import_piq("clip-iqa")
     from piq.feature_extractors import clip as networks

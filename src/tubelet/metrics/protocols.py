@@ -108,7 +108,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
         clips=_REDS4,
         degradation="bi-u8",
         metrics=_RGB,
-        summary="REDS clips 000, 011, 015, 020, MATLAB bicubic of 8-bit pictures (sharp_bicubic); RGB, all frames",
+        summary="REDS clips 000, 011, 015, 020, MATLAB bicubic of 8-bit images (sharp_bicubic); RGB, all frames",
         used_by=("EDVR", *_RECURRENT, "SATeCo", "LRTI-VSR"),
     ),
     *_vid4("bi", "MATLAB bicubic", (*_RECURRENT, "EDVR", "TDAN", "SATeCo")),

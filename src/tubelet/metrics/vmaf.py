@@ -45,7 +45,7 @@ def find_ffmpeg() -> str:
 class VmafMeter:
     """Scores a clip with VMAF, frame and reference side by side.
 
-    Both pictures of a moment go stacked through one pipe and are cut apart by ffmpeg's filters, so that neither side
+    Both images of a moment go stacked through one pipe and are cut apart by ffmpeg's filters, so that neither side
     can wait for the other. Only luma counts for VMAF; it is BT.601, limited range, as in `psnr-y`.
 
     Args:

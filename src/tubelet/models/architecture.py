@@ -96,7 +96,7 @@ class Architecture:
             never invented.
         infer: reads the configuration off our names and shapes.
         contract: temporal contract, scale and sizes of a configuration; None for a network that is
-            only a part of others and makes no pictures.
+            only a part of others and makes no images.
         base: of a configuration of a composite network: the frozen network that it stands on, which
             is no part of its state dict. None for networks that stand alone.
         cleans: whether the network cleans frames before it enlarges them, so that a loss can judge

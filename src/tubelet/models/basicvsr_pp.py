@@ -9,7 +9,7 @@
     sr (B, T, 3, 4H, 4W)
 
 The network for restoration at the size of the input takes features at a quarter of it (two convolutions of stride 2),
-flows of the picture shrunk ×1/4, and adds lq(t) itself.
+flows of the image shrunk ×1/4, and adds lq(t) itself.
 
 Source: Chan et al., "BasicVSR++: Improving Video Super-Resolution with Enhanced Propagation and Alignment", CVPR 2022,
 Sec. 3. Published: 64 channels and 7 blocks a sweep (7.3 M parameters) for REDS4 and Vimeo-90K; 128 channels and 25

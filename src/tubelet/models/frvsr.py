@@ -252,7 +252,7 @@ def _infer(state: State) -> FRVSRConfig:
 
 
 def _contract(config: FRVSRConfig) -> Contract:
-    # Deviation: the engine pads to multiples of 8, so that FNet sees tiles as it sees the picture; the published code
+    # Deviation: the engine pads to multiples of 8, so that FNet sees tiles as it sees the image; the published code
     # leaves the rest of the last 8 rows and columns out of FNet and mirrors the flow there, as `forward` does.
     return Contract(
         scale=config.scale,

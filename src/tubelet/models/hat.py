@@ -386,7 +386,7 @@ def _contract(config: HATConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        # Deviation: the channel attention sees the whole picture, and 36 blocks nearly so; the authors' tiles overlap
+        # Deviation: the channel attention sees the whole image, and 36 blocks nearly so; the authors' tiles overlap
         # by as much, and each has a channel attention of its own.
         halo_px=math.ceil(_HALO_PX / config.window) * config.window,
         size_multiple=config.window,

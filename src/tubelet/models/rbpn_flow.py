@@ -24,9 +24,9 @@ from tubelet.ops.warp import backward_warp
 
 __all__ = ["estimate_flow"]
 
-_SMOOTHNESS = 0.012  # α, for pictures in [0, 1]
+_SMOOTHNESS = 0.012  # α, for images in [0, 1]
 _RATIO = 0.75  # of the sizes of two levels
-_LEAST_PX = 20  # smaller pictures are not made
+_LEAST_PX = 20  # smaller images are not made
 _WARPS = 7  # linearisations a level
 _ITERATIONS = 30  # of the solver
 _EPS = 1e-3
@@ -87,7 +87,7 @@ def _change(ref: Tensor, supp: Tensor, flow: Tensor) -> Tensor:
     """Linearise the energy around `flow` and find the change (B, 2, H, W) that lowers it."""
     warped = backward_warp(supp, flow, padding="border")
     dx, dy = _derive(0.4 * ref + 0.6 * warped)
-    dt = (warped - ref) * _lands_inside(flow)  # what leaves the picture says nothing
+    dt = (warped - ref) * _lands_inside(flow)  # what leaves the image says nothing
     robust = 0.5 * (dt.square() + _EPS**2).rsqrt()
     data = [(robust * product).mean(1, keepdim=True) for product in (dx * dx, dx * dy, dy * dy, dx * dt, dy * dt)]
     xx, xy, yy, xt, yt = data

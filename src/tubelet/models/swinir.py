@@ -79,13 +79,13 @@ class SwinIRConfig:
     mlp_ratio: float = 2.0
     """Inner width of the MLPs over `channels`."""
     upsampler: SwinIRUpsampler = "pixelshuffle"
-    """How features become a picture."""
+    """How features become an image."""
     resi_connection: Literal["1conv", "3conv"] = "1conv"
     """What ends a group: one convolution, or three over a quarter of the channels."""
     img_range: float = 1.0
     """What one stands for inside. No file tells it: `infer` takes 255 for windows of 7, as published, otherwise 1."""
     colors: int = 3
-    """3 for RGB; 1 for a network of gray pictures, which then restores each color by itself."""
+    """3 for RGB; 1 for a network of gray images, which then restores each color by itself."""
     num_feat: int = 64
     """Width behind the groups, where the upsampler has a width of its own."""
     qkv_bias: bool = True
@@ -224,8 +224,8 @@ class SwinIR(nn.Module):
         """Yield sr (B, 3, sH, sW) from the first frame to the last."""
         colors, (height, width) = self.config.colors, lq.shape[-2:]
         for frame in lq.unbind(1):
-            pictures = frame.reshape(-1, colors, height, width)  # three for one where the network is gray
-            yield self._restore(pictures).reshape(lq.shape[0], lq.shape[2], height * self.config.scale, -1)
+            images = frame.reshape(-1, colors, height, width)  # three for one where the network is gray
+            yield self._restore(images).reshape(lq.shape[0], lq.shape[2], height * self.config.scale, -1)
 
     def _restore(self, frame: Tensor) -> Tensor:
         """Map (B, C', H, W) to (B, C', sH, sW), C' the colors of the network."""
@@ -244,7 +244,7 @@ class SwinIR(nn.Module):
         return self.conv_after_body(self.norm(deep).permute(0, 3, 1, 2)).add_(shallow)
 
     def _upsample(self, features: Tensor, x: Tensor) -> Tensor:
-        """Make the picture (B, C', sH, sW) of features and what the network was given (Eqs. 4 and 5)."""
+        """Make the image (B, C', sH, sW) of features and what the network was given (Eqs. 4 and 5)."""
         kind = self.config.upsampler
         if kind == "none":
             return self.conv_last(features).add_(x)
@@ -260,7 +260,7 @@ class SwinIR(nn.Module):
 
 _AUTHORS: tuple[Rule, ...] = ((r"\.residual_group\.", "."), (r"patch_embed\.norm\.", "patch_norm."))
 _DERIVED = r".*(attn_mask|attn\.relative_position_index)"
-"""Of the published files: what follows from the size of the windows and of the training pictures."""
+"""Of the published files: what follows from the size of the windows and of the training images."""
 _FIRST = "layers.0.blocks.0."
 _TABLE = f"{_FIRST}attn.relative_position_bias_table"
 _NEEDED = {"norm.weight", f"{_FIRST}attn.qkv.weight", f"{_FIRST}mlp.fc1.weight", f"{_FIRST}norm2.weight"}
@@ -330,7 +330,7 @@ def _contract(config: SwinIRConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        # Deviation: a block sees a window and a half further, 36 blocks most of a picture, and faintly so.
+        # Deviation: a block sees a window and a half further, 36 blocks most of an image, and faintly so.
         halo_px=math.ceil(_HALO_PX / config.window) * config.window,
         size_multiple=config.window,
         min_size_px=config.window // 2 + 1,  # which mirroring can make a whole window of

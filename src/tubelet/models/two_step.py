@@ -87,7 +87,7 @@ class TwoStepConfig:
     norm: Norm = "batch"
     """What follows each 3×3 convolution: batch normalization as in the authors' code, or none as in the paper."""
     residual: bool = True
-    """Whether the network's output is added to the image model's picture. No file of others tells it: `infer` takes
+    """Whether the network's output is added to the image model's image. No file of others tells it: `infer` takes
     what is usual for the variant."""
 
     def __post_init__(self) -> None:
@@ -250,7 +250,7 @@ class TwoStepRestorer(nn.Module):
             lq: (B, 3, H, W).
 
         Returns:
-            (B, 3, sH, sW), clipped to [0, 1], as pictures are that lie in files.
+            (B, 3, sH, sW), clipped to [0, 1], as images are that lie in files.
 
         Raises:
             ConfigError: there is no image model.
@@ -287,7 +287,7 @@ class TwoStepRestorer(nn.Module):
             x = up(x, levels[level])
         x = self.head(x)  # (B, 3, sH, sW)
         # Deviation: neither the paper nor its code adds hq; a network that has a small width learns what is missing
-        # far sooner than the whole picture.
+        # far sooner than the whole image.
         return (x + hq if self.config.residual else x), features
 
     def forward(self, lq: Tensor) -> Tensor:
@@ -377,8 +377,8 @@ def _contract(config: TwoStepConfig) -> Contract:
     # poolings and transposed convolutions put together, 2ⁿ − 1. Φ sees less.
     halvings = len(_hq_widths(config)) - 1
     reach_px = 2 * (2 ** (halvings + 1) - 1) + 3 * (2**halvings - 1)
-    # Deviation: the published decoder lays the features of the whole picture into the middle of zeros, so that no
-    # halo is enough for it; it was trained on pictures of 64×64, and tiles of that size are what it knows.
+    # Deviation: the published decoder lays the features of the whole image into the middle of zeros, so that no
+    # halo is enough for it; it was trained on images of 64×64, and tiles of that size are what it knows.
     return Contract(
         scale=config.scale,
         temporal=Temporal("window", radius=1),
@@ -436,7 +436,7 @@ def _infer_encoder(state: State) -> ConditionalEncoderConfig:
 
 
 def _contract_encoder(config: ConditionalEncoderConfig) -> None:
-    del config  # it makes features, no pictures
+    del config  # it makes features, no images
 
 
 ENCODER_ARCHITECTURE = Architecture(

@@ -334,7 +334,7 @@ class Reconstruction(nn.Module):
         self.conv_last = _conv(_HR_CHANNELS, 3)
 
     def forward(self, feat: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Map (B, C, H, W), plus `skip` of that shape after the blocks, to a picture (B, 3, 4H, 4W)."""
+        """Map (B, C, H, W), plus `skip` of that shape after the blocks, to an image (B, 3, 4H, 4W)."""
         x = self.blocks(feat)
         if skip is not None:
             x = x + skip

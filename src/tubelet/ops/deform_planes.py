@@ -1,7 +1,7 @@
 """Deformable convolution on planes: sampled by PyTorch's own bilinear sampler, and its gradient.
 
     offset (2·G·K, H', W') ── grid of a strip of lines, or of one tap
-    picture (C, H, W) ── sampled at the grid, groups as a batch ── columns (C·K, n)
+    image (C, H, W) ── sampled at the grid, groups as a batch ── columns (C·K, n)
     out (O, n) = weight · columns + bias
 
 Where the channels lie in planes (PyTorch's default layout) and a group has few of them this is faster than rows of a
@@ -83,7 +83,7 @@ class _Sample:
     """Samples of one tap."""
 
     grid: Tensor
-    """(G, H', W', 2), x and y, -1 to 1 from the first pixel of the padded picture to the last."""
+    """(G, H', W', 2), x and y, -1 to 1 from the first pixel of the padded image to the last."""
     values: Tensor
     """(G, C/G, H', W')."""
     inside: Tensor | None
@@ -93,20 +93,20 @@ class _Sample:
 
 
 class _Planes:
-    """One picture as planes of pixels, sampled a tap at a time by PyTorch's own sampler.
+    """One image as planes of pixels, sampled a tap at a time by PyTorch's own sampler.
 
-    The picture is padded with zeros until positions between -1 and 1 are pixels times a power of two: whole pixels stay
+    The image is padded with zeros until positions between -1 and 1 are pixels times a power of two: whole pixels stay
     whole, and other positions are as exact as in pixels.
     """
 
-    def __init__(self, picture: Tensor, taps: Taps) -> None:
+    def __init__(self, image: Tensor, taps: Taps) -> None:
         self.taps = taps
-        _, self.height, self.width = picture.shape
+        _, self.height, self.width = image.shape
         high, wide = (1 << max(size - 2, 0).bit_length() for size in (self.height, self.width))
-        picture = functional.pad(picture, (0, wide + 1 - self.width, 0, high + 1 - self.height))
-        self.pixels = picture.contiguous().view(taps.groups, -1, high + 1, wide + 1)
-        self.step = picture.new_tensor([2 / high, 2 / wide]).view(2, 1, 1)
-        self.lines, self.columns = taps.lines(picture), taps.columns(picture)
+        image = functional.pad(image, (0, wide + 1 - self.width, 0, high + 1 - self.height))
+        self.pixels = image.contiguous().view(taps.groups, -1, high + 1, wide + 1)
+        self.step = image.new_tensor([2 / high, 2 / wide]).view(2, 1, 1)
+        self.lines, self.columns = taps.lines(image), taps.columns(image)
 
     def strips(self, offset: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         """Yield ranges of output pixels and their columns (C·K, n); offset (2·G·K, H', W'), mask (G·K, H', W')."""
@@ -154,7 +154,7 @@ class _Planes:
         return _Sample(grid, values if inside is None else values.mul_(inside[:, None]), inside, free)
 
     def scatter(self, sample: _Sample, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of the picture (C, H, W) and of the offsets (G, 2, H', W').
+        """Return the gradients of the image (C, H, W) and of the offsets (G, 2, H', W').
 
         Args:
             sample: as `sample` returned it.

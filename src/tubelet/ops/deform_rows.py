@@ -1,6 +1,6 @@
 """Deformable convolution on rows: samples are weighted sums of rows of a table, in strips that stay in the cache.
 
-    x (B, C, H, W) ── table of pixels and groups (H·W·G, C/G), a frame of zeros around the picture
+    x (B, C, H, W) ── table of pixels and groups (H·W·G, C/G), a frame of zeros around the image
     strip of n output pixels:
       positions y, x (n, G·K) ── 4 rows and 4 weights (bilinear · mask) of each sample
       columns (n, G·K·C/G) = embedding_bag(table, rows, weights)       one pass, nothing of it is stored four times
@@ -73,7 +73,7 @@ Reader = Callable[[int, slice], Strip]
 
 
 def rows_of(plane: Tensor, pixels: slice, scratch: Tensor | None = None) -> Tensor:
-    """Read pixels of a picture (C, H, W) as rows (n, C), values of a pixel side by side."""
+    """Read pixels of an image (C, H, W) as rows (n, C), values of a pixel side by side."""
     rows = plane.permute(1, 2, 0).flatten(0, 1)[pixels]
     if rows.stride(1) == 1:
         return rows
@@ -122,9 +122,9 @@ def multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:
 
 
 class _Sampler:
-    """Samples of one picture after the other, in scratch memory that is made once.
+    """Samples of one image after the other, in scratch memory that is made once.
 
-    Positions count from the frame of zeros around the picture: pixel (0, 0) lies at (1, 1).
+    Positions count from the frame of zeros around the image: pixel (0, 0) lies at (1, 1).
     """
 
     def __init__(self, x: Tensor, taps: Taps, out_size: tuple[int, int]) -> None:
@@ -147,9 +147,9 @@ class _Sampler:
         self.pixels_y = pixels_y.repeat_interleave(out_size[1])[:, None]
         self.pixels_x = pixels_x.repeat(out_size[0])[:, None]
 
-    def fill(self, picture: Tensor) -> None:
-        """Take the next picture (C, H, W)."""
-        self.table[1 : self.height + 1, 1 : self.width + 1].copy_(picture.permute(1, 2, 0))
+    def fill(self, image: Tensor) -> None:
+        """Take the next image (C, H, W)."""
+        self.table[1 : self.height + 1, 1 : self.width + 1].copy_(image.permute(1, 2, 0))
 
     def strips(self) -> Iterator[slice]:
         """Yield ranges of output pixels."""
@@ -199,7 +199,7 @@ class _Sampler:
         return placed[0], placed[1]
 
     def _cut(self, y: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Move positions (n, G·K) into the picture, in place; return factors that are zero where they were outside."""
+        """Move positions (n, G·K) into the image, in place; return factors that are zero where they were outside."""
         inside = (y >= 1) & (y < self.height + 1) & (x >= 1) & (x < self.width + 1)
         y.clamp_(1, self.height)
         x.clamp_(1, self.width)

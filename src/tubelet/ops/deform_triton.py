@@ -58,9 +58,9 @@ def sample_columns(x: Tensor, offset: Tensor, mask: Tensor | None, taps: Taps) -
 
 
 @triton.jit
-def _corner(picture, line, column, height, width, valid):
+def _corner(plane_ptr, line, column, height, width, valid):
     inside = valid & (line >= 0) & (line < height) & (column >= 0) & (column < width)
-    return tl.load(picture + line * width + column, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(plane_ptr + line * width + column, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -97,10 +97,10 @@ def _sample(
     column = left.to(tl.int32)
     for channel in range(depth):
         plane = image * groups * depth + (sample // taps) * depth + channel
-        picture = x_ptr + plane * height * width
-        upper_row = _corner(picture, line, column, height, width, near) * (1 - right)
-        upper_row += _corner(picture, line, column + 1, height, width, near) * right
-        lower_row = _corner(picture, line + 1, column, height, width, near) * (1 - right)
-        lower_row += _corner(picture, line + 1, column + 1, height, width, near) * right
+        plane_ptr = x_ptr + plane * height * width
+        upper_row = _corner(plane_ptr, line, column, height, width, near) * (1 - right)
+        upper_row += _corner(plane_ptr, line, column + 1, height, width, near) * right
+        lower_row = _corner(plane_ptr, line + 1, column, height, width, near) * (1 - right)
+        lower_row += _corner(plane_ptr, line + 1, column + 1, height, width, near) * right
         value = (upper_row * (1 - lower) + lower_row * lower) * factor
         tl.store(out_ptr + (plane * taps + tap) * pixels + pixel, value.to(out_ptr.dtype.element_ty), mask=valid)

@@ -1,4 +1,4 @@
-"""Backward warp: sample a picture, or features, where a flow field points."""
+"""Backward warp: sample an image, or features, where a flow field points."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def backward_warp(
         feat: (B, C, H, W).
         flow: (B, 2, H, W), pixels of `feat`, dx then dy.
         mode: how to sample between pixels.
-        padding: what lies outside: zero, the nearest pixel of the edge, or the mirrored picture (about the centers of
+        padding: what lies outside: zero, the nearest pixel of the edge, or the mirrored image (about the centers of
             its outermost pixels).
 
     Returns:
         (B, C, H, W) in the type of `feat`. The positions are computed in float32 or better: half precision cannot
-        tell neighbors apart in a large picture.
+        tell neighbors apart in a large image.
 
     Raises:
         ValueError: the shapes do not fit.

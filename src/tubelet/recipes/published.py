@@ -96,7 +96,7 @@ _EDVR_SOURCE = "Wang et al., CVPRW 2019; option files of BasicSR"
 _EDVR_ASSUMED = "eps; betas"
 _HAT_SOURCE = "Chen et al., CVPR 2023; option files of HAT"
 _RRN_EPOCH = 64_612 // 4  # steps: the clips of Vimeo-90K's training list over the batch
-_SESR_EPOCH = 800 * 64 // 32  # steps: 64 crops of each picture of DIV2K over the batch
+_SESR_EPOCH = 800 * 64 // 32  # steps: 64 crops of each image of DIV2K over the batch
 
 
 def _steps(*milestones: int, factor: float = 0.5) -> ScheduleSettings:
@@ -135,7 +135,7 @@ def _sesr(scale: int) -> Recipe:
         crops=_crops(64, 1, 32),
         loop=replace(_BASE, steps=300 * _SESR_EPOCH, lr=2e-4, lr_final=2e-4, loss="l1", loss_on="luma"),
         source="Bhardwaj et al., MLSys 2022",
-        assumed="crops; 64 of them a picture make an epoch of DIV2K; constant rate. x4 begins with x2: --init",
+        assumed="crops; 64 of them an image make an epoch of DIV2K; constant rate. x4 begins with x2: --init",
     )
 
 
@@ -205,7 +205,7 @@ RECIPES: tuple[Recipe, ...] = (
         ),
         preset="bd",
         source="Yi et al., ICCV 2021; their options",
-        assumed="EMA; betas; their loss also weighs the precursor's pictures, and leaves out the outermost frames",
+        assumed="EMA; betas; their loss also weighs the precursor's images, and leaves out the outermost frames",
     ),
     Recipe(
         name="zsm",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.data import read_clip
-from tubelet.data.motion import MotionSettings, MovingPair, MovingPictures, find_pictures
+from tubelet.data.motion import MotionSettings, MovingImages, MovingPair, find_images
 from tubelet.errors import ConfigError, InputError
 from tubelet.layers.spynet import SpyNet
 from tubelet.losses import end_point_error
@@ -35,7 +35,7 @@ from tubelet.training import Batch, LoopSettings, Losses, train
 from tubelet.training.run_log import Log
 from tubelet.zoo.checkpoint import save_checkpoint
 
-__all__ = ["SpynetConfig", "main", "score_clip", "score_pairs", "split_pictures"]
+__all__ = ["SpynetConfig", "main", "score_clip", "score_pairs", "split_images"]
 
 Estimate = Callable[[Tensor, Tensor], Tensor]
 """ref, supp (B, 3, H, W) → flow (B, 2, H, W)."""
@@ -49,11 +49,11 @@ class SpynetConfig:
     """What to train, on what, and where to put it."""
 
     data: tuple[Path, ...]
-    """Folders of pictures, as large and sharp as there are."""
+    """Folders of images, as large and sharp as there are."""
     out: Path = Path("runs/spynet")
     """Folder of the checkpoint, the log and the finished model.safetensors."""
     hold_out: int = 8
-    """Every so many pictures, one is never trained on; the pairs to score are made of these."""
+    """Every so many images, one is never trained on; the pairs to score are made of these."""
     evaluate_pairs: int = 64
     """Pairs to score at every checkpoint."""
     evaluate: Path | None = None
@@ -107,7 +107,7 @@ def main(
         path of the finished model.safetensors.
 
     Raises:
-        InputError: no pictures, or too few to hold one out.
+        InputError: no images, or too few to hold one out.
         CheckpointError: the output folder holds another run.
         Cancelled: `cancel` was cancelled.
     """
@@ -115,12 +115,12 @@ def main(
     spynet = designed_spynet() if config.init is None else load_flow(config.init)
     if config.shared:
         _share(spynet, spynet.basic_module[config.levels - 1])
-    known, unseen = split_pictures(find_pictures(config.data), config.hold_out)
-    pictures = MovingPictures(known, config.motion, config.loop.seed)
+    known, unseen = split_images(find_images(config.data), config.hold_out)
+    images = MovingImages(known, config.motion, config.loop.seed)
 
     average = train(
         spynet.to(memory_format=torch.channels_last),
-        _MotionTask(config, pictures),
+        _MotionTask(config, images),
         config.loop,
         config.out,
         evaluate=_scorer(config, unseen),
@@ -136,14 +136,14 @@ def main(
     return path
 
 
-def split_pictures(paths: list[Path], hold_out: int) -> tuple[list[Path], list[Path]]:
-    """Part the pictures to train on from those to score on, every `hold_out`-th.
+def split_images(paths: list[Path], hold_out: int) -> tuple[list[Path], list[Path]]:
+    """Part the images to train on from those to score on, every `hold_out`-th.
 
     Raises:
         InputError: there are too few.
     """
     if len(paths) < hold_out:
-        raise InputError(f"{len(paths)} pictures are too few to hold out every {hold_out}th; lower hold_out")
+        raise InputError(f"{len(paths)} images are too few to hold out every {hold_out}th; lower hold_out")
     known = [path for number, path in enumerate(paths, 1) if number % hold_out]
     return known, paths[hold_out - 1 :: hold_out]
 
@@ -162,8 +162,8 @@ def _part(spynet: SpyNet) -> None:
 class _MotionTask:
     """Estimate the known motion of pairs, at each of the coarsest levels."""
 
-    def __init__(self, config: SpynetConfig, pictures: MovingPictures) -> None:
-        self._pictures = pictures
+    def __init__(self, config: SpynetConfig, images: MovingImages) -> None:
+        self._images = images
         self._levels = config.levels
         self._hidden_weight = config.hidden_weight
 
@@ -173,7 +173,7 @@ class _MotionTask:
         Returns:
             ref and supp (B, 3, H, W), flow (B, 2, H, W) in pixels, and its weight (B, 1, H, W).
         """
-        frames, flow, visible = self._pictures.batch(step)
+        frames, flow, visible = self._images.batch(step)
         weight = self._hidden_weight + (1 - self._hidden_weight) * visible
         return {"ref": frames[:, 0], "supp": frames[:, 1], "flow": flow, "weight": weight}
 
@@ -194,8 +194,8 @@ class _MotionTask:
 
 
 def _scorer(config: SpynetConfig, unseen: list[Path]) -> Callable[[nn.Module], dict[str, float]]:
-    pictures = MovingPictures(unseen, config.motion, _SCORED_SEED)
-    pairs = [pictures.pair(i) for i in range(config.evaluate_pairs)]
+    images = MovingImages(unseen, config.motion, _SCORED_SEED)
+    pairs = [images.pair(i) for i in range(config.evaluate_pairs)]
     clips = _read_clips(config.evaluate, config.evaluate_frames) if config.evaluate is not None else {}
 
     def score(average: nn.Module) -> dict[str, float]:

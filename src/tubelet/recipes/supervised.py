@@ -221,7 +221,7 @@ def _contract(architecture: Architecture, config: SupervisedConfig) -> Contract:
     contract = architecture.contract(config.network)
     name = architecture.name
     if contract is None:
-        raise ConfigError(f"{name} makes no pictures; train a network that does")
+        raise ConfigError(f"{name} makes no images; train a network that does")
     if not config.data:
         raise ConfigError("no data to train on; name folders of clips: --data FOLDER")
     _check_crops(contract, config, name)

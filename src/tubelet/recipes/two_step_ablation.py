@@ -326,12 +326,12 @@ def _verdict_row(verdict: Verdict) -> str:
 def _caveats(config: TwoStepTraining) -> list[str]:
     """Say where the network or the loss is not the paper's."""
     lines = [
-        "SSIM has a data range of 1 here, as the pictures have. The authors' code has one of 255, with which 1 − SSIM "
+        "SSIM has a data range of 1 here, as the images have. The authors' code has one of 255, with which 1 − SSIM "
         "hardly moves the weights.",
     ]
     if config.network.residual:
         lines.append(
             "The network adds to what the image model made, and begins as the image model; the paper's makes the "
-            "whole picture anew. So no loss begins worse than the frozen model here."
+            "whole image anew. So no loss begins worse than the frozen model here."
         )
     return [text for line in lines for text in ("", line)]

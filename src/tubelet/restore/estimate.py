@@ -52,7 +52,7 @@ class Description:
         codec: of the output; png for images, rawvideo for a pipe.
         frames: expected number in the output, None where the header does not say.
         frame_rate: of the output, frames a second; None where that of the input is unknown.
-        frame_s: seconds that the model takes for a frame, from a short run on a part of the picture.
+        frame_s: seconds that the model takes for a frame, from a short run on a part of the image.
         restore_s: the same for all frames; encoding goes on at the same time and can take longer.
         output_bytes: rough size of the output, None where the number of frames is unknown.
         notes: what a person should know of the output, a line each.
@@ -123,7 +123,7 @@ def describe(src: str | Path, dst: str | Path, settings: UpscaleSettings) -> Des
 
 
 def _time_frame(engine: Engine, info: VideoInfo) -> float:
-    """Time the model on noise, on a part of the picture, and scale by area."""
+    """Time the model on noise, on a part of the image, and scale by area."""
     height = min(info.height, _TIMED_SIDE_PX)
     width = min(info.width, _TIMED_SIDE_PX)
     clip = [Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t) for t in range(_TIMED_FRAMES)]

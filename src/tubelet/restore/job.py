@@ -257,11 +257,11 @@ def output_info(info: VideoInfo, settings: UpscaleSettings) -> VideoInfo:
 
 def _nothing_to_restore(src: str | Path, reader: Reader, settings: UpscaleSettings) -> str:
     if reader.problems:
-        return f"{src} has no picture that can be decoded: {'; '.join(reader.problems)}"
+        return f"{src} has no image that can be decoded: {'; '.join(reader.problems)}"
     until = "" if settings.duration is None else f" for {settings.duration:g} s"
     known_s = reader.info.duration_s
     length = "" if known_s is None else f"; its video is {known_s:.2f} s long"
-    return f"{src} has no picture from {settings.start or 0:g} s on{until}{length}"
+    return f"{src} has no image from {settings.start or 0:g} s on{until}{length}"
 
 
 def encode_settings(settings: UpscaleSettings) -> EncodeSettings:

@@ -25,7 +25,7 @@ class UpscaleSettings:
     height: int | None = None
     """Height of the output in pixels, for example 1080; the width follows. Not together with --scale."""
     fps: Literal["x2"] | None = None
-    """x2: also give the frame half-way between any two, which needs a space-time model such as Zooming Slow-Mo. Sound
+    """x2: also give the frame half-way between any two, which needs a space-time model such as Zooming Slow-Mo. Audio
     and length stay; across a cut the frame before it is repeated."""
     codec: Literal["auto", "h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"] = "auto"
     """Video codec. auto: H.264 for 8 bit, HEVC for more (VP9 in webm)."""
@@ -42,7 +42,7 @@ class UpscaleSettings:
     precision: Precision | Literal["auto"] = "auto"
     """Number format. auto: fp16 on a GPU where the model allows it, otherwise fp32."""
     tile: int | None = None
-    """Side of square tiles in input pixels; 0 begins with the whole picture. Default: from what memory is free."""
+    """Side of square tiles in input pixels; 0 begins with the whole image. Default: from what memory is free."""
     memory: float | None = None
     """Memory that the model may take, in GiB. Default: half of what is free."""
     overwrite: bool = False

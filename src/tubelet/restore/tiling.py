@@ -1,7 +1,7 @@
 """Run one call of a model tile by tile, and put the parts together.
 
-The hidden state of an `online` model is kept whole, like a picture, and every tile takes its part of it, halo
-included, from the step before. So the result does not depend on how the picture is cut, however many steps
+The hidden state of an `online` model is kept whole, like an image, and every tile takes its part of it, halo
+included, from the step before. So the result does not depend on how the image is cut, however many steps
 the state lives: where `halo_px` covers the receptive field of one step, tiled and untiled agree to rounding.
 It also means that the tiles may change between two steps, as they do when memory runs out.
 """
@@ -27,13 +27,13 @@ Call = Callable[[Tensor, Hidden], tuple[Tensor, Hidden]]
 def run_tiled(
     call: Call, lq: Tensor, hidden: Hidden, tiles: Sequence[Tile], *, scale: int, size_multiple: int
 ) -> tuple[Tensor, Hidden]:
-    """Run a model over the tiles of a picture or clip.
+    """Run a model over the tiles of an image or clip.
 
     Args:
         call: the model.
         lq: (1, T, 3, H, W), padded to what the model takes.
-        hidden: state of the whole picture, tensors (..., H·r, W·r); None at the start of a scene.
-        tiles: their kept parts partition the picture.
+        hidden: state of the whole image, tensors (..., H·r, W·r); None at the start of a scene.
+        tiles: their kept parts partition the image.
         scale: of the model.
         size_multiple: of the model; a state tensor has a whole number of rows per so many rows of lq.
 
@@ -41,7 +41,7 @@ def run_tiled(
         (1, T', 3, sH, sW) on the CPU, float32, and the new state on the device of `lq`.
 
     Raises:
-        ResourceError: the state is not picture-like, so it cannot be cut.
+        ResourceError: the state is not image-like, so it cannot be cut.
     """
     height, width = lq.shape[-2:]
     sr: Tensor | None = None
@@ -75,7 +75,7 @@ def _ratio(state: Tensor, height: int, width: int, size_multiple: int) -> Fracti
         if down == across and (down * size_multiple).denominator == 1:
             return down
     raise ResourceError(
-        f"the model's state {tuple(state.shape)} is not a picture of the {height}x{width} input, so it "
+        f"the model's state {tuple(state.shape)} is not an image of the {height}x{width} input, so it "
         "cannot run in tiles; free memory, or use another device with --tile 0"
     )
 

@@ -5,7 +5,7 @@ cosited   linear: the samples, and means of neighbors   LeGall 5/3 low-pass (-1 
 center    c ∓ (next - previous)/8 on a pair of pixels    mean of the pair
 
 Both "up" filters reproduce straight ramps, and both pairs are biorthogonal (spline 5/3 and 1/3 of Cohen,
-Daubechies and Feauveau, 1992), so a decoded picture that is not changed gives back the chroma that was coded.
+Daubechies and Feauveau, 1992), so a decoded image that is not changed gives back the chroma that was coded.
 """
 
 from __future__ import annotations

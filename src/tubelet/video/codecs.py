@@ -48,9 +48,9 @@ class ContainerSpec:
         muxer: FFmpeg's name of the format.
         codecs: names in `CODECS`, the first is the default for 8 bit.
         deep_codec: default above 8 bit.
-        audio_encoder: what sound is converted to where its codec does not fit; None: no sound at all.
+        audio_encoder: what audio is converted to where its codec does not fit; None: no audio at all.
         audio_refused: codecs that FFmpeg would write but players do not read; wildcards are allowed.
-        audio_allowed: if not empty, only sound of these codecs is copied.
+        audio_allowed: if not empty, only audio of these codecs is copied.
         subtitles_allowed: if not empty, only subtitles of these codecs are copied.
         subtitle_encoder: what text subtitles are converted to; None: no text subtitles.
         fixed_rate: has no timestamp per frame.
@@ -368,7 +368,7 @@ def _private_options(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[s
     if name == "hevc":
         params = ["log-level=error"]
         if side_px < X265_BLOCK_PX:
-            params.append("cutree=0")  # it writes beyond its buffers in a picture smaller than a block
+            params.append("cutree=0")  # it writes beyond its buffers in an image smaller than a block
         params += [f"master-display={display}"] if display else []
         params += [f"max-cll={light}"] if light else []
         params += ["hdr10=1", "repeat-headers=1"] if display or light else []

@@ -83,7 +83,7 @@ def open_container(path: Path) -> InputContainer:
 
 
 def pick_video_stream(container: InputContainer, source: str) -> VideoStream:
-    """Choose the video: the default one, else the first; cover pictures do not count.
+    """Choose the video: the default one, else the first; cover images do not count.
 
     Raises:
         InputError: there is none, or nothing here can decode it.

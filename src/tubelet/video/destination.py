@@ -21,21 +21,21 @@ __all__ = [
     "DestinationKind",
     "check_output",
     "destination_kind",
+    "images_in",
     "part_path",
-    "pictures_in",
     "write_errors",
 ]
 
 DestinationKind = Literal["file", "folder", "pattern", "pipe"]
 
 FOLDER_NAMES = "%08d.png"
-"""Pattern of the pictures where a folder is named."""
+"""Pattern of the images where a folder is named."""
 _PATTERN = re.compile(r"%0?(\d*)d")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def destination_kind(dst: str | Path) -> DestinationKind:
-    """Tell a video file from a folder of pictures, a printf pattern of pictures and a pipe.
+    """Tell a video file from a folder of images, a printf pattern of images and a pipe.
 
     Args:
         dst: what a person typed.
@@ -55,7 +55,7 @@ def destination_kind(dst: str | Path) -> DestinationKind:
     path = Path(text)
     if _PATTERN.search(path.name):
         if path.suffix.lower() != ".png":
-            raise RequestError(f"pictures are written as PNG: let {path.name!r} end in .png")
+            raise RequestError(f"images are written as PNG: let {path.name!r} end in .png")
         return "pattern"
     if text.endswith("/") or path.is_dir() or not path.suffix:
         return "folder"
@@ -63,7 +63,7 @@ def destination_kind(dst: str | Path) -> DestinationKind:
         known = " ".join(CONTAINERS)
         raise RequestError(
             f"unknown output extension {path.suffix!r}; known are {known}, a folder or a pattern such as "
-            "frames/%05d.png for pictures, and - for y4m on stdout"
+            "frames/%05d.png for images, and - for y4m on stdout"
         )
     return "file"
 
@@ -87,7 +87,7 @@ def check_output(dst: str | Path, *, source: str | Path, overwrite: bool) -> Non
     _refuse_source(path, source)
     if kind in ("folder", "pattern"):
         folder, names = (path.parent, path.name) if kind == "pattern" else (path, FOLDER_NAMES)
-        _refuse_source_pictures(path, source, folder, names)
+        _refuse_source_images(path, source, folder, names)
     if kind == "file":
         if path.is_symlink() and not path.exists():
             raise RequestError(f"{path} is a symbolic link to nothing; remove it or choose another name")
@@ -96,7 +96,7 @@ def check_output(dst: str | Path, *, source: str | Path, overwrite: bool) -> Non
         taken = path.exists()
     elif kind == "folder":
         if path.exists() and not path.is_dir():
-            raise RequestError(f"{path} is a file, not a folder for pictures")
+            raise RequestError(f"{path} is a file, not a folder for images")
         taken = path.is_dir() and any(path.iterdir())
     else:
         taken = any(path.parent.glob(_PATTERN.sub("*", path.name)))
@@ -130,7 +130,7 @@ def write_errors(name: str) -> Generator[None]:
         raise ResourceError(f"{name} could not be written: {error.strerror or error}") from error
 
 
-def pictures_in(folder: Path, names: str) -> list[Path]:
+def images_in(folder: Path, names: str) -> list[Path]:
     """List the files of a folder that have a name of a printf pattern."""
     if not folder.is_dir():
         return []
@@ -151,15 +151,15 @@ def _refuse_source(path: Path, source: str | Path) -> None:
         raise RequestError(f"output {path} is the input itself; choose another name")
 
 
-def _refuse_source_pictures(path: Path, source: str | Path, folder: Path, names: str) -> None:
-    """Refuse to replace pictures that are the input."""
+def _refuse_source_images(path: Path, source: str | Path, folder: Path, names: str) -> None:
+    """Refuse to replace images that are the input."""
     try:
         images = list_images(str(source)) or []
     except InputError:  # said again, and better, when the input is opened
         return
-    replaced = {picture.resolve() for picture in pictures_in(folder, names)}
+    replaced = {old.resolve() for old in images_in(folder, names)}
     if any(image.resolve() in replaced for image in images):
-        raise RequestError(f"output {path} would replace the pictures of the input; choose another name")
+        raise RequestError(f"output {path} would replace the images of the input; choose another name")
 
 
 def _try_folder(folder: Path, path: Path) -> None:

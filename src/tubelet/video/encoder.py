@@ -84,7 +84,7 @@ class VideoEncoder:
     """Encodes the frames of one segment.
 
     Its first packet is a keyframe, and no frame refers to one of another segment. Open groups of
-    pictures (x265 makes them) lie inside the segment.
+    images (x265 makes them) lie inside the segment.
 
     Attributes:
         notes: what a person should know, a line each.
@@ -140,12 +140,12 @@ class VideoEncoder:
             ResourceError: the sink cannot take the packets.
         """
         self._check_size(frame)
-        picture = self._convert(frame)
-        picture.pts = self._next_pts(frame.pts * frame.time_base)
-        picture.time_base = self._form.tick_s
-        picture.duration = round(frame.duration * frame.time_base / self._form.tick_s)
-        self._release(picture.pts)
-        self._held = picture
+        image = self._convert(frame)
+        image.pts = self._next_pts(frame.pts * frame.time_base)
+        image.time_base = self._form.tick_s
+        image.duration = round(frame.duration * frame.time_base / self._form.tick_s)
+        self._release(image.pts)
+        self._held = image
         self._frames += 1
 
     def finish(self, next_s: Fraction | None = None) -> None:
@@ -203,9 +203,9 @@ class VideoEncoder:
         self._end = pts + held.duration
         self._encode(held)
 
-    def _encode(self, picture: VideoFrame | None) -> None:
+    def _encode(self, image: VideoFrame | None) -> None:
         with write_errors(self._name):
-            packets: Iterable[Packet[Any]] = self._context.encode(picture)
+            packets: Iterable[Packet[Any]] = self._context.encode(image)
         for packet in packets:
             if self._skip_bytes:
                 packet = _without_head(packet, self._skip_bytes)

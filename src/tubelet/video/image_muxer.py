@@ -10,7 +10,7 @@ from typing import Any
 
 from av.packet import Packet
 
-from tubelet.video.destination import FOLDER_NAMES, pictures_in, write_errors
+from tubelet.video.destination import FOLDER_NAMES, images_in, write_errors
 from tubelet.video.encoder import PartHead, PartTail
 from tubelet.video.output_format import OutputFormat
 from tubelet.video.part_order import PartOrder
@@ -36,7 +36,7 @@ class ImageMuxer:
         self.notes: list[str] = list(form.encoding.notes)
         if is_pattern:
             self._folder, self._names = dst.parent, dst.name
-            self._hidden = self._folder / f".pictures.part-{secrets.token_hex(4)}"
+            self._hidden = self._folder / f".images.part-{secrets.token_hex(4)}"
         else:
             self._folder, self._names = dst, FOLDER_NAMES
             self._hidden = dst.parent / f".{dst.name}.part-{secrets.token_hex(4)}"
@@ -76,7 +76,7 @@ class ImageMuxer:
             if not self._folder.exists():
                 self._hidden.rename(self._folder)
                 return
-            for old in pictures_in(self._folder, self._names):
+            for old in images_in(self._folder, self._names):
                 old.unlink()
             for image in sorted(self._hidden.iterdir()):
                 image.replace(self._folder / image.name)

@@ -91,7 +91,7 @@ class VideoInfo:
         source: path or pattern, "-" for a pipe.
         width: pixels, as frames come out: upright.
         height: pixels, as frames come out: upright.
-        rotation_deg: how the container turns the coded picture, counter-clockwise: 0, 90, 180 or 270. The
+        rotation_deg: how the container turns the coded image, counter-clockwise: 0, 90, 180 or 270. The
             reader's frames are already turned.
         sample_aspect: width to height of a pixel, upright; 1 where unknown.
         pix_fmt: FFmpeg's name of the decoded format.
@@ -138,7 +138,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How to turn a coded picture upright: first transpose, then flip left-right, then up-down."""
+    """How to turn a coded image upright: first transpose, then flip left-right, then up-down."""
 
     transpose: bool = False
     flip_x: bool = False

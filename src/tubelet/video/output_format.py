@@ -241,7 +241,7 @@ def _image_format(
         pix_fmt=channels + (deep_bits if like.bit_depth > 8 else plain_bits),
         options={"compression_level": "3", "pred": "sub"},
         tag="",
-        notes=tuple(describe_left_out(like, "PNG pictures hold")),
+        notes=tuple(describe_left_out(like, "PNG images hold")),
     )
     return OutputFormat(
         suffix="",

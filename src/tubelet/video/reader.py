@@ -296,10 +296,10 @@ def _tick(time_s: Fraction, tick_s: Fraction) -> int:
     return math.ceil(time_s / tick_s - Fraction(1, 10))
 
 
-def _upright(picture: Tensor, turn: Orientation) -> Tensor:
+def _upright(image: Tensor, turn: Orientation) -> Tensor:
     if turn == Orientation():
-        return picture
+        return image
     if turn.transpose:
-        picture = picture.transpose(-1, -2)
+        image = image.transpose(-1, -2)
     flips = [dim for dim, flip in ((-1, turn.flip_x), (-2, turn.flip_y)) if flip]
-    return torch.flip(picture, flips).contiguous()
+    return torch.flip(image, flips).contiguous()

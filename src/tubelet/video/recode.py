@@ -46,8 +46,8 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
     context.options = _replayable(encoder, options, min(even.shape[-2:]))
     packets: list[Any] = []
     pixels = (even.movedim(1, -1) * 255).round().byte().contiguous().numpy()  # (T, H, W, 3)
-    for pts, picture in enumerate(pixels):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+    for pts, image in enumerate(pixels):
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
         frame.pts = pts
         packets += context.encode(frame)
     packets += context.encode(None)
@@ -64,7 +64,7 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
 def _replayable(encoder: str, options: Mapping[str, str], side_px: int) -> dict[str, str]:
     """Leave out what reads memory that was never written, so that two runs differ by a few code values.
 
-    That is mbtree in x264, and a picture that is one row or column of coding tree units in x265.
+    That is mbtree in x264, and an image that is one row or column of coding tree units in x265.
     """
     if encoder == "libx264":
         extra = ("x264-params", "mbtree=0")

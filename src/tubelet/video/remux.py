@@ -1,4 +1,4 @@
-"""Everything of a source but its video goes along: sound, subtitles, chapters, attachments, tags.
+"""Everything of a source but its video goes along: audio, subtitles, chapters, attachments, tags.
 
 It is copied where the container holds it, converted where it can be, and otherwise named in a note. Packets
 follow the video in time, so the film is never in memory.
@@ -65,7 +65,7 @@ class Remuxer:
         self._tracks[index] = track
 
     def add_cover(self, stream: Any, data: bytes) -> None:
-        """Let a picture be muxed as the only packet of a stream."""
+        """Let an image be muxed as the only packet of a stream."""
         self._covers.append((stream, data))
 
     def begin(self, origin: Fraction, span: Fraction | None, *, is_cut: bool) -> None:
@@ -116,7 +116,7 @@ class Remuxer:
             self._target.mux(list(track.flush()))
         damaged = sum(track.damaged for track in self._tracks.values() if isinstance(track, RecodedAudio))
         if damaged:
-            self._notes.append(f"{damaged} packets of sound could not be decoded and are missing")
+            self._notes.append(f"{damaged} packets of audio could not be decoded and are missing")
         self.close()
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class Remuxer:
             except StopIteration:
                 return
             except av.FFmpegError as error:
-                self._notes.append(f"sound and subtitles end early, the input is damaged: {error.strerror}")
+                self._notes.append(f"audio and subtitles end early, the input is damaged: {error.strerror}")
                 return
             if packet.dts is None and packet.pts is None:
                 continue
@@ -183,7 +183,7 @@ def open_remuxer(
         notes: what is converted or left out is appended here, a line each.
 
     Returns:
-        A remuxer, or None where the source has nothing but pictures (a pipe, a folder of images).
+        A remuxer, or None where the source has nothing but images (a pipe, a folder of images).
     """
     path = Path(like.source)
     if like.source == "-" or not path.is_file():
@@ -191,7 +191,7 @@ def open_remuxer(
     try:
         source = open_container(path)
     except InputError as error:
-        notes.append(f"sound, subtitles and tags are left out: {error}")
+        notes.append(f"audio, subtitles and tags are left out: {error}")
         return None
     remuxer = Remuxer(source, target, notes=notes)
     plan = _Plan(remuxer, CONTAINERS[suffix], suffix, path, target, notes)
@@ -210,17 +210,17 @@ def open_remuxer(
 
 
 def describe_left_out(like: VideoInfo, reason: str) -> list[str]:
-    """Name the streams that an output of pictures alone cannot take.
+    """Name the streams that an output of images alone cannot take.
 
     Args:
         like: the source.
-        reason: start of the sentence, for example "PNG pictures hold".
+        reason: start of the sentence, for example "PNG images hold".
     """
     others = [s for s in like.streams if s.index != like.video_index]
     if not others:
         return []
     names = ", ".join(f"{s.kind} {s.index} ({s.codec or 'unknown'})" for s in others)
-    return [f"{reason} no more than the picture; left out: {names}"]
+    return [f"{reason} no more than the image; left out: {names}"]
 
 
 class _Plan:
@@ -245,13 +245,13 @@ class _Plan:
     def add(self, stream: Any) -> list[str]:
         """Take one stream along; return the names of its tags that the container drops."""
         if stream.type == "video":
-            return self._add_picture(stream)
+            return self._add_image(stream)
         if stream.type == "attachment":
             return self._add_attachment(stream)
         if stream.type == "data":
             return self._add_data(stream)
         if stream.type == "audio" and self._spec.audio_encoder is None:
-            return self._leave_out(stream, "it holds no sound")
+            return self._leave_out(stream, "it holds no audio")
         if stream.type in ("audio", "subtitle") and stream.codec_context is None:
             return self._leave_out(stream, "its codec is unknown here")
         if stream.type in ("audio", "subtitle") and can_hold(self._spec, stream):
@@ -282,21 +282,21 @@ class _Plan:
         if encoder is None:
             return self._leave_out(stream, "it holds no such subtitles")
         if not is_text_subtitle(stream):
-            return self._leave_out(stream, "they are pictures, which it does not hold")
+            return self._leave_out(stream, "they are images, which it does not hold")
         track = ConvertedSubtitle(stream, self._target, encoder)
         self._remuxer.add_track(stream.index, track)
         self._notes.append(f"{_label(stream)} converted to {encoder}: {self._suffix} does not hold the format")
         return copy_stream_metadata(stream, track.stream)
 
-    def _add_picture(self, stream: Any) -> list[str]:
+    def _add_image(self, stream: Any) -> list[str]:
         flags = int(stream.disposition)
         if not flags & _ATTACHED_PIC:
             return self._leave_out(stream, "one video is written, and this is another")
         if flags & _TIMED_THUMBNAILS:
-            return self._leave_out(stream, "pictures of chapters are not written")
+            return self._leave_out(stream, "images of chapters are not written")
         codec, data = codec_name(stream), _first_packet(self._path, stream.index)
         if data is None or codec not in _COVER_TYPES:
-            return self._leave_out(stream, "the cover picture cannot be read")
+            return self._leave_out(stream, "the cover image cannot be read")
         name, mime = _COVER_TYPES[codec]
         if self._spec.muxer == "matroska":
             self._target.add_attachment(stream.metadata.get("filename", name), mime, data)
@@ -306,7 +306,7 @@ class _Plan:
             target.disposition = _ATTACHED_PIC
             self._remuxer.add_cover(target, data)
             return []
-        return self._leave_out(stream, "it holds no cover picture")
+        return self._leave_out(stream, "it holds no cover image")
 
     def _add_attachment(self, stream: Any) -> list[str]:
         if self._spec.muxer != "matroska":
@@ -335,7 +335,7 @@ def _label(stream: Any) -> str:
 
 
 def _first_packet(path: Path, index: int) -> bytes | None:
-    """Read the only packet of a cover picture, in an opening of its own."""
+    """Read the only packet of a cover image, in an opening of its own."""
     with open_container(path) as container:
         packet = next(iter(container.demux(container.streams[index])), None)
         return bytes(packet) if packet is not None and packet.size else None

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 __all__ = ["CutDetector"]
 
 _THUMBNAIL = (36, 64)
-_SHIFT_PX = 3  # of half the thumbnail: a tenth of the picture's width
+_SHIFT_PX = 3  # of half the thumbnail: a tenth of the image's width
 _BLOCK_PX = 3
 _LEVELS = 8  # per channel of the histogram
 
@@ -31,7 +31,7 @@ _MIN_STRUCTURE = 0.03
 _MIN_COLORS = 0.25
 _MIN_RATIO = 1.5  # of the residual to its recent average
 _QUIET_RESIDUAL = 0.02  # of a scene with little motion
-_FLAT = 0.02  # contrast below which a picture has no structure that could be compared
+_FLAT = 0.02  # contrast below which an image has no structure that could be compared
 
 
 class CutDetector:
@@ -77,7 +77,7 @@ def _thumbnail(rgb: Tensor) -> Tensor:
 
 
 def _equal_contrast(now: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale both by the same numbers to mean 0.5 and deviation 0.2, the contrast of common pictures."""
+    """Scale both by the same numbers to mean 0.5 and deviation 0.2, the contrast of common images."""
     both = torch.stack([now, last])
     both = (both - both.mean()) * (0.2 / both.std().clamp_min(0.03)) + 0.5
     return both[0], both[1]

@@ -25,7 +25,7 @@ _PATTERN = re.compile(r"%(?:0(\d+))?d")
 
 
 class ImageFrames:
-    """Decodes images one after the other; a picture that cannot be decoded leaves a gap in time.
+    """Decodes images one after the other; an image that cannot be decoded leaves a gap in time.
 
     Attributes:
         info: description of the video; the first image was decoded for it.
@@ -54,12 +54,12 @@ class ImageFrames:
         )
 
     def frames(self, start_tick: int | None) -> Iterator[VideoFrame]:
-        """Yield the pictures from `start_tick` on; pts counts images."""
+        """Yield the images from `start_tick` on; pts counts images."""
         self._bad.clear()
         yield from self._decoded(start_tick or 0)
 
     def frames_from_keyframe(self, start_tick: int) -> Iterator[VideoFrame]:
-        """Yield the pictures from `start_tick` on: each stands for itself."""
+        """Yield the images from `start_tick` on: each stands for itself."""
         return self.frames(start_tick)
 
     def problems(self, decoded: int, end_tick: int | None) -> list[str]:
@@ -85,7 +85,7 @@ class ImageFrames:
                     frame = next(container.decode(stream))
                     self._first = self._first or describe(container, stream, frame, str(path), siting=siting)
             except (av.FFmpegError, OSError, StopIteration, InputError) as error:
-                reason = getattr(error, "strerror", None) or str(error) or "no picture in it"
+                reason = getattr(error, "strerror", None) or str(error) or "no image in it"
                 self._bad.append(f"{path.name}: {reason}")
                 continue
             frame.pts, frame.duration = number, 1

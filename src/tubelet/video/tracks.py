@@ -63,7 +63,7 @@ class CopiedTrack:
         Args:
             source: stream that is read.
             target: stream that is written.
-            smooth: sound with coarse times (milliseconds in Matroska) gets those of its samples.
+            smooth: audio with coarse times (milliseconds in Matroska) gets those of its samples.
         """
         self._target = target
         context = source.codec_context
@@ -98,7 +98,7 @@ class CopiedTrack:
 
 
 class RecodedAudio:
-    """Sound whose codec does not fit the container."""
+    """Audio whose codec does not fit the container."""
 
     def __init__(self, source: Any, container: OutputContainer, encoder: str) -> None:
         """Add a stream to `container` with layout and rate of `source`, as far as the encoder has them.
@@ -182,7 +182,7 @@ class ConvertedSubtitle:
 
 
 def _configure(context: Any, encoder: str, rate: int, layout: str) -> None:
-    """Set up and open a sound encoder."""
+    """Set up and open an audio encoder."""
     context.sample_rate, context.layout = rate, layout
     if encoder in _BITS_PER_CHANNEL:
         channels = cast(Any, context.layout).nb_channels
@@ -212,7 +212,7 @@ def codec_name(stream: Any) -> str:
 
 
 def is_text_subtitle(stream: Any) -> bool:
-    """Say whether a subtitle stream is text rather than pictures."""
+    """Say whether a subtitle stream is text rather than images."""
     return codec_name(stream) in _TEXT_SUBTITLES
 
 

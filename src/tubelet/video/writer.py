@@ -101,7 +101,7 @@ def open_writer(
         height: of the output, pixels.
         settings: of the encoder.
         start_s: where the reader was told to start; the output begins at 0 then.
-        duration_s: after how much the reader was told to stop; sound stops there too.
+        duration_s: after how much the reader was told to stop; audio stops there too.
         overwrite: replace an existing output.
 
     Returns:

@@ -1,6 +1,6 @@
 """Image networks that Tubelet does not have, through spandrel where it is installed (the extra `spandrel`).
 
-    lq (B, T, 3, H, W), picture by picture → the network as spandrel builds and calls it → sr (B, T, 3, sH, sW)
+    lq (B, T, 3, H, W), image by image → the network as spandrel builds and calls it → sr (B, T, 3, sH, sW)
 
 What is handed over are tensors that were read as data alone, so nothing in a file is executed here either.
 
@@ -41,7 +41,7 @@ class SpandrelConfig:
 
 
 class SpandrelModel(nn.Module):
-    """A network of spandrel's, called picture by picture.
+    """A network of spandrel's, called image by image.
 
     Args:
         descriptor: spandrel's `ImageModelDescriptor`, of one color or of three.
@@ -55,8 +55,8 @@ class SpandrelModel(nn.Module):
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW), in [0, 1]; no gradients are recorded."""
         colors = self._descriptor.input_channels  # of one color: each by itself
-        pictures = lq.reshape(-1, 1, colors, *lq.shape[-2:])
-        sr: Tensor = torch.cat([self._descriptor(picture) for picture in pictures])
+        images = lq.reshape(-1, 1, colors, *lq.shape[-2:])
+        sr: Tensor = torch.cat([self._descriptor(image) for image in images])
         return sr.reshape(*lq.shape[:3], *sr.shape[-2:])
 
 
@@ -82,7 +82,7 @@ def load_by_spandrel(state: State, where: str) -> tuple[SpandrelModel, Architect
         installed or does not know it.
 
     Raises:
-        CheckpointError: spandrel knows the names and cannot load them, or the network is not from picture to picture.
+        CheckpointError: spandrel knows the names and cannot load them, or the network is not from image to image.
     """
     if not has_spandrel() or _largest_number(state) > _MOST_BLOCKS:
         return None
@@ -98,7 +98,7 @@ def load_by_spandrel(state: State, where: str) -> tuple[SpandrelModel, Architect
         ) from error
     name, colors = descriptor.architecture.name, (descriptor.input_channels, descriptor.output_channels)
     if not isinstance(descriptor, library.ImageModelDescriptor) or colors not in ((1, 1), (3, 3)):
-        raise CheckpointError(f"{where} is {name}, by spandrel: it does not make a picture of a picture alone")
+        raise CheckpointError(f"{where} is {name}, by spandrel: it does not make an image of an image alone")
     model = SpandrelModel(descriptor.float()).eval()
     config = SpandrelConfig(spandrel=library.__version__, tags=tuple(descriptor.tags))
     return model, _architecture(name, model, config, _contract(descriptor)), config

@@ -48,10 +48,10 @@ _WEIGHTS = Path(__file__).parents[1] / "weights"
 def make_spec(
     id: str, architecture: Architecture, config: Any, *, summary: str, weights: WeightsSpec | None = None
 ) -> ModelSpec:
-    """Make the entry of a configured architecture; CheckpointError where it makes no pictures."""
+    """Make the entry of a configured architecture; CheckpointError where it makes no images."""
     contract = architecture.contract(config)
     if contract is None:
-        raise CheckpointError(f"{id} is {architecture.name}, a part of other networks: it makes no pictures by itself")
+        raise CheckpointError(f"{id} is {architecture.name}, a part of other networks: it makes no images by itself")
     return ModelSpec(
         id=id,
         summary=summary,
@@ -151,7 +151,7 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
         if spec.id == name:
             return spec
     if name in _known():
-        raise RequestError(f"{name} is a part of other networks: it makes no pictures by itself")
+        raise RequestError(f"{name} is a part of other networks: it makes no images by itself")
     here = [*_BY_SCALE, *(spec.id for spec in _MODELS)]
     known = [*here, *(spec.id for spec in fetched)]
     listing = f"{', '.join(here)}, and {len(fetched)} that are fetched: `tubelet models` lists them"

@@ -42,17 +42,17 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign(
         name="a discriminator of BasicSR",
         has=(r"conv0\.weight", r"conv1\.weight_orig", r"conv9\.weight"),
-        advice="it judges pictures and makes none; give the generator's file, often named net_g",
+        advice="it judges images and makes none; give the generator's file, often named net_g",
     ),
     Foreign(
         name="a discriminator of BasicSR",
         has=(r"conv0_0\.weight", r"bn0_1\.weight", r"linear2\.weight"),
-        advice="it judges pictures and makes none; give the generator's file, often named net_g",
+        advice="it judges images and makes none; give the generator's file, often named net_g",
     ),
     Foreign(
         name="RAFT (Teed and Deng, ECCV 2020)",
         has=(r"fnet\.conv1\.", r"cnet\.conv1\.", r"update_block\."),
-        advice="it estimates motion and makes no pictures",
+        advice="it estimates motion and makes no images",
     ),
     Foreign(
         name="Stable Diffusion (Rombach et al., CVPR 2022)",

@@ -27,7 +27,7 @@ _SPYNET = KnownFile(
 )
 
 KNOWN_FILES: tuple[KnownFile, ...] = (*VIDEO_FILES, *IMAGE_FILES, _SPYNET)
-"""Networks of video, networks of single pictures, and a part of networks."""
+"""Networks of video, networks of single images, and a part of networks."""
 
 PAGES: Mapping[str, str] = {
     "FRVSR": "https://github.com/skycrapers/TecoGAN-PyTorch",

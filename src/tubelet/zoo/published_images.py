@@ -1,4 +1,4 @@
-"""Published weights of networks of single pictures.
+"""Published weights of networks of single images.
 
 Addresses are those that the publishers' own pages give; whole hashes and sizes those that several projects that use the
 files agree on.
@@ -72,7 +72,7 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "realesr-general-x4v3",
         _SRVGG_32,
         "xinntao/Real-ESRGAN/v0.2.5.0/realesr-general-x4v3.pth",
-        "real pictures; fast",
+        "real images; fast",
         "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
         4_885_111,
     ),
@@ -80,7 +80,7 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "realesr-general-wdn-x4v3",
         _SRVGG_32,
         "xinntao/Real-ESRGAN/v0.2.5.0/realesr-general-wdn-x4v3.pth",
-        "real pictures; fast, keeps noise",
+        "real images; fast, keeps noise",
         "1641f8c4464b9f097c9fdda5589273713f67cf59f3d909e0bd688f0cee269dca",
     ),
     github(
@@ -99,7 +99,7 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "realesrgan-x4plus",
         _RRDB,
         "xinntao/Real-ESRGAN/v0.1.0/RealESRGAN_x4plus.pth",
-        "real pictures; sharp, invents detail",
+        "real images; sharp, invents detail",
         "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
         67_040_989,
     ),
@@ -107,7 +107,7 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "realesrgan-x2plus",
         _RRDB_X2PLUS,
         "xinntao/Real-ESRGAN/v0.2.1/RealESRGAN_x2plus.pth",
-        "real pictures; sharp, invents detail",
+        "real images; sharp, invents detail",
         "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
         67_061_725,
     ),
@@ -115,11 +115,11 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "realesrgan-x4plus-anime",
         _RRDB_6,
         "xinntao/Real-ESRGAN/v0.2.2.4/RealESRGAN_x4plus_anime_6B.pth",
-        "anime pictures",
+        "anime images",
         "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
         17_938_799,
     ),
-    github("realesrnet-x4plus", _RRDB, "xinntao/Real-ESRGAN/v0.1.1/RealESRNet_x4plus.pth", "real pictures; smooth"),
+    github("realesrnet-x4plus", _RRDB, "xinntao/Real-ESRGAN/v0.1.1/RealESRNet_x4plus.pth", "real images; smooth"),
     github(
         "esrgan-x4",
         _RRDB,
@@ -130,7 +130,7 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "bsrgan-x4",
         _RRDB,
         "cszn/KAIR/v1.0/BSRGAN.pth",
-        "real pictures; sharp, invents detail",
+        "real images; sharp, invents detail",
         "5d505a0766160921e0388d76e1ddf08cb114303990f9080432bf2b1c988b1c54",
         67_046_751,
     ),
@@ -138,11 +138,11 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "bsrgan-x2",
         _RRDB_X2,
         "cszn/KAIR/v1.0/BSRGANx2.pth",
-        "real pictures; sharp, invents detail",
+        "real images; sharp, invents detail",
         "614f68bcafcf123a1ea51cc75ae5741640a8b1d49dd75757ad3ad531f772c736",
         66_894_171,
     ),
-    github("bsrnet-x4", _RRDB, "cszn/KAIR/v1.0/BSRNet.pth", "real pictures; smooth"),
+    github("bsrnet-x4", _RRDB, "cszn/KAIR/v1.0/BSRNet.pth", "real images; smooth"),
     openmmlab(
         "esrgan_psnr-x4",
         _RRDB,
@@ -180,19 +180,19 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "swinir-real-x4",
         _SWINIR_REAL,
         "JingyunLiang/SwinIR/v0.0/003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_GAN.pth",
-        "real pictures; sharp, invents detail",
+        "real images; sharp, invents detail",
     ),
     github(
         "swinir-real_psnr-x4",
         _SWINIR_REAL,
         "JingyunLiang/SwinIR/v0.0/003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_PSNR.pth",
-        "real pictures; smooth",
+        "real images; smooth",
     ),
     github(
         "swinir_l-real-x4",
         _SWINIR_REAL_L,
         "JingyunLiang/SwinIR/v0.0/003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN.pth",
-        "real pictures; sharp, large",
+        "real images; sharp, large",
     ),
     hat_authors(
         "hat-x4",
@@ -205,7 +205,7 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "hat-real-x4",
         _hat(4),
         "Real_HAT_GAN_sharper.pth",
-        "real pictures; sharp, invents detail",
+        "real images; sharp, invents detail",
         "5800b67136006eb8cab3b4ed7c8d73b6a195bb18e6cc709b674f9aa069c00271",
     ),
     *(

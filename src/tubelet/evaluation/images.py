@@ -1,4 +1,4 @@
-"""Pictures for people: tensors to PNG and JPEG, and inputs enlarged to the size of a result."""
+"""Images for people: tensors to PNG and JPEG, and inputs enlarged to the size of a result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["data_url", "enlarge", "to_image"]
 
 
 def to_image(rgb: Tensor) -> Image.Image:
-    """Round (3, H, W) in [0, 1] to an 8-bit picture."""
+    """Round (3, H, W) in [0, 1] to an 8-bit image."""
     return Image.fromarray(to_image_array(rgb))
 
 
@@ -25,7 +25,7 @@ def enlarge(rgb: Tensor, size: tuple[int, int], kernel: Kernel = "bicubic") -> T
 
 
 def data_url(image: Image.Image, *, lossless: bool = False) -> str:
-    """Write a picture into a `data:` address: PNG, or JPEG of high quality with full color resolution."""
+    """Write an image into a `data:` address: PNG, or JPEG of high quality with full color resolution."""
     buffer = io.BytesIO()
     if lossless:
         image.save(buffer, "PNG", optimize=True)

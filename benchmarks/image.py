@@ -1,6 +1,6 @@
-"""Draw the picture of the README from what `tubelet demo` left in its folder.
+"""Draw the image of the README from what `tubelet demo` left in its folder.
 
-tubelet demo demo && python benchmarks/picture.py demo docs/images/result.png
+tubelet demo demo && python benchmarks/image.py demo docs/images/result.png
 """
 
 import argparse
@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from tubelet.evaluation.pictures import enlarge, to_image
+from tubelet.evaluation.images import enlarge, to_image
 from tubelet.video.reader import open_reader
 
 FRAME, SIDE_PX, BAR_PX = 40, 330, 26
 
 
 def frame_of(path: Path) -> torch.Tensor:
-    """Read the frame that the picture shows: (3, H, W)."""
+    """Read the frame that the image shows: (3, H, W)."""
     with open_reader(path) as reader:
         return next(frame.rgb for frame in reader if frame.index == FRAME)
 
