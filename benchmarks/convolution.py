@@ -68,7 +68,9 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed()
     print(f"{date.today()}, {processor_name()}, {torch.get_num_threads()} threads; median ms\n")
-    print(f"| channels | size | plain | all products | half | all / half | what is taken |\n{'|---' * 7}|")
+    print(
+        f"| channels | size | plain | all products | half | all / half | what is taken |\n{'|---' * 7}|"
+    )
     for c_in, c_out, height, width in SHAPES:
         torch.manual_seed(0)
         conv = ConvAct(c_in, c_out, act=LeakyReLU(0.1)).to(memory_format=torch.channels_last)
@@ -82,8 +84,13 @@ def main() -> None:
                     run()
                     times.setdefault(name, []).append(time.perf_counter() - start)
         ms = {name: 1000 * statistics.median(runs[1:]) for name, runs in times.items()}
-        cells = [f"{ms[name]:.1f}" for name in ("plain", "all", "half")] + [f"{ms['all'] / ms['half']:.2f}"]
-        print(f"| {c_in} → {c_out} | {width}×{height} | {' | '.join(cells)} | {ms['taken']:.1f} |", flush=True)
+        cells = [f"{ms[name]:.1f}" for name in ("plain", "all", "half")] + [
+            f"{ms['all'] / ms['half']:.2f}"
+        ]
+        print(
+            f"| {c_in} → {c_out} | {width}×{height} | {' | '.join(cells)} | {ms['taken']:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

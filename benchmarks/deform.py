@@ -36,7 +36,10 @@ def make_inputs(groups: int, layout: torch.memory_format) -> dict[str, Tensor]:
         "bias": torch.randn(CHANNELS),
         "mask": torch.rand(1, groups * TAPS, HEIGHT, WIDTH),
     }
-    return {name: t.to(memory_format=layout) if t.ndim == 4 and name != "weight" else t for name, t in inputs.items()}
+    return {
+        name: t.to(memory_format=layout) if t.ndim == 4 and name != "weight" else t
+        for name, t in inputs.items()
+    }
 
 
 def run(way: str, inputs: dict[str, Tensor], *, learn: bool) -> float:
@@ -57,21 +60,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="runs of each way")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     args = parser.parse_args()
-    print(f"{processor_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}; median ms\n")
+    print(
+        f"{processor_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}; median ms\n"
+    )
     print("| groups | layout | pass | " + " | ".join(args.ways) + " | torchvision / tubelet |")
     print("|---|---|---|" + "---|" * (len(args.ways) + 1))
     for groups in (16, 8, 1):
-        for name, layout in (("NCHW", torch.contiguous_format), ("channels last", torch.channels_last)):
+        for name, layout in (
+            ("NCHW", torch.contiguous_format),
+            ("channels last", torch.channels_last),
+        ):
             inputs = make_inputs(groups, layout)
             for learn in (False, True):
                 runs: dict[str, list[float]] = {way: [] for way in args.ways}
                 for _ in range(args.repeats + 1):
                     for way, times in runs.items():
                         times.append(run(way, inputs, learn=learn))
-                medians = {way: statistics.median(times[1:]) for way, times in runs.items()}  # the first warms up
+                medians = {
+                    way: statistics.median(times[1:]) for way, times in runs.items()
+                }  # the first warms up
                 ratio = medians.get("torchvision", 0.0) / medians.get("tubelet", float("inf"))
                 cells = " | ".join(f"{1000 * value:.0f}" for value in medians.values())
-                print(f"| {groups} | {name} | {'forward + backward' if learn else 'forward'} | {cells} | {ratio:.1f} |")
+                print(
+                    f"| {groups} | {name} | {'forward + backward' if learn else 'forward'} | {cells} | {ratio:.1f} |"
+                )
 
 
 if __name__ == "__main__":

@@ -37,16 +37,25 @@ def embed(id: str, source: Path, summary: str, made: dict[str, object]) -> None:
     manifest = WEIGHTS / "manifest.json"
     entries = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else []
     entries = [e for e in entries if e["id"] != id] + [entry]
-    text = json.dumps(sorted(entries, key=lambda e: e["id"], reverse=True), indent=1, ensure_ascii=False)
+    text = json.dumps(
+        sorted(entries, key=lambda e: e["id"], reverse=True), indent=1, ensure_ascii=False
+    )
     manifest.write_text(text + "\n", encoding="utf-8")
     print(f"{path}: {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("id")
     parser.add_argument("source", type=Path)
     parser.add_argument("--summary", required=True)
     parser.add_argument("--made", type=Path, required=True)
     options = parser.parse_args()
-    embed(options.id, options.source, options.summary, json.loads(options.made.read_text(encoding="utf-8")))
+    embed(
+        options.id,
+        options.source,
+        options.summary,
+        json.loads(options.made.read_text(encoding="utf-8")),
+    )

@@ -22,7 +22,9 @@ def frame_of(path: Path) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("demo", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--left", type=int, default=300)
@@ -37,7 +39,9 @@ def main() -> None:
     sheet = Image.new("RGB", (len(panels) * SIDE_PX, SIDE_PX + BAR_PX), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
     for column, (label, rgb) in enumerate(panels.items()):
-        crop = to_image(rgb).crop((options.left, options.top, options.left + SIDE_PX - 2, options.top + SIDE_PX))
+        crop = to_image(rgb).crop(
+            (options.left, options.top, options.left + SIDE_PX - 2, options.top + SIDE_PX)
+        )
         sheet.paste(crop, (column * SIDE_PX, BAR_PX))
         draw.text((column * SIDE_PX + 6, 3), label, "black", font)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Feed a film of drawn frames through the meters: milliseconds a frame, and how memory grows.
+"""Feed a video of drawn frames through the meters: milliseconds a frame, and how memory grows.
 
     python benchmarks/metrics.py --frames 300
     python benchmarks/metrics.py --frames 15000 --limit-mb 1000     # ten minutes of 720p
@@ -27,7 +27,9 @@ def make_scene(height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     layers = [
         functional.interpolate(
-            torch.rand(1, 3, n, 2 * n, generator=generator), (height + 64, width + 64), mode="bicubic"
+            torch.rand(1, 3, n, 2 * n, generator=generator),
+            (height + 64, width + 64),
+            mode="bicubic",
         )
         for n in (8, 32, 128)
     ]
@@ -50,8 +52,10 @@ def peak_mb() -> float:
 
 
 def main() -> int:
-    """Feed the film to the meters; 1 where the peak of memory is above the limit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Feed the video to the meters; 1 where the peak of memory is above the limit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--size", type=int, nargs=2, default=(1280, 720), metavar=("W", "H"))
     parser.add_argument("--metrics", nargs="+", default=DEFAULT)
@@ -70,7 +74,9 @@ def main() -> int:
             spent[name] += time.perf_counter() - start
         if t + 1 in (10, 100) or (t + 1) % 1000 == 0 or t + 1 == options.frames:
             print(f"| {t + 1} | {resident_mb():.0f} | {peak_mb():.0f} |", flush=True)
-    print(f"\n{width}×{height}, {torch.get_num_threads()} threads\n\n| metric | ms a frame | score |\n|---|---|---|")
+    print(
+        f"\n{width}×{height}, {torch.get_num_threads()} threads\n\n| metric | ms a frame | score |\n|---|---|---|"
+    )
     for name, meter in meters.items():
         print(f"| {name} | {1000 * spent[name] / options.frames:.1f} | {meter.mean():.5g} |")
     if options.limit_mb is not None and peak_mb() > options.limit_mb:

@@ -24,13 +24,18 @@ def images(folder: Path) -> Iterator[Tensor]:
     """Read every image of a folder, halved: (3, H, W) in [0, 1]."""
     for path in sorted(folder.glob("*.webp")):
         with Image.open(path) as image:
-            x = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+            x = (
+                torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float()
+                / 255
+            )
         yield imresize(x, 0.5).clamp(0, 1)
 
 
 def main() -> None:
     """Fit the model to the images, and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()

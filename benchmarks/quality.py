@@ -33,31 +33,50 @@ def score(model: str, lq: torch.Tensor, gt: torch.Tensor) -> tuple[float, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=Path, required=True, help="folder of folders of frames")
     parser.add_argument("--presets", nargs="+", default=["bi", "real"])
     parser.add_argument("--scales", nargs="+", type=int, default=[4, 2])
-    parser.add_argument("--model", action="append", help="id or checkpoint instead of the embedded ones")
+    parser.add_argument(
+        "--model", action="append", help="id or checkpoint instead of the embedded ones"
+    )
     options = parser.parse_args()
     folders = sorted(p for p in options.clips.iterdir() if p.is_dir())
     for scale in options.scales:
         for preset in options.presets:
-            models = options.model or [f"bicubic-x{scale}", f"lanczos-x{scale}", f"fast-x{scale}-{preset}"]
+            models = options.model or [
+                f"bicubic-x{scale}",
+                f"lanczos-x{scale}",
+                f"fast-x{scale}-{preset}",
+            ]
             print(f"\n{preset} x{scale}: PSNR / SSIM of luma")
             print(f"| clip | {' | '.join(models)} |\n{'|---' * (len(models) + 1)}|")
             table: dict[str, list[tuple[float, float]]] = {}
             for seed, folder in enumerate(folders):
-                gt = torch.from_numpy(read_clip(folder, max_frames=1000, size_multiple=scale)).float() / 255
+                gt = (
+                    torch.from_numpy(
+                        read_clip(folder, max_frames=1000, size_multiple=scale)
+                    ).float()
+                    / 255
+                )
                 lq = degrade(gt, preset, scale=scale, seed=seed)
                 table[folder.name] = [score(model, lq, gt) for model in models]
                 print_row(folder.name, table[folder.name])
             print_row("**mean**", means(list(table.values())))
-            print_row("**Vid4**", means([row for name, row in table.items() if name.startswith("vid4_")]))
+            print_row(
+                "**Vid4**", means([row for name, row in table.items() if name.startswith("vid4_")])
+            )
 
 
 def means(rows: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
     """Average over clips."""
-    return [tuple(torch.tensor(column).mean(0).tolist()) for column in zip(*rows, strict=True)] if rows else []
+    return (
+        [tuple(torch.tensor(column).mean(0).tolist()) for column in zip(*rows, strict=True)]
+        if rows
+        else []
+    )
 
 
 def print_row(name: str, values: list[tuple[float, float]]) -> None:

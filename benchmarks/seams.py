@@ -23,7 +23,7 @@ from tubelet.layers.inference import prepare_for_inference
 from tubelet.layers.recurrence import Edge
 from tubelet.models.architecture import Contract
 from tubelet.ops import imresize
-from tubelet.restore.tiles import Span
+from tubelet.restore.tiles import TileSpan
 from tubelet.restore.windows import cut_windows
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import open_checkpoint
@@ -47,14 +47,16 @@ def random_networks() -> list[tuple[str, nn.Module, Contract]]:
     return found
 
 
-def edges(span: Span, num_frames: int) -> tuple[Edge, Edge]:
-    """Tell where in a film of so many frames a window lies."""
+def edges(span: TileSpan, num_frames: int) -> tuple[Edge, Edge]:
+    """Tell where in a video of so many frames a window lies."""
     after = Edge(frame_index=span.stop) if span.stop < num_frames else Edge()
     return Edge(frame_index=span.start - 1), after
 
 
 @torch.inference_mode()
-def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, streams: bool, near: int) -> float:
+def worst_psnr(
+    model: nn.Module, lq: Tensor, *, size: int, overlap: int, streams: bool, near: int
+) -> float:
     """Compare windows with the whole: PSNR of the worst frame near a seam, dB.
 
     Args:
@@ -62,7 +64,7 @@ def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, streams
         lq: (T, 3, H, W).
         size: frames of a window.
         overlap: frames that two share.
-        streams: whether the model is told where in the film a window lies.
+        streams: whether the model is told where in the video a window lies.
         near: frames on either side of a seam that count.
     """
     whole = model(lq[None])[0]
@@ -75,19 +77,35 @@ def worst_psnr(model: nn.Module, lq: Tensor, *, size: int, overlap: int, streams
         parts.append(sr[first:last])
         seams.append(span.keep_stop * steps)
     errors = (torch.cat(parts) - whole).square().mean((1, 2, 3))
-    close = [t for t in range(len(errors)) if any(abs(t + 0.5 - seam) < near * steps for seam in seams[:-1])]
+    close = [
+        t
+        for t in range(len(errors))
+        if any(abs(t + 0.5 - seam) < near * steps for seam in seams[:-1])
+    ]
     return -10 * math.log10(max(float(errors[close].max()), 1e-16))
 
 
 def main() -> None:
     """Print a table: networks down, clips across."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=Path, required=True, help="folder of folders of frames")
-    parser.add_argument("--weights", type=Path, nargs="*", default=[], help="checkpoints, in place of random weights")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="checkpoints, in place of random weights",
+    )
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument(
-        "--overlaps", type=int, nargs="+", default=[], help="frames; by default what the model asks for"
+        "--overlaps",
+        type=int,
+        nargs="+",
+        default=[],
+        help="frames; by default what the model asks for",
     )
     parser.add_argument("--near", type=int, default=4)
     parser.add_argument("--height", type=int, default=48, help="of the input, pixels")
@@ -96,11 +114,16 @@ def main() -> None:
     if options.weights:
         opened = [(path, open_checkpoint(path)) for path in options.weights]
         known = [
-            (path.parent.name, prepare_for_inference(o.model), o.architecture.contract(o.config)) for path, o in opened
+            (path.parent.name, prepare_for_inference(o.model), o.architecture.contract(o.config))
+            for path, o in opened
         ]
-        networks = [(name, model, contract) for name, model, contract in known if contract is not None]
+        networks = [
+            (name, model, contract) for name, model, contract in known if contract is not None
+        ]
     folders = sorted(path for path in options.clips.iterdir() if path.is_dir())
-    print(f"| network | overlap | {' | '.join(folder.name for folder in folders)} |\n{'|---' * (2 + len(folders))}|")
+    print(
+        f"| network | overlap | {' | '.join(folder.name for folder in folders)} |\n{'|---' * (2 + len(folders))}|"
+    )
     for name, model, contract in networks:
         for overlap in options.overlaps or [contract.temporal.overlap_frames or OVERLAP]:
             cells: list[str] = []

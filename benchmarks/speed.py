@@ -1,7 +1,7 @@
 """Measure the speed and memory of upscaling on this machine; `make bench` runs it and prints the tables.
 
 Model alone: `step` or `forward` on frames that are in memory, the median and spread over runs that take turns, so
-that a busy moment falls on all alike. Command: `tubelet upscale` as a person starts it, on a clip drawn by code, as a
+that a busy moment falls on all alike. Command: `tubelet upscale` as a user starts it, on a clip drawn by code, as a
 process of its own: frames over the time of the whole process, and over the time without the start of Python.
 Memory: peak resident set of that process, for a short and a ten times longer video.
 """
@@ -73,7 +73,9 @@ def make_clip(path: Path, count: int) -> None:
         codec="rawvideo",
         video_index=-1,
     )
-    with open_writer(path, like=info, width=WIDTH, height=HEIGHT, settings=EncodeSettings(crf=18)) as writer:
+    with open_writer(
+        path, like=info, width=WIDTH, height=HEIGHT, settings=EncodeSettings(crf=18)
+    ) as writer:
         for frame in frames(count):
             writer.write(frame)
 
@@ -91,7 +93,10 @@ def step_of(id: str, layout: torch.memory_format, dtype: torch.dtype) -> Callabl
 
     def step() -> None:
         nonlocal hidden
-        with torch.inference_mode(), torch.autocast("cpu", dtype=dtype if low else None, enabled=low):
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", dtype=dtype if low else None, enabled=low),
+        ):
             if spec.temporal.kind == "online":
                 _, hidden = model.step(lq[:, : 1 + spec.temporal.lookahead], hidden)
             else:
@@ -111,13 +116,17 @@ def bench_models(ids: list[str], runs: int) -> None:
             if run >= 3:
                 times[key].append(1e3 * (time.perf_counter() - start))
     print(f"\nModel alone, {WIDTH}x{HEIGHT}, {runs} frames each in turns")
-    print("| model | how | output | ms a frame, median (10–90 %) | frames a second |\n|---|---|---|---|---|")
+    print(
+        "| model | how | output | ms a frame, median (10–90 %) | frames a second |\n|---|---|---|---|---|"
+    )
     for (id, name), values in times.items():
         scale = find_model(id).scale
         deciles = statistics.quantiles(values, n=10)
         median = statistics.median(values)
         spread = f"{median:.1f} ({deciles[0]:.1f}–{deciles[8]:.1f})"
-        print(f"| {id} | {name} | {WIDTH * scale}x{HEIGHT * scale} | {spread} | {1e3 / median:.1f} |")
+        print(
+            f"| {id} | {name} | {WIDTH * scale}x{HEIGHT * scale} | {spread} | {1e3 / median:.1f} |"
+        )
 
 
 def bench_engine(ids: list[str], count: int) -> None:
@@ -145,14 +154,18 @@ def bench_command(ids: list[str], folder: Path, count: int, repeats: int) -> Non
     """Print frames a second of the whole command."""
     clip = folder / "clip.mp4"
     make_clip(clip, count)
-    print(f"\nThe whole command, {WIDTH}x{HEIGHT} H.264 → H.264, {count} frames, median of {repeats}")
+    print(
+        f"\nThe whole command, {WIDTH}x{HEIGHT} H.264 → H.264, {count} frames, median of {repeats}"
+    )
     print("| model | output | frames a second | with the start of Python |\n|---|---|---|---|")
     for id in ids:
         reports = [run_command(clip, folder / "out.mp4", id) for _ in range(repeats)]
         inside = statistics.median(report["frames"] / report["elapsed_s"] for report, _ in reports)
         whole = statistics.median(report["frames"] / wall_s for report, wall_s in reports)
         scale = find_model(id).scale
-        print(f"| {id} | {WIDTH * scale}x{HEIGHT * scale} | {inside:.1f} | {whole:.1f} |", flush=True)
+        print(
+            f"| {id} | {WIDTH * scale}x{HEIGHT * scale} | {inside:.1f} | {whole:.1f} |", flush=True
+        )
 
 
 def bench_memory(id: str, folder: Path, short: int) -> None:
@@ -170,13 +183,21 @@ def bench_memory(id: str, folder: Path, short: int) -> None:
 
 def main() -> None:
     """Measure what was asked for, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["fast-x4-real", "fast-x2-real", "bicubic-x4"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=["fast-x4-real", "fast-x2-real", "bicubic-x4"]
+    )
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3, help="runs of the command")
-    parser.add_argument("--memory-frames", type=int, default=200, help="of the short video; 0 leaves this out")
+    parser.add_argument(
+        "--memory-frames", type=int, default=200, help="of the short video; 0 leaves this out"
+    )
     options = parser.parse_args()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], check=False, capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], check=False, capture_output=True, text=True
+    )
     machine = f"{processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}"
     print(f"{date.today()}  {machine}, {commit.stdout.strip()}")
     bench_models(options.models, options.frames)

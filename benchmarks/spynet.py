@@ -62,25 +62,37 @@ def print_pairs(images: Path, methods: dict[str, Estimate], count: int) -> None:
         pairs = [source.pair(i) for i in range(count)]
         scores = {name: score_pairs(method, pairs) for name, method in methods.items()}
         zero = next(iter(scores.values()))["epe_zero"]
-        cells = [f"{s['epe']:.2f} | {s['epe'] / zero:.3f} | {s['epe_visible']:.2f}" for s in scores.values()]
+        cells = [
+            f"{s['epe']:.2f} | {s['epe'] / zero:.3f} | {s['epe_visible']:.2f}"
+            for s in scores.values()
+        ]
         print(f"| {side}×{side} | {zero:.2f} | {' | '.join(cells)} |", flush=True)
 
 
 @torch.inference_mode()
-def errors(methods: dict[str, Estimate], frames: Tensor, moving_px: float) -> tuple[dict[str, float], float]:
+def errors(
+    methods: dict[str, Estimate], frames: Tensor, moving_px: float
+) -> tuple[dict[str, float], float]:
     """Measure the warping errors of a clip: {method, of all or of moving pixels: error}, and the share that moves."""
     sums: dict[str, float] = {}
     moving_pixels = pixels = 0.0
     for ref, supp in itertools.pairwise(frames):
         flows = {name: method(ref[None], supp[None])[0] for name, method in methods.items()}
         flows["zero"] = torch.zeros_like(next(iter(flows.values())))
-        moving = flows["DIS"].square().sum(0) >= moving_px**2 if "DIS" in flows else torch.ones_like(ref[0]) > 0
+        moving = (
+            flows["DIS"].square().sum(0) >= moving_px**2
+            if "DIS" in flows
+            else torch.ones_like(ref[0]) > 0
+        )
         pixels, moving_pixels = pixels + moving.numel(), moving_pixels + float(moving.sum())
         for name, flow in flows.items():
             error = (ref - warp(supp, flow)).square().mean(0)
             sums[name] = sums.get(name, 0.0) + float(error.sum())
             sums[f"{name} moving"] = sums.get(f"{name} moving", 0.0) + float(error[moving].sum())
-    means = {name: s / max(1.0, moving_pixels if name.endswith("moving") else pixels) for name, s in sums.items()}
+    means = {
+        name: s / max(1.0, moving_pixels if name.endswith("moving") else pixels)
+        for name, s in sums.items()
+    }
     return means, moving_pixels / pixels
 
 
@@ -94,15 +106,25 @@ def print_clips(clips: Path, methods: dict[str, Estimate], count: int, moving_px
         for frames in (imresize(gt, 1 / 4).clamp(0, 1), gt):
             means, share = errors(methods, frames, moving_px)
             size = f"{frames.shape[3]}×{frames.shape[2]}"
-            shares = [means[c] / max(means["zero moving" if "moving" in c else "zero"], 1e-12) for c in columns]
-            print(f"| {folder.name} | {size} | {share:.0%} | {' | '.join(f'{s:.2f}' for s in shares)} |", flush=True)
+            shares = [
+                means[c] / max(means["zero moving" if "moving" in c else "zero"], 1e-12)
+                for c in columns
+            ]
+            print(
+                f"| {folder.name} | {size} | {share:.0%} | {' | '.join(f'{s:.2f}' for s in shares)} |",
+                flush=True,
+            )
 
 
 def embed(network: SpyNet, made: dict[str, object]) -> None:
     """Write the weights that `load_spynet` reads, and their entry in parts.json."""
     path = WEIGHTS / "spynet.safetensors"
     save_checkpoint(path, network.half(), {})
-    entry = {"architecture": "SpyNet", "license": "Apache-2.0", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    entry = {
+        "architecture": "SpyNet",
+        "license": "Apache-2.0",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
     text = json.dumps({"spynet": entry | made}, indent=1, ensure_ascii=False)
     (WEIGHTS / "parts.json").write_text(text + "\n", encoding="utf-8")
     print(f"{path}: {path.stat().st_size} bytes")
@@ -110,7 +132,9 @@ def embed(network: SpyNet, made: dict[str, object]) -> None:
 
 def main() -> None:
     """Score a network on pairs and clips, or embed it where that was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=Path, help="folder that the pairs are made of")
     parser.add_argument("--clips", type=Path, help="folder of folders of frames")
     parser.add_argument("--weights", type=Path, help="a SpyNet instead of the embedded one")

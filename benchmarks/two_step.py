@@ -37,14 +37,16 @@ def make_checkpoints(folder: Path, scale: Scale, bases: list[int]) -> list[str]:
     images = {
         "bicubic": f"bicubic-x{scale}",
         "fsrcnn": save(folder, f"fsrcnn-x{scale}", fsrcnn.FSRCNN(fsrcnn.FSRCNNConfig(scale=scale))),
-        "srvgg": save(folder, f"srvgg-x{scale}", srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(scale=scale))),
+        "srvgg": save(
+            folder, f"srvgg-x{scale}", srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(scale=scale))
+        ),
     }
     paths = [images["fsrcnn"], images["srvgg"]]
     needed = needed_image_model(TwoStepConfig(scale=scale))
     for name, model in images.items():
         reference = refer_to(open_base(model, needed), folder)
         for base in bases if name == "bicubic" else bases[:1]:
-            network = TwoStepRestorer(TwoStepConfig(scale=scale, base=base, norm="none"))
+            network = TwoStepRestorer(TwoStepConfig(scale=scale, channels=base, norm="none"))
             paths.append(save(folder, f"two-step-{base}-over-{name}-x{scale}", network, reference))
     if scale == 4:
         paths.append(save(folder, "basicvsr-x4", basicvsr.BasicVSR(basicvsr.BasicVSRConfig())))
@@ -54,7 +56,9 @@ def make_checkpoints(folder: Path, scale: Scale, bases: list[int]) -> list[str]:
 
 def main() -> None:
     """Bench every network of each scale."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scales", type=int, nargs="+", default=[2, 4], choices=[2, 4])
     parser.add_argument("--bases", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--size", default="320x180")
@@ -63,8 +67,24 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             paths = make_checkpoints(Path(folder), scale, options.bases)
             names = [Path(path).name for path in paths]
-            command = [Path(sys.executable).with_name("tubelet"), "bench", *names, "--size", options.size]
-            turns = ["--frames", "5", "--runs", "3", "--warmup", "1", "--precision", "fp32", "--process-memory"]
+            command = [
+                Path(sys.executable).with_name("tubelet"),
+                "bench",
+                *names,
+                "--size",
+                options.size,
+            ]
+            turns = [
+                "--frames",
+                "5",
+                "--runs",
+                "3",
+                "--warmup",
+                "1",
+                "--precision",
+                "fp32",
+                "--process-memory",
+            ]
             subprocess.run([*command, *turns], cwd=folder, check=True)
 
 

@@ -45,8 +45,12 @@ def milliseconds(path: Path, runs: int = 40) -> float:
 
 
 def run() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=list(VARIANTS), help=f"of {', '.join(VARIANTS)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", default=list(VARIANTS), help=f"of {', '.join(VARIANTS)}"
+    )
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--evaluate", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("cache"))
@@ -64,12 +68,16 @@ def run() -> None:
             evaluate=options.evaluate,
             model=FastConfig(**{"depth": 3, "expansion": 0} | VARIANTS[name]),
             crops=CropSettings(batch=4, frames=6, patch_px=48),
-            loop=LoopSettings(steps=options.steps, lr=options.lr, ema=0.99, save_every=options.steps // 2),
+            loop=LoopSettings(
+                steps=options.steps, lr=options.lr, ema=0.99, save_every=options.steps // 2
+            ),
         )
         scores: dict[str, float] = {}
         path = main(config, on_log=scores.update)
         ms = milliseconds(path)
-        per_clip = " ".join(f"{k[7:]}={v:.2f}" for k, v in scores.items() if k.startswith("psnr_y/"))
+        per_clip = " ".join(
+            f"{k[7:]}={v:.2f}" for k, v in scores.items() if k.startswith("psnr_y/")
+        )
         took = f"train {scores['s_per_step'] * options.steps:.0f} s"
         print(f"{name:14s} {scores['psnr_y']:.3f} dB {ms:6.1f} ms {took}  {per_clip}", flush=True)
 

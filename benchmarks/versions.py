@@ -26,7 +26,19 @@ from torch import nn
 
 from tubelet.evaluation.machine import processor_name
 from tubelet.evaluation.scene import draw_scene
-from tubelet.models import basicvsr, basicvsr_pp, edsr, edvr, hat, iconvsr, ovsr, rrdb, rsdn, swinir, tdan
+from tubelet.models import (
+    basicvsr,
+    basicvsr_pp,
+    edsr,
+    edvr,
+    hat,
+    iconvsr,
+    ovsr,
+    rrdb,
+    rsdn,
+    swinir,
+    tdan,
+)
 from tubelet.models.architecture import Architecture
 from tubelet.ops.resize import resample
 from tubelet.zoo.checkpoint import save_checkpoint
@@ -63,7 +75,9 @@ ROWS = {
     "swinir": Row(2, swinir.ARCHITECTURE, swinir.SwinIRConfig()),
     "hat": Row(2, hat.ARCHITECTURE, hat.HATConfig()),
     "edvr-m": Row(10, edvr.ARCHITECTURE, edvr.EDVRConfig()),
-    "tdan": Row(10, tdan.ARCHITECTURE, tdan.TDANConfig(deform="modulated", release="mmagic", border="zeros")),
+    "tdan": Row(
+        10, tdan.ARCHITECTURE, tdan.TDANConfig(deform="modulated", release="mmagic", border="zeros")
+    ),
     "rsdn": Row(10, rsdn.ARCHITECTURE, rsdn.RSDNConfig()),
     "basicvsr": Row(15, basicvsr.ARCHITECTURE, basicvsr.BasicVSRConfig()),
     "iconvsr": Row(15, iconvsr.ARCHITECTURE, iconvsr.IconVSRConfig()),
@@ -105,21 +119,29 @@ def run(source: Path, clip: Path, out: Path, model: str, threads: int) -> dict[s
 
 def main() -> None:
     """Print a table: models down, versions across."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, required=True, help="src folder of the other version")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--before", type=Path, required=True, help="src folder of the other version"
+    )
     parser.add_argument("--models", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--size", default="160x96", help="WxH of the input, pixels")
     parser.add_argument("--frames", type=int, help="in place of those of the table")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--shallow", action="store_true", help="one residual block a trunk, for the memory of long clips"
+        "--shallow",
+        action="store_true",
+        help="one residual block a trunk, for the memory of long clips",
     )
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     now = Path(__file__).resolve().parents[1] / "src"
     versions = {"before": options.before.resolve(), "after": now}
-    print(f"{date.today()}, {processor_name()}, {options.threads} threads, {options.size}, best of {options.runs}\n")
+    print(
+        f"{date.today()}, {processor_name()}, {options.threads} threads, {options.size}, best of {options.runs}\n"
+    )
     print("| model | frames | before, s | after, s | after / before | before, MB | after, MB |")
     print(f"|{'---|' * 7}")
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +152,9 @@ def main() -> None:
             write_clip(clip, frames, width, height)
             model = name
             if row.architecture is not None:
-                model = make_checkpoint(row, Path(folder) / f"{name}.safetensors", shallow=options.shallow)
+                model = make_checkpoint(
+                    row, Path(folder) / f"{name}.safetensors", shallow=options.shallow
+                )
             seconds: dict[str, list[float]] = {version: [] for version in versions}
             peaks = dict.fromkeys(versions, 0.0)
             for _ in range(options.runs):
@@ -140,7 +164,10 @@ def main() -> None:
                     peaks[version] = max(peaks[version], result["peak_bytes"])
             before, after = min(seconds["before"]), min(seconds["after"])
             memory = f"{peaks['before'] / 1e6:.0f} | {peaks['after'] / 1e6:.0f}"
-            print(f"| {name} | {frames} | {before:.2f} | {after:.2f} | {after / before:.2f} | {memory} |", flush=True)
+            print(
+                f"| {name} | {frames} | {before:.2f} | {after:.2f} | {after / before:.2f} | {memory} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def scores(gt: torch.Tensor, preset: str) -> dict[str, tuple[float, float]]:
         lq = degrade(frame[None], preset)[0]
         sr = imresize(lq, 4)
         for border, rows in values.items():
-            rows.append((psnr(sr, frame, border=border).item(), ssim(sr, frame, border=border).item()))
+            rows.append(
+                (psnr(sr, frame, border=border).item(), ssim(sr, frame, border=border).item())
+            )
     found = {}
     for way in WAYS:
         protocol = find_protocol(f"vid4-{preset}-x4{way}")
@@ -41,15 +43,21 @@ def scores(gt: torch.Tensor, preset: str) -> dict[str, tuple[float, float]]:
 
 def main() -> None:
     """Score every degradation, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of Vid4")
     options = parser.parse_args()
     clips = find_clips(find_protocol("vid4-bi-x4"), options.data)
-    print(f"| protocol | {' | '.join(clip.name for clip in clips)} | Vid4 |\n{'|---' * (len(clips) + 2)}|")
+    print(
+        f"| protocol | {' | '.join(clip.name for clip in clips)} | Vid4 |\n{'|---' * (len(clips) + 2)}|"
+    )
     for preset in PRESETS:
         by_clip = []
         for clip in clips:
-            gt = torch.from_numpy(read_clip(clip.gt, max_frames=1000, size_multiple=4)).float() / 255
+            gt = (
+                torch.from_numpy(read_clip(clip.gt, max_frames=1000, size_multiple=4)).float() / 255
+            )
             by_clip.append(scores(gt, preset))
         for way in WAYS:
             rows = [found[way] for found in by_clip]

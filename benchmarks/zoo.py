@@ -67,7 +67,9 @@ def plain_windows(radius: int) -> Callable[[nn.Module, Tensor], Tensor]:
 
     def run(model: nn.Module, lq: Tensor) -> Tensor:
         last = lq.shape[1] - 1
-        around = [[min(max(t + i, 0), last) for i in range(-radius, radius + 1)] for t in range(last + 1)]
+        around = [
+            [min(max(t + i, 0), last) for i in range(-radius, radius + 1)] for t in range(last + 1)
+        ]
         return torch.cat([model(lq[:, indexes]) for indexes in around], 1)
 
     return run
@@ -75,10 +77,15 @@ def plain_windows(radius: int) -> Callable[[nn.Module, Tensor], Tensor]:
 
 NETWORKS = {
     "basicvsr": Network(basicvsr.ARCHITECTURE, basicvsr.BasicVSRConfig(), plain_basicvsr),
-    "basicvsr_pp": Network(basicvsr_pp.ARCHITECTURE, basicvsr_pp.BasicVSRPlusPlusConfig(), plain_basicvsr_pp),
+    "basicvsr_pp": Network(
+        basicvsr_pp.ARCHITECTURE, basicvsr_pp.BasicVSRPlusPlusConfig(), plain_basicvsr_pp
+    ),
     "edvr-m": Network(edvr.ARCHITECTURE, edvr.EDVRConfig(), plain_windows(2), 5),
     "tdan": Network(
-        tdan.ARCHITECTURE, tdan.TDANConfig(deform="modulated", release="mmagic", border="zeros"), plain_windows(2), 5
+        tdan.ARCHITECTURE,
+        tdan.TDANConfig(deform="modulated", release="mmagic", border="zeros"),
+        plain_windows(2),
+        5,
     ),
     "rrdbnet": Network(rrdb.ARCHITECTURE, rrdb.RRDBConfig(), plain_frames),
     "swinir": Network(swinir.ARCHITECTURE, swinir.SwinIRConfig(), plain_swinir.plain_forward, 1),
@@ -89,7 +96,9 @@ NETWORKS = {
 def make_checkpoint(network: Network, path: Path, *, shallow: bool = False) -> None:
     """Save the network with random weights; what starts at zero (offsets) gets some too."""
     torch.manual_seed(0)
-    model = network.architecture.build(replace(network.config, num_blocks=1) if shallow else network.config)
+    model = network.architecture.build(
+        replace(network.config, num_blocks=1) if shallow else network.config
+    )
     for name, parameter in model.named_parameters():
         if "offset" in name:
             nn.init.normal_(parameter, std=0.05)
@@ -122,13 +131,17 @@ def run_plain(network: Network, path: Path, lq: Tensor) -> Iterator[Tensor]:
         yield from network.plain(model, lq[None])[0]
 
 
-def plain_deform(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tensor:
+def plain_deform(
+    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, **how: Any
+) -> Tensor:
     """Sample by torchvision, which knows no border but zeros; the networks of the list have no other."""
     assert how.pop("border") == "zeros"
     return deform_conv2d(x, offset, weight, bias, **how)
 
 
-def plain_guided_deform(x: Tensor, predicted: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int) -> Tensor:
+def plain_guided_deform(
+    x: Tensor, predicted: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int
+) -> Tensor:
     """Sample by torchvision, from predicted offsets and masks."""
     samples = predicted.shape[1] // 3
     mask = torch.sigmoid(predicted[:, 2 * samples :])
@@ -144,7 +157,10 @@ def run_one(options: argparse.Namespace) -> None:
     """Do one run, in a process of its own: print its time and peak, keep a part of the result."""
     network = NETWORKS[options.networks[0]]
     lq: Tensor = torch.load(options.file.with_name("lq.pt"))
-    ways = {"ours": lambda: run_ours(options.file, lq), "plain": lambda: run_plain(network, options.file, lq)}
+    ways = {
+        "ours": lambda: run_ours(options.file, lq),
+        "plain": lambda: run_plain(network, options.file, lq),
+    }
     kept: list[Tensor] = []
     start_s = time.perf_counter()
     with torch.no_grad():
@@ -158,13 +174,25 @@ def run_one(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run what was asked for, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--frames", type=int, nargs="+", default=[], help="of a clip; by default what tells the time")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        nargs="+",
+        default=[],
+        help="of a clip; by default what tells the time",
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(320, 180), metavar=("W", "H"))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--ways", nargs="+", default=["ours", "plain"], choices=["ours", "plain"])
-    parser.add_argument("--shallow", action="store_true", help="one block a trunk; for networks of the BasicVSR family")
+    parser.add_argument(
+        "--shallow",
+        action="store_true",
+        help="one block a trunk; for networks of the BasicVSR family",
+    )
     parser.add_argument("--way", choices=["ours", "plain"], help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -174,7 +202,10 @@ def main() -> None:
     print(
         f"{date.today()}, {processor_name()}, {torch.get_num_threads()} threads, {options.size[0]}×{options.size[1]}\n"
     )
-    print("| network | frames | plain, s a frame | ours | ratio | plain, MB | ours | difference |\n|" + "---|" * 8)
+    print(
+        "| network | frames | plain, s a frame | ours | ratio | plain, MB | ours | difference |\n|"
+        + "---|" * 8
+    )
     for name in options.networks:
         for frames in options.frames or [NETWORKS[name].frames]:
             print(compare(name, frames, options), flush=True)
@@ -194,7 +225,9 @@ def compare(name: str, frames: int, options: argparse.Namespace) -> str:
         if len(seen) == 2:
             ours, plain = (torch.load(file.with_name(f"{way}.pt")) for way in ("ours", "plain"))
             difference = f"{(ours - plain).abs().max():.1e}"
-    seconds = {way: statistics.median(result["s"] for result in results) for way, results in seen.items()}
+    seconds = {
+        way: statistics.median(result["s"] for result in results) for way, results in seen.items()
+    }
     peaks = {way: max(result["mb"] for result in results) for way, results in seen.items()}
     ratio = f"{seconds['plain'] / seconds['ours']:.2f}" if len(seen) == 2 else "-"
     times = [f"{seconds[way]:.2f}" if way in seconds else "-" for way in ("plain", "ours")]
@@ -205,7 +238,10 @@ def compare(name: str, frames: int, options: argparse.Namespace) -> str:
 def _child(name: str, way: str, frames: int, file: Path, size: tuple[int, int]) -> dict[str, float]:
     arguments = ["--way", way, "--file", str(file), "--networks", name, "--frames", str(frames)]
     done = subprocess.run(
-        [sys.executable, __file__, *arguments, "--size", *map(str, size)], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, __file__, *arguments, "--size", *map(str, size)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 

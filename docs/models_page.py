@@ -11,10 +11,10 @@ from tubelet.models.architecture import Architecture
 from tubelet.types import Temporal
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.catalog import find_model, list_models, model_size
-from tubelet.zoo.foreign_names import FOREIGN
-from tubelet.zoo.known_files import KNOWN_FILES, PAGES
-from tubelet.zoo.publishers import KnownFile
+from tubelet.zoo.publishers import PublishedWeights
 from tubelet.zoo.spec import ModelSpec, count_parameters
+from tubelet.zoo.unsupported import FOREIGN
+from tubelet.zoo.weights_index import PAGES, PUBLISHED_WEIGHTS
 
 PAGE = Path(__file__).with_name("models.md")
 
@@ -65,17 +65,29 @@ those of the usual configuration.
 def render() -> str:
     """Make the text of the page."""
     package = [
-        (f"`{s.id}`", _factor(s.scale), _temporal(s.temporal), _count(model_size(s)), _license(s), s.summary)
+        (
+            f"`{s.id}`",
+            _factor(s.scale),
+            _temporal(s.temporal),
+            _count(model_size(s)),
+            _license(s),
+            s.summary,
+        )
         for s in list_models()
     ]
-    fetched = [_fetched(known) for known in KNOWN_FILES]
-    names = ", ".join(dict.fromkeys(foreign.name for foreign in FOREIGN if foreign.advice.startswith("Tubelet")))
+    fetched = [_fetched(known) for known in PUBLISHED_WEIGHTS]
+    names = ", ".join(
+        dict.fromkeys(foreign.name for foreign in FOREIGN if foreign.advice.startswith("Tubelet"))
+    )
     return "".join(
         (
             _HEAD,
             _table(("id", "scale", "kind", "parameters", "license", "for"), package),
             _FETCHED,
-            _table(("id", "network", "kind", "parameters", "license", "trained on or for", "file"), fetched),
+            _table(
+                ("id", "network", "kind", "parameters", "license", "trained on or for", "file"),
+                fetched,
+            ),
             _ARCHITECTURES,
             _table(
                 ("network", "kind", "parameters", "paper", "published weights"),
@@ -86,10 +98,14 @@ def render() -> str:
     )
 
 
-def _fetched(known: KnownFile) -> Sequence[str]:
+def _fetched(known: PublishedWeights) -> Sequence[str]:
     contract = known.architecture.contract(known.config)
     kind = f"{_factor(contract.scale)} {_temporal(contract.temporal)}" if contract else "part"
-    count = _count(model_size(find_model(known.id))) if contract else _count(_usual_size(known.architecture))
+    count = (
+        _count(model_size(find_model(known.id)))
+        if contract
+        else _count(_usual_size(known.architecture))
+    )
     file = (
         f"[{known.file.name}]({known.file.url})"
         if known.file.url
@@ -101,15 +117,23 @@ def _fetched(known: KnownFile) -> Sequence[str]:
 def _architecture(architecture: Architecture) -> Sequence[str]:
     config = architecture.config()
     contract = architecture.contract(config)
-    kind = f"{_factor(contract.scale)} {_temporal(contract.temporal)}" if contract else "part of others"
-    ids = [known.id for known in KNOWN_FILES if known.architecture is architecture]
+    kind = (
+        f"{_factor(contract.scale)} {_temporal(contract.temporal)}"
+        if contract
+        else "part of others"
+    )
+    ids = [known.id for known in PUBLISHED_WEIGHTS if known.architecture is architecture]
     ids += [spec.id for spec in list_models() if spec.architecture == architecture.name]
     page = PAGES.get(architecture.name)
     named = f"`{ids[0]}`" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "") if ids else ""
     by_hand = f"[authors]({page})" if page else ""
     weights = ", ".join(filter(None, (named, by_hand))) or "–"
     size = _count(_usual_size(architecture))
-    source = f"<{architecture.source}>" if architecture.source.startswith("http") else architecture.source
+    source = (
+        f"<{architecture.source}>"
+        if architecture.source.startswith("http")
+        else architecture.source
+    )
     return architecture.name, kind, size, source or "–", weights
 
 

@@ -10,12 +10,16 @@ from torch import Tensor
 from media import image
 
 
-def write_frames(folder: Path, count: int, *, size: tuple[int, int] = (64, 48), offset: int = 0) -> Path:
+def write_frames(
+    folder: Path, count: int, *, size: tuple[int, int] = (64, 48), offset: int = 0
+) -> Path:
     """Write `count` images of `size` (width, height), those of another `offset` are others."""
     folder.mkdir(parents=True)
     noise = np.random.default_rng(offset).integers(-6, 6, (size[1], size[0], 3))
     for t in range(count):
-        pixels = np.clip(image(t + offset, *size).astype(int) + np.roll(noise, t, 1), 0, 255).astype(np.uint8)
+        pixels = np.clip(
+            image(t + offset, *size).astype(int) + np.roll(noise, t, 1), 0, 255
+        ).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{t:03d}.png")
     return folder
 

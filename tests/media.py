@@ -1,8 +1,8 @@
-"""Small films that the tests make themselves, and what FFmpeg's own programs say of the results.
+"""Small videos that the tests make themselves, and what FFmpeg's own programs say of the results.
 
 one stream       image, make_video, save_image
 several streams  add_video, add_audio, add_subtitles, mux; make_plain, make_rich
-through our code rewrite; info and frames of a film that does not exist
+through our code rewrite; info and frames of a video that does not exist
 judges           times_s, payloads (PyAV); ffprobe, ffprobe_times, ffmpeg_raw, subtitles_as_srt
 """
 
@@ -29,7 +29,9 @@ from tubelet.video.writer import open_writer
 
 FFMPEG = shutil.which("ffmpeg")
 FFPROBE = shutil.which("ffprobe")
-needs_ffmpeg = pytest.mark.skipif(FFMPEG is None or FFPROBE is None, reason="no ffmpeg here to judge by")
+needs_ffmpeg = pytest.mark.skipif(
+    FFMPEG is None or FFPROBE is None, reason="no ffmpeg here to judge by"
+)
 MS = Fraction(1, 1000)
 VFR_MS = (0, 33, 67, 133, 140, 200, 301, 333, 400, 500, 501, 550)
 ASS_HEADER = b"""[Script Info]
@@ -90,7 +92,9 @@ def make_video(
     return path
 
 
-def save_image(path: Path, frame: av.VideoFrame, pix_fmt: str = "rgb24", codec: str = "png") -> Path:
+def save_image(
+    path: Path, frame: av.VideoFrame, pix_fmt: str = "rgb24", codec: str = "png"
+) -> Path:
     """Encode one image."""
     encoder: Any = av.CodecContext.create(codec, "w")
     encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, pix_fmt
@@ -155,11 +159,17 @@ def add_audio(container: Any, codec="aac", seconds=0.6, start_s=0.0):
     stream.codec_context.layout = "stereo"
 
     def packets():
-        samples = np.random.default_rng(1).normal(0, 0.1, (2, int(48000 * seconds))).astype(np.float32)
+        samples = (
+            np.random.default_rng(1).normal(0, 0.1, (2, int(48000 * seconds))).astype(np.float32)
+        )
         for first in range(0, samples.shape[1], 960):
             part = np.ascontiguousarray(samples[:, first : first + 960])
             frame = av.AudioFrame.from_ndarray(part, "fltp", "stereo")
-            frame.rate, frame.time_base, frame.pts = 48000, Fraction(1, 48000), first + int(48000 * start_s)
+            frame.rate, frame.time_base, frame.pts = (
+                48000,
+                Fraction(1, 48000),
+                first + int(48000 * start_s),
+            )
             yield from stream.encode(frame)
         yield from stream.encode(None)
 
@@ -193,9 +203,9 @@ def mux(container: Any, *sources) -> None:
 
 
 def make_rich(path: Path, *, second_audio="libopus", text="subrip") -> Path:
-    """A film with two languages, two subtitles, chapters, tags and (Matroska) a font."""
+    """A video with two languages, two subtitles, chapters, tags and (Matroska) a font."""
     container = av.open(str(path), "w")
-    container.metadata.update(title="A film", artist="Someone", mykey="odd")
+    container.metadata.update(title="A video", artist="Someone", mykey="odd")
     video, images = add_video(container)
     video.metadata["title"] = "The image"
     german, deutsch = add_audio(container)
@@ -230,20 +240,24 @@ def make_plain(path: Path, *, pts_ms=VFR_MS, audio=True, **video) -> Path:
 
 
 def rewrite(src: Path, dst: Any, *, scale=2, start_s=0.0, duration_s=None, **keywords) -> list[str]:
-    """Read a film, enlarge it by repeating pixels, write it; return the notes."""
+    """Read a video, enlarge it by repeating pixels, write it; return the notes."""
     with open_reader(src, start_s=start_s, duration_s=duration_s) as reader:
         size = {"width": reader.info.width * scale, "height": reader.info.height * scale}
-        with open_writer(dst, like=reader.info, start_s=start_s, duration_s=duration_s, **size, **keywords) as writer:
+        with open_writer(
+            dst, like=reader.info, start_s=start_s, duration_s=duration_s, **size, **keywords
+        ) as writer:
             for frame in reader:
                 frame.rgb = frame.rgb.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
                 if frame.alpha is not None:
-                    frame.alpha = frame.alpha.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+                    frame.alpha = frame.alpha.repeat_interleave(scale, 1).repeat_interleave(
+                        scale, 2
+                    )
                 writer.write(frame)
     return writer.notes
 
 
 def info(**fields) -> VideoInfo:
-    """A description of a film that does not exist."""
+    """A description of a video that does not exist."""
     defaults: dict[str, Any] = {
         **{"source": "-", "width": 32, "height": 24, "pix_fmt": "yuv420p", "bit_depth": 8},
         **{"color": ColorTags(), "time_base": Fraction(1, 25), "average_rate": Fraction(25)},
@@ -261,7 +275,9 @@ def frames(count=3, size=(32, 24), time_base=Fraction(1, 25), alpha=False) -> li
             time_base=time_base,
             duration=1,
             index=number,
-            alpha=(torch.rand(1, size[1], size[0], generator=generator) > 0.5).float() if alpha else None,
+            alpha=(torch.rand(1, size[1], size[0], generator=generator) > 0.5).float()
+            if alpha
+            else None,
         )
         for number in range(count)
     ]
@@ -292,7 +308,9 @@ def ffprobe(path: Path, *arguments: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     # ffprobe cannot name attachments and chapter tracks, and says this of every mp4 with a cover
     usual = ("Unsupported codec", "timescale not set")
-    assert not [line for line in done.stderr.splitlines() if not any(u in line for u in usual)], done.stderr
+    assert not [line for line in done.stderr.splitlines() if not any(u in line for u in usual)], (
+        done.stderr
+    )
     return json.loads(done.stdout)
 
 
@@ -300,5 +318,17 @@ def subtitles_as_srt(path: Path, number: int) -> str:
     """What ffmpeg makes of a subtitle stream."""
     if shutil.which("ffmpeg") is None:
         pytest.skip("ffmpeg is not installed")
-    command = ["ffmpeg", "-v", "error", "-copyts", "-i", str(path), "-map", f"0:s:{number}", "-f", "srt", "-"]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-copyts",
+        "-i",
+        str(path),
+        "-map",
+        f"0:s:{number}",
+        "-f",
+        "srt",
+        "-",
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -47,7 +47,9 @@ def assert_loads_on_meta(architecture: Architecture, state: dict[str, Tensor], c
     model.load_state_dict(ours, strict=True, assign=True)
 
 
-def through_engine(architecture: Architecture, model: nn.Module, clip: Tensor, *, tile: int = 0) -> Tensor:
+def through_engine(
+    architecture: Architecture, model: nn.Module, clip: Tensor, *, tile: int = 0
+) -> Tensor:
     """Restore a clip (T, 3, H, W) as a stream of one scene: (T, 3, sH, sW)."""
     contract = architecture.contract(model.config)
     spec = ModelSpec(
@@ -82,7 +84,12 @@ def assert_online(
             got = through_engine(architecture, model, clip, tile=tile)
             torch.testing.assert_close(got, whole, rtol=0, atol=tolerance)
     scale = architecture.contract(model.config).scale
-    assert through_engine(architecture, model, torch.rand(2, 3, 17, 23)).shape == (2, 3, 17 * scale, 23 * scale)
+    assert through_engine(architecture, model, torch.rand(2, 3, 17, 23)).shape == (
+        2,
+        3,
+        17 * scale,
+        23 * scale,
+    )
 
 
 def assert_causal_but_for_the_lookahead(model: nn.Module, lookahead: int) -> None:
@@ -103,7 +110,9 @@ def assert_causal_but_for_the_lookahead(model: nn.Module, lookahead: int) -> Non
 def assert_gradients(model: nn.Module, *outputs: Tensor) -> None:
     """Check that a loss of the outputs reaches every parameter."""
     sum(output.square().mean() for output in outputs).backward()
-    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    dead = [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert not dead
 
 

@@ -1,6 +1,7 @@
 """Published networks by their names and shapes: weights as recorded, the lists of keys, and what all of them keep."""
 
 import ast
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ def recorded_state(shared: Path, description: dict[str, Any]) -> dict[str, Tenso
 
 def listed_state(path: Path) -> dict[str, Tensor]:
     """Read a list of names and shapes as tensors without values."""
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    lines = [
+        line.split("\t")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    ]
     return {name: torch.empty(ast.literal_eval(shape), device="meta") for name, shape, _ in lines}
 
 
@@ -38,13 +43,15 @@ def load(architecture: Architecture, state: dict[str, Tensor], **config: Any) ->
     assert own is not None
     device = next(iter(state.values())).device
     with torch.device(device):
-        model = architecture.build(architecture.config(**{**_fields(architecture.infer(own)), **config}))
+        model = architecture.build(
+            architecture.config(**{**_fields(architecture.infer(own)), **config})
+        )
     model.load_state_dict(own, strict=True)
     return model.eval()
 
 
 def _fields(config: Any) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def assert_as_recorded(shared: Path, case: str, architecture: Architecture, **config: Any) -> None:
@@ -55,14 +62,20 @@ def assert_as_recorded(shared: Path, case: str, architecture: Architecture, **co
     with torch.inference_mode():
         sr = model(lq.unsqueeze(1)).squeeze(1)
     (expected,) = outputs
-    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    tolerance = (
+        max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    )
     torch.testing.assert_close(sr, expected, rtol=0, atol=tolerance)
 
 
 def assert_every_parameter_learns(model: nn.Module, lq: Tensor) -> None:
     """Check that the loss of a network's output depends on each of its parameters."""
     model.train()(lq).square().mean().backward()
-    dead = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
+    dead = [
+        name
+        for name, value in model.named_parameters()
+        if value.grad is None or not value.grad.any()
+    ]
     assert not dead
 
 
@@ -78,5 +91,11 @@ def assert_frames_are_encoded_once(model: Any, clip: Tensor) -> None:
         features = [model.encode(frame) for frame in clip.unbind(1)]
         before = [[part.clone() for part in frame] for frame in features]
         for t in range(clip.shape[1] - size + 1):
-            assert torch.equal(model.fuse(features[t : t + size])[:, None], model(clip[:, t : t + size]))
-    assert all(torch.equal(x, y) for f, g in zip(features, before, strict=True) for x, y in zip(f, g, strict=True))
+            assert torch.equal(
+                model.fuse(features[t : t + size])[:, None], model(clip[:, t : t + size])
+            )
+    assert all(
+        torch.equal(x, y)
+        for f, g in zip(features, before, strict=True)
+        for x, y in zip(f, g, strict=True)
+    )

@@ -18,7 +18,9 @@ def recorded_network(shared: Path, case: str, **config: Any) -> nn.Module:
     """Build the network of a case from its state dict alone, and what `config` says that names do not tell."""
     description, _ = recorded(shared, case)
     state = recorded_state(shared, description)
-    return open_checkpoint({n: v for n, v in state.items() if n not in description["kept"]}, **config).model
+    return open_checkpoint(
+        {n: v for n, v in state.items() if n not in description["kept"]}, **config
+    ).model
 
 
 def recorded_clip(shared: Path, case: str) -> Tensor:
@@ -59,7 +61,9 @@ def assert_clip_as_recorded(
     torch.testing.assert_close(sr[..., ::step, ::step], outputs[0], rtol=0, atol=tolerance)
 
 
-def assert_recognized(shared: Path, file: str, architecture: Architecture, config: Any, parameters: int) -> None:
+def assert_recognized(
+    shared: Path, file: str, architecture: Architecture, config: Any, parameters: int
+) -> None:
     """Check that a published list of names is claimed by `architecture` alone, and fits it strictly."""
     state = published_keys(shared, file)
     assert [a.name for a in ARCHITECTURES if a.translate(state) is not None] == [architecture.name]

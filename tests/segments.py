@@ -66,7 +66,12 @@ def write_in_segments(
 
 
 def encode_segment(
-    form: OutputFormat, clock: OutputClock, sink: PacketSink, number: int, frames: list[Frame], following: list[Frame]
+    form: OutputFormat,
+    clock: OutputClock,
+    sink: PacketSink,
+    number: int,
+    frames: list[Frame],
+    following: list[Frame],
 ) -> None:
     encoder = VideoEncoder(form, clock, sink, segment=number)
     for frame in frames:
@@ -75,7 +80,11 @@ def encode_segment(
 
 
 def encode_in_a_process(
-    source: Path, form: OutputFormat, clock: OutputClock, jobs: list[tuple[int, int, int]], folder: Path
+    source: Path,
+    form: OutputFormat,
+    clock: OutputClock,
+    jobs: list[tuple[int, int, int]],
+    folder: Path,
 ) -> None:
     """Let a process of its own, which knows only what the JSON says, encode segments (number, start, stop)."""
     order = {
@@ -130,8 +139,12 @@ def describe_others(path: Path) -> list[tuple[str, Any]]:
         found: list[tuple[str, Any]] = [("chapters", [dict(c) for c in container.chapters()])]
         kinds = {s.index: s.type for s in container.streams}
         found += [("attachment", s.data) for s in container.streams if s.type == "attachment"]
-        found += [("metadata", (s.type, dict(s.metadata), int(s.disposition))) for s in container.streams]
+        found += [
+            ("metadata", (s.type, dict(s.metadata), int(s.disposition))) for s in container.streams
+        ]
         for packet in container.demux():
             if packet.size and kinds[packet.stream_index] != "video":
-                found.append((kinds[packet.stream_index], (packet.pts, packet.duration, bytes(packet))))
+                found.append(
+                    (kinds[packet.stream_index], (packet.pts, packet.duration, bytes(packet)))
+                )
     return found

@@ -70,7 +70,9 @@ class OnlineNet(nn.Module):
         self.body = nn.Conv2d(6 + 8 + 3 * SCALE**2, 8, 3, padding=1)
         self.head = nn.Conv2d(8, 3 * SCALE**2, 3, padding=1)
 
-    def step(self, lq: Tensor, hidden: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def step(
+        self, lq: Tensor, hidden: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         b, _, _, h, w = lq.shape
         if hidden is None:
             hidden = lq.new_zeros(b, 8, h, w), lq.new_zeros(b, 3, SCALE * h, SCALE * w)
@@ -92,7 +94,9 @@ class OnlineNet(nn.Module):
 class GlobalStateNet(nn.Module):
     """Its state is one vector, which cannot be cut into tiles."""
 
-    def step(self, lq: Tensor, hidden: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def step(
+        self, lq: Tensor, hidden: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         mean = lq.mean((-1, -2))[:, 0]
         return F.interpolate(lq[:, 0], scale_factor=SCALE), (mean,)
 
@@ -124,7 +128,12 @@ class StreamNet(nn.Module):
         return torch.stack(list(self.restore(lq, before=before, after=after)), 1)
 
     def restore(
-        self, lq: Tensor, *, before: Edge = Edge(), after: Edge = Edge(), store: FeatureStore | None = None
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
         assert not before.hidden
         assert not after.hidden
@@ -185,10 +194,23 @@ GLOBAL_STATE = spec_of(GlobalStateNet, Temporal("online"))
 CLIP = spec_of(ClipNet, Temporal("clip", window_frames=5, overlap_frames=2), halo_px=1)
 WHOLE_CLIP = spec_of(ClipNet, Temporal("clip"), halo_px=1)
 STREAM = spec_of(StreamNet, Temporal("clip"), halo_px=1, streams=True)
-SPACE_TIME = spec_of(SpaceTimeNet, Temporal("clip", window_frames=5, overlap_frames=2, between_frames=1), halo_px=1)
+SPACE_TIME = spec_of(
+    SpaceTimeNet, Temporal("clip", window_frames=5, overlap_frames=2, between_frames=1), halo_px=1
+)
 WHOLE_SPACE_TIME = spec_of(SpaceTimeNet, Temporal("clip", between_frames=1), halo_px=1)
 NEAREST = spec_of(NearestNet, Temporal("frame"))
-ALL = [FRAME, COARSE, WINDOW, ONLINE, CLIP, WHOLE_CLIP, STREAM, SPACE_TIME, WHOLE_SPACE_TIME, NEAREST]
+ALL = [
+    FRAME,
+    COARSE,
+    WINDOW,
+    ONLINE,
+    CLIP,
+    WHOLE_CLIP,
+    STREAM,
+    SPACE_TIME,
+    WHOLE_SPACE_TIME,
+    NEAREST,
+]
 
 
 def build(spec: ModelSpec) -> nn.Module:

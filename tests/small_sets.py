@@ -9,7 +9,9 @@ from PIL import Image
 VID4_FRAMES = {"calendar": 41, "city": 34, "foliage": 49, "walk": 47}
 
 
-def save_frames(folder: Path, count: int, size: tuple[int, int] = (16, 12), names: str = "{:08d}.png") -> Path:
+def save_frames(
+    folder: Path, count: int, size: tuple[int, int] = (16, 12), names: str = "{:08d}.png"
+) -> Path:
     """Write `count` noisy images of `size` (width, height)."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(count)

@@ -52,8 +52,15 @@ def test_commands_that_are_shown_exist(path: Path, capsys: pytest.CaptureFixture
             words = shlex.split(command, comments=True)
             if words[:1] == ["make"]:
                 for goal in (word for word in words[1:] if "=" not in word):
-                    assert re.search(rf"^{goal}:", makefile, re.MULTILINE), f"no goal {goal} in the Makefile"
-            if words[:1] == ["tubelet"] and words[1:2] and words[1] in VERBS and words[1] != "train":
+                    assert re.search(rf"^{goal}:", makefile, re.MULTILINE), (
+                        f"no goal {goal} in the Makefile"
+                    )
+            if (
+                words[:1] == ["tubelet"]
+                and words[1:2]
+                and words[1] in VERBS
+                and words[1] != "train"
+            ):
                 known = flags_of(words[1], capsys)
                 for word in words[2:]:
                     if word.startswith("-") and word != "-":
@@ -67,7 +74,9 @@ def python_blocks(name: str) -> list[str]:
 def test_examples_of_the_python_api_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_plain(tmp_path / "old.mp4", size=(48, 32))
-    save_checkpoint(Path("runs/mine/model.safetensors"), FastVSR(FastConfig(channels=8, depth=1)), {})
+    save_checkpoint(
+        Path("runs/mine/model.safetensors"), FastVSR(FastConfig(channels=8, num_blocks=1)), {}
+    )
     names: dict[str, object] = {}
     for block in python_blocks("python.md"):
         exec(block, names)
@@ -81,7 +90,9 @@ def test_examples_of_the_python_api_run(tmp_path: Path, monkeypatch: pytest.Monk
     }
 
 
-def test_the_training_task_of_the_guide_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_task_of_the_guide_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = python_blocks("training.md")
     exec(compile(block, "training.md", "exec"), {})
@@ -97,7 +108,9 @@ def test_the_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     exec(network, module.__dict__)
     names: dict[str, Any] = dict(module.__dict__)
     exec(entry, names)
-    monkeypatch.setattr(checkpoint, "ARCHITECTURES", (*checkpoint.ARCHITECTURES, module.ARCHITECTURE))
+    monkeypatch.setattr(
+        checkpoint, "ARCHITECTURES", (*checkpoint.ARCHITECTURES, module.ARCHITECTURE)
+    )
     state = module.ESPCN(module.ESPCNConfig(scale=3, channels=8)).state_dict()
     loaded: Any = checkpoint.load_model({"params": state})
     assert loaded.config == module.ESPCNConfig(scale=3, channels=8)
@@ -119,16 +132,24 @@ def test_the_recurrent_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch)
     module = ModuleType("tubelet.models.two_way")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(network, module.__dict__)
-    monkeypatch.setattr(checkpoint, "ARCHITECTURES", (*checkpoint.ARCHITECTURES, module.ARCHITECTURE))
-    model: Any = checkpoint.load_model({"params": module.TwoWay(module.TwoWayConfig(channels=8)).state_dict()})
+    monkeypatch.setattr(
+        checkpoint, "ARCHITECTURES", (*checkpoint.ARCHITECTURES, module.ARCHITECTURE)
+    )
+    model: Any = checkpoint.load_model(
+        {"params": module.TwoWay(module.TwoWayConfig(channels=8)).state_dict()}
+    )
     assert model.config == module.TwoWayConfig(channels=8)
     contract = module.ARCHITECTURE.contract(model.config)
     check_contract(model, contract)
-    spec = ModelSpec(id="two-way", summary="", architecture="TwoWay", contract=contract, build=lambda: model)
+    spec = ModelSpec(
+        id="two-way", summary="", architecture="TwoWay", contract=contract, build=lambda: model
+    )
     clip = torch.rand(5, 3, 20, 30)
     frames = [Frame(rgb, t, Fraction(1, 25), index=t) for t, rgb in enumerate(clip)]
     engine = Engine(spec, model, UpscaleSettings(device="cpu"))
-    restored = torch.stack([frame.rgb for frame in engine.restore(frames, starts_scene=lambda _: False)])
+    restored = torch.stack(
+        [frame.rgb for frame in engine.restore(frames, starts_scene=lambda _: False)]
+    )
     with torch.inference_mode():
         torch.testing.assert_close(restored, model(clip[None])[0], atol=1e-5, rtol=0)
     names: dict[str, Any] = {}

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from tubelet.downloads import Patience, RemoteFile, cache_folder, fetch
+from tubelet.downloads import RemoteFile, RetryPolicy, cache_folder, fetch
 from tubelet.errors import Cancelled, ResourceError
 from tubelet.progress import CancelToken, Progress
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB: several chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(timeout_s=0.3, attempts=3, pause_s=0.01)
+QUICK = RetryPolicy(timeout_s=0.3, attempts=3, pause_s=0.01)
 Answer = Callable[["Handler", int], None]
 
 
@@ -62,7 +62,11 @@ def whole(handler: Handler, start: int, content: bytes = CONTENT) -> None:
     if start >= len(content):
         return handler.head(416, 0, Content_Range=f"bytes */{len(content)}")
     if start:
-        handler.head(206, len(content) - start, Content_Range=f"bytes {start}-{len(content) - 1}/{len(content)}")
+        handler.head(
+            206,
+            len(content) - start,
+            Content_Range=f"bytes {start}-{len(content) - 1}/{len(content)}",
+        )
     else:
         handler.head(200, len(content))
     handler.wfile.write(content[start:])
@@ -75,7 +79,9 @@ def cut(after: int) -> Answer:
     def answer(handler: Handler, start: int) -> None:
         if start:
             last = len(CONTENT) - 1
-            handler.head(206, len(CONTENT) - start, Content_Range=f"bytes {start}-{last}/{len(CONTENT)}")
+            handler.head(
+                206, len(CONTENT) - start, Content_Range=f"bytes {start}-{last}/{len(CONTENT)}"
+            )
         else:
             handler.head(200, len(CONTENT))
         handler.wfile.write(CONTENT[start : start + after])
@@ -127,7 +133,15 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def remote(server: Server, **changes: Any) -> RemoteFile:
     url = f"http://127.0.0.1:{server.server_address[1]}/weights.pth"
-    return RemoteFile(**{"name": "weights.pth", "url": url, "sha256": SHA256, "size_bytes": len(CONTENT), **changes})
+    return RemoteFile(
+        **{
+            "name": "weights.pth",
+            "url": url,
+            "sha256": SHA256,
+            "size_bytes": len(CONTENT),
+            **changes,
+        }
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -136,7 +150,9 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_is_fetched_once_and_then_needs_no_network(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
-    path = fetch(remote(server), tmp_path / "new", on_progress=lambda now: seen.append((now.done, now.total)))
+    path = fetch(
+        remote(server), tmp_path / "new", on_progress=lambda now: seen.append((now.done, now.total))
+    )
     assert path.read_bytes() == CONTENT
     assert names(tmp_path / "new") == ["weights.pth"]  # neither .part nor lock
     assert seen[0] == (0, len(CONTENT))
@@ -161,11 +177,19 @@ def test_a_download_that_was_cancelled_goes_on_where_it_was(server: Server, tmp_
 
 
 @pytest.mark.parametrize("known", [{}, {"sha256": "", "size_bytes": None}], ids=["hash", "no hash"])
-def test_a_truncated_transfer_goes_on_where_it_ended(server: Server, tmp_path: Path, known: dict[str, Any]) -> None:
+def test_a_truncated_transfer_goes_on_where_it_ended(
+    server: Server, tmp_path: Path, known: dict[str, Any]
+) -> None:
     server.answers = [cut(300_000), cut(300_000), cut(300_000), cut(1), whole]
     path = fetch(remote(server, **known), tmp_path, on_progress=lambda now: None, patience=QUICK)
     assert path.read_bytes() == CONTENT
-    assert server.ranges == ["bytes=0-", "bytes=300000-", "bytes=600000-", "bytes=900000-", "bytes=900001-"]
+    assert server.ranges == [
+        "bytes=0-",
+        "bytes=300000-",
+        "bytes=600000-",
+        "bytes=900000-",
+        "bytes=900001-",
+    ]
 
 
 def test_what_an_earlier_run_left_is_completed(server: Server, tmp_path: Path) -> None:
@@ -176,20 +200,30 @@ def test_what_an_earlier_run_left_is_completed(server: Server, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("left", "requests"),
-    [(b"?" * 400_000, ["bytes=400000-", "bytes=0-"]), (CONTENT + b"?", ["bytes=1024001-", "bytes=0-"]), (CONTENT, [])],
+    [
+        (b"?" * 400_000, ["bytes=400000-", "bytes=0-"]),
+        (CONTENT + b"?", ["bytes=1024001-", "bytes=0-"]),
+        (CONTENT, []),
+    ],
     ids=["of another version", "too long", "whole"],
 )
 def test_a_remainder_that_does_not_fit_is_fetched_anew(
     server: Server, tmp_path: Path, left: bytes, requests: list[str]
 ) -> None:
     (tmp_path / "weights.pth.part").write_bytes(left)
-    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
+    assert (
+        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        == CONTENT
+    )
     assert server.ranges == requests
 
 
 def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> None:
     server.answers = [cut(300_000), without_range]
-    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
+    assert (
+        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        == CONTENT
+    )
     assert server.ranges == ["bytes=0-", "bytes=300000-"]
 
 
@@ -198,19 +232,28 @@ def test_a_remainder_is_asked_for_behind_a_redirection_too(server: Server, tmp_p
         handler.head(302, 0, Location="/assets/weights.pth")
 
     server.answers = [elsewhere, cut(300_000), elsewhere, whole]
-    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
+    assert (
+        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        == CONTENT
+    )
     assert server.ranges == ["bytes=0-", "bytes=0-", "bytes=300000-", "bytes=300000-"]
 
 
 @pytest.mark.parametrize("code", [500, 503, 429])
 def test_passing_faults_are_tried_again(server: Server, tmp_path: Path, code: int) -> None:
     server.answers = [status(code), status(code), whole]
-    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
+    assert (
+        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        == CONTENT
+    )
 
 
 def test_a_silent_connection_is_given_up_and_resumed(server: Server, tmp_path: Path) -> None:
     server.answers = [stall, whole]
-    assert fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes() == CONTENT
+    assert (
+        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        == CONTENT
+    )
     assert server.ranges == ["bytes=0-", "bytes=1000-"]
 
 
@@ -250,7 +293,9 @@ def test_a_web_page_is_not_kept_as_the_file(server: Server, tmp_path: Path) -> N
 def test_the_first_digits_of_a_hash_suffice(server: Server, tmp_path: Path) -> None:
     fetch(remote(server, sha256=SHA256[:8].upper()), tmp_path, on_progress=lambda now: None)
     with pytest.raises(ResourceError, match="has sha256"):
-        fetch(remote(server, name="other.pth", sha256="0" * 8), tmp_path, on_progress=lambda now: None)
+        fetch(
+            remote(server, name="other.pth", sha256="0" * 8), tmp_path, on_progress=lambda now: None
+        )
     assert names(tmp_path) == ["weights.pth"]
 
 
@@ -266,14 +311,18 @@ def test_without_network_the_line_says_from_where_to_where(tmp_path: Path) -> No
     server.server_close()  # nobody listens at its port any more
     url = f"http://127.0.0.1:{server.server_address[1]}/w.pth"
     began_s = time.monotonic()
-    with pytest.raises(ResourceError, match=r"Connection refused.* by hand: from http://127.* into "):
+    with pytest.raises(
+        ResourceError, match=r"Connection refused.* by hand: from http://127.* into "
+    ):
         fetch(RemoteFile(name="w.pth", url=url), tmp_path, on_progress=lambda now: None)
     assert time.monotonic() - began_s < 0.5  # no use in trying again
 
 
 def test_a_file_without_an_address_is_fetched_by_hand(tmp_path: Path) -> None:
     file = RemoteFile(name="w.pth", page="https://example.org/models")
-    with pytest.raises(ResourceError, match=f"by hand: from https://example.org/models into {tmp_path}"):
+    with pytest.raises(
+        ResourceError, match=f"by hand: from https://example.org/models into {tmp_path}"
+    ):
         fetch(file, tmp_path)
     (tmp_path / "w.pth").write_bytes(b"carried here")
     assert fetch(file, tmp_path).read_bytes() == b"carried here"
@@ -284,9 +333,17 @@ def test_files_of_this_machine_are_copied(tmp_path: Path) -> None:
     file = RemoteFile(name="w.pth", url=(tmp_path / "page.html").as_uri(), sha256=SHA256)
     assert fetch(file, tmp_path / "cache", on_progress=lambda now: None).read_bytes() == CONTENT
     with pytest.raises(ResourceError, match=r"could not be downloaded \(.*No such file"):
-        fetch(RemoteFile(name="x.pth", url=(tmp_path / "absent").as_uri()), tmp_path, on_progress=lambda now: None)
+        fetch(
+            RemoteFile(name="x.pth", url=(tmp_path / "absent").as_uri()),
+            tmp_path,
+            on_progress=lambda now: None,
+        )
     with pytest.raises(ResourceError, match="not an address of http, https or file"):
-        fetch(RemoteFile(name="x.pth", url="ftp://example.org/x.pth"), tmp_path, on_progress=lambda now: None)
+        fetch(
+            RemoteFile(name="x.pth", url="ftp://example.org/x.pth"),
+            tmp_path,
+            on_progress=lambda now: None,
+        )
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -306,7 +363,10 @@ def test_processes_wait_for_each_other(server: Server, tmp_path: Path) -> None:
         "import sys\nfrom pathlib import Path\nfrom tubelet.downloads import RemoteFile, fetch\n"
         f"fetch(RemoteFile(name='weights.pth', url={url!r}, sha256={SHA256!r}), Path(sys.argv[1]))\n"
     )
-    others = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE) for _ in "ab"]
+    others = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE)
+        for _ in "ab"
+    ]
     threads = [threading.Thread(target=fetch, args=(remote(server), tmp_path)) for _ in "abc"]
     for thread in threads:
         thread.start()
@@ -320,14 +380,19 @@ def test_processes_wait_for_each_other(server: Server, tmp_path: Path) -> None:
     assert names(tmp_path) == ["weights.pth"]
 
 
-def test_proxies_of_the_environment_are_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_address[1]}")
     file = remote(server, url="http://models.invalid/weights.pth")  # only the proxy can know it
     assert fetch(file, tmp_path, on_progress=lambda now: None).read_bytes() == CONTENT
 
 
 def test_progress_goes_to_the_standard_error(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
     fetch(remote(server), tmp_path)
@@ -340,7 +405,10 @@ def test_progress_goes_to_the_standard_error(
 
 
 def test_progress_is_a_bar_on_a_terminal(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
@@ -360,7 +428,9 @@ def test_progress_is_a_bar_on_a_terminal(
         ({}, Path.home() / ".cache" / "tubelet"),
     ],
 )
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems keep caches elsewhere")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="other systems keep caches elsewhere"
+)
 def test_the_cache_is_where_the_environment_says(
     set_to: dict[str, str], expected: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Whole films through the real command, with ffprobe and ffmpeg as the judges."""
+"""Whole videos through the real command, with ffprobe and ffmpeg as the judges."""
 
 import hashlib
 import json
@@ -39,7 +39,14 @@ from tubelet.video.reader import open_reader
 pytestmark = needs_ffmpeg
 
 FAST = ("--model", "bicubic", "--progress", "none")
-DEV_EVAL = ("davis_goat", "editly_lofoten", "vid4_calendar", "vid4_city", "vid4_foliage", "vid4_walk")
+DEV_EVAL = (
+    "davis_goat",
+    "editly_lofoten",
+    "vid4_calendar",
+    "vid4_city",
+    "vid4_foliage",
+    "vid4_walk",
+)
 FORCED = 64
 
 
@@ -51,7 +58,11 @@ def probe_json(path: Path, *arguments: str) -> dict[str, Any]:
     """What ffprobe says; it must say nothing else, but that it has no decoder for fonts and chapter tracks."""
     command = [str(FFPROBE), "-v", "warning", "-of", "json", *arguments, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [line for line in done.stderr.splitlines() if not line.startswith("Unsupported codec with id")] == []
+    assert [
+        line
+        for line in done.stderr.splitlines()
+        if not line.startswith("Unsupported codec with id")
+    ] == []
     return json.loads(done.stdout)
 
 
@@ -59,7 +70,12 @@ def assert_plays(path: Path) -> None:
     """Every stream decodes without a word, in ffprobe and in ffmpeg."""
     probe_json(path, "-show_streams", "-show_chapters", "-count_frames")
     command = [str(FFMPEG), "-v", "warning", "-i", str(path), "-map", "0:V", "-map", "0:a?"]
-    command += ["-fps_mode", "passthrough", "-enc_time_base", "-1"]  # else ffmpeg itself counts in whole frames
+    command += [
+        "-fps_mode",
+        "passthrough",
+        "-enc_time_base",
+        "-1",
+    ]  # else ffmpeg itself counts in whole frames
     command += ["-f", "null", "-"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -75,7 +91,9 @@ def streams(path: Path, kind: str) -> list[dict[str, Any]]:
 
 def times_s(path: Path) -> tuple[list[Fraction], Fraction]:
     """Times of the frames as ffprobe decodes them, and the tick they are counted in."""
-    found = probe_json(path, "-select_streams", "v:0", "-show_entries", "frame=pts:stream=time_base")
+    found = probe_json(
+        path, "-select_streams", "v:0", "-show_entries", "frame=pts:stream=time_base"
+    )
     tick = Fraction(found["streams"][0]["time_base"])
     return [int(frame["pts"]) * tick for frame in found["frames"]], tick
 
@@ -88,12 +106,19 @@ def assert_same_times(src: Path, dst: Path) -> None:
 
 
 def audio_hashes(path: Path) -> list[list[str]]:
-    return [[hashlib.sha256(packet).hexdigest() for packet in stream] for stream in payloads(path, "audio")]
+    return [
+        [hashlib.sha256(packet).hexdigest() for packet in stream]
+        for stream in payloads(path, "audio")
+    ]
 
 
 def audio_times(path: Path) -> list[Fraction]:
     with av.open(str(path)) as container:
-        return [packet.pts * packet.time_base for packet in container.demux(audio=0) if packet.pts is not None]
+        return [
+            packet.pts * packet.time_base
+            for packet in container.demux(audio=0)
+            if packet.pts is not None
+        ]
 
 
 def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -107,14 +132,18 @@ def benchmark_clip(shared: Path, name: str, path: Path, limit: int | None = None
     lq = (degrade(torch.stack(gt), "bi", scale=4) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     size, pts_ms = (lq.shape[2], lq.shape[1]), tuple(40 * t for t in range(len(lq)))
     container = av.open(str(path), "w")
-    _, images = add_video(container, pts_ms, size, images=lq, options={"crf": "18", "preset": "medium"})
+    _, images = add_video(
+        container, pts_ms, size, images=lq, options={"crf": "18", "preset": "medium"}
+    )
     _, audio = add_audio(container, seconds=len(lq) / 25)
     mux(container, images, audio)
     return path
 
 
 @pytest.mark.parametrize("name", DEV_EVAL)
-@pytest.mark.parametrize("limit", [pytest.param(8, id="start"), pytest.param(None, id="whole", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "limit", [pytest.param(8, id="start"), pytest.param(None, id="whole", marks=pytest.mark.slow)]
+)
 def test_benchmark_clips_with_audio(shared, tmp_path, name, limit):
     source = benchmark_clip(shared, name, tmp_path / "in.mp4", limit)
     before = video_stream(source)
@@ -143,7 +172,9 @@ def test_ten_bit_hdr(tmp_path, name):
     container = av.open(str(source), "w")
     tags = {"colorspace": 9, "color_primaries": 9, "color_trc": 16, "color_range": 1}
     options = {"x265-params": params, "chroma_sample_location": "3"}
-    _, images = add_video(container, VFR_MS, (64, 64), "libx265", "yuv420p10le", still=True, options=options, **tags)
+    _, images = add_video(
+        container, VFR_MS, (64, 64), "libx265", "yuv420p10le", still=True, options=options, **tags
+    )
     mux(container, images)
     upscale(source, out)
     assert_same_times(source, out)
@@ -184,7 +215,9 @@ def test_rotation_is_in_the_pixels_and_no_longer_in_the_file(tmp_path, name, deg
     assert "rotate" not in after.get("tags", {})
     width, height = (48, 64) if turned else (64, 48)
     shown = ffmpeg_raw(source, "gray", "u1").reshape(6, height, width).astype(int)
-    result = ffmpeg_raw(out, "gray", "u1", f"scale={width}:{height}:flags=area").reshape(6, height, width)
+    result = ffmpeg_raw(out, "gray", "u1", f"scale={width}:{height}:flags=area").reshape(
+        6, height, width
+    )
     assert np.abs(result - shown).mean() < 2
     assert_plays(out)
 
@@ -203,7 +236,9 @@ def test_odd_size(tmp_path, capsys, name, scale, size, pix_fmt):
     upscale(source, tmp_path / name, "--scale", scale)
     after = video_stream(tmp_path / name)
     assert (after["width"], after["height"], after["pix_fmt"]) == (*size, pix_fmt)
-    assert any(line.startswith("note: 159x111 is odd") for line in lines_of(capsys)) == (pix_fmt == "yuv444p")
+    assert any(line.startswith("note: 159x111 is odd") for line in lines_of(capsys)) == (
+        pix_fmt == "yuv444p"
+    )
     before = ffmpeg_raw(source, "gray", "u1").reshape(4, 37, 53).astype(int)
     result = ffmpeg_raw(tmp_path / name, "gray", "u1", "scale=53:37:flags=area").reshape(4, 37, 53)
     assert np.abs(result - before).mean() < 3
@@ -216,24 +251,35 @@ def assert_rich(path: Path) -> None:
     assert [s["tags"]["language"] for s in audio] == ["ger", "eng"]
     assert [s["disposition"]["default"] for s in audio] == [0, 1]
     assert [s["disposition"]["comment"] for s in audio] == [0, 1]
-    with av.open(str(path)) as container:  # Debian's ffprobe does not read mp4's title of a stream, "name"
+    with av.open(
+        str(path)
+    ) as container:  # Debian's ffprobe does not read mp4's title of a stream, "name"
         commentary = container.streams.audio[1].metadata
         assert (commentary.get("title") or commentary["name"]) == "Commentary"
     assert [s["tags"]["language"] for s in texts] == ["ger", "spa"]
     assert [s["disposition"]["forced"] for s in texts] == [0, 1]
     found = probe_json(path, "-show_chapters", "-show_format")
-    chapters = [(float(c["start_time"]), float(c["end_time"]), c["tags"]["title"]) for c in found["chapters"]]
+    chapters = [
+        (float(c["start_time"]), float(c["end_time"]), c["tags"]["title"])
+        for c in found["chapters"]
+    ]
     assert chapters == [(0.0, 0.25, "One"), (0.25, 0.55, "Two")]
-    assert found["format"]["tags"]["title"] == "A film"
+    assert found["format"]["tags"]["title"] == "A video"
     for number in range(2):
         words = subtitles_as_srt(path, number)
-        assert "00:00:00,100 --> 00:00:00,300\nGrüße <i>you</i>\nline two" in words.replace("</i>you", "you")
+        assert "00:00:00,100 --> 00:00:00,300\nGrüße <i>you</i>\nline two" in words.replace(
+            "</i>you", "you"
+        )
         assert "00:00:00,350 --> 00:00:00,500\nsecond, with comma" in words
 
 
 @pytest.mark.parametrize(
     ("source_name", "text", "name"),
-    [("in.mkv", "subrip", "out.mkv"), ("in.mkv", "subrip", "out.mp4"), ("in.mp4", "mov_text", "out.mkv")],
+    [
+        ("in.mkv", "subrip", "out.mkv"),
+        ("in.mkv", "subrip", "out.mp4"),
+        ("in.mp4", "mov_text", "out.mkv"),
+    ],
 )
 def test_two_languages_subtitles_chapters_and_a_font(tmp_path, capsys, source_name, text, name):
     source = make_rich(tmp_path / source_name, text=text)
@@ -257,12 +303,29 @@ def test_a_cut_off_film_gives_every_frame_that_ffmpeg_can_decode(tmp_path, capsy
     whole, source, out = tmp_path / name, tmp_path / f"cut{name}", tmp_path / "out.mp4"
     codec = "mjpeg" if name.endswith("avi") else "libx264"
     first = {"movflags": "faststart"} if name.endswith("mp4") else {}  # the index in front
-    pix_fmt, options = ("yuvj420p", {}) if codec == "mjpeg" else ("yuv420p", {"crf": "16", "bf": "2"})
-    make_video(whole, frames=50, codec=codec, pix_fmt=pix_fmt, options=options, container_options=first)
+    pix_fmt, options = (
+        ("yuvj420p", {}) if codec == "mjpeg" else ("yuv420p", {"crf": "16", "bf": "2"})
+    )
+    make_video(
+        whole, frames=50, codec=codec, pix_fmt=pix_fmt, options=options, container_options=first
+    )
     source.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 5])
     code = main(["upscale", str(source), str(out), *FAST, "--scale", "2"])
-    command = [str(FFPROBE), "-v", "quiet", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "csv=p=0"]
-    judge = int(subprocess.run([*command, str(source)], capture_output=True, text=True, check=True).stdout.split()[0])
+    command = [
+        str(FFPROBE),
+        "-v",
+        "quiet",
+        "-count_frames",
+        "-show_entries",
+        "stream=nb_read_frames",
+        "-of",
+        "csv=p=0",
+    ]
+    judge = int(
+        subprocess.run(
+            [*command, str(source)], capture_output=True, text=True, check=True
+        ).stdout.split()[0]
+    )
     assert 10 < judge < 45
     assert len(times_s(out)[0]) >= judge
     said = lines_of(capsys)[-1]
@@ -270,7 +333,10 @@ def test_a_cut_off_film_gives_every_frame_that_ffmpeg_can_decode(tmp_path, capsy
         assert code in (0, 3)
     else:
         assert code == 3
-        assert f"has the {len(times_s(out)[0])} frames that could be decoded, but the file ends early" in said
+        assert (
+            f"has the {len(times_s(out)[0])} frames that could be decoded, but the file ends early"
+            in said
+        )
     assert_plays(out)
 
 
@@ -307,10 +373,10 @@ def test_images_to_film_and_film_to_images(tmp_path):
     (tmp_path / "in").mkdir()
     for t in range(5):
         Image.fromarray(image(t)).save(tmp_path / "in" / f"{t:04d}.png")
-    upscale(tmp_path / "in", tmp_path / "film.mp4", "--scale", "2")
-    assert times_s(tmp_path / "film.mp4")[0] == [Fraction(n, 25) for n in range(5)]
-    assert_plays(tmp_path / "film.mp4")
-    upscale(tmp_path / "film.mp4", tmp_path / "out", "--scale", "2")
+    upscale(tmp_path / "in", tmp_path / "video.mp4", "--scale", "2")
+    assert times_s(tmp_path / "video.mp4")[0] == [Fraction(n, 25) for n in range(5)]
+    assert_plays(tmp_path / "video.mp4")
+    upscale(tmp_path / "video.mp4", tmp_path / "out", "--scale", "2")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"{t:08d}.png" for t in range(5)]
     for t, name in enumerate(names):
@@ -323,8 +389,18 @@ def test_images_to_film_and_film_to_images(tmp_path):
 def test_between_two_ffmpeg_in_a_pipe(tmp_path):
     out = tmp_path / "out.mkv"
     program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
-    make = [str(FFMPEG), "-v", "warning", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=30000/1001:d=0.5"]
-    first = subprocess.Popen([*make, "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "-"], stdout=subprocess.PIPE)
+    make = [
+        str(FFMPEG),
+        "-v",
+        "warning",
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=s=64x48:r=30000/1001:d=0.5",
+    ]
+    first = subprocess.Popen(
+        [*make, "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "-"], stdout=subprocess.PIPE
+    )
     middle = subprocess.Popen(
         [sys.executable, "-c", program, "upscale", "-", "-", *FAST],
         stdin=first.stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -349,7 +425,16 @@ def test_between_two_ffmpeg_in_a_pipe(tmp_path):
 
 def test_gif_to_webm(tmp_path):
     source, out = tmp_path / "in.gif", tmp_path / "out.webm"
-    make = [str(FFMPEG), "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=0.8", str(source)]
+    make = [
+        str(FFMPEG),
+        "-v",
+        "error",
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=s=64x48:r=10:d=0.8",
+        str(source),
+    ]
     subprocess.run(make, check=True)
     upscale(source, out, "--scale", "2")
     assert_same_times(source, out)

@@ -16,7 +16,9 @@ KNOWN = ("bicubic", "lanczos", "basicvsr")
         ("@", 1, "known are bicubic, lanczos, basicvsr"),
     ],
 )
-def test_near_names_are_suggested_and_otherwise_all_are_listed(name: str, count: int, text: str) -> None:
+def test_near_names_are_suggested_and_otherwise_all_are_listed(
+    name: str, count: int, text: str
+) -> None:
     assert suggest(name, KNOWN, count=count) == text
 
 

@@ -64,7 +64,9 @@ def test_structural_similarity_is_that_of_the_metrics(images):
     expected = metrics.ssim(sr, gt, channel="rgb").mean().item()
     assert 0.1 < expected < 0.95
     assert structural_similarity(sr, gt).item() == pytest.approx(expected, abs=1e-5)
-    assert structural_similarity(sr[None], gt[None]).item() == pytest.approx(expected, abs=1e-5)  # a clip of them
+    assert structural_similarity(sr[None], gt[None]).item() == pytest.approx(
+        expected, abs=1e-5
+    )  # a clip of them
     assert structural_similarity(gt, gt).item() == pytest.approx(1)
     flat = torch.full((1, 3, 11, 11), 0.9)  # where float32 has nothing but rounding to divide by
     assert structural_similarity(flat, flat + 1e-6).item() == pytest.approx(1, abs=1e-3)
@@ -95,12 +97,16 @@ def test_structural_similarity_refuses_what_is_below_its_window():
 def test_mix_of_error_and_structure(images):
     sr, gt = images
     error, structure = l1(sr, gt).item(), structural_similarity(sr, gt).item()
-    assert l1_and_ssim(sr, gt, alpha=0.8).item() == pytest.approx(0.8 * error + 0.2 * (1 - structure))
+    assert l1_and_ssim(sr, gt, alpha=0.8).item() == pytest.approx(
+        0.8 * error + 0.2 * (1 - structure)
+    )
     assert l1_and_ssim(sr, gt, alpha=0.0).item() == pytest.approx(1 - structure)
     assert l1_and_ssim(sr, gt, alpha=1.0).item() == pytest.approx(error)
 
 
 def test_distance_of_the_encoders():
     left, middle, right = (torch.full((1, 4, 2, 2), value) for value in (0.0, 1.0, 4.0))
-    assert encoder_distance(left, middle, right, alpha=0.04).item() == pytest.approx(0.04 * 3 + 0.06 * 1)
+    assert encoder_distance(left, middle, right, alpha=0.04).item() == pytest.approx(
+        0.04 * 3 + 0.06 * 1
+    )
     assert encoder_distance(left, middle, right, alpha=0.0).item() == pytest.approx(0.1 * 1)

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from tubelet.zoo.architectures import ARCHITECTURES
-from tubelet.zoo.known_files import KNOWN_FILES
+from tubelet.zoo.weights_index import PUBLISHED_WEIGHTS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "models_page.py"
 
@@ -29,7 +29,7 @@ def test_the_page_is_current(script: ModuleType) -> None:
 
 def test_the_page_has_every_file_and_every_network(script: ModuleType) -> None:
     text = script.PAGE.read_text("utf-8")
-    for known in KNOWN_FILES:
+    for known in PUBLISHED_WEIGHTS:
         assert f"| `{known.id}` |" in text
         assert (known.file.url or known.file.page) in text
     for architecture in ARCHITECTURES:

@@ -13,7 +13,14 @@ from tubelet.progress import CancelToken, Progress, Ticker
 
 
 def event(**changed: object) -> Progress:
-    values = {"done": 120, "total": 500, "unit": "frame", "elapsed_s": 4.97912, "rate": 24.10049, "eta_s": 15.7676}
+    values = {
+        "done": 120,
+        "total": 500,
+        "unit": "frame",
+        "elapsed_s": 4.97912,
+        "rate": 24.10049,
+        "eta_s": 15.7676,
+    }
     return Progress(**(values | changed))
 
 
@@ -56,7 +63,9 @@ def test_the_ticker_tells_rate_and_time_left(wait: Callable[[float], None]) -> N
     assert (last.label, last.time_s, last.unit) == ("x", 0.16, "frame")
 
 
-def test_what_an_earlier_run_did_counts_as_done_and_not_for_the_rate(wait: Callable[[float], None]) -> None:
+def test_what_an_earlier_run_did_counts_as_done_and_not_for_the_rate(
+    wait: Callable[[float], None],
+) -> None:
     seen: list[Progress] = []
     ticker = Ticker(seen.append, unit="step", total=100, done=80)
     wait(2)
@@ -74,7 +83,9 @@ def test_reports_are_not_too_frequent(wait: Callable[[float], None]) -> None:
     assert 9 <= len(seen) <= 11
 
 
-def test_a_total_that_was_too_small_grows_and_the_end_sets_it(wait: Callable[[float], None]) -> None:
+def test_a_total_that_was_too_small_grows_and_the_end_sets_it(
+    wait: Callable[[float], None],
+) -> None:
     seen: list[Progress] = []
     ticker = Ticker(seen.append, total=2)
     for _ in range(3):
@@ -128,5 +139,7 @@ def test_what_a_callback_raises_goes_to_the_caller() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     program = "import sys, tubelet.progress; print(sorted({'torch', 'av', 'numpy', 'rich'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Progress as a person sees it."""
+"""Progress as a user sees it."""
 
 import pytest
 
@@ -16,7 +16,13 @@ def test_clock(seconds: float, text: str) -> None:
 @pytest.fixture
 def megabytes() -> Progress:
     return Progress(
-        done=2_500_000, total=10_000_000, unit="byte", elapsed_s=5.0, rate=500_000.0, eta_s=15.0, label="w.pth"
+        done=2_500_000,
+        total=10_000_000,
+        unit="byte",
+        elapsed_s=5.0,
+        rate=500_000.0,
+        eta_s=15.0,
+        label="w.pth",
     )
 
 

@@ -31,7 +31,9 @@ CLIPS = {
 
 
 @pytest.fixture(scope="module", params=IMAGES, ids=lambda a: a.name)
-def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Architecture, Path]:
+def network(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Architecture, Path]:
     """Save a network of the published configuration, with random weights."""
     torch.manual_seed(0)
     architecture: Architecture = request.param
@@ -46,7 +48,10 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def small(shared: Path, name: str, frames: int) -> Tensor:
     """Read a real clip and shrink it: (T, 3, H, W)."""
-    gt = torch.from_numpy(read_clip(shared / "data" / "dev_eval" / name, max_frames=frames)).float() / 255
+    gt = (
+        torch.from_numpy(read_clip(shared / "data" / "dev_eval" / name, max_frames=frames)).float()
+        / 255
+    )
     lq = imresize(gt, 0.08).clamp(0, 1)[..., :HEIGHT, :WIDTH]
     assert lq.shape[-2:] == (HEIGHT, WIDTH)
     return lq
@@ -68,7 +73,10 @@ def test_a_real_clip_through_the_command(
 ) -> None:
     architecture, weights = network
     source, target = write_video(shared, tmp_path / "in.mkv", CLIPS[clip]), tmp_path / "out.mkv"
-    assert main(["upscale", str(source), str(target), "--model", str(weights), "--progress", "none"]) == 0
+    assert (
+        main(["upscale", str(source), str(target), "--model", str(weights), "--progress", "none"])
+        == 0
+    )
     with open_reader(source) as before, open_reader(target) as after:
         times = [frame.time_s for frame in before]
         frames = [(frame.time_s, frame.rgb) for frame in after]

@@ -24,9 +24,13 @@ def modules() -> set[str]:
 
 def floors() -> list[set[str]]:
     """Names of each floor, the highest first, without the packages in brackets, which do not exist yet."""
-    (contract,) = [one for one in PYPROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "layers"]
+    (contract,) = [
+        one for one in PYPROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "layers"
+    ]
     planned = re.compile(r"\(tubelet\.\w+\)")
-    names = [set(re.findall(r"tubelet\.(\w+)", planned.sub("", layer))) for layer in contract["layers"]]
+    names = [
+        set(re.findall(r"tubelet\.(\w+)", planned.sub("", layer))) for layer in contract["layers"]
+    ]
     return [floor for floor in names if floor]
 
 
@@ -70,9 +74,15 @@ def test_the_table_of_the_design_has_every_package() -> None:
 
 def test_every_extra_has_code_behind_it() -> None:
     used = imported_names()
-    extras = {name: listed for name, listed in PYPROJECT["project"]["optional-dependencies"].items() if name != "dev"}
+    extras = {
+        name: listed
+        for name, listed in PYPROJECT["project"]["optional-dependencies"].items()
+        if name != "dev"
+    }
     for extra, requirements in extras.items():
         for requirement in requirements:
             package = re.split(r"[<>=~!\[ ]", requirement)[0]
-            assert IMPORTED_AS.get(package, package) in used, f"[{extra}] lists {package}, which nothing imports"
+            assert IMPORTED_AS.get(package, package) in used, (
+                f"[{extra}] lists {package}, which nothing imports"
+            )
     assert {extra for extra, _ in EXTRAS} == extras.keys()

@@ -62,7 +62,12 @@ def test_the_content_tells_the_format_not_the_name(tmp_path: Path, name: str, fo
 
 
 def test_scores_of_numpy_beside_the_weights_are_read(tmp_path: Path) -> None:
-    scores = {"psnr": np.float64(31.4), "epoch": np.int64(3), "best": np.bool_(True), "loss": np.float32(0.5)}
+    scores = {
+        "psnr": np.float64(31.4),
+        "epoch": np.int64(3),
+        "best": np.bool_(True),
+        "loss": np.float32(0.5),
+    }
     (tmp_path / "w.pth").write_bytes(saved({"state_dict": TENSORS, **scores}))
     content = read_content(tmp_path / "w.pth")
     assert {name: content[name] for name in scores} == scores
@@ -78,31 +83,54 @@ def test_scores_of_numpy_beside_the_weights_are_read(tmp_path: Path) -> None:
         ),
         (b"\n<!DOCTYPE html><html><head>", "is a web page, which a failed download left"),
         (b"<HTML><body>429", "is a web page, which a failed download left"),
-        (b'<?xml version="1.0"?><Error><Code>AccessDenied', "is an XML message, which a failed download left"),
-        (b'{"message": "Not Found"}\n', 'is text, not weights: it begins \'{"message": "Not Found"}\''),
+        (
+            b'<?xml version="1.0"?><Error><Code>AccessDenied',
+            "is an XML message, which a failed download left",
+        ),
+        (
+            b'{"message": "Not Found"}\n',
+            'is text, not weights: it begins \'{"message": "Not Found"}\'',
+        ),
         (b"hello", "is text, not weights: it begins 'hello'"),
         (b"GGUF\x03\x00\x00\x00", "is a GGUF file"),
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
         (b"7767517\n18 18\n", "is a graph of ncnn"),
         (b"\x1f\x8b\x08\x00", "is a gzip archive; unpack it"),
         (b"\x08\x07\x12\x07pytorch\x1a\x052.0.0:\xff", "is an ONNX model"),
-        (b"\xca\xfe\xba\xbe\x00\x00", "is not a file of weights: it begins with the bytes ca fe ba be"),
-        (zipped(readme=b"hi", net_pth=b"x"), "is a zip archive of readme, net_pth, not weights; unpack it"),
+        (
+            b"\xca\xfe\xba\xbe\x00\x00",
+            "is not a file of weights: it begins with the bytes ca fe ba be",
+        ),
+        (
+            zipped(readme=b"hi", net_pth=b"x"),
+            "is a zip archive of readme, net_pth, not weights; unpack it",
+        ),
         (
             zipped(a__data_pkl=b"\x80", a__data=bytes(9_000_000)),
             r"declares 9\.0 MB of numbers and holds 0\.0 MB",
         ),
         (saved(TENSORS)[:-100], "is damaged: its end is missing"),
-        (zipped(a=b"").replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\x40"), "is damaged"),  # needs zip 6.4
-        (saved(TENSORS, _use_new_zipfile_serialization=False)[:-20], "is damaged, or not a file of weights"),
+        (
+            zipped(a=b"").replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\x40"),
+            "is damaged",
+        ),  # needs zip 6.4
+        (
+            saved(TENSORS, _use_new_zipfile_serialization=False)[:-20],
+            "is damaged, or not a file of weights",
+        ),
         (zipped(a__data_pkl=b"not a pickle"), "is damaged|holds more than tensors"),
         (pickle.dumps({"a": 1})[:4], "holds more than tensors, or is damaged|is damaged"),
-        (saved(torch.nn.Conv2d(1, 1, 1)), r"holds more than tensors \(torch\.nn\.modules\.conv\.Conv2d\)"),
+        (
+            saved(torch.nn.Conv2d(1, 1, 1)),
+            r"holds more than tensors \(torch\.nn\.modules\.conv\.Conv2d\)",
+        ),
         (saved({"a": np.zeros(2)}), "holds more than tensors"),
     ],
 )
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_what_is_no_file_of_tensors_says_what_it_is(tmp_path: Path, content: bytes, said: str, name: str) -> None:
+def test_what_is_no_file_of_tensors_says_what_it_is(
+    tmp_path: Path, content: bytes, said: str, name: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=said) as caught:

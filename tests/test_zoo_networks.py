@@ -27,7 +27,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp(request.param.name) / "small.safetensors"
     network = request.param.build(TINY[request.param.name])
     # Weights that let a neighbor be seen; all but the end of two-step have them from the start.
-    for parameter in (network.head if isinstance(network, TwoStepRestorer) else network).parameters():
+    for parameter in (
+        network.head if isinstance(network, TwoStepRestorer) else network
+    ).parameters():
         if parameter.ndim == 4:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     save_checkpoint(path, network, {}, base=base_of(request.param.name))
@@ -51,11 +53,15 @@ def restored(engine: Engine, clip: Tensor, *cuts: int) -> Tensor:
 def test_odd_sizes_short_clips_and_a_cut(checkpoint: Path) -> None:
     """Whole images, whatever memory is free; the test with a video file plans by it."""
     opened = open_model(str(checkpoint))
-    engine = Engine(opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32", tile=0))
+    engine = Engine(
+        opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32", tile=0)
+    )
     clip = clip_of(3, 33, 37)
     before, after = restored(engine, clip[:2]), restored(engine, clip[2:])
     assert after.std() > 0
-    torch.testing.assert_close(restored(engine, clip, 2), torch.cat([before, after]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        restored(engine, clip, 2), torch.cat([before, after]), rtol=0, atol=1e-4
+    )
     crossed = (restored(engine, clip) - torch.cat([before, after])).abs().max()
     assert (crossed == 0) if engine.spec.temporal.kind == "frame" else (crossed > 1e-3)
 

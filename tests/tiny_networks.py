@@ -34,35 +34,46 @@ from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.baselines import Resample
 
-_ATTENTION: dict[str, Any] = {"channels": 8, "depths": (2, 2), "heads": (2, 2), "num_feat": 8}
+_ATTENTION: dict[str, Any] = {
+    "channels": 8,
+    "depths": (2, 2),
+    "num_heads": (2, 2),
+    "upsample_channels": 8,
+}
 
 TINY: dict[str, Any] = {
     "BasicVSR": BasicVSRConfig(channels=8, num_blocks=1),
     "BasicVSRPlusPlus": BasicVSRPlusPlusConfig(channels=8, num_blocks=1, groups=2),
-    "DUF": DUFConfig(channels=8, blocks=3, growth=4),
-    "EDSR": EDSRConfig(num_feat=8, num_block=1),
-    "EDVR": EDVRConfig(channels=8, num_frames=3, groups=2, extract_blocks=1, reconstruct_blocks=1),
-    "FastVSR": FastConfig(channels=8, depth=1, expansion=2),
-    "FRVSR": FRVSRConfig(channels=8, blocks=1),
+    "DUF": DUFConfig(channels=8, num_blocks=3, growth_channels=4),
+    "EDSR": EDSRConfig(channels=8, num_blocks=1),
+    "EDVR": EDVRConfig(
+        channels=8, num_frames=3, groups=2, num_extract_blocks=1, num_reconstruct_blocks=1
+    ),
+    "FastVSR": FastConfig(channels=8, num_blocks=1, expansion=2),
+    "FRVSR": FRVSRConfig(channels=8, num_blocks=1),
     "FSRCNN": FSRCNNConfig(),
     "HAT": HATConfig(**_ATTENTION, window=8, compress_ratio=2, squeeze_factor=2),
     "IconVSR": IconVSRConfig(channels=8, num_blocks=1, groups=2, temporal_padding=1),
-    "MSRResNet": MSRResNetConfig(num_feat=8, num_block=1),
+    "MSRResNet": MSRResNetConfig(channels=8, num_blocks=1),
     "OVSR": OVSRConfig(channels=8, num_precursor_blocks=1, num_successor_blocks=1),
-    "RBPN": RBPNConfig(num_frames=3, base_channels=8, channels=8, blocks=1),
+    "RBPN": RBPNConfig(num_frames=3, base_channels=8, channels=8, num_blocks=1),
     "RealBasicVSR": RealBasicVSRConfig(channels=8, num_blocks=1, num_cleaning_blocks=1),
-    "RLSP": RLSPConfig(layers=3, filters=8, state_channels=8),
-    "RRDBNet": RRDBConfig(num_feat=8, num_block=1, num_grow_ch=4),
-    "RRN": RRNConfig(channels=8, blocks=2),
-    "RSDN": RSDNConfig(channels=8, blocks=1),
-    "SESR": SESRConfig(f=8, m=1, p=16),
-    "SRVGGNetCompact": SRVGGConfig(num_feat=8, num_conv=1),
+    "RLSP": RLSPConfig(num_layers=3, channels=8, state_channels=8),
+    "RRDBNet": RRDBConfig(channels=8, num_blocks=1, growth_channels=4),
+    "RRN": RRNConfig(channels=8, num_blocks=2),
+    "RSDN": RSDNConfig(channels=8, num_blocks=1),
+    "SESR": SESRConfig(channels=8, num_blocks=1, expanded_channels=16),
+    "SRVGGNetCompact": SRVGGConfig(channels=8, num_blocks=1),
     "SwinIR": SwinIRConfig(**_ATTENTION, window=8),
-    "TDAN": TDANConfig(channels=8, num_frames=3, groups=2, extract_blocks=1, reconstruct_blocks=1),
-    "TMNet": TMNetConfig(groups=2, front_blocks=1, back_blocks=1),
+    "TDAN": TDANConfig(
+        channels=8, num_frames=3, groups=2, num_extract_blocks=1, num_reconstruct_blocks=1
+    ),
+    "TMNet": TMNetConfig(groups=2, num_front_blocks=1, num_back_blocks=1),
     "TOFlow": TOFlowConfig(num_frames=3),
-    "TwoStepRestorer": TwoStepConfig(base=2, norm="none"),
-    "ZoomingSlowMo": ZoomingSlowMoConfig(channels=8, groups=2, front_blocks=1, back_blocks=1),
+    "TwoStepRestorer": TwoStepConfig(channels=2, norm="none"),
+    "ZoomingSlowMo": ZoomingSlowMoConfig(
+        channels=8, groups=2, num_front_blocks=1, num_back_blocks=1
+    ),
 }
 """By the name of the architecture."""
 
@@ -74,7 +85,9 @@ def architecture_of(name: str) -> Architecture:
 def tiny_network(name: str) -> nn.Module:
     """Build a network as it is run: a two-step one over bicubic."""
     network = architecture_of(name).build(TINY[name])
-    return network.with_image_model(Resample(2)) if isinstance(network, TwoStepRestorer) else network
+    return (
+        network.with_image_model(Resample(2)) if isinstance(network, TwoStepRestorer) else network
+    )
 
 
 def base_of(name: str) -> dict[str, str] | None:

@@ -64,7 +64,10 @@ def _overlapping_attention(block: OCAB, x: Tensor, size: tuple[int, int]) -> Ten
     unfolded = functional.unfold(torch.cat((qkv[1], qkv[2]), 1), k, stride=w, padding=(k - w) // 2)
     unfolded = unfolded.view(batch, 2, channels, k * k, -1).permute(1, 0, 4, 3, 2).contiguous()
     keys, values = unfolded.view(2, -1, k * k, channels)
-    q, keys, values = (t.reshape(len(q), -1, heads, channels // heads).permute(0, 2, 1, 3) for t in (q, keys, values))
+    q, keys, values = (
+        t.reshape(len(q), -1, heads, channels // heads).permute(0, 2, 1, 3)
+        for t in (q, keys, values)
+    )
     scores = (q * q.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     bias = block.relative_position_bias_table[_overlapping_index(w, k).flatten()]
     scores = scores + bias.view(w * w, k * k, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
@@ -76,7 +79,10 @@ def _overlapping_attention(block: OCAB, x: Tensor, size: tuple[int, int]) -> Ten
 def _overlapping_index(w: int, k: int) -> Tensor:
     """Entry of the table of every query and key, negative for half of them: (w², k²)."""
     queries, keys = (
-        torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")).flatten(1) for side in (w, k)
+        torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")).flatten(
+            1
+        )
+        for side in (w, k)
     )
     apart = keys[:, None] - queries[:, :, None] + w - k + 1
     return apart[0] * (w + k - 1) + apart[1]

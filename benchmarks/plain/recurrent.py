@@ -24,7 +24,9 @@ def warp(x: Tensor, flow: Tensor, padding: str = "zeros") -> Tensor:
     """Sample x (B, C, H, W) where flow (B, 2, H, W) points."""
     height, width = x.shape[-2:]
     y, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    grid = torch.stack([2 * (across + flow[:, 0]) / (width - 1) - 1, 2 * (y + flow[:, 1]) / (height - 1) - 1], -1)
+    grid = torch.stack(
+        [2 * (across + flow[:, 0]) / (width - 1) - 1, 2 * (y + flow[:, 1]) / (height - 1) - 1], -1
+    )
     return functional.grid_sample(x, grid, padding_mode=padding, align_corners=True)
 
 
@@ -85,7 +87,11 @@ def plain_basicvsr_pp(model: BasicVSRPlusPlus, lq: Tensor) -> Tensor:
         order = list(range(frames))[::-1] if backward else list(range(frames))
         feats[sweep] = _sweep(model, sweep, module, feats, to_next if backward else to_last, order)
     out = [
-        reconstruct(model, trunk(model.reconstruction, torch.cat([kept[t] for kept in feats.values()], 1)), lq[:, t])
+        reconstruct(
+            model,
+            trunk(model.reconstruction, torch.cat([kept[t] for kept in feats.values()], 1)),
+            lq[:, t],
+        )
         for t in range(frames)
     ]
     return torch.stack(out, 1)
@@ -118,19 +124,25 @@ def _sweep(
                 flow_2 = flow_1 + warp(flow[:, min(order[i - 1], order[i - 2])], flow_1)
                 guide_2 = warp(older, flow_2)
             guide = torch.cat([guide_1, current, guide_2], 1)
-            feat = _align(model.deform_align[name], torch.cat([feat, older], 1), guide, (flow_1, flow_2))
+            feat = _align(
+                model.deform_align[name], torch.cat([feat, older], 1), guide, (flow_1, flow_2)
+            )
         known = [current, *(feats[other][t] for other in feats if other != "spatial"), feat]
         feat = feat + trunk(module, torch.cat(known, 1))
         done.append(feat)
     return done[::-1] if order[0] else done
 
 
-def _align(align: SecondOrderAlign, x: Tensor, guide: Tensor, flow: tuple[Tensor, Tensor]) -> Tensor:
+def _align(
+    align: SecondOrderAlign, x: Tensor, guide: Tensor, flow: tuple[Tensor, Tensor]
+) -> Tensor:
     out = torch.cat([guide, *flow], 1)
     for part in align.conv_offset:
         out = functional.leaky_relu(out, 0.1) if isinstance(part, nn.LeakyReLU) else part(out)
     first, second, mask = out.chunk(3, 1)
-    offset_1, offset_2 = (align.max_residue_px * torch.tanh(torch.cat([first, second], 1))).chunk(2, 1)
+    offset_1, offset_2 = (align.max_residue_px * torch.tanh(torch.cat([first, second], 1))).chunk(
+        2, 1
+    )
     offset_1 = offset_1 + flow[0].flip(1).repeat(1, offset_1.shape[1] // 2, 1, 1)
     offset_2 = offset_2 + flow[1].flip(1).repeat(1, offset_2.shape[1] // 2, 1, 1)
     offset = torch.cat([offset_1, offset_2], 1)

@@ -58,7 +58,9 @@ def _block(block: SwinBlock, x: Tensor, size: tuple[int, int]) -> Tensor:
     return x + block.mlp.fc2(functional.gelu(block.mlp.fc1(block.norm2(x))))
 
 
-def attend_windows(attn: nn.Module, x: Tensor, size: tuple[int, int], shift: int, mask: Tensor | None) -> Tensor:
+def attend_windows(
+    attn: nn.Module, x: Tensor, size: tuple[int, int], shift: int, mask: Tensor | None
+) -> Tensor:
     """Roll, cut into windows, attend, join, roll back: (B, H·W, C) → (B, H·W, C)."""
     batch, _, channels = x.shape
     w = attn.window[0]
@@ -66,7 +68,9 @@ def attend_windows(attn: nn.Module, x: Tensor, size: tuple[int, int], shift: int
     if shift:
         x = torch.roll(x, (-shift, -shift), (1, 2))
     windows = partition(x, w).view(-1, w * w, channels)
-    q, k, v = attn.qkv(windows).reshape(len(windows), w * w, 3, attn.heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = (
+        attn.qkv(windows).reshape(len(windows), w * w, 3, attn.heads, -1).permute(2, 0, 3, 1, 4)
+    )
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     table = attn.relative_position_bias_table[position_index(w).flatten()]
     scores = scores + table.view(w * w, w * w, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
@@ -83,7 +87,12 @@ def attend_windows(attn: nn.Module, x: Tensor, size: tuple[int, int], shift: int
 def partition(x: Tensor, w: int) -> Tensor:
     """(B, H, W, C) → (B·windows, w, w, C)."""
     b, h, width, c = x.shape
-    return x.view(b, h // w, w, width // w, w, c).permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, w, w, c)
+    return (
+        x.view(b, h // w, w, width // w, w, c)
+        .permute(0, 1, 3, 2, 4, 5)
+        .contiguous()
+        .view(-1, w, w, c)
+    )
 
 
 def reverse(windows: Tensor, w: int, h: int, width: int) -> Tensor:

@@ -23,7 +23,11 @@ _HOMES = {
     "load_model": "tubelet.zoo.checkpoint",
     "upscale": "tubelet.restore.job",
 }
-_PACKAGES = ("degrade", "metrics", "ops")  # reached as tubelet.ops.imresize after `import tubelet` alone
+_PACKAGES = (
+    "degrade",
+    "metrics",
+    "ops",
+)  # reached as tubelet.ops.imresize after `import tubelet` alone
 
 
 def __getattr__(name: str) -> Any:

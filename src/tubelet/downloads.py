@@ -31,7 +31,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["Patience", "RemoteFile", "alone", "cache_folder", "check_file", "fetch"]
+__all__ = ["RemoteFile", "RetryPolicy", "cache_folder", "check_file", "fetch", "file_lock"]
 
 _CHUNK_BYTES = 1 << 18
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
@@ -47,7 +47,7 @@ class RemoteFile:
         url: http, https or file; "" where it can only be fetched by hand.
         sha256: of its bytes, hexadecimal, or the first digits of it; "" where none is published.
         size_bytes: None where it is not published.
-        page: where a person finds it.
+        page: where a user finds it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long a download waits, and how often it tries."""
 
     timeout_s: float = 30.0
@@ -96,7 +96,7 @@ def fetch(
     *,
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> Path:
     """Return the path of a published file, downloading it if it is not in the folder.
 
@@ -120,20 +120,28 @@ def fetch(
     path = folder / file.name
     if not path.is_file():
         if not file.url:
-            raise ResourceError(f"{file.name} must be fetched by hand: from {file.page} into {folder}")
+            raise ResourceError(
+                f"{file.name} must be fetched by hand: from {file.page} into {folder}"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with alone(folder / f".{file.name}.lock"):
+            with file_lock(folder / f".{file.name}.lock"):
                 if not path.is_file():  # else another process was first
                     with _shown(file, on_progress) as show:
-                        ticker = Ticker(show, unit="byte", total=file.size_bytes, label=file.name, cancel=cancel)
-                        _download(file, path, ticker, patience or Patience())
+                        ticker = Ticker(
+                            show, unit="byte", total=file.size_bytes, label=file.name, cancel=cancel
+                        )
+                        _download(file, path, ticker, patience or RetryPolicy())
                     return path
         except OSError as error:
             reason = f"{error.strerror}: {error.filename or folder}"
-            raise ResourceError(f"{file.name} cannot be kept ({reason}); set TUBELET_HOME to another folder") from error
+            raise ResourceError(
+                f"{file.name} cannot be kept ({reason}); set TUBELET_HOME to another folder"
+            ) from error
     if fault := check_file(file, path):
-        raise ResourceError(f"{path} {fault}; remove it, and it is fetched again, or give its path if it is meant")
+        raise ResourceError(
+            f"{path} {fault}; remove it, and it is fetched again, or give its path if it is meant"
+        )
     return path
 
 
@@ -150,7 +158,7 @@ def check_file(file: RemoteFile, path: Path) -> str:
     return ""
 
 
-def _download(file: RemoteFile, path: Path, ticker: Ticker, patience: Patience) -> None:
+def _download(file: RemoteFile, path: Path, ticker: Ticker, patience: RetryPolicy) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         if urlsplit(file.url).scheme not in ("http", "https", "file"):
@@ -172,19 +180,19 @@ def _download(file: RemoteFile, path: Path, ticker: Ticker, patience: Patience) 
     part.replace(path)
 
 
-def _complete(file: RemoteFile, part: Path, ticker: Ticker, patience: Patience) -> None:
+def _complete(file: RemoteFile, part: Path, ticker: Ticker, patience: RetryPolicy) -> None:
     """Try until all is there; _BrokenError after too many attempts in a row that brought nothing."""
-    vain = 0
+    failed_attempts = 0
     while True:
         before = _size(part)
         try:
             _attempt(file, part, ticker, patience.timeout_s)
             return
         except _BrokenError:
-            vain = 1 if _size(part) > before else vain + 1
-            if vain >= patience.attempts:
+            failed_attempts = 1 if _size(part) > before else failed_attempts + 1
+            if failed_attempts >= patience.attempts:
                 raise
-        time.sleep(min(patience.pause_s * 2 ** (vain - 1), 30.0))
+        time.sleep(min(patience.pause_s * 2 ** (failed_attempts - 1), 30.0))
 
 
 def _attempt(file: RemoteFile, part: Path, ticker: Ticker, timeout_s: float) -> None:
@@ -199,8 +207,12 @@ def _attempt(file: RemoteFile, part: Path, ticker: Ticker, timeout_s: float) -> 
     with _open(Request(file.url, headers=headers), part, timeout_s) as response:
         have, total = _placed(response, have)
         if total is not None and file.size_bytes not in (None, total):
-            raise _RefusedError(f"the server has {total} bytes, and {file.size_bytes} are published")
-        if (response.headers.get_content_type() or "") == "text/html" and urlsplit(file.url).scheme != "file":
+            raise _RefusedError(
+                f"the server has {total} bytes, and {file.size_bytes} are published"
+            )
+        if (response.headers.get_content_type() or "") == "text/html" and urlsplit(
+            file.url
+        ).scheme != "file":
             raise _RefusedError("the server answered with a web page, not with the file")
         with part.open("ab" if have else "wb") as sink:
             ticker.done = have
@@ -217,7 +229,9 @@ def _attempt(file: RemoteFile, part: Path, ticker: Ticker, timeout_s: float) -> 
 def _open(request: Request, part: Path, timeout_s: float) -> Any:
     """Send a request; the answer is a context manager."""
     try:
-        return build_opener().open(request, timeout=timeout_s)  # anew: it reads the proxies of the environment
+        return build_opener().open(
+            request, timeout=timeout_s
+        )  # anew: it reads the proxies of the environment
     except HTTPError as error:
         with error:
             reason = f"HTTP {error.code} {error.reason}"
@@ -240,7 +254,9 @@ def _reason(error: object) -> str:
 def _placed(response: Any, have: int) -> tuple[int, int | None]:
     """Return where the answer begins, which is 0 unless the server took the range, and the size of the whole."""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        place, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        place, _, total = (
+            response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        )
         if place.split("-")[0] != str(have):
             raise _RefusedError(f"the server sent the bytes {place}, not those from {have} on")
         return have, int(total) if total.isdecimal() else None
@@ -264,7 +280,7 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def alone(path: Path) -> Generator[None]:
+def file_lock(path: Path) -> Generator[None]:
     """Keep other processes, and other threads, out until the block ends; the file is gone afterwards."""
     while True:
         with path.open("a+b") as handle:

@@ -26,7 +26,7 @@ __all__ = [
 
 
 class TubeletError(Exception):
-    """Base of every error that Tubelet raises on purpose; `str(error)` is one line for a person."""
+    """Base of every error that Tubelet raises on purpose; `str(error)` is one line for a user."""
 
     exit_code = 1
 
@@ -51,7 +51,7 @@ class IncompleteError(InputError):
     """The output was written with every frame that could be decoded, but part of the input was missing.
 
     Attributes:
-        notes: what a person should know of the output, a line each, as in `Result`.
+        notes: what a user should know of the output, a line each, as in `Result`.
     """
 
     def __init__(self, message: str, *, notes: tuple[str, ...] = ()) -> None:

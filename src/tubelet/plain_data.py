@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from tubelet.errors import ConfigError
+from tubelet.field_names import current_fields
 
 __all__ = ["build", "to_plain"]
 
@@ -32,7 +33,7 @@ def build(kind: type[T], data: Any, where: str, default: T | None = None) -> T:
 
     Args:
         kind: the dataclass.
-        data: what `to_plain` gives, or what a person wrote.
+        data: what `to_plain` gives, or what a user wrote.
         where: the place of the data, for messages.
         default: an instance whose values stand for the fields that are absent from the data.
 
@@ -41,8 +42,9 @@ def build(kind: type[T], data: Any, where: str, default: T | None = None) -> T:
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must hold `name: value` lines, not {data!r}")
-    given = cast("dict[str, Any]", data)
+    given = current_fields(kind, cast("dict[str, Any]", data))
     hints = get_type_hints(kind)
+    hints = {field.name: hints[field.name] for field in dataclasses.fields(cast(Any, kind))}
     unknown = [key for key in given if key not in hints]
     if unknown:
         raise ConfigError(f"{where} has unknown key {unknown[0]!r}; known are {', '.join(hints)}")
@@ -90,7 +92,7 @@ def _convert(kind: Any, value: Any, where: str, default: Any = None) -> Any:
             return float(value)  # YAML 1.1 reads 1e-3 as text
         except ValueError:
             pass
-    # A bool is an int in Python, and is not one for a person.
+    # A bool is an int in Python, and is not one for a user.
     elif _is_a(kind, value) and (kind is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(f"{where} is {value!r}; it must be {getattr(kind, '__name__', kind)}")

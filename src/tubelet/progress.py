@@ -34,7 +34,7 @@ class Progress:
         elapsed_s: seconds since this run began.
         rate: units a second in this run so far.
         eta_s: seconds to go, or None where the total or the rate is unknown.
-        label: what is being worked on, for a person.
+        label: what is being worked on, for a user.
         time_s: time of the last frame in its video, seconds; None where the work is not on a video.
         details: further values that JSON can hold, such as the model and clip of an evaluation.
     """
@@ -126,7 +126,7 @@ class Ticker:
         on_progress: called with each report; None reports nothing.
         unit: what is counted.
         total: units to do, or None where that is unknown.
-        label: what is being worked on, for a person.
+        label: what is being worked on, for a user.
         done: units that an earlier run has done; they do not count for the rate.
         cancel: looked at by every `tick`.
         estimate_s: returns the seconds to go, where more than the mean rate is known.

@@ -1,4 +1,4 @@
-"""How progress is shown to a person on the standard error: a bar on a terminal, a line now and then in a log."""
+"""How progress is shown to a user on the standard error: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def show_bar(label: str) -> Generator[OnProgress]:
     """Show a bar until the block ends.
 
     Args:
-        label: what is being made, for a person; the labels of the events replace it.
+        label: what is being made, for a user; the labels of the events replace it.
 
     Yields:
         The function to call with each `Progress`.
@@ -52,8 +52,12 @@ def show_bar(label: str) -> Generator[OnProgress]:
         TextColumn("{task.fields[times]}", style="progress.remaining"),
     )
     console = Console(stderr=True)
-    keeps_stdout = not sys.stdout.isatty()  # else what is printed to a file would go to the terminal
-    with Bar(*columns, console=console, transient=True, expand=True, redirect_stdout=not keeps_stdout) as bar:
+    keeps_stdout = (
+        not sys.stdout.isatty()
+    )  # else what is printed to a file would go to the terminal
+    with Bar(
+        *columns, console=console, transient=True, expand=True, redirect_stdout=not keeps_stdout
+    ) as bar:
         task = bar.add_task(label, total=None, count="", speed="", times="")
 
         def update(progress: Progress) -> None:

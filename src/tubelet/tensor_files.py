@@ -24,7 +24,10 @@ __all__ = ["expansion_fault", "is_torchscript", "read_content", "read_header", "
 
 _AGAIN = "fetch it again, from the link of the file itself"
 _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "is a pointer of git-lfs, not the file; run `git lfs pull`, or download the file"),
+    (
+        b"version https://git-lfs",
+        "is a pointer of git-lfs, not the file; run `git lfs pull`, or download the file",
+    ),
     (b"<!doctype html", f"is a web page, which a failed download left; {_AGAIN}"),
     (b"<html", f"is a web page, which a failed download left; {_AGAIN}"),
     (b"<?xml", f"is an XML message, which a failed download left; {_AGAIN}"),
@@ -114,7 +117,9 @@ def _foreign(path: Path, head: bytes) -> str:
     for start, text in _FIRST_BYTES:
         if small.startswith(start):
             return text
-    if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] == b"\x12"):  # ir_version, producer_name
+    if path.suffix == ".onnx" or (
+        head[:1] == b"\x08" and head[2:3] == b"\x12"
+    ):  # ir_version, producer_name
         return "is an ONNX model; Tubelet reads .safetensors and PyTorch's .pth"
     if head.startswith(b"PK"):
         return _foreign_zip(path)
@@ -137,7 +142,9 @@ def _foreign_zip(path: Path) -> str:
         )
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         first = ", ".join(names[:3]) or "nothing"
-        return f"is a zip archive of {first}, not weights; unpack it, and give the weight file in it"
+        return (
+            f"is a zip archive of {first}, not weights; unpack it, and give the weight file in it"
+        )
     declared_bytes = sum(entry.file_size for entry in entries)
     return expansion_fault(declared_bytes, path.stat().st_size)
 
@@ -160,7 +167,12 @@ def _entries(path: Path) -> list[zipfile.ZipInfo] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):  # the second: "zip file version 6.4"
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        ValueError,
+        OSError,
+    ):  # the second: "zip file version 6.4"
         return None
 
 
@@ -169,13 +181,19 @@ def _numbers_of_numpy() -> list[Any]:
     scalar = cast(Any, np.float64(0)).__reduce__()[0]
     kinds = (np.bool_, np.int32, np.int64, np.float16, np.float32, np.float64)
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of NumPy 1 and 2
-    return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+    return [
+        *((scalar, name) for name in names),
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in kinds),
+    ]
 
 
 def _read_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of old pickle protocols; what cannot be read raises
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # of old pickle protocols; what cannot be read raises
             with (
                 torch.serialization.safe_globals(_numbers_of_numpy()),
                 path.open("rb") as file,
@@ -185,6 +203,16 @@ def _read_pickle(path: Path) -> Any:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"more than tensors ({wanted[1]})" if wanted else "more than tensors, or is damaged"
         raise CheckpointError(f"{path} holds {what}, which is not read for safety") from error
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
         reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path} is damaged, or not a file of weights: {reason}; {_AGAIN}") from error
+        raise CheckpointError(
+            f"{path} is damaged, or not a file of weights: {reason}; {_AGAIN}"
+        ) from error

@@ -89,10 +89,16 @@ class Temporal:
         for name, kind in owner.items():
             value = getattr(self, name)
             if value < 0 or (value and kind != self.kind):
-                raise ValueError(f"{name}={value} does not fit a {self.kind!r} model; it is for {kind!r} models")
+                raise ValueError(
+                    f"{name}={value} does not fit a {self.kind!r} model; it is for {kind!r} models"
+                )
         if self.window_frames and self.overlap_frames >= self.window_frames:
-            raise ValueError(f"overlap_frames={self.overlap_frames} must be below window_frames={self.window_frames}")
+            raise ValueError(
+                f"overlap_frames={self.overlap_frames} must be below window_frames={self.window_frames}"
+            )
         if self.between_frames > 1:
             raise ValueError(f"between_frames={self.between_frames} must be 0 or 1")
         if self.between_frames and self.window_frames and not self.overlap_frames:
-            raise ValueError("overlap_frames=0 would leave nothing half-way between two windows; give at least 1")
+            raise ValueError(
+                "overlap_frames=0 would leave nothing half-way between two windows; give at least 1"
+            )

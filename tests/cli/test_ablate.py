@@ -9,7 +9,16 @@ from tubelet.cli import main
 from tubelet.recipes import two_step
 from tubelet.recipes.two_step_ablation import VARIANTS
 
-SMALL = ["--network.base", "1", "--network.norm", "none", "--crops.patch-px", "16", "--score-px", "16"]
+SMALL = [
+    "--network.channels",
+    "1",
+    "--network.norm",
+    "none",
+    "--crops.patch-px",
+    "16",
+    "--score-px",
+    "16",
+]
 SMALL += ["--crops.crops-per-triplet", "2", "--batch", "2"]
 
 
@@ -27,24 +36,49 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_trains_two_step_over_an_image_model(folder, capsys):
-    args = ["train", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "a", *SMALL]
+    args = [
+        "train",
+        "two-step",
+        "--data",
+        "clips",
+        "--image-model",
+        "bicubic-x2",
+        "--out",
+        "a",
+        *SMALL,
+    ]
     assert main([*args, "--scale", "2", "--loop.steps", "1", "--loop.log-every", "1"]) == 0
     out = capsys.readouterr().out
     assert "two-step x2 over bicubic-x2: 0." in out
     assert "step 1/1  psnr_y" in out
     assert "wrote a/model.safetensors; use it with: tubelet upscale" in out
-    assert main(["train", "two-step", "--config", "a/config.yaml", "--out", "b", "--epochs", "1"]) == 0
+    assert (
+        main(["train", "two-step", "--config", "a/config.yaml", "--out", "b", "--epochs", "1"]) == 0
+    )
     out = capsys.readouterr().out
     assert "1 epochs of 2 crops, 16 px" in out
     assert "step 1  psnr_y" in out  # how many there are, only the data tells
-    assert main(["train", "two-step", "--config", "b/config.yaml", "--out", "c", "--loop.steps", "2"]) == 0
+    assert (
+        main(["train", "two-step", "--config", "b/config.yaml", "--out", "c", "--loop.steps", "2"])
+        == 0
+    )
     assert "2 steps of 2 crops" in capsys.readouterr().out
     assert main(["train", "two-step", "--config", "b/config.yaml", "--preset", "paper"]) == 2
     assert "leave one of both out" in capsys.readouterr().err
 
 
 def test_a_refused_run_leaves_the_settings_of_the_one_that_is_there(folder, capsys, monkeypatch):
-    args = ["train", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "a", *SMALL]
+    args = [
+        "train",
+        "two-step",
+        "--data",
+        "clips",
+        "--image-model",
+        "bicubic-x2",
+        "--out",
+        "a",
+        *SMALL,
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(two_step, "train", _interrupt)
         assert main([*args, "--loop.steps", "1"]) == 130
@@ -61,7 +95,9 @@ def _interrupt(*args, **kwargs):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("command", [["train", "two-step", "--loop.device"], ["ablate", "two-step", "--device"]])
+@pytest.mark.parametrize(
+    "command", [["train", "two-step", "--loop.device"], ["ablate", "two-step", "--device"]]
+)
 def test_a_device_that_is_not_there_gives_one_line(folder, capsys, command):
     args = ["--data", "clips", "--image-model", "bicubic-x2", "--out", "a"]
     assert main([*command, "cuda", *args]) == 4
@@ -77,7 +113,18 @@ def test_help_of_two_step_teaches(capsys):
 
 
 def test_clips_that_are_too_small_give_one_line(folder, capsys):
-    args = ["ablate", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "two-step", "--base", "1"]
+    args = [
+        "ablate",
+        "two-step",
+        "--data",
+        "clips",
+        "--image-model",
+        "bicubic-x2",
+        "--out",
+        "two-step",
+        "--base",
+        "1",
+    ]
     assert main([*args, "--steps", "1", "--seeds", "1"]) == 3
     assert "64 px" in capsys.readouterr().err  # the clips are smaller than what preset small scores
 
@@ -87,13 +134,26 @@ def test_ablates_to_the_end(folder, capsys):
     for clip in (folder / "clips").iterdir():
         for image in clip.iterdir():
             Image.open(image).resize((192, 192)).save(image)
-    args = ["ablate", "two-step", "--data", "clips", "--image-model", "bicubic-x2", "--out", "a", "--base", "1"]
+    args = [
+        "ablate",
+        "two-step",
+        "--data",
+        "clips",
+        "--image-model",
+        "bicubic-x2",
+        "--out",
+        "a",
+        "--base",
+        "1",
+    ]
     assert main([*args, "--steps", "1", "--seeds", "1"]) == 0
     out = capsys.readouterr().out
     assert "encoder loss, α = 0.08, seed 0: " in out
     assert "not told apart  MAE > MSE" in out
     with (folder / "a" / "results.csv").open(encoding="utf-8") as lines:
-        assert [row["variant"] for row in csv.DictReader(lines)] == [variant.name for variant in VARIANTS]
+        assert [row["variant"] for row in csv.DictReader(lines)] == [
+            variant.name for variant in VARIANTS
+        ]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +163,11 @@ def test_ablates_to_the_end(folder, capsys):
         (["ablate", "one-step"], 2, "no study 'one-step'; there is: two-step"),
         (["ablate", "two-step", "--image-model", "bicubic-x2"], 2, "no data to train on"),
         (["ablate", "two-step", "--seeds", "0"], 2, "seeds, steps and base must be at least 1"),
-        (["train", "two-step", "--preset", "large"], 2, "no preset 'large'; there are: paper, small"),
+        (
+            ["train", "two-step", "--preset", "large"],
+            2,
+            "no preset 'large'; there are: paper, small",
+        ),
         (["train", "two-step", "--data", "clips"], 2, "which image model?"),
     ],
 )

@@ -38,7 +38,9 @@ def cost(model: str, *, architecture: str = "Net", scale: int = 4) -> Cost:
 
 
 def test_published_figures_stand_beside(capsys: pytest.CaptureFixture[str]) -> None:
-    bench._print_published(Console(width=100), [cost("basicvsr-plus-plus-x4"), cost("fast-x4-real")])
+    bench._print_published(
+        Console(width=100), [cost("basicvsr-plus-plus-x4"), cost("fast-x4-real")]
+    )
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["7.30", "–", "223", "77.0", "320x180"] in [row[1:6] for row in rows]
     assert not any(row[:1] == ["fast-x4-real"] for row in rows)
@@ -75,7 +77,7 @@ def test_json_has_all_numbers(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_checkpoint_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.safetensors"
-    model = FastVSR(FastConfig(scale=2, channels=4, depth=1))
+    model = FastVSR(FastConfig(scale=2, channels=4, num_blocks=1))
     save_checkpoint(path, model, {})
     assert main(["bench", str(path), *TINY, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["models"]
@@ -89,12 +91,18 @@ def test_a_checkpoint_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["bicubicc-x4"], 2, "did you mean bicubic-x4"),
         (["bicubic-x4", "--size", "320"], 2, "size='320' must be width x height"),
         (["bicubic-x4", "--size", "32x24", "--device", "cuda:99"], 4, "cuda:99"),
-        (["bicubic-x4", "--size", "32x24", "--device", "cpu", "--precision", "bf16"], 2, "it takes fp32"),
+        (
+            ["bicubic-x4", "--size", "32x24", "--device", "cpu", "--precision", "bf16"],
+            2,
+            "it takes fp32",
+        ),
         (["absent.safetensors"], 3, "absent.safetensors"),
         ([], 2, "name a model"),
     ],
 )
-def test_errors_are_one_line(args: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(
+    args: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bench", *args]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -114,7 +122,9 @@ def test_what_runs_out_of_memory_is_told_and_the_rest_is_shown(
     assert len(captured.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("times_s", "warned"), [((0.1, 0.1, 0.11), False), ((0.1, 0.1, 0.3), True)])
+@pytest.mark.parametrize(
+    ("times_s", "warned"), [((0.1, 0.1, 0.11), False), ((0.1, 0.1, 0.3), True)]
+)
 def test_a_busy_machine_is_noticed(times_s: tuple[float, ...], warned: bool) -> None:
     machine = describe_machine(torch.device("cpu"))
     measured = replace(cost("a"), times_s=times_s, frames_in=5, frames_out=5, height=28)
@@ -136,7 +146,8 @@ def test_published_figures_are_found_by_the_name_of_the_method() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "–"), (0.0714, "0.0714"), (7.3, "7.30"), (77, "77.0"), (99.96, "100"), (1041, "1041")]
+    ("value", "text"),
+    [(0, "–"), (0.0714, "0.0714"), (7.3, "7.30"), (77, "77.0"), (99.96, "100"), (1041, "1041")],
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert bench._number(value) == text

@@ -16,7 +16,9 @@ def pair(tmp_path: Path) -> tuple[str, str]:
     return str(low), str(make_video(tmp_path / "high.mp4", options={"crf": "12"}))
 
 
-def test_numbers_and_a_page(pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_and_a_page(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     original = str(make_video(tmp_path / "original.mkv", codec="ffv1", pix_fmt="yuv444p"))
     assert main(["compare", *pair, "--reference", original, "--metrics", "psnr-y", "ssim-y"]) == 0
     printed = capsys.readouterr().out
@@ -41,19 +43,31 @@ def test_json(pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixtu
     assert page.is_file()
 
 
-def test_equal_videos_are_valid_json(pair: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_videos_are_valid_json(
+    pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compare", pair[0], pair[0], "--json", "--no-page", "--metrics", "psnr-y"]) == 0
     text = capsys.readouterr().out
     assert "Infinity" not in text
     assert json.loads(text)["scores"]["psnr-y"]["second"] == "inf"
 
 
-def test_a_smaller_video_is_enlarged_on_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_smaller_video_is_enlarged_on_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = make_video(tmp_path / "clip.mp4", size=(32, 24))
     (tmp_path / "large").mkdir()
     large = make_video(tmp_path / "large" / "clip.mp4")
     for first, second, page in ((small, large, "a.html"), (large, small, "b.html")):
-        arguments = ["compare", str(first), str(second), "--out", str(tmp_path / page), "--metrics", "psnr-y"]
+        arguments = [
+            "compare",
+            str(first),
+            str(second),
+            "--out",
+            str(tmp_path / page),
+            "--metrics",
+            "psnr-y",
+        ]
         assert main(arguments) == 0
         text = (tmp_path / page).read_text("utf-8")
         assert str(Path("large") / "clip.mp4") in text  # two files of one name are told apart
@@ -62,9 +76,24 @@ def test_a_smaller_video_is_enlarged_on_the_page(tmp_path: Path, capsys: pytest.
     assert "64×48" in capsys.readouterr().out
 
 
-def test_a_video_and_its_frames(pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_and_its_frames(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_frames(tmp_path / "frames", 40)
-    assert main(["compare", pair[0], str(folder), "--out", str(tmp_path / "p.html"), "--metrics", "ssim-y"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                pair[0],
+                str(folder),
+                "--out",
+                str(tmp_path / "p.html"),
+                "--metrics",
+                "ssim-y",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr()
     assert "10 frames, compared at 64×48" in printed.out
     assert "note: 30 frames of" in printed.err

@@ -13,13 +13,25 @@ from tubelet.cli import main
 def test_list_names_every_set_with_its_source(capsys: pytest.CaptureFixture[str]):
     assert main(["data", "list"]) == 0
     text = capsys.readouterr().out
-    for name in ("reds4", "vimeo90k-t", "vid4", "udm10", "spmcs", "tos3", "videolq", "div2k", "flickr2k"):
+    for name in (
+        "reds4",
+        "vimeo90k-t",
+        "vid4",
+        "udm10",
+        "spmcs",
+        "tos3",
+        "videolq",
+        "div2k",
+        "flickr2k",
+    ):
         assert f"\n{name} " in text or text.startswith(name)
     assert main(["data", "list", "--json"]) == 0
     assert all(row["source"].startswith("http") for row in json.loads(capsys.readouterr().out))
 
 
-def test_an_incomplete_set_fails_where_it_was_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_incomplete_set_fails_where_it_was_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     make_vid4(tmp_path, clips=("walk", "city"))
     assert main(["data", "check", str(tmp_path)]) == 0
     assert "Vid4 in" in capsys.readouterr().out
@@ -49,7 +61,16 @@ def test_prepare_writes_copies_and_the_cache(tmp_path: Path, capsys: pytest.Capt
     assert len(list((tmp_path / "out" / "foliage").glob("*.png"))) == 49
     assert "4 clips made, 0 were there" in capsys.readouterr().err
     save_frames(tmp_path / "clips" / "a", 3, (24, 24))
-    cache = ["data", "prepare", str(tmp_path / "clips"), "--preset", "bd", "--cache", "--progress", "none"]
+    cache = [
+        "data",
+        "prepare",
+        str(tmp_path / "clips"),
+        "--preset",
+        "bd",
+        "--cache",
+        "--progress",
+        "none",
+    ]
     assert main([*cache, "--out", str(tmp_path / "cache")]) == 0
     assert [path.name for path in (tmp_path / "cache").rglob("bd*")] == ["bd-x4-0.npy"]
 

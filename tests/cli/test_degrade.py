@@ -48,7 +48,11 @@ def test_a_folder_of_clips_and_a_image(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (("clip.mp4", "out.mkv"), 2, "give --preset: bi, bi-u8"),
         (("clip.mp4", "out.mkv", "--preset", "bx"), 2, "unknown degradation 'bx'"),
-        (("clip.mp4", "out.mkv", "--preset", "bi", "--scale", "99"), 2, "scale=99 must be between 1 and 16"),
+        (
+            ("clip.mp4", "out.mkv", "--preset", "bi", "--scale", "99"),
+            2,
+            "scale=99 must be between 1 and 16",
+        ),
         (("no.mp4", "out.mkv", "--preset", "bi"), 3, "no such file"),
         (("clip.mp4", "clip.mp4", "--preset", "bi", "-y"), 2, "is the input itself"),
         (("clip.mp4", "nowhere/out.mkv", "--preset", "bi"), 2, "does not exist"),
@@ -58,7 +62,12 @@ def test_a_folder_of_clips_and_a_image(tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_errors_are_one_line(
-    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: tuple, code: int, told: str
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: tuple,
+    code: int,
+    told: str,
 ):
     monkeypatch.chdir(clip.parent)
     Path("empty").mkdir()

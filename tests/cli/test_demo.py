@@ -9,10 +9,17 @@ from tubelet.cli import demo, main
 
 
 @pytest.mark.slow
-def test_demo_leaves_three_videos_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_leaves_three_videos_and_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["demo", str(tmp_path / "show"), "--frames", "8", "--model", "bicubic"]) == 0
     folder = tmp_path / "show"
-    names = ["street-input.mp4", "street-original.mp4", "street-restored.mp4", "street.compare.html"]
+    names = [
+        "street-input.mp4",
+        "street-original.mp4",
+        "street-restored.mp4",
+        "street.compare.html",
+    ]
     assert sorted(path.name for path in folder.iterdir()) == names
     for name, size in (("street-input.mp4", (320, 180)), ("street-restored.mp4", (1280, 720))):
         with av.open(str(folder / name)) as container:

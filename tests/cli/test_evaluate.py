@@ -15,7 +15,15 @@ def clips(tmp_path: Path) -> Path:
 
 
 def command(clips: Path, *more: str) -> list[str]:
-    base = ["evaluate", "--protocol", "folder-bi-x4", "--data", str(clips), "--out", str(clips.parent / "out")]
+    base = [
+        "evaluate",
+        "--protocol",
+        "folder-bi-x4",
+        "--data",
+        str(clips),
+        "--out",
+        str(clips.parent / "out"),
+    ]
     return [*base, "--device", "cpu", *more]
 
 
@@ -108,12 +116,14 @@ def test_an_error_is_the_last_event(clips: Path, capsys: pytest.CaptureFixture[s
     assert not (clips.parent / "out" / "report.html").exists()
 
 
-def test_checkpoints_take_part(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_take_part(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tubelet.models.fast import FastConfig, FastVSR
     from tubelet.zoo.checkpoint import save_checkpoint
 
     path = tmp_path / "mine.safetensors"
-    save_checkpoint(path, FastVSR(FastConfig(channels=8, depth=1)), {})
+    save_checkpoint(path, FastVSR(FastConfig(channels=8, num_blocks=1)), {})
     assert main(command(clips, "--model", "bicubic", str(path), "--max-frames", "2")) == 0
     assert "mine" in capsys.readouterr().out
     assert "Only the first 2 frames" in (clips.parent / "out" / "report.md").read_text("utf-8")

@@ -1,5 +1,6 @@
 """`tubelet` itself: help, version, unknown verbs, and how errors become exit codes."""
 
+import os
 import subprocess
 import sys
 
@@ -90,13 +91,17 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error_message() -> None:
-    command = [sys.executable, "-c", "import sys; from tubelet.cli import main; sys.exit(main(['--help']))"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 141
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from tubelet.cli import main; sys.exit(main(['--help']))",
+    ]
+    read_end, write_end = os.pipe()
+    os.close(read_end)  # before the command writes, however fast it starts
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, check=False)
+    os.close(write_end)
+    assert done.stderr == b""
+    assert done.returncode == 141
 
 
 def test_wrong_usage_of_a_verb_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

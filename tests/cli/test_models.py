@@ -26,7 +26,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def test_the_table_has_every_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_every_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["models"]) == 0
     table = capsys.readouterr().out
@@ -53,9 +55,9 @@ def test_identify_tells_what_a_checkpoint_is(capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert f"{path}: FastVSR ×4, 53.6 k parameters" in said
     assert "kind=online, lookahead=1" in said
-    assert "depth=4" in said
+    assert "num_blocks=4" in said
     assert main(["models", "identify", path, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["config"]["recall_px"] == 3
+    assert json.loads(capsys.readouterr().out)["config"]["recurrent_kernel_px"] == 3
 
 
 def test_the_table_says_what_is_here_and_what_is_fetched(
@@ -65,7 +67,9 @@ def test_the_table_says_what_is_here_and_what_is_fetched(
 
     def weights_of(*ids: str) -> list[str]:
         assert main(["models"]) == 0
-        rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+        rows = {
+            line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()
+        }
         return [re.split(r"\s{2,}", rows[id].strip())[4] for id in ids]
 
     ids = ("realesrgan-x4plus", "basicvsr-reds4", "edsr_l-x4")
@@ -78,10 +82,14 @@ def test_the_table_says_what_is_here_and_what_is_fetched(
     assert (row["here"], row["url"], row["sha256"]) == (False, None, "76ee1c8f")
 
 
-def test_download_and_cache(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_and_cache(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = home.parent / "net.pth"
     source.write_bytes(b"weights")
-    known = replace(zoo._known()["realesr-animevideov3"], file=RemoteFile(name="net.pth", url=source.as_uri()))
+    known = replace(
+        zoo._known()["realesr-animevideov3"], file=RemoteFile(name="net.pth", url=source.as_uri())
+    )
     monkeypatch.setitem(zoo._known(), known.id, known)
     path = home / "models" / "net.pth"
     assert main(["models", "download", known.id, known.id]) == 0
@@ -107,7 +115,9 @@ def test_download_and_cache(home: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         (["edsr_l-x4"], 4, "must be fetched by hand: from https://github.com/XPixelGroup/BasicSR"),
     ],
 )
-def test_what_cannot_be_downloaded(ids: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_downloaded(
+    ids: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["models", "download", *ids]) == code
     error = capsys.readouterr().err
     assert said in error
@@ -117,9 +127,12 @@ def test_what_cannot_be_downloaded(ids: list[str], code: int, said: str, capsys:
 def test_identify_tells_the_layout_and_under_which_name_it_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(num_feat=4, num_conv=1)).half()
+    model = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(channels=4, num_blocks=1)).half()
     path = tmp_path / "a.pth"
-    torch.save({"params_ema": {f"module.{name}": value for name, value in model.state_dict().items()}}, path)
+    torch.save(
+        {"params_ema": {f"module.{name}": value for name, value in model.state_dict().items()}},
+        path,
+    )
     known = replace(
         zoo._known()["realesr-animevideov3"],
         file=RemoteFile(name="a.pth", sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
@@ -132,8 +145,14 @@ def test_identify_tells_the_layout_and_under_which_name_it_is_published(
     assert "published as: realesr-animevideov3" in said
 
 
-def test_identify_says_what_comes_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = {"body.0.weight": torch.zeros(64, 3, 3, 3), "body.0.bias": torch.zeros(1), "other": torch.zeros(2)}
+def test_identify_says_what_comes_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {
+        "body.0.weight": torch.zeros(64, 3, 3, 3),
+        "body.0.bias": torch.zeros(1),
+        "other": torch.zeros(2),
+    }
     torch.save(state, tmp_path / "a.pth")
     assert main(["models", "identify", str(tmp_path / "a.pth")]) == 3
     said = capsys.readouterr()
@@ -146,7 +165,9 @@ def test_identify_says_what_comes_nearest(tmp_path: Path, capsys: pytest.Capture
     assert facts["nearest"][0]["share"] > 0
 
 
-def test_identify_refuses_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_identify_refuses_what_is_no_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.pth").write_text("hello")
     assert main(["models", "identify", str(tmp_path / "a.pth")]) == 3
     assert capsys.readouterr().err.count("\n") == 1

@@ -12,7 +12,11 @@ def test_companion_names() -> None:
     assert companion("a/new.mp4", ".compare.html") == Path("a/new.compare.html")
     assert companion("frames/%05d.png", ".compare.html") == Path("frames.compare.html")
     assert companion("frames", ".preview.png") == Path("frames.preview.png")
-    assert companion("%05d.png", ".preview.png") == companion(".", ".preview.png") == Path("images.preview.png")
+    assert (
+        companion("%05d.png", ".preview.png")
+        == companion(".", ".preview.png")
+        == Path("images.preview.png")
+    )
 
 
 def test_an_existing_file_is_only_replaced_where_that_is_allowed(tmp_path: Path) -> None:

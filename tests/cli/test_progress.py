@@ -70,13 +70,18 @@ def test_none_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_log_gets_a_plain_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_a_plain_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
     with show_progress("auto", label="x", json_to=io.StringIO()) as update:
         update(at(5))
         update(at(6, None))
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["frame 5 of 20, 10.0 frames a second, 1.5 s left", "frame 6, 10.0 frames a second"]
+    assert lines == [
+        "frame 5 of 20, 10.0 frames a second, 1.5 s left",
+        "frame 6, 10.0 frames a second",
+    ]
 
 
 def test_the_bar_shows_frames_speed_and_eta(
@@ -84,8 +89,8 @@ def test_the_bar_shows_frames_speed_and_eta(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
-    with show_progress("bar", label="film.mp4", json_to=io.StringIO()) as update:
+    with show_progress("bar", label="video.mp4", json_to=io.StringIO()) as update:
         update(at(5))
     shown = capsys.readouterr().err
-    for text in ("film.mp4", "5/20", "10.0 fps", "1.5 s left"):
+    for text in ("video.mp4", "5/20", "10.0 fps", "1.5 s left"):
         assert text in shown

@@ -7,7 +7,16 @@ from PIL import Image
 from tubelet.cli import main
 from tubelet.zoo.checkpoint import load_model
 
-TINY = ["--model.channels", "4", "--model.depth", "0", "--crops.batch", "1", "--crops.frames", "2"]
+TINY = [
+    "--model.channels",
+    "4",
+    "--model.num-blocks",
+    "0",
+    "--crops.batch",
+    "1",
+    "--crops.frames",
+    "2",
+]
 LOOP = ["--loop.steps", "2", "--loop.log-every", "1"]
 TINY += ["--crops.patch-px", "6", *LOOP]
 
@@ -35,9 +44,9 @@ def test_trains_and_reads_its_own_configuration(folder, capsys):
     assert train("--config=a/config.yaml", "--out", "b", "--model.channels", "5") == 0
     assert load_model("b/model.safetensors").config.channels == 5
     written = (folder / "b" / "config.yaml").read_text("utf-8")
-    assert written == (folder / "a" / "config.yaml").read_text("utf-8").replace("out: a", "out: b").replace(
-        "channels: 4", "channels: 5"
-    )
+    assert written == (folder / "a" / "config.yaml").read_text("utf-8").replace(
+        "out: a", "out: b"
+    ).replace("channels: 4", "channels: 5")
 
 
 def test_a_run_that_is_refused_keeps_its_configuration(folder, capsys):
@@ -54,7 +63,10 @@ def test_events_for_programs(folder, capsys):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     kinds = [event["event"] for event in events]
     assert (kinds[0], kinds[-1]) == ("start", "end")
-    assert [event["step"] for event in events if event["event"] == "log" and "loss" in event] == [1, 2]
+    assert [event["step"] for event in events if event["event"] == "log" and "loss" in event] == [
+        1,
+        2,
+    ]
     last = [event for event in events if event["event"] == "progress"][-1]
     assert (last["done"], last["total"], last["unit"], last["eta_s"]) == (2, 2, "step", 0)
     assert train("--config", "a/config.yaml", "--loop.steps", "3", "--progress", "json") == 3
@@ -62,17 +74,46 @@ def test_events_for_programs(folder, capsys):
 
 
 def test_trains_spynet_on_images(folder, capsys):
-    flags = ["--hold-out", "3", "--levels", "1", "--motion.batch", "4", "--motion.patch-px", "8", *LOOP]
+    flags = [
+        "--hold-out",
+        "3",
+        "--levels",
+        "1",
+        "--motion.batch",
+        "4",
+        "--motion.patch-px",
+        "8",
+        *LOOP,
+    ]
     assert main(["train", "spynet", "--data", "clips/noise", "--out", "a", *flags]) == 3
     assert "64" in capsys.readouterr().err  # the images are too small
     for t in range(3):
         rng = np.random.default_rng(t)
-        Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(folder / "clips" / "noise" / f"{t}.png")
+        Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(
+            folder / "clips" / "noise" / f"{t}.png"
+        )
     assert main(["train", "spynet", "--data", "clips/noise", "--out", "a", *flags]) == 0
     out = capsys.readouterr().out
     assert "epe_zero" in out
-    assert "wrote a/model.safetensors; train finer levels from it with: --levels N --init a/model.safe" in out
-    assert main(["train", "spynet", "--config", "a/config.yaml", "--out", "b", "--init", "a/model.safetensors"]) == 0
+    assert (
+        "wrote a/model.safetensors; train finer levels from it with: --levels N --init a/model.safe"
+        in out
+    )
+    assert (
+        main(
+            [
+                "train",
+                "spynet",
+                "--config",
+                "a/config.yaml",
+                "--out",
+                "b",
+                "--init",
+                "a/model.safetensors",
+            ]
+        )
+        == 0
+    )
     assert "levels: 1" in (folder / "b" / "config.yaml").read_text("utf-8")
 
 
@@ -82,7 +123,11 @@ def test_trains_spynet_on_images(folder, capsys):
         (["train", "offline"], 2, "no recipe 'offline'"),
         (["train", "online", "--config"], 2, "--config needs"),
         (["train", "online", "--progress", "jsn"], 2, "did you mean json?"),
-        (["train", "online", "--config", "absent.yaml"], 2, "cannot read configuration absent.yaml"),
+        (
+            ["train", "online", "--config", "absent.yaml"],
+            2,
+            "cannot read configuration absent.yaml",
+        ),
         (["train", "online", "--data", "absent"], 3, "no such folder of clips: absent"),
     ],
 )
@@ -99,7 +144,16 @@ def test_help(capsys):
     assert "spynet       SpyNet" in capsys.readouterr().out
 
 
-SMALL = ["--network.channels", "4", "--network.blocks", "1", "--crops.batch", "1", "--crops.frames", "2"]
+SMALL = [
+    "--network.channels",
+    "4",
+    "--network.num-blocks",
+    "1",
+    "--crops.batch",
+    "1",
+    "--crops.frames",
+    "2",
+]
 SMALL += ["--crops.patch-px", "6", *LOOP]
 
 
@@ -119,7 +173,9 @@ def test_supervised_trains_a_network_by_its_name(folder, capsys):
     assert load_model("b/model.safetensors").config.channels == 5
     written = (folder / "b" / "config.yaml").read_text("utf-8")
     assert "loss_reduction: sum" in written
-    assert supervised("--config", "b/config.yaml", "--model", "RRN") == 0  # it is done, and stays as it is
+    assert (
+        supervised("--config", "b/config.yaml", "--model", "RRN") == 0
+    )  # it is done, and stays as it is
 
 
 def test_supervised_lists_its_networks(capsys):
@@ -138,9 +194,17 @@ def test_supervised_lists_its_networks(capsys):
         (["--model", "spynet"], 2, "no network to train is called 'spynet'"),
         (["--model", "edvr-m"], 2, "no data to train on"),
         (["--model", "edvr-m", "--data", "clips", "--crops.patch-px", "30"], 2, "32 would do"),
-        (["--model", "edvr-m", "--data", "clips", "--network.num-frames", "7"], 2, "the middle one of 7 frames"),
+        (
+            ["--model", "edvr-m", "--data", "clips", "--network.num-frames", "7"],
+            2,
+            "the middle one of 7 frames",
+        ),
         (["--model", "edvr-m", "--config", "rrn.yaml"], 2, "rrn.yaml is for model rrn, not edvr-m"),
-        (["--config", "rrn.yaml"], 2, "network has unknown key 'groups'; known are scale, channels, blocks"),
+        (
+            ["--config", "rrn.yaml"],
+            2,
+            "network has unknown key 'groups'; known are scale, channels, num_blocks",
+        ),
         (["--config", "absent.yaml"], 2, "cannot read configuration absent.yaml"),
         (["--model", "rrn", "--data", "absent"], 3, "no such folder of clips: absent"),
     ],

@@ -37,7 +37,9 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_writes_the_video_and_one_summary_line(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_the_video_and_one_summary_line(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = clip.with_name("out.mp4")
     assert main(["upscale", str(clip), str(out), *FAST, "--scale", "2"]) == 0
     with av.open(str(out)) as container:
@@ -48,7 +50,9 @@ def test_writes_the_video_and_one_summary_line(clip: Path, capsys: pytest.Captur
     assert lines[0].endswith("bicubic-x2")
 
 
-def test_json_events_go_to_the_standard_output(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_events_go_to_the_standard_output(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = clip.with_name("out.mkv")
     assert main(["upscale", str(clip), str(out), "-m", "bicubic", "--progress", "json"]) == 0
     written = capsys.readouterr()
@@ -61,14 +65,19 @@ def test_json_events_go_to_the_standard_output(clip: Path, capsys: pytest.Captur
 
 
 def test_json_tells_an_error_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["upscale", str(tmp_path / "no.mp4"), str(tmp_path / "o.mp4"), "--progress", "json"]) == 3
+    assert (
+        main(["upscale", str(tmp_path / "no.mp4"), str(tmp_path / "o.mp4"), "--progress", "json"])
+        == 3
+    )
     written = capsys.readouterr()
     last = json.loads(written.out.splitlines()[-1])
     assert (last["event"], last["exit_code"]) == ("error", 3)
     assert written.err == f"tubelet: error: {last['message']}\n"
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = clip.with_name("out.mp4")
     assert main(["upscale", str(clip), str(out), *FAST, "--dry-run"]) == 0
     plan = capsys.readouterr().out
@@ -88,13 +97,20 @@ def test_dry_run_as_json(clip: Path, capsys: pytest.CaptureFixture[str]) -> None
     command = ["upscale", str(clip), str(clip.with_name("out.mp4")), *FAST, "--json"]
     assert main([*command, "--dry-run"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert (values["input"], values["width"], values["height"], values["frames"]) == (str(clip), 256, 192, FRAMES)
+    assert (values["input"], values["width"], values["height"], values["frames"]) == (
+        str(clip),
+        256,
+        192,
+        FRAMES,
+    )
     assert values["plan"]["output"] == [256, 192]
     assert main(command) == 2
     assert "--json is for --dry-run" in one_line(capsys)
 
 
-def test_a_run_follows_the_plan_that_a_dry_run_printed(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_follows_the_plan_that_a_dry_run_printed(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = clip.with_name("planned.mp4")
     command = ["upscale", str(clip), str(out), *FAST]
     assert main([*command, "--dry-run", "--json", "--tile", "32"]) == 0
@@ -144,7 +160,15 @@ def test_a_plan_of_another_input_or_model_is_refused(
     plan.write_text(capsys.readouterr().out)
     assert main(["upscale", str(clip), str(tmp_path / "o.mp4"), *FAST, "--plan", str(plan)]) == 2
     assert "the plan is for 32x32, but the input is 64x48" in one_line(capsys)
-    command = ["upscale", str(other), str(tmp_path / "o.mp4"), "-m", "default", "--progress", "none"]
+    command = [
+        "upscale",
+        str(other),
+        str(tmp_path / "o.mp4"),
+        "-m",
+        "default",
+        "--progress",
+        "none",
+    ]
     assert main([*command, "--plan", str(plan)]) == 2
     assert "for a model that is run otherwise than fast-x4-real" in one_line(capsys)
 
@@ -181,7 +205,9 @@ def test_flags_that_contradict_a_plan_are_refused(
     assert main([*command, "--precision", "fp32", "--plan", str(plan)]) == 0
 
 
-@pytest.mark.parametrize(("device", "words"), [("cuda:9", "not available"), ("tpuz", "is not a device")])
+@pytest.mark.parametrize(
+    ("device", "words"), [("cuda:9", "not available"), ("tpuz", "is not a device")]
+)
 def test_a_plan_for_a_device_that_is_not_there_is_refused(
     clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, device: str, words: str
 ) -> None:
@@ -203,7 +229,10 @@ def test_the_rate_of_a_run_is_that_of_its_plan(
     path = tmp_path / "plan.json"
     path.write_text(capsys.readouterr().out)
     without = [flag for flag in space_time if flag not in ("--fps", "x2")]
-    assert main(["upscale", str(clip), str(out), *without, "--progress", "none", "--plan", str(path)]) == 0
+    assert (
+        main(["upscale", str(clip), str(out), *without, "--progress", "none", "--plan", str(path)])
+        == 0
+    )
     with open_reader(out) as reader, open_reader(clip) as source:
         doubled, frames = list(reader), list(source)
     assert len(doubled) == 2 * len(frames) - 1
@@ -212,8 +241,19 @@ def test_the_rate_of_a_run_is_that_of_its_plan(
 
 def test_the_plan_on_a_terminal_of_few_letters(clip: Path) -> None:
     program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "upscale", str(clip), str(clip.with_name("o.mp4")), *FAST, "--dry-run"]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "upscale",
+        str(clip),
+        str(clip.with_name("o.mp4")),
+        *FAST,
+        "--dry-run",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True
+    )
     assert b"64\\xd748" in done.stdout
 
 
@@ -244,11 +284,15 @@ def test_a_preview_also_shows_the_frame_half_way(clip: Path, space_time: list[st
     assert main(["upscale", str(clip), str(png), *space_time, "--preview", "1"]) == 0
     with Image.open(png) as sheet:
         assert 3 * 128 <= sheet.width < 3 * 128 + 10
-        result, half_way = (np.asarray(sheet.crop((x, 30, x + 128, 100))).astype(int) for x in (130, 260))
+        result, half_way = (
+            np.asarray(sheet.crop((x, 30, x + 128, 100))).astype(int) for x in (130, 260)
+        )
     assert 0 < abs(result - half_way).mean() < 20
 
 
-@pytest.mark.parametrize(("output", "png"), [("out.mp4", "out.preview.png"), ("look.png", "look.png")])
+@pytest.mark.parametrize(
+    ("output", "png"), [("out.mp4", "out.preview.png"), ("look.png", "look.png")]
+)
 def test_preview_puts_input_and_result_side_by_side(clip: Path, output: str, png: str) -> None:
     assert main(["upscale", str(clip), str(clip.with_name(output)), *FAST, "--preview", "2"]) == 0
     assert sorted(path.name for path in clip.parent.iterdir()) == sorted(["clip.mp4", png])
@@ -257,7 +301,9 @@ def test_preview_puts_input_and_result_side_by_side(clip: Path, output: str, png
         assert 2 * 192 <= sheet.height < 2 * 230
 
 
-def test_compare_writes_a_page_beside_the_output(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_writes_a_page_beside_the_output(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = clip.with_name("out.mp4")
     assert main(["upscale", str(clip), str(out), *FAST, "--compare"]) == 0
     assert "bicubic-x4" in clip.with_name("out.compare.html").read_text("utf-8")
@@ -270,7 +316,9 @@ def test_a_missing_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.parametrize(("content", "word"), [(b"", "empty"), (b"just some text\n" * 50, "not a video")])
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"", "empty"), (b"just some text\n" * 50, "not a video")]
+)
 def test_an_input_that_is_no_video(
     tmp_path: Path, content: bytes, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,7 +335,9 @@ def test_audio_alone(audio: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert names_in(audio.parent) == [audio.name]
 
 
-def test_a_truncated_input_gives_what_can_be_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_input_gives_what_can_be_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = make_video(tmp_path / "whole.mkv", frames=60)
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
@@ -305,7 +355,9 @@ def test_a_truncated_input_gives_what_can_be_decoded(tmp_path: Path, capsys: pyt
     assert names_in(tmp_path) == ["cut.mkv", "out.compare.html", "out.mp4", "whole.mkv"]
 
 
-def test_a_film_without_its_end_and_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_film_without_its_end_and_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = make_video(tmp_path / "whole.mp4", frames=60)
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
@@ -326,7 +378,9 @@ def test_a_folder_that_does_not_exist(clip: Path, capsys: pytest.CaptureFixture[
     assert names_in(clip.parent) == ["clip.mp4"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
 def test_a_folder_that_cannot_be_written(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = clip.parent / "locked"
     folder.mkdir(mode=0o555)
@@ -334,7 +388,9 @@ def test_a_folder_that_cannot_be_written(clip: Path, capsys: pytest.CaptureFixtu
     assert "locked" in one_line(capsys)
 
 
-def test_a_pseudo_file_system_that_cannot_be_written(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pseudo_file_system_that_cannot_be_written(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not Path("/proc/self").exists():
         pytest.skip("there is no /proc")
     assert main(["upscale", str(clip), "/proc/out.mp4", *FAST]) == 2
@@ -349,7 +405,9 @@ def test_output_equal_to_input(clip: Path, capsys: pytest.CaptureFixture[str]) -
     assert names_in(clip.parent) == ["clip.mp4"]
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_output_is_kept_unless_told_otherwise(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = clip.with_name("out.mp4")
     out.write_bytes(b"precious")
     assert main(["upscale", str(clip), str(out), *FAST]) == 2
@@ -373,15 +431,24 @@ def test_an_existing_companion_is_kept_too(
     assert not clip.with_name("out.mp4").exists()
 
 
-def test_an_unknown_model_suggests_the_nearest(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["upscale", str(clip), str(clip.with_name("out.mp4")), "--model", "bicubik-x4"]) == 2
+def test_an_unknown_model_suggests_the_nearest(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["upscale", str(clip), str(clip.with_name("out.mp4")), "--model", "bicubik-x4"]) == 2
+    )
     assert "bicubic-x4" in one_line(capsys)
     assert names_in(clip.parent) == ["clip.mp4"]
 
 
 @pytest.mark.parametrize(("source", "output", "code"), [("clip.mp4", "", 2), ("", "out.mp4", 3)])
 def test_an_empty_name(
-    clip: Path, source: str, output: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clip: Path,
+    source: str,
+    output: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(clip.parent)
     assert main(["upscale", source, output, *FAST]) == code
@@ -401,20 +468,28 @@ def test_an_empty_name(
         (["--fps", "x2"], "bicubic-x4 does not; use a checkpoint of ZoomingSlowMo or TMNet"),
     ],
 )
-def test_flags_that_make_no_sense(clip: Path, flags: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_that_make_no_sense(
+    clip: Path, flags: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["upscale", str(clip), str(clip.with_name("out.mp4")), *FAST, *flags]) == 2
     assert word in one_line(capsys)
 
 
 @pytest.mark.parametrize("flag", ["--dry-run", "--compare"])
-def test_a_pipe_cannot_be_read_twice(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_cannot_be_read_twice(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["upscale", "-", str(tmp_path / "out.mp4"), flag]) == 2
     assert "pipe" in one_line(capsys)
 
 
 @pytest.mark.parametrize(("output", "word"), [("-", "pipe"), ("images", "no times")])
 def test_compare_needs_a_video_file(
-    clip: Path, output: str, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clip: Path,
+    output: str,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(clip.parent)
     assert main(["upscale", "clip.mp4", output, *FAST, "--compare"]) == 2
@@ -424,7 +499,18 @@ def test_compare_needs_a_video_file(
 
 def test_a_pipe_carries_the_video_and_nothing_else(clip: Path) -> None:
     code = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "upscale", str(clip), "-", "-m", "bicubic", "--progress", "json"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "upscale",
+        str(clip),
+        "-",
+        "-m",
+        "bicubic",
+        "--progress",
+        "json",
+    ]
     done = subprocess.run(command, capture_output=True, check=True)
     assert done.stdout.startswith(b"YUV4MPEG2 ")
     assert len(done.stdout) > FRAMES * 256 * 192 * 3 // 2
@@ -432,15 +518,24 @@ def test_a_pipe_carries_the_video_and_nothing_else(clip: Path) -> None:
 
 
 def test_an_interrupt_while_the_pipe_says_nothing(tmp_path: Path) -> None:
-    film = make_video(tmp_path / "in.y4m", codec="rawvideo").read_bytes()
+    video = make_video(tmp_path / "in.y4m", codec="rawvideo").read_bytes()
     program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "upscale", "-", str(tmp_path / "out.mp4"), "-m", "bicubic"]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "upscale",
+        "-",
+        str(tmp_path / "out.mp4"),
+        "-m",
+        "bicubic",
+    ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([*command, "--progress", "json"], **pipes) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdin.write(film[: len(film) // 2])
+        process.stdin.write(video[: len(video) // 2])
         process.stdin.flush()
         assert any(b'"progress"' in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
@@ -451,7 +546,9 @@ def test_an_interrupt_while_the_pipe_says_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_an_interrupted_run_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     source = make_video(tmp_path / "long.mp4", frames=250, size=(320, 240))
     program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "upscale", str(source), str(tmp_path / "out.mp4")]

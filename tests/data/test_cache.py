@@ -16,8 +16,12 @@ def root(tmp_path):
     frames = tmp_path / "clips" / "walk"
     frames.mkdir(parents=True)
     for t in range(4):
-        Image.fromarray(rng.integers(0, 255, (50, 61, 3), dtype=np.uint8)).save(frames / f"{t:04d}.png")
-    Image.fromarray(rng.integers(0, 255, (120, 200, 3), dtype=np.uint8)).save(tmp_path / "clips" / "still.png")
+        Image.fromarray(rng.integers(0, 255, (50, 61, 3), dtype=np.uint8)).save(
+            frames / f"{t:04d}.png"
+        )
+    Image.fromarray(rng.integers(0, 255, (120, 200, 3), dtype=np.uint8)).save(
+        tmp_path / "clips" / "still.png"
+    )
     return tmp_path / "clips"
 
 

@@ -16,7 +16,9 @@ VID4 = find_dataset("vid4")
 
 
 def problems(root: Path, **options: bool) -> dict[str, tuple[str, ...]]:
-    return {clip.name: clip.problems for clip in check_set(VID4, root, **options).clips if clip.problems}
+    return {
+        clip.name: clip.problems for clip in check_set(VID4, root, **options).clips if clip.problems
+    }
 
 
 def test_a_complete_set_is_complete(shared: Path):
@@ -106,7 +108,9 @@ def test_any_folder_is_described(tmp_path: Path):
     assert not report.is_complete
 
 
-def test_progress_counts_clips_and_a_token_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_progress_counts_clips_and_a_token_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
     for name in ("a", "b", "c"):
         save_frames(tmp_path / name, 1)

@@ -34,7 +34,9 @@ def expected(src: Path, preset: str, scale: int, seed: int = 0) -> np.ndarray:
 def test_images_are_what_degrade_gives_and_keep_their_names(tmp_path: Path, preset: str):
     src = save_frames(tmp_path / "src", 4, (66, 50), "im{}.png")
     seen: list[Progress] = []
-    done = write_images(src, tmp_path / "out", Degradation(preset=preset, scale=4, seed=5), on_progress=seen.append)
+    done = write_images(
+        src, tmp_path / "out", Degradation(preset=preset, scale=4, seed=5), on_progress=seen.append
+    )
     assert done == 4
     assert (seen[0].done, seen[0].total, seen[-1].done, seen[-1].label) == (1, 4, 4, "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"im{n}.png" for n in range(4)]
@@ -52,7 +54,9 @@ def test_a_lossless_video_holds_the_same_values_and_times(tmp_path: Path, preset
         overwrite=False,
     )
     assert notes == []
-    assert np.array_equal(read_clip(tmp_path / "out.mkv", max_frames=99), expected(src, preset, 2, 1))
+    assert np.array_equal(
+        read_clip(tmp_path / "out.mkv", max_frames=99), expected(src, preset, 2, 1)
+    )
     with av.open(str(tmp_path / "out.mkv")) as container:
         times = [round(25 * frame.time) for frame in container.decode(video=0)]
     assert times == [0, 1, 2, 5, 9, 10, 11, 12, 30, 31]
@@ -60,7 +64,9 @@ def test_a_lossless_video_holds_the_same_values_and_times(tmp_path: Path, preset
 
 def test_mp4_is_near_and_says_so(tmp_path: Path):
     src, dst = make_video(tmp_path / "src.mp4"), tmp_path / "out.mp4"
-    notes = write_video(src, dst, Degradation(preset="bi", scale=2), encode=lossless(dst), overwrite=False)
+    notes = write_video(
+        src, dst, Degradation(preset="bi", scale=2), encode=lossless(dst), overwrite=False
+    )
     assert ".mkv or a folder keeps every value" in notes[-1]
     difference = read_clip(dst, max_frames=99).astype(int) - expected(src, "bi", 2)
     assert np.abs(difference).mean() < 2
@@ -90,13 +96,18 @@ def test_clips_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest
 
     with pytest.raises(Cancelled):
         write_clips(clips, out, how, on_progress=stop, cancel=token)
-    assert [(now.label, now.done, now.total) for now in seen] == [("a", 1, 4), ("a", 2, 4), ("b", 3, 4)]
+    assert [(now.label, now.done, now.total) for now in seen] == [
+        ("a", 1, 4),
+        ("a", 2, 4),
+        ("b", 3, 4),
+    ]
     assert sorted(p.name for p in out.iterdir()) == ["a", "degradation.json"]
     before = (out / "a" / "00000000.png").stat().st_mtime_ns
     assert write_clips(clips, out, how) == 1
     assert (out / "a" / "00000000.png").stat().st_mtime_ns == before
     assert np.array_equal(
-        read_clip(out / "b", max_frames=9), expected(tmp_path / "src" / "b", "real", 2, clip_seed("b", 3))
+        read_clip(out / "b", max_frames=9),
+        expected(tmp_path / "src" / "b", "real", 2, clip_seed("b", 3)),
     )
 
 
@@ -140,7 +151,9 @@ def test_a_recipe_replays_whatever_the_seed(tmp_path: Path):
     assert np.array_equal(read_clip(tmp_path / "out", max_frames=9), expected(src, "real", 4, 8))
 
 
-@pytest.mark.parametrize("fields", [{"preset": "bx"}, {"scale": 0}, {"scale": 17}, {"preset": "bd-b", "scale": 3}])
+@pytest.mark.parametrize(
+    "fields", [{"preset": "bx"}, {"scale": 0}, {"scale": 17}, {"preset": "bd-b", "scale": 3}]
+)
 def test_requests_without_sense_are_refused(fields: dict):
     with pytest.raises(ConfigError):
         Degradation(**fields)

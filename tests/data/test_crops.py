@@ -8,7 +8,9 @@ from tubelet.errors import ConfigError, InputError
 
 def _clip(name: str, frames: int, side: int = 20) -> CachedClip:
     """A clip whose lq pixels hold their own place and time, so that a crop tells where it comes from."""
-    time, row, column = np.meshgrid(np.arange(frames), np.arange(side), np.arange(side), indexing="ij")
+    time, row, column = np.meshgrid(
+        np.arange(frames), np.arange(side), np.arange(side), indexing="ij"
+    )
     lq = np.stack([time, row, column], 1).astype(np.uint8)
     return CachedClip(name, lq.repeat(4, -1).repeat(4, -2), (lq,))
 
@@ -48,7 +50,12 @@ def test_prefers_detail():
     lq[..., 32:] = np.random.default_rng(0).integers(0, 255, (1, 3, 8, 32))
     clip = CachedClip("half flat", lq.repeat(4, -1).repeat(4, -2), (lq,))
     detail = [
-        np.mean([Crops([clip], 4, CropSettings(patch_px=8, candidates=n), 0).sample(i)[0].std() for i in range(60)])
+        np.mean(
+            [
+                Crops([clip], 4, CropSettings(patch_px=8, candidates=n), 0).sample(i)[0].std()
+                for i in range(60)
+            ]
+        )
         for n in (1, 6)
     ]
     assert detail[1] > 1.3 * detail[0]

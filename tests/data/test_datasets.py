@@ -19,14 +19,18 @@ def test_vid4_is_found_in_every_layout(tmp_path: Path, layout: str, below: str):
     make_vid4(tmp_path / below, layout)
     clips = find_clips(VID4, tmp_path)
     assert [clip.name for clip in clips] == list(VID4_FRAMES)
-    assert [clip.gt for clip in clips] == [tmp_path / below / layout.format(name) for name in VID4_FRAMES]
+    assert [clip.gt for clip in clips] == [
+        tmp_path / below / layout.format(name) for name in VID4_FRAMES
+    ]
     assert {clip.lq for clip in clips} == {None}
 
 
 def test_low_quality_clips_are_used_under_their_own_convention_only(tmp_path: Path):
     make_vid4(tmp_path)
     make_vid4(tmp_path, "BDx4/{}")
-    assert find_clips(find_protocol("vid4-bd-b-x4"), tmp_path)[0].lq == tmp_path / "BDx4" / "calendar"
+    assert (
+        find_clips(find_protocol("vid4-bd-b-x4"), tmp_path)[0].lq == tmp_path / "BDx4" / "calendar"
+    )
     assert find_clips(find_protocol("vid4-bd-x4"), tmp_path)[0].lq is None
     assert find_clips(VID4, tmp_path)[0].lq is None
     (tmp_path / "BDx4" / "walk" / "00000003.png").unlink()
@@ -39,10 +43,15 @@ def test_low_quality_clips_are_used_under_their_own_convention_only(tmp_path: Pa
 def test_what_is_missing_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"no such folder: .*nowhere"):
         find_clips(VID4, tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"Vid4 is not in .*: looked there and in folders named vid4 for GT/…, HR/…"):
+    with pytest.raises(
+        InputError,
+        match=r"Vid4 is not in .*: looked there and in folders named vid4 for GT/…, HR/…",
+    ):
         find_clips(VID4, tmp_path)
     make_vid4(tmp_path, clips=("calendar", "walk"))
-    with pytest.raises(InputError, match=r"Vid4 has 4 clips, but .* has 2; city, foliage missing.*check --set vid4"):
+    with pytest.raises(
+        InputError, match=r"Vid4 has 4 clips, but .* has 2; city, foliage missing.*check --set vid4"
+    ):
         find_clips(VID4, tmp_path)
 
 
@@ -62,7 +71,9 @@ def test_reds4(tmp_path: Path, gt: str):
             save_frames(tmp_path / lq.format(name), 100, (1, 1))
     clips = find_clips(find_protocol("reds4-bi-x4"), tmp_path)
     assert [clip.name for clip in clips] == ["000", "011", "015", "020"]
-    assert [clip.lq for clip in clips] == [tmp_path / lq.format(clip.name) if lq else None for clip in clips]
+    assert [clip.lq for clip in clips] == [
+        tmp_path / lq.format(clip.name) if lq else None for clip in clips
+    ]
 
 
 @pytest.mark.parametrize("regrouped", [False, True])
@@ -75,8 +86,12 @@ def test_reds_trains_on_all_but_reds4(tmp_path: Path, regrouped: bool):
     clips = find_training_clips("reds", tmp_path)
     assert len(clips) == 266
     assert len({clip.name for clip in clips}) == 266
-    assert not {clip.gt for clip in clips} & {tmp_path / "train_sharp" / n for n in ("000", "011", "015", "020")}
-    assert (tmp_path / ("train_sharp/240" if regrouped else "val_sharp/000")) in {clip.gt for clip in clips}
+    assert not {clip.gt for clip in clips} & {
+        tmp_path / "train_sharp" / n for n in ("000", "011", "015", "020")
+    }
+    assert (tmp_path / ("train_sharp/240" if regrouped else "val_sharp/000")) in {
+        clip.gt for clip in clips
+    }
 
 
 def test_vimeo_follows_its_lists(tmp_path: Path):

@@ -8,8 +8,12 @@ from tubelet.degrade.kernels import shaped_kernel, sinc_kernel
 
 
 def test_the_gaussian_is_that_of_blur():
-    torch.testing.assert_close(shaped_kernel("gaussian", 2, 0.7, 0.4, 1.0, 13), gaussian_kernel(2, 0.7, 0.4, 13))
-    torch.testing.assert_close(shaped_kernel("generalized", 2, 0.7, 0.4, 1.0, 13), gaussian_kernel(2, 0.7, 0.4, 13))
+    torch.testing.assert_close(
+        shaped_kernel("gaussian", 2, 0.7, 0.4, 1.0, 13), gaussian_kernel(2, 0.7, 0.4, 13)
+    )
+    torch.testing.assert_close(
+        shaped_kernel("generalized", 2, 0.7, 0.4, 1.0, 13), gaussian_kernel(2, 0.7, 0.4, 13)
+    )
 
 
 @pytest.mark.parametrize("shape", ["generalized", "plateau"])

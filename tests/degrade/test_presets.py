@@ -73,8 +73,12 @@ def test_recode_keeps_order_and_count(encoder):
 @pytest.mark.parametrize("size", [(90, 160), (64, 64), (16, 24)])
 @pytest.mark.parametrize("encoder", ["libx264", "libx265"])
 def test_recode_replays_to_the_bit(encoder, size):
-    scene = torch.stack([imresize(gt, 1 / 4).clamp(0, 1) for gt in draw_scene(6)])[..., : size[0], : size[1]]
-    clip = (scene + 0.05 * torch.randn(scene.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    scene = torch.stack([imresize(gt, 1 / 4).clamp(0, 1) for gt in draw_scene(6)])[
+        ..., : size[0], : size[1]
+    ]
+    clip = (
+        scene + 0.05 * torch.randn(scene.shape, generator=torch.Generator().manual_seed(0))
+    ).clamp(0, 1)
     first, *again = [recode(clip, encoder, {"crf": "24", "preset": "medium"}) for _ in range(8)]
     assert all(torch.equal(first, other) for other in again)
 

@@ -7,8 +7,8 @@ import torch
 
 from tubelet.degrade import apply_recipe, degrade, degrade_frames, draw_recipe, stream_recipe
 from tubelet.degrade import recipe as module
-from tubelet.degrade.recipe import Recipe, part_frames, recipe_from_json, recipe_to_json
-from tubelet.degrade.steps import Blur, Codec, Jpeg, Noise, Resize, Step, apply_step
+from tubelet.degrade.recipe import DegradationRecipe, part_frames, recipe_from_json, recipe_to_json
+from tubelet.degrade.steps import Blur, Codec, DegradationStep, Jpeg, Noise, Resize, apply_step
 from tubelet.errors import ConfigError, InputError
 from tubelet.evaluation.scene import draw_scene
 from tubelet.metrics import psnr
@@ -20,7 +20,7 @@ def clip() -> torch.Tensor:
     return torch.stack(list(draw_scene(4)))[..., 100:190, 100:231]
 
 
-def kinds(recipe: Recipe) -> list[type]:
+def kinds(recipe: DegradationRecipe) -> list[type]:
     return [type(step) for step in recipe.steps]
 
 
@@ -36,7 +36,10 @@ def test_real_draws_what_models_were_trained_on():
         ),
         Resize(factor=0.25, method="bilinear"),
         Noise(kind="shot", channels=1, strength=0.021562749807918773, seed=2792834915803496409),
-        Codec(encoder="libx265", options={"crf": "21.6", "preset": "veryfast", "x265-params": "log-level=none"}),
+        Codec(
+            encoder="libx265",
+            options={"crf": "21.6", "preset": "veryfast", "x265-params": "log-level=none"},
+        ),
     )
 
 
@@ -60,14 +63,27 @@ def test_second_order_is_two_rounds_and_draws_every_kind():
         assert kinds(recipe).count(Jpeg) == 2
         last = [step for step in recipe.steps if isinstance(step, Resize)][-1]
         assert last.factor == 0.25
-    steps: list[Step] = [step for recipe in recipes for step in recipe.steps]
-    assert {s.kernel for s in steps if isinstance(s, Blur)} == {"gaussian", "generalized", "plateau", "sinc"}
-    assert {s.method for s in steps if isinstance(s, Resize)} == {"area", "bilinear-plain", "bicubic-plain"}
+    steps: list[DegradationStep] = [step for recipe in recipes for step in recipe.steps]
+    assert {s.kernel for s in steps if isinstance(s, Blur)} == {
+        "gaussian",
+        "generalized",
+        "plateau",
+        "sinc",
+    }
+    assert {s.method for s in steps if isinstance(s, Resize)} == {
+        "area",
+        "bilinear-plain",
+        "bicubic-plain",
+    }
     assert {(s.kind, s.channels) for s in steps if isinstance(s, Noise)} == {
         (kind, channels) for kind in ("gaussian", "poisson") for channels in (1, 3)
     }
     assert {s.encoder for s in steps if isinstance(s, Codec)} == {"libx264", "libx265", "mpeg4"}
-    assert {type(recipe.steps[-1]) for recipe in recipes} == {Codec, Resize, Blur}  # both orders of the end
+    assert {type(recipe.steps[-1]) for recipe in recipes} == {
+        Codec,
+        Resize,
+        Blur,
+    }  # both orders of the end
 
 
 def test_the_stream_of_a_short_clip_is_the_clip(clip):
@@ -80,7 +96,7 @@ def test_the_stream_of_a_short_clip_is_the_clip(clip):
 
 def test_a_long_clip_is_taken_in_parts_of_the_same_steps(clip, monkeypatch):
     monkeypatch.setattr(module, "_PART_MAX_FRAMES", 2)
-    recipe = Recipe(
+    recipe = DegradationRecipe(
         preset="real",
         seed=0,
         scale=2,
@@ -113,10 +129,14 @@ def test_parts_are_as_long_as_memory_allows():
 
 def test_fixed_presets_stream_frame_by_frame(clip):
     for preset in ("bi", "bd", "bd-c"):
-        assert torch.equal(torch.stack(list(degrade_frames(iter(clip), preset, (90, 131)))), degrade(clip, preset))
+        assert torch.equal(
+            torch.stack(list(degrade_frames(iter(clip), preset, (90, 131)))), degrade(clip, preset)
+        )
 
 
-@pytest.mark.parametrize(("kind", "channels"), [("gaussian", 1), ("gaussian", 3), ("poisson", 1), ("poisson", 3)])
+@pytest.mark.parametrize(
+    ("kind", "channels"), [("gaussian", 1), ("gaussian", 3), ("poisson", 1), ("poisson", 3)]
+)
 def test_noise_has_its_strength_and_color(kind, channels):
     gray = torch.full((2, 3, 64, 64), 0.5)
     strength = 0.1 if kind == "gaussian" else 1.5

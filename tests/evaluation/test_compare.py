@@ -24,7 +24,9 @@ def write_levels(path: Path, size: tuple[int, int], *, frames: int = 12, offset:
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for t in range(frames):
             pixels = np.full((size[1], size[0], 3), 20 + 16 * t + offset, np.uint8)
-            pixels[::8, : size[0] // 2] = 255 - pixels[::8, : size[0] // 2]  # detail in the left half
+            pixels[::8, : size[0] // 2] = (
+                255 - pixels[::8, : size[0] // 2]
+            )  # detail in the left half
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = t, Fraction(1, 25)
             container.mux(stream.encode(frame))
@@ -63,7 +65,9 @@ def decoded(attributes: dict[str, str | None]) -> Image.Image:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    return write_levels(tmp_path / "lq <1>.mp4", (64, 48)), write_levels(tmp_path / "sr.mkv", (256, 192), offset=5)
+    return write_levels(tmp_path / "lq <1>.mp4", (64, 48)), write_levels(
+        tmp_path / "sr.mkv", (256, 192), offset=5
+    )
 
 
 def test_page_needs_nothing_else(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -80,9 +84,15 @@ def test_page_needs_nothing_else(pair: tuple[Path, Path], tmp_path: Path) -> Non
     assert "$" not in text
 
 
-def test_both_sides_show_the_same_frame_at_the_size_of_the_result(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_both_sides_show_the_same_frame_at_the_size_of_the_result(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     page = Page(write_compare_page(*pair, tmp_path / "page.html", frames=3).read_text("utf-8"))
-    sides = [img for img in page.of("img") if (img.get("alt") or "").startswith(("Input at", "Result at"))]
+    sides = [
+        img
+        for img in page.of("img")
+        if (img.get("alt") or "").startswith(("Input at", "Result at"))
+    ]
     levels = []
     for img in sides:
         image = decoded(img)
@@ -90,7 +100,9 @@ def test_both_sides_show_the_same_frame_at_the_size_of_the_result(pair: tuple[Pa
         levels.append(np.asarray(image.convert("L"))[100, 200])
     befores, afters = levels[::2], levels[1::2]
     assert len(befores) == len(afters) == 3
-    for level, expected in zip(befores, (2, 6, 10), strict=True):  # middle of each third of twelve frames
+    for level, expected in zip(
+        befores, (2, 6, 10), strict=True
+    ):  # middle of each third of twelve frames
         assert abs(int(level) - (20 + 16 * expected)) <= 3
     for before, after in zip(befores, afters, strict=True):
         assert 2 <= int(after) - int(before) <= 8
@@ -98,8 +110,12 @@ def test_both_sides_show_the_same_frame_at_the_size_of_the_result(pair: tuple[Pa
 
 def test_a_part_is_compared_with_its_place_in_the_input(tmp_path: Path) -> None:
     before = write_levels(tmp_path / "lq.mp4", (64, 48), frames=12)
-    after = write_levels(tmp_path / "sr.mp4", (256, 192), frames=4, offset=16 * 6)  # begins at frame 6 of the input
-    text = write_compare_page(before, after, tmp_path / "p.html", frames=2, before_start_s=6 / 25).read_text("utf-8")
+    after = write_levels(
+        tmp_path / "sr.mp4", (256, 192), frames=4, offset=16 * 6
+    )  # begins at frame 6 of the input
+    text = write_compare_page(
+        before, after, tmp_path / "p.html", frames=2, before_start_s=6 / 25
+    ).read_text("utf-8")
     sides = [img for img in Page(text).of("img") if "at 0:" in (img.get("alt") or "")]
     levels = [int(np.asarray(decoded(img).convert("L"))[100, 200]) for img in sides]
     assert abs(levels[0] - levels[1]) <= 3
@@ -107,7 +123,9 @@ def test_a_part_is_compared_with_its_place_in_the_input(tmp_path: Path) -> None:
 
 
 def test_close_ups_come_from_where_the_detail_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    text = write_compare_page(*pair, tmp_path / "p.html", frames=2, truth=pair[1]).read_text("utf-8")
+    text = write_compare_page(*pair, tmp_path / "p.html", frames=2, truth=pair[1]).read_text(
+        "utf-8"
+    )
     crops = {name: [] for name in ("Input, bicubic", "Input, Lanczos", "Result", "Original")}
     for img in Page(text).of("img"):
         if img.get("alt") in crops:

@@ -46,14 +46,18 @@ class Hungry(nn.Module):
     def forward(self, lq: Tensor) -> Tensor:
         self.left -= 1
         if self.left < 0:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB. See docs")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB. See docs"
+            )
         return F.interpolate(lq[0], scale_factor=2)[None]
 
 
 def test_parameters_and_flops_equal_a_count_by_hand() -> None:
     cost = cost_of(small_models.FRAME)
     assert cost.parameters == (3 * 9 + 1) * 8 + (8 * 9 + 1) * 12
-    assert cost.flops == 2 * WIDTH * HEIGHT * (3 * 9 * 8 + 8 * 9 * 12)  # two per multiply-add, biases are not counted
+    assert cost.flops == 2 * WIDTH * HEIGHT * (
+        3 * 9 * 8 + 8 * 9 * 12
+    )  # two per multiply-add, biases are not counted
     assert (cost.frames_in, cost.frames_out, cost.kind, cost.scale) == (1, 1, "frame", 2)
 
 
@@ -104,7 +108,9 @@ def test_a_clip_is_shared_by_its_frames(spec: ModelSpec, asked: int | None, give
 
 def test_times_of_a_clip_are_a_frames_share(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))  # a call takes a second
+    monkeypatch.setattr(
+        module.time, "perf_counter", lambda: float(next(clock))
+    )  # a call takes a second
     cost = cost_of(small_models.CLIP)
     assert cost.times_s == (0.2, 0.2, 0.2)
     assert cost.median_s == 0.2
@@ -126,7 +132,10 @@ def test_the_network_is_called_as_the_engine_calls_it(monkeypatch: pytest.Monkey
             return super().forward(lq)
 
     spec = small_models.spec_of(Net, Temporal("frame"), precisions=("fp32", "bf16"))
-    assert cost_of(spec, CostSettings(size="32x24", runs=1, device="cpu", precision="bf16")).precision == "bf16"
+    assert (
+        cost_of(spec, CostSettings(size="32x24", runs=1, device="cpu", precision="bf16")).precision
+        == "bf16"
+    )
     assert set(seen) == {(True, False, torch.bfloat16)}
 
 
@@ -147,9 +156,17 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_progress_counts_calls_and_says_what_runs() -> None:
     seen: list[Progress] = []
-    measure_costs([candidate(small_models.FRAME), candidate(small_models.WINDOW)], TINY, on_progress=seen.append)
+    measure_costs(
+        [candidate(small_models.FRAME), candidate(small_models.WINDOW)],
+        TINY,
+        on_progress=seen.append,
+    )
     labels = list(dict.fromkeys(now.label for now in seen))
-    assert labels[:3] == ["FrameNet: FLOPs and memory", "WindowNet: FLOPs and memory", "timing, turn 1 of 4"]
+    assert labels[:3] == [
+        "FrameNet: FLOPs and memory",
+        "WindowNet: FLOPs and memory",
+        "timing, turn 1 of 4",
+    ]
     assert (seen[-1].done, seen[-1].total, seen[-1].unit) == (10, 10, "call")
 
 
@@ -236,7 +253,10 @@ def test_devices_and_precisions_that_do_not_work_are_refused_before_anything_run
     with pytest.raises(ResourceError, match="cuda:99"):
         measure_costs([candidate(small_models.FRAME)], CostSettings(size="32x24", device="cuda:99"))
     with pytest.raises(ConfigError, match="fp32"):
-        measure_costs([candidate(small_models.FRAME)], CostSettings(size="32x24", device="cpu", precision="bf16"))
+        measure_costs(
+            [candidate(small_models.FRAME)],
+            CostSettings(size="32x24", device="cpu", precision="bf16"),
+        )
 
 
 def test_models_come_from_the_zoo_or_from_files(tmp_path: Path) -> None:
@@ -293,7 +313,9 @@ def test_deformable_convolution_counts_as_a_convolution() -> None:
 
 
 def test_the_peak_of_this_process_is_in_bytes() -> None:
-    assert psutil.Process().memory_info().rss <= peak_resident_bytes() < psutil.virtual_memory().total
+    assert (
+        psutil.Process().memory_info().rss <= peak_resident_bytes() < psutil.virtual_memory().total
+    )
 
 
 def test_the_machine_has_a_name() -> None:

@@ -42,8 +42,12 @@ def clips(tmp_path: Path) -> Path:
     return write_set(tmp_path / "clips")
 
 
-def run(root: Path, out: Path, *models: str, settings: EvaluateSettings = CPU, **keywords: Any) -> list[ModelScore]:
-    return evaluate(models or ("bicubic-x4",), "folder-bi-x4", root, out, settings=settings, **keywords)
+def run(
+    root: Path, out: Path, *models: str, settings: EvaluateSettings = CPU, **keywords: Any
+) -> list[ModelScore]:
+    return evaluate(
+        models or ("bicubic-x4",), "folder-bi-x4", root, out, settings=settings, **keywords
+    )
 
 
 def expected(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +86,12 @@ def test_the_mean_is_over_clips_not_over_frames(clips: Path, tmp_path: Path) -> 
 
 
 def test_a_file_tells_what_its_numbers_are_of(clips: Path, tmp_path: Path) -> None:
-    run(clips, tmp_path / "out", "fast-x4-bi", settings=EvaluateSettings(device="cpu", precision="fp32"))
+    run(
+        clips,
+        tmp_path / "out",
+        "fast-x4-bi",
+        settings=EvaluateSettings(device="cpu", precision="fp32"),
+    )
     stored = json.loads((tmp_path / "out" / "scores" / "fast-x4-bi" / "a.json").read_text("utf-8"))
     assert len(stored["per_frame"]["psnr-y"]) == stored["frames"] == 6
     assert stored["identity"]["model"] == "fast-x4-bi"
@@ -106,10 +115,14 @@ def test_results_are_read_back_as_they_were(clips: Path, tmp_path: Path) -> None
 def test_ends_and_middle_are_left_out_of_the_score_only(clips: Path, tmp_path: Path) -> None:
     plain = find_protocol("folder-bi-x4")
     whole = expected(clips / "a")[0].tolist()
-    dropped = evaluate(["bicubic"], replace(plain, drop_ends=1), clips, tmp_path / "drop", settings=CPU)[0].clips[0]
+    dropped = evaluate(
+        ["bicubic"], replace(plain, drop_ends=1), clips, tmp_path / "drop", settings=CPU
+    )[0].clips[0]
     assert dropped.per_frame["psnr-y"] == pytest.approx(whole[1:-1], abs=2e-3)
     assert (dropped.first_frame, dropped.frames) == (1, 6)
-    middle = evaluate(["bicubic"], replace(plain, frames="middle"), clips, tmp_path / "mid", settings=CPU)[0].clips[0]
+    middle = evaluate(
+        ["bicubic"], replace(plain, frames="middle"), clips, tmp_path / "mid", settings=CPU
+    )[0].clips[0]
     assert middle.per_frame["psnr-y"] == pytest.approx([whole[3]], abs=2e-3)
     with pytest.raises(RequestError, match="only 4 frames"):
         evaluate(["bicubic"], replace(plain, drop_ends=2), clips, tmp_path / "none", settings=CPU)
@@ -132,12 +145,16 @@ def test_odd_sizes_are_cut_to_a_multiple_of_the_scale(tmp_path: Path) -> None:
     assert score.clips[0].per_frame["psnr-y"] == pytest.approx(values.tolist(), abs=2e-3)
 
 
-def test_what_is_done_is_not_done_again(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_is_not_done_again(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = run(clips, tmp_path / "out")
     forbid_running(monkeypatch)
     after = run(clips, tmp_path / "out")
     assert after[0].mean == pytest.approx(before[0].mean, abs=1e-6)
-    fewer = run(clips, tmp_path / "out", settings=EvaluateSettings(device="cpu", metrics=("ssim-y",)))
+    fewer = run(
+        clips, tmp_path / "out", settings=EvaluateSettings(device="cpu", metrics=("ssim-y",))
+    )
     assert list(fewer[0].mean) == ["ssim-y"]
     for changed in (
         EvaluateSettings(device="cpu", fresh=True),
@@ -148,11 +165,13 @@ def test_what_is_done_is_not_done_again(clips: Path, tmp_path: Path, monkeypatch
             run(clips, tmp_path / "out", settings=changed)
 
 
-def test_other_weights_or_frames_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_or_frames_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, out, path = write_set(tmp_path / "clips"), tmp_path / "out", tmp_path / "mine.safetensors"
-    save_checkpoint(path, FastVSR(FastConfig(channels=8, depth=1)), {})
+    save_checkpoint(path, FastVSR(FastConfig(channels=8, num_blocks=1)), {})
     before = run(root, out, str(path))
-    model = FastVSR(FastConfig(channels=8, depth=1))
+    model = FastVSR(FastConfig(channels=8, num_blocks=1))
     torch.nn.init.constant_(next(model.parameters()), 0.01)
     save_checkpoint(path, model, {})
     after = run(root, out, str(path))
@@ -171,17 +190,30 @@ def test_an_interrupted_run_goes_on_where_it_was(clips: Path, tmp_path: Path) ->
     token = CancelToken()
     with pytest.raises(Cancelled):
         run(clips, tmp_path / "out", on_score=lambda score: token.cancel(), cancel=token)
-    left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file() and path.suffix != ".png")
+    left = sorted(
+        path.name
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file() and path.suffix != ".png"
+    )
     assert left == ["a.json"]
     run(clips, tmp_path / "out", on_progress=lambda now: ran.append(now.details["clip"]))
     assert set(ran) == {"b"}
 
 
-def test_progress_counts_every_frame(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_every_frame(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
     seen: list[Progress] = []
     scores: list[ClipScore] = []
-    run(clips, tmp_path / "out", "bicubic", "lanczos", on_progress=seen.append, on_score=scores.append)
+    run(
+        clips,
+        tmp_path / "out",
+        "bicubic",
+        "lanczos",
+        on_progress=seen.append,
+        on_score=scores.append,
+    )
     assert sorted({now.done for now in seen}) == list(range(1, 21))
     assert {now.total for now in seen} == {20}
     assert seen[-1].eta_s == 0
@@ -193,7 +225,7 @@ def test_progress_counts_every_frame(clips: Path, tmp_path: Path, monkeypatch: p
 
 def test_the_network_runs_through_the_engine_with_its_state(clips: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
-    model = FastVSR(FastConfig(channels=8, depth=1)).eval()
+    model = FastVSR(FastConfig(channels=8, num_blocks=1)).eval()
     save_checkpoint(path, model, {})
     settings = EvaluateSettings(device="cpu", precision="fp32")
     (score,) = run(clips, tmp_path / "out", str(path), settings=settings)
@@ -235,7 +267,9 @@ def test_what_cannot_work_is_one_line_before_anything_runs(
 
 
 def test_a_metric_without_its_weights_is_one_line(clips: Path, tmp_path: Path) -> None:
-    settings = EvaluateSettings(device="cpu", metrics=("lpips",), metric_weights=tmp_path / "nowhere")
+    settings = EvaluateSettings(
+        device="cpu", metrics=("lpips",), metric_weights=tmp_path / "nowhere"
+    )
     with pytest.raises(ResourceError) as caught:
         run(clips, tmp_path / "out", settings=settings)
     assert "\n" not in str(caught.value)
@@ -272,7 +306,9 @@ def test_a_folder_of_another_protocol_is_not_written_over(clips: Path, tmp_path:
         run(clips, tmp_path / "file")
 
 
-def test_memory_does_not_grow_with_the_clip(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_clip(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waiting: list[int] = []
     take = evaluate_module.Pairs.take
 
@@ -288,6 +324,8 @@ def test_memory_does_not_grow_with_the_clip(clips: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_bicubic_on_vid4_is_what_the_papers_print(shared: Path, tmp_path: Path) -> None:
-    (score,) = evaluate(["bicubic"], "vid4-bi-x4", shared / "data" / "dev_eval", tmp_path / "out", settings=CPU)
+    (score,) = evaluate(
+        ["bicubic"], "vid4-bi-x4", shared / "data" / "dev_eval", tmp_path / "out", settings=CPU
+    )
     assert score.mean["psnr-y"] == pytest.approx(23.78, abs=0.05)
     assert score.mean["ssim-y"] == pytest.approx(0.6347, abs=0.002)

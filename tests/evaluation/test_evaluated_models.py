@@ -13,7 +13,7 @@ from tubelet.zoo.checkpoint import save_checkpoint
 
 
 def checkpoint(path: Path, channels: int = 8) -> str:
-    save_checkpoint(path, FastVSR(FastConfig(channels=channels, depth=1)), {})
+    save_checkpoint(path, FastVSR(FastConfig(channels=channels, num_blocks=1)), {})
     return str(path)
 
 
@@ -26,7 +26,9 @@ def test_a_name_for_all_scales_means_that_of_the_protocol() -> None:
 
 
 def test_a_model_takes_part_once() -> None:
-    assert [e.name for e in find_evaluated_models(["bicubic", "lanczos", "bicubic-x4"], scale=4)] == [
+    assert [
+        e.name for e in find_evaluated_models(["bicubic", "lanczos", "bicubic-x4"], scale=4)
+    ] == [
         "bicubic-x4",
         "lanczos-x4",
     ]
@@ -38,17 +40,25 @@ def test_a_scale_that_no_model_of_a_name_has_is_refused() -> None:
 
 
 def test_weights_and_parameters_are_told(tmp_path: Path) -> None:
-    embedded, own = find_evaluated_models(["fast-x4-bi", checkpoint(tmp_path / "own.safetensors")], scale=4)
+    embedded, own = find_evaluated_models(
+        ["fast-x4-bi", checkpoint(tmp_path / "own.safetensors")], scale=4
+    )
     weights = find_model("fast-x4-bi").weights
     assert weights is not None
     assert embedded.weights_sha256 == weights.sha256
-    assert own.weights_sha256 == hashlib.sha256((tmp_path / "own.safetensors").read_bytes()).hexdigest()
+    assert (
+        own.weights_sha256
+        == hashlib.sha256((tmp_path / "own.safetensors").read_bytes()).hexdigest()
+    )
     assert own.parameters == sum(p.numel() for p in own.load().parameters())
     assert find_evaluated_models(["bicubic"], scale=4)[0].weights_sha256 is None
 
 
 def test_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    paths = [checkpoint(tmp_path / folder / "model.safetensors", n) for folder, n in (("a", 8), ("b", 16))]
+    paths = [
+        checkpoint(tmp_path / folder / "model.safetensors", n)
+        for folder, n in (("a", 8), ("b", 16))
+    ]
     first, second = find_evaluated_models([*paths, paths[0]], scale=4)
     assert (first.name, second.name) == ("a-model", "b-model")
     assert first.parameters < second.parameters

@@ -26,24 +26,38 @@ def pairs_of(clip: EvalClip, protocol=BI, max_frames: int | None = None) -> list
 def test_the_protocol_degrades(tmp_path: Path, protocol) -> None:
     folder = write_frames(tmp_path / "a", 4)
     pairs = pairs_of(EvalClip(name="a", gt=folder, lq=None), protocol)
-    torch.testing.assert_close(torch.stack([p.gt for p in pairs if p.gt is not None]), read_frames(folder))
+    torch.testing.assert_close(
+        torch.stack([p.gt for p in pairs if p.gt is not None]), read_frames(folder)
+    )
     assert {tuple(pair.lq.shape) for pair in pairs} == {(3, 12, 16)}
     if protocol is BI:
-        torch.testing.assert_close(torch.stack([p.lq for p in pairs]), degrade(read_frames(folder), "bi"))
+        torch.testing.assert_close(
+            torch.stack([p.lq for p in pairs]), degrade(read_frames(folder), "bi")
+        )
 
 
-def test_random_degradation_is_the_same_every_time_and_another_for_another_name(tmp_path: Path) -> None:
+def test_random_degradation_is_the_same_every_time_and_another_for_another_name(
+    tmp_path: Path,
+) -> None:
     folder = write_frames(tmp_path / "a", 3)
-    runs = [torch.stack([p.lq for p in pairs_of(EvalClip(name=name, gt=folder, lq=None), REAL)]) for name in "aab"]
+    runs = [
+        torch.stack([p.lq for p in pairs_of(EvalClip(name=name, gt=folder, lq=None), REAL)])
+        for name in "aab"
+    ]
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
     assert not torch.equal(runs[0], runs[2])
 
 
 def test_a_folder_of_low_quality_frames_is_taken_as_it_is(tmp_path: Path) -> None:
-    gt, lq = write_frames(tmp_path / "gt", 3, size=(66, 49)), write_frames(tmp_path / "lq", 3, size=(16, 12), offset=7)
+    gt, lq = (
+        write_frames(tmp_path / "gt", 3, size=(66, 49)),
+        write_frames(tmp_path / "lq", 3, size=(16, 12), offset=7),
+    )
     pairs = pairs_of(EvalClip(name="a", gt=gt, lq=lq))
     torch.testing.assert_close(torch.stack([p.lq for p in pairs]), read_frames(lq))
-    torch.testing.assert_close(torch.stack([p.gt for p in pairs if p.gt is not None]), read_frames(gt)[..., :48, :64])
+    torch.testing.assert_close(
+        torch.stack([p.gt for p in pairs if p.gt is not None]), read_frames(gt)[..., :48, :64]
+    )
 
 
 def test_a_clip_without_an_original_has_none(tmp_path: Path) -> None:
@@ -55,7 +69,10 @@ def test_a_clip_without_an_original_has_none(tmp_path: Path) -> None:
 
 
 def test_a_limit_counts_frames(tmp_path: Path) -> None:
-    assert len(pairs_of(EvalClip(name="a", gt=write_frames(tmp_path / "a", 4), lq=None), max_frames=2)) == 2
+    assert (
+        len(pairs_of(EvalClip(name="a", gt=write_frames(tmp_path / "a", 4), lq=None), max_frames=2))
+        == 2
+    )
 
 
 def test_videos_are_clips_too(tmp_path: Path) -> None:
@@ -75,7 +92,9 @@ def test_different_numbers_of_frames_are_refused(tmp_path: Path) -> None:
 
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     gt, lq = write_frames(tmp_path / "gt", 2), write_frames(tmp_path / "lq", 2, size=(20, 12))
-    with pytest.raises(InputError, match=r"lq is 20×12 and .*gt is 64×48; folder-bi-x4 wants 16×12"):
+    with pytest.raises(
+        InputError, match=r"lq is 20×12 and .*gt is 64×48; folder-bi-x4 wants 16×12"
+    ):
         inspect_clip(EvalClip(name="a", gt=gt, lq=lq), BI)
 
 

@@ -39,7 +39,9 @@ def levels(tmp_path: Path) -> Path:
         stream = container.add_stream("ffv1", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
         for t in range(50):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * t, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((48, 64, 3), 4 * t, np.uint8), format="rgb24"
+            )
             frame.pts, frame.time_base = t, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -54,7 +56,9 @@ def engine_of(temporal: Temporal) -> tuple[Engine, Echo]:
 
 
 @pytest.mark.parametrize("temporal", [Temporal("frame"), Temporal("window", radius=2)])
-def test_rows_show_the_frames_at_the_times_that_are_named(temporal: Temporal, levels: Path, tmp_path: Path) -> None:
+def test_rows_show_the_frames_at_the_times_that_are_named(
+    temporal: Temporal, levels: Path, tmp_path: Path
+) -> None:
     engine, model = engine_of(temporal)
     times = write_preview(engine, probe(levels), tmp_path / "p.png", count=4)
     assert times == pytest.approx([0.25, 0.75, 1.25, 1.75], abs=0.021)
@@ -70,7 +74,9 @@ def test_rows_show_the_frames_at_the_times_that_are_named(temporal: Temporal, le
 
 def test_a_part_alone_is_sampled(levels: Path, tmp_path: Path) -> None:
     engine, _ = engine_of(Temporal("frame"))
-    times = write_preview(engine, probe(levels), tmp_path / "p.png", count=2, start_s=1.0, duration_s=0.4)
+    times = write_preview(
+        engine, probe(levels), tmp_path / "p.png", count=2, start_s=1.0, duration_s=0.4
+    )
     assert times == pytest.approx([1.1, 1.3], abs=0.021)
 
 
@@ -80,7 +86,9 @@ def test_beyond_the_end_there_is_nothing(levels: Path, tmp_path: Path) -> None:
         write_preview(engine, probe(levels), tmp_path / "p.png", start_s=9.0)
 
 
-def test_pixels_that_are_not_square_are_shown_as_a_player_does(levels: Path, tmp_path: Path) -> None:
+def test_pixels_that_are_not_square_are_shown_as_a_player_does(
+    levels: Path, tmp_path: Path
+) -> None:
     engine, _ = engine_of(Temporal("frame"))
     info = replace(probe(levels), sample_aspect=Fraction(3, 2))
     write_preview(engine, info, tmp_path / "p.png", count=1)

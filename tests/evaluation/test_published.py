@@ -10,7 +10,13 @@ from typing import Literal, NamedTuple
 import pytest
 
 from tubelet.errors import RequestError
-from tubelet.evaluation.published import TABLES, PublishedTable, find_tables, published_costs, published_scores
+from tubelet.evaluation.published import (
+    TABLES,
+    PublishedTable,
+    find_tables,
+    published_costs,
+    published_scores,
+)
 from tubelet.metrics.measure import METRICS
 from tubelet.metrics.protocols import find_protocol
 
@@ -57,7 +63,9 @@ def table_of(paper: str, number: str) -> PublishedTable:
 
 
 def test_no_table_is_missing() -> None:
-    assert [(table.paper, table.number) for table in TABLES] == [(shape.paper, shape.number) for shape in SHAPES]
+    assert [(table.paper, table.number) for table in TABLES] == [
+        (shape.paper, shape.number) for shape in SHAPES
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.paper}-{shape.number}")
@@ -129,7 +137,9 @@ SPOTS = [
 
 
 @pytest.mark.parametrize(("paper", "number", "method", "column", "value"), SPOTS)
-def test_spots(paper: str, number: str, method: str, column: str, value: float | str | None) -> None:
+def test_spots(
+    paper: str, number: str, method: str, column: str, value: float | str | None
+) -> None:
     assert table_of(paper, number).cell(method, column) == value
 
 
@@ -181,19 +191,33 @@ TOKEN = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?=(?:M|GB|dB)?(?![\w.]))|(?<![^\t])
 def printed_figures(paper: Path, place: Place) -> list[str]:
     """Read the figures and dashes of a table from the text of its paper."""
     lines = paper.read_text(encoding="utf-8").splitlines()[place.first_line - 1 : place.last_line]
-    text = re.sub(r"<sup>.*?</sup>|</?b>|\[[^\]]*\]|\([^()]*et al\.[^()]*\)", "", "\n".join(lines)).replace("-/-", "-")
-    return [token for line in text.split("\n") for token in TOKEN.findall(re.sub(r" *\t *", "\t", line.strip()))]
+    text = re.sub(
+        r"<sup>.*?</sup>|</?b>|\[[^\]]*\]|\([^()]*et al\.[^()]*\)", "", "\n".join(lines)
+    ).replace("-/-", "-")
+    return [
+        token
+        for line in text.split("\n")
+        for token in TOKEN.findall(re.sub(r" *\t *", "\t", line.strip()))
+    ]
 
 
 def our_figures(place: Place) -> list[str]:
     """Read the same from our file, as written there."""
-    data = files("tubelet.evaluation") / "published_tables" / f"{place.paper.replace('-', '_')}.toml"
+    data = (
+        files("tubelet.evaluation") / "published_tables" / f"{place.paper.replace('-', '_')}.toml"
+    )
     entries = tomllib.loads(data.read_text(encoding="utf-8"))["tables"]
     (entry,) = (entry for entry in entries if entry["number"] == place.number)
-    rows = [[cell.strip() for cell in line.split("|")][1:] for line in entry["rows"].strip().splitlines()][place.rows]
+    rows = [
+        [cell.strip() for cell in line.split("|")][1:]
+        for line in entry["rows"].strip().splitlines()
+    ][place.rows]
     if place.reading == "pairs":
         second = [" ssim-" in column for column in entry["columns"]]
-        rows = [[cell for cell, ssim in zip(row, second, strict=True) if not (ssim and cell == "-")] for row in rows]
+        rows = [
+            [cell for cell, ssim in zip(row, second, strict=True) if not (ssim and cell == "-")]
+            for row in rows
+        ]
     if place.reading == "columns":
         rows = [list(column) for column in zip(*rows, strict=True)]
     return [token for row in rows for token in TOKEN.findall("\t".join(row))]
@@ -203,7 +227,9 @@ def test_every_table_has_its_place_in_a_paper() -> None:
     assert {place[:2] for place in PLACES} == {shape[:2] for shape in SHAPES}
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place.paper}-{place.number}-{place.first_line}")
+@pytest.mark.parametrize(
+    "place", PLACES, ids=lambda place: f"{place.paper}-{place.number}-{place.first_line}"
+)
 def test_figures_are_those_of_the_paper(place: Place, shared: Path) -> None:
     (paper,) = (shared / "papers").glob(f"{FILES[place.paper]}_*.txt")
     assert our_figures(place) == printed_figures(paper, place)
@@ -213,7 +239,9 @@ def test_shares_of_the_user_study_add_up() -> None:
     study = table_of("pfvsr", "7")
     for index, column in enumerate(study.columns):
         shares = [row.cells[index] for row in study.rows]
-        assert sum(share for share in shares if isinstance(share, float)) == pytest.approx(100, abs=0.05), column
+        assert sum(share for share in shares if isinstance(share, float)) == pytest.approx(
+            100, abs=0.05
+        ), column
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.source)
@@ -221,7 +249,10 @@ def test_columns_name_protocols_and_metrics(table: PublishedTable) -> None:
     metrics = {info.name for info in METRICS} | {"realism-percent", "coherence-percent"}
     for protocol, metric in (column.split(" ") for column in table.columns if " " in column):
         assert metric in metrics
-        if protocol in {"vimeo90k-t", "openvid-1m-x2"}:  # the test's degradation is not told; a set of the authors
+        if protocol in {
+            "vimeo90k-t",
+            "openvid-1m-x2",
+        }:  # the test's degradation is not told; a set of the authors
             continue
         channel = find_protocol(protocol).metrics[0].removeprefix("psnr")
         assert metric.endswith(channel) or not metric.startswith(("psnr", "ssim"))
@@ -250,7 +281,10 @@ def test_unknown_names_suggest_what_there_is() -> None:
 def test_scores_of_several_papers_become_one() -> None:
     scores = published_scores("reds4-bi-x4")
     (bicubic,) = (s for s in scores if (s.method, s.metric) == ("Bicubic", "psnr-rgb"))
-    assert (bicubic.value, bicubic.source) == (26.14, "PFVSR, Table 1; SATeCo, Table 1; VSR survey, Table 1")
+    assert (bicubic.value, bicubic.source) == (
+        26.14,
+        "PFVSR, Table 1; SATeCo, Table 1; VSR survey, Table 1",
+    )
     (psrt,) = (s for s in scores if (s.method, s.metric) == ("PSRT", "ssim-rgb"))
     assert psrt.source == "PFVSR, Table 1; LRTI-VSR, Table 6"  # which calls it PSRT-recurrent
     assert {s.value for s in scores if s.method == "VRT" and s.metric == "psnr-rgb"} == {32.19}
@@ -261,7 +295,13 @@ def test_scores_of_several_papers_become_one() -> None:
 def test_variants_of_a_protocol_share_the_figures_of_the_plain_one() -> None:
     plain = published_scores("vid4-bd-x4")
     assert len(plain) == 46
-    for variant in ("vid4-bd-b-x4", "vid4-bd-c-x4", "vid4-bd-x4-crop8", "vid4-bd-x4-drop2", "vid4-bd-b-x4-crop8-drop2"):
+    for variant in (
+        "vid4-bd-b-x4",
+        "vid4-bd-c-x4",
+        "vid4-bd-x4-crop8",
+        "vid4-bd-x4-drop2",
+        "vid4-bd-b-x4-crop8-drop2",
+    ):
         assert published_scores(variant) == plain
     assert published_scores("vid4-bi-x4-crop8") == published_scores("vid4-bi-x4") != plain
     assert published_scores("vid4-bd-b-x4")[0].protocol == "vid4-bd-x4"
@@ -274,18 +314,35 @@ def test_ablations_are_left_out_unless_asked_for() -> None:
     assert "B1: SwinIR" not in methods
     assert methods | {"B1: SwinIR", "BasicVSR + TB", "IIAB", "refiner, w = 0"} <= everything
     assert "Real Video" not in everything
-    assert {score.method for score in published_scores("openvid-1m-x2")} == {"HAT", "two-step (MSE)", "two-step (MAE)"}
+    assert {score.method for score in published_scores("openvid-1m-x2")} == {
+        "HAT",
+        "two-step (MSE)",
+        "two-step (MAE)",
+    }
 
 
 def test_costs() -> None:
     costs = {(cost.method, cost.source): cost for cost in published_costs()}
     lrti = costs["LRTI-VSR", "LRTI-VSR, Table 6; LRTI-VSR, Table 7"]
-    assert (lrti.params_m, lrti.flops_g, lrti.runtime_ms, lrti.memory_mb) == (12.9, 1540.0, 848.0, None)
+    assert (lrti.params_m, lrti.flops_g, lrti.runtime_ms, lrti.memory_mb) == (
+        12.9,
+        1540.0,
+        848.0,
+        None,
+    )
     pfvsr = costs["PFVSR", "PFVSR, Table 2"]
-    assert (pfvsr.params_m, pfvsr.flops_g, pfvsr.runtime_ms, pfvsr.memory_mb) == (9.1, None, 152.0, 843.0)
+    assert (pfvsr.params_m, pfvsr.flops_g, pfvsr.runtime_ms, pfvsr.memory_mb) == (
+        9.1,
+        None,
+        152.0,
+        843.0,
+    )
     assert "only the trained parameters" in pfvsr.note
     assert costs["RRN", "VSR survey, Table 1"].runtime_ms == 45.0
     assert not any(cost.method in {"Bicubic", "TDAN", "TOFlow"} for cost in costs.values())
     assert {cost.size for cost in costs.values()} == {"320x180"}
     assert len(costs) == 29
-    assert {cost.method for cost in published_costs(ablations=True)} > {"MFSAB", "B3: B2 + temporal adapters on T-MSA"}
+    assert {cost.method for cost in published_costs(ablations=True)} > {
+        "MFSAB",
+        "B3: B2 + temporal adapters on T-MSA",
+    }

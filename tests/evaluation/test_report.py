@@ -70,7 +70,9 @@ def image(attributes: dict[str, str | None]) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-def made_up(out: Path, protocol: str, scores: dict[str, Sequence[float]], *, max_frames: int | None = None) -> Path:
+def made_up(
+    out: Path, protocol: str, scores: dict[str, Sequence[float]], *, max_frames: int | None = None
+) -> Path:
     """Store an evaluation whose models have these PSNRs in every frame of clip `calendar`."""
     found = find_protocol(protocol)
     models: list[ModelScore] = []
@@ -98,9 +100,15 @@ def made_up(out: Path, protocol: str, scores: dict[str, Sequence[float]], *, max
             seconds_per_frame=0.01,
         )
         write_clip_score(out, score)
-        models.append(ModelScore(model=model, summary="<&>", weights_sha256=None, parameters=12345, clips=(score,)))
+        models.append(
+            ModelScore(
+                model=model, summary="<&>", weights_sha256=None, parameters=12345, clips=(score,)
+            )
+        )
     metrics = ("psnr-y", "ssim-y")
-    results = Results(protocol=protocol_facts(found), metrics=metrics, max_frames=max_frames, models=tuple(models))
+    results = Results(
+        protocol=protocol_facts(found), metrics=metrics, max_frames=max_frames, models=tuple(models)
+    )
     write_results(out, results)
     return out
 
@@ -109,7 +117,13 @@ def made_up(out: Path, protocol: str, scores: dict[str, Sequence[float]], *, max
 def measured(tmp_path: Path) -> Path:
     write_set(tmp_path / "clips")
     settings = EvaluateSettings(device="cpu")
-    evaluate(["bicubic", "lanczos"], "folder-bi-x4", tmp_path / "clips", tmp_path / "out", settings=settings)
+    evaluate(
+        ["bicubic", "lanczos"],
+        "folder-bi-x4",
+        tmp_path / "clips",
+        tmp_path / "out",
+        settings=settings,
+    )
     write_report(tmp_path / "out")
     return tmp_path / "out"
 
@@ -133,8 +147,12 @@ def test_costs_are_drawn_wherever_one_paper_tells_them(tmp_path: Path) -> None:
     out = made_up(tmp_path, "vid4-bi-x4", {"mine": [27.5, 27.5]})
     write_report(out)
     page = (out / "report.html").read_text("utf-8")
-    assert "VRT: PSNR-Y (dB) ↑ 27.93, ms per megapixel" in page  # a second paper has VRT without a time
-    assert "RVRT: PSNR-Y (dB) ↑ 27.99, ms per megapixel of output 198.5" in page  # the first of two papers
+    assert (
+        "VRT: PSNR-Y (dB) ↑ 27.93, ms per megapixel" in page
+    )  # a second paper has VRT without a time
+    assert (
+        "RVRT: PSNR-Y (dB) ↑ 27.99, ms per megapixel of output 198.5" in page
+    )  # the first of two papers
     assert "frozen image model is not counted" in page
 
 
@@ -147,12 +165,22 @@ def test_tables_that_agree_on_a_method_share_a_row(tmp_path: Path) -> None:
         assert len(row.sources) == len(set(row.sources))
 
 
-def test_tables_that_disagree_or_have_nothing_in_common_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_that_disagree_or_have_nothing_in_common_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def printed(metric: str, value: float, source: str) -> PublishedScore:
         return PublishedScore("Net", metric, value, source, "vid4-bi-x4")
 
-    scores = [printed("psnr-y", 25.1, "A"), printed("ssim-y", 0.7, "A"), printed("psnr-y", 25.2, "B")]
-    scores += [printed("ssim-y", 0.8, "C"), printed("psnr-y", 25.3, "D"), printed("ssim-y", 0.7, "E")]
+    scores = [
+        printed("psnr-y", 25.1, "A"),
+        printed("ssim-y", 0.7, "A"),
+        printed("psnr-y", 25.2, "B"),
+    ]
+    scores += [
+        printed("ssim-y", 0.8, "C"),
+        printed("psnr-y", 25.3, "D"),
+        printed("ssim-y", 0.7, "E"),
+    ]
     monkeypatch.setattr("tubelet.evaluation.report_rows.published_scores", lambda _: scores)
     rows = comparison_rows(read_results(made_up(tmp_path, "vid4-bi-x4", {"mine": [20.0]})))
     found = {row.source: row.values for row in rows if not row.ours}
@@ -178,9 +206,15 @@ def test_csv_has_a_number_per_line(tmp_path: Path) -> None:
     with (tmp_path / "report.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     mine = {(row["clip"], row["metric"]): row for row in rows if row["method"] == "mine_1"}
-    assert float(mine["mean", "psnr-y"]["value"]) == float(mine["calendar", "psnr-y"]["value"]) == 40.5
+    assert (
+        float(mine["mean", "psnr-y"]["value"]) == float(mine["calendar", "psnr-y"]["value"]) == 40.5
+    )
     assert mine["mean", "psnr-y"]["source"] == "measured here"
-    published = {(row["method"], row["metric"], row["value"]) for row in rows if row["source"] != "measured here"}
+    published = {
+        (row["method"], row["metric"], row["value"])
+        for row in rows
+        if row["source"] != "measured here"
+    }
     assert ("BasicVSR++", "psnr-y", "27.79") in published
 
 
@@ -189,7 +223,13 @@ def test_latex_is_a_booktabs_table(tmp_path: Path) -> None:
     text = (tmp_path / "report.tex").read_text("utf-8")
     assert "mine\\_1" in text
     assert "\\textbf{40.50}" in text
-    for word in ("\\toprule", "\\midrule", "\\bottomrule", "\\begin{tabular}{lrrrrl}", "\\end{tabular}"):
+    for word in (
+        "\\toprule",
+        "\\midrule",
+        "\\bottomrule",
+        "\\begin{tabular}{lrrrrl}",
+        "\\end{tabular}",
+    ):
         assert text.count(word) == 1
     body = text.split("\\midrule")[1].split("\\bottomrule")[0].strip().splitlines()
     assert all(line.count(" & ") == 5 and line.endswith("\\\\") for line in body)
@@ -197,7 +237,9 @@ def test_latex_is_a_booktabs_table(tmp_path: Path) -> None:
 
 def test_notes_warn_of_a_part_and_of_mixed_conventions(tmp_path: Path) -> None:
     whole = read_results(made_up(tmp_path / "whole", "vid4-bi-x4", {"mine": [20.0]}))
-    assert not any("not the protocol's numbers" in note for note in report_notes(whole, comparison_rows(whole)))
+    assert not any(
+        "not the protocol's numbers" in note for note in report_notes(whole, comparison_rows(whole))
+    )
     part = read_results(made_up(tmp_path / "part", "vid4-bd-b-x4", {"mine": [20.0]}, max_frames=3))
     notes = report_notes(part, comparison_rows(part))
     assert any("Only the first 3 frames" in note for note in notes)
@@ -226,8 +268,17 @@ def test_the_page_draws_a_curve_of_every_model_for_every_clip(measured: Path) ->
         "PSNR-Y (dB) of each frame of b",
     ]
     assert any("against time" in (label or "") for label in plots)
-    curves = [p for p in page.of("path") if (p.get("class") or "").startswith("line") and p["d"] != "M0 5H36"]
-    assert [(curve["d"] or "").count("L") for curve in curves] == [5, 5, 3, 3]  # six frames and four, two models
+    curves = [
+        p
+        for p in page.of("path")
+        if (p.get("class") or "").startswith("line") and p["d"] != "M0 5H36"
+    ]
+    assert [(curve["d"] or "").count("L") for curve in curves] == [
+        5,
+        5,
+        3,
+        3,
+    ]  # six frames and four, two models
 
 
 def test_crops_show_the_same_place_of_the_original_and_of_every_result(measured: Path) -> None:
@@ -237,7 +288,9 @@ def test_crops_show_the_same_place_of_the_original_and_of_every_result(measured:
     assert showcase is not None
     x, y, width, height = showcase.crops[-1]
     source = np.asarray(Image.open(measured.parent / "clips" / "a" / f"{showcase.frame:03d}.png"))
-    np.testing.assert_array_equal(image(images["original, a"]), source[y : y + height, x : x + width])
+    np.testing.assert_array_equal(
+        image(images["original, a"]), source[y : y + height, x : x + width]
+    )
     result = image(images["bicubic-x4, a"]).astype(float)
     assert result.shape == (height, width, 3)
     apart = np.abs(result - image(images["original, a"])).mean()
@@ -251,7 +304,10 @@ def test_profiles_are_a_column_of_every_frame(measured: Path) -> None:
     clip = read_results(measured).models[0].clips[0]
     assert clip.showcase is not None
     x, y, height = clip.showcase.column
-    frames = [np.asarray(Image.open(path)) for path in sorted((measured.parent / "clips" / "a").glob("*.png"))]
+    frames = [
+        np.asarray(Image.open(path))
+        for path in sorted((measured.parent / "clips" / "a").glob("*.png"))
+    ]
     expected = np.stack([frame[y : y + height, x] for frame in frames], 1)
     np.testing.assert_array_equal(image(images["Temporal profile of original, a"]), expected)
     assert image(images["Temporal profile of lanczos-x4, a"]).shape == expected.shape
@@ -264,7 +320,9 @@ def test_a_large_set_has_readable_tables_and_few_curves(tmp_path: Path) -> None:
     evaluate(["bicubic"], "folder-bi-x4", tmp_path / "clips", tmp_path / "out", settings=settings)
     write_report(tmp_path / "out")
     page = Page((tmp_path / "out" / "report.html").read_text("utf-8"))
-    assert len([svg for svg in page.of("svg") if "each frame" in (svg.get("aria-label") or "")]) == 8
+    assert (
+        len([svg for svg in page.of("svg") if "each frame" in (svg.get("aria-label") or "")]) == 8
+    )
     assert "10 more clips are in report.csv." in page.words
     markdown = (tmp_path / "out" / "report.md").read_text("utf-8")
     assert "| 059 |" in markdown

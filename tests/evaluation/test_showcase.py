@@ -8,21 +8,23 @@ import torch
 from PIL import Image
 
 from tubelet.evaluation import showcase
-from tubelet.evaluation.showcase import BICUBIC, ORIGINAL, Collector, image_path
+from tubelet.evaluation.showcase import BICUBIC, ORIGINAL, CropCollector, image_path
 from tubelet.ops.resize import resample
 
 
 def frame(number: int, size: tuple[int, int] = (200, 300)) -> torch.Tensor:
     """Flat but for a noisy square, whose level tells the number of the frame."""
     rgb = torch.full((3, 200, 300), number / 255)
-    rgb[:, 40:120, 160:260] += 0.3 * torch.rand(3, 80, 100, generator=torch.Generator().manual_seed(0))
+    rgb[:, 40:120, 160:260] += 0.3 * torch.rand(
+        3, 80, 100, generator=torch.Generator().manual_seed(0)
+    )
     return rgb.clamp(0, 1)[:, : size[0], : size[1]]
 
 
 def test_places_come_from_the_original_alone(tmp_path: Path) -> None:
     found = []
     for name, result in (("good", frame(9)), ("noise", torch.rand(3, 200, 300))):
-        collector = Collector(0)
+        collector = CropCollector(0)
         collector.look(0, sr=result, gt=frame(9), lq=None)
         collector.save(tmp_path, "clip", name)
         found.append(collector.showcase)
@@ -33,11 +35,13 @@ def test_places_come_from_the_original_alone(tmp_path: Path) -> None:
     assert y < 120
     assert y + height > 40
     saved = np.asarray(Image.open(image_path(tmp_path, "clip", "good", 0)))
-    np.testing.assert_array_equal(saved, np.asarray(Image.open(image_path(tmp_path, "clip", ORIGINAL, 0))))
+    np.testing.assert_array_equal(
+        saved, np.asarray(Image.open(image_path(tmp_path, "clip", ORIGINAL, 0)))
+    )
 
 
 def test_without_an_original_the_result_and_the_input_are_shown(tmp_path: Path) -> None:
-    collector = Collector(1)
+    collector = CropCollector(1)
     lq = resample(frame(3), (50, 75)).clamp(0, 1)
     for number in range(3):
         collector.look(number, sr=frame(number), gt=None, lq=lq)
@@ -45,14 +49,22 @@ def test_without_an_original_the_result_and_the_input_are_shown(tmp_path: Path) 
     assert collector.showcase is not None
     assert collector.showcase.frame == 1
     names = {path.name for path in (tmp_path / "images" / "clip").iterdir()}
-    assert names == {"model.0.png", "model.1.png", "model.profile.png", f"{BICUBIC}.0.png", f"{BICUBIC}.1.png"}
+    assert names == {
+        "model.0.png",
+        "model.1.png",
+        "model.profile.png",
+        f"{BICUBIC}.0.png",
+        f"{BICUBIC}.1.png",
+    }
     profile = np.asarray(Image.open(image_path(tmp_path, "clip", "model", "profile")))
     assert profile.shape == (collector.showcase.column[2], 3, 3)
 
 
-def test_a_long_clip_has_the_columns_of_its_first_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_clip_has_the_columns_of_its_first_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(showcase, "_MAX_COLUMNS", 5)
-    collector = Collector(8)
+    collector = CropCollector(8)
     for number in range(9):
         collector.look(number, sr=frame(number, (48, 64)), gt=frame(number, (48, 64)), lq=None)
     collector.save(tmp_path, "clip", "model")
@@ -63,7 +75,7 @@ def test_a_long_clip_has_the_columns_of_its_first_frames(tmp_path: Path, monkeyp
 
 
 def test_a_image_smaller_than_a_crop_is_taken_whole() -> None:
-    collector = Collector(0)
+    collector = CropCollector(0)
     collector.look(0, sr=frame(0, (48, 64)), gt=None, lq=None)
     assert collector.showcase is not None
     assert collector.showcase.crops == ((0, 0, 64, 48),)

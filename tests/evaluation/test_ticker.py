@@ -13,7 +13,16 @@ from tubelet.progress import Progress
 
 
 def task(model: str, clip: str, frames: int, score: ClipScore | None = None) -> Task:
-    subject = Subject(name=clip, gt=Path(clip), lq=None, frames=frames, width=8, height=8, scored=None, fingerprint="")
+    subject = Subject(
+        name=clip,
+        gt=Path(clip),
+        lq=None,
+        frames=frames,
+        width=8,
+        height=8,
+        scored=None,
+        fingerprint="",
+    )
     return Task(model, subject, score_of(model, clip, frames).identity, None, score)
 
 
@@ -30,12 +39,24 @@ def score_of(model: str, clip: str, frames: int) -> ClipScore:
         tubelet="0",
     )
     return ClipScore(
-        identity=identity, per_frame={}, mean={}, frames=frames, first_frame=0, width=8, height=8, seconds_per_frame=1
+        identity=identity,
+        per_frame={},
+        mean={},
+        frames=frames,
+        first_frame=0,
+        width=8,
+        height=8,
+        seconds_per_frame=1,
     )
 
 
 def run(
-    ticker: EvaluationTicker, job: Task, frame_s: float, wait: Callable[[float], None], *, frames: int | None = None
+    ticker: EvaluationTicker,
+    job: Task,
+    frame_s: float,
+    wait: Callable[[float], None],
+    *,
+    frames: int | None = None,
 ) -> None:
     ticker.begin(job)
     count = job.subject.frames if frames is None else frames
@@ -83,4 +104,7 @@ def test_reports_name_model_and_clip(wait: Callable[[float], None]) -> None:
     job = task("m", "a", 100)
     run(EvaluationTicker(seen.append, [job]), job, 0.01, wait)
     assert {now.label for now in seen} == {"m, a"}
-    assert seen[-1].as_dict().items() >= {"model": "m", "clip": "a", "frame": 100, "total": 100}.items()
+    assert (
+        seen[-1].as_dict().items()
+        >= {"model": "m", "clip": "a", "frame": 100, "total": 100}.items()
+    )

@@ -35,7 +35,9 @@ def video(path: Path, numbers: Iterable[int] = range(10), *, rate: int = 25) -> 
 
 
 def test_a_video_equals_itself(tmp_path: Path) -> None:
-    found = compare_videos(video(tmp_path / "a.mkv"), video(tmp_path / "b.mkv"), metrics=("psnr-y", "ssim-y"))
+    found = compare_videos(
+        video(tmp_path / "a.mkv"), video(tmp_path / "b.mkv"), metrics=("psnr-y", "ssim-y")
+    )
     scores = {score.metric: score for score in found.scores}
     assert scores["psnr-y"].second == math.inf
     assert scores["ssim-y"].second == pytest.approx(1)
@@ -61,24 +63,33 @@ def test_frames_are_paired_by_time_not_by_number(tmp_path: Path) -> None:
     assert found.scores[0].second == math.inf  # every pair is of the same image
     assert (found.frames, found.left_out) == (6, (4, 0))
     assert any("4 frames of" in note and "full.mkv" in note for note in found.notes)
-    found = compare_videos(gap, video(tmp_path / "other.mkv", [0, 1, 3, 5, 6, 7, 8]), reference=full, metrics=Y)
+    found = compare_videos(
+        gap, video(tmp_path / "other.mkv", [0, 1, 3, 5, 6, 7, 8]), reference=full, metrics=Y
+    )
     assert (found.frames, found.left_out) == (5, (1, 2, 5))
     assert found.scores[0].first == found.scores[0].second == math.inf
 
 
 def test_the_longer_video_is_cut(tmp_path: Path) -> None:
-    found = compare_videos(video(tmp_path / "a.mkv"), video(tmp_path / "b.mkv", range(7)), metrics=Y)
+    found = compare_videos(
+        video(tmp_path / "a.mkv"), video(tmp_path / "b.mkv", range(7)), metrics=Y
+    )
     assert (found.frames, found.left_out) == (7, (3, 0))
     assert found.scores[0].second == math.inf
 
 
 def test_times_a_little_apart_are_one_moment(tmp_path: Path) -> None:
-    film, ntsc = video(tmp_path / "a.mkv", rate=24), video(tmp_path / "b.mkv", rate=25)
-    assert compare_videos(film, ntsc, metrics=Y).frames == 10  # 15 ms apart at the end, half a frame is 20
+    pal, ntsc = video(tmp_path / "a.mkv", rate=24), video(tmp_path / "b.mkv", rate=25)
+    assert (
+        compare_videos(pal, ntsc, metrics=Y).frames == 10
+    )  # 15 ms apart at the end, half a frame is 20
 
 
 def test_a_smaller_video_is_enlarged(tmp_path: Path) -> None:
-    small, large = write_frames(tmp_path / "s", 2, size=(32, 24)), write_frames(tmp_path / "l", 2, size=(64, 48))
+    small, large = (
+        write_frames(tmp_path / "s", 2, size=(32, 24)),
+        write_frames(tmp_path / "l", 2, size=(64, 48)),
+    )
     found = compare_videos(small, large, metrics=Y)
     up = resample(read_frames(small), (48, 64)).clamp(0, 1)
     assert (found.width, found.height) == (64, 48)
@@ -103,7 +114,9 @@ def test_missing_and_empty_are_named(tmp_path: Path) -> None:
         compare_videos(tmp_path / "empty", a)
 
 
-def test_a_metric_that_was_asked_for_must_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_that_was_asked_for_must_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = write_frames(tmp_path / "a", 3), write_frames(tmp_path / "b", 3, offset=3)
     with pytest.raises(RequestError, match="no metric"):
         compare_videos(a, b, metrics=("nice",))
@@ -133,7 +146,9 @@ def test_progress_counts_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [(now.done, now.total) for now in seen] == [(1, 3), (2, 3), (3, 3), (3, 3)]
 
 
-def test_a_token_stops_it_after_the_frame_it_is_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_stops_it_after_the_frame_it_is_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
     seen: list[Progress] = []
     token = CancelToken()

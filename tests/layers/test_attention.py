@@ -12,7 +12,9 @@ def test_positions_are_the_recorded_ones(shared):
     assert torch.equal(swinir, hat)
 
 
-@pytest.mark.parametrize(("window", "size"), [((4, 4), (4, 4)), ((4, 3), (2, 3)), ((2, 3, 4), (2, 1, 3)), ((5,), (2,))])
+@pytest.mark.parametrize(
+    ("window", "size"), [((4, 4), (4, 4)), ((4, 3), (2, 3)), ((2, 3, 4), (2, 1, 3)), ((5,), (2,))]
+)
 def test_bias_of_every_pair_is_that_of_its_distance(window, size):
     torch.manual_seed(0)
     shape = [2 * w - 1 for w in window]
@@ -50,5 +52,7 @@ def test_every_parameter_learns():
     torch.manual_seed(0)
     attention, mlp = WindowAttention(4, 2, (2, 2)), Mlp(4, 6)
     mlp(attention(torch.randn(3, 4, 4), (2, 2))).square().sum().backward()
-    assert all(p.grad is not None and p.grad.any() for p in [*attention.parameters(), *mlp.parameters()])
+    assert all(
+        p.grad is not None and p.grad.any() for p in [*attention.parameters(), *mlp.parameters()]
+    )
     assert WindowAttention(4, 2, (2, 2), qkv_bias=False).qkv.bias is None

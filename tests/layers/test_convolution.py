@@ -7,7 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers import convolution
-from tubelet.layers.convolution import Activation, ConvAct, ConvAdd, ConvCat, LeakyReLU, UpsampleConv
+from tubelet.layers.convolution import (
+    Activation,
+    ConvAct,
+    ConvAdd,
+    ConvCat,
+    LeakyReLU,
+    UpsampleConv,
+)
 from tubelet.layers.inference import Backend, prepare_for_inference
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -15,7 +22,9 @@ SIZES = [(1, 9, 11), (2, 17, 5), (1, 1, 1), (3, 32, 33)]
 ACTIVATIONS: list[Activation] = ["none", "relu", LeakyReLU(0.1)]
 FORMS: list[Backend] = ["reference", "auto", "unfused"]
 
-needs_onednn = pytest.mark.skipif(not convolution._HAS_ONEDNN, reason="no oneDNN for this processor")
+needs_onednn = pytest.mark.skipif(
+    not convolution._HAS_ONEDNN, reason="no oneDNN for this processor"
+)
 
 
 def _built(layer: nn.Module, layout: torch.memory_format, backend: Backend) -> Any:
@@ -89,11 +98,18 @@ def test_doubled_equals_plain_operations(
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_gradients_of_the_reference_form_are_those_of_plain_operations(act: Activation) -> None:
     torch.manual_seed(0)
-    conv, add, cat, up = ConvAct(4, 4, act=act), ConvAdd(4, 4), ConvCat(8, 4, act=act), UpsampleConv(4, 4, act=act)
+    conv, add, cat, up = (
+        ConvAct(4, 4, act=act),
+        ConvAdd(4, 4),
+        ConvCat(8, 4, act=act),
+        UpsampleConv(4, 4, act=act),
+    )
     x = torch.randn(1, 4, 5, 6, requires_grad=True)
 
     def grads(y: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y.square().sum(), [x, conv.weight, add.weight, cat.weight, up.weight])
+        return torch.autograd.grad(
+            y.square().sum(), [x, conv.weight, add.weight, cat.weight, up.weight]
+        )
 
     own = grads(up(cat(x, add(conv(x), x))))
     y = torch.cat([x, _plain(add, _plain(conv, x, act)) + x], 1)
@@ -146,7 +162,8 @@ def test_half_the_multiplications_give_the_same(
 
 @needs_onednn
 @pytest.mark.parametrize(
-    ("size", "half"), [((1, 64, 64), True), ((1, 63, 64), False), ((9, 63, 64), False), ((1, 15, 400), False)]
+    ("size", "half"),
+    [((1, 64, 64), True), ((1, 63, 64), False), ((9, 63, 64), False), ((1, 15, 400), False)],
 )
 def test_half_the_multiplications_from_some_size_on(
     size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, *, half: bool
@@ -165,11 +182,15 @@ def test_half_the_multiplications_from_some_size_on(
 
 
 @pytest.mark.parametrize("conv", [ConvAct(64, 64, 5), ConvAct(64, 64, 1), ConvAct(16, 64)])
-def test_all_multiplications_where_half_would_not_do(conv: ConvAct, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_multiplications_where_half_would_not_do(
+    conv: ConvAct, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = _watch_columns(monkeypatch)
     x = _draw((1, 8, 8), conv.in_channels, torch.channels_last)
     with torch.no_grad():
-        torch.testing.assert_close(prepare_for_inference(conv, "winograd")(x), _plain(conv, x), rtol=0, atol=5e-6)
+        torch.testing.assert_close(
+            prepare_for_inference(conv, "winograd")(x), _plain(conv, x), rtol=0, atol=5e-6
+        )
     assert not results
 
 
@@ -178,12 +199,17 @@ def test_all_multiplications_where_half_would_not_do(conv: ConvAct, monkeypatch:
     ("build", "run"),
     [
         (lambda: ConvAct(12, 8, act=LeakyReLU(0.1)), lambda conv, x: conv(x)),
-        (lambda: ConvAdd(12, 8), lambda conv, x: conv(x, x[:, :8].contiguous(memory_format=torch.channels_last))),
+        (
+            lambda: ConvAdd(12, 8),
+            lambda conv, x: conv(x, x[:, :8].contiguous(memory_format=torch.channels_last)),
+        ),
         (lambda: ConvCat(12, 8), lambda conv, x: conv(*x.split([6, 6], 1))),
     ],
 )
 def test_fuses_in_float32_on_a_cpu_alone(
-    build: Callable[[], nn.Conv2d], run: Callable[[nn.Conv2d, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+    build: Callable[[], nn.Conv2d],
+    run: Callable[[nn.Conv2d, Tensor], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = _draw((1, 6, 6), 12, torch.channels_last)
     monkeypatch.setattr(convolution, "_operators", lambda: pytest.fail("fused"))

@@ -22,7 +22,9 @@ def test_modulated_convolution_is_its_equation() -> None:
     x, guide = torch.randn(2, 8, 9, 11), torch.randn(2, 8, 9, 11)
     first, second, mask = _split(layer.conv_offset(guide))
     offset = torch.cat([first, second], 1)
-    expected = deform_conv2d_reference(x, offset, layer.weight, layer.bias, mask=mask.sigmoid(), padding=1)
+    expected = deform_conv2d_reference(
+        x, offset, layer.weight, layer.bias, mask=mask.sigmoid(), padding=1
+    )
     torch.testing.assert_close(layer(x, guide), expected)
     with torch.no_grad():
         torch.testing.assert_close(layer(x, guide), expected)
@@ -38,7 +40,9 @@ def test_unmodulated_convolution_with_the_original_border() -> None:
     _stir(layer)
     x = torch.randn(1, 4, 7, 8)
     for border, same in (("original", True), ("zeros", False)):
-        other = deform_conv2d_reference(x, layer.conv_offset(x), layer.weight, padding=1, border=border)
+        other = deform_conv2d_reference(
+            x, layer.conv_offset(x), layer.weight, padding=1, border=border
+        )
         assert torch.allclose(layer(x, x), other, atol=1e-5) == same
 
 
@@ -48,7 +52,13 @@ def test_modulated_convolution_with_the_original_border() -> None:
     x = torch.randn(1, 4, 7, 8)
     predicted = layer.conv_offset(x)
     expected = deform_conv2d_reference(
-        x, predicted[:, :36], layer.weight, layer.bias, mask=predicted[:, 36:].sigmoid(), padding=1, border="original"
+        x,
+        predicted[:, :36],
+        layer.weight,
+        layer.bias,
+        mask=predicted[:, 36:].sigmoid(),
+        padding=1,
+        border="original",
     )
     torch.testing.assert_close(layer(x, x), expected)
 
@@ -59,10 +69,14 @@ def test_second_order_alignment_is_its_equations() -> None:
     x, guide = torch.randn(2, 8, 9, 11), torch.randn(2, 12, 9, 11)
     flow_1, flow_2 = 3 * torch.randn(2, 2, 9, 11), 3 * torch.randn(2, 2, 9, 11)
     first, second, mask = _split(layer.conv_offset(torch.cat([guide, flow_1, flow_2], 1)))
-    residue = 5.0 * torch.tanh(torch.cat([first, second], 1)).view(2, 2, 18, 2, 9, 11)  # step, group and tap, y and x
+    residue = 5.0 * torch.tanh(torch.cat([first, second], 1)).view(
+        2, 2, 18, 2, 9, 11
+    )  # step, group and tap, y and x
     flows = torch.stack([flow_1.flip(1), flow_2.flip(1)], 1)[:, :, None]
     offset = (residue + flows).flatten(1, 3)
-    expected = deform_conv2d_reference(x, offset, layer.weight, layer.bias, mask=mask.sigmoid(), padding=1)
+    expected = deform_conv2d_reference(
+        x, offset, layer.weight, layer.bias, mask=mask.sigmoid(), padding=1
+    )
     torch.testing.assert_close(layer(x, guide, flow_1, flow_2), expected, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(layer(x, guide, flow_1, flow_2), expected, rtol=1e-4, atol=1e-4)

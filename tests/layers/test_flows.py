@@ -25,7 +25,9 @@ class _Counting(SpyNet):
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("beyond", [0, 1, 2])
 @pytest.mark.parametrize("num_frames", [1, 2, 4])
-def test_flows_are_computed_once_and_leave_nothing(num_frames: int, beyond: int, order: int, sweeps: int) -> None:
+def test_flows_are_computed_once_and_leave_nothing(
+    num_frames: int, beyond: int, order: int, sweeps: int
+) -> None:
     """As sweeps ask for them: at each frame, the flows along as many hops as there are states."""
     clip, around = torch.rand(1, num_frames, 3, 10, 12), torch.rand(2, beyond, 1, 3, 10, 12)
     before, after = (Edge(tuple(frames), frame_index=7 if beyond else -1) for frames in around)

@@ -28,7 +28,11 @@ def test_all_finds_what_lies_below_at_any_depth():
     below = nn.BatchNorm2d(3)
     middle = Above(below)
     network = nn.Sequential(Above(middle))
-    assert {type(module) for module in all_modules(network)} >= {nn.Sequential, Above, nn.BatchNorm2d}
+    assert {type(module) for module in all_modules(network)} >= {
+        nn.Sequential,
+        Above,
+        nn.BatchNorm2d,
+    }
     expected = [*network[0].own.parameters(), *middle.own.parameters(), *below.parameters()]
     assert {id(p) for p in all_parameters(network)} == {id(p) for p in expected}
     assert len(list(all_parameters(network))) == len(expected)

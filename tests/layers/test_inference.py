@@ -73,7 +73,9 @@ def test_another_backend_lasts_as_long_as_its_context(network: _Network) -> None
 
 
 def test_names_are_those_of_plain_convolutions(network: _Network) -> None:
-    names = [f"{layer}.{name}" for layer in dict(network.named_children()) for name in ("weight", "bias")]
+    names = [
+        f"{layer}.{name}" for layer in dict(network.named_children()) for name in ("weight", "bias")
+    ]
     assert list(network.state_dict()) == names
     assert list(prepare_for_inference(network).state_dict()) == names
 
@@ -107,7 +109,9 @@ def test_gradients_after_the_way_back_are_those_of_the_start(network: _Network, 
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_copies_files_and_state_dicts_keep_the_form(network: _Network, lq: Tensor, *, prepared: bool) -> None:
+def test_copies_files_and_state_dicts_keep_the_form(
+    network: _Network, lq: Tensor, *, prepared: bool
+) -> None:
     if prepared:
         prepare_for_inference(network)
     file = io.BytesIO()

@@ -23,29 +23,39 @@ def _network(name: str) -> nn.Module:
 
 
 def _film(height: int, width: int) -> Tensor:
-    return torch.rand(2, NUM_FRAMES, 3, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.rand(
+        2,
+        NUM_FRAMES,
+        3,
+        height,
+        width,
+        generator=torch.Generator().manual_seed(1),
+        dtype=torch.float64,
+    )
 
 
-def _beyond(film: Tensor, stop: int, lookahead: int) -> Edge:
+def _beyond(video: Tensor, stop: int, lookahead: int) -> Edge:
     """Make the edge after frame stop - 1."""
-    frames = tuple(film[:, t] for t in range(stop, min(stop + lookahead, NUM_FRAMES)))
+    frames = tuple(video[:, t] for t in range(stop, min(stop + lookahead, NUM_FRAMES)))
     return Edge(frames, frame_index=stop if frames else -1)
 
 
 def test_steps_see_the_frames_that_follow_and_the_last_is_repeated() -> None:
-    film = torch.arange(6.0).view(1, 6, 1, 1, 1)
+    video = torch.arange(6.0).view(1, 6, 1, 1, 1)
     seen: list[list[float]] = []
 
     def step(lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         seen.append(lq.flatten().tolist())
         return lq[:, 0], (hidden[0] + 1 if hidden else torch.tensor(1),)
 
-    sr, hidden = run_online(step, film[:, :3], lookahead=2)
-    assert torch.equal(sr, film[:, :3])
+    sr, hidden = run_online(step, video[:, :3], lookahead=2)
+    assert torch.equal(sr, video[:, :3])
     assert seen == [[0, 1, 2], [1, 2, 2], [2, 2, 2]]
     assert hidden[0] == 3
     seen.clear()
-    _, hidden = run_online(step, film[:, 3:5], hidden, lookahead=2, after=Edge((film[:, 5],), frame_index=5))
+    _, hidden = run_online(
+        step, video[:, 3:5], hidden, lookahead=2, after=Edge((video[:, 5],), frame_index=5)
+    )
     assert seen == [[3, 4, 5], [4, 5, 5]]
     assert hidden[0] == 5
 
@@ -53,14 +63,16 @@ def test_steps_see_the_frames_that_follow_and_the_last_is_repeated() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_halves_with_the_state_handed_over_are_the_whole(name: str) -> None:
     multiple = _SIZE_MULTIPLES.get(name, 1)
-    network, film, lookahead = _network(name), _film(3 * multiple, 5 * multiple), NETWORKS[name]
+    network, video, lookahead = _network(name), _film(3 * multiple, 5 * multiple), NETWORKS[name]
     with torch.no_grad():
-        whole, end = run_online(network.step, film, lookahead=lookahead)  # type: ignore[arg-type]
-        assert torch.equal(network(film), whole)
+        whole, end = run_online(network.step, video, lookahead=lookahead)  # type: ignore[arg-type]
+        assert torch.equal(network(video), whole)
         for split in range(1, NUM_FRAMES):
-            after = _beyond(film, split, lookahead)
-            first, hidden = run_online(network.step, film[:, :split], lookahead=lookahead, after=after)  # type: ignore[arg-type]
-            second, last = run_online(network.step, film[:, split:], hidden, lookahead=lookahead)  # type: ignore[arg-type]
+            after = _beyond(video, split, lookahead)
+            first, hidden = run_online(
+                network.step, video[:, :split], lookahead=lookahead, after=after
+            )  # type: ignore[arg-type]
+            second, last = run_online(network.step, video[:, split:], hidden, lookahead=lookahead)  # type: ignore[arg-type]
             torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-10)
             for state, expected in zip(last, end, strict=True):
                 torch.testing.assert_close(state, expected, rtol=0, atol=1e-10)
@@ -68,13 +80,15 @@ def test_two_halves_with_the_state_handed_over_are_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_those_of_the_film_cut_before_the_second_half(name: str) -> None:
-    network, film, lookahead, split = _network(name), _film(16, 16), NETWORKS[name], 2
+    network, video, lookahead, split = _network(name), _film(16, 16), NETWORKS[name], 2
 
     def gradients(sr: Tensor) -> list[Tensor]:
         weights = torch.rand(sr.shape, generator=torch.Generator().manual_seed(2), dtype=sr.dtype)
         network.zero_grad()
         (sr * weights).sum().backward()
-        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in network.parameters()]
+        return [
+            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in network.parameters()
+        ]
 
     taken = 0
 
@@ -86,11 +100,11 @@ def test_gradients_are_those_of_the_film_cut_before_the_second_half(name: str) -
         taken += 1
         return network.step(lq, hidden)  # type: ignore[operator]
 
-    expected = gradients(run_online(cut, film, lookahead=lookahead)[0][:, split:])
+    expected = gradients(run_online(cut, video, lookahead=lookahead)[0][:, split:])
     with torch.no_grad():
-        after = _beyond(film, split, lookahead)
-        _, hidden = run_online(network.step, film[:, :split], lookahead=lookahead, after=after)  # type: ignore[arg-type]
-    actual = gradients(run_online(network.step, film[:, split:], hidden, lookahead=lookahead)[0])  # type: ignore[arg-type]
+        after = _beyond(video, split, lookahead)
+        _, hidden = run_online(network.step, video[:, :split], lookahead=lookahead, after=after)  # type: ignore[arg-type]
+    actual = gradients(run_online(network.step, video[:, split:], hidden, lookahead=lookahead)[0])  # type: ignore[arg-type]
     for one, other in zip(actual, expected, strict=True):
         scale = other.abs().max().clamp(min=1)
         torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=1e-8)
@@ -98,14 +112,14 @@ def test_gradients_are_those_of_the_film_cut_before_the_second_half(name: str) -
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_map_of_the_state_matters(name: str) -> None:
-    network, film, lookahead = _network(name), _film(16, 16), NETWORKS[name]
+    network, video, lookahead = _network(name), _film(16, 16), NETWORKS[name]
     with torch.no_grad():
-        _, hidden = run_online(network.step, film[:, :2], lookahead=lookahead)  # type: ignore[arg-type]
-        sr, _ = run_online(network.step, film[:, 2:], hidden, lookahead=lookahead)  # type: ignore[arg-type]
+        _, hidden = run_online(network.step, video[:, :2], lookahead=lookahead)  # type: ignore[arg-type]
+        sr, _ = run_online(network.step, video[:, 2:], hidden, lookahead=lookahead)  # type: ignore[arg-type]
         for i in range(len(hidden)):
             moved = [*hidden]
             moved[i] = moved[i] + 1e-2 * torch.randn_like(moved[i])
-            other, _ = run_online(network.step, film[:, 2:], tuple(moved), lookahead=lookahead)  # type: ignore[arg-type]
+            other, _ = run_online(network.step, video[:, 2:], tuple(moved), lookahead=lookahead)  # type: ignore[arg-type]
             assert (other - sr).abs().max() > 1e-9
 
 

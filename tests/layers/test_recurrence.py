@@ -15,7 +15,9 @@ def _edge(**hidden: Past) -> Edge:
     return Edge(frames=(torch.zeros(1),) * 3, hidden=hidden, frame_index=5)
 
 
-def _run(step: Any, order: int, edge: Edge) -> tuple[list[tuple[int, list[float]]], list[tuple[int, float]]]:
+def _run(
+    step: Any, order: int, edge: Edge
+) -> tuple[list[tuple[int, list[float]]], list[tuple[int, float]]]:
     """Sweep over three frames; the state at frame t is 10 + t. Returns the past at each frame, and what comes out."""
     pasts: list[tuple[int, list[float]]] = []
 
@@ -32,7 +34,11 @@ def test_a_sweep_starts_with_no_past_and_takes_the_nearest_states_first() -> Non
 
 
 def test_a_sweep_goes_on_from_the_states_of_its_own_name() -> None:
-    assert _run(1, 2, _edge(s=_states(3, 2), other=_states(7)))[0] == [(0, [3, 2]), (1, [10, 3]), (2, [11, 10])]
+    assert _run(1, 2, _edge(s=_states(3, 2), other=_states(7)))[0] == [
+        (0, [3, 2]),
+        (1, [10, 3]),
+        (2, [11, 10]),
+    ]
     assert _run(-1, 2, _edge(s=_states(3)))[0] == [(2, [3]), (1, [12, 3]), (0, [11, 12])]
     assert _run(1, 1, _edge(other=_states(7)))[0] == [(0, []), (1, [10]), (2, [11])]
 
@@ -43,31 +49,36 @@ def test_states_beyond_the_order_are_left_alone() -> None:
 
 def test_every_new_state_is_seen_before_it_comes_out() -> None:
     seen: list[tuple[str, int, Tensor]] = []
-    for t, state in sweep("s", 3, -1, Edge(), 1, lambda t, _: torch.tensor(t), lambda *new: seen.append(new)):
+    for t, state in sweep(
+        "s", 3, -1, Edge(), 1, lambda t, _: torch.tensor(t), lambda *new: seen.append(new)
+    ):
         assert seen[-1] == ("s", t, state)
     assert [t for _, t, _ in seen] == [2, 1, 0]
 
 
 def test_frames_are_numbered_from_the_first_of_the_clip() -> None:
-    film = torch.arange(9.0).view(1, 9, 1, 1, 1)
-    before = Edge(frames=(film[:, 2], film[:, 1]), frame_index=2)
-    after = Edge(frames=(film[:, 6],), frame_index=6)
-    frames = clip_frames(film[:, 3:6], before, after)
+    video = torch.arange(9.0).view(1, 9, 1, 1, 1)
+    before = Edge(frames=(video[:, 2], video[:, 1]), frame_index=2)
+    after = Edge(frames=(video[:, 6],), frame_index=6)
+    frames = clip_frames(video[:, 3:6], before, after)
     assert {t: int(frame) for t, frame in frames.items()} == {-2: 1, -1: 2, 0: 3, 1: 4, 2: 5, 3: 6}
-    assert sorted(clip_frames(film, Edge(), Edge())) == list(range(9))
+    assert sorted(clip_frames(video, Edge(), Edge())) == list(range(9))
 
 
 def test_an_edge_without_frames_can_lie_inside_the_film() -> None:
-    assert Edge().is_film_end
-    assert Edge(frame_index=-1).is_film_end
-    assert not Edge(frame_index=0).is_film_end
+    assert Edge().is_video_end
+    assert Edge(frame_index=-1).is_video_end
+    assert not Edge(frame_index=0).is_video_end
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"frames": (torch.zeros(1),)}, "needs the frame_index"),
-        ({"hidden": {"backward": _states(1)}, "frame_index": 3}, "1 states of 'backward' has only 0 frames"),
+        (
+            {"hidden": {"backward": _states(1)}, "frame_index": 3},
+            "1 states of 'backward' has only 0 frames",
+        ),
     ],
 )
 def test_impossible_edges_are_refused(fields: dict[str, Any], message: str) -> None:

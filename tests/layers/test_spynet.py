@@ -16,7 +16,10 @@ def test_recorded_outputs(shared: Path, case: str) -> None:
     network = SpyNet()
     kept = {name: network.state_dict()[name] for name in description["kept"]}
     fill = rules(shared).fill
-    state = {name: torch.from_numpy(fill(name, shape)) for name, (_, shape) in description["state_dict"].items()}
+    state = {
+        name: torch.from_numpy(fill(name, shape))
+        for name, (_, shape) in description["state_dict"].items()
+    }
     network.load_state_dict({**state, **kept}, strict=True)
     ref, supp = (
         recorded_input(shared, key, description["inputs"][name])
@@ -83,8 +86,13 @@ def test_half_precision_keeps_the_unit_of_the_flow() -> None:
 
 
 def test_embedded_weights_see_motion() -> None:
-    texture = imresize(torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0)), 5).clamp(0, 1)
-    ref, supp = texture[..., 2:98, :96], texture[..., :96, 3:99]  # (x, y) of ref is (x - 3, y + 2) of supp
+    texture = imresize(
+        torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0)), 5
+    ).clamp(0, 1)
+    ref, supp = (
+        texture[..., 2:98, :96],
+        texture[..., :96, 3:99],
+    )  # (x, y) of ref is (x - 3, y + 2) of supp
     network = nn.Sequential(SpyNet(), nn.Conv2d(1, 1, 1), SpyNet())
     assert load_spynet(network) == 2
     for spynet in (network[0], network[2]):

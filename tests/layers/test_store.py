@@ -32,7 +32,9 @@ def _feats() -> list[Tensor]:
 
 def _equal_to_the_bit(a: Tensor, b: Tensor) -> bool:
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return a.dtype == b.dtype and torch.equal(a.contiguous().view(whole), b.contiguous().view(whole))
+    return a.dtype == b.dtype and torch.equal(
+        a.contiguous().view(whole), b.contiguous().view(whole)
+    )
 
 
 def _watch_files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -107,7 +109,9 @@ def test_autograd_graphs_are_not_moved() -> None:
     assert weight.grad.tolist() == [2] * 4
 
 
-def test_the_file_uses_freed_places_again_and_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_file_uses_freed_places_again_and_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     made = _watch_files(monkeypatch)
     with FeatureStore(FeatureLimits(host_bytes=0, folder=tmp_path)) as store:
         for t in range(20):
@@ -168,7 +172,9 @@ def test_a_freed_place_is_given_once() -> None:
         store.pop(2)
         for t in range(3, 7):
             store.append(t, torch.full((8,), float(t)))
-        assert [store.pop(t)[0].tolist() for t in (1, 3, 4, 5, 6)] == [[float(t)] * 8 for t in (1, 3, 4, 5, 6)]
+        assert [store.pop(t)[0].tolist() for t in (1, 3, 4, 5, 6)] == [
+            [float(t)] * 8 for t in (1, 3, 4, 5, 6)
+        ]
 
 
 def test_the_peak_counts_what_lies_anywhere_and_stays_when_a_store_is_emptied() -> None:

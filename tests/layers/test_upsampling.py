@@ -6,7 +6,13 @@ from torch.nn import functional
 from tubelet.layers import upsampling
 from tubelet.layers.convolution import ConvAct, LeakyReLU, UpsampleConv
 from tubelet.layers.inference import prepare_for_inference
-from tubelet.layers.upsampling import TailConvs, enlarge, repeat_and_convolve, shuffle_x4, shuffle_x4_convs
+from tubelet.layers.upsampling import (
+    TailConvs,
+    enlarge,
+    repeat_and_convolve,
+    shuffle_x4,
+    shuffle_x4_convs,
+)
 
 
 def _convs() -> TailConvs:
@@ -36,7 +42,9 @@ def test_equals_the_layers_written_plainly(layout: torch.memory_format) -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("height", [8, 9, 17, 26])
-def test_strips_equal_the_whole(monkeypatch: pytest.MonkeyPatch, height: int, layout: torch.memory_format) -> None:
+def test_strips_equal_the_whole(
+    monkeypatch: pytest.MonkeyPatch, height: int, layout: torch.memory_format
+) -> None:
     monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)  # strips of 8 lines
     x = torch.randn(2, 6, height, 5).contiguous(memory_format=layout)
     base, convs = torch.rand(2, 3, 4 * height, 20), _convs()
@@ -63,15 +71,21 @@ def test_repeated_pixels_in_strips_equal_the_layers_written_plainly(
     x = torch.randn(2, 6, height, 5)
     y = x
     for conv in ups:
-        y = functional.leaky_relu(_plain(conv, y.repeat_interleave(2, 2).repeat_interleave(2, 3)), 0.2)
+        y = functional.leaky_relu(
+            _plain(conv, y.repeat_interleave(2, 2).repeat_interleave(2, 3)), 0.2
+        )
     expected = _plain(last, functional.leaky_relu(_plain(detail, y), 0.2))
-    torch.testing.assert_close(repeat_and_convolve(x, ups, detail, last), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        repeat_and_convolve(x, ups, detail, last), expected, rtol=0, atol=1e-6
+    )
     calls: list[int] = []
     last.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[2]))
     for conv in (*ups, detail, last):
         prepare_for_inference(conv)
     with torch.no_grad():
-        torch.testing.assert_close(repeat_and_convolve(x, ups, detail, last), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            repeat_and_convolve(x, ups, detail, last), expected, rtol=0, atol=1e-6
+        )
     assert len(calls) == -(-height // 8)
     assert max(calls) <= 8 * 2**doublings + 2
 
@@ -93,4 +107,6 @@ def test_gradients_reach_everything() -> None:
 def test_enlarge_keeps_the_mean_and_reaches_the_size() -> None:
     frame = torch.rand(1, 3, 3, 5)
     assert enlarge(frame, 4).shape == (1, 3, 12, 20)
-    torch.testing.assert_close(enlarge(torch.full_like(frame, 0.3), 4), torch.full((1, 3, 12, 20), 0.3))
+    torch.testing.assert_close(
+        enlarge(torch.full_like(frame, 0.3), 4), torch.full((1, 3, 12, 20), 0.3)
+    )

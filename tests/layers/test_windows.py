@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from golden import recorded, recorded_input
-from tubelet.layers.windows import Span, map_windows, pad_to_windows, split_windows, window_blocks, window_spans
+from tubelet.layers.windows import (
+    WindowSpan,
+    map_windows,
+    pad_to_windows,
+    split_windows,
+    window_blocks,
+    window_spans,
+)
 
 
 def _parts(grid, window, shift):
@@ -21,21 +28,33 @@ def _parts(grid, window, shift):
 
 
 def test_a_shift_cuts_the_first_and_the_last_window():
-    assert window_spans(12, 4, 2) == [Span(0, 2, 1), Span(2, 4, 2), Span(10, 2, 1)]
-    assert window_spans(12, 4, 0) == [Span(0, 4, 3)]
-    assert window_spans(4, 4, 2) == [Span(0, 2, 1), Span(2, 2, 1)]
-    assert window_spans(2, 4, 3) == [Span(0, 2, 1)]
+    assert window_spans(12, 4, 2) == [
+        WindowSpan(0, 2, 1),
+        WindowSpan(2, 4, 2),
+        WindowSpan(10, 2, 1),
+    ]
+    assert window_spans(12, 4, 0) == [WindowSpan(0, 4, 3)]
+    assert window_spans(4, 4, 2) == [WindowSpan(0, 2, 1), WindowSpan(2, 2, 1)]
+    assert window_spans(2, 4, 3) == [WindowSpan(0, 2, 1)]
 
 
 def test_windows_and_their_shift_are_the_recorded_ones(shared):
     description, (windows, joined, mask, *_) = recorded(shared, "swin_windows_A")
-    x = recorded_input(shared, "swin_windows_A", tuple(description["inputs"]["x"])).permute(0, 2, 3, 1)
+    x = recorded_input(shared, "swin_windows_A", tuple(description["inputs"]["x"])).permute(
+        0, 2, 3, 1
+    )
     assert torch.equal(joined, x)
     rolled = x.roll((-4, -4), (1, 2))
     assert torch.equal(split_windows(rolled, (8, 8)), windows.flatten(1, 2))
-    assert torch.equal(split_windows(x[:, 4:12, 4:20], (8, 8)), windows[:2].flatten(1, 2))  # the whole ones
-    parts = split_windows(_parts((16, 24), (8, 8), (4, 4)).roll((-4, -4), (1, 2)), (8, 8))  # (6, 64, 1)
-    assert torch.equal(parts.ne(parts.mT) * -100.0, mask)  # tokens of two parts are those that the mask parts
+    assert torch.equal(
+        split_windows(x[:, 4:12, 4:20], (8, 8)), windows[:2].flatten(1, 2)
+    )  # the whole ones
+    parts = split_windows(
+        _parts((16, 24), (8, 8), (4, 4)).roll((-4, -4), (1, 2)), (8, 8)
+    )  # (6, 64, 1)
+    assert torch.equal(
+        parts.ne(parts.mT) * -100.0, mask
+    )  # tokens of two parts are those that the mask parts
 
 
 @pytest.mark.parametrize(
@@ -84,7 +103,11 @@ def test_gradients_are_those_of_the_function():
 
     def step(tensor):
         return map_windows(
-            lambda windows, _: windows[0].softmax(1), [tensor], window=(4, 4), shift=(2, 2), backend="reference"
+            lambda windows, _: windows[0].softmax(1),
+            [tensor],
+            window=(4, 4),
+            shift=(2, 2),
+            backend="reference",
         )
 
     assert torch.autograd.gradcheck(step, [x])

@@ -15,20 +15,30 @@ def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor
 
 
 def _convolve(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return convolve_columns(parts, weight, bias, convolve_rows=_convolve_rows, finish=lambda _, __: None)
+    return convolve_columns(
+        parts, weight, bias, convolve_rows=_convolve_rows, finish=lambda _, __: None
+    )
 
 
 def _draw(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("size", [(1, 12, 7), (3, 32, 9), (1, 1, 1), (2, 5, 3), (1, 6, 2), (2, 11, 4)])
+@pytest.mark.parametrize(
+    "size", [(1, 12, 7), (3, 32, 9), (1, 1, 1), (2, 5, 3), (1, 6, 2), (2, 11, 4)]
+)
 @pytest.mark.parametrize("strip_bytes", [1, 4000, 2**20])
-def test_is_exact(size: tuple[int, int, int], strip_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_exact(
+    size: tuple[int, int, int], strip_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(winograd, "_STRIP_BYTES", strip_bytes)
     batch, height, width = size
-    x, weight, bias = _draw(batch, 5, height, width), torch.randn(4, 5, 3, 3).double(), torch.randn(4).double()
+    x, weight, bias = (
+        _draw(batch, 5, height, width),
+        torch.randn(4, 5, 3, 3).double(),
+        torch.randn(4).double(),
+    )
     before = x.clone()
     expected = functional.conv2d(x, weight, bias, padding=1)
     y = _convolve([x], weight, bias)
@@ -36,12 +46,16 @@ def test_is_exact(size: tuple[int, int, int], strip_bytes: int, monkeypatch: pyt
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     parts = [part.contiguous(memory_format=torch.channels_last) for part in x.split([2, 3], 1)]
     torch.testing.assert_close(_convolve(parts, weight, bias), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(_convolve([x], weight), expected - bias[:, None, None], rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        _convolve([x], weight), expected - bias[:, None, None], rtol=0, atol=1e-12
+    )
     assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("height", [8, 9])
-def test_strips_are_finished_once_and_in_their_place(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_are_finished_once_and_in_their_place(
+    height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(winograd, "_STRIP_BYTES", 1)
     x, weight = _draw(2, 3, height, 4), torch.randn(4, 3, 3, 3).double()
     other, regions = _draw(2, 4, height, 4), list[Region]()
@@ -51,7 +65,9 @@ def test_strips_are_finished_once_and_in_their_place(height: int, monkeypatch: p
         regions.append(region)
 
     y = convolve_columns([x], weight, None, convolve_rows=_convolve_rows, finish=finish)
-    torch.testing.assert_close(y, functional.conv2d(x, weight, padding=1) + other, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        y, functional.conv2d(x, weight, padding=1) + other, rtol=0, atol=1e-12
+    )
     assert len(regions) == 2 * -(-height // 4)
 
 
@@ -76,7 +92,14 @@ def test_transforms_are_computed_once_for_all_that_share_a_cache(
     for _ in range(3):
         weight = torch.randn(4, 4 * len(parts), 3, 3).double()
         expected = functional.conv2d(torch.cat(parts, 1), weight, padding=1)
-        y = convolve_columns(parts, weight, None, convolve_rows=_convolve_rows, finish=lambda _, __: None, cache=cache)
+        y = convolve_columns(
+            parts,
+            weight,
+            None,
+            convolve_rows=_convolve_rows,
+            finish=lambda _, __: None,
+            cache=cache,
+        )
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
         parts.append(y)
     strips = batch * (-(-height // 4) if strip_bytes == 1 else 1)

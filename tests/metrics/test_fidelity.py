@@ -38,7 +38,9 @@ def test_equals_recorded_values(shared):
 def test_psnr_of_a_known_error():
     gt, sr = torch.full((3, 16, 16), 100 / 255), torch.full((3, 16, 16), 110 / 255)
     assert psnr(sr, gt, channel="rgb").item() == pytest.approx(20 * math.log10(255 / 10))
-    assert psnr(sr, gt).item() == pytest.approx(20 * math.log10(255 / (10 * (65.481 + 128.553 + 24.966) / 255)))
+    assert psnr(sr, gt).item() == pytest.approx(
+        20 * math.log10(255 / (10 * (65.481 + 128.553 + 24.966) / 255))
+    )
 
 
 def test_batches_and_borders():
@@ -52,7 +54,11 @@ def test_batches_and_borders():
 def test_ssim_is_one_for_equal_images_and_falls_with_noise():
     gt = torch.rand(3, 32, 32)
     assert ssim(gt, gt).item() == pytest.approx(1)
-    assert ssim(gt + 0.2 * torch.randn(3, 32, 32), gt) < ssim(gt + 0.02 * torch.randn(3, 32, 32), gt) < 1
+    assert (
+        ssim(gt + 0.2 * torch.randn(3, 32, 32), gt)
+        < ssim(gt + 0.02 * torch.randn(3, 32, 32), gt)
+        < 1
+    )
 
 
 def _ssim_by_definition(sr, gt):
@@ -63,7 +69,9 @@ def _ssim_by_definition(sr, gt):
         torch.nn.functional.conv2d(x[None], window)[0] for x in (sr, gt, sr * sr, gt * gt, sr * gt)
     )
     top = (2 * mean_a * mean_b + 6.5025) * (2 * (ab - mean_a * mean_b) + 58.5225)
-    return (top / ((mean_a**2 + mean_b**2 + 6.5025) * (aa + bb - mean_a**2 - mean_b**2 + 58.5225))).mean()
+    return (
+        top / ((mean_a**2 + mean_b**2 + 6.5025) * (aa + bb - mean_a**2 - mean_b**2 + 58.5225))
+    ).mean()
 
 
 @pytest.mark.parametrize("height", [73, 74, 75, 138, 150])
@@ -71,7 +79,9 @@ def test_ssim_of_tall_images_counts_every_row_once(height):
     gt = torch.randint(0, 256, (3, height, 20)).double()
     sr = (gt + torch.randint(-9, 10, gt.shape)).clamp(0, 255)
     expected = sum(_ssim_by_definition(a[None], b[None]) for a, b in zip(sr, gt, strict=True)) / 3
-    assert ssim(sr / 255, gt / 255, channel="rgb").item() == pytest.approx(expected.item(), abs=1e-9)
+    assert ssim(sr / 255, gt / 255, channel="rgb").item() == pytest.approx(
+        expected.item(), abs=1e-9
+    )
 
 
 def test_bad_arguments_say_what_is_wrong():

@@ -12,7 +12,16 @@ ALWAYS = [name for name in (info.name for info in METRICS) if name.startswith(("
 def test_the_table_is_whole():
     names = [info.name for info in METRICS]
     assert len(set(names)) == len(names)
-    assert {"psnr-y", "psnr-rgb", "ssim-y", "ssim-rgb", "lpips", "dists", "clip-iqa", "niqe"} <= set(names)
+    assert {
+        "psnr-y",
+        "psnr-rgb",
+        "ssim-y",
+        "ssim-rgb",
+        "lpips",
+        "dists",
+        "clip-iqa",
+        "niqe",
+    } <= set(names)
     assert {"warp-error", "tof", "tlpips", "flicker", "vmaf"} <= set(names)
     for info in METRICS:
         assert info.low < info.high
@@ -25,8 +34,12 @@ def test_every_metric_is_in_the_document():
 
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
     for info in METRICS:
-        row = next((line for line in text.splitlines() if line.startswith(f"| `{info.name}` |")), "")
-        assert f"| {info.direction} |" in row, f"{info.name} has no row in docs/metrics.md, or another direction"
+        row = next(
+            (line for line in text.splitlines() if line.startswith(f"| `{info.name}` |")), ""
+        )
+        assert f"| {info.direction} |" in row, (
+            f"{info.name} has no row in docs/metrics.md, or another direction"
+        )
 
 
 def test_an_unknown_name_has_a_near_one():

@@ -7,7 +7,15 @@ import torch
 from golden import recorded, rules
 from tubelet.errors import CheckpointError, InputError, ResourceError
 from tubelet.metrics import make_meter
-from tubelet.metrics.niqe import PRISTINE, Pristine, _describe, _fit_asymmetric, fit_pristine, load_pristine, niqe
+from tubelet.metrics.niqe import (
+    PRISTINE,
+    Pristine,
+    _describe,
+    _fit_asymmetric,
+    fit_pristine,
+    load_pristine,
+    niqe,
+)
 
 
 def _images(shared):
@@ -35,13 +43,18 @@ def test_equals_recorded_values_with_the_published_model(shared, request):
         pytest.skip(f"{PRISTINE.name} is not in {path.parent}; {PRISTINE.url}")
     model = load_pristine(path)
     for row, image in _images(shared):
-        assert niqe(image, model, border=row["crop_border"]).item() == pytest.approx(row["niqe"], rel=1e-3), row
+        assert niqe(image, model, border=row["crop_border"]).item() == pytest.approx(
+            row["niqe"], rel=1e-3
+        ), row
 
 
 def test_the_own_model_follows_recorded_values(shared):
     """Another pristine model gives other numbers; the algorithm being the same, they stay near and in order."""
     model = load_pristine()
-    rows = [(row["niqe"], niqe(image, model, border=row["crop_border"]).item()) for row, image in _images(shared)]
+    rows = [
+        (row["niqe"], niqe(image, model, border=row["crop_border"]).item())
+        for row, image in _images(shared)
+    ]
     assert len(rows) == 6
     assert np.corrcoef(np.array(rows).T)[0, 1] > 0.98
     assert all(0.75 < own / published < 1.35 for published, own in rows)
@@ -50,7 +63,9 @@ def test_the_own_model_follows_recorded_values(shared):
 def _slowly_fitted(values: list[float]) -> tuple[float, float, float]:
     """Fit by the definition: a search through all shapes."""
     left, right = ([v for v in values if v * sign > 0] for sign in (-1, 1))
-    left_rms, right_rms = (math.sqrt(sum(v * v for v in side) / len(side)) for side in (left, right))
+    left_rms, right_rms = (
+        math.sqrt(sum(v * v for v in side) / len(side)) for side in (left, right)
+    )
     gamma_hat = left_rms / right_rms
     r_hat = (sum(map(abs, values)) / len(values)) ** 2 / (sum(v * v for v in values) / len(values))
     wanted = r_hat * (gamma_hat**3 + 1) * (gamma_hat + 1) / (gamma_hat**2 + 1) ** 2
@@ -66,7 +81,14 @@ def _slowly_fitted(values: list[float]) -> tuple[float, float, float]:
 
 def test_the_fit_equals_a_search_by_definition():
     rng = np.random.default_rng(0)
-    rows = np.stack([rng.laplace(size=400), rng.normal(size=400), rng.uniform(-1, 2, 400), rng.normal(size=400) ** 3])
+    rows = np.stack(
+        [
+            rng.laplace(size=400),
+            rng.normal(size=400),
+            rng.uniform(-1, 2, 400),
+            rng.normal(size=400) ** 3,
+        ]
+    )
     fitted = torch.stack(_fit_asymmetric(torch.from_numpy(rows)), 1)
     for row, values in zip(fitted.tolist(), rows.tolist(), strict=True):
         assert row == pytest.approx(_slowly_fitted(values), rel=1e-6)
@@ -81,7 +103,9 @@ def test_worse_images_score_higher(shared):
     folder = shared / "data" / "dev_eval" / "davis_goat"
     gt = torch.from_numpy(read_clip(folder, max_frames=1, size_multiple=4)[0]).float() / 255
     blurred = imresize(imresize(gt, 1 / 4), 4).clamp(0, 1)
-    noisy = (gt + 0.1 * torch.randn(gt.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    noisy = (gt + 0.1 * torch.randn(gt.shape, generator=torch.Generator().manual_seed(0))).clamp(
+        0, 1
+    )
     scores = []
     for image in (gt, blurred, noisy):
         meter = make_meter("niqe-tubelet")
@@ -93,7 +117,9 @@ def test_worse_images_score_higher(shared):
 
 def test_a_fitted_model_prefers_its_own_images():
     noise = torch.rand(3, 300, 300, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.interpolate(noise[None, :, :40, :40], (300, 300), mode="bicubic")[0].clamp(0, 1)
+    smooth = torch.nn.functional.interpolate(noise[None, :, :40, :40], (300, 300), mode="bicubic")[
+        0
+    ].clamp(0, 1)
     model = fit_pristine([noise, noise.flip(-1), noise.flip(-2)])
     assert model.mean.shape == (36,)
     assert torch.equal(model.cov, model.cov.T)
@@ -104,14 +130,22 @@ def test_a_fitted_model_prefers_its_own_images():
 def test_the_published_model_is_looked_for_and_read(tmp_path, monkeypatch):
     own = load_pristine()
     path = tmp_path / "elsewhere.npz"
-    np.savez(path, mu_pris_param=own.mean[None].numpy(), cov_pris_param=own.cov.numpy(), gaussian_window=np.zeros(1))
+    np.savez(
+        path,
+        mu_pris_param=own.mean[None].numpy(),
+        cov_pris_param=own.cov.numpy(),
+        gaussian_window=np.zeros(1),
+    )
     image = torch.rand(3, 100, 200)
     scores = []
     for meter in (make_meter("niqe", weights=path), make_meter("niqe-tubelet")):
         meter.update(image, None)
         scores.append(meter.mean())
     assert scores[0] == scores[1]
-    with pytest.raises(ResourceError, match=r"niqe needs niqe_pris_params\.npz, .*not in .*; fetch it from https://"):
+    with pytest.raises(
+        ResourceError,
+        match=r"niqe needs niqe_pris_params\.npz, .*not in .*; fetch it from https://",
+    ):
         make_meter("niqe", weights=tmp_path)
     (tmp_path / PRISTINE.name).write_bytes(b"no archive")
     with pytest.raises(CheckpointError, match="is not a pristine model"):
@@ -125,7 +159,9 @@ def test_a_reference_is_not_looked_at():
 
 
 def test_a_small_image_is_one_line():
-    with pytest.raises(InputError, match="niqe-tubelet: NIQE needs two blocks of 96×96 pixels, got 64×48"):
+    with pytest.raises(
+        InputError, match="niqe-tubelet: NIQE needs two blocks of 96×96 pixels, got 64×48"
+    ):
         make_meter("niqe-tubelet").update(torch.rand(3, 48, 64), None)
     with pytest.raises(ValueError, match="two blocks"):
         niqe(torch.rand(3, 100, 100), Pristine(torch.zeros(36), torch.eye(36)))

@@ -24,7 +24,9 @@ def _random(*shape: int, seed: int = 0, gain: float = 1.0) -> torch.Tensor:
 def _backbone(make) -> dict[str, torch.Tensor]:
     """A file as torchvision publishes it, with random convolutions and no more of the classifier than a stump."""
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in make(weights=None).features.state_dict().items()}
+        shapes = {
+            name: value.shape for name, value in make(weights=None).features.state_dict().items()
+        }
     state = {
         f"features.{name}": _random(*shape, seed=i, gain=(2 / max(1, shape[1:].numel())) ** 0.5)
         for i, (name, shape) in enumerate(shapes.items())
@@ -38,7 +40,9 @@ def alex(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alex")
     torch.save(_backbone(torchvision.models.alexnet), folder / "alexnet-owt-7be5be79.pth")
     sizes = (64, 192, 384, 256, 256)
-    linear = {f"lin{i}.model.1.weight": _random(1, n, 1, 1, seed=i).abs() for i, n in enumerate(sizes)}
+    linear = {
+        f"lin{i}.model.1.weight": _random(1, n, 1, 1, seed=i).abs() for i, n in enumerate(sizes)
+    }
     torch.save(linear, folder / "alex.pth")
     return folder
 
@@ -48,8 +52,13 @@ def vgg(tmp_path_factory):
     """A folder with the files of LPIPS with VGG and of DISTS."""
     folder = tmp_path_factory.mktemp("vgg")
     torch.save(_backbone(torchvision.models.vgg16), folder / "vgg16-397923af.pth")
-    torch.save([_random(1, n, 1, 1).abs() for n in (64, 128, 256, 512, 512)], folder / "lpips_weights.pt")
-    torch.save({name: _random(1, 1475, 1, 1).abs() for name in ("alpha", "beta")}, folder / "dists_weights.pt")
+    torch.save(
+        [_random(1, n, 1, 1).abs() for n in (64, 128, 256, 512, 512)], folder / "lpips_weights.pt"
+    )
+    torch.save(
+        {name: _random(1, 1475, 1, 1).abs() for name in ("alpha", "beta")},
+        folder / "dists_weights.pt",
+    )
     return folder
 
 
@@ -58,7 +67,9 @@ def _lpips_by_definition(folder, a: torch.Tensor, b: torch.Tensor) -> float:
     state = torch.load(folder / "alexnet-owt-7be5be79.pth")
     features.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("features.")})
     linear = torch.load(folder / "alex.pth")
-    shift, scale = (torch.tensor(v)[:, None, None] for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
+    shift, scale = (
+        torch.tensor(v)[:, None, None] for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450])
+    )
     total, x, y = 0.0, *((2 * p - 1 - shift) / scale for p in (a, b))
     for number, layer in enumerate(features):
         x, y = layer(x), layer(y)
@@ -81,7 +92,9 @@ def test_lpips_is_what_its_paper_defines(alex):
     border = make_meter("lpips", weights=alex, border=3)
     border.update(a, b)
     with torch.inference_mode():
-        assert border.mean() == pytest.approx(_lpips_by_definition(alex, a[:, 3:-3, 3:-3], b[:, 3:-3, 3:-3]), rel=1e-4)
+        assert border.mean() == pytest.approx(
+            _lpips_by_definition(alex, a[:, 3:-3, 3:-3], b[:, 3:-3, 3:-3]), rel=1e-4
+        )
 
 
 def test_tlpips_compares_the_changes(alex):
@@ -132,7 +145,10 @@ def test_clip_iqa_reads_the_published_forms(tmp_path, form):
         torch.save(clip.state_dict(), tmp_path / "RN50.pt")
     else:
         _save_archive(clip.state_dict(), tmp_path / "RN50.pt")
-    torch.save(torch.tensor([[98, 5, 99, 0, 0, 0, 0, 0], [98, 6, 99, 0, 0, 0, 0, 0]]), tmp_path / "clipiqa_tokens.pt")
+    torch.save(
+        torch.tensor([[98, 5, 99, 0, 0, 0, 0, 0], [98, 6, 99, 0, 0, 0, 0, 0]]),
+        tmp_path / "clipiqa_tokens.pt",
+    )
     meter = make_meter("clip-iqa", weights=tmp_path)
     meter.update(torch.rand(3, 64, 96), None)
     assert 0 < meter.mean() < 1
@@ -173,8 +189,13 @@ def test_absent_weights_are_one_line_with_file_place_and_url(name, tmp_path, mon
         make_meter(name)
     line = str(caught.value)
     assert "\n" not in line
-    assert {file.name, str(tmp_path / "hub" / "checkpoints"), file.url} <= set(line.replace(",", "").split())
-    with pytest.raises(ResourceError, match=f"needs {file.name}, which is not in {tmp_path}/none; fetch it from https"):
+    assert {file.name, str(tmp_path / "hub" / "checkpoints"), file.url} <= set(
+        line.replace(",", "").split()
+    )
+    with pytest.raises(
+        ResourceError,
+        match=f"needs {file.name}, which is not in {tmp_path}/none; fetch it from https",
+    ):
         make_meter(name, weights=tmp_path / "none")
 
 
@@ -212,7 +233,9 @@ def test_damaged_and_foreign_files_are_one_line(alex, vgg, tmp_path):
     with pytest.raises(CheckpointError, match="does not hold alexnet") as caught:
         make_meter("lpips", weights=tmp_path)
     assert "\n" not in str(caught.value)
-    (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes((alex / "alexnet-owt-7be5be79.pth").read_bytes())
+    (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(
+        (alex / "alexnet-owt-7be5be79.pth").read_bytes()
+    )
     (tmp_path / "alex.pth").write_bytes((vgg / "lpips_weights.pt").read_bytes())
     with pytest.raises(CheckpointError, match="does not hold the linear layers"):
         make_meter("lpips", weights=tmp_path)

@@ -6,7 +6,14 @@ from tubelet.errors import RequestError
 from tubelet.metrics.protocols import DEGRADATIONS, PROTOCOLS, find_protocol
 
 SPECIFIED = [
-    *("reds4-bi-x4", "vid4-bi-x4", "vid4-bd-x4", "udm10-bd-x4", "vimeo90k-t-bi-x4", "vimeo90k-t-bd-x4"),
+    *(
+        "reds4-bi-x4",
+        "vid4-bi-x4",
+        "vid4-bd-x4",
+        "udm10-bd-x4",
+        "vimeo90k-t-bi-x4",
+        "vimeo90k-t-bd-x4",
+    ),
     *(
         "tos3-bi-x4",
         "vid4-bd-x4-crop8",
@@ -52,13 +59,20 @@ def test_scored_frames():
     assert list(find_protocol("vid4-bd-x4").scored_frames(3)) == [0, 1, 2]
     assert list(find_protocol("vid4-bd-x4-drop2").scored_frames(7)) == [2, 3, 4]
     assert list(find_protocol("vimeo90k-t-bi-x4").scored_frames(7)) == [3]
-    with pytest.raises(RequestError, match="leaves out 2 frames at each end, but a clip has only 4"):
+    with pytest.raises(
+        RequestError, match="leaves out 2 frames at each end, but a clip has only 4"
+    ):
         find_protocol("vid4-bd-x4-drop2").scored_frames(4)
 
 
 def test_free_protocols_take_any_degradation_and_scale():
     free = find_protocol("folder-bd-b-x2")
-    assert (free.dataset, free.degradation, free.scale, free.metrics) == ("folder", "bd-b", 2, ("psnr-y", "ssim-y"))
+    assert (free.dataset, free.degradation, free.scale, free.metrics) == (
+        "folder",
+        "bd-b",
+        2,
+        ("psnr-y", "ssim-y"),
+    )
     assert find_protocol("folder-second-order-x3").degradation == "second-order"
 
 

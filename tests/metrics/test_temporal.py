@@ -17,16 +17,22 @@ FRAMES, HEIGHT, WIDTH = 5, 48, 64
 def image() -> torch.Tensor:
     """A smooth random image, larger than the frames that are cut from it."""
     coarse = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(0))
-    return functional.interpolate(coarse, (HEIGHT + 16, WIDTH + 16), mode="bicubic")[0].clamp(0.1, 0.9)
+    return functional.interpolate(coarse, (HEIGHT + 16, WIDTH + 16), mode="bicubic")[0].clamp(
+        0.1, 0.9
+    )
 
 
 def cut(image: torch.Tensor, step: int) -> torch.Tensor:
     """A clip whose camera moves `step` pixels a frame to the right."""
-    return torch.stack([image[:, 4 : 4 + HEIGHT, t * step : t * step + WIDTH] for t in range(FRAMES)])
+    return torch.stack(
+        [image[:, 4 : 4 + HEIGHT, t * step : t * step + WIDTH] for t in range(FRAMES)]
+    )
 
 
 def noise(amount: float) -> torch.Tensor:
-    return amount * torch.randn(FRAMES, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
+    return amount * torch.randn(
+        FRAMES, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def measure(name: str, sr: torch.Tensor, gt: torch.Tensor | None = None, border: int = 0) -> float:
@@ -53,15 +59,21 @@ def test_flicker_sees_only_what_stands_still(image):
     half = torch.cat([still[..., : WIDTH // 2], moving[..., WIDTH // 2 :]], -1)
     spoiled = half.clone()
     spoiled[..., WIDTH // 2 :] += noise(0.2)[..., WIDTH // 2 :]
-    assert measure("flicker", spoiled, half) < 1.5  # levels; the few pixels of the border between both
-    assert measure("flicker", half, still, border=WIDTH // 2 - 8 if HEIGHT > WIDTH else 0) > 1  # wrong motion counts
+    assert (
+        measure("flicker", spoiled, half) < 1.5
+    )  # levels; the few pixels of the border between both
+    assert (
+        measure("flicker", half, still, border=WIDTH // 2 - 8 if HEIGHT > WIDTH else 0) > 1
+    )  # wrong motion counts
 
 
 def test_a_shift_by_one_pixel_has_hardly_any_warping_error(image):
     shifted = cut(image, 1)
     unaligned = (shifted[1:] - shifted[:-1]).square().sum(1).mean().item()
     assert measure("warp-error", shifted, shifted) < 0.01 * unaligned
-    assert measure("warp-error", shifted) < 0.01 * unaligned  # without reference: flow of the clip itself
+    assert (
+        measure("warp-error", shifted) < 0.01 * unaligned
+    )  # without reference: flow of the clip itself
     assert measure("warp-error", cut(image, 0), cut(image, 0)) == pytest.approx(0, abs=1e-9)
 
 
@@ -70,7 +82,9 @@ def test_warping_error_is_the_squared_color_difference(image):
     jumping = still + torch.tensor([0.0, 26 / 255, 0, 26 / 255, 0])[:, None, None, None]
     levels = ((jumping * 255).round() - (still * 255).round()).unique()
     assert levels.max() == 26
-    assert measure("warp-error", jumping.clamp(0, 1), still, border=3) == pytest.approx(3 * (26 / 255) ** 2, rel=0.03)
+    assert measure("warp-error", jumping.clamp(0, 1), still, border=3) == pytest.approx(
+        3 * (26 / 255) ** 2, rel=0.03
+    )
 
 
 def test_hidden_pixels_and_edges_of_motion_do_not_count():
@@ -126,6 +140,8 @@ def test_missing_references_and_small_frames_are_one_line(image):
 def test_without_opencv_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     for name in ("tof", "warp-error"):
-        with pytest.raises(ResourceError, match=rf"{name} needs OpenCV .* pip install 'tubelet\[metrics\]'"):
+        with pytest.raises(
+            ResourceError, match=rf"{name} needs OpenCV .* pip install 'tubelet\[metrics\]'"
+        ):
             make_meter(name)
     make_meter("flicker")  # needs no flow

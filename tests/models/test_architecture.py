@@ -18,5 +18,7 @@ def test_fields_of_other_kinds_are_refused(kind, fields, words):
 
 
 def test_fields_of_the_own_kind_are_taken():
-    assert Contract(scale=4, temporal=Temporal("clip"), streams=True, edge_frames=2).edge_frames == 2
+    assert (
+        Contract(scale=4, temporal=Temporal("clip"), streams=True, edge_frames=2).edge_frames == 2
+    )
     assert Contract(scale=4, temporal=Temporal("window", radius=2), encodes=True).encodes

@@ -26,21 +26,27 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
 
 @pytest.mark.parametrize("file", ["basicsr_basicvsr_reds_b30", "mmagic_basicvsr"])
 def test_recognizes_published_files(shared: Path, file: str) -> None:
-    assert_recognized(shared, file, ARCHITECTURE, BasicVSRConfig(channels=64, num_blocks=30), 6_291_311)
+    assert_recognized(
+        shared, file, ARCHITECTURE, BasicVSRConfig(channels=64, num_blocks=30), 6_291_311
+    )
 
 
 def test_leaves_other_files_alone(shared: Path) -> None:
     ours = {"basicsr_basicvsr_reds_b30", "mmagic_basicvsr"}
     others = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem not in ours]
     assert len(others) > 40
-    assert [file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
+    assert [
+        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+    ] == []
     assert ARCHITECTURE.translate({}) is None
 
 
 def test_gradients_reach_every_parameter() -> None:
     network = _seeded()
     network(torch.rand(1, 3, 3, 33, 34)).square().sum().backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
 
 
 def test_equals_the_equations_written_plainly() -> None:
@@ -52,13 +58,19 @@ def test_equals_the_equations_written_plainly() -> None:
             flows = [net.spynet(clip[:, t], clip[:, t - 1]) for t in range(1, 4)]
             kept = [trunk(torch.cat([clip[:, 0], torch.zeros(2, 4, 20, 21)], 1))]
             for t in range(1, 4):
-                kept.append(trunk(torch.cat([clip[:, t], backward_warp(kept[-1], flows[t - 1])], 1)))
+                kept.append(
+                    trunk(torch.cat([clip[:, t], backward_warp(kept[-1], flows[t - 1])], 1))
+                )
             features["back" if trunk is net.backward_trunk else "front"] = kept
-        for t, (back, front) in enumerate(zip(features["back"][::-1], features["front"], strict=True)):
+        for t, (back, front) in enumerate(
+            zip(features["back"][::-1], features["front"], strict=True)
+        ):
             x = leaky_relu(net.fusion(torch.cat([back, front], 1)), 0.1)
             x = pixel_shuffle(net.upconv1(x), 2)  # which ends with a leaky ReLU
             x = pixel_shuffle(net.upconv2(x), 2)
-            expected = net.conv_last(net.conv_hr(x)) + interpolate(lq[:, t], scale_factor=4.0, mode="bilinear")
+            expected = net.conv_last(net.conv_hr(x)) + interpolate(
+                lq[:, t], scale_factor=4.0, mode="bilinear"
+            )
             torch.testing.assert_close(net(lq)[:, t], expected, rtol=0, atol=1e-6)
 
 

@@ -17,7 +17,9 @@ from tubelet.ops import backward_warp
 def _seeded(**changes: Any) -> BasicVSRPlusPlus:
     """A tiny network whose alignment moves: its last offset convolution starts at zero."""
     torch.manual_seed(0)
-    network = BasicVSRPlusPlus(BasicVSRPlusPlusConfig(**{"channels": 4, "num_blocks": 1, "groups": 2, **changes}))
+    network = BasicVSRPlusPlus(
+        BasicVSRPlusPlusConfig(**{"channels": 4, "num_blocks": 1, "groups": 2, **changes})
+    )
     for align in network.deform_align.values():
         torch.nn.init.normal_(align.conv_offset[-1].weight, std=0.1)  # type: ignore[index,union-attr]
     return network.eval()
@@ -30,7 +32,9 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
 
 
 def test_recorded_output_of_a_mirrored_clip(shared: Path) -> None:
-    assert_clip_as_recorded(shared, "basicvsrpp_mmagic_A_mirror", prepare=lambda lq: torch.cat([lq, lq.flip(1)], 1))
+    assert_clip_as_recorded(
+        shared, "basicvsrpp_mmagic_A_mirror", prepare=lambda lq: torch.cat([lq, lq.flip(1)], 1)
+    )
 
 
 def test_recorded_output_of_two_frames(shared: Path) -> None:
@@ -42,11 +46,21 @@ def test_recorded_output_of_two_frames(shared: Path) -> None:
     [
         ("basicsr_basicvsrpp_64_7", BasicVSRPlusPlusConfig(), 7_322_927),
         ("mmagic_basicvsrpp_c64n7", BasicVSRPlusPlusConfig(), 7_322_927),
-        ("basicsr_basicvsrpp_128_25", BasicVSRPlusPlusConfig(channels=128, num_blocks=25), 43_780_463),
-        ("mmagic_basicvsrpp_c128n25", BasicVSRPlusPlusConfig(channels=128, num_blocks=25), 43_780_463),
+        (
+            "basicsr_basicvsrpp_128_25",
+            BasicVSRPlusPlusConfig(channels=128, num_blocks=25),
+            43_780_463,
+        ),
+        (
+            "mmagic_basicvsrpp_c128n25",
+            BasicVSRPlusPlusConfig(channels=128, num_blocks=25),
+            43_780_463,
+        ),
     ],
 )
-def test_recognizes_published_files(shared: Path, file: str, config: BasicVSRPlusPlusConfig, parameters: int) -> None:
+def test_recognizes_published_files(
+    shared: Path, file: str, config: BasicVSRPlusPlusConfig, parameters: int
+) -> None:
     assert_recognized(shared, file, ARCHITECTURE, config, parameters)
 
 
@@ -62,12 +76,17 @@ def test_infers_what_names_and_shapes_tell() -> None:
 
 def test_leaves_damaged_files_alone(shared: Path) -> None:
     state = published_keys(shared, "basicsr_basicvsrpp_64_7")
-    assert ARCHITECTURE.translate({n: v for n, v in state.items() if not n.startswith("upconv1")}) is None
+    assert (
+        ARCHITECTURE.translate({n: v for n, v in state.items() if not n.startswith("upconv1")})
+        is None
+    )
     assert ARCHITECTURE.translate({**state, "another.weight": torch.zeros(1)}) is None
     assert ARCHITECTURE.translate({}) is None
 
 
-@pytest.mark.parametrize("changes", [{"num_blocks": 0}, {"groups": 3}, {"channels": 3, "groups": 4}])
+@pytest.mark.parametrize(
+    "changes", [{"num_blocks": 0}, {"groups": 3}, {"channels": 3, "groups": 4}]
+)
 def test_rejects_impossible_shapes(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="groups"):
         BasicVSRPlusPlusConfig(**changes)
@@ -96,7 +115,9 @@ def _plainly(net: BasicVSRPlusPlus, lq: Tensor) -> Tensor:
                 if i > 1:
                     older, flow_2 = made[i - 2], flow_1 + backward_warp(flows[i - 2], flow_1)
                 guide = [backward_warp(last, flow_1), feats[t][0], backward_warp(older, flow_2)]
-                aligned = net.deform_align[sweep](torch.cat([last, older], 1), torch.cat(guide, 1), flow_1, flow_2)
+                aligned = net.deform_align[sweep](
+                    torch.cat([last, older], 1), torch.cat(guide, 1), flow_1, flow_2
+                )
             made.append(aligned + net.backbone[sweep](torch.cat([*feats[t], aligned], 1)))
         for t, feat in zip(order, made, strict=True):
             feats[t].append(feat)

@@ -1,4 +1,4 @@
-"""A clip inside a film: with the states at its edges every recurrent network gives the frames of the whole film."""
+"""A clip inside a video: with the states at its edges every recurrent network gives the frames of the whole video."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from tubelet.layers.recurrence import Edge, Past
 from tubelet.layers.store import FeatureStore
-from tubelet.models import basicvsr, basicvsr_pp, iconvsr, ovsr, realbasicvsr, tmnet, zooming_slow_mo
+from tubelet.models import (
+    basicvsr,
+    basicvsr_pp,
+    iconvsr,
+    ovsr,
+    realbasicvsr,
+    tmnet,
+    zooming_slow_mo,
+)
 from tubelet.models.architecture import Architecture
 from tubelet.zoo.architectures import ARCHITECTURES
 
@@ -28,8 +36,8 @@ class Case:
         forward: sweeps whose states the edge before a clip holds.
         backward: sweeps whose states the edge after a clip holds.
         order: how many states of each.
-        num_frames: of the film.
-        size: height and width of the film.
+        num_frames: of the video.
+        size: height and width of the video.
         between: moments between two frames.
         options: further arguments of the network.
         sees_frames: whether the frames of an edge matter, besides the states.
@@ -49,7 +57,7 @@ class Case:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """Every clip of the film: start, and the frame after its last."""
+        """Every clip of the video: start, and the frame after its last."""
         return list(combinations(range(self.num_frames + 1), 2))
 
     @property
@@ -57,22 +65,40 @@ class Case:
         return self.architecture.contract(self.config).edge_frames  # type: ignore[union-attr]
 
 
-_GRID = {"forward": ("forward_1", "forward_2"), "backward": ("backward_1", "backward_2"), "order": 2}
+_GRID = {
+    "forward": ("forward_1", "forward_2"),
+    "backward": ("backward_1", "backward_2"),
+    "order": 2,
+}
 _TINY_PP = basicvsr_pp.BasicVSRPlusPlusConfig(channels=4, num_blocks=1, groups=2)
-_TINY_ICON = iconvsr.IconVSRConfig(channels=4, num_blocks=1, groups=2, temporal_padding=1, keyframe_stride=2)
+_TINY_ICON = iconvsr.IconVSRConfig(
+    channels=4, num_blocks=1, groups=2, temporal_padding=1, keyframe_stride=2
+)
 _TINY_REAL = realbasicvsr.RealBasicVSRConfig(channels=4, num_blocks=1, num_cleaning_blocks=1)
 _TINY_OVSR = ovsr.OVSRConfig(channels=4, num_precursor_blocks=1, num_successor_blocks=1)
-_TINY_ZSM = zooming_slow_mo.ZoomingSlowMoConfig(channels=4, groups=2, front_blocks=1, back_blocks=1)
-_TINY_TMNET = tmnet.TMNetConfig(groups=1, front_blocks=0, back_blocks=0)
+_TINY_ZSM = zooming_slow_mo.ZoomingSlowMoConfig(
+    channels=4, groups=2, num_front_blocks=1, num_back_blocks=1
+)
+_TINY_TMNET = tmnet.TMNetConfig(groups=1, num_front_blocks=0, num_back_blocks=0)
 
 CASES = {
     case.name: case
     for case in (
         Case("basicvsr", basicvsr.ARCHITECTURE, basicvsr.BasicVSRConfig(channels=4, num_blocks=1)),
         Case("basicvsr_pp", basicvsr_pp.ARCHITECTURE, _TINY_PP, **_GRID),
-        Case("basicvsr_pp full", basicvsr_pp.ARCHITECTURE, replace(_TINY_PP, input="full"), **_GRID, size=(20, 12)),
+        Case(
+            "basicvsr_pp full",
+            basicvsr_pp.ARCHITECTURE,
+            replace(_TINY_PP, input="full"),
+            **_GRID,
+            size=(20, 12),
+        ),
         Case("iconvsr", iconvsr.ARCHITECTURE, _TINY_ICON),
-        Case("iconvsr wide", iconvsr.ARCHITECTURE, replace(_TINY_ICON, temporal_padding=2, keyframe_stride=1)),
+        Case(
+            "iconvsr wide",
+            iconvsr.ARCHITECTURE,
+            replace(_TINY_ICON, temporal_padding=2, keyframe_stride=1),
+        ),
         Case("realbasicvsr", realbasicvsr.ARCHITECTURE, _TINY_REAL),
         Case(
             "realbasicvsr thrice",
@@ -115,7 +141,9 @@ class SmallFlow(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(6, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1))
+        self.body = nn.Sequential(
+            nn.Conv2d(6, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1)
+        )
 
     def forward(self, ref: Tensor, supp: Tensor) -> Tensor:
         return 3 * self.body(torch.cat([ref, supp], 1))
@@ -154,7 +182,7 @@ def build(case: Case) -> nn.Module:
     return network
 
 
-def film_of(case: Case) -> Tensor:
+def video_of(case: Case) -> Tensor:
     """(2, T, 3, H, W)."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(2, case.num_frames, 3, *case.size, generator=generator, dtype=torch.float64)
@@ -166,23 +194,23 @@ def restore(case: Case, network: nn.Module, lq: Tensor, **arguments: Any) -> Ten
 
 
 def edges_of(
-    case: Case, film: Tensor, states: dict[tuple[str, int], Tensor], start: int, stop: int
+    case: Case, video: Tensor, states: dict[tuple[str, int], Tensor], start: int, stop: int
 ) -> tuple[Edge, Edge]:
-    """Make both edges of frames start … stop - 1 of a film from the states that were recorded over the film."""
+    """Make both edges of frames start … stop - 1 of a video from the states that were recorded over the video."""
     step = 1 + case.between
     before, after = range(start)[::-1], range(stop, case.num_frames)
     # States are those at the frames of the edge; a space-time network has one, at the moment next to the clip.
     earlier = [step * t for t in before] if step == 1 else [step * start - 1][: len(before)]
     later = [step * t for t in after] if step == 1 else [step * (stop - 1) + 1][: len(after)]
     return (
-        _edge(case, film, states, before, earlier, case.forward),
-        _edge(case, film, states, after, later, case.backward),
+        _edge(case, video, states, before, earlier, case.forward),
+        _edge(case, video, states, after, later, case.backward),
     )
 
 
 def _edge(
     case: Case,
-    film: Tensor,
+    video: Tensor,
     states: dict[tuple[str, int], Tensor],
     frames: range,
     moments: list[int],
@@ -190,49 +218,55 @@ def _edge(
 ) -> Edge:
     if not frames:
         return Edge()
-    hidden = {name: tuple(states[name, m].detach() for m in moments[: case.order]) for name in sweeps}
-    return Edge(tuple(film[:, t] for t in frames[: case.edge_frames]), hidden, frames[0])
+    hidden = {
+        name: tuple(states[name, m].detach() for m in moments[: case.order]) for name in sweeps
+    }
+    return Edge(tuple(video[:, t] for t in frames[: case.edge_frames]), hidden, frames[0])
 
 
 @cache
 def whole(name: str) -> tuple[nn.Module, Tensor, Tensor, dict[tuple[str, int], Tensor]]:
-    """Restore the whole film: network, film, sr and states."""
+    """Restore the whole video: network, video, sr and states."""
     case, recorder = CASES[name], Recorder()
-    network, film = build(case), film_of(case)
+    network, video = build(case), video_of(case)
     with torch.no_grad():
-        sr = restore(case, network, film, seen=recorder)
-    return network, film, sr, recorder.states
+        sr = restore(case, network, video, seen=recorder)
+    return network, video, sr, recorder.states
 
 
 def moments_of(case: Case, start: int, stop: int) -> slice:
-    """Where the results of frames start … stop - 1 lie among those of the film."""
+    """Where the results of frames start … stop - 1 lie among those of the video."""
     step = 1 + case.between
     return slice(step * start, step * (stop - 1) + 1)
 
 
 # TMNet with times of its own takes as long as all the others together; without, it is among the quick ones.
-QUICK_AND_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name == "tmnet times" else name for name in CASES]
+QUICK_AND_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "tmnet times" else name for name in CASES
+]
 
 
 @pytest.mark.parametrize("name", QUICK_AND_SLOW)
 def test_every_clip_of_a_film_gives_the_frames_of_the_film(name: str) -> None:
-    case, (network, film, sr, states) = CASES[name], whole(name)
+    case, (network, video, sr, states) = CASES[name], whole(name)
     assert sr.std() > 1e-3
     for start, stop in case.spans:
-        before, after = edges_of(case, film, states, start, stop)
+        before, after = edges_of(case, video, states, start, stop)
         with torch.no_grad():
-            part = network(film[:, start:stop], before, after, **case.options())
+            part = network(video[:, start:stop], before, after, **case.options())
         torch.testing.assert_close(part, sr[:, moments_of(case, start, stop)], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_clip_records_the_states_of_the_film(name: str) -> None:
-    case, (network, film, _, states) = CASES[name], whole(name)
+    case, (network, video, _, states) = CASES[name], whole(name)
     start, stop = 1, case.num_frames - 1
-    before, after = edges_of(case, film, states, start, stop)
+    before, after = edges_of(case, video, states, start, stop)
     recorder = Recorder()
     with torch.no_grad():
-        for _ in network.propagate(film[:, start:stop], before=before, after=after, seen=recorder, **case.options()):
+        for _ in network.propagate(
+            video[:, start:stop], before=before, after=after, seen=recorder, **case.options()
+        ):
             pass
     first = (1 + case.between) * start
     assert {sweep for sweep, _ in recorder.states} == {*case.forward, *case.backward}
@@ -242,22 +276,26 @@ def test_a_clip_records_the_states_of_the_film(name: str) -> None:
         torch.testing.assert_close(state, states[sweep, first + moment], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["basicvsr", "basicvsr_pp", "iconvsr", "ovsr local", "zooming_slow_mo"])
+@pytest.mark.parametrize(
+    "name", ["basicvsr", "basicvsr_pp", "iconvsr", "ovsr local", "zooming_slow_mo"]
+)
 def test_in_single_precision_and_channels_last(name: str) -> None:
     case = CASES[name]
     network = build(case).float().to(memory_format=torch.channels_last)
-    film = film_of(case).float().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    video = video_of(case).float().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     recorder = Recorder()
     with torch.no_grad():
-        sr = restore(case, network, film, seen=recorder)
+        sr = restore(case, network, video, seen=recorder)
         for start, stop in [(0, 2), (2, case.num_frames), (1, 2)]:
-            before, after = edges_of(case, film, recorder.states, start, stop)
-            part = restore(case, network, film[:, start:stop], before=before, after=after)
-            torch.testing.assert_close(part, sr[:, moments_of(case, start, stop)], rtol=0, atol=1e-5)
+            before, after = edges_of(case, video, recorder.states, start, stop)
+            part = restore(case, network, video[:, start:stop], before=before, after=after)
+            torch.testing.assert_close(
+                part, sr[:, moments_of(case, start, stop)], rtol=0, atol=1e-5
+            )
 
 
 def parameter_gradients(network: nn.Module, sr: Tensor, start: int) -> dict[str, Tensor]:
-    """Return the gradients of a loss in which every pixel has a weight of its own, which its film tells."""
+    """Return the gradients of a loss in which every pixel has a weight of its own, which its video tells."""
     generator = torch.Generator().manual_seed(start)
     weights = torch.rand(sr.shape, generator=generator, dtype=sr.dtype)
     network.zero_grad()
@@ -266,13 +304,16 @@ def parameter_gradients(network: nn.Module, sr: Tensor, start: int) -> dict[str,
 
 
 # Three clips back-propagated in float64 take TMNet as long as all the others together.
-WITH_GRADIENTS = [pytest.param(name, marks=pytest.mark.slow) if name.startswith("tmnet") else name for name in CASES]
+WITH_GRADIENTS = [
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith("tmnet") else name
+    for name in CASES
+]
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen flow"])
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_gradients_are_those_of_the_film_cut_at_the_edges(name: str, frozen: bool) -> None:
-    case, (_, film, _, _) = CASES[name], whole(name)
+    case, (_, video, _, _) = CASES[name], whole(name)
     network = build(case)
     if frozen and not any("spynet" in part for part, _ in network.named_parameters()):
         pytest.skip("has no flow")
@@ -282,27 +323,29 @@ def test_gradients_are_those_of_the_film_cut_at_the_edges(name: str, frozen: boo
     for start, stop in spans:
         inside = moments_of(case, start, stop)
         recorder = Recorder(cut_outside=inside)
-        full = restore(case, network, film, seen=recorder)[:, inside]
+        full = restore(case, network, video, seen=recorder)[:, inside]
         expected = parameter_gradients(network, full, start)
-        before, after = edges_of(case, film, recorder.states, start, stop)
-        part = network(film[:, start:stop], before, after, **case.options())
+        before, after = edges_of(case, video, recorder.states, start, stop)
+        part = network(video[:, start:stop], before, after, **case.options())
         actual = parameter_gradients(network, part, start)
         unused = {n for n, g in expected.items() if not g.any()}
         assert actual.keys() | unused == expected.keys() | unused
         for parameter, gradient in actual.items():
             scale = expected[parameter].abs().max().clamp(min=1)
-            torch.testing.assert_close(gradient / scale, expected[parameter] / scale, rtol=0, atol=1e-8)
+            torch.testing.assert_close(
+                gradient / scale, expected[parameter] / scale, rtol=0, atol=1e-8
+            )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_map_of_an_edge_matters(name: str) -> None:
-    case, (network, film, _, states) = CASES[name], whole(name)
+    case, (network, video, _, states) = CASES[name], whole(name)
     start, stop = (2, 4) if case.num_frames > 4 else (1, 2)
-    edges = edges_of(case, film, states, start, stop)
+    edges = edges_of(case, video, states, start, stop)
 
     def run(*given: Edge) -> Tensor:
         with torch.no_grad():
-            return network(film[:, start:stop], *given, **case.options())
+            return network(video[:, start:stop], *given, **case.options())
 
     sr = run(*edges)
     changed = 0
@@ -335,47 +378,53 @@ def _perturbed(edge: Edge, case: Case) -> list[Edge]:
 
 
 def test_the_order_of_the_states_matters() -> None:
-    case, (network, film, sr, states) = CASES["basicvsr_pp"], whole("basicvsr_pp")
-    before, after = edges_of(case, film, states, 2, 4)
+    case, (network, video, sr, states) = CASES["basicvsr_pp"], whole("basicvsr_pp")
+    before, after = edges_of(case, video, states, 2, 4)
     for sweep in before.hidden:
         swapped = replace(before, hidden={**before.hidden, sweep: before.hidden[sweep][::-1]})
         with torch.no_grad():
-            assert (network(film[:, 2:4], swapped, after) - sr[:, 2:4]).abs().max() > 1e-6
+            assert (network(video[:, 2:4], swapped, after) - sr[:, 2:4]).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_lies_further_out_changes_nothing(name: str) -> None:
-    case, (network, film, _, states) = CASES[name], whole(name)
+    case, (network, video, _, states) = CASES[name], whole(name)
     start, stop = (2, 4) if case.num_frames > 4 else (1, 2)
-    before, after = edges_of(case, film, states, start, stop)
-    noise = torch.rand_like(film[:, 0])
+    before, after = edges_of(case, video, states, start, stop)
+    noise = torch.rand_like(video[:, 0])
 
     def widened(edge: Edge) -> Edge:
-        hidden: dict[str, Past] = {sweep: (*past, torch.rand_like(past[0])) for sweep, past in edge.hidden.items()}
+        hidden: dict[str, Past] = {
+            sweep: (*past, torch.rand_like(past[0])) for sweep, past in edge.hidden.items()
+        }
         return Edge((*edge.frames, noise), hidden, edge.frame_index)
 
     with torch.no_grad():
-        sr = network(film[:, start:stop], before, after, **case.options())
-        assert torch.equal(network(film[:, start:stop], widened(before), widened(after), **case.options()), sr)
+        sr = network(video[:, start:stop], before, after, **case.options())
+        assert torch.equal(
+            network(video[:, start:stop], widened(before), widened(after), **case.options()), sr
+        )
 
 
 def test_a_film_in_windows_goes_on_from_what_was_given_out() -> None:
     """Two frames a window, with one more ahead, whose last sweep and image are never computed."""
-    case, (network, film, sr, states) = CASES["basicvsr"], whole("basicvsr")
+    case, (network, video, sr, states) = CASES["basicvsr"], whole("basicvsr")
     before, store, out = Edge(), FeatureStore(), []
     with torch.no_grad():
         for start in range(0, case.num_frames, 2):
             recorder, stop = Recorder(), min(start + 3, case.num_frames)
             after = Edge() if stop == case.num_frames else Edge(frame_index=stop)
-            stream = network.restore(film[:, start:stop], before=before, after=after, seen=recorder, store=store)  # type: ignore[operator]
+            stream = network.restore(
+                video[:, start:stop], before=before, after=after, seen=recorder, store=store
+            )  # type: ignore[operator]
             out += [next(stream), next(stream)]
             stream.close()
             assert ("forward", 2) not in recorder.states
             assert len(store) == 0
             state = recorder.states["forward", 1]
             assert torch.equal(state, states["forward", start + 1])
-            before = Edge((film[:, start + 1],), {"forward": (state,)}, start + 1)
-    # The end of the film is known to the last window alone; the others approximate what comes after them.
+            before = Edge((video[:, start + 1],), {"forward": (state,)}, start + 1)
+    # The end of the video is known to the last window alone; the others approximate what comes after them.
     torch.testing.assert_close(out[-1], sr[:, -1], rtol=0, atol=1e-10)
     assert 0 < (torch.stack(out, 1) - sr).abs().max() < 0.1 * sr.std()
 

@@ -31,7 +31,9 @@ def protocol_of(contract: Contract) -> type[Any]:
         return EncodingWindowModel
     if contract.streams:
         return StreamingModel
-    return {"frame": FrameModel, "window": WindowModel, "online": OnlineModel, "clip": ClipModel}[kind]
+    return {"frame": FrameModel, "window": WindowModel, "online": OnlineModel, "clip": ClipModel}[
+        kind
+    ]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -41,13 +43,20 @@ def test_every_network_has_the_methods_of_its_kind(name: str) -> None:
     network = tiny_network(name)
     check_contract(network, contract)
     protocol = protocol_of(contract)
-    methods = [method for method in dir(protocol) if callable(getattr(protocol, method)) and method[0] != "_"]
+    methods = [
+        method
+        for method in dir(protocol)
+        if callable(getattr(protocol, method)) and method[0] != "_"
+    ]
     assert "forward" in methods
     for method in methods:
         asked = list(inspect.signature(getattr(protocol, method)).parameters)[1:]
         given = inspect.signature(getattr(network, method)).parameters
         assert list(given)[: len(asked)] == asked
-        assert all(given[extra].default is not inspect.Parameter.empty for extra in list(given)[len(asked) :])
+        assert all(
+            given[extra].default is not inspect.Parameter.empty
+            for extra in list(given)[len(asked) :]
+        )
 
 
 def test_no_network_has_a_method_that_its_contract_keeps_quiet_about() -> None:
@@ -59,7 +68,9 @@ def test_no_network_has_a_method_that_its_contract_keeps_quiet_about() -> None:
         assert architecture.cleans == hasattr(network, "clean"), name
         assert contract.encodes == (hasattr(network, "encode") and hasattr(network, "fuse")), name
         assert (contract.temporal.kind == "online") == hasattr(network, "step"), name
-        assert contract.streams == (contract.temporal.kind == "clip" and hasattr(network, "restore")), name
+        assert contract.streams == (
+            contract.temporal.kind == "clip" and hasattr(network, "restore")
+        ), name
 
 
 class Bare(nn.Module):
@@ -70,7 +81,10 @@ class Bare(nn.Module):
     ("contract", "words"),
     [
         (Contract(scale=2, temporal=Temporal("online")), r"Bare has no method step\(lq, hidden\)"),
-        (Contract(scale=2, temporal=Temporal("window", radius=1), encodes=True), r"Bare has no method encode\(frame\)"),
+        (
+            Contract(scale=2, temporal=Temporal("window", radius=1), encodes=True),
+            r"Bare has no method encode\(frame\)",
+        ),
         (
             Contract(scale=2, temporal=Temporal("clip"), streams=True),
             r"no method restore\(lq\), .*streams=True",

@@ -12,8 +12,15 @@ def _authors_names(state, blocks):
     for i in range(blocks):
         table |= {f"body.{i}.conv1": f"body.{i}.body.0", f"body.{i}.conv2": f"body.{i}.body.2"}
     table |= {f"upsample.{i}": f"tail.0.{i}" for i in (0, 2)}
-    renamed = {f"{table[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": value for name, value in state.items()}
-    return {"sub_mean.weight": torch.eye(3).view(3, 3, 1, 1), "sub_mean.bias": torch.zeros(3), **renamed}
+    renamed = {
+        f"{table[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": value
+        for name, value in state.items()
+    }
+    return {
+        "sub_mean.weight": torch.eye(3).view(3, 3, 1, 1),
+        "sub_mean.bias": torch.zeros(3),
+        **renamed,
+    }
 
 
 def test_gives_the_recorded_output(shared):
@@ -22,7 +29,7 @@ def test_gives_the_recorded_output(shared):
 
 @pytest.mark.parametrize(
     ("name", "config"),
-    [("M", EDSRConfig()), ("L", EDSRConfig(num_feat=256, num_block=32, res_scale=0.1))],
+    [("M", EDSRConfig()), ("L", EDSRConfig(channels=256, num_blocks=32, res_scale=0.1))],
 )
 def test_recognizes_published_files(shared, name, config):
     model = load(ARCHITECTURE, listed_state(shared / "keys" / f"basicsr_edsr_{name}_x4.txt"))
@@ -31,13 +38,15 @@ def test_recognizes_published_files(shared, name, config):
 
 def test_claims_no_other_published_file(shared):
     lists = sorted((shared / "keys").glob("*.txt"))
-    claimed = [path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None]
+    claimed = [
+        path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None
+    ]
     assert claimed == ["basicsr_edsr_L_x4.txt", "basicsr_edsr_M_x4.txt"]
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_infers_the_configuration_it_was_built_with(scale):
-    config = EDSRConfig(scale=scale, num_feat=4, num_block=3)
+    config = EDSRConfig(scale=scale, channels=4, num_blocks=3)
     model = load(ARCHITECTURE, EDSR(config).state_dict())
     assert model.config == config
     assert model(torch.rand(1, 1, 3, 5, 6)).shape == (1, 1, 3, 5 * scale, 6 * scale)
@@ -45,7 +54,7 @@ def test_infers_the_configuration_it_was_built_with(scale):
 
 def test_names_of_the_authors_give_the_same():
     torch.manual_seed(0)
-    model, lq = EDSR(EDSRConfig(num_feat=4, num_block=2)), torch.rand(1, 1, 3, 5, 6)
+    model, lq = EDSR(EDSRConfig(channels=4, num_blocks=2)), torch.rand(1, 1, 3, 5, 6)
     other = load(ARCHITECTURE, _authors_names(model.state_dict(), 2))
     assert torch.equal(other(lq), model(lq))
 
@@ -59,7 +68,7 @@ def test_refuses_state_dicts_of_other_names(state):
 
 def test_residuals_are_scaled():
     torch.manual_seed(0)
-    plain, lq = EDSR(EDSRConfig(num_feat=4, num_block=1)), torch.rand(1, 1, 3, 5, 6)
+    plain, lq = EDSR(EDSRConfig(channels=4, num_blocks=1)), torch.rand(1, 1, 3, 5, 6)
     scaled = load(ARCHITECTURE, plain.state_dict(), res_scale=0.0)
     with torch.no_grad():
         plain.body[0].conv2.weight.zero_()
@@ -69,13 +78,15 @@ def test_residuals_are_scaled():
 
 def test_every_parameter_learns():
     torch.manual_seed(0)
-    assert_every_parameter_learns(EDSR(EDSRConfig(num_feat=4, num_block=2)), torch.rand(1, 2, 3, 9, 7))
+    assert_every_parameter_learns(
+        EDSR(EDSRConfig(channels=4, num_blocks=2)), torch.rand(1, 2, 3, 9, 7)
+    )
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_sees_no_further_than_the_halo(scale):
     torch.manual_seed(0)
-    config = EDSRConfig(scale=scale, num_feat=4, num_block=2)
+    config = EDSRConfig(scale=scale, channels=4, num_blocks=2)
     halo = ARCHITECTURE.contract(config).halo_px
     lq = torch.rand(1, 1, 3, 25, 25, requires_grad=True)
     EDSR(config)(lq)[..., 12 * scale : 13 * scale].sum().backward()
@@ -83,7 +94,9 @@ def test_sees_no_further_than_the_halo(scale):
     assert (columns.min(), columns.max()) == (12 - halo, 12 + halo)
 
 
-@pytest.mark.parametrize("fields", [{"scale": 5}, {"num_feat": 0}, {"num_block": -1}, {"img_range": 0.0}])
+@pytest.mark.parametrize(
+    "fields", [{"scale": 5}, {"channels": 0}, {"num_blocks": -1}, {"img_range": 0.0}]
+)
 def test_refuses_what_is_out_of_range(fields):
     with pytest.raises(ConfigError):
         EDSRConfig(**fields)

@@ -5,12 +5,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from published_nets import assert_every_parameter_learns, assert_frames_are_encoded_once, load, published_keys
+from published_nets import (
+    assert_every_parameter_learns,
+    assert_frames_are_encoded_once,
+    load,
+    published_keys,
+)
 from recorded_clips import assert_clip_as_recorded, assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.models.edvr import ARCHITECTURE, EDVR, EDVRConfig
 
-TINY: dict[str, Any] = {"channels": 8, "groups": 2, "extract_blocks": 1, "reconstruct_blocks": 1, "num_frames": 3}
+TINY: dict[str, Any] = {
+    "channels": 8,
+    "groups": 2,
+    "num_extract_blocks": 1,
+    "num_reconstruct_blocks": 1,
+    "num_frames": 3,
+}
 MMSR = (  # ours, of the authors: "mmsr", which EDVR was first published in
     ("conv_l2_", "fea_L2_conv"),
     ("conv_l3_", "fea_L3_conv"),
@@ -70,18 +81,27 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
         ("basicsr_edvr_M", EDVRConfig(), 3_300_131),
         ("mmagic_edvrM", EDVRConfig(), 3_300_131),
         ("basicsr_edvr_M_woTSA", EDVRConfig(fusion="conv"), 2_996_259),
-        ("basicsr_edvr_L", EDVRConfig(channels=128, reconstruct_blocks=40), 20_633_827),
-        ("basicsr_edvr_L_vimeo7", EDVRConfig(channels=128, reconstruct_blocks=40, num_frames=7), 20_699_363),
+        ("basicsr_edvr_L", EDVRConfig(channels=128, num_reconstruct_blocks=40), 20_633_827),
+        (
+            "basicsr_edvr_L_vimeo7",
+            EDVRConfig(channels=128, num_reconstruct_blocks=40, num_frames=7),
+            20_699_363,
+        ),
     ],
 )
-def test_recognizes_published_files(shared: Path, file: str, config: EDVRConfig, parameters: int) -> None:
+def test_recognizes_published_files(
+    shared: Path, file: str, config: EDVRConfig, parameters: int
+) -> None:
     assert_recognized(shared, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("changes", [{}, {"fusion": "conv"}, {"predeblur": "strided"}])
 def test_loads_the_names_of_the_authors(changes: dict[str, Any]) -> None:
     model = _seeded(**changes)
-    theirs = {_authors_name(name.removeprefix("extractor.")): value for name, value in model.state_dict().items()}
+    theirs = {
+        _authors_name(name.removeprefix("extractor.")): value
+        for name, value in model.state_dict().items()
+    }
     if changes.get("fusion") == "conv":
         theirs = {name.replace("fusion.", "tsa_fusion."): value for name, value in theirs.items()}
     assert "pcd_align.L3_dcnpack.conv_offset_mask.weight" in theirs
@@ -100,11 +120,15 @@ def test_loads_its_own_names() -> None:
 def test_leaves_other_files_alone(shared: Path) -> None:
     others = [path.stem for path in (shared / "keys").glob("*.txt") if "edvr" not in path.stem]
     assert len(others) > 40
-    assert [file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
+    assert [
+        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+    ] == []
     assert ARCHITECTURE.translate({}) is None
 
 
-@pytest.mark.parametrize("changes", [{}, {"fusion": "conv"}, {"predeblur": "plain"}, {"predeblur": "strided"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"fusion": "conv"}, {"predeblur": "plain"}, {"predeblur": "strided"}]
+)
 def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
     size = 32 if changes.get("predeblur") == "strided" else 16
     assert_every_parameter_learns(_seeded(**changes), torch.rand(1, 3, 3, size, size))
@@ -130,6 +154,12 @@ def test_tiles_with_the_stated_halo_equal_the_whole() -> None:
 
 
 def test_refuses_a_configuration_out_of_range() -> None:
-    for changes in ({"num_frames": 4}, {"groups": 3}, {"fusion": "sum"}, {"channels": 0}, {"extract_blocks": -1}):
+    for changes in (
+        {"num_frames": 4},
+        {"groups": 3},
+        {"fusion": "sum"},
+        {"channels": 0},
+        {"num_extract_blocks": -1},
+    ):
         with pytest.raises(ConfigError):
             EDVRConfig(**{**TINY, **changes})

@@ -11,7 +11,9 @@ _SLOW = {"BasicVSR", "BasicVSRPlusPlus", "EDVR", "IconVSR", "RBPN", "TMNet", "Zo
 
 _EXPORTABLE = [name for name in TINY if not architecture_of(name).not_exportable]
 _OTHERS = [name for name in TINY if name not in _EXPORTABLE]
-_BY_SPEED = [pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in _EXPORTABLE]
+_BY_SPEED = [
+    pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in _EXPORTABLE
+]
 
 
 def _case(name: str) -> tuple[nn.Module, Tensor]:
@@ -51,6 +53,8 @@ def test_the_others_cannot_be_taken_as_their_architecture_says(name: str, run) -
 def test_an_exported_network_can_be_saved_and_run_alone(tmp_path) -> None:
     network, lq = _case("EDSR")
     with torch.no_grad():
-        torch.export.save(torch.export.export(network, (lq,), strict=False), tmp_path / "network.pt2")
+        torch.export.save(
+            torch.export.export(network, (lq,), strict=False), tmp_path / "network.pt2"
+        )
         loaded = torch.export.load(tmp_path / "network.pt2").module()
         torch.testing.assert_close(loaded(lq), network(lq), rtol=0, atol=1e-5)

@@ -4,7 +4,7 @@ import torch
 from tubelet.errors import ConfigError
 from tubelet.models.fast import FastConfig, FastVSR
 
-SMALL = {"channels": 8, "depth": 2}
+SMALL = {"channels": 8, "num_blocks": 2}
 CONFIGS = [
     FastConfig(**SMALL),
     FastConfig(**SMALL, scale=2, lookahead=0),
@@ -37,7 +37,9 @@ def test_collapsing_changes_no_pixel(config):
     model, lq = _model(config), torch.rand(1, 4, 3, 12, 12)
     wide = model(lq)
     collapsed = model.collapse()
-    assert all(m.weight.shape[-1] == 3 for m in collapsed.modules() if isinstance(m, torch.nn.Conv2d))
+    assert all(
+        m.weight.shape[-1] == 3 for m in collapsed.modules() if isinstance(m, torch.nn.Conv2d)
+    )
     torch.testing.assert_close(collapsed(lq), wide, atol=1e-5, rtol=1e-5)
 
 

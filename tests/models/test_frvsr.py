@@ -19,7 +19,7 @@ from tubelet.models.frvsr import ARCHITECTURE, FRVSR, BicubicUpsampler, FRVSRCon
 
 def _small(**changes) -> FRVSR:
     torch.manual_seed(0)
-    return FRVSR(FRVSRConfig(**{"channels": 8, "blocks": 1, **changes})).eval()
+    return FRVSR(FRVSRConfig(**{"channels": 8, "num_blocks": 1, **changes})).eval()
 
 
 @pytest.mark.parametrize("name", ["frvsr_bd_A", "frvsr_bd_x2_A", "frvsr_bi_A_odd"])
@@ -36,14 +36,18 @@ def test_published_names_are_recognized(shared):
     assert_loads_on_meta(ARCHITECTURE, published_keys(shared, "frnet_nb10"), FRVSRConfig())
 
 
-@pytest.mark.parametrize("changes", [{"scale": 2}, {"upsample": "bicubic"}, {"blocks": 3}])
+@pytest.mark.parametrize("changes", [{"scale": 2}, {"upsample": "bicubic"}, {"num_blocks": 3}])
 def test_configuration_is_inferred(changes):
     model = _small(**changes)
     assert_loads_on_meta(ARCHITECTURE, dict(model.state_dict()), model.config)
 
 
 @pytest.mark.parametrize(
-    "changed", [{"srnet.conv_in.0.weight": torch.zeros(8)}, {"srnet.conv_in.0.weight": torch.zeros(8, 50, 3, 3)}]
+    "changed",
+    [
+        {"srnet.conv_in.0.weight": torch.zeros(8)},
+        {"srnet.conv_in.0.weight": torch.zeros(8, 50, 3, 3)},
+    ],
 )
 def test_other_state_dicts_are_not_taken_for_it(shared, changed):
     state = dict(_small().state_dict())
@@ -80,11 +84,15 @@ def test_halo_covers_flow_and_network(upsample):
         for center in range(side // 2, side // 2 + 8):  # pooling sees the places differently
             lq = torch.rand(1, 3, side, side, dtype=torch.float64)
             lq[..., center, center] = torch.nan
-            flow_reach = max(flow_reach, reach_px(model.upsample_func(model.fnet(lq, lq)), center, config.scale))
+            flow_reach = max(
+                flow_reach, reach_px(model.upsample_func(model.fnet(lq, lq)), center, config.scale)
+            )
         warped = torch.rand(1, 48, side, side, dtype=torch.float64)
         warped[..., side // 2, side // 2] = torch.nan
         sr_reach = reach_px(model.srnet(torch.rand_like(lq), warped), side // 2, config.scale)
-    assert max(flow_reach, 25) + sr_reach <= halo  # the warp reads the last output up to 24 pixels away
+    assert (
+        max(flow_reach, 25) + sr_reach <= halo
+    )  # the warp reads the last output up to 24 pixels away
     assert max(flow_reach, 25) + sr_reach >= halo - 2
 
 
@@ -97,7 +105,7 @@ def test_gradients_reach_every_parameter():
     assert_gradients(model, model(torch.rand(1, 2, 3, 16, 17)))
 
 
-@pytest.mark.parametrize("changes", [{"scale": 3}, {"blocks": 0}, {"upsample": "nearest"}])
+@pytest.mark.parametrize("changes", [{"scale": 3}, {"num_blocks": 0}, {"upsample": "nearest"}])
 def test_bad_configuration_is_refused(changes):
     with pytest.raises(ConfigError, match=r"out of range|bilinear or bicubic"):
         FRVSRConfig(**changes)

@@ -6,7 +6,7 @@ from tubelet.errors import ConfigError
 from tubelet.models.fsrcnn import ARCHITECTURE, FSRCNN, FSRCNNConfig
 from tubelet.ops.resize import imresize
 
-TINY = FSRCNNConfig(scale=2, d=6, s=3, m=1)
+TINY = FSRCNNConfig(scale=2, channels=6, shrunk_channels=3, num_blocks=1)
 
 
 def test_gives_the_recorded_output(shared):
@@ -18,12 +18,16 @@ def test_gives_the_recorded_output_at_the_scale_that_no_file_tells(shared):
 
 
 def test_claims_no_other_published_file(shared):
-    assert not [p for p in (shared / "keys").glob("*.txt") if ARCHITECTURE.translate(listed_state(p)) is not None]
+    assert not [
+        p
+        for p in (shared / "keys").glob("*.txt")
+        if ARCHITECTURE.translate(listed_state(p)) is not None
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_infers_the_configuration_it_was_built_with(channels):
-    config = FSRCNNConfig(channels=channels, d=8, s=4, m=3)
+    config = FSRCNNConfig(image_channels=channels, channels=8, shrunk_channels=4, num_blocks=3)
     assert load(ARCHITECTURE, FSRCNN(config).state_dict()).config == config
 
 
@@ -35,8 +39,16 @@ def test_refuses_state_dicts_of_other_names(state):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_rgb_gets_the_luma_of_the_network_and_bicubic_color(scale):
     torch.manual_seed(0)
-    model, lq = FSRCNN(FSRCNNConfig(scale=scale, d=6, s=3, m=1)), torch.rand(2, 2, 3, 9, 7)
-    to_ycc = torch.tensor([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
+    model, lq = (
+        FSRCNN(FSRCNNConfig(scale=scale, channels=6, shrunk_channels=3, num_blocks=1)),
+        torch.rand(2, 2, 3, 9, 7),
+    )
+    to_ycc = (
+        torch.tensor(
+            [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]
+        )
+        / 255
+    )
     offset = torch.tensor([16, 128, 128]).view(3, 1, 1) / 255
     with torch.no_grad():
         sr, lq_ycc = model(lq), torch.einsum("oc,btchw->btohw", to_ycc, lq) + offset
@@ -48,14 +60,16 @@ def test_rgb_gets_the_luma_of_the_network_and_bicubic_color(scale):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_parameter_learns(channels):
     torch.manual_seed(0)
-    model = FSRCNN(FSRCNNConfig(scale=2, channels=channels, d=6, s=3, m=1))
+    model = FSRCNN(
+        FSRCNNConfig(scale=2, image_channels=channels, channels=6, shrunk_channels=3, num_blocks=1)
+    )
     assert_every_parameter_learns(model, torch.rand(1, 2, 3, 9, 7))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_sees_no_further_than_the_halo(scale):
     torch.manual_seed(0)
-    config = FSRCNNConfig(scale=scale, d=6, s=3, m=1)
+    config = FSRCNNConfig(scale=scale, channels=6, shrunk_channels=3, num_blocks=1)
     halo = ARCHITECTURE.contract(config).halo_px
     lq = torch.rand(1, 1, 3, 25, 25, requires_grad=True)
     FSRCNN(config)(lq)[..., 12 * scale : 13 * scale].square().sum().backward()
@@ -65,7 +79,9 @@ def test_sees_no_further_than_the_halo(scale):
     assert columns.numel() >= 2 * halo  # no wider than it must be
 
 
-@pytest.mark.parametrize("fields", [{"scale": 5}, {"channels": 2}, {"d": 0}, {"m": -1}])
+@pytest.mark.parametrize(
+    "fields", [{"scale": 5}, {"image_channels": 2}, {"channels": 0}, {"num_blocks": -1}]
+)
 def test_refuses_what_is_out_of_range(fields):
     with pytest.raises(ConfigError):
         FSRCNNConfig(**fields)

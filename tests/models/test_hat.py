@@ -11,12 +11,14 @@ from tubelet.layers.inference import prepare_for_inference, use_backend
 from tubelet.models.hat import ARCHITECTURE, HAT, OCAB, HATConfig, overlapping_position_bias
 from tubelet.zoo.checkpoint import open_checkpoint
 
-SMALL = {"channels": 12, "depths": (2, 3), "heads": (3, 2), "window": 4, "squeeze_factor": 4}
+SMALL = {"channels": 12, "depths": (2, 3), "num_heads": (3, 2), "window": 4, "squeeze_factor": 4}
 KINDS = [
     HATConfig(scale=2, **SMALL),
-    HATConfig(scale=3, **SMALL, overlap_ratio=1.0, compress_ratio=4, mlp_ratio=1.5, num_feat=8),
-    HATConfig(scale=4, **SMALL, overlap_ratio=0.0, num_feat=8, qkv_bias=False),
-    HATConfig(scale=8, **SMALL, resi_connection="identity", patch_norm=False, num_feat=4),
+    HATConfig(
+        scale=3, **SMALL, overlap_ratio=1.0, compress_ratio=4, mlp_ratio=1.5, upsample_channels=8
+    ),
+    HATConfig(scale=4, **SMALL, overlap_ratio=0.0, upsample_channels=8, qkv_bias=False),
+    HATConfig(scale=8, **SMALL, resi_connection="identity", patch_norm=False, upsample_channels=4),
 ]
 
 
@@ -36,12 +38,14 @@ def test_gives_the_recorded_output(shared, case):
 @pytest.mark.parametrize("recording", [True, False])
 def test_overlapping_attention_gives_the_recorded_output(shared, recording):
     description, (expected,) = recorded(shared, "hat_ocab_A")
-    block = OCAB(HATConfig(channels=24, depths=(1,), heads=(3,), window=8, squeeze_factor=6), 3)
+    block = OCAB(HATConfig(channels=24, depths=(1,), num_heads=(3,), window=8, squeeze_factor=6), 3)
     block.load_state_dict(recorded_state(shared, description))
     image = recorded_input(shared, "hat_ocab_A", tuple(description["inputs"]["x"]))
     with torch.set_grad_enabled(recording):
         out = block(((image - 0.5) * 2).permute(0, 2, 3, 1).contiguous())
-    torch.testing.assert_close(out.flatten(1, 2), expected, rtol=0, atol=1e-4 * description["output_stats"]["std"])
+    torch.testing.assert_close(
+        out.flatten(1, 2), expected, rtol=0, atol=1e-4 * description["output_stats"]["std"]
+    )
 
 
 def test_overlapping_positions_are_the_recorded_ones(shared):
@@ -57,7 +61,7 @@ def test_overlapping_positions_are_the_recorded_ones(shared):
         ("hat_x4", HATConfig(), 20_772_507),
         ("hat_x2", HATConfig(scale=2), 20_624_795),
         ("hat_S_x4", HATConfig(channels=144, compress_ratio=24, squeeze_factor=24), 9_621_183),
-        ("hat_L_x4", HATConfig(depths=(6,) * 12, heads=(6,) * 12), 40_846_575),
+        ("hat_L_x4", HATConfig(depths=(6,) * 12, num_heads=(6,) * 12), 40_846_575),
     ],
 )
 def test_recognizes_published_files(shared, file, config, parameters):
@@ -107,21 +111,36 @@ def test_training_and_inference_agree():
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 9)])
 def test_tiny_images(size):
     with torch.inference_mode():
-        assert _random(KINDS[0])(torch.rand(1, 1, 3, *size)).shape == (1, 1, 3, 2 * size[0], 2 * size[1])
+        assert _random(KINDS[0])(torch.rand(1, 1, 3, *size)).shape == (
+            1,
+            1,
+            3,
+            2 * size[0],
+            2 * size[1],
+        )
 
 
 def test_asks_the_engine_for_whole_windows():
     contract = ARCHITECTURE.contract(HATConfig())
-    assert (contract.scale, contract.size_multiple, contract.min_size_px, contract.halo_px) == (4, 16, 9, 32)
+    assert (contract.scale, contract.size_multiple, contract.min_size_px, contract.halo_px) == (
+        4,
+        16,
+        9,
+        32,
+    )
 
 
 @pytest.mark.parametrize(
     "state",
     [
         {},
-        {"conv_first.weight": torch.zeros(4, 3, 3, 3), "layers.0.overlap.norm1.weight": torch.zeros(4)},
+        {
+            "conv_first.weight": torch.zeros(4, 3, 3, 3),
+            "layers.0.overlap.norm1.weight": torch.zeros(4),
+        },
         _random(KINDS[0]).state_dict() | {"conv_first.weight": torch.zeros(12, 1, 3, 3)},
-        _random(KINDS[0]).state_dict() | {"layers.0.overlap.relative_position_bias_table": torch.zeros(48, 3)},
+        _random(KINDS[0]).state_dict()
+        | {"layers.0.overlap.relative_position_bias_table": torch.zeros(48, 3)},
         _random(KINDS[0]).state_dict() | {"upsample.0.weight": torch.zeros(64)},
     ],
 )
@@ -134,7 +153,7 @@ def test_refuses_state_dicts_of_other_networks(state):
     [
         {"scale": 5},
         {"depths": (2,)},
-        {"heads": (7,) * 6},
+        {"num_heads": (7,) * 6},
         {"compress_ratio": 181},
         {"squeeze_factor": 0},
         {"overlap_ratio": 0.3125},

@@ -25,7 +25,9 @@ def _seeded(**changes: Any) -> IconVSR:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("case", "stride"), [("iconvsr_A", 3), ("iconvsr_A_tp3", 5)])
-def test_recorded_outputs(shared: Path, case: str, stride: int, layout: torch.memory_format) -> None:
+def test_recorded_outputs(
+    shared: Path, case: str, stride: int, layout: torch.memory_format
+) -> None:
     assert_clip_as_recorded(shared, case, layout, keyframe_stride=stride)
 
 
@@ -38,7 +40,9 @@ def test_recorded_outputs(shared: Path, case: str, stride: int, layout: torch.me
     ],
 )
 def test_recognizes_published_files(shared: Path, file: str, padding: int, parameters: int) -> None:
-    assert_recognized(shared, file, ARCHITECTURE, IconVSRConfig(temporal_padding=padding), parameters)
+    assert_recognized(
+        shared, file, ARCHITECTURE, IconVSRConfig(temporal_padding=padding), parameters
+    )
 
 
 def test_infers_what_names_and_shapes_tell() -> None:
@@ -50,21 +54,26 @@ def test_infers_what_names_and_shapes_tell() -> None:
 
 def test_leaves_other_files_alone(shared: Path) -> None:
     state = published_keys(shared, "mmagic_iconvsr")
-    assert ARCHITECTURE.translate({n: v for n, v in state.items() if not n.startswith("conv_hr")}) is None
+    assert (
+        ARCHITECTURE.translate({n: v for n, v in state.items() if not n.startswith("conv_hr")})
+        is None
+    )
     assert ARCHITECTURE.translate({**state, "fusion.weight": torch.zeros(1)}) is None
     assert ARCHITECTURE.translate({}) is None
 
 
-@pytest.mark.parametrize("changes", [{"groups": 3}, {"keyframe_stride": 0}, {"temporal_padding": -1}])
+@pytest.mark.parametrize(
+    "changes", [{"groups": 3}, {"keyframe_stride": 0}, {"temporal_padding": -1}]
+)
 def test_rejects_impossible_shapes(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="out of range"):
         IconVSRConfig(**changes)
 
 
 def test_key_frames_and_their_windows() -> None:
-    assert keyframes(0, 12, stride=5, ends_film=True) == [0, 5, 10, 11]
-    assert keyframes(0, 11, stride=5, ends_film=True) == [0, 5, 10]
-    assert keyframes(0, 1, stride=5, ends_film=True) == [0]
+    assert keyframes(0, 12, stride=5, ends_video=True) == [0, 5, 10, 11]
+    assert keyframes(0, 11, stride=5, ends_video=True) == [0, 5, 10]
+    assert keyframes(0, 1, stride=5, ends_video=True) == [0]
     assert window_of(0, 2, 0, 8) == [4, 3, 0, 1, 2]
     assert window_of(5, 2, 0, 8) == [3, 4, 5, 6, 7]
     assert window_of(8, 2, 0, 8) == [6, 7, 8, 5, 4]
@@ -75,20 +84,28 @@ def test_key_frames_and_their_windows() -> None:
 
 
 def test_key_frames_and_windows_inside_a_film() -> None:
-    assert keyframes(7, 12, stride=5, ends_film=False) == [3, 8]
-    assert keyframes(7, 12, stride=5, ends_film=True) == [3, 8, 11]
-    assert keyframes(6, 2, stride=5, ends_film=False) == []
+    assert keyframes(7, 12, stride=5, ends_video=False) == [3, 8]
+    assert keyframes(7, 12, stride=5, ends_video=True) == [3, 8, 11]
+    assert keyframes(6, 2, stride=5, ends_video=False) == []
     assert window_of(0, 2, -4, 8) == [-2, -1, 0, 1, 2]
-    assert window_of(0, 2, -1, 8) == [2, -1, 0, 1, 2]  # the film begins with the frame before the clip
+    assert window_of(0, 2, -1, 8) == [
+        2,
+        -1,
+        0,
+        1,
+        2,
+    ]  # the video begins with the frame before the clip
     assert window_of(3, 2, -4, 4) == [1, 2, 3, 4, 1]
 
 
 def _plainly(net: IconVSR, lq: Tensor) -> Tensor:
     """Equations in the order of the paper: key frames and flows first, all features kept, nothing in place."""
     height, width = lq.shape[-2:]
-    lq = functional.pad(lq.flatten(0, 1), (0, -width % 4, 0, -height % 4), mode="reflect").unflatten(0, lq.shape[:2])
+    lq = functional.pad(
+        lq.flatten(0, 1), (0, -width % 4, 0, -height % 4), mode="reflect"
+    ).unflatten(0, lq.shape[:2])
     frames, length, radius = lq.unbind(1), lq.shape[1], net.config.temporal_padding
-    at = keyframes(0, length, stride=net.config.keyframe_stride, ends_film=True)
+    at = keyframes(0, length, stride=net.config.keyframe_stride, ends_video=True)
     refill = {t: net.edvr(lq[:, window_of(t, radius, 0, length - 1)]) for t in at}
     back: dict[int, Tensor] = {}
     for t in range(length)[::-1]:
@@ -156,7 +173,13 @@ def test_training_and_inference_agree() -> None:
 @pytest.mark.parametrize("frames", [1, 2])
 def test_short_clips_of_odd_size(frames: int) -> None:
     with torch.no_grad():
-        assert _seeded(temporal_padding=3)(torch.rand(1, frames, 3, 7, 9)).shape == (1, frames, 3, 28, 36)
+        assert _seeded(temporal_padding=3)(torch.rand(1, frames, 3, 7, 9)).shape == (
+            1,
+            frames,
+            3,
+            28,
+            36,
+        )
 
 
 def test_the_clips_of_a_batch_do_not_meet() -> None:

@@ -12,12 +12,16 @@ def test_gives_the_recorded_output(shared):
 
 
 def test_claims_no_other_published_file(shared):
-    assert not [p for p in (shared / "keys").glob("*.txt") if ARCHITECTURE.translate(listed_state(p)) is not None]
+    assert not [
+        p
+        for p in (shared / "keys").glob("*.txt")
+        if ARCHITECTURE.translate(listed_state(p)) is not None
+    ]
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_infers_the_configuration_it_was_built_with(scale):
-    config = MSRResNetConfig(scale=scale, num_feat=4, num_block=3)
+    config = MSRResNetConfig(scale=scale, channels=4, num_blocks=3)
     model = load(ARCHITECTURE, MSRResNet(config).state_dict())
     assert model.config == config
     assert edsr.ARCHITECTURE.translate(model.state_dict()) is None
@@ -31,13 +35,15 @@ def test_refuses_state_dicts_of_other_names(state):
 
 def test_every_parameter_learns():
     torch.manual_seed(0)
-    assert_every_parameter_learns(MSRResNet(MSRResNetConfig(num_feat=4, num_block=2)), torch.rand(1, 2, 3, 9, 7))
+    assert_every_parameter_learns(
+        MSRResNet(MSRResNetConfig(channels=4, num_blocks=2)), torch.rand(1, 2, 3, 9, 7)
+    )
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_sees_no_further_than_the_halo(scale):
     torch.manual_seed(0)
-    config = MSRResNetConfig(scale=scale, num_feat=4, num_block=2)
+    config = MSRResNetConfig(scale=scale, channels=4, num_blocks=2)
     halo = ARCHITECTURE.contract(config).halo_px
     lq = torch.rand(1, 1, 3, 25, 25, requires_grad=True)
     MSRResNet(config)(lq)[..., 12 * scale : 13 * scale].square().sum().backward()
@@ -45,7 +51,7 @@ def test_sees_no_further_than_the_halo(scale):
     assert (columns.min(), columns.max()) == (12 - halo, 12 + halo)
 
 
-@pytest.mark.parametrize("fields", [{"scale": 5}, {"num_feat": 0}, {"num_block": -1}])
+@pytest.mark.parametrize("fields", [{"scale": 5}, {"channels": 0}, {"num_blocks": -1}])
 def test_refuses_what_is_out_of_range(fields):
     with pytest.raises(ConfigError):
         MSRResNetConfig(**fields)

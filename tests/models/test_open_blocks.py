@@ -61,7 +61,9 @@ def _network(name: str) -> Any:
 
 @pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize(("name", "part"), PARTS)
-def test_adapters_of_zero_change_nothing_and_others_do(name: str, part: str, *, prepared: bool) -> None:
+def test_adapters_of_zero_change_nothing_and_others_do(
+    name: str, part: str, *, prepared: bool
+) -> None:
     network, lq = _network(name), torch.rand(1, 1, 3, 19, 24)
     expected = network(lq)
     adapters = _wrap(network, part)

@@ -23,12 +23,16 @@ def _seeded(**changes: Any) -> OVSR:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", KINDS)
 def test_recorded_outputs(shared: Path, kind: str, layout: torch.memory_format) -> None:
-    assert_clip_as_recorded(shared, f"ovsr_{kind}_A", layout, arrange=lambda sr: sr.transpose(1, 2), kind=kind)
+    assert_clip_as_recorded(
+        shared, f"ovsr_{kind}_A", layout, arrange=lambda sr: sr.transpose(1, 2), kind=kind
+    )
 
 
 @pytest.mark.parametrize(("channels", "parameters"), [(80, 7_061_672), (56, 3_480_368)])
 def test_recognizes_published_files(shared: Path, channels: int, parameters: int) -> None:
-    assert_recognized(shared, f"govsr_8+4_{channels}", ARCHITECTURE, OVSRConfig(channels=channels), parameters)
+    assert_recognized(
+        shared, f"govsr_8+4_{channels}", ARCHITECTURE, OVSRConfig(channels=channels), parameters
+    )
 
 
 def test_infers_what_names_and_shapes_tell() -> None:
@@ -41,7 +45,10 @@ def test_infers_what_names_and_shapes_tell() -> None:
 def test_leaves_other_files_alone(shared: Path) -> None:
     state = published_keys(shared, "govsr_8+4_56")
     assert ARCHITECTURE.translate({**state, "fusion.weight": torch.zeros(1)}) is None
-    assert ARCHITECTURE.translate({**state, "precursor.conv_sup.weight": torch.zeros(56, 12, 3, 3)}) is None
+    assert (
+        ARCHITECTURE.translate({**state, "precursor.conv_sup.weight": torch.zeros(56, 12, 3, 3)})
+        is None
+    )
     assert ARCHITECTURE.translate({}) is None
 
 
@@ -54,7 +61,9 @@ def test_rejects_impossible_shapes(changes: dict[str, Any]) -> None:
 def _plainly(net: OVSR, lq: Tensor) -> Tensor:
     """Both passes in full, every result kept."""
     length = lq.shape[1]
-    windows = [[lq[:, max(t - 1, 0)], lq[:, t], lq[:, min(t + 1, length - 1)]] for t in range(length)]
+    windows = [
+        [lq[:, max(t - 1, 0)], lq[:, t], lq[:, min(t + 1, length - 1)]] for t in range(length)
+    ]
     zero = lq.new_zeros(lq.shape[0], net.config.channels, *lq.shape[3:])
     before: dict[int, Tensor] = {}
     hidden = zero
@@ -80,7 +89,9 @@ def test_equals_the_equations_written_plainly(kind: str, length: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "most"), [("local", 0), ("global", 5)])
-def test_a_local_precursor_keeps_nothing(monkeypatch: pytest.MonkeyPatch, kind: str, most: int) -> None:
+def test_a_local_precursor_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, kind: str, most: int
+) -> None:
     held = [0]
     append = FeatureStore.append
 

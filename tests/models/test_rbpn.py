@@ -12,7 +12,13 @@ from tubelet.models.rbpn import ARCHITECTURE, RBPN, RBPNConfig
 from tubelet.models.rbpn_flow import estimate_flow
 from tubelet.ops import imresize
 
-TINY: dict[str, Any] = {"scale": 2, "num_frames": 3, "base_channels": 6, "channels": 4, "blocks": 1}
+TINY: dict[str, Any] = {
+    "scale": 2,
+    "num_frames": 3,
+    "base_channels": 6,
+    "channels": 4,
+    "num_blocks": 1,
+}
 
 
 def _seeded(**changes: Any) -> RBPN:
@@ -28,11 +34,17 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
     assert isinstance(model, RBPN)
     frames = list(recorded_input(shared, case, tuple(description["inputs"]["x"])).unbind(1))
     shape = tuple(description["inputs"]["flows"])
-    flows = torch.from_numpy(rules(shared).fill(f"flow:{case}:flows", shape)) * 3 * math.sqrt(math.prod(shape[1:]))
+    flows = (
+        torch.from_numpy(rules(shared).fill(f"flow:{case}:flows", shape))
+        * 3
+        * math.sqrt(math.prod(shape[1:]))
+    )
     middle = frames.pop(len(frames) // 2)
     with torch.inference_mode():
         sr = model.restore(middle, frames, flows.unbind(1))
-    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    tolerance = (
+        max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    )
     torch.testing.assert_close(sr, expected, rtol=0, atol=tolerance)
 
 
@@ -51,7 +63,7 @@ def test_the_bicubic_skip_is_added() -> None:
         torch.testing.assert_close(skipping(lq)[:, 0], plain(lq)[:, 0] + imresize(lq[:, 1], 2))
 
 
-@pytest.mark.parametrize("changes", [{}, {"scale": 8}, {"num_frames": 7, "blocks": 2}])
+@pytest.mark.parametrize("changes", [{}, {"scale": 8}, {"num_frames": 7, "num_blocks": 2}])
 def test_loads_its_own_names(changes: dict[str, Any]) -> None:
     model = _seeded(**changes)
     assert load(ARCHITECTURE, model.state_dict()).config == model.config
@@ -60,13 +72,17 @@ def test_loads_its_own_names(changes: dict[str, Any]) -> None:
 def test_the_published_size() -> None:
     with torch.device("meta"):
         model = RBPN(RBPNConfig())
-    assert sum(p.numel() for p in model.parameters()) == 12_771_943  # 12.77 M in the paper's Table 2
+    assert (
+        sum(p.numel() for p in model.parameters()) == 12_771_943
+    )  # 12.77 M in the paper's Table 2
 
 
 def test_leaves_other_files_alone(shared: Path) -> None:
     lists = [path.stem for path in (shared / "keys").glob("*.txt")]
     assert len(lists) > 40
-    assert [file for file in lists if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
+    assert [
+        file for file in lists if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+    ] == []
     assert ARCHITECTURE.translate({}) is None
 
 
@@ -75,6 +91,12 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_refuses_a_configuration_out_of_range() -> None:
-    for changes in ({"scale": 3}, {"num_frames": 4}, {"channels": 0}, {"blocks": -1}, {"skip": "bilinear"}):
+    for changes in (
+        {"scale": 3},
+        {"num_frames": 4},
+        {"channels": 0},
+        {"num_blocks": -1},
+        {"skip": "bilinear"},
+    ):
         with pytest.raises(ConfigError):
             RBPNConfig(**{**TINY, **changes})

@@ -10,7 +10,9 @@ from tubelet.ops import backward_warp
 def _texture(height: int = 48, width: int = 64) -> Tensor:
     torch.manual_seed(0)
     coarse = torch.rand(1, 3, height // 4, width // 4)
-    return functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+    return functional.interpolate(
+        coarse, (height, width), mode="bicubic", align_corners=False
+    ).clamp(0, 1)
 
 
 @pytest.mark.parametrize("moved", [(1.5, -0.75), (4.0, 3.0)])
@@ -28,7 +30,10 @@ def test_finds_nothing_between_equal_frames() -> None:
 
 
 def test_the_clips_of_a_batch_do_not_meet() -> None:
-    ref, supp = torch.cat([_texture(), _texture().flip(-1)]), torch.cat([_texture().roll(1, -1), _texture()])
+    ref, supp = (
+        torch.cat([_texture(), _texture().flip(-1)]),
+        torch.cat([_texture().roll(1, -1), _texture()]),
+    )
     difference = (estimate_flow(ref, supp)[:1] - estimate_flow(ref[:1], supp[:1])).abs()
     assert difference.mean() < 1e-3  # sums of other lengths round differently
 

@@ -40,7 +40,12 @@ def test_infers_what_names_and_shapes_tell() -> None:
 
 def test_leaves_other_files_alone(shared: Path) -> None:
     state = published_keys(shared, "mmagic_realbasicvsr")
-    assert ARCHITECTURE.translate({n: v for n, v in state.items() if not n.startswith("basicvsr.conv_hr")}) is None
+    assert (
+        ARCHITECTURE.translate(
+            {n: v for n, v in state.items() if not n.startswith("basicvsr.conv_hr")}
+        )
+        is None
+    )
     assert ARCHITECTURE.translate({**state, "fusion.weight": torch.zeros(1)}) is None
     assert ARCHITECTURE.translate({}) is None
 
@@ -64,7 +69,10 @@ def _halving() -> RealBasicVSR:
 
 @pytest.mark.parametrize(("threshold", "times"), [(255, 1), (30, 2), (20, 3), (0, 3)])
 def test_cleans_until_the_change_is_below_the_threshold(threshold: float, times: int) -> None:
-    net, lq = _halving(), torch.full((1, 3, 3, 8, 8), 100 / 255)  # changes of 50, 25 and 12.5 levels
+    net, lq = (
+        _halving(),
+        torch.full((1, 3, 3, 8, 8), 100 / 255),
+    )  # changes of 50, 25 and 12.5 levels
     net.config = RealBasicVSRConfig(dynamic_refine_thres=threshold)
     with torch.no_grad():
         torch.testing.assert_close(net.clean(lq), lq / 2**times)

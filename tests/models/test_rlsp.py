@@ -17,7 +17,9 @@ from tubelet.models.rlsp import ARCHITECTURE, RLSP, RLSPConfig, depth_to_space
 
 def _small(**changes: int) -> RLSP:
     torch.manual_seed(0)
-    return RLSP(RLSPConfig(**{"layers": 4, "filters": 8, "state_channels": 6, **changes})).eval()
+    return RLSP(
+        RLSPConfig(**{"num_layers": 4, "channels": 8, "state_channels": 6, **changes})
+    ).eval()
 
 
 def test_output_is_the_recorded_one(shared):
@@ -26,7 +28,9 @@ def test_output_is_the_recorded_one(shared):
         assert_recorded(model(lq), expected, case)
 
 
-@pytest.mark.parametrize("changes", [{}, {"layers": 2}, {"kernel_px": 5}, {"filters": 16, "state_channels": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_layers": 2}, {"kernel_px": 5}, {"channels": 16, "state_channels": 1}]
+)
 def test_configuration_is_inferred(changes):
     model = _small(**changes)
     assert_loads_on_meta(ARCHITECTURE, dict(model.state_dict()), model.config)
@@ -52,7 +56,9 @@ def test_other_state_dicts_are_not_taken_for_it(shared, changed):
 
 def test_channels_go_to_pixels_in_the_order_of_tensorflow():
     x = torch.arange(12.0).reshape(1, 12, 1, 1)  # channel (2·dy + dx)·3 + c
-    assert depth_to_space(x, 2)[0, :, :, :].tolist() == [[[c, 3 + c], [6 + c, 9 + c]] for c in (0.0, 1.0, 2.0)]
+    assert depth_to_space(x, 2)[0, :, :, :].tolist() == [
+        [[c, 3 + c], [6 + c, 9 + c]] for c in (0.0, 1.0, 2.0)
+    ]
 
 
 @pytest.mark.parametrize("changes", [{}, {"kernel_px": 5}])
@@ -73,7 +79,9 @@ def test_gradients_reach_every_parameter():
     assert_gradients(model, model(torch.rand(1, 3, 3, 8, 9)))
 
 
-@pytest.mark.parametrize("changes", [{"scale": 5}, {"layers": 1}, {"kernel_px": 2}, {"filters": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"scale": 5}, {"num_layers": 1}, {"kernel_px": 2}, {"channels": 0}]
+)
 def test_bad_configuration_is_refused(changes):
     with pytest.raises(ConfigError, match="out of range"):
         RLSPConfig(**changes)

@@ -5,7 +5,7 @@ from published_nets import assert_as_recorded, assert_every_parameter_learns, li
 from tubelet.errors import ConfigError
 from tubelet.models.rrdb import ARCHITECTURE, RRDBConfig, RRDBNet
 
-TINY = RRDBConfig(num_feat=4, num_block=2, num_grow_ch=2)
+TINY = RRDBConfig(channels=4, num_blocks=2, growth_channels=2)
 
 
 def _first_release(state, blocks, doublings):
@@ -23,27 +23,32 @@ def _first_release(state, blocks, doublings):
 
 
 @pytest.mark.parametrize(
-    "case", ["rrdbnet_x4_A", "rrdbnet_x2_A", "rrdbnet_x1_A", "rrdbnet_kair_x4_A", "rrdbnet_kair_x2_A"]
+    "case",
+    ["rrdbnet_x4_A", "rrdbnet_x2_A", "rrdbnet_x1_A", "rrdbnet_kair_x4_A", "rrdbnet_kair_x2_A"],
 )
 def test_gives_the_recorded_output(shared, case):
     assert_as_recorded(shared, case, ARCHITECTURE)
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("basicsr_rrdb_x4", 23), ("basicsr_rrdb_6b_anime", 6)])
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("basicsr_rrdb_x4", 23), ("basicsr_rrdb_6b_anime", 6)]
+)
 def test_recognizes_published_files(shared, name, blocks):
     model = load(ARCHITECTURE, listed_state(shared / "keys" / f"{name}.txt"))
-    assert model.config == RRDBConfig(num_block=blocks)
+    assert model.config == RRDBConfig(num_blocks=blocks)
 
 
 def test_claims_no_other_published_file(shared):
     lists = sorted((shared / "keys").glob("*.txt"))
-    claimed = [path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None]
+    claimed = [
+        path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None
+    ]
     assert claimed == ["basicsr_rrdb_6b_anime.txt", "basicsr_rrdb_x4.txt"]
 
 
 @pytest.mark.parametrize("unshuffle", [1, 2, 4])
 def test_infers_the_configuration_it_was_built_with(unshuffle):
-    config = RRDBConfig(num_feat=4, num_block=1, num_grow_ch=2, unshuffle=unshuffle)
+    config = RRDBConfig(channels=4, num_blocks=1, growth_channels=2, unshuffle=unshuffle)
     model = load(ARCHITECTURE, RRDBNet(config).state_dict())
     assert model.config == config
     assert ARCHITECTURE.contract(config).scale == 4 // unshuffle
@@ -53,13 +58,17 @@ def test_infers_the_configuration_it_was_built_with(unshuffle):
 @pytest.mark.parametrize("doublings", [0, 1, 2, 3])
 def test_names_of_the_first_release_give_the_same(doublings):
     torch.manual_seed(0)
-    model = RRDBNet(RRDBConfig(num_feat=4, num_block=2, num_grow_ch=2, doublings=doublings))
-    other, lq = load(ARCHITECTURE, _first_release(model.state_dict(), 2, doublings)), torch.rand(1, 1, 3, 5, 6)
+    model = RRDBNet(RRDBConfig(channels=4, num_blocks=2, growth_channels=2, doublings=doublings))
+    other, lq = (
+        load(ARCHITECTURE, _first_release(model.state_dict(), 2, doublings)),
+        torch.rand(1, 1, 3, 5, 6),
+    )
     assert torch.equal(other(lq), model(lq))
 
 
 @pytest.mark.parametrize(
-    "name", ["conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight", "model.1.sub.0.RDB1.conv1.0.weight"]
+    "name",
+    ["conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight", "model.1.sub.0.RDB1.conv1.0.weight"],
 )
 def test_refuses_state_dicts_of_other_names(name):
     assert ARCHITECTURE.translate({name: torch.zeros(4, 3, 3, 3)}) is None
@@ -78,7 +87,7 @@ def test_frames_do_not_see_each_other():
 
 def test_seams_at_the_halo_are_invisible():
     torch.manual_seed(0)
-    config = RRDBConfig(num_feat=8, num_block=23, num_grow_ch=4)
+    config = RRDBConfig(channels=8, num_blocks=23, growth_channels=4)
     model, halo = RRDBNet(config), ARCHITECTURE.contract(config).halo_px
     lq = torch.rand(1, 1, 3, 6, 24 + 2 * halo)
     with torch.inference_mode():
@@ -88,7 +97,14 @@ def test_seams_at_the_halo_are_invisible():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"num_feat": 0}, {"num_block": -1}, {"unshuffle": 3}, {"doublings": 4}, {"unshuffle": 4, "doublings": 1}]
+    "fields",
+    [
+        {"channels": 0},
+        {"num_blocks": -1},
+        {"unshuffle": 3},
+        {"doublings": 4},
+        {"unshuffle": 4, "doublings": 1},
+    ],
 )
 def test_refuses_what_is_out_of_range(fields):
     with pytest.raises(ConfigError):

@@ -17,7 +17,7 @@ from tubelet.models.rrn import ARCHITECTURE, RRN, RRNConfig
 
 def _small(scale: int = 4) -> RRN:
     torch.manual_seed(0)
-    return RRN(RRNConfig(scale=scale, channels=8, blocks=2)).eval()
+    return RRN(RRNConfig(scale=scale, channels=8, num_blocks=2)).eval()
 
 
 def test_output_is_the_recorded_one(shared):
@@ -28,7 +28,7 @@ def test_output_is_the_recorded_one(shared):
 
 @pytest.mark.parametrize(("name", "blocks"), [("rrn_5L", 5), ("rrn_10L", 10)])
 def test_published_names_are_recognized(shared, name, blocks):
-    assert_loads_on_meta(ARCHITECTURE, published_keys(shared, name), RRNConfig(blocks=blocks))
+    assert_loads_on_meta(ARCHITECTURE, published_keys(shared, name), RRNConfig(num_blocks=blocks))
 
 
 @pytest.mark.parametrize("scale", [2, 3])

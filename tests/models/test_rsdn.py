@@ -17,7 +17,7 @@ from tubelet.models.rsdn import ARCHITECTURE, RSDN, RSDNConfig, decompose
 
 def _small(scale: int = 4) -> RSDN:
     torch.manual_seed(0)
-    return RSDN(RSDNConfig(scale=scale, channels=8, blocks=2)).eval()
+    return RSDN(RSDNConfig(scale=scale, channels=8, num_blocks=2)).eval()
 
 
 @pytest.mark.parametrize("name", ["rsdn_A", "rsdn_A_damped"])
@@ -52,7 +52,10 @@ def test_other_state_dicts_are_not_taken_for_it(shared, changed):
     state = dict(_small().state_dict())
     assert ARCHITECTURE.translate(state) is not None
     assert ARCHITECTURE.translate({**state, **changed}) is None
-    assert ARCHITECTURE.translate({name: t for name, t in state.items() if ".blocks." not in name}) is None
+    assert (
+        ARCHITECTURE.translate({name: t for name, t in state.items() if ".blocks." not in name})
+        is None
+    )
     assert ARCHITECTURE.translate(published_keys(shared, "rrn_5L")) is None
     assert ARCHITECTURE.translate({}) is None
 

@@ -7,7 +7,7 @@ from tubelet.errors import ConfigError
 from tubelet.models.sesr import ARCHITECTURE, SESR, LinearBlock, SESRConfig
 from tubelet.ops.resize import imresize
 
-TINY = SESRConfig(scale=2, f=4, m=2, p=8)
+TINY = SESRConfig(scale=2, channels=4, num_blocks=2, expanded_channels=8)
 
 
 @pytest.mark.parametrize("skip", [True, False])
@@ -23,7 +23,10 @@ def test_block_equals_its_two_convolutions(side, skip):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_collapsed_network_gives_the_same(scale):
     torch.manual_seed(0)
-    model, lq = SESR(SESRConfig(scale=scale, f=4, m=2, p=8)), torch.rand(1, 2, 3, 9, 7)
+    model, lq = (
+        SESR(SESRConfig(scale=scale, channels=4, num_blocks=2, expanded_channels=8)),
+        torch.rand(1, 2, 3, 9, 7),
+    )
     with torch.no_grad():
         trained = model(lq)
         collapsed = model.collapse()
@@ -33,7 +36,7 @@ def test_collapsed_network_gives_the_same(scale):
 
 
 def test_collapsed_network_has_the_published_number_of_parameters():
-    model = SESR(SESRConfig(scale=2, f=16, m=5)).collapse()
+    model = SESR(SESRConfig(scale=2, channels=16, num_blocks=5)).collapse()
     weights = sum(value.numel() for value in model.parameters() if value.ndim == 4)
     assert weights == 13_520  # Table 1: SESR-M5 ×2, 13.52K
 
@@ -41,12 +44,16 @@ def test_collapsed_network_has_the_published_number_of_parameters():
 @pytest.mark.parametrize("p", [0, 8])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_infers_the_configuration_it_was_built_with(scale, p):
-    config = SESRConfig(scale=scale, f=4, m=3, p=p)
+    config = SESRConfig(scale=scale, channels=4, num_blocks=3, expanded_channels=p)
     assert load(ARCHITECTURE, SESR(config).state_dict()).config == config
 
 
 def test_claims_no_published_file(shared):
-    assert not [p for p in (shared / "keys").glob("*.txt") if ARCHITECTURE.translate(listed_state(p)) is not None]
+    assert not [
+        p
+        for p in (shared / "keys").glob("*.txt")
+        if ARCHITECTURE.translate(listed_state(p)) is not None
+    ]
 
 
 @pytest.mark.parametrize("state", [{}, {"first.weight": torch.zeros(4, 1, 5, 5)}])
@@ -63,7 +70,9 @@ def test_without_a_residual_luma_is_nearest_and_color_bicubic():
     sr, bicubic = model(lq)[0], imresize(lq[0], 2)
     nearest = functional.interpolate(lq[0], scale_factor=2, mode="nearest")
     torch.testing.assert_close((sr * luma).sum(1), (nearest * luma).sum(1), rtol=0, atol=2e-6)
-    torch.testing.assert_close(sr[:, 0] - sr[:, 2], bicubic[:, 0] - bicubic[:, 2], rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        sr[:, 0] - sr[:, 2], bicubic[:, 0] - bicubic[:, 2], rtol=0, atol=2e-6
+    )
 
 
 def test_every_parameter_learns():
@@ -80,7 +89,9 @@ def test_sees_no_further_than_the_halo():
     assert (columns.min(), columns.max()) == (12 - halo, 12 + halo)
 
 
-@pytest.mark.parametrize("fields", [{"scale": 5}, {"f": 0}, {"m": -1}, {"p": -1}])
+@pytest.mark.parametrize(
+    "fields", [{"scale": 5}, {"channels": 0}, {"num_blocks": -1}, {"expanded_channels": -1}]
+)
 def test_refuses_what_is_out_of_range(fields):
     with pytest.raises(ConfigError):
         SESRConfig(**fields)

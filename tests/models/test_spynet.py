@@ -18,7 +18,11 @@ def test_recognizes_the_published_file(shared: Path) -> None:
 def test_recognizes_the_names_of_mmagic(shared: Path) -> None:
     names = published_keys(shared, "mmagic_basicvsr")
     state = ARCHITECTURE.translate(
-        {name.removeprefix("spynet."): value for name, value in names.items() if name.startswith("spynet.")}
+        {
+            name.removeprefix("spynet."): value
+            for name, value in names.items()
+            if name.startswith("spynet.")
+        }
     )
     assert state is not None
     assert set(state) == set(ARCHITECTURE.build(ARCHITECTURE.infer(state)).state_dict())
@@ -35,7 +39,9 @@ def test_names_of_mmagic() -> None:
 
 def test_leaves_other_files_alone(shared: Path) -> None:
     files = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem != "basicsr_spynet"]
-    assert [file for file in files if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
+    assert [
+        file for file in files if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+    ] == []
 
 
 @pytest.mark.parametrize("missing", ["basic_module.5.basic_module.8.weight"])

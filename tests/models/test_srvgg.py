@@ -15,7 +15,7 @@ from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
 from tubelet.zoo.opening import open_model
 
-TINY = SRVGGConfig(scale=2, num_feat=8, num_conv=2)
+TINY = SRVGGConfig(scale=2, channels=8, num_blocks=2)
 
 
 @pytest.mark.parametrize("case", ["srvgg_x4_A", "srvgg_x2_A_relu"])
@@ -28,15 +28,20 @@ def test_gives_the_recorded_output_with_the_activation_that_no_file_tells(shared
 
 
 @pytest.mark.parametrize(
-    ("name", "num_conv", "parameters"), [("animevideov3", 16, 621_424), ("general_x4v3", 32, 1_213_296)]
+    ("name", "num_blocks", "parameters"),
+    [("animevideov3", 16, 621_424), ("general_x4v3", 32, 1_213_296)],
 )
-def test_recognizes_published_files(shared, name, num_conv, parameters):
-    assert_recognized(shared, f"srvgg_{name}", ARCHITECTURE, SRVGGConfig(num_conv=num_conv), parameters)
+def test_recognizes_published_files(shared, name, num_blocks, parameters):
+    assert_recognized(
+        shared, f"srvgg_{name}", ARCHITECTURE, SRVGGConfig(num_blocks=num_blocks), parameters
+    )
 
 
 def test_claims_no_other_published_file(shared):
     lists = sorted((shared / "keys").glob("*.txt"))
-    claimed = [path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None]
+    claimed = [
+        path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None
+    ]
     assert claimed == ["srvgg_animevideov3.txt", "srvgg_general_x4v3.txt"]
 
 
@@ -69,7 +74,7 @@ def test_the_published_checkpoint_sharpens_an_edge(shared):
 @pytest.mark.parametrize("act", ["prelu", "relu", "leakyrelu"])
 def test_every_parameter_learns(act):
     torch.manual_seed(0)
-    model = SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=8, num_conv=2, act=act))
+    model = SRVGGNetCompact(SRVGGConfig(scale=2, channels=8, num_blocks=2, act=act))
     assert_every_parameter_learns(model, torch.rand(1, 2, 3, 9, 7))
 
 
@@ -88,7 +93,9 @@ def test_sees_as_far_as_the_halo():
     assert (columns.min(), columns.max()) == (10 - halo, 10 + halo)
 
 
-@pytest.mark.parametrize("fields", [{"scale": 0}, {"num_feat": 0}, {"num_conv": -1}, {"act": "gelu"}])
+@pytest.mark.parametrize(
+    "fields", [{"scale": 0}, {"channels": 0}, {"num_blocks": -1}, {"act": "gelu"}]
+)
 def test_refuses_what_is_out_of_range(fields):
     with pytest.raises(ConfigError):
         SRVGGConfig(**fields)
@@ -98,9 +105,9 @@ def test_refuses_what_is_out_of_range(fields):
 def test_half_precision_costs_less_than_a_fiftieth_of_a_decibel(shared, precision):
     opened = open_model(str(shared / "checkpoints" / "realesr-animevideov3.pth"))
     spec, model = opened.spec, opened.network
-    gt = torch.from_numpy(read_clip(shared / "data" / "dev_eval" / "vid4_city", max_frames=1)).float()[
-        ..., 100:292, :256
-    ]
+    gt = torch.from_numpy(
+        read_clip(shared / "data" / "dev_eval" / "vid4_city", max_frames=1)
+    ).float()[..., 100:292, :256]
     lq = imresize(gt[0] / 255, 1 / 4).clamp(0, 1)
     scores = {}
     for name in ("fp32", precision):

@@ -46,7 +46,13 @@ def test_parts_of_a_state():
 
 
 def test_indexes_are_sorted_numbers():
-    whole = state("model.10.weight", "model.2.weight", "model.2.bias", "model.1.sub.0.weight", "model.a.weight")
+    whole = state(
+        "model.10.weight",
+        "model.2.weight",
+        "model.2.bias",
+        "model.1.sub.0.weight",
+        "model.a.weight",
+    )
     assert indexes(whole, r"model\.(\d+)\.weight") == [2, 10]
     assert indexes(whole, r"model\.(\d+)\..*") == [1, 2, 10]
     assert indexes(whole, r"body\.(\d+)") == []
@@ -66,7 +72,9 @@ def test_convolutions_are_weights_of_four_dimensions():
 
 
 def test_blocks_are_counted_once_each():
-    whole = state("body.0.conv1.weight", "body.0.conv2.weight", "body.10.conv1.weight", "bodyguard.weight")
+    whole = state(
+        "body.0.conv1.weight", "body.0.conv2.weight", "body.10.conv1.weight", "bodyguard.weight"
+    )
     assert count_blocks(whole, "body.") == 2
     assert count_names(whole, r"body\.\d+\.conv1\.weight") == 2
     assert count_names(whole, r"body\.\d+") == 0
@@ -86,5 +94,7 @@ def test_blocks_are_counted_once_each():
     ],
 )
 def test_the_scale_of_pixel_shuffles(shapes: list[tuple[int, ...]], scale: int):
-    whole = {f"upsample.{2 * index}.weight": torch.zeros(shape) for index, shape in enumerate(shapes)}
+    whole = {
+        f"upsample.{2 * index}.weight": torch.zeros(shape) for index, shape in enumerate(shapes)
+    }
     assert shuffle_scale(whole, "upsample") == scale

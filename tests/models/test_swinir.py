@@ -10,22 +10,22 @@ from tubelet.layers.inference import prepare_for_inference, use_backend
 from tubelet.models.swinir import ARCHITECTURE, SwinIR, SwinIRConfig
 from tubelet.zoo.checkpoint import open_checkpoint
 
-SMALL = {"channels": 12, "depths": (2, 3), "heads": (3, 2), "window": 4}
+SMALL = {"channels": 12, "depths": (2, 3), "num_heads": (3, 2), "window": 4}
 KINDS = [
     SwinIRConfig(scale=2, **SMALL),
-    SwinIRConfig(scale=3, **SMALL, resi_connection="3conv", num_feat=8),
-    SwinIRConfig(scale=8, **SMALL, num_feat=4),
+    SwinIRConfig(scale=3, **SMALL, resi_connection="3conv", upsample_channels=8),
+    SwinIRConfig(scale=8, **SMALL, upsample_channels=4),
     SwinIRConfig(scale=3, **SMALL, upsampler="pixelshuffledirect", mlp_ratio=1.5),
-    SwinIRConfig(scale=2, **SMALL, upsampler="nearest+conv", num_feat=8),
-    SwinIRConfig(scale=4, **SMALL, upsampler="nearest+conv", num_feat=8, qkv_bias=False),
+    SwinIRConfig(scale=2, **SMALL, upsampler="nearest+conv", upsample_channels=8),
+    SwinIRConfig(scale=4, **SMALL, upsampler="nearest+conv", upsample_channels=8, qkv_bias=False),
     SwinIRConfig(scale=1, **SMALL, upsampler="none", patch_norm=False),
     SwinIRConfig(scale=1, **SMALL | {"window": 7}, upsampler="none", img_range=255.0),
-    SwinIRConfig(scale=1, **SMALL, upsampler="none", colors=1),
+    SwinIRConfig(scale=1, **SMALL, upsampler="none", image_channels=1),
 ]
 
 
 def _name(config):
-    return f"{config.upsampler} x{config.scale} window {config.window} colors {config.colors}"
+    return f"{config.upsampler} x{config.scale} window {config.window} channels {config.image_channels}"
 
 
 def _random(config):
@@ -37,7 +37,8 @@ def _random(config):
 
 
 @pytest.mark.parametrize(
-    "case", ["swinir_x4_A", "swinir_x2_A", "swinir_x3_3conv_A", "swinir_light_x4_A", "swinir_nearest_x4_A"]
+    "case",
+    ["swinir_x4_A", "swinir_x2_A", "swinir_x3_3conv_A", "swinir_light_x4_A", "swinir_nearest_x4_A"],
 )
 def test_gives_the_recorded_output(shared, case):
     assert_as_recorded(shared, case, ARCHITECTURE)
@@ -49,7 +50,9 @@ def test_gives_the_recorded_output(shared, case):
         ("classical_x4", SwinIRConfig(), 11_900_199),
         (
             "light_x4",
-            SwinIRConfig(channels=60, depths=(6,) * 4, heads=(6,) * 4, upsampler="pixelshuffledirect"),
+            SwinIRConfig(
+                channels=60, depths=(6,) * 4, num_heads=(6,) * 4, upsampler="pixelshuffledirect"
+            ),
             929_628,
         ),
         ("real_M_x4", SwinIRConfig(upsampler="nearest+conv"), 11_715_559),
@@ -78,12 +81,14 @@ def test_equals_the_published_formulation(config, monkeypatch):
     from plain.swinir import plain_forward
 
     net, lq = _random(config), torch.rand(1, 2, 3, 10, 13)
-    if config.colors == 1:
+    if config.image_channels == 1:
         lq = lq[:, :, :1].expand(1, 2, 3, 10, 13)  # gray: the three are restored alike
     with torch.inference_mode():
-        expected = plain_forward(net, lq[:, :, : config.colors])
+        expected = plain_forward(net, lq[:, :, : config.image_channels])
         sr = prepare_for_inference(net.to(memory_format=torch.channels_last))(lq)
-    torch.testing.assert_close(sr, expected.expand_as(sr), rtol=1e-4, atol=1e-4 * float(expected.std()))
+    torch.testing.assert_close(
+        sr, expected.expand_as(sr), rtol=1e-4, atol=1e-4 * float(expected.std())
+    )
 
 
 @pytest.mark.parametrize("config", [KINDS[1], KINDS[5], KINDS[8]], ids=_name)
@@ -112,12 +117,23 @@ def test_leaves_its_input_as_it_was():
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 9)])
 def test_tiny_images(size):
     with torch.inference_mode():
-        assert _random(KINDS[0])(torch.rand(1, 1, 3, *size)).shape == (1, 1, 3, 2 * size[0], 2 * size[1])
+        assert _random(KINDS[0])(torch.rand(1, 1, 3, *size)).shape == (
+            1,
+            1,
+            3,
+            2 * size[0],
+            2 * size[1],
+        )
 
 
 def test_asks_the_engine_for_whole_windows():
     contract = ARCHITECTURE.contract(KINDS[7])
-    assert (contract.scale, contract.size_multiple, contract.min_size_px, contract.halo_px) == (1, 7, 4, 35)
+    assert (contract.scale, contract.size_multiple, contract.min_size_px, contract.halo_px) == (
+        1,
+        7,
+        4,
+        35,
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,9 +141,13 @@ def test_asks_the_engine_for_whole_windows():
     [
         {},
         {"conv_first.weight": torch.zeros(4, 3, 3, 3)},
-        {"conv_first.weight": torch.zeros(4), "layers.0.residual_group.blocks.0.norm1.weight": torch.zeros(4)},
+        {
+            "conv_first.weight": torch.zeros(4),
+            "layers.0.residual_group.blocks.0.norm1.weight": torch.zeros(4),
+        },
         _random(KINDS[0]).state_dict() | {"conv_first.weight": torch.zeros(12, 12, 3, 3)},
-        _random(KINDS[0]).state_dict() | {"layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(48, 3)},
+        _random(KINDS[0]).state_dict()
+        | {"layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(48, 3)},
         _random(KINDS[0]).state_dict() | {"upsample.0.weight": torch.zeros(64)},
     ],
 )
@@ -143,9 +163,9 @@ def test_refuses_state_dicts_of_other_networks(state):
         {"scale": 2, "upsampler": "none"},
         {"scale": 3, "upsampler": "nearest+conv"},
         {"depths": (2,)},
-        {"heads": (7,) * 6},
+        {"num_heads": (7,) * 6},
         {"window": 0},
-        {"colors": 2},
+        {"image_channels": 2},
         {"img_range": 0.0},
     ],
 )

@@ -17,7 +17,13 @@ from recorded_clips import assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.models.tdan import ARCHITECTURE, TDAN, TDANConfig
 
-TINY: dict[str, Any] = {"channels": 8, "groups": 2, "extract_blocks": 1, "reconstruct_blocks": 1, "num_frames": 3}
+TINY: dict[str, Any] = {
+    "channels": 8,
+    "groups": 2,
+    "num_extract_blocks": 1,
+    "num_reconstruct_blocks": 1,
+    "num_frames": 3,
+}
 
 
 def _seeded(**changes: Any) -> TDAN:
@@ -34,7 +40,11 @@ def _seeded(**changes: Any) -> TDAN:
     ("case", "subtracted", "changes"),
     [
         ("tdan_A_dcnv1", 0.0, {}),
-        ("tdan_A", 0.0, {"border": "zeros"}),  # recorded with the other operation, which names cannot tell
+        (
+            "tdan_A",
+            0.0,
+            {"border": "zeros"},
+        ),  # recorded with the other operation, which names cannot tell
         ("tdan_mmagic_A", 0.5, {}),  # recorded without taking the mean off the frames
     ],
 )
@@ -42,12 +52,16 @@ def test_recorded_outputs(
     shared: Path, case: str, subtracted: float, changes: dict[str, Any], layout: torch.memory_format
 ) -> None:
     description, expected = recorded(shared, case)
-    model = load(ARCHITECTURE, recorded_state(shared, description), **changes).to(memory_format=layout)
+    model = load(ARCHITECTURE, recorded_state(shared, description), **changes).to(
+        memory_format=layout
+    )
     assert isinstance(model, TDAN)
     lq = recorded_input(shared, case, tuple(description["inputs"]["x"])) + subtracted
     with torch.inference_mode():
         sr, aligned = model(lq)[:, 0], model.align([model.encode(frame) for frame in lq.unbind(1)])
-    for ours, theirs, stats in zip((sr, aligned), expected, description["output_stats"], strict=True):
+    for ours, theirs, stats in zip(
+        (sr, aligned), expected, description["output_stats"], strict=True
+    ):
         tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * stats["std"]
         torch.testing.assert_close(ours - 0.5, theirs, rtol=0, atol=tolerance)
 
@@ -56,14 +70,22 @@ def test_recorded_outputs(
     ("file", "config", "parameters"),
     [
         ("tdan_official", TDANConfig(), 1_970_819),
-        ("mmagic_tdan", TDANConfig(release="mmagic", deform="modulated", border="zeros"), 2_095_707),
+        (
+            "mmagic_tdan",
+            TDANConfig(release="mmagic", deform="modulated", border="zeros"),
+            2_095_707,
+        ),
     ],
 )
-def test_recognizes_published_files(shared: Path, file: str, config: TDANConfig, parameters: int) -> None:
+def test_recognizes_published_files(
+    shared: Path, file: str, config: TDANConfig, parameters: int
+) -> None:
     assert_recognized(shared, file, ARCHITECTURE, config, parameters)
 
 
-@pytest.mark.parametrize("changes", [{}, {"release": "mmagic", "border": "zeros"}, {"deform": "modulated"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"release": "mmagic", "border": "zeros"}, {"deform": "modulated"}]
+)
 def test_loads_its_own_names(changes: dict[str, Any]) -> None:
     model = _seeded(**changes)
     assert load(ARCHITECTURE, model.state_dict()).config == model.config
@@ -72,11 +94,15 @@ def test_loads_its_own_names(changes: dict[str, Any]) -> None:
 def test_leaves_other_files_alone(shared: Path) -> None:
     others = [path.stem for path in (shared / "keys").glob("*.txt") if "tdan" not in path.stem]
     assert len(others) > 40
-    assert [file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
+    assert [
+        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+    ] == []
     assert ARCHITECTURE.translate({}) is None
 
 
-@pytest.mark.parametrize("changes", [{}, {"deform": "modulated", "release": "mmagic", "border": "zeros"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"deform": "modulated", "release": "mmagic", "border": "zeros"}]
+)
 def test_gradients_reach_every_parameter(changes: dict[str, Any]) -> None:
     assert_every_parameter_learns(_seeded(**changes), torch.rand(1, 3, 3, 12, 13))
 
@@ -107,6 +133,12 @@ def test_tiles_with_the_stated_halo_equal_the_whole() -> None:
 
 
 def test_refuses_a_configuration_out_of_range() -> None:
-    for changes in ({"num_frames": 4}, {"groups": 3}, {"border": "edge"}, {"channels": 0}, {"release": "basicsr"}):
+    for changes in (
+        {"num_frames": 4},
+        {"groups": 3},
+        {"border": "edge"},
+        {"channels": 0},
+        {"release": "basicsr"},
+    ):
         with pytest.raises(ConfigError):
             TDANConfig(**{**TINY, **changes})

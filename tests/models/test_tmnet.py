@@ -8,7 +8,7 @@ from golden import recorded, recorded_input
 from published_nets import load, published_keys, recorded_state
 from tubelet.models.tmnet import ARCHITECTURE, TMNet, TMNetConfig
 
-TINY = TMNetConfig(groups=1, front_blocks=0, back_blocks=1)
+TINY = TMNetConfig(groups=1, num_front_blocks=0, num_back_blocks=1)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,9 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
         sr = network(lq, times=description["times"])
     assert list(sr.shape) == description["output_shape"]
     step = description["output_step"]
-    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    tolerance = (
+        max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    )
     torch.testing.assert_close(sr[..., ::step, ::step], expected, rtol=0, atol=tolerance)
 
 
@@ -43,7 +45,9 @@ def test_the_published_size() -> None:
     assert sum(p.numel() for p in network.parameters()) == 12_263_523
 
 
-@pytest.mark.parametrize("config", [TINY, TMNetConfig(groups=4, front_blocks=2, back_blocks=3)])
+@pytest.mark.parametrize(
+    "config", [TINY, TMNetConfig(groups=4, num_front_blocks=2, num_back_blocks=3)]
+)
 def test_its_own_names_are_recognized(config: TMNetConfig) -> None:
     with torch.device("meta"):
         state = TMNet(config).state_dict()
@@ -56,26 +60,40 @@ def test_its_own_names_are_recognized(config: TMNetConfig) -> None:
 def test_leaves_other_files_alone(shared: Path) -> None:
     files = [path.stem for path in (shared / "keys").glob("*.txt")]
     assert "zsm_lunatokis" in files
-    assert [file for file in files if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
+    assert [
+        file for file in files if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+    ] == []
     assert ARCHITECTURE.translate({}) is None
 
 
 def test_gradients_reach_every_parameter(network: TMNet) -> None:
     network.zero_grad()
     network(torch.rand(1, 2, 3, 8, 8), times=[0.3]).square().mean().backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
     network.zero_grad()
     network(torch.rand(1, 2, 3, 8, 8)).square().mean().backward()
     unused = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    assert unused == [name for name, _ in network.named_parameters() if name.startswith("modulation")]
+    assert unused == [
+        name for name, _ in network.named_parameters() if name.startswith("modulation")
+    ]
 
 
 @pytest.mark.parametrize(
     ("frames", "times", "expected"), [(1, None, 1), (3, None, 5), (1, [0.5], 1), (3, [0.2, 0.7], 7)]
 )
-def test_number_of_frames(network: TMNet, frames: int, times: list[float] | None, expected: int) -> None:
+def test_number_of_frames(
+    network: TMNet, frames: int, times: list[float] | None, expected: int
+) -> None:
     with torch.inference_mode():
-        assert network(torch.rand(1, frames, 3, 4, 8), times=times).shape == (1, expected, 3, 16, 32)
+        assert network(torch.rand(1, frames, 3, 4, 8), times=times).shape == (
+            1,
+            expected,
+            3,
+            16,
+            32,
+        )
 
 
 def test_streaming_equals_forward(network: TMNet) -> None:

@@ -50,10 +50,14 @@ def _mmagic(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_recorded_outputs(shared: Path, layout: torch.memory_format) -> None:
     description, (expected,) = recorded(shared, "toflow_A")
-    model = load(ARCHITECTURE, _recorded_state(shared, description), scale=1).to(memory_format=layout)
+    model = load(ARCHITECTURE, _recorded_state(shared, description), scale=1).to(
+        memory_format=layout
+    )
     with torch.inference_mode():  # of frames that were enlarged before
         sr = model(recorded_input(shared, "toflow_A", tuple(description["inputs"]["x"])))
-    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    tolerance = (
+        max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    )
     torch.testing.assert_close(sr[:, 0], expected, rtol=0, atol=tolerance)
 
 
@@ -70,7 +74,11 @@ def test_recognizes_published_files(shared: Path, file: str) -> None:
     assert ARCHITECTURE.infer(state) == TOFlowConfig()
     with torch.device("meta"):
         model = TOFlow(TOFlowConfig())
-    derived = {name: value for name, value in model.state_dict().items() if name.endswith(ARCHITECTURE.derived)}
+    derived = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.endswith(ARCHITECTURE.derived)
+    }
     model.load_state_dict({**derived, **state}, strict=True, assign=True)
     assert sum(p.numel() for p in model.parameters()) == 1_405_899
 
@@ -96,7 +104,9 @@ def test_loads_its_own_names() -> None:
 def test_leaves_other_files_alone(shared: Path) -> None:
     others = [path.stem for path in (shared / "keys").glob("*.txt") if "_tof" not in path.stem]
     assert len(others) > 40
-    assert [file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
+    assert [
+        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+    ] == []
     assert ARCHITECTURE.translate({}) is None
 
 

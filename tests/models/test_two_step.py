@@ -22,10 +22,10 @@ from tubelet.zoo.checkpoint import load_model, open_checkpoint, save_checkpoint
 
 PUBLISHED = {"variant": "published", "residual": False}
 KINDS = {
-    "paper": TwoStepConfig(base=2),
-    "without normalization": TwoStepConfig(base=2, norm="none", residual=False),
-    "x4": TwoStepConfig(base=2, scale=4, norm="none"),
-    "published": TwoStepConfig(base=2, **PUBLISHED),
+    "paper": TwoStepConfig(channels=2),
+    "without normalization": TwoStepConfig(channels=2, norm="none", residual=False),
+    "x4": TwoStepConfig(channels=2, scale=4, norm="none"),
+    "published": TwoStepConfig(channels=2, **PUBLISHED),
 }
 
 
@@ -41,14 +41,22 @@ def restorer(request: pytest.FixtureRequest) -> TwoStepRestorer:
     return network.eval()
 
 
-def inputs(config: TwoStepConfig, height: int = 32, width: int = 48) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    config: TwoStepConfig, height: int = 32, width: int = 48
+) -> tuple[Tensor, Tensor, Tensor]:
     s = config.scale
-    return torch.rand(1, 3, s * height, s * width), torch.rand(1, 3, height, width), torch.rand(1, 3, height, width)
+    return (
+        torch.rand(1, 3, s * height, s * width),
+        torch.rand(1, 3, height, width),
+        torch.rand(1, 3, height, width),
+    )
 
 
 def assert_recorded(shared: Path, case: str, result: Tensor) -> None:
     description, (expected,) = recorded(shared, case)
-    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    tolerance = (
+        max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    )
     torch.testing.assert_close(result, expected, rtol=0, atol=tolerance)
 
 
@@ -59,7 +67,9 @@ def test_restore_as_recorded(shared: Path) -> None:
     description, _ = recorded(shared, "two_step_A")
     assert sum(p.numel() for p in network.parameters()) == description["parameters"]
     keys = {"x": "two_step_A", "l": "two_step_A:l", "r": "two_step_A:r"}
-    x, left, right = (recorded_input(shared, keys[k], tuple(s)) for k, s in description["inputs"].items())
+    x, left, right = (
+        recorded_input(shared, keys[k], tuple(s)) for k, s in description["inputs"].items()
+    )
     assert_recorded(shared, "two_step_A", network.restore(x, left, right))
 
 
@@ -68,7 +78,9 @@ def test_encode_as_recorded(shared: Path) -> None:
     network = recorded_network(shared, "two_step_encoder_A")
     assert isinstance(network, ConditionalEncoder)
     shape = tuple(recorded(shared, "two_step_encoder_A")[0]["inputs"]["x"])
-    assert_recorded(shared, "two_step_encoder_A", network(recorded_input(shared, "two_step_encoder_A", shape)))
+    assert_recorded(
+        shared, "two_step_encoder_A", network(recorded_input(shared, "two_step_encoder_A", shape))
+    )
 
 
 @torch.inference_mode()
@@ -107,14 +119,18 @@ def test_each_image_has_its_place(restorer: TwoStepRestorer) -> None:
 
 
 def test_every_parameter_learns(restorer: TwoStepRestorer) -> None:
-    restorer.train().restore(*(torch.cat([x, x.flip(-1)]) for x in inputs(restorer.config))).square().mean().backward()
+    restorer.train().restore(
+        *(torch.cat([x, x.flip(-1)]) for x in inputs(restorer.config))
+    ).square().mean().backward()
     dead = {n for n, p in restorer.named_parameters() if p.grad is None or not p.grad.any()}
-    assert dead <= {"head.0.bias"}  # between a convolution and batch normalization, a constant has no effect
+    assert dead <= {
+        "head.0.bias"
+    }  # between a convolution and batch normalization, a constant has no effect
 
 
 @torch.inference_mode()
 def test_begins_as_its_image_model() -> None:
-    network = TwoStepRestorer(TwoStepConfig(base=2)).eval()
+    network = TwoStepRestorer(TwoStepConfig(channels=2)).eval()
     hq, left, right = inputs(network.config)
     assert torch.equal(network.restore(hq, left, right), hq)
 
@@ -122,7 +138,7 @@ def test_begins_as_its_image_model() -> None:
 @torch.inference_mode()
 def test_begins_with_pixels_around_zero() -> None:
     torch.manual_seed(0)
-    network = TwoStepRestorer(TwoStepConfig(base=32, norm="none"))
+    network = TwoStepRestorer(TwoStepConfig(channels=32, norm="none"))
     gray = torch.full((1, 3, 8, 8), 0.5)
     for stages in (network.stages, network.encoder_l.stages, network.encoder_r.stages):
         conv = stages[0].get_submodule("conv1")
@@ -152,21 +168,24 @@ def test_the_image_model_sees_the_middle_frame_once() -> None:
             return super().forward(lq)
 
     lq = torch.rand(1, 3, 3, 16, 16)
-    TwoStepRestorer(TwoStepConfig(base=2)).eval().with_image_model(Spy(2))(lq)
+    TwoStepRestorer(TwoStepConfig(channels=2)).eval().with_image_model(Spy(2))(lq)
     assert len(calls) == 1
     assert torch.equal(calls[0], lq[:, 1:2])
 
 
 def test_without_an_image_model_it_says_what_to_do() -> None:
-    network = TwoStepRestorer(TwoStepConfig(base=2))
-    with pytest.raises(ConfigError, match=r"no image model for its first step; give it one: model\.with_image_model"):
+    network = TwoStepRestorer(TwoStepConfig(channels=2))
+    with pytest.raises(
+        ConfigError,
+        match=r"no image model for its first step; give it one: model\.with_image_model",
+    ):
         network(torch.rand(1, 3, 3, 16, 16))
 
 
 def test_the_image_model_is_frozen_and_no_part_of_the_checkpoint() -> None:
-    network = TwoStepRestorer(TwoStepConfig(base=2))
+    network = TwoStepRestorer(TwoStepConfig(channels=2))
     names = set(network.state_dict())
-    image_model = SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4, num_conv=1))
+    image_model = SRVGGNetCompact(SRVGGConfig(scale=2, channels=4, num_blocks=1))
     assert network.with_image_model(image_model) is network
     assert not network.train().image_model.training
     assert network.training
@@ -180,12 +199,14 @@ def test_the_image_model_is_frozen_and_no_part_of_the_checkpoint() -> None:
     wrapped.load_state_dict(wrapped.state_dict(), strict=True)
     with pytest.raises(RuntimeError, match=r"encoder_l\.stages"):
         copied.load_state_dict({"head.weight": network.head.weight}, strict=True)
-    assert all("image_model" not in name and "base" not in name for name, _ in network.named_modules())
+    assert all(
+        "image_model" not in name and "base" not in name for name, _ in network.named_modules()
+    )
 
 
 def test_the_image_model_goes_where_the_network_goes() -> None:
-    network = TwoStepRestorer(TwoStepConfig(base=2))
-    network.with_image_model(SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4, num_conv=1)))
+    network = TwoStepRestorer(TwoStepConfig(channels=2))
+    network.with_image_model(SRVGGNetCompact(SRVGGConfig(scale=2, channels=4, num_blocks=1)))
     weight = network.image_model.body[0].weight
     nn.Sequential(network).double()
     assert weight.dtype == torch.float64
@@ -209,22 +230,29 @@ def test_saved_and_read_back(restorer: TwoStepRestorer, tmp_path: Path) -> None:
 
 
 def test_an_encoder_saved_and_read_back(tmp_path: Path) -> None:
-    path, config = tmp_path / "encoder.safetensors", ConditionalEncoderConfig(base=2, norm="none")
+    path, config = (
+        tmp_path / "encoder.safetensors",
+        ConditionalEncoderConfig(channels=2, norm="none"),
+    )
     save_checkpoint(path, ConditionalEncoder(config), {})
     assert open_checkpoint(path).config == config
 
 
 def test_what_shapes_say_is_checked() -> None:
-    state = TwoStepRestorer(TwoStepConfig(base=2)).state_dict()
-    with pytest.raises(CheckpointError, match=r"does not fit TwoStepRestorer: it lacks encoder_l\.stages\.1"):
-        load_model({name: value for name, value in state.items() if "encoder_l.stages.1" not in name})
+    state = TwoStepRestorer(TwoStepConfig(channels=2)).state_dict()
+    with pytest.raises(
+        CheckpointError, match=r"does not fit TwoStepRestorer: it lacks encoder_l\.stages\.1"
+    ):
+        load_model(
+            {name: value for name, value in state.items() if "encoder_l.stages.1" not in name}
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
         ({"scale": 3}, "scale 2 or 4"),
-        ({"base": 0}, "base 1 to 512"),
+        ({"channels": 0}, "channels 1 to 512"),
         ({"variant": "other"}, "variant paper or published"),
         ({"norm": "layer"}, "norm batch or none"),
         ({"variant": "published"}, "not what is published"),
@@ -239,7 +267,7 @@ def test_other_shapes_are_refused(changes: dict[str, object], line: str) -> None
 @pytest.mark.parametrize("scale", [2, 4])
 def test_sees_as_far_as_the_halo(scale: int) -> None:
     """The gradient of one pixel reaches as far as the contract says, and nearly no less."""
-    config = TwoStepConfig(scale=scale, base=1, norm="none")
+    config = TwoStepConfig(scale=scale, channels=1, norm="none")
     contract, network = ARCHITECTURE.contract(config), TwoStepRestorer(config).double()
     assert contract is not None
     for parameter in network.parameters():
@@ -247,9 +275,16 @@ def test_sees_as_far_as_the_halo(scale: int) -> None:
     size = 256  # multiples of 16 on both sides of the middle
     reach = 0
     for phase in (0, 15):
-        hq = torch.linspace(1, 2, scale * size).double().expand(1, 3, 32 * scale, -1).clone().requires_grad_()
+        hq = (
+            torch.linspace(1, 2, scale * size)
+            .double()
+            .expand(1, 3, 32 * scale, -1)
+            .clone()
+            .requires_grad_()
+        )
         left, right = (
-            torch.linspace(1, 2, size).double().expand(1, 3, 32, -1).clone().requires_grad_() for _ in range(2)
+            torch.linspace(1, 2, size).double().expand(1, 3, 32, -1).clone().requires_grad_()
+            for _ in range(2)
         )
         at = scale * (size // 2 + phase) + (scale - 1 if phase else 0)
         network.restore(hq, left, right)[..., at].sum().backward()

@@ -10,7 +10,7 @@ from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.models import tmnet
 from tubelet.models.zooming_slow_mo import ARCHITECTURE, ZoomingSlowMo, ZoomingSlowMoConfig
 
-TINY = ZoomingSlowMoConfig(channels=4, groups=2, front_blocks=1, back_blocks=1)
+TINY = ZoomingSlowMoConfig(channels=4, groups=2, num_front_blocks=1, num_back_blocks=1)
 
 
 def _seeded(config: ZoomingSlowMoConfig = TINY) -> ZoomingSlowMo:
@@ -33,7 +33,9 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
         sr = network(lq)
     assert list(sr.shape) == description["output_shape"]
     step = description["output_step"]
-    tolerance = max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    tolerance = (
+        max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
+    )
     torch.testing.assert_close(sr[..., ::step, ::step], expected, rtol=0, atol=tolerance)
 
 
@@ -43,7 +45,10 @@ def test_recognizes_the_published_file(shared: Path) -> None:
     assert sum(p.numel() for p in network.parameters()) == 11_102_771
 
 
-@pytest.mark.parametrize("config", [TINY, ZoomingSlowMoConfig(channels=6, groups=1, front_blocks=0, back_blocks=3)])
+@pytest.mark.parametrize(
+    "config",
+    [TINY, ZoomingSlowMoConfig(channels=6, groups=1, num_front_blocks=0, num_back_blocks=3)],
+)
 def test_its_own_names_are_recognized(config: ZoomingSlowMoConfig) -> None:
     state = ZoomingSlowMo(config).state_dict()
     own = ARCHITECTURE.translate(state)
@@ -55,10 +60,15 @@ def test_its_own_names_are_recognized(config: ZoomingSlowMoConfig) -> None:
 def test_leaves_other_files_alone(shared: Path) -> None:
     others = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem != "zsm_lunatokis"]
     assert len(others) > 40
-    assert [file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None] == []
+    assert [
+        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+    ] == []
     assert ARCHITECTURE.translate({}) is None
     with torch.device("meta"):
-        assert ARCHITECTURE.translate(tmnet.TMNet(tmnet.TMNetConfig(back_blocks=1)).state_dict()) is None
+        assert (
+            ARCHITECTURE.translate(tmnet.TMNet(tmnet.TMNetConfig(num_back_blocks=1)).state_dict())
+            is None
+        )
 
 
 def test_gradients_reach_every_parameter() -> None:
@@ -103,7 +113,9 @@ def test_every_frame_depends_on_the_first_and_the_last() -> None:
 
 def test_the_seam_between_windows_is_invisible(shared: Path) -> None:
     description, _ = recorded(shared, "zsm_A")
-    network = load(ARCHITECTURE, recorded_state(shared, description)).to(memory_format=torch.channels_last)
+    network = load(ARCHITECTURE, recorded_state(shared, description)).to(
+        memory_format=torch.channels_last
+    )
     contract = ARCHITECTURE.contract(network.config)
     assert contract is not None
     overlap = contract.temporal.overlap_frames

@@ -15,21 +15,42 @@ from tubelet.ops.deform import deform_conv2d, deform_conv2d_reference, guided_de
 Inputs = dict[str, Any]
 CASES: list[dict[str, Any]] = [
     {"shape": (2, 8, 13, 17), "out": 6, "groups": 4, "kernel": (3, 3), "padding": 1},
-    {"shape": (1, 8, 9, 12), "out": 4, "groups": 2, "kernel": (3, 3), "stride": 2, "padding": 1, "dilation": 2},
+    {
+        "shape": (1, 8, 9, 12),
+        "out": 4,
+        "groups": 2,
+        "kernel": (3, 3),
+        "stride": 2,
+        "padding": 1,
+        "dilation": 2,
+    },
     {"shape": (1, 4, 5, 6), "out": 4, "groups": 1, "kernel": (1, 1)},
-    {"shape": (2, 8, 8, 9), "out": 8, "groups": 8, "kernel": (3, 5), "stride": (1, 2), "padding": (2, 1)},
+    {
+        "shape": (2, 8, 8, 9),
+        "out": 8,
+        "groups": 8,
+        "kernel": (3, 5),
+        "stride": (1, 2),
+        "padding": (2, 1),
+    },
     {"shape": (1, 8, 7, 8), "out": 4, "groups": 4, "kernel": (3, 3), "padding": 1, "parts": 2},
     {"shape": (1, 4, 1, 2), "out": 3, "groups": 2, "kernel": (3, 3), "padding": 1},
 ]
 
 
-def _inputs(case: dict[str, Any], *, reach_px: float = 3.0, dtype: torch.dtype = torch.float64) -> Inputs:
+def _inputs(
+    case: dict[str, Any], *, reach_px: float = 3.0, dtype: torch.dtype = torch.float64
+) -> Inputs:
     """Make inputs of a case; offsets of a third of the image leave it often."""
     torch.manual_seed(0)
     batch, channels, _, _ = case["shape"]
-    weight = torch.randn(case["out"], channels // case.get("parts", 1), *case["kernel"], dtype=dtype)
+    weight = torch.randn(
+        case["out"], channels // case.get("parts", 1), *case["kernel"], dtype=dtype
+    )
     x = torch.randn(case["shape"], dtype=dtype)
-    size = functional.conv2d(x, torch.zeros(1, channels, *case["kernel"], dtype=dtype), **_steps(case)).shape[2:]
+    size = functional.conv2d(
+        x, torch.zeros(1, channels, *case["kernel"], dtype=dtype), **_steps(case)
+    ).shape[2:]
     samples = case["groups"] * weight[0, 0].numel()
     return {
         "x": x,
@@ -46,16 +67,25 @@ def _steps(case: dict[str, Any]) -> dict[str, Any]:
 
 def _run(op: Callable[..., Tensor], inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     """Return the result and the gradient of each input."""
-    leaves = {name: None if t is None else t.detach().clone().requires_grad_() for name, t in inputs.items()}
+    leaves = {
+        name: None if t is None else t.detach().clone().requires_grad_()
+        for name, t in inputs.items()
+    }
     out = op(**leaves, **options)
-    out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out))
+    out.backward(
+        torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+    )
     found = {name: leaf.grad for name, leaf in leaves.items() if leaf is not None}
     assert all(grad is not None for grad in found.values())
     return {"out": out.detach(), **found}  # pyright: ignore[reportReturnType]
 
 
-def _torchvision(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, **steps: Any) -> Tensor:
-    return pytest.importorskip("torchvision").ops.deform_conv2d(x, offset, weight, bias, mask=mask, **steps)
+def _torchvision(
+    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, **steps: Any
+) -> Tensor:
+    return pytest.importorskip("torchvision").ops.deform_conv2d(
+        x, offset, weight, bias, mask=mask, **steps
+    )
 
 
 @pytest.mark.parametrize("reach_px", [3.0, 0.0])
@@ -65,7 +95,10 @@ def test_equals_torchvision(case: dict[str, Any], reach_px: float) -> None:
     inputs = _inputs(case, reach_px=reach_px)
     for op in (deform_conv2d, deform_conv2d_reference):
         torch.testing.assert_close(
-            _run(op, inputs, **_steps(case)), _run(_torchvision, inputs, **_steps(case)), rtol=1e-9, atol=1e-9
+            _run(op, inputs, **_steps(case)),
+            _run(_torchvision, inputs, **_steps(case)),
+            rtol=1e-9,
+            atol=1e-9,
         )
 
 
@@ -86,21 +119,32 @@ def test_the_original_border() -> None:
     """Outside is zero, but up to one pixel beyond the last it is the last."""
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2)
     weight = torch.ones(1, 1, 1, 1)
-    for dy, dx, expected in ((0.0, -0.1, 0.0), (1.9, 1.9, 4.0), (2.0, 0.0, 0.0), (0.0, 1.5, 2.0), (0.5, 0.5, 2.5)):
+    for dy, dx, expected in (
+        (0.0, -0.1, 0.0),
+        (1.9, 1.9, 4.0),
+        (2.0, 0.0, 0.0),
+        (0.0, 1.5, 2.0),
+        (0.5, 0.5, 2.5),
+    ):
         offset = torch.zeros(1, 2, 2, 2)
         offset[0, :, 0, 0] = torch.tensor([dy, dx])
         for op in (deform_conv2d, deform_conv2d_reference):
-            assert op(x, offset, weight, border="original")[0, 0, 0, 0].item() == pytest.approx(expected)
+            assert op(x, offset, weight, border="original")[0, 0, 0, 0].item() == pytest.approx(
+                expected
+            )
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_strips_layouts_and_float32(monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format) -> None:
+def test_strips_layouts_and_float32(
+    monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format
+) -> None:
     """Strips that end within a line; the result has the layout of the input."""
     monkeypatch.setattr(deform_rows, "_STRIP_SAMPLES", 11 * 4 * 9)
     monkeypatch.setattr(deform_planes, "_STRIP_SAMPLES", 3 * 17 * 4 * 9)
     exact = _inputs(CASES[0])
     inputs: Inputs = {
-        name: t.float().to(memory_format=layout) if t.ndim == 4 else t.float() for name, t in exact.items()
+        name: t.float().to(memory_format=layout) if t.ndim == 4 else t.float()
+        for name, t in exact.items()
     }
     found = _run(deform_conv2d, inputs, padding=1)
     assert deform_conv2d(**inputs, padding=1).is_contiguous(memory_format=layout)
@@ -125,7 +169,8 @@ def test_half_precision_keeps_its_type() -> None:
     inputs = _inputs(CASES[0], dtype=torch.float32)
     expected = deform_conv2d(**inputs, padding=1)
     half = deform_conv2d(
-        **{name: t.bfloat16() if name in {"x", "weight"} else t for name, t in inputs.items()}, padding=1
+        **{name: t.bfloat16() if name in {"x", "weight"} else t for name, t in inputs.items()},
+        padding=1,
     )
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), expected, rtol=0, atol=0.05 * expected.std().item())
@@ -140,13 +185,19 @@ def test_guided_equals_its_parts(num_flows: int, reach_px: float | None) -> None
     flows = [4 * torch.randn(2, 2, 9, 11) for _ in range(num_flows)]
     offset = predicted[:, :72] if reach_px is None else reach_px * torch.tanh(predicted[:, :72])
     if flows:
-        offset = offset + torch.cat([flow.flip(1).repeat(1, 36 // num_flows, 1, 1) for flow in flows], 1)
-    expected = deform_conv2d_reference(x, offset, weight, bias, mask=torch.sigmoid(predicted[:, 72:]), padding=1)
+        offset = offset + torch.cat(
+            [flow.flip(1).repeat(1, 36 // num_flows, 1, 1) for flow in flows], 1
+        )
+    expected = deform_conv2d_reference(
+        x, offset, weight, bias, mask=torch.sigmoid(predicted[:, 72:]), padding=1
+    )
     for layout in (torch.contiguous_format, torch.channels_last):
         moved = predicted.to(memory_format=layout)
         for learns in (False, True):
             guide = moved.clone().requires_grad_(learns)
-            found = guided_deform_conv2d(x, guide, weight, bias, flows=flows, max_residue_px=reach_px, padding=1)
+            found = guided_deform_conv2d(
+                x, guide, weight, bias, flows=flows, max_residue_px=reach_px, padding=1
+            )
             assert found.requires_grad == learns
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -178,7 +229,11 @@ def test_the_kernel_of_gpus_as_triton_interprets_it() -> None:
     command = [sys.executable, "-c", KERNEL_BESIDE_THE_ORACLE]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["zeros torch.float32", "original torch.float32", "zeros torch.bfloat16"]
+    assert done.stdout.splitlines() == [
+        "zeros torch.float32",
+        "original torch.float32",
+        "zeros torch.bfloat16",
+    ]
 
 
 @pytest.mark.gpu

@@ -61,7 +61,9 @@ def test_u8_rounds_after_each_pass():
 
 def test_constant_stays_constant_and_batches_agree():
     x = torch.rand(2, 4, 3, 20, 30)
-    torch.testing.assert_close(imresize(torch.full_like(x, 0.3), 0.25), torch.full((2, 4, 3, 5, 8), 0.3))
+    torch.testing.assert_close(
+        imresize(torch.full_like(x, 0.3), 0.25), torch.full((2, 4, 3, 5, 8), 0.3)
+    )
     torch.testing.assert_close(imresize(x, 2)[1, 2], imresize(x[1, 2], 2))
 
 

@@ -6,7 +6,9 @@ import torch
 from tubelet.ops.sizes import pad_to, round_up
 
 
-@pytest.mark.parametrize(("value", "multiple", "expected"), [(0, 4, 0), (1, 4, 4), (4, 4, 4), (5, 4, 8), (7, 1, 7)])
+@pytest.mark.parametrize(
+    ("value", "multiple", "expected"), [(0, 4, 0), (1, 4, 4), (4, 4, 4), (5, 4, 8), (7, 1, 7)]
+)
 def test_round_up(value: int, multiple: int, expected: int) -> None:
     assert round_up(value, multiple) == expected
 

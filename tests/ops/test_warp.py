@@ -38,7 +38,12 @@ def slow_warp(feat: Tensor, flow: Tensor, padding: Padding) -> Tensor:
             for x in range(feat.shape[3]):
                 px, py = x + flow[b, 0, y, x].item(), y + flow[b, 1, y, x].item()
                 left, top = math.floor(px), math.floor(py)
-                for column, line in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+                for column, line in (
+                    (left, top),
+                    (left + 1, top),
+                    (left, top + 1),
+                    (left + 1, top + 1),
+                ):
                     weight = (1 - abs(px - column)) * (1 - abs(py - line))
                     out[b, :, y, x] += weight * _pixel(feat[b], column, line, padding)
     return out
@@ -62,12 +67,16 @@ def test_equals_the_oracle_in_either_layout(
     feat, flow = pair
     out = backward_warp(feat.contiguous(memory_format=layout), flow, padding=padding)
     torch.testing.assert_close(out, slow_warp(feat, flow, padding), rtol=0, atol=1e-12)
-    out = backward_warp(feat.float().contiguous(memory_format=layout), flow.float(), padding=padding)
+    out = backward_warp(
+        feat.float().contiguous(memory_format=layout), flow.float(), padding=padding
+    )
     torch.testing.assert_close(out, slow_warp(feat, flow, padding).float(), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
-def test_gradients_are_the_same_in_both_layouts(pair: tuple[Tensor, Tensor], padding: Padding) -> None:
+def test_gradients_are_the_same_in_both_layouts(
+    pair: tuple[Tensor, Tensor], padding: Padding
+) -> None:
     gradients: list[tuple[Tensor, ...]] = []
     for layout in LAYOUTS:
         feat = pair[0].contiguous(memory_format=layout).requires_grad_()
@@ -101,7 +110,9 @@ def test_a_flow_of_nan_reads_nothing_beyond(layout: torch.memory_format) -> None
 
 def test_half_precision_keeps_positions() -> None:
     feat = torch.rand(1, 3, 2, 1000).bfloat16()
-    shifted = backward_warp(feat, torch.stack([torch.ones(1, 2, 1000), torch.zeros(1, 2, 1000)], 1).bfloat16())
+    shifted = backward_warp(
+        feat, torch.stack([torch.ones(1, 2, 1000), torch.zeros(1, 2, 1000)], 1).bfloat16()
+    )
     assert shifted.dtype == torch.bfloat16
     torch.testing.assert_close(shifted[..., :-1], feat[..., 1:], rtol=0, atol=1e-2)
 
@@ -121,7 +132,11 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
     description, expected = recorded(shared, case)
     shape, flow_shape = (tuple(description["inputs"][name]) for name in ("x", "flow"))
     fill = rules(shared).fill
-    flow = torch.from_numpy(fill(f"flow:{case}", flow_shape)).permute(0, 3, 1, 2) * 3 * math.prod(flow_shape[1:]) ** 0.5
+    flow = (
+        torch.from_numpy(fill(f"flow:{case}", flow_shape)).permute(0, 3, 1, 2)
+        * 3
+        * math.prod(flow_shape[1:]) ** 0.5
+    )
     if case == "flow_warp_image":
         feat = recorded_input(shared, case, shape)
     else:

@@ -29,5 +29,9 @@ def gratings(tmp_path) -> Path:
 def image_model(tmp_path) -> str:
     """A checkpoint of a small network of single frames."""
     torch.manual_seed(3)
-    save_checkpoint(tmp_path / "image.safetensors", SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4, num_conv=1)), {})
+    save_checkpoint(
+        tmp_path / "image.safetensors",
+        SRVGGNetCompact(SRVGGConfig(scale=2, channels=4, num_blocks=1)),
+        {},
+    )
     return str(tmp_path / "image.safetensors")

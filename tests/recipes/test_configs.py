@@ -11,7 +11,10 @@ from tubelet.training import LoopSettings
 
 def test_round_trip(tmp_path):
     config = OnlineConfig(
-        data=(Path("a"), Path("b")), init=Path("c"), model=FastConfig(scale=2), loop=LoopSettings(lr=3e-4)
+        data=(Path("a"), Path("b")),
+        init=Path("c"),
+        model=FastConfig(scale=2),
+        loop=LoopSettings(lr=3e-4),
     )
     write_config(tmp_path / "c.yaml", config)
     assert read_config(tmp_path / "c.yaml", OnlineConfig) == config

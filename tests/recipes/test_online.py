@@ -37,16 +37,20 @@ def _config(clips: Path, **changes) -> OnlineConfig:
         "out": clips.parent / "out",
         "cache": clips.parent / "cache",
         "evaluate": clips,
-        "model": FastConfig(channels=16, depth=1, expansion=0),
+        "model": FastConfig(channels=16, num_blocks=1, expansion=0),
         "crops": CropSettings(batch=2, frames=2, patch_px=12),
-        "loop": LoopSettings(steps=300, lr=1e-2, warmup_steps=5, ema=0.9, log_every=10, save_every=15),
+        "loop": LoopSettings(
+            steps=300, lr=1e-2, warmup_steps=5, ema=0.9, log_every=10, save_every=15
+        ),
     }
     return OnlineConfig(**{**fields, **changes})
 
 
 def test_overfits_a_tiny_clip_and_writes_what_it_is(clips):
     path = main(_config(clips))
-    lines = [json.loads(line) for line in (clips.parent / "out" / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (clips.parent / "out" / "log.jsonl").read_text().splitlines()
+    ]
     scores = [line["psnr_y"] for line in lines if "psnr_y" in line]
     assert len(scores) == 20
     assert scores[-1] > scores[0] + 1
@@ -61,22 +65,32 @@ def test_begins_with_another_model_where_shapes_agree(clips):
     path = main(_config(clips))
     loop = LoopSettings(steps=1, lr=1e-6, lr_final=1e-6, warmup_steps=0)
     changes = {"init": path, "loop": loop, "out": clips.parent / "x2", "evaluate": None}
-    after = load_model(main(_config(clips, **changes, model=FastConfig(channels=16, depth=1, expansion=0, scale=2))))
-    torch.testing.assert_close(after.body[0].weight, load_model(path).body[0].weight, atol=1e-5, rtol=0)
+    after = load_model(
+        main(
+            _config(
+                clips, **changes, model=FastConfig(channels=16, num_blocks=1, expansion=0, scale=2)
+            )
+        )
+    )
+    torch.testing.assert_close(
+        after.body[0].weight, load_model(path).body[0].weight, atol=1e-5, rtol=0
+    )
     assert after.tail.weight.shape[0] == 4
     with pytest.raises(InputError, match="shares no convolution"):
         main(
             _config(
                 clips,
                 **changes | {"out": clips.parent / "other"},
-                model=FastConfig(channels=8, depth=1, expansion=3),
+                model=FastConfig(channels=8, num_blocks=1, expansion=3),
             )
         )
 
 
 def test_triplets_train_everything_but_the_memory(clips):
     crops = CropSettings(batch=2, frames=3, patch_px=12)
-    path = main(_config(clips, stage="triplets", crops=crops, loop=LoopSettings(steps=20, save_every=20)))
+    path = main(
+        _config(clips, stage="triplets", crops=crops, loop=LoopSettings(steps=20, save_every=20))
+    )
     model = load_model(path)
     assert model.recall is None  # nothing to keep of what was not trained
     torch.manual_seed(0)
@@ -131,7 +145,9 @@ def test_harm_is_what_is_worse_than_lanczos(clips, stage, precision):
     main(config, on_log=records.append)
     torch.manual_seed(config.loop.seed)
     network = FastVSR(config.model)
-    lq, gt = Crops(list(prepare_clips(config.data, config.cache, preset="bi", scale=4)), 4, crops, 0).batch(0)
+    lq, gt = Crops(
+        list(prepare_clips(config.data, config.cache, preset="bi", scale=4)), 4, crops, 0
+    ).batch(0)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         if stage == "triplets":
             network.forget()

@@ -56,12 +56,19 @@ def test_what_only_some_of_them_do():
 
     for name, factor in (("basicvsr", 0.125), ("iconvsr", 0.125), ("basicvsr_pp", 0.25)):
         flow = optimizer(name)
-        assert (flow.slow, flow.slow_factor, flow.frozen_steps) == (("spynet",), factor, 5000)
+        assert (flow.low_lr_modules, flow.lr_multiplier, flow.freeze_steps) == (
+            ("spynet",),
+            factor,
+            5000,
+        )
         assert find_recipe(name).loop.loss_eps == 1e-6
     for name in ("edvr-m", "edvr-l"):
-        assert (optimizer(name).alone, optimizer(name).alone_steps) == (("extractor.fusion",), 50_000)
+        assert (optimizer(name).warmup_only_modules, optimizer(name).warmup_only_steps) == (
+            ("extractor.fusion",),
+            50_000,
+        )
         assert schedule(name).periods == (50_000, 100_000, 150_000, 150_000, 150_000)
-        assert optimizer(f"{name}-wotsa").alone == ()
+        assert optimizer(f"{name}-wotsa").warmup_only_modules == ()
     assert schedule("zsm").periods == (150_000,)
     assert schedule("swinir-x4").milestones == (250_000, 400_000, 450_000, 475_000)
     assert (schedule("rrn").milestones, schedule("rrn").factor) == ((60 * 16_153,), 0.1)
@@ -94,7 +101,9 @@ def test_every_network_that_makes_images_alone_can_be_trained():
     names = list_names()
     for architecture in ARCHITECTURES:
         if architecture.name in ("SpyNet", "ConditionalEncoder", "TwoStepRestorer"):
-            with pytest.raises(RequestError, match=f"no network to train is called '{architecture.name}'"):
+            with pytest.raises(
+                RequestError, match=f"no network to train is called '{architecture.name}'"
+            ):
                 find_recipe(architecture.name)
             continue
         recipe = find_recipe(architecture.name)

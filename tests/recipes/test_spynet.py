@@ -12,8 +12,8 @@ from tubelet.errors import ConfigError, InputError
 from tubelet.layers.spynet import SpyNet
 from tubelet.models.fsrcnn import FSRCNN, FSRCNNConfig
 from tubelet.ops import backward_warp, imresize
+from tubelet.recipes.handcrafted_spynet import handcrafted_spynet
 from tubelet.recipes.spynet import SpynetConfig, main, score_clip, score_pairs, split_images
-from tubelet.recipes.spynet_start import designed_spynet
 from tubelet.training import LoopSettings
 from tubelet.zoo.checkpoint import load_model, read_notes, save_checkpoint
 
@@ -48,13 +48,17 @@ def test_finer_levels_stay_as_they_were(data: Path, tmp_path: Path) -> None:
     network = load_model(path)
     assert isinstance(network, SpyNet)
     torch.manual_seed(0)
-    start = designed_spynet().state_dict()
+    start = handcrafted_spynet().state_dict()
     for name, value in network.state_dict().items():
         trained = name.startswith(("basic_module.0.", "basic_module.1."))
         assert trained or torch.equal(value, start[name])
-    assert not torch.equal(network.basic_module[1].basic_module[8].bias, start["basic_module.1.basic_module.8.bias"])
+    assert not torch.equal(
+        network.basic_module[1].basic_module[8].bias, start["basic_module.1.basic_module.8.bias"]
+    )
     assert read_notes(path)["training"]["levels"] == 2
-    begun = load_model(main(_config(data, tmp_path / "b", init=path, loop=LoopSettings(steps=1, lr=1e-6))))
+    begun = load_model(
+        main(_config(data, tmp_path / "b", init=path, loop=LoopSettings(steps=1, lr=1e-6)))
+    )
     torch.testing.assert_close(begun.state_dict(), network.state_dict(), atol=1e-5, rtol=0)
 
 
@@ -62,29 +66,42 @@ def test_shared_levels_are_one_network_that_all_of_them_teach(data: Path, tmp_pa
     network = load_model(main(_config(data, tmp_path / "a", shared=True)))
     assert isinstance(network, SpyNet)
     torch.manual_seed(0)
-    start = designed_spynet().basic_module[1].state_dict()
+    start = handcrafted_spynet().basic_module[1].state_dict()
     for level in network.basic_module:
-        torch.testing.assert_close(level.state_dict(), network.basic_module[0].state_dict(), rtol=0, atol=0)
-        assert not torch.equal(level.state_dict()["basic_module.8.bias"], start["basic_module.8.bias"])
+        torch.testing.assert_close(
+            level.state_dict(), network.basic_module[0].state_dict(), rtol=0, atol=0
+        )
+        assert not torch.equal(
+            level.state_dict()["basic_module.8.bias"], start["basic_module.8.bias"]
+        )
 
 
 def test_sees_motion_from_the_first_step(data: Path, tmp_path: Path) -> None:
     records: list[dict[str, float]] = []
     motion = MotionSettings(batch=4, patch_px=32, max_px=1.5, things=0, noise=0, change=0)
     loop = LoopSettings(steps=1, lr=1e-6, save_every=1)
-    main(_config(data, tmp_path / "a", levels=1, motion=motion, loop=loop, evaluate_pairs=8), on_log=records.append)
+    main(
+        _config(data, tmp_path / "a", levels=1, motion=motion, loop=loop, evaluate_pairs=8),
+        on_log=records.append,
+    )
     assert records[-1]["epe"] < 0.7 * records[-1]["epe_zero"]
 
 
 def test_each_level_is_judged_in_its_own_pixels(data: Path, tmp_path: Path) -> None:
     records: list[dict[str, float]] = []
     motion = MotionSettings(batch=4, patch_px=32, max_px=6.0, things=3)
-    config = _config(data, tmp_path / "a", hidden_weight=0.25, motion=motion, loop=LoopSettings(steps=1, log_every=1))
+    config = _config(
+        data,
+        tmp_path / "a",
+        hidden_weight=0.25,
+        motion=motion,
+        loop=LoopSettings(steps=1, log_every=1),
+    )
     main(config, on_log=records.append)
     known, _ = split_images(find_images(config.data), config.hold_out)
     frames, flow, visible = MovingImages(known, config.motion, config.loop.seed).batch(0)
     torch.manual_seed(config.loop.seed)
-    coarse, fine = designed_spynet().levels(frames[:, 0], frames[:, 1], 2)
+    coarse, fine = handcrafted_spynet().levels(frames[:, 0], frames[:, 1], 2)
     assert 0.01 < 1 - visible.mean() < 0.99
     weight = 0.25 + 0.75 * visible
     small_weight = functional.interpolate(weight, scale_factor=0.5, mode="area")
@@ -96,19 +113,28 @@ def test_each_level_is_judged_in_its_own_pixels(data: Path, tmp_path: Path) -> N
         distance = (estimate - truth).norm(dim=1, keepdim=True)
         expected = (distance * of_pixels).sum() / of_pixels.sum()
         assert records[0][name] == pytest.approx(expected.item(), rel=1e-4)
-    assert records[0]["loss"] == pytest.approx(records[0]["loss/level_0"] + records[0]["loss/level_1"], rel=1e-6)
+    assert records[0]["loss"] == pytest.approx(
+        records[0]["loss/level_0"] + records[0]["loss/level_1"], rel=1e-6
+    )
 
 
-def test_learns_a_batch_by_heart(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learns_a_batch_by_heart(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw = MovingImages.batch
     monkeypatch.setattr(MovingImages, "batch", lambda self, step: draw(self, 3))
     losses: list[float] = []
     loop = LoopSettings(steps=40, lr=1e-4, warmup_steps=10, log_every=1, save_every=40)
-    main(_config(data, tmp_path / "a", loop=loop), on_log=lambda record: losses.append(record.get("loss", 0)))
+    main(
+        _config(data, tmp_path / "a", loop=loop),
+        on_log=lambda record: losses.append(record.get("loss", 0)),
+    )
     assert losses[-2] < 0.6 * losses[0]
 
 
-def test_resume_gives_the_same_network(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_gives_the_same_network(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = load_model(main(_config(data, tmp_path / "whole"))).state_dict()
 
     def stop(record: dict[str, float]) -> None:
@@ -118,7 +144,10 @@ def test_resume_gives_the_same_network(data: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         main(_config(data, tmp_path / "parts"), on_log=stop)
     resumed = load_model(main(_config(data, tmp_path / "parts"))).state_dict()
-    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text("utf-8").splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "parts" / "log.jsonl").read_text("utf-8").splitlines()
+    ]
     assert steps == [1, 2, 2, 3, 3, 4, 4]
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
@@ -140,11 +169,15 @@ def test_scores_of_clips() -> None:
     """Supp is ref, shifted: the true flow leaves no error, within the frame."""
     wide = imresize(torch.rand(3, 8, 8), 4).clamp(0, 1)
     frames = torch.stack([wide[:, :, t : t + 24] for t in (2, 1, 0)])
-    exact = score_clip(lambda ref, supp: torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 32, 24), frames)
+    exact = score_clip(
+        lambda ref, supp: torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 32, 24), frames
+    )
     assert exact["flow"] < 0.2 * exact["zero"]
     still = score_clip(lambda ref, supp: torch.zeros(1, 2, 32, 24), frames)
     assert still["flow"] == pytest.approx(still["zero"])
-    warped = backward_warp(frames[1:2], torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 32, 24))
+    warped = backward_warp(
+        frames[1:2], torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 32, 24)
+    )
     torch.testing.assert_close(warped[..., :-1], frames[:1, ..., :-1])
 
 
@@ -157,7 +190,9 @@ def test_images_are_held_out() -> None:
         split_images(paths, 9)
 
 
-@pytest.mark.parametrize("changes", [{"levels": 7}, {"hold_out": 1}, {"hidden_weight": 1.5}, {"levels": 6}])
+@pytest.mark.parametrize(
+    "changes", [{"levels": 7}, {"hold_out": 1}, {"hidden_weight": 1.5}, {"levels": 6}]
+)
 def test_settings_out_of_range(data: Path, changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         _config(data, Path("out"), **changes)

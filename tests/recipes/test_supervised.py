@@ -35,7 +35,9 @@ def clips(tmp_path) -> Path:
     y, x = np.mgrid[:48, :48]
     for t in range(3):
         pixels = 255 * (np.sin((x + t) / 5) * np.sin((y - t) / 6) > 0)
-        Image.fromarray(np.stack([pixels, pixels, pixels // 2], -1).astype(np.uint8)).save(folder / f"{t}.png")
+        Image.fromarray(np.stack([pixels, pixels, pixels // 2], -1).astype(np.uint8)).save(
+            folder / f"{t}.png"
+        )
     return tmp_path / "clips"
 
 
@@ -61,9 +63,13 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", FALLS)
 def test_learns_a_tiny_clip_and_writes_what_upscale_takes(clips, name):
     records = []
-    steps, evaluate = (6, None) if name == "ZoomingSlowMo" else (20, clips)  # it is far slower than the others
+    steps, evaluate = (
+        (6, None) if name == "ZoomingSlowMo" else (20, clips)
+    )  # it is far slower than the others
     loop = LoopSettings(steps=steps, lr=4e-3, warmup_steps=2, ema=0.5, log_every=1, save_every=100)
-    path = main(_config(clips, name, loop=loop, evaluate=evaluate, evaluate_frames=2), on_log=records.append)
+    path = main(
+        _config(clips, name, loop=loop, evaluate=evaluate, evaluate_frames=2), on_log=records.append
+    )
     losses = [record["loss"] for record in records if "loss" in record]
     assert len(losses) == steps
     assert losses[-1] < FALLS[name] * losses[0]
@@ -92,7 +98,7 @@ def test_is_compared_with_the_frames_that_it_restores(clips, name):
 
 def test_collapsible_networks_are_kept_in_both_forms(clips):
     path = main(_config(clips, "SESR"))
-    assert load_model(path).config.p == 0
+    assert load_model(path).config.expanded_channels == 0
     wide, lq = load_model(path.with_name("wide.safetensors")), torch.rand(1, 1, 3, 12, 12)
     assert wide.config == TINY["SESR"]
     torch.testing.assert_close(load_model(path)(lq), wide(lq), rtol=0, atol=1e-5)
@@ -114,7 +120,9 @@ def test_goes_on_to_the_same_numbers(clips):
         log_every=1,
         save_every=2,
         schedule=ScheduleSettings(kind="restarts", periods=(3, 5)),
-        optimizer=OptimizerSettings(kind="adamw", slow=("neuro.conv_1",), slow_factor=0.5, frozen_steps=3),
+        optimizer=OptimizerSettings(
+            kind="adamw", low_lr_modules=("neuro.conv_1",), lr_multiplier=0.5, freeze_steps=3
+        ),
     )
     whole = main(_config(clips, out=clips.parent / "whole", loop=loop))
 
@@ -122,7 +130,9 @@ def test_goes_on_to_the_same_numbers(clips):
         if record["step"] == 3:
             raise KeyboardInterrupt
 
-    parts = _config(clips, out=clips.parent / "parts", loop=dataclasses.replace(loop, activations="recompute"))
+    parts = _config(
+        clips, out=clips.parent / "parts", loop=dataclasses.replace(loop, activations="recompute")
+    )
     with pytest.raises(KeyboardInterrupt):
         main(parts, on_log=stop)
     steps = []
@@ -134,9 +144,11 @@ def test_goes_on_to_the_same_numbers(clips):
 
 def test_attention_learns_alone_on_weights_that_are_given(clips):
     network = TINY["EDVR"]
-    before = main(_config(clips, "edvr-m-wotsa", network=dataclasses.replace(network, fusion="conv")))
+    before = main(
+        _config(clips, "edvr-m-wotsa", network=dataclasses.replace(network, fusion="conv"))
+    )
     recipe = configure("edvr-m").loop.optimizer
-    assert recipe.alone == ("extractor.fusion",)
+    assert recipe.warmup_only_modules == ("extractor.fusion",)
     loop = dataclasses.replace(_config(clips).loop, optimizer=recipe)
     config = _config(clips, "EDVR", loop=loop, init=before, out=clips.parent / "tsa")
     start, after = _tensors(before), _tensors(main(config))
@@ -148,7 +160,9 @@ def test_attention_learns_alone_on_weights_that_are_given(clips):
     torch.manual_seed(0)
     random = architecture_of("EDVR").build(network).state_dict()
     after = _tensors(main(fresh))
-    assert not torch.equal(after["reconstruction.0.conv1.weight"], random["reconstruction.0.conv1.weight"])
+    assert not torch.equal(
+        after["reconstruction.0.conv1.weight"], random["reconstruction.0.conv1.weight"]
+    )
 
 
 def test_flow_begins_with_weights_that_are_given_and_waits(clips):
@@ -160,7 +174,7 @@ def test_flow_begins_with_weights_that_are_given_and_waits(clips):
     after = _tensors(main(config))
     for name, value in spynet.state_dict().items():
         assert torch.equal(after[f"spynet.{name}"], value)
-    optimizer = dataclasses.replace(recipe, frozen_steps=0)
+    optimizer = dataclasses.replace(recipe, freeze_steps=0)
     moving = dataclasses.replace(loop, optimizer=optimizer)
     after = _tensors(main(dataclasses.replace(config, loop=moving, out=clips.parent / "moving")))
     level, rate = "basic_module.5.basic_module.8.weight", loop.lr * 0.125
@@ -174,7 +188,10 @@ def test_flow_begins_with_ours():
     network, ours = architecture_of("BasicVSR").build(TINY["BasicVSR"]), SpyNet()
     begin_flow_with(network, "own")
     assert load_spynet(ours) == 1
-    assert all(torch.equal(value, network.spynet.state_dict()[name]) for name, value in ours.state_dict().items())
+    assert all(
+        torch.equal(value, network.spynet.state_dict()[name])
+        for name, value in ours.state_dict().items()
+    )
     first = "basic_module.0.basic_module.0.weight"
     assert not torch.equal(SpyNet().state_dict()[first], network.spynet.state_dict()[first])
 
@@ -182,16 +199,28 @@ def test_flow_begins_with_ours():
 def test_cleaned_frames_are_compared_with_what_they_should_be(clips, monkeypatch):
     records, cleaned = [], []
     clean = RealBasicVSR.clean
-    monkeypatch.setattr(RealBasicVSR, "clean", lambda self, lq: (cleaned.append(len(lq)), clean(self, lq))[1])
+    monkeypatch.setattr(
+        RealBasicVSR, "clean", lambda self, lq: (cleaned.append(len(lq)), clean(self, lq))[1]
+    )
     config = dataclasses.replace(_config(clips, "RealBasicVSR"), mirrored=True, cleaning_weight=0.5)
-    main(dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=1)), on_log=records.append)
+    main(
+        dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=1)),
+        on_log=records.append,
+    )
     assert cleaned == [1]  # once for both losses
     clip = list(prepare_clips(config.data, config.cache, preset="bi", scale=4))
-    lq, gt = (torch.cat([x, x.flip(1)], 1) for x in Crops(clip, 4, config.crops, config.loop.seed).batch(0))
+    lq, gt = (
+        torch.cat([x, x.flip(1)], 1)
+        for x in Crops(clip, 4, config.crops, config.loop.seed).batch(0)
+    )
     torch.manual_seed(config.loop.seed)
     network = architecture_of("RealBasicVSR").build(TINY["RealBasicVSR"])
     with torch.no_grad():
-        residue = (clean(network, lq) - gt.unflatten(-1, (-1, 4)).unflatten(-3, (-1, 4)).mean((-1, -3))).abs().mean()
+        residue = (
+            (clean(network, lq) - gt.unflatten(-1, (-1, 4)).unflatten(-3, (-1, 4)).mean((-1, -3)))
+            .abs()
+            .mean()
+        )
         pixel = charbonnier(network(lq), gt)
     assert records[0]["loss/cleaning"] == pytest.approx(0.5 * residue.item(), rel=1e-4)
     assert records[0]["loss/pixel"] == pytest.approx(pixel.item(), rel=1e-4)
@@ -199,7 +228,9 @@ def test_cleaned_frames_are_compared_with_what_they_should_be(clips, monkeypatch
 
 
 def test_a_file_leaves_the_rest_to_the_recipe(tmp_path):
-    (tmp_path / "c.yaml").write_text("model: edvr-m\ndata: [clips]\nnetwork: {channels: 8}\nloop: {lr: 1e-3}\n")
+    (tmp_path / "c.yaml").write_text(
+        "model: edvr-m\ndata: [clips]\nnetwork: {channels: 8}\nloop: {lr: 1e-3}\n"
+    )
     default = configure("edvr-m")
     config = read_config(tmp_path / "c.yaml", type(default), default=default)
     network = dataclasses.replace(default.network, channels=8)
@@ -215,16 +246,36 @@ def test_a_file_leaves_the_rest_to_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("EDVR", {"crops": CropSettings(frames=3, patch_px=18)}, "patch_px=18 does not fit EDVR.* 20 would do"),
-        ("IconVSR", {"crops": CropSettings(patch_px=2)}, "patch_px=2 does not fit IconVSR.* 4 would do"),
-        ("EDVR", {"crops": CropSettings(frames=5, patch_px=16)}, "frames=5.*the middle one of 3 frames"),
+        (
+            "EDVR",
+            {"crops": CropSettings(frames=3, patch_px=18)},
+            "patch_px=18 does not fit EDVR.* 20 would do",
+        ),
+        (
+            "IconVSR",
+            {"crops": CropSettings(patch_px=2)},
+            "patch_px=2 does not fit IconVSR.* 4 would do",
+        ),
+        (
+            "EDVR",
+            {"crops": CropSettings(frames=5, patch_px=16)},
+            "frames=5.*the middle one of 3 frames",
+        ),
         ("EDVR", {"mirrored": True}, "mirrored=True"),
         ("ZoomingSlowMo", {"crops": CropSettings(frames=4, patch_px=16)}, "odd number from 3"),
         ("RRN", {"cleaning_weight": 1.0}, "is for networks that clean; RRN cleans nothing"),
         ("RRN", {"data": ()}, "--data FOLDER"),
         ("RRDBNet", {"network": dataclasses.replace(TINY["RRDBNet"], doublings=3)}, "enlarges x8"),
-        ("RRDBNet", {"network": dataclasses.replace(TINY["RRDBNet"], doublings=0)}, "preset=bi only changes the size"),
-        ("RRN", {"loop": LoopSettings(optimizer=OptimizerSettings(slow=("spynet",)))}, "RRN has no part 'spynet'"),
+        (
+            "RRDBNet",
+            {"network": dataclasses.replace(TINY["RRDBNet"], doublings=0)},
+            "preset=bi only changes the size",
+        ),
+        (
+            "RRN",
+            {"loop": LoopSettings(optimizer=OptimizerSettings(low_lr_modules=("spynet",)))},
+            "RRN has no part 'spynet'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(clips, name, changes, message):

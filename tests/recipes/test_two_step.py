@@ -56,7 +56,7 @@ def _open(image_model: str) -> OpenedModel:
 def _config(clips: Path, image_model: str = "bicubic-x2", **changes) -> TwoStepTraining:
     fields = {
         "image_model": image_model,
-        "network": TwoStepConfig(base=1, norm="none"),
+        "network": TwoStepConfig(channels=1, norm="none"),
         "data": (clips,),
         "out": clips.parent / "out",
         "cache": clips.parent / "cache",
@@ -78,7 +78,13 @@ def _clip(name: str, frames: int = 5, size: tuple[int, int] = (24, 30)) -> Cache
 def test_learns_and_writes_what_was_trained_and_over_what(gratings, image_model):
     records = []
     loop = LoopSettings(lr=2e-2, warmup_steps=0, ema=0.5, log_every=1)
-    config = _config(gratings, image_model, epochs=20, loop=loop, network=TwoStepConfig(base=2, residual=False))
+    config = _config(
+        gratings,
+        image_model,
+        epochs=20,
+        loop=loop,
+        network=TwoStepConfig(channels=2, residual=False),
+    )
     path = main(config, on_log=records.append)
     losses = [record["loss"] for record in records if "loss" in record]
     assert len(losses) == 20  # two triplets of one video in a batch of two
@@ -88,7 +94,11 @@ def test_learns_and_writes_what_was_trained_and_over_what(gratings, image_model)
     assert network.config == config.network
     assert not any("image_model" in name for name in read_state(path)[0])
     sha256 = hash_tensors(_open(image_model).network)
-    expected = {"model": "../image.safetensors", "architecture": "SRVGGNetCompact", "sha256": sha256}
+    expected = {
+        "model": "../image.safetensors",
+        "architecture": "SRVGGNetCompact",
+        "sha256": sha256,
+    }
     assert json.loads(read_header(path)["base"]) == expected
     assert notes["training"]["loss"] == "mae"
     opened = open_model(str(path))  # as `tubelet upscale --model` opens it
@@ -137,14 +147,24 @@ def _held_out(config: TwoStepTraining, part: str) -> tuple[torch.Tensor, torch.T
     videos = split_videos(list(prepare_clips(config.data, config.cache, preset="bi", scale=2)))
     samples = HeldOut(getattr(videos, part), 2, size_px=config.score_px, frames=config.score_frames)
     pairs = [samples.sample(index) for index in range(len(samples))]
-    lq, gt = (torch.from_numpy(np.stack(arrays)).float() / 255 for arrays in zip(*pairs, strict=True))
+    lq, gt = (
+        torch.from_numpy(np.stack(arrays)).float() / 255 for arrays in zip(*pairs, strict=True)
+    )
     return lq, gt
 
 
-@pytest.mark.parametrize(("loss", "alpha"), [("mse", 0.05), ("mae", 0.05), ("mae+ssim", 0.3), ("encoder", 0.03)])
+@pytest.mark.parametrize(
+    ("loss", "alpha"), [("mse", 0.05), ("mae", 0.05), ("mae+ssim", 0.3), ("encoder", 0.03)]
+)
 def test_loss_is_that_of_its_formula(gratings, image_model, loss, alpha):
     records = []
-    config = _config(gratings, image_model, loss=loss, alpha=alpha, network=TwoStepConfig(base=1, residual=False))
+    config = _config(
+        gratings,
+        image_model,
+        loss=loss,
+        alpha=alpha,
+        network=TwoStepConfig(channels=1, residual=False),
+    )
     main(config, on_log=records.append)
     torch.manual_seed(config.loop.seed)
     network = TwoStepRestorer(config.network).train()
@@ -157,17 +177,25 @@ def test_loss_is_that_of_its_formula(gratings, image_model, loss, alpha):
         "encoder": l1(sr, gt) + encoder_distance(left, middle, right, alpha=alpha),
     }
     assert records[0]["loss"] == pytest.approx(expected.pop(loss).item(), rel=1e-4)
-    assert all(records[0]["loss"] != pytest.approx(other.item(), rel=1e-3) for other in expected.values())
+    assert all(
+        records[0]["loss"] != pytest.approx(other.item(), rel=1e-3) for other in expected.values()
+    )
 
 
-def _first_batch(config: TwoStepTraining, image_model: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _first_batch(
+    config: TwoStepTraining, image_model: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The only two crops there are, in the order of the first pass: lq, gt, hq."""
 
-    clips = split_videos(list(prepare_clips(config.data, config.cache, preset="bi", scale=2))).training
+    clips = split_videos(
+        list(prepare_clips(config.data, config.cache, preset="bi", scale=2))
+    ).training
     crops = TrainingCrops(clips, 2, config.crops)
     order = np.random.default_rng((config.loop.seed, 0)).permutation(len(crops))
     pairs = [crops.sample(index) for index in order]
-    lq, gt = (torch.from_numpy(np.stack(arrays)).float() / 255 for arrays in zip(*pairs, strict=True))
+    lq, gt = (
+        torch.from_numpy(np.stack(arrays)).float() / 255 for arrays in zip(*pairs, strict=True)
+    )
     hq = enlarge(_open(image_model), lq[:, 1])
     return lq, gt, (hq * 255).round() / 255
 
@@ -196,9 +224,12 @@ def test_goes_on_to_the_same_numbers(gratings):
     ("changes", "message"),
     [
         ({"loss": "mse"}, "with loss=mae, not loss=mse"),
-        ({"network": TwoStepConfig(base=1)}, "with network="),
+        ({"network": TwoStepConfig(channels=1)}, "with network="),
         ({"score_frames": 1}, "with score_frames=2, not score_frames=1"),
-        ({"loop": LoopSettings(steps=2, lr=1e-3, warmup_steps=0, ema=0.5)}, "with loop.lr=0.005, not loop.lr=0.001"),
+        (
+            {"loop": LoopSettings(steps=2, lr=1e-3, warmup_steps=0, ema=0.5)},
+            "with loop.lr=0.005, not loop.lr=0.001",
+        ),
         ({"image_model": "lanczos-x2"}, "over bicubic-x2, not lanczos-x2"),
         ({"degradation": "bd"}, "with degradation=bi, not degradation=bd"),
     ],
@@ -223,8 +254,10 @@ def test_other_clips_and_other_weights_are_another_run(gratings, image_model):
     path = main(config)
     moved = Path(image_model).with_name("moved.safetensors")
     moved.write_bytes(Path(image_model).read_bytes())
-    assert main(dataclasses.replace(config, image_model=str(moved))) == path  # the same weights at another place
-    save_checkpoint(moved, SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4, num_conv=1)), {})
+    assert (
+        main(dataclasses.replace(config, image_model=str(moved))) == path
+    )  # the same weights at another place
+    save_checkpoint(moved, SRVGGNetCompact(SRVGGConfig(scale=2, channels=4, num_blocks=1)), {})
     with pytest.raises(CheckpointError, match="or its weights are others now"):
         main(dataclasses.replace(config, image_model=str(moved)))
     for image in (gratings / "one").iterdir():
@@ -253,7 +286,9 @@ def test_the_image_model_runs_once(gratings, image_model, calls):
     main(_config(gratings, out=gratings.parent / "c", **shared))  # another image model
     assert sum(calls) == 6
     calls.clear()
-    main(_config(gratings, "lanczos-x2", out=gratings.parent / "d", **shared))  # has no tensors either
+    main(
+        _config(gratings, "lanczos-x2", out=gratings.parent / "d", **shared)
+    )  # has no tensors either
     assert sum(calls) == 6
 
 
@@ -276,12 +311,16 @@ def test_what_the_image_model_made_is_gone_on_with(tmp_path, image_model, calls)
     file.write_bytes(b"")
     assert np.array_equal(frozen_outputs(crops, model, tmp_path / "parts"), whole)
     lq = torch.from_numpy(crops.sample(20)[0][1:2]).float() / 255
-    assert np.array_equal(resumed[20], (two_step_data.enlarge(model, lq)[0] * 255).round().byte().numpy())
+    assert np.array_equal(
+        resumed[20], (two_step_data.enlarge(model, lq)[0] * 255).round().byte().numpy()
+    )
 
 
 @pytest.mark.parametrize("count", [3, 10, 52])
 def test_the_split_keeps_videos_apart(count):
-    clips = [_clip(f"video {number}") for number in range(count) for _ in range(2)]  # two files of each name
+    clips = [
+        _clip(f"video {number}") for number in range(count) for _ in range(2)
+    ]  # two files of each name
     parts = split_videos(clips)
     names = [{clip.name for clip in part} for part in parts]
     held = max(1, round(count / 10))
@@ -301,7 +340,9 @@ def test_clips_that_cannot_be_used_hold_no_part(gratings):
 
 
 def test_clips_too_small_to_score_leave_the_folder_free(gratings, calls):
-    with pytest.raises(InputError, match=r"none of 3 clips .* of 32 px .* or lower crops\.patch_px and score_px"):
+    with pytest.raises(
+        InputError, match=r"none of 3 clips .* of 32 px .* or lower crops\.patch_px and score_px"
+    ):
         main(_config(gratings, score_px=32))
     assert calls == []
     assert main(_config(gratings)).is_file()
@@ -375,7 +416,7 @@ def test_presets():
     assert not paper.network.residual
     assert "10 epochs of 64 crops, 64 px" in describe(paper)[0]
     assert configure("small", scale=4).network.scale == 4
-    assert configure("small").network.base < 64
+    assert configure("small").network.channels < 64
 
 
 @pytest.mark.parametrize(
@@ -385,9 +426,17 @@ def test_presets():
         ({"data": ()}, ConfigError, "no data to train on"),
         ({"image_model": "bicubic-x4"}, RequestError, "it enlarges ×4, and ×2 is needed"),
         ({"image_model": "fast-x2-bi"}, RequestError, "FastVSR is of the kind online"),
-        ({"crops": TripletSettings(patch_px=20)}, ConfigError, "crops.patch_px=20 does not fit two-step"),
+        (
+            {"crops": TripletSettings(patch_px=20)},
+            ConfigError,
+            "crops.patch_px=20 does not fit two-step",
+        ),
         ({"score_px": 24}, ConfigError, "score_px=24 does not fit two-step"),
-        ({"crops": TripletSettings(patch_px=64)}, InputError, "none of 3 clips .* has three frames of 64 px"),
+        (
+            {"crops": TripletSettings(patch_px=64)},
+            InputError,
+            "none of 3 clips .* has three frames of 64 px",
+        ),
     ],
 )
 def test_mistakes_give_one_line(gratings, changes, error, message):
@@ -397,7 +446,9 @@ def test_mistakes_give_one_line(gratings, changes, error, message):
 
 
 def test_a_window_model_cannot_be_frozen(gratings, tmp_path):
-    small = EDVRConfig(channels=8, num_frames=3, groups=2, extract_blocks=1, reconstruct_blocks=1)
+    small = EDVRConfig(
+        channels=8, num_frames=3, groups=2, num_extract_blocks=1, num_reconstruct_blocks=1
+    )
     save_checkpoint(tmp_path / "edvr.safetensors", EDVR(small), {})
     with pytest.raises(RequestError, match="EDVR is of the kind window"):
         main(_config(gratings, str(tmp_path / "edvr.safetensors")))

@@ -9,14 +9,26 @@ from tubelet.errors import CheckpointError
 from tubelet.models.two_step import TwoStepConfig
 from tubelet.recipes import two_step_ablation
 from tubelet.recipes.two_step import TwoStepTraining
-from tubelet.recipes.two_step_ablation import CLAIMS, VARIANTS, Claim, Run, TwoStepAblation, judge, render_csv
+from tubelet.recipes.two_step_ablation import (
+    CLAIMS,
+    VARIANTS,
+    Claim,
+    Run,
+    TwoStepAblation,
+    judge,
+    render_csv,
+)
 from tubelet.recipes.two_step_data import TripletSettings
 
 
 def _runs(better: list[float], worse: list[float]) -> list[Run]:
     mae, plain = VARIANTS[1], VARIANTS[0]
     pairs = zip(better, worse, strict=True)
-    return [Run(v, seed, x, 20.0) for seed, (a, b) in enumerate(pairs) for v, x in ((mae, a), (plain, b))]
+    return [
+        Run(v, seed, x, 20.0)
+        for seed, (a, b) in enumerate(pairs)
+        for v, x in ((mae, a), (plain, b))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -32,12 +44,16 @@ def _runs(better: list[float], worse: list[float]) -> list[Run]:
     ],
 )
 def test_verdicts(differences, margin, outcome):
-    offsets = [30.0 + 3 * seed for seed in range(len(differences))]  # seeds differ far more than losses do
+    offsets = [
+        30.0 + 3 * seed for seed in range(len(differences))
+    ]  # seeds differ far more than losses do
     runs = _runs([a + b for a, b in zip(offsets, differences, strict=True)], offsets)
     claim = Claim(text="", better="MAE", worse="MSE", margin_db=margin, published_db=0.18)
     assert judge(claim, runs).outcome == outcome
     assert judge(claim, runs).mean_db == pytest.approx(np.mean(differences))
-    assert judge(dataclasses.replace(claim, worse="frozen"), _runs([21, 21.1], [0, 0])).mean_db == pytest.approx(1.05)
+    assert judge(
+        dataclasses.replace(claim, worse="frozen"), _runs([21, 21.1], [0, 0])
+    ).mean_db == pytest.approx(1.05)
 
 
 def test_half_the_width_of_an_interval():
@@ -49,7 +65,9 @@ def test_figures_of_the_paper_are_those_of_its_tables():
     tables = dict(_paper_rows())
     for variant in VARIANTS:
         assert variant.published_db == tables[variant.name], variant.name
-    by_name = {variant.name: variant.published_db for variant in VARIANTS} | {"frozen": tables["HAT"]}
+    by_name = {variant.name: variant.published_db for variant in VARIANTS} | {
+        "frozen": tables["HAT"]
+    }
     for claim in CLAIMS:
         assert claim.published_db == pytest.approx(by_name[claim.better] - by_name[claim.worse])
 
@@ -64,7 +82,7 @@ def _paper_rows():
 
 def test_ablation_runs_each_variant_once_and_reports(gratings, image_model, monkeypatch):
     small = TwoStepTraining(
-        network=TwoStepConfig(base=1, norm="none"),
+        network=TwoStepConfig(channels=1, norm="none"),
         batch=1,
         crops=TripletSettings(patch_px=16, frames_per_video=3),
         score_px=16,
@@ -98,7 +116,9 @@ def test_ablation_runs_each_variant_once_and_reports(gratings, image_model, monk
     monkeypatch.setattr(two_step_ablation, "main", count)
     finished.clear()
     progress = []
-    runs, verdicts = two_step_ablation.run(ablation, on_run=finished.append, on_progress=progress.append)
+    runs, verdicts = two_step_ablation.run(
+        ablation, on_run=finished.append, on_progress=progress.append
+    )
     assert finished == runs
     assert len(runs) == 8
     assert (progress[-1].done, progress[-1].total) == (8, 8)
@@ -106,7 +126,9 @@ def test_ablation_runs_each_variant_once_and_reports(gratings, image_model, monk
     assert len({run.frozen_psnr_y for run in runs}) == 1
     assert len(verdicts) == 4
     assert not list((gratings.parent / "ab").rglob("state.pt"))
-    assert [(c.loss, c.alpha) for c in trained] == [(v.loss, v.alpha) for v in VARIANTS[stop_after:]]
+    assert [(c.loss, c.alpha) for c in trained] == [
+        (v.loss, v.alpha) for v in VARIANTS[stop_after:]
+    ]
     report = (gratings.parent / "ab" / "report.md").read_text("utf-8")
     for variant in VARIANTS:
         assert f"| {variant.name} |" in report
@@ -115,7 +137,9 @@ def test_ablation_runs_each_variant_once_and_reports(gratings, image_model, monk
     assert (gratings.parent / "ab" / "results.csv").read_text("utf-8") == render_csv(runs)
     first = render_csv(runs).splitlines()[1]
     assert first.startswith("I,MSE,mse,0.0,0,")
-    scores = json.loads((gratings.parent / "ab" / "runs" / "mse-0" / "scores.json").read_text("utf-8"))
+    scores = json.loads(
+        (gratings.parent / "ab" / "runs" / "mse-0" / "scores.json").read_text("utf-8")
+    )
     assert f"{scores['test']['psnr_y']:.4f}" in first
     trained.clear()
     two_step_ablation.run(ablation)

@@ -133,7 +133,8 @@ def test_nearest_network_changes_no_value():
 
 
 @pytest.mark.parametrize(
-    ("settings", "size"), [({"scale": 3}, (72, 96)), ({"scale": 2}, (48, 64)), ({"height": 30}, (30, 40))]
+    ("settings", "size"),
+    [({"scale": 3}, (72, 96)), ({"scale": 2}, (48, 64)), ({"height": 30}, (30, 40))],
 )
 def test_other_sizes_are_an_exact_resize_of_the_result(settings, size):
     model, clip = build(FRAME), clip_of(2)
@@ -146,7 +147,9 @@ def test_other_sizes_are_an_exact_resize_of_the_result(settings, size):
 def test_colors_beyond_rgb_pass_and_the_result_may_be_changed_in_place():
     model = build(FRAME)
     model.head.weight.data *= 50
-    frame = next(iter(Engine(FRAME, model, UpscaleSettings(device="cpu")).restore(frames_of(clip_of(1)))))
+    frame = next(
+        iter(Engine(FRAME, model, UpscaleSettings(device="cpu")).restore(frames_of(clip_of(1))))
+    )
     assert frame.rgb.min() < 0
     assert frame.rgb.max() > 1
     frame.rgb.mul_(255)
@@ -164,7 +167,9 @@ def test_alpha_is_resized_with_the_image():
     assert out.alpha[0, 0, 56] == 1
 
 
-@pytest.mark.parametrize(("spec", "ahead"), [(FRAME, 1), (WINDOW, 2), (ONLINE, 2), (CLIP, 6)], **IDS)
+@pytest.mark.parametrize(
+    ("spec", "ahead"), [(FRAME, 1), (WINDOW, 2), (ONLINE, 2), (CLIP, 6)], **IDS
+)
 def test_no_more_frames_are_held_than_the_model_needs(spec, ahead):
     pulled = 0
 
@@ -175,7 +180,9 @@ def test_no_more_frames_are_held_than_the_model_needs(spec, ahead):
             yield frame
 
     for done, _ in enumerate(
-        Engine(spec, build(spec), UpscaleSettings(device="cpu")).restore(stream(), starts_scene=NEVER)
+        Engine(spec, build(spec), UpscaleSettings(device="cpu")).restore(
+            stream(), starts_scene=NEVER
+        )
     ):
         assert pulled - done <= ahead
 
@@ -187,10 +194,14 @@ def test_empty_stream_gives_an_empty_stream():
 class OutOfMemoryAbove(nn.Module):
     """Wraps a network: calls above an area fail as torch fails, after `patience` calls."""
 
-    def __init__(self, model: nn.Module, area: int, patience: int = 0, error: Exception | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, area: int, patience: int = 0, error: Exception | None = None
+    ) -> None:
         super().__init__()
         self.model, self.area, self.patience = model, area, patience
-        self.error = error or RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+        self.error = error or RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"
+        )
         self.calls = 0
 
     def _check(self, lq: Tensor) -> None:
@@ -209,10 +220,16 @@ class OutOfMemoryAbove(nn.Module):
 
 @pytest.mark.parametrize("spec", [FRAME, COARSE, WINDOW, ONLINE, CLIP], **IDS)
 @pytest.mark.parametrize("patience", [0, 2])
-@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [None, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
+)
 def test_when_memory_runs_out_the_call_is_done_again_in_smaller_tiles(spec, patience, error):
     model, clip = build(spec), clip_of(9, 100, 120)
-    engine = Engine(spec, OutOfMemoryAbove(model, 60 * 60, patience, error), UpscaleSettings(device="cpu", tile=0))
+    engine = Engine(
+        spec,
+        OutOfMemoryAbove(model, 60 * 60, patience, error),
+        UpscaleSettings(device="cpu", tile=0),
+    )
     out = list(engine.restore(frames_of(clip), starts_scene=NEVER))
     assert [f.index for f in out] == list(range(9))
     result = torch.stack([f.rgb for f in out])
@@ -221,7 +238,9 @@ def test_when_memory_runs_out_the_call_is_done_again_in_smaller_tiles(spec, pati
 
 
 def test_out_of_memory_at_the_smallest_tile_is_a_resource_error():
-    engine = Engine(FRAME, OutOfMemoryAbove(build(FRAME), 100), UpscaleSettings(device="cpu", tile=0))
+    engine = Engine(
+        FRAME, OutOfMemoryAbove(build(FRAME), 100), UpscaleSettings(device="cpu", tile=0)
+    )
     with pytest.raises(ResourceError, match="out of memory with the smallest tile"):
         list(engine.restore(frames_of(clip_of(2, 64, 64))))
 
@@ -303,7 +322,9 @@ def test_features_beyond_the_bound_lie_in_a_file(monkeypatch):
     written: list[int] = []
     write = store_module._SpillFile.write
     monkeypatch.setattr(
-        store_module._SpillFile, "write", lambda self, feat: written.append(feat.nbytes) or write(self, feat)
+        store_module._SpillFile,
+        "write",
+        lambda self, feat: written.append(feat.nbytes) or write(self, feat),
     )
     model, clip = build(STREAM), clip_of(20)
     engine = engine_of(STREAM, model)
@@ -321,10 +342,17 @@ def test_streaming_models_are_told_where_in_the_scene_a_window_lies(streams):
     model = build(STREAM)
     engine = engine_of(STREAM, model)
     plan = engine.plan(24, 32)
-    plan = replace(plan, window=WindowPlan(frames=6, overlap=2), features=plan.features if streams else None)
+    plan = replace(
+        plan, window=WindowPlan(frames=6, overlap=2), features=plan.features if streams else None
+    )
     model.places.clear()  # of the probes
     list(engine.restore(frames_of(clip_of(15)), starts_scene=cuts_at(11), plan=plan))
-    assert model.places == [(-1, 6), (3, 10), (4, -1), (-1, -1)]  # frames 0-5, 4-9 and 5-10, then a scene of 4
+    assert model.places == [
+        (-1, 6),
+        (3, 10),
+        (4, -1),
+        (-1, -1),
+    ]  # frames 0-5, 4-9 and 5-10, then a scene of 4
 
 
 def test_a_stream_that_runs_out_of_memory_goes_on_in_windows():
@@ -342,7 +370,9 @@ def test_a_stream_that_runs_out_of_memory_goes_on_in_windows():
     engine = engine_of(STREAM, model)
     out = torch.stack([frame.rgb for frame in engine.restore(frames_of(clip), starts_scene=NEVER)])
     assert engine.notes[-1] == "out of memory: continuing with 16 frames at once"
-    torch.testing.assert_close(out, expected, rtol=0, atol=0.01)  # a seam sees 4 frames on each side
+    torch.testing.assert_close(
+        out, expected, rtol=0, atol=0.01
+    )  # a seam sees 4 frames on each side
 
 
 def test_scenes_are_as_long_as_disk_and_memory_allow(monkeypatch):
@@ -380,7 +410,8 @@ def test_bf16_runs_close_to_fp32():
 
 
 @pytest.mark.parametrize(
-    ("can", "expected"), [({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32"), ({}, "fp32")]
+    ("can", "expected"),
+    [({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32"), ({}, "fp32")],
 )
 def test_auto_precision_is_bf16_only_where_the_processor_multiplies_it(monkeypatch, can, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
@@ -444,7 +475,9 @@ def test_cpu_takes_over_when_cuda_memory_runs_out(spec):
 def test_time_base_of_frames_is_exact():
     frame = frames_of(clip_of(1))[0]
     frame.time_base = Fraction(1001, 30000)
-    out = next(iter(Engine(NEAREST, build(NEAREST), UpscaleSettings(device="cpu")).restore([frame])))
+    out = next(
+        iter(Engine(NEAREST, build(NEAREST), UpscaleSettings(device="cpu")).restore([frame]))
+    )
     assert out.time_base == Fraction(1001, 30000)
 
 
@@ -503,14 +536,22 @@ def test_encodings_are_dropped_when_memory_runs_out():
     clip = clip_of(4, 64, 64)
     engine = Engine(spec, network, UpscaleSettings(device="cpu", tile=32))
     plan = engine.plan(64, 64)
-    expected = list(engine.restore(frames_of(clip), starts_scene=NEVER, plan=replace(plan, keep_encodings=False)))
+    expected = list(
+        engine.restore(
+            frames_of(clip), starts_scene=NEVER, plan=replace(plan, keep_encodings=False)
+        )
+    )
 
     def fuse(window):
         raise MemoryError
 
     network.fuse, original = fuse, network.fuse
-    network.forward = lambda lq: original([network.encode(frame) for frame in lq.unbind(1)]).unsqueeze(1)
+    network.forward = lambda lq: original(
+        [network.encode(frame) for frame in lq.unbind(1)]
+    ).unsqueeze(1)
     out = list(engine.restore(frames_of(clip), starts_scene=NEVER, plan=plan))
-    assert engine.notes == ["out of memory: continuing without keeping what is computed of each frame"]
+    assert engine.notes == [
+        "out of memory: continuing without keeping what is computed of each frame"
+    ]
     for a, b in zip(out, expected, strict=True):
         torch.testing.assert_close(a.rgb, b.rgb, rtol=0, atol=1e-5)

@@ -25,7 +25,12 @@ def test_nothing_is_written(video: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert (description.model, description.codec, description.frames) == ("bicubic-x3", "h264", 10)
     plan = description.plan
-    assert (plan.output, plan.device, plan.precision, plan.tile_px) == ((192, 144), "cpu", "fp32", 0)
+    assert (plan.output, plan.device, plan.precision, plan.tile_px) == (
+        (192, 144),
+        "cpu",
+        "fp32",
+        0,
+    )
     assert description.restore_s == pytest.approx(10 * description.frame_s)
 
 
@@ -38,7 +43,9 @@ def test_the_size_follows_the_quality(video: Path, tmp_path: Path) -> None:
 
 
 def test_the_frames_of_a_part_are_counted(video: Path, tmp_path: Path) -> None:
-    description = describe(video, tmp_path / "out.mkv", UpscaleSettings(start=0.2, duration=0.1, **CPU))
+    description = describe(
+        video, tmp_path / "out.mkv", UpscaleSettings(start=0.2, duration=0.1, **CPU)
+    )
     assert description.frames in (2, 3)
 
 

@@ -11,7 +11,14 @@ from PIL import Image
 
 import tubelet
 from media import make_video
-from tubelet.errors import Cancelled, ConfigError, IncompleteError, InputError, RequestError, ResourceError
+from tubelet.errors import (
+    Cancelled,
+    ConfigError,
+    IncompleteError,
+    InputError,
+    RequestError,
+    ResourceError,
+)
 from tubelet.models.architecture import Contract
 from tubelet.progress import CancelToken
 from tubelet.restore import job
@@ -32,7 +39,12 @@ CPU = {"device": "cpu", "model": "bicubic"}
 def uneven_video(path: Path, frames: int = 10, size: tuple[int, int] = (64, 48)) -> Path:
     pts = [40 * t + 7 * (t % 3) for t in range(frames)]
     return make_video(
-        path, frames=frames, size=size, pts=pts, time_base=Fraction(1, 1000), options={"crf": "10", "bf": "0"}
+        path,
+        frames=frames,
+        size=size,
+        pts=pts,
+        time_base=Fraction(1, 1000),
+        options={"crf": "10", "bf": "0"},
     )
 
 
@@ -149,7 +161,9 @@ def test_truncated_input_gives_every_frame_and_says_what_is_missing(tmp_path):
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     out = tmp_path / "out.mp4"
-    with pytest.raises(IncompleteError, match=r"out\.mp4 has the \d+ frames that could be decoded, but ") as caught:
+    with pytest.raises(
+        IncompleteError, match=r"out\.mp4 has the \d+ frames that could be decoded, but "
+    ) as caught:
         tubelet.upscale(cut, out, **CPU)
     assert caught.value.exit_code == 3
     assert 0 < len(times(out)) < 60
@@ -178,7 +192,9 @@ class Identity(torch.nn.Module):
 
 
 @pytest.mark.parametrize("clip", ["vid4_calendar", "davis_goat"])  # vivid colors, many beyond RGB
-def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path, monkeypatch, clip):
+def test_an_identity_run_changes_no_pixel_by_more_than_one_step(
+    shared, tmp_path, monkeypatch, clip
+):
     frames = [str(p) for p in sorted((shared / "data" / "dev_eval" / clip).iterdir())[:3]]
     src, out = tmp_path / "in.mp4", tmp_path / "out.mkv"
     with av.open(str(src), "w") as container:
@@ -186,7 +202,9 @@ def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         for path in frames:
             with av.open(path) as image:
-                frame = next(image.decode(video=0)).reformat(width=320, height=240, format="yuv420p")
+                frame = next(image.decode(video=0)).reformat(
+                    width=320, height=240, format="yuv420p"
+                )
             frame.pts = None
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -197,7 +215,9 @@ def test_an_identity_run_changes_no_pixel_by_more_than_one_step(shared, tmp_path
         contract=Contract(scale=1, temporal=Temporal("frame")),
         build=Identity,
     )
-    monkeypatch.setattr(job, "open_model", lambda *_, **__: OpenedModel("identity", spec, Identity()))
+    monkeypatch.setattr(
+        job, "open_model", lambda *_, **__: OpenedModel("identity", spec, Identity())
+    )
     run(src, out, UpscaleSettings(device="cpu", codec="ffv1"))
     with av.open(str(src)) as before, av.open(str(out)) as after:
         pairs = list(zip(before.decode(video=0), after.decode(video=0), strict=True))
@@ -215,7 +235,9 @@ def test_images_of_another_size_are_scaled_to_the_size_of_the_first(tmp_path, st
     for number, size in enumerate([(33, 21)] * 3 + [(40, 30)] * 2):
         Image.new("RGB", size, (10 * number, 200, 90)).save(folder / f"{number:03}.png")
     out = tmp_path / "out"
-    with pytest.raises(IncompleteError, match="2 frames have another size and were scaled to 33x21"):
+    with pytest.raises(
+        IncompleteError, match="2 frames have another size and were scaled to 33x21"
+    ):
         run(folder, out, UpscaleSettings(scale=2, start=start, **CPU))
     for path in out.iterdir():
         with Image.open(path) as image:

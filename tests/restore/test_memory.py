@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from tubelet.restore import memory
-from tubelet.restore.memory import free_bytes, is_out_of_memory, measure_budget, peak_tensor_bytes, spare_bytes
+from tubelet.restore.memory import (
+    free_bytes,
+    is_out_of_memory,
+    measure_budget,
+    peak_tensor_bytes,
+    spare_bytes,
+)
 
 CPU = torch.device("cpu")
 
@@ -28,7 +34,9 @@ def test_peak_counts_what_lives_at_once():
 def test_peak_of_a_network_grows_with_the_area():
     model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1))
     with torch.inference_mode():
-        small, large = (peak_tensor_bytes(lambda n=n: model(torch.zeros(1, 3, n, n))) for n in (16, 32))
+        small, large = (
+            peak_tensor_bytes(lambda n=n: model(torch.zeros(1, 3, n, n))) for n in (16, 32)
+        )
     assert small >= 16 * 16 * (16 + 4) * 4
     assert large == 4 * small
 
@@ -39,7 +47,9 @@ def test_peak_of_a_network_grows_with_the_area():
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (
-            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried"),
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried"
+            ),
             True,
         ),
         (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
@@ -78,7 +88,13 @@ def test_a_folder_in_memory_has_no_room_for_features(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("free", "expected"),
-    [(2**34, 2**33), (2**34 - 1, 3 * 2**31), (3 * 2**33, 3 * 2**32), (3 * 2**33 + 2**20, 3 * 2**32), (1, 0)],
+    [
+        (2**34, 2**33),
+        (2**34 - 1, 3 * 2**31),
+        (3 * 2**33, 3 * 2**32),
+        (3 * 2**33 + 2**20, 3 * 2**32),
+        (1, 0),
+    ],
 )
 def test_small_changes_of_free_memory_do_not_change_the_budget(monkeypatch, free, expected):
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)

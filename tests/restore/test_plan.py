@@ -15,11 +15,15 @@ from tubelet.types import Temporal
 
 CONTRACTS = {
     "frame": Contract(scale=4, temporal=Temporal("frame"), halo_px=10),
-    "coarse": Contract(scale=2, temporal=Temporal("frame"), halo_px=30, size_multiple=16, min_size_px=64),
+    "coarse": Contract(
+        scale=2, temporal=Temporal("frame"), halo_px=30, size_multiple=16, min_size_px=64
+    ),
     "window": Contract(scale=4, temporal=Temporal("window", radius=2), halo_px=20),
     "encodes": Contract(scale=4, temporal=Temporal("window", radius=2), halo_px=48, encodes=True),
     "online": Contract(scale=3, temporal=Temporal("online", lookahead=1), halo_px=8),
-    "clip": Contract(scale=4, temporal=Temporal("clip", window_frames=7, overlap_frames=2), halo_px=16),
+    "clip": Contract(
+        scale=4, temporal=Temporal("clip", window_frames=7, overlap_frames=2), halo_px=16
+    ),
     "scene": Contract(scale=4, temporal=Temporal("clip"), halo_px=32),
     "stream": Contract(scale=4, temporal=Temporal("clip"), halo_px=128, streams=True),
 }
@@ -127,7 +131,9 @@ def test_the_descent_ends_and_every_step_needs_less_memory(kind, device):
             assert len(steps) < 40
         for before, after in pairwise(steps):
             moved = before.device != "cpu" and after.device == "cpu"
-            assert moved or (after.device == before.device and after.memory_bytes < before.memory_bytes)
+            assert moved or (
+                after.device == before.device and after.memory_bytes < before.memory_bytes
+            )
             assert (after.height, after.width, after.output) == (*size, plan.output)
         last = steps[-1]
         assert last.device == "cpu"
@@ -205,6 +211,8 @@ def test_segments_inside_a_scene_come_with_context(kind, context):
     [("cpu", 2**26, (None, 2**25)), ("cpu", 2**40, (None, 2**29)), ("cuda", 2**33, (2**32, 2**29))],
 )
 def test_features_are_bounded_on_the_device_and_on_the_host(device, budget, expected):
-    features = plan_of("stream", (90, 160), budget, device=device, cost=replace(COST, stream_bytes_per_px=1)).features
+    features = plan_of(
+        "stream", (90, 160), budget, device=device, cost=replace(COST, stream_bytes_per_px=1)
+    ).features
     assert features is not None
     assert (features.device_bytes, features.host_bytes) == expected

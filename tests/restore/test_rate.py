@@ -25,7 +25,16 @@ from media import (
     payloads,
     times_s,
 )
-from small_models import CLIP, SPACE_TIME, WHOLE_SPACE_TIME, build, clip_of, cuts_at, frames_of, with_contract
+from small_models import (
+    CLIP,
+    SPACE_TIME,
+    WHOLE_SPACE_TIME,
+    build,
+    clip_of,
+    cuts_at,
+    frames_of,
+    with_contract,
+)
 from tubelet.errors import ConfigError
 from tubelet.models.zooming_slow_mo import ZoomingSlowMo, ZoomingSlowMoConfig
 from tubelet.restore import job, runner
@@ -51,7 +60,13 @@ def times(frames: list[Frame]) -> list[tuple[Fraction, Fraction]]:
 
 
 def test_a_frame_half_way_lies_between_the_times_of_its_neighbors() -> None:
-    restored = [frame_at(5), frame_at(5, 0.5), frame_at(12), frame_at(12, 0.5), frame_at(50, duration=33)]
+    restored = [
+        frame_at(5),
+        frame_at(5, 0.5),
+        frame_at(12),
+        frame_at(12, 0.5),
+        frame_at(50, duration=33),
+    ]
     out = list(double_rate(restored))
     assert times(out) == [(5, 3.5), (8.5, 3.5), (12, 19), (31, 19), (50, 33)]
     assert [frame.index for frame in out] == [0, 1, 2, 3, 4]
@@ -75,13 +90,19 @@ def test_an_unknown_last_duration_is_that_of_the_frame_before() -> None:
 def test_the_description_of_the_output() -> None:
     before = info(time_base=MS, average_rate=Fraction(24000, 1001), frames_hint=10)
     after = doubled_info(before)
-    assert (after.time_base, after.average_rate, after.frames_hint) == (MS / 2, Fraction(48000, 1001), 19)
+    assert (after.time_base, after.average_rate, after.frames_hint) == (
+        MS / 2,
+        Fraction(48000, 1001),
+        19,
+    )
     unknown = doubled_info(replace(before, average_rate=None, frames_hint=None))
     assert (unknown.average_rate, unknown.frames_hint) == (None, None)
     assert [doubled_frames(frames) for frames in (0, 1, 2)] == [0, 1, 3]
 
 
-def doubled(spec: ModelSpec, model: nn.Module, clip: Tensor, *cuts: int, **settings: Any) -> list[Frame]:
+def doubled(
+    spec: ModelSpec, model: nn.Module, clip: Tensor, *cuts: int, **settings: Any
+) -> list[Frame]:
     engine = Engine(spec, model, UpscaleSettings(device="cpu", fps="x2", **settings))
     return list(engine.restore(frames_of(clip), starts_scene=cuts_at(*cuts)))
 
@@ -96,7 +117,9 @@ def whole(model: nn.Module, clip: Tensor) -> Tensor:
 def test_the_engine_gives_every_frame_once(spec: ModelSpec, num_frames: int) -> None:
     model, clip = build(spec), clip_of(num_frames)
     out = doubled(spec, model, clip)
-    torch.testing.assert_close(torch.stack([f.rgb for f in out]), whole(model, clip), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        torch.stack([f.rgb for f in out]), whole(model, clip), rtol=0, atol=1e-6
+    )
     pts = [frame.pts * frame.time_base for frame in out]
     given = [frame.pts * frame.time_base for frame in frames_of(clip)]
     assert pts[::2] == given
@@ -116,7 +139,9 @@ def test_without_it_only_the_frames_of_the_input_come() -> None:
     model, clip = build(SPACE_TIME), clip_of(9)
     out = list(Engine(SPACE_TIME, model, UpscaleSettings(device="cpu")).restore(frames_of(clip)))
     assert [(f.pts, f.time_base) for f in out] == [(f.pts, f.time_base) for f in frames_of(clip)]
-    torch.testing.assert_close(torch.stack([f.rgb for f in out]), whole(model, clip)[::2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        torch.stack([f.rgb for f in out]), whole(model, clip)[::2], rtol=0, atol=1e-6
+    )
 
 
 def test_nothing_is_interpolated_across_a_cut() -> None:
@@ -165,11 +190,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"device": "cpu", "fps": "x2"}
 
 
-def film(path: Path, pts_ms: list[int], *, cut: int | None = None) -> Path:
-    """A small film with audio that ends before it."""
+def video(path: Path, pts_ms: list[int], *, cut: int | None = None) -> Path:
+    """A small video with audio that ends before it."""
     container = av.open(str(path), "w")
     images = [image(t, 32, 24) // (1 if cut is None or t < cut else 6) for t in range(len(pts_ms))]
-    _, shown = add_video(container, pts_ms, (32, 24), images=images, options={"crf": "5", "bf": "0"})
+    _, shown = add_video(
+        container, pts_ms, (32, 24), images=images, options={"crf": "5", "bf": "0"}
+    )
     _, heard = add_audio(container, seconds=pts_ms[-1] / 2000)
     mux(container, shown, heard)
     return path
@@ -187,12 +214,14 @@ def video_stream(path: Path) -> dict[str, Any]:
 @needs_ffmpeg
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize(
-    "pts_ms", [[40 * t for t in range(8)], [0, 33, 67, 133, 141, 200, 301]], ids=["constant", "variable"]
+    "pts_ms",
+    [[40 * t for t in range(8)], [0, 33, 67, 133, 141, 200, 301]],
+    ids=["constant", "variable"],
 )
 def test_a_file_has_twice_the_frames_the_same_length_and_audio(
     tmp_path: Path, small: dict[str, Any], suffix: str, pts_ms: list[int]
 ) -> None:
-    src, out = film(tmp_path / f"in.{suffix}", pts_ms), tmp_path / f"out.{suffix}"
+    src, out = video(tmp_path / f"in.{suffix}", pts_ms), tmp_path / f"out.{suffix}"
     events: list[Any] = []
     result = tubelet.upscale(src, out, on_progress=events.append, **small)
     count = 2 * len(pts_ms) - 1
@@ -200,7 +229,9 @@ def test_a_file_has_twice_the_frames_the_same_length_and_audio(
     assert (events[-1].frames_done, events[-1].frames_total) == (count, count)
     half_way = [(a + b) / 2 for a, b in pairwise(pts_ms)]
     seen_ms = [1000 * time_s for time_s in ffprobe_times(out)]
-    assert seen_ms == pytest.approx(sorted([*pts_ms, *half_way]), abs=0.51 if suffix == "mkv" else 0.01)
+    assert seen_ms == pytest.approx(
+        sorted([*pts_ms, *half_way]), abs=0.51 if suffix == "mkv" else 0.01
+    )
     assert length_ms(out) == pytest.approx(pts_ms[-1] + 40, abs=1.01)
     assert payloads(out, "audio") == payloads(src, "audio")
     if pts_ms[1] == 40:
@@ -211,41 +242,56 @@ def test_a_file_has_twice_the_frames_the_same_length_and_audio(
 
 @needs_ffmpeg
 def test_a_cut_keeps_the_spacing_and_mixes_nothing(tmp_path: Path, small: dict[str, Any]) -> None:
-    src = film(tmp_path / "in.mp4", [40 * t for t in range(8)], cut=4)
+    src = video(tmp_path / "in.mp4", [40 * t for t in range(8)], cut=4)
     assert tubelet.upscale(src, tmp_path / "out", **small).frames == 15
-    same = [a.read_bytes() == b.read_bytes() for a, b in pairwise(sorted((tmp_path / "out").iterdir()))]
+    same = [
+        a.read_bytes() == b.read_bytes() for a, b in pairwise(sorted((tmp_path / "out").iterdir()))
+    ]
     assert same == [number == 6 for number in range(14)]
     assert tubelet.upscale(src, tmp_path / "out.mp4", **small).frames == 15
-    assert [1000 * t for t in ffprobe_times(tmp_path / "out.mp4")] == pytest.approx([20.0 * n for n in range(15)])
+    assert [1000 * t for t in ffprobe_times(tmp_path / "out.mp4")] == pytest.approx(
+        [20.0 * n for n in range(15)]
+    )
 
 
 @needs_ffmpeg
 @pytest.mark.parametrize("suffix", ["y4m", "avi"])
-def test_containers_without_times_get_twice_the_rate(tmp_path: Path, small: dict[str, Any], suffix: str) -> None:
-    src, out = make_plain(tmp_path / "in.mp4", pts_ms=[0, 40, 80, 120], size=(16, 16)), tmp_path / f"out.{suffix}"
+def test_containers_without_times_get_twice_the_rate(
+    tmp_path: Path, small: dict[str, Any], suffix: str
+) -> None:
+    src, out = (
+        make_plain(tmp_path / "in.mp4", pts_ms=[0, 40, 80, 120], size=(16, 16)),
+        tmp_path / f"out.{suffix}",
+    )
     tubelet.upscale(src, out, **small)
     assert len(ffprobe_times(out)) == 7
     assert video_stream(out)["r_frame_rate"] == "50/1"
 
 
 def test_start_and_duration_count_in_the_input(tmp_path: Path, small: dict[str, Any]) -> None:
-    src = film(tmp_path / "in.mp4", [40 * t for t in range(10)])
-    assert tubelet.upscale(src, tmp_path / "out.mp4", start=0.08, duration=0.16, **small).frames == 7
+    src = video(tmp_path / "in.mp4", [40 * t for t in range(10)])
+    assert (
+        tubelet.upscale(src, tmp_path / "out.mp4", start=0.08, duration=0.16, **small).frames == 7
+    )
 
 
 def test_the_plan_shows_the_new_rate(tmp_path: Path, small: dict[str, Any]) -> None:
-    src = film(tmp_path / "in.mp4", [40 * t for t in range(10)])
+    src = video(tmp_path / "in.mp4", [40 * t for t in range(10)])
     plan = describe(src, tmp_path / "out.mp4", UpscaleSettings(**small))
     assert (plan.frames, plan.frame_rate) == (19, 50)
     plain = describe(src, tmp_path / "out.mp4", UpscaleSettings(**{**small, "fps": None}))
     assert (plain.frames, plain.frame_rate) == (10, 25)
 
 
-def test_a_checkpoint_of_zooming_slow_mo_raises_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_zooming_slow_mo_raises_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner, "_PROBE_PX", 8)  # what memory it needs does not matter here
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = ZoomingSlowMo(ZoomingSlowMoConfig(channels=4, groups=2, front_blocks=0, back_blocks=0))
+        network = ZoomingSlowMo(
+            ZoomingSlowMoConfig(channels=4, groups=2, num_front_blocks=0, num_back_blocks=0)
+        )
     save_checkpoint(tmp_path / "zsm.safetensors", network, {})
     src = make_plain(tmp_path / "in.mp4", pts_ms=[0, 40, 80], size=(18, 14), audio=False)
     out, model = tmp_path / "out.mp4", str(tmp_path / "zsm.safetensors")

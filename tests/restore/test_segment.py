@@ -74,7 +74,9 @@ def engine_of(spec: ModelSpec, **settings: Any) -> Engine:
 
 
 def plan_of(engine: Engine, clip: Tensor, segment_frames: int) -> Plan:
-    return replace(engine.plan(*clip.shape[-2:]), segment_frames=segment_frames, min_segment_frames=1)
+    return replace(
+        engine.plan(*clip.shape[-2:]), segment_frames=segment_frames, min_segment_frames=1
+    )
 
 
 def restore_stream(
@@ -87,7 +89,9 @@ def restore_stream(
     """Restore a clip segment by segment, in order."""
     plan = plan_of(engine, clip, segment_frames)
     engine.follow(plan)
-    stream = SegmentStream(frames_of(clip), plan, keeps_state=keeps_state, starts_scene=cuts_at(*cuts))
+    stream = SegmentStream(
+        frames_of(clip), plan, keeps_state=keeps_state, starts_scene=cuts_at(*cuts)
+    )
     sink = ListSink()
     hidden: Hidden = None
     for frames in stream:
@@ -112,7 +116,9 @@ def times(frames: list[Frame]) -> list[tuple[int, Fraction, int, int]]:
 
 @pytest.mark.parametrize("spec", ALL, **IDS)
 @pytest.mark.parametrize("cuts", [(), (5,), (3, 4, 11)])
-def test_segments_that_end_at_cuts_give_the_same_frames(spec: ModelSpec, cuts: tuple[int, ...]) -> None:
+def test_segments_that_end_at_cuts_give_the_same_frames(
+    spec: ModelSpec, cuts: tuple[int, ...]
+) -> None:
     clip = clip_of(14)
     frames, ends = restore_stream(engine_of(spec), clip, *cuts, segment_frames=1000)
     expected = restored_at_once(spec, clip, *cuts)
@@ -127,7 +133,9 @@ def test_segments_that_end_at_cuts_give_the_same_frames(spec: ModelSpec, cuts: t
     ("cuts", "starts"),
     [((2, 4, 6, 8), [0, 4, 8]), ((1, 2, 3), [0, 3]), ((13,), [0, 13]), ((3, 7, 9), [0, 3, 7])],
 )
-def test_short_scenes_share_a_segment(spec: ModelSpec, cuts: tuple[int, ...], starts: list[int]) -> None:
+def test_short_scenes_share_a_segment(
+    spec: ModelSpec, cuts: tuple[int, ...], starts: list[int]
+) -> None:
     clip = clip_of(14)
     engine = engine_of(spec)
     plan = replace(engine.plan(24, 32), min_segment_frames=3)
@@ -188,14 +196,19 @@ def contract_of(name: str) -> Contract:
     return contract
 
 
-RECURRENT = [name for name in TINY if contract_of(name).streams or contract_of(name).temporal.kind == "online"]
+RECURRENT = [
+    name
+    for name in TINY
+    if contract_of(name).streams or contract_of(name).temporal.kind == "online"
+]
 
 
 QUICK = ("BasicVSR", "FastVSR", "RLSP")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT]
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT],
 )
 def test_warm_up_hides_the_seams_of_every_recurrent_network(name: str) -> None:
     """Drawn frames that move, and random weights."""
@@ -205,7 +218,9 @@ def test_warm_up_hides_the_seams_of_every_recurrent_network(name: str) -> None:
     clip = torch.stack([torch.from_numpy(image(t, 32, 32)) for t in range(36)])
     clip = clip.permute(0, 3, 1, 2).float() / 255
     at_once = list(
-        Engine(spec, network, UpscaleSettings(device="cpu", tile=0)).restore(frames_of(clip), starts_scene=cuts_at())
+        Engine(spec, network, UpscaleSettings(device="cpu", tile=0)).restore(
+            frames_of(clip), starts_scene=cuts_at()
+        )
     )
     engine = Engine(spec, network, UpscaleSettings(device="cpu", tile=0))
     frames, _ = restore_stream(engine, clip, segment_frames=18, keeps_state=False)
@@ -404,7 +419,14 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
 def test_parts_inside_a_scene_are_exact_too(tmp_path: Path, spec: ModelSpec) -> None:
     src, dst = uneven_video(tmp_path / "in.mkv"), tmp_path / "whole.mkv"
     job, segments = prepare(src, dst, spec, segment_frames=5, cuts=(7,))
-    assert [(s.start, s.stop) for s in segments] == [(0, 5), (5, 7), (7, 12), (12, 17), (17, 22), (22, 24)]
+    assert [(s.start, s.stop) for s in segments] == [
+        (0, 5),
+        (5, 7),
+        (7, 12),
+        (12, 17),
+        (17, 22),
+        (22, 24),
+    ]
     assert_parts_join(job, segments, dst)
 
 
@@ -415,6 +437,8 @@ def test_parts_of_several_scenes_join_too(
 ) -> None:
     src, dst = uneven_video(tmp_path / "in.mkv"), tmp_path / "whole.mkv"
     cuts = (2, 4, 9, 20)
-    job, segments = prepare(src, dst, spec, segment_frames=segment_frames, cuts=cuts, min_frames=min_frames)
+    job, segments = prepare(
+        src, dst, spec, segment_frames=segment_frames, cuts=cuts, min_frames=min_frames
+    )
     assert any(segment.cuts for segment in segments)
     assert_parts_join(job, segments, dst)

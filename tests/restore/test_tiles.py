@@ -22,7 +22,9 @@ def test_output_size(asked, expected):
     assert output_size(320, 180, native=4, **asked) == expected
 
 
-@pytest.mark.parametrize(("size", "expected"), [((21, 30), (24, 32)), ((24, 32), (24, 32)), ((3, 1), (8, 8))])
+@pytest.mark.parametrize(
+    ("size", "expected"), [((21, 30), (24, 32)), ((24, 32), (24, 32)), ((3, 1), (8, 8))]
+)
 def test_padded_size(size, expected):
     assert padded_size(*size, COARSE) == expected
 
@@ -39,7 +41,10 @@ def test_tiles_partition_the_image_and_see_the_halo(contract, size, tile_px):
             assert span.start == 0 or span.keep_start - span.start >= contract.halo_px
             assert span.stop == side or span.stop - span.keep_stop >= contract.halo_px
             assert span.stop - span.start >= min(side, contract.min_size_px)
-            assert all(edge % contract.size_multiple == 0 for edge in (span.start, span.stop, span.keep_start))
+            assert all(
+                edge % contract.size_multiple == 0
+                for edge in (span.start, span.stop, span.keep_start)
+            )
         block = {
             (y, x)
             for y in range(tile.y.keep_start, tile.y.keep_stop)

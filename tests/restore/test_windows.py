@@ -1,6 +1,6 @@
 import pytest
 
-from tubelet.restore.tiles import Span
+from tubelet.restore.tiles import TileSpan
 from tubelet.restore.windows import WindowCutter, cut_windows, neighborhoods, scenes
 
 
@@ -21,7 +21,11 @@ def test_scenes_split_at_cuts_and_are_lazy():
 
 
 def test_neighborhoods_repeat_the_ends():
-    assert list(neighborhoods("abc", before=1, after=1)) == [tuple("aab"), tuple("abc"), tuple("bcc")]
+    assert list(neighborhoods("abc", before=1, after=1)) == [
+        tuple("aab"),
+        tuple("abc"),
+        tuple("bcc"),
+    ]
     assert list(neighborhoods("ab", before=2, after=2)) == [tuple("aaabb"), tuple("aabbb")]
     assert list(neighborhoods("ab", before=0, after=1)) == [tuple("ab"), tuple("bb")]
     assert list(neighborhoods("a", before=0, after=3)) == [tuple("aaaa")]
@@ -32,7 +36,10 @@ def test_neighborhoods_repeat_the_ends():
 @pytest.mark.parametrize(("before", "after"), [(3, 3), (0, 4), (2, 2)])
 def test_neighborhoods_of_short_scenes(num_frames, before, after):
     last = num_frames - 1
-    expected = [tuple(min(max(t + i, 0), last) for i in range(-before, after + 1)) for t in range(num_frames)]
+    expected = [
+        tuple(min(max(t + i, 0), last) for i in range(-before, after + 1))
+        for t in range(num_frames)
+    ]
     assert list(neighborhoods(range(num_frames), before=before, after=after)) == expected
 
 
@@ -85,4 +92,4 @@ def test_windows_of_an_empty_scene():
 
 def test_seam_lies_in_the_middle_of_the_overlap():
     spans = [span for _, span in cut_windows(range(8), size=5, overlap=2)]
-    assert spans == [Span(0, 5, 0, 4), Span(3, 8, 4, 8)]
+    assert spans == [TileSpan(0, 5, 0, 4), TileSpan(3, 8, 4, 8)]

@@ -13,7 +13,8 @@ def _input(name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(TINY)]
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(TINY)],
 )
 def test_no_number_changes(name):
     torch.manual_seed(0)
@@ -32,7 +33,9 @@ def test_no_number_changes(name):
     assert torch.equal(again, sr)
     assert got.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(got[key], value, rtol=0, atol=1e-6 * max(1.0, value.abs().max().item()))
+        torch.testing.assert_close(
+            got[key], value, rtol=0, atol=1e-6 * max(1.0, value.abs().max().item())
+        )
 
 
 def test_less_is_kept():
@@ -40,7 +43,9 @@ def test_less_is_kept():
 
     def kept() -> int:
         sizes: list[int] = []
-        pack = torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x)
+        pack = torch.autograd.graph.saved_tensors_hooks(
+            lambda x: sizes.append(x.numel()) or x, lambda x: x
+        )
         with pack:
             network(_input("EDSR"))
         return sum(sizes)
@@ -60,7 +65,9 @@ def test_a_trunk_is_the_outermost_sequence_of_blocks():
         return nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU())
 
     trunk, pair = nn.Sequential(layers(), layers()), nn.ModuleList([layers(), layers()])
-    model = nn.ModuleDict({"head": layers(), "trunk": trunk, "pair": pair, "inner": nn.ModuleDict({"trunk": trunk})})
+    model = nn.ModuleDict(
+        {"head": layers(), "trunk": trunk, "pair": pair, "inner": nn.ModuleDict({"trunk": trunk})}
+    )
     assert find_trunks(model) == [trunk, pair[0], pair[1], trunk]
     with ActivationCheckpointing(model):
         assert "forward" in vars(trunk)

@@ -25,7 +25,9 @@ def _pair(step: int) -> tuple[Tensor, Tensor]:
 class _Fit:
     """Fit pairs of tensors."""
 
-    def __init__(self, pair: Callable[[int], tuple[Tensor, Tensor]] = _pair, *, stop_at: int | None = None) -> None:
+    def __init__(
+        self, pair: Callable[[int], tuple[Tensor, Tensor]] = _pair, *, stop_at: int | None = None
+    ) -> None:
         self._pair = pair
         self._stop_at = stop_at
 
@@ -42,7 +44,9 @@ class _Fit:
 def test_learns_and_logs(tmp_path):
     before = _model()
     records = []
-    settings = LoopSettings(steps=200, lr=0.05, warmup_steps=5, ema=0.9, log_every=50, save_every=100)
+    settings = LoopSettings(
+        steps=200, lr=0.05, warmup_steps=5, ema=0.9, log_every=50, save_every=100
+    )
     after = train(
         before,
         _Fit(),
@@ -76,7 +80,9 @@ def test_what_has_two_places_in_a_network_is_averaged_once(tmp_path):
     alone = train(_Twice(_model(), nn.Identity()), _Fit(), SETTINGS, tmp_path / "alone")
     layer = _model()
     twice = train(_Twice(layer, layer), _Fit(), SETTINGS, tmp_path / "twice")
-    torch.testing.assert_close(twice.first.state_dict(), alone.first.state_dict(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        twice.first.state_dict(), alone.first.state_dict(), rtol=0, atol=1e-6
+    )
 
 
 def test_resumes_to_the_same_numbers(tmp_path):
@@ -100,7 +106,9 @@ def test_a_token_stops_it_after_a_step_and_it_goes_on_to_the_same_numbers(tmp_pa
 
     with pytest.raises(Cancelled):
         train(_model(), _Fit(), SETTINGS, tmp_path / "parts", on_progress=stop, cancel=token)
-    assert [(now.done, now.total, now.unit) for now in seen] == [(step, 12, "step") for step in range(1, 7)]
+    assert [(now.done, now.total, now.unit) for now in seen] == [
+        (step, 12, "step") for step in range(1, 7)
+    ]
     seen.clear()
     resumed = train(_model(), _Fit(), SETTINGS, tmp_path / "parts", on_progress=seen.append)
     assert [now.done for now in seen] == [*range(5, 13), 12]
@@ -121,7 +129,9 @@ def test_gradients_are_clipped(tmp_path):
     assert seen[0].grad.norm() <= 1e-3 * 1.01
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
 def test_forward_passes_have_the_number_format_of_the_settings(tmp_path, precision, dtype):
     seen = []
 
@@ -152,5 +162,10 @@ def test_every_forward_pass_drops_its_activations_where_the_settings_say_so(tmp_
 
     for activations, expected in (("keep", 2), ("recompute", 4)):
         runs.clear()
-        train(nn.Sequential(trunk), Twice(), LoopSettings(steps=1, activations=activations), tmp_path / activations)
+        train(
+            nn.Sequential(trunk),
+            Twice(),
+            LoopSettings(steps=1, activations=activations),
+            tmp_path / activations,
+        )
         assert len(runs) == expected

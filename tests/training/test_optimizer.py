@@ -9,7 +9,9 @@ from tubelet.training.optimizer import ParameterGroups
 
 def _model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.ModuleDict({"flow": nn.Linear(2, 2), "trunk": nn.Linear(2, 2), "fusion": nn.Linear(2, 1)})
+    return nn.ModuleDict(
+        {"flow": nn.Linear(2, 2), "trunk": nn.Linear(2, 2), "fusion": nn.Linear(2, 1)}
+    )
 
 
 def _moved(model: nn.Module, groups: ParameterGroups, step: int) -> dict[str, float]:
@@ -19,13 +21,18 @@ def _moved(model: nn.Module, groups: ParameterGroups, step: int) -> dict[str, fl
     groups.optimizer.zero_grad()
     model["fusion"](model["trunk"](model["flow"](torch.ones(1, 2)))).sum().backward()
     groups.optimizer.step()
-    far = {name: (value - before[name]).abs().max().item() for name, value in model.state_dict().items()}
+    far = {
+        name: (value - before[name]).abs().max().item()
+        for name, value in model.state_dict().items()
+    }
     return {part: max(far[f"{part}.weight"], far[f"{part}.bias"]) for part in model}
 
 
 def test_slow_parts_wait_and_then_move_at_their_own_rate():
     model = _model()
-    groups = ParameterGroups(model, OptimizerSettings(slow=("flow",), slow_factor=0.125, frozen_steps=2))
+    groups = ParameterGroups(
+        model, OptimizerSettings(low_lr_modules=("flow",), lr_multiplier=0.125, freeze_steps=2)
+    )
     for step in range(2):
         moved = _moved(model, groups, step)
         assert moved["flow"] == 0
@@ -37,16 +44,22 @@ def test_slow_parts_wait_and_then_move_at_their_own_rate():
 
 def test_parts_learn_alone_at_first():
     model = _model()
-    groups = ParameterGroups(model, OptimizerSettings(alone=("fusion",), alone_steps=1))
+    groups = ParameterGroups(
+        model, OptimizerSettings(warmup_only_modules=("fusion",), warmup_only_steps=1)
+    )
     moved = _moved(model, groups, 0)
     assert moved["fusion"] > 0
     assert moved["flow"] == moved["trunk"] == 0
     assert min(_moved(model, groups, 1).values()) > 0
 
 
-@pytest.mark.parametrize(("kind", "rule"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(
+    ("kind", "rule"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
 def test_rules(kind, rule):
-    optimizer = ParameterGroups(_model(), OptimizerSettings(kind=kind, betas=(0.8, 0.9), weight_decay=0.1)).optimizer
+    optimizer = ParameterGroups(
+        _model(), OptimizerSettings(kind=kind, betas=(0.8, 0.9), weight_decay=0.1)
+    ).optimizer
     assert type(optimizer) is rule
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
@@ -55,10 +68,18 @@ def test_rules(kind, rule):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"slow": ("flwo",)}, "ModuleDict has no part 'flwo'; did you mean flow"),
-        ({"slow": ("xyz",)}, "known are flow, trunk, fusion"),
-        ({"slow": ("fusion",), "frozen_steps": 5, "alone": ("fusion",), "alone_steps": 2}, "nothing would learn"),
-        ({"slow_factor": -1.0}, "must not be negative"),
+        ({"low_lr_modules": ("flwo",)}, "ModuleDict has no part 'flwo'; did you mean flow"),
+        ({"low_lr_modules": ("xyz",)}, "known are flow, trunk, fusion"),
+        (
+            {
+                "low_lr_modules": ("fusion",),
+                "freeze_steps": 5,
+                "warmup_only_modules": ("fusion",),
+                "warmup_only_steps": 2,
+            },
+            "nothing would learn",
+        ),
+        ({"lr_multiplier": -1.0}, "must not be negative"),
         ({"betas": (0.9, 1.0)}, "two betas"),
     ],
 )

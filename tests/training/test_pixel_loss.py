@@ -32,7 +32,9 @@ def test_luma_alone(pair):
     sr, gt = pair
     gray = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     error = ((sr - gt) * gray).sum(1)
-    torch.testing.assert_close(pixel_loss(LoopSettings(loss="mse", loss_on="luma"))(sr, gt), error.square().mean())
+    torch.testing.assert_close(
+        pixel_loss(LoopSettings(loss="mse", loss_on="luma"))(sr, gt), error.square().mean()
+    )
 
 
 def test_half_precision_is_compared_in_full(pair):

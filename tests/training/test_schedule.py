@@ -7,10 +7,15 @@ from tubelet.training import ScheduleSettings
 from tubelet.training.schedule import learning_rate
 
 
-def _rates(steps: list[int], *, warmup_steps: int = 0, lr_final: float = 0.1, **schedule) -> list[float]:
+def _rates(
+    steps: list[int], *, warmup_steps: int = 0, lr_final: float = 0.1, **schedule
+) -> list[float]:
     settings = ScheduleSettings(**schedule)
     return [
-        learning_rate(step, settings, steps=100, lr=1.0, lr_final=lr_final, warmup_steps=warmup_steps) for step in steps
+        learning_rate(
+            step, settings, steps=100, lr=1.0, lr_final=lr_final, warmup_steps=warmup_steps
+        )
+        for step in steps
     ]
 
 
@@ -35,7 +40,9 @@ def test_steps_fall_at_their_milestones():
 
 def test_a_line_ends_after_its_period():
     assert _rates([0, 50, 100], kind="linear") == pytest.approx([1, 0.55, 0.1])
-    assert _rates([0, 20, 40, 90], kind="linear", periods=(40,)) == pytest.approx([1, 0.55, 0.1, 0.1])
+    assert _rates([0, 20, 40, 90], kind="linear", periods=(40,)) == pytest.approx(
+        [1, 0.55, 0.1, 0.1]
+    )
 
 
 def test_a_rate_that_ends_where_it_begins_is_constant():

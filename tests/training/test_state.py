@@ -43,7 +43,12 @@ def test_other_settings_do_not_resume(tmp_path):
         _state(path, nn.Linear(2, 3), replace(SETTINGS, lr=0.01)).resume()
     with pytest.raises(CheckpointError, match="another model"):
         _state(path, nn.Linear(2, 4)).resume()
-    assert _state(path, nn.Linear(2, 3), replace(SETTINGS, log_every=3, activations="recompute")).resume() == 1
+    assert (
+        _state(
+            path, nn.Linear(2, 3), replace(SETTINGS, log_every=3, activations="recompute")
+        ).resume()
+        == 1
+    )
 
 
 def test_a_file_of_a_version_without_a_setting_has_its_default(tmp_path):
@@ -69,4 +74,6 @@ def test_settings_that_change_the_result():
     assert settings["lr"] == 0.05
     assert settings["schedule.kind"] == "cosine"
     assert settings["optimizer.betas"] == (0.9, 0.99)
-    assert not {"log_every", "save_every", "device", "activations", "schedule", "optimizer"} & set(settings)
+    assert not {"log_every", "save_every", "device", "activations", "schedule", "optimizer"} & set(
+        settings
+    )

@@ -92,7 +92,9 @@ class _TruncatedPasses:
         for start in range(0, FRAMES, PART):
             part = slice(start, start + PART)
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-                loss, hidden = _run(model, batch["lq"][:, part], batch["gt"][:, part], hidden.detach())
+                loss, hidden = _run(
+                    model, batch["lq"][:, part], batch["gt"][:, part], hidden.detach()
+                )
             before = len(alive)
             yield {"pixel": loss}
             self.kept.append((before, len(alive)))
@@ -127,7 +129,10 @@ def test_a_pass_frees_its_graph_before_the_next_one(tmp_path):
 def test_losses_of_all_passes_are_logged_by_name(tmp_path):
     class Two(_TruncatedPasses):
         def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
-            yield {"near": 1.0 + 0 * model.head.weight.sum(), "far": 2.0 + 0 * model.head.weight.sum()}
+            yield {
+                "near": 1.0 + 0 * model.head.weight.sum(),
+                "far": 2.0 + 0 * model.head.weight.sum(),
+            }
             yield {"near": 0.5 + 0 * model.head.weight.sum()}
 
     records = []
@@ -241,7 +246,12 @@ class _TruncatedBasicVSR:
         lq = gt[..., ::4, ::4]
         start = self.starts[sample]
         stop = start + self.length
-        batch = {"lq": lq[:, start:stop], "gt": gt[:, start:stop], "last": lq[:, start - 1], "next": lq[:, stop]}
+        batch = {
+            "lq": lq[:, start:stop],
+            "gt": gt[:, start:stop],
+            "last": lq[:, start - 1],
+            "next": lq[:, stop],
+        }
         return batch | {"clip": lq} if sample == 0 else batch
 
     def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
@@ -267,7 +277,9 @@ def states_of(model: BasicVSR, lq: Tensor) -> dict[tuple[str, int], Tensor]:
     return states
 
 
-def sample_loss(model: BasicVSR, batch: Batch, hidden: dict[tuple[str, int], Tensor], start: int, stop: int) -> Tensor:
+def sample_loss(
+    model: BasicVSR, batch: Batch, hidden: dict[tuple[str, int], Tensor], start: int, stop: int
+) -> Tensor:
     before = Edge((batch["last"],), {"forward": (hidden["forward", start - 1],)}, start - 1)
     after = Edge((batch["next"],), {"backward": (hidden["backward", stop],)}, stop)
     return l1(model(batch["lq"], before, after).float(), batch["gt"])

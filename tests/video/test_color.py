@@ -94,7 +94,9 @@ def test_full_range():
     assert frame_to_rgb(frame_of("yuv444p", (51, 128, 128)), full)[0][0, 0, 0] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(("pix_fmt", "white"), [("yuv444p10le", 940), ("yuv444p12le", 3760), ("yuv444p16le", 60160)])
+@pytest.mark.parametrize(
+    ("pix_fmt", "white"), [("yuv444p10le", 940), ("yuv444p12le", 3760), ("yuv444p16le", 60160)]
+)
 def test_depths(pix_fmt, white):
     middle = 1 << (layout_of(pix_fmt).bits - 1)
     got, _ = frame_to_rgb(frame_of(pix_fmt, (white, middle, middle)), BT709)
@@ -103,7 +105,9 @@ def test_depths(pix_fmt, white):
 
 def test_gray_is_full_range_unless_tagged():
     assert frame_to_rgb(frame_of("gray", [51]), ColorTags())[0].max() == pytest.approx(0.2)
-    assert frame_to_rgb(frame_of("gray", [235]), ColorTags(full_range=False))[0].min() == pytest.approx(1)
+    assert frame_to_rgb(frame_of("gray", [235]), ColorTags(full_range=False))[
+        0
+    ].min() == pytest.approx(1)
 
 
 def test_untagged_matrix_follows_the_size():
@@ -173,13 +177,17 @@ def test_round_trip_of_all_legal_luma(pix_fmt):
 @pytest.mark.parametrize("location", [0, 1, 2, 3, 4])
 def test_siting_places_chroma_where_the_standard_says(location):
     """A straight ramp of chroma, sampled at the sited positions, comes back as a ramp at every pixel."""
-    shift_x = 0.5 if location in (2, 4) else 0.0  # chroma sample from even luma sample, in luma pixels
+    shift_x = (
+        0.5 if location in (2, 4) else 0.0
+    )  # chroma sample from even luma sample, in luma pixels
     shift_y = 0.0 if location in (3, 4) else 0.5
     x, y = np.arange(32) * 2 + shift_x, np.arange(24) * 2 + shift_y
     ramp = 60 + x[None] * 1.0 + y[:, None] * 0.75
     out = torch.empty(1, 48, 64)
     sitings = ("center" if shift_x else "cosited", "center" if shift_y else "cosited")
-    upsample_chroma(torch.tensor(ramp, dtype=torch.float32)[None], out, shifts=(1, 1), sitings=sitings)
+    upsample_chroma(
+        torch.tensor(ramp, dtype=torch.float32)[None], out, shifts=(1, 1), sitings=sitings
+    )
     expected = 60 + np.arange(64)[None] * 1.0 + np.arange(48)[:, None] * 0.75
     assert np.allclose(out[0, 2:-2, 2:-2], expected[2:-2, 2:-2], atol=1e-3)
     assert np.allclose(downsample_chroma(out, shifts=(1, 1), sitings=sitings)[0], ramp, atol=1e-3)
@@ -208,7 +216,9 @@ def test_dither_is_the_same_in_every_frame_and_exact_on_average():
     assert first.mean() == pytest.approx(116.3, abs=1 / 64)
 
 
-@pytest.mark.parametrize("pix_fmt", ["yuv444p", "yuv444p10le", "yuv444p12le", "rgb24", "gbrp10le", "gray"])
+@pytest.mark.parametrize(
+    "pix_fmt", ["yuv444p", "yuv444p10le", "yuv444p12le", "rgb24", "gbrp10le", "gray"]
+)
 def test_dither_leaves_whole_codes_alone(pix_fmt):
     layout = layout_of(pix_fmt)
     full = ColorTags(matrix=1, full_range=True)
@@ -243,7 +253,12 @@ def test_alpha_goes_both_ways():
 def test_tags_are_set_on_the_frame():
     tags = ColorTags(matrix=9, primaries=9, transfer=16, full_range=False, siting=1)
     frame = rgb_to_frame(torch.rand(3, 4, 4), None, pix_fmt="yuv420p10le", color=tags)
-    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (9, 9, 16, 1)
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (
+        9,
+        9,
+        16,
+        1,
+    )
     assert rgb_to_frame(torch.rand(3, 4, 4), None, pix_fmt="rgb24", color=tags).colorspace == 0
 
 

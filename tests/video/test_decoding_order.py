@@ -23,7 +23,16 @@ def ordered(depth, packets):
 
 def test_one_encoder_keeps_its_times():
     """What x264 gives with two B-frames in a pyramid and a variable frame rate."""
-    packets = [(0, -67), (140, -34), (67, 0), (33, 33), (133, 67), (400, 133), (301, 140), (200, 200)]
+    packets = [
+        (0, -67),
+        (140, -34),
+        (67, 0),
+        (33, 33),
+        (133, 67),
+        (400, 133),
+        (301, 140),
+        (200, 200),
+    ]
     assert ordered(2, packets) == packets
 
 

@@ -7,7 +7,14 @@ import av
 import pytest
 
 from media import add_video, ffprobe, frames, info, make_plain, make_rich, make_video, mux
-from segments import describe_others, describe_video, encode_in_a_process, keyframes, read_all, write_in_segments
+from segments import (
+    describe_others,
+    describe_video,
+    encode_in_a_process,
+    keyframes,
+    read_all,
+    write_in_segments,
+)
 from tubelet.errors import InputError, TubeletError
 from tubelet.video.codecs import EncodeSettings
 from tubelet.video.encoder import VideoEncoder
@@ -67,13 +74,17 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("source", "name", "codec", "preset"), KINDS)
-def test_segments_joined_equal_the_video_written_at_once(sources, tmp_path, source, name, codec, preset):
+def test_segments_joined_equal_the_video_written_at_once(
+    sources, tmp_path, source, name, codec, preset
+):
     images, like, _ = sources[source]
     if codec == "av1":  # SVT-AV1 takes no less
         like = dataclasses.replace(like, width=64, height=64)
         images = frames(len(images), (64, 64), like.time_base)
     settings = EncodeSettings(codec=codec, preset=preset)
-    expected_notes = write_in_segments(tmp_path / f"whole-{name}", images, like, [], "direct", settings)
+    expected_notes = write_in_segments(
+        tmp_path / f"whole-{name}", images, like, [], "direct", settings
+    )
     whole = describe_video(tmp_path / f"whole-{name}")
     others = describe_others(tmp_path / f"whole-{name}")
     assert len(whole["pts"]) == len(images)
@@ -93,7 +104,10 @@ def test_segments_joined_equal_the_video_written_at_once(sources, tmp_path, sour
             assert len(joined[way]["pixels"]) == len(images)
             if codec != "gif":  # FFmpeg's demuxer does not know them
                 assert {whole["shown"][cut] for cut in cuts} <= keyframes(path)
-        if preset not in ("veryfast", "medium"):  # mbtree of x264 reads memory that was never written
+        if preset not in (
+            "veryfast",
+            "medium",
+        ):  # mbtree of x264 reads memory that was never written
             assert joined["direct"] == joined["parts"]
         ffprobe(path, "-show_streams", "-show_packets")
 
@@ -123,7 +137,9 @@ def test_hdr_metadata_is_in_every_segment(tmp_path, codec):
         assert "Content light level metadata" in kinds
 
 
-@pytest.mark.parametrize(("name", "codec"), [("o.mkv", "ffv1"), ("o.mp4", "hevc"), ("o.webm", "av1")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("o.mkv", "ffv1"), ("o.mp4", "hevc"), ("o.webm", "av1")]
+)
 def test_segments_of_other_processes_are_joined(tmp_path, name, codec):
     """They know of each other only what the JSON says, and say nothing on the terminal."""
     source = make_plain(tmp_path / "in.mkv", size=(64, 64))
@@ -167,7 +183,9 @@ def test_times_moved_to_the_next_tick_go_on_over_a_joint(tmp_path, name):
     expected = write_in_segments(tmp_path / f"whole-{name}", images, like, [], "direct", settings)
     whole = describe_video(tmp_path / f"whole-{name}")
     for way in ("direct", "parts"):
-        notes = write_in_segments(tmp_path / f"{way}-{name}", images, like, [3, 6, 11], way, settings)
+        notes = write_in_segments(
+            tmp_path / f"{way}-{name}", images, like, [3, 6, 11], way, settings
+        )
         assert notes == expected
         assert describe_video(tmp_path / f"{way}-{name}") == whole
     assert bool(expected) == (name != "o.mkv")
@@ -196,7 +214,10 @@ def test_segments_without_frames_change_nothing(sources, tmp_path):
 
 def test_a_video_without_frames_is_refused(tmp_path):
     form = choose_output_format(tmp_path / "o.mkv", like=info(), width=32, height=24)
-    with pytest.raises(TubeletError, match="no frame"), open_output(tmp_path / "o.mkv", form, like=info()) as output:
+    with (
+        pytest.raises(TubeletError, match="no frame"),
+        open_output(tmp_path / "o.mkv", form, like=info()) as output,
+    ):
         VideoEncoder(form, form.clock(Fraction(0)), output).finish()
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,9 @@ from tubelet.video.output_format import OutputClock, OutputFormat, choose_output
 SIZE = {"width": 64, "height": 48}
 
 
-@pytest.mark.parametrize("name", ["o.mp4", "o.mkv", "o.avi", "o.gif", "o.y4m", "folder", "f%04d.png", "-"])
+@pytest.mark.parametrize(
+    "name", ["o.mp4", "o.mkv", "o.avi", "o.gif", "o.y4m", "folder", "f%04d.png", "-"]
+)
 def test_json_returns_the_same_value(name):
     like = info(
         color=ColorTags(siting=1),

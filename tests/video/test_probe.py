@@ -21,7 +21,12 @@ def ffmpeg(*arguments: object) -> None:
 def test_size_rate_and_depth(tmp_path):
     info = probe(make_video(tmp_path / "a.mp4", frames=10, size=(64, 48)))
     assert (info.width, info.height, info.rotation_deg) == (64, 48, 0)
-    assert (info.pix_fmt, info.bit_depth, info.has_alpha, info.is_rgb) == ("yuv420p", 8, False, False)
+    assert (info.pix_fmt, info.bit_depth, info.has_alpha, info.is_rgb) == (
+        "yuv420p",
+        8,
+        False,
+        False,
+    )
     assert info.average_rate == 25
     assert info.frames_hint == 10
     assert info.duration_s == pytest.approx(0.4)
@@ -31,13 +36,17 @@ def test_size_rate_and_depth(tmp_path):
 
 
 def test_rational_rate_is_exact(tmp_path):
-    path = make_video(tmp_path / "a.mkv", rate=Fraction(30000, 1001), time_base=Fraction(1001, 30000))
+    path = make_video(
+        tmp_path / "a.mkv", rate=Fraction(30000, 1001), time_base=Fraction(1001, 30000)
+    )
     assert probe(path).average_rate == Fraction(30000, 1001)
 
 
 def test_absent_tags_stay_absent(tmp_path):
     color = probe(make_video(tmp_path / "a.mkv", codec="ffv1")).color
-    assert color == ColorTags(matrix=2, primaries=2, transfer=2, full_range=color.full_range, siting=0)
+    assert color == ColorTags(
+        matrix=2, primaries=2, transfer=2, full_range=color.full_range, siting=0
+    )
 
 
 @pytest.mark.parametrize("full_range", [False, True])
@@ -48,7 +57,9 @@ def test_tags_are_read(tmp_path, full_range):
         tags=tags,
         options={"x264-params": "chromaloc=2:colormatrix=bt709:colorprim=bt709:transfer=bt709"},
     )
-    assert probe(path).color == ColorTags(1, 1, 1, full_range, siting=3)  # x264 counts sitings from 0
+    assert probe(path).color == ColorTags(
+        1, 1, 1, full_range, siting=3
+    )  # x264 counts sitings from 0
 
 
 def test_ten_bit_hdr_metadata(tmp_path):
@@ -56,11 +67,21 @@ def test_ten_bit_hdr_metadata(tmp_path):
         "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited:hdr10=1:"
         "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
     )
-    path = make_video(tmp_path / "a.mp4", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": hdr})
+    path = make_video(
+        tmp_path / "a.mp4", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": hdr}
+    )
     info = probe(path)
-    assert (info.bit_depth, info.color.matrix, info.color.primaries, info.color.transfer) == (10, 9, 9, 16)
+    assert (info.bit_depth, info.color.matrix, info.color.primaries, info.color.transfer) == (
+        10,
+        9,
+        9,
+        16,
+    )
     assert info.hdr is not None
-    assert info.hdr.master_display() == "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+    assert (
+        info.hdr.master_display()
+        == "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+    )
     assert info.hdr.max_cll_text() == "1000,400"
     assert info.hdr.max_luminance == 1000
 
@@ -105,7 +126,19 @@ def test_streams_languages_titles(tmp_path):
 @needs_ffmpeg
 def test_cover_image_is_not_the_video(tmp_path):
     save_image(tmp_path / "c.png", av.VideoFrame.from_ndarray(image(0), format="rgb24"))
-    ffmpeg("-f", "lavfi", "-i", "sine=d=1", "-i", tmp_path / "c.png", "-map", 0, "-map", 1, tmp_path / "a.mp3")
+    ffmpeg(
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=d=1",
+        "-i",
+        tmp_path / "c.png",
+        "-map",
+        0,
+        "-map",
+        1,
+        tmp_path / "a.mp3",
+    )
     with pytest.raises(InputError, match="no video stream"):
         probe(tmp_path / "a.mp3")
 
@@ -119,14 +152,23 @@ def test_opaque_gif_has_no_alpha(tmp_path):
 
 def test_image_folder(tmp_path):
     for number in range(3):
-        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
+        save_image(
+            tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24")
+        )
     info = probe(tmp_path)
-    assert (info.container, info.frames_hint, info.average_rate, info.is_rgb) == ("images", 3, 25, True)
+    assert (info.container, info.frames_hint, info.average_rate, info.is_rgb) == (
+        "images",
+        3,
+        25,
+        True,
+    )
 
 
 def test_sixteen_bit_image(tmp_path):
     deep = (np.arange(48 * 64 * 3).reshape(48, 64, 3) * 7).astype(np.uint16)
-    save_image(tmp_path / "0.png", av.VideoFrame.from_ndarray(deep, format="rgb48le"), pix_fmt="rgb48be")
+    save_image(
+        tmp_path / "0.png", av.VideoFrame.from_ndarray(deep, format="rgb48le"), pix_fmt="rgb48be"
+    )
     assert probe(tmp_path).bit_depth == 16
 
 
@@ -142,14 +184,21 @@ def test_no_decoder_runs_while_ffmpeg_may_log(tmp_path, monkeypatch):
     original = av.logging.set_level
 
     def set_level(level):
-        names = {task.parent.name: task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")}
-        running.append([name for task, name in names.items() if name.startswith("av:") and task not in others])
+        names = {
+            task.parent.name: task.read_text().strip()
+            for task in Path("/proc/self/task").glob("*/comm")
+        }
+        running.append(
+            [name for task, name in names.items() if name.startswith("av:") and task not in others]
+        )
         original(level)
 
     path = make_video(tmp_path / "a.mp4", frames=30)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     gc.collect()
-    others = {task.name for task in Path("/proc/self/task").iterdir()}  # what other tests have not closed yet
+    others = {
+        task.name for task in Path("/proc/self/task").iterdir()
+    }  # what other tests have not closed yet
     monkeypatch.setattr(av.logging, "set_level", set_level)
     with open_reader(path) as reader:
         assert len(list(reader)) == 30

@@ -69,7 +69,9 @@ def test_variable_rate_timestamps_are_exact(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     make_video(path, frames=12, pts=ticks, time_base=Fraction(1, 1000), options={"bf": "3"})
     frames, reader = read(path)
-    assert [frame.pts * frame.time_base for frame in frames] == [Fraction(tick, 1000) for tick in ticks]
+    assert [frame.pts * frame.time_base for frame in frames] == [
+        Fraction(tick, 1000) for tick in ticks
+    ]
     assert reader.problems == []
 
 
@@ -89,12 +91,24 @@ def test_variable_rate_timestamps_are_exact(tmp_path, suffix):
     ],
 )
 def test_every_container_gives_the_times_that_ffprobe_sees(tmp_path, name, codec):
-    command = [FFMPEG, "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=0.6", "-c:v", codec]
+    command = [
+        FFMPEG,
+        "-v",
+        "error",
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=s=64x48:r=25:d=0.6",
+        "-c:v",
+        codec,
+    ]
     command += ["-cpu-used", "8"] if codec == "libaom-av1" else []
     command += ["-pix_fmt", "yuv420p"] if name.endswith("y4m") else []
     subprocess.run([*command, str(tmp_path / name)], check=True)
     frames, reader = read(tmp_path / name)
-    assert [frame.time_s for frame in frames] == pytest.approx(ffprobe_times(tmp_path / name), abs=2e-6)
+    assert [frame.time_s for frame in frames] == pytest.approx(
+        ffprobe_times(tmp_path / name), abs=2e-6
+    )
     assert len(frames) == 15
     assert reader.problems == []
 
@@ -116,7 +130,9 @@ def test_edit_list_and_b_frames(tmp_path):
     ]
     subprocess.run(command, check=True)
     frames, reader = read(tmp_path / "b.mp4")
-    assert [frame.time_s for frame in frames] == pytest.approx(ffprobe_times(tmp_path / "b.mp4"), abs=1e-6)
+    assert [frame.time_s for frame in frames] == pytest.approx(
+        ffprobe_times(tmp_path / "b.mp4"), abs=1e-6
+    )
     assert 0 < len(frames) < 40
     assert reader.problems == []
 
@@ -147,7 +163,9 @@ def test_negative_start_is_kept(tmp_path):
 def test_start_and_duration_cut_exactly(tmp_path, name, cut):
     codecs = {"a.avi": "mpeg4", "a.y4m": "rawvideo"}
     options = {} if name == "a.y4m" else {"g": "12", "bf": "2"}
-    path = make_video(tmp_path / name, frames=50, codec=codecs.get(name, "libx264"), options=options)
+    path = make_video(
+        tmp_path / name, frames=50, codec=codecs.get(name, "libx264"), options=options
+    )
     everything, reader = read(path)
     start_s, duration_s = cut
     origin = reader.info.start_s
@@ -172,7 +190,9 @@ def test_start_behind_the_end_gives_nothing(tmp_path):
 @needs_ffmpeg
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotated_frames_come_upright(tmp_path, degrees):
-    path = make_video(tmp_path / "a.mp4", frames=2, size=(64, 48), rotation=degrees, options={"crf": "1"})
+    path = make_video(
+        tmp_path / "a.mp4", frames=2, size=(64, 48), rotation=degrees, options={"crf": "1"}
+    )
     frames, reader = read(path)
     shape = (reader.info.height, reader.info.width)
     assert frames[0].rgb.shape == (3, *shape)
@@ -205,7 +225,10 @@ def test_alpha_is_kept(tmp_path):
 
 def test_size_that_changes_is_reported(tmp_path):
     for number, size in enumerate([(64, 48), (64, 48), (32, 24)]):
-        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(image(number, *size), format="rgb24"))
+        save_image(
+            tmp_path / f"{number}.png",
+            av.VideoFrame.from_ndarray(image(number, *size), format="rgb24"),
+        )
     frames, reader = read(tmp_path)
     assert [tuple(frame.rgb.shape) for frame in frames] == [(3, 48, 64)] * 3
     assert "another size" in reader.problems[0]
@@ -213,7 +236,9 @@ def test_size_that_changes_is_reported(tmp_path):
 
 def test_image_folder_is_sorted_naturally(tmp_path):
     for number in (0, 1, 2, 10, 11):
-        save_image(tmp_path / f"f{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
+        save_image(
+            tmp_path / f"f{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24")
+        )
     frames, reader = read(tmp_path)
     assert [frame.pts for frame in frames] == [0, 1, 2, 3, 4]
     assert reader.info.time_base == Fraction(1, 25)
@@ -231,21 +256,31 @@ def test_image_folder_is_sorted_naturally(tmp_path):
     ],
 )
 def test_image_formats(tmp_path, suffix, codec, pix_fmt):
-    save_image(tmp_path / f"0.{suffix}", av.VideoFrame.from_ndarray(image(0), format="rgb24"), pix_fmt, codec)
+    save_image(
+        tmp_path / f"0.{suffix}",
+        av.VideoFrame.from_ndarray(image(0), format="rgb24"),
+        pix_fmt,
+        codec,
+    )
     frame = read(tmp_path)[0][0]
     assert np.abs(as_image(frame.rgb) - image(0)).mean() < 6
 
 
 def test_sixteen_bit_images_keep_their_depth(tmp_path):
     deep = np.random.default_rng(0).integers(0, 65536, (48, 64, 3)).astype(np.uint16)
-    save_image(tmp_path / "0.png", av.VideoFrame.from_ndarray(deep, format="rgb48le"), pix_fmt="rgb48be")
+    save_image(
+        tmp_path / "0.png", av.VideoFrame.from_ndarray(deep, format="rgb48le"), pix_fmt="rgb48be"
+    )
     rgb = read(tmp_path)[0][0].rgb.permute(1, 2, 0).numpy()
     assert np.array_equal(np.round(rgb.astype(float) * 65535).astype(int), deep)
 
 
 def test_printf_pattern_reports_gaps(tmp_path):
     for number in (7, 8, 11):
-        save_image(tmp_path / f"f{number:04d}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
+        save_image(
+            tmp_path / f"f{number:04d}.png",
+            av.VideoFrame.from_ndarray(image(number), format="rgb24"),
+        )
     save_image(tmp_path / "other.png", av.VideoFrame.from_ndarray(image(0), format="rgb24"))
     frames, reader = read(tmp_path / "f%04d.png")
     assert np.array_equal(as_image(frames[2].rgb), image(11))
@@ -255,7 +290,9 @@ def test_printf_pattern_reports_gaps(tmp_path):
 
 def test_damaged_image_is_skipped_in_its_place(tmp_path):
     for number in range(4):
-        save_image(tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
+        save_image(
+            tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24")
+        )
     (tmp_path / "2.png").write_bytes(b"broken")
     frames, reader = read(tmp_path)
     assert [frame.pts for frame in frames] == [0, 1, 3]
@@ -271,13 +308,20 @@ def test_y4m_through_a_real_pipe(tmp_path):
     )
 
     def run(data: bytes) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-c", code], input=data, capture_output=True, check=False
+        )
 
     assert run(path.read_bytes()).stdout.decode().strip() == "[0, 1, 2, 3, 4, 5, 6] 64 48 25 []"
-    assert b"ends early, in the middle of a frame, after 6 whole ones" in run(path.read_bytes()[:-100]).stdout
+    assert (
+        b"ends early, in the middle of a frame, after 6 whole ones"
+        in run(path.read_bytes()[:-100]).stdout
+    )
 
 
-@pytest.mark.parametrize(("data", "message"), [(b"", "nothing came"), (b"hello, this is text", "not y4m")])
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"", "nothing came"), (b"hello, this is text", "not y4m")]
+)
 def test_pipe_without_y4m_is_refused(data, message):
     with pytest.raises(InputError, match=message):
         open_y4m_pipe(io.BytesIO(data))
@@ -287,19 +331,25 @@ def test_pipe_without_y4m_is_refused(data, message):
 def test_truncated_file_gives_what_there_is(tmp_path, name):
     codec = "mpeg4" if name == "a.avi" else "libx264"
     container_options = {"movflags": "faststart"} if name == "a.mp4" else {}
-    whole = make_video(tmp_path / name, frames=100, codec=codec, container_options=container_options)
+    whole = make_video(
+        tmp_path / name, frames=100, codec=codec, container_options=container_options
+    )
     frames, reader = read(cut_off(whole, 0.6))
     assert 10 < len(frames) < 90
     assert [frame.pts for frame in frames][:10] == pts_of(whole)[:10]
     assert len(reader.problems) == 1
-    assert re.match(rf"the file ends early: {len(frames)} of about (9[5-9]|10[01]) frames", reader.problems[0])
+    assert re.match(
+        rf"the file ends early: {len(frames)} of about (9[5-9]|10[01]) frames", reader.problems[0]
+    )
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.avi"])
 @pytest.mark.parametrize("missing_bytes", [1, 300])
 def test_however_little_is_cut_off_it_is_reported(tmp_path, name, missing_bytes):
     codec = {"a.webm": "libvpx-vp9", "a.avi": "mjpeg"}.get(name, "libx264")
-    whole = make_video(tmp_path / name, codec=codec, pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p")
+    whole = make_video(
+        tmp_path / name, codec=codec, pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p"
+    )
     assert read(whole)[1].problems == []
     whole.write_bytes(whole.read_bytes()[:-missing_bytes])
     frames, reader = read(whole)
@@ -320,7 +370,10 @@ def test_truncation_behind_the_cut_does_not_matter(tmp_path):
 
 def test_damage_in_the_middle_is_skipped_and_reported(tmp_path):
     path = make_video(
-        tmp_path / "a.mp4", codec="libx265", frames=60, options={"x265-params": "log-level=none:keyint=10"}
+        tmp_path / "a.mp4",
+        codec="libx265",
+        frames=60,
+        options={"x265-params": "log-level=none:keyint=10"},
     )
     with av.open(str(path)) as container:
         places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
@@ -338,7 +391,9 @@ def test_damage_in_the_middle_is_skipped_and_reported(tmp_path):
 @pytest.mark.parametrize("damage", ["zeros", "noise", "removed"])
 def test_frames_lost_inside_a_matroska_file_are_reported(tmp_path, damage):
     """FFmpeg goes on at the next cluster without a word."""
-    path = make_video(tmp_path / "a.mkv", frames=100, size=(128, 96), options={"crf": "12", "g": "25", "bf": "0"})
+    path = make_video(
+        tmp_path / "a.mkv", frames=100, size=(128, 96), options={"crf": "12", "g": "25", "bf": "0"}
+    )
     data = bytearray(path.read_bytes())
     first, length = len(data) * 3 // 10, len(data) // 12
     data[first : first + length] = {
@@ -350,7 +405,9 @@ def test_frames_lost_inside_a_matroska_file_are_reported(tmp_path, damage):
     frames, reader = read(path)
     lost = 100 - len(frames)
     assert lost > 5
-    assert any(problem.startswith(f"about {lost} frames are missing at ") for problem in reader.problems)
+    assert any(
+        problem.startswith(f"about {lost} frames are missing at ") for problem in reader.problems
+    )
     assert read(path, duration_s=0.5)[1].problems == []
 
 
@@ -425,7 +482,9 @@ def test_timestamps_always_increase(tmp_path, stamps, expected, moved):
     info = replace(probe(make_video(tmp_path / "a.mp4")), time_base=Fraction(1, 25))
     reader = Reader(Stamped(info, stamps), start_s=0, duration_s=None, gamut="clip")
     assert [frame.pts for frame in reader] == expected
-    assert reader.problems == ([f"{moved} timestamps did not increase and were moved"] if moved else [])
+    assert reader.problems == (
+        [f"{moved} timestamps did not increase and were moved"] if moved else []
+    )
 
 
 @pytest.mark.parametrize(
@@ -455,7 +514,9 @@ def test_file_without_index_is_refused(tmp_path):
 def test_audio_only_is_refused(tmp_path):
     with av.open(str(tmp_path / "a.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 800), np.int16), format="s16", layout="mono"
+        )
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
     with pytest.raises(InputError, match="no video stream, only audio"):

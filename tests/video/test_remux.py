@@ -62,7 +62,7 @@ def test_matroska_to_matroska_keeps_everything(rich, tmp_path):
     for kind in ("video", "audio", "subtitle"):
         assert streams(out, kind) == streams(rich, kind)
     with av.open(str(out)) as container:
-        assert container.metadata["title"] == "A film"
+        assert container.metadata["title"] == "A video"
         assert container.metadata["MYKEY"] == "odd"
         (font,) = (s for s in container.streams if s.type == "attachment")
         assert (font.name, font.data) == ("font.ttf", b"not really a font")
@@ -167,7 +167,10 @@ def test_cut_begins_at_zero_and_drops_what_lies_outside(rich, tmp_path):
     assert len(first["video"]) == 3  # 200, 301 and 333 ms
     assert Fraction(-22, 1000) < min(first["audio"]) <= 0
     assert max(first["audio"]) < Fraction(2, 10)
-    assert chapters(out) == [(0, Fraction(50, 1000), "One"), (Fraction(50, 1000), Fraction(2, 10), "Two")]
+    assert chapters(out) == [
+        (0, Fraction(50, 1000), "One"),
+        (Fraction(50, 1000), Fraction(2, 10), "Two"),
+    ]
     assert subtitles_as_srt(out, 0).startswith("1\n00:00:00,000 --> 00:00:00,100\n")
 
 
@@ -230,7 +233,10 @@ def test_timecode_goes_along_and_needs_no_note(tmp_path):
     stream, images = add_video(container, tuple(range(0, 400, 40)))
     stream.metadata["timecode"] = "01:00:00:00"
     mux(container, images)
-    assert [s["codec_type"] for s in ffprobe(source, "-show_streams")["streams"]] == ["video", "data"]
+    assert [s["codec_type"] for s in ffprobe(source, "-show_streams")["streams"]] == [
+        "video",
+        "data",
+    ]
     assert rewrite(source, tmp_path / "out.mov") == []
     found = ffprobe(tmp_path / "out.mov", "-show_streams")["streams"]
     assert [s["tags"]["timecode"] for s in found] == ["01:00:00:00", "01:00:00:00"]

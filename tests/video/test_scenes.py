@@ -18,7 +18,9 @@ def cuts(frames) -> list[int]:
 
 def texture(seed: int, height: int = 90, width: int = 160) -> Tensor:
     """Soft random blobs, like an image out of focus: (3, H, W)."""
-    noise = torch.rand(1, 3, height // 10 + 1, width // 10 + 1, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(
+        1, 3, height // 10 + 1, width // 10 + 1, generator=torch.Generator().manual_seed(seed)
+    )
     return F.interpolate(noise, size=(height, width), mode="bilinear")[0]
 
 
@@ -76,7 +78,10 @@ def load(path: Path) -> list[Tensor]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         width, height = stream.width // 4, stream.height // 4
-        images = [f.to_ndarray(format="rgb24", width=width, height=height) for f in container.decode(stream)]
+        images = [
+            f.to_ndarray(format="rgb24", width=width, height=height)
+            for f in container.decode(stream)
+        ]
     return [torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1) / 255 for p in images]
 
 
@@ -94,7 +99,11 @@ def test_real_clips_with_much_motion_have_no_cut(shared, name):
     assert cuts(load(shared / "data" / "train_video" / f"{name}.mp4")) == []
 
 
-@pytest.mark.parametrize(("first", "second"), [*pairwise(NAMES), ("editly_changi", "davis_paragliding")])
+@pytest.mark.parametrize(
+    ("first", "second"), [*pairwise(NAMES), ("editly_changi", "davis_paragliding")]
+)
 def test_two_real_clips_one_after_the_other_have_one_cut(shared, first, second):
-    clips = [load(shared / "data" / "train_video" / f"{name}.mp4")[-12:] for name in (first, second)]
+    clips = [
+        load(shared / "data" / "train_video" / f"{name}.mp4")[-12:] for name in (first, second)
+    ]
     assert cuts(clips[0] + clips[1][:12]) == [12]

@@ -20,7 +20,9 @@ def make_long(path, codec="libx264", pix_fmt="yuv420p", ticks=LONG, **options):
     """A video of 100 frames; those that an encoder predicts do not come out the same from a wrong place."""
     container = av.open(str(path), "w")
     options = {"g": "12", "bf": "2", "preset": "veryfast", **options}
-    _, packets = add_video(container, ticks, codec=codec, pix_fmt=pix_fmt, images=MOVING[: len(ticks)], options=options)
+    _, packets = add_video(
+        container, ticks, codec=codec, pix_fmt=pix_fmt, images=MOVING[: len(ticks)], options=options
+    )
     mux(container, packets)
     return path
 
@@ -28,7 +30,9 @@ def make_long(path, codec="libx264", pix_fmt="yuv420p", ticks=LONG, **options):
 def make_images(path):
     path.mkdir()
     for number in range(9):
-        save_image(path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24"))
+        save_image(
+            path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24")
+        )
     return path
 
 
@@ -77,7 +81,9 @@ MADE = {
     ),
     "vfr.mp4": lambda path: make_long(path, ticks=UNEVEN),
     "negative.mkv": lambda path: make_long(path, ticks=range(-200, 3800, 40)),
-    "mpeg2.mkv": lambda path: make_video(path, codec="mpeg2video", frames=100, options={"g": "12", "bf": "2"}),
+    "mpeg2.mkv": lambda path: make_video(
+        path, codec="mpeg2video", frames=100, options={"g": "12", "bf": "2"}
+    ),
     "mpeg4.mp4": lambda path: make_long(path, codec="mpeg4"),
     "vp9.webm": lambda path: make_long(path, codec="libvpx-vp9", **{"cpu-used": "8"}),
     "prores.mov": lambda path: make_long(path, codec="prores_ks", pix_fmt="yuv422p10le"),
@@ -97,7 +103,16 @@ MADE = {
     "damaged.mp4": make_damaged,
     "reset.ts": make_clock_reset,
 }
-SEEKING = ("closed.mp4", "open.mp4", "open.mkv", "leading.mkv", "vfr.mp4", "negative.mkv", "mpeg2.mkv", "mpeg4.mp4")
+SEEKING = (
+    "closed.mp4",
+    "open.mp4",
+    "open.mkv",
+    "leading.mkv",
+    "vfr.mp4",
+    "negative.mkv",
+    "mpeg2.mkv",
+    "mpeg4.mp4",
+)
 SEEKING += ("vp9.webm", "prores.mov", "ffv1.mkv", "turned.mp4")
 WITH_PROBLEMS = ("damaged images", "sizes", "truncated.mkv", "damaged.mp4", "reset.ts")
 
@@ -125,7 +140,9 @@ def spans_of(frames, cuts, may_seek):
 
 
 def assert_same(found, expected):
-    assert [(f.index, f.pts, f.duration) for f in found] == [(f.index, f.pts, f.duration) for f in expected]
+    assert [(f.index, f.pts, f.duration) for f in found] == [
+        (f.index, f.pts, f.duration) for f in expected
+    ]
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.rgb, other.rgb)
         assert (one.alpha is None) == (other.alpha is None)
@@ -139,7 +156,11 @@ def test_spans_give_every_frame_of_the_whole_once(made, seeks):
     assert bool(reader.problems) == (made.name in WITH_PROBLEMS)
     assert reader.may_seek or made.name not in SEEKING
     last = len(whole)
-    for cuts in ([last // 2], [1, last - 1], sorted(random.Random(2).sample(range(2, last - 1), 3))):
+    for cuts in (
+        [last // 2],
+        [1, last - 1],
+        sorted(random.Random(2).sample(range(2, last - 1), 3)),
+    ):
         found, problems = [], []
         for span in spans_of(whole, cuts, reader.may_seek and seeks):
             frames, part = read(made, span=span)
@@ -166,7 +187,9 @@ def test_bounds_need_not_be_those_of_frames(tmp_path):
     path = make_long(tmp_path / "a.mkv")
     whole, _ = read(path)
     step = whole[1].pts - whole[0].pts
-    span = Span(start=whole[20].pts + 1, stop=whole[30].pts + step // 2, may_seek=True, first_index=21)
+    span = Span(
+        start=whole[20].pts + 1, stop=whole[30].pts + step // 2, may_seek=True, first_index=21
+    )
     assert_same(read(path, span=span)[0], whole[21:31])
     assert read(path, span=Span(start=whole[-1].pts + 1, may_seek=True))[0] == []
     assert read(path, span=Span(stop=whole[0].pts))[0] == []
@@ -181,7 +204,9 @@ def test_a_span_is_decoded_from_the_keyframe_before_it(tmp_path, monkeypatch, na
     decoded = []
     take = decode.ContainerFrames._count
     monkeypatch.setattr(
-        decode.ContainerFrames, "_count", lambda self, packet: (decoded.append(packet), take(self, packet))
+        decode.ContainerFrames,
+        "_count",
+        lambda self, packet: (decoded.append(packet), take(self, packet)),
     )
     found, _ = read(path, span=span)
     assert_same(found, whole[span.first_index :])
@@ -194,7 +219,9 @@ def test_a_span_may_begin_at_any_frame(tmp_path, name):
     path = MADE[name](tmp_path / name)
     whole, _ = read(path)
     for frame in whole[20:60]:
-        with open_reader(path, span=Span(start=frame.pts, first_index=frame.index, may_seek=True)) as reader:
+        with open_reader(
+            path, span=Span(start=frame.pts, first_index=frame.index, may_seek=True)
+        ) as reader:
             assert_same([next(iter(reader))], [frame])
 
 
@@ -219,7 +246,13 @@ def test_a_reader_that_has_not_seen_all_does_not_allow_to_seek(tmp_path):
         assert not reader.may_seek
 
 
-REAL = ("data/realworld_lq/*", "data/train_video/davis_*.mp4", "bugs/*.mkv", "bugs/*.ts", "bugs/*.avi")
+REAL = (
+    "data/realworld_lq/*",
+    "data/train_video/davis_*.mp4",
+    "bugs/*.mkv",
+    "bugs/*.ts",
+    "bugs/*.avi",
+)
 
 
 @pytest.mark.slow

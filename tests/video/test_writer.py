@@ -64,7 +64,9 @@ def test_variable_frame_rate_is_kept(tmp_path, name):
 
 
 def test_b_frames_do_not_move_the_start(tmp_path):
-    source = make_plain(tmp_path / "in.mp4", audio=False, still=True, pts_ms=tuple(range(0, 480, 40)))
+    source = make_plain(
+        tmp_path / "in.mp4", audio=False, still=True, pts_ms=tuple(range(0, 480, 40))
+    )
     for name in ("out.mp4", "out.mkv"):
         rewrite(source, tmp_path / name, settings=EncodeSettings(preset="veryfast"))
         with av.open(str(tmp_path / name)) as container:
@@ -139,7 +141,12 @@ def test_color_tags_and_sample_aspect(tmp_path):
     for name in ("out.mp4", "out.mkv"):
         write(tmp_path / name, like)
         stream = video_stream(tmp_path / name)
-        assert stream["color_space"] == stream["color_primaries"] == stream["color_transfer"] == "bt709"
+        assert (
+            stream["color_space"]
+            == stream["color_primaries"]
+            == stream["color_transfer"]
+            == "bt709"
+        )
         assert (stream["color_range"], stream["chroma_location"]) == ("pc", "left")
         assert stream["sample_aspect_ratio"] == "4:3"
         assert probe(tmp_path / name).color == tags
@@ -149,7 +156,9 @@ def test_color_tags_and_sample_aspect(tmp_path):
 def test_absent_tags_stay_absent(tmp_path):
     for name in ("out.mp4", "out.mkv"):
         write(tmp_path / name)
-        found = probe(tmp_path / name).color  # an H.264 decoder says "left" where nothing is written
+        found = probe(
+            tmp_path / name
+        ).color  # an H.264 decoder says "left" where nothing is written
         assert replace(found, siting=0) == ColorTags()
 
 
@@ -162,7 +171,9 @@ def test_hdr_metadata_in_10_bit_hevc(tmp_path, name):
     assert (stream["color_space"], stream["color_transfer"]) == ("bt2020nc", "smpte2084")
     if name == "out.mp4":
         assert stream["codec_tag_string"] == "hvc1"
-    shown = ffprobe(tmp_path / name, "-show_frames", "-read_intervals", "%+#1")["frames"][0]["side_data_list"]
+    shown = ffprobe(tmp_path / name, "-show_frames", "-read_intervals", "%+#1")["frames"][0][
+        "side_data_list"
+    ]
     by_type = {item["side_data_type"]: item for item in shown}
     assert by_type["Content light level metadata"]["max_content"] == 1000
     assert Fraction(by_type["Mastering display metadata"]["red_x"]) == Fraction(354, 500)
@@ -193,7 +204,9 @@ def test_hdr_metadata_in_other_codecs(tmp_path, codec):
     ],
 )
 def test_odd_sizes_stay_what_they_are(tmp_path, name, codec, size):
-    notes = write(tmp_path / name, images=frames(size=size), size=size, settings=EncodeSettings(codec=codec))
+    notes = write(
+        tmp_path / name, images=frames(size=size), size=size, settings=EncodeSettings(codec=codec)
+    )
     stream = video_stream(tmp_path / name)
     assert (stream["width"], stream["height"]) == size
     assert any("4:4:4" in note for note in notes) == (codec in ("h264", "hevc"))
@@ -225,7 +238,9 @@ def test_transparency_is_kept(tmp_path, name, codec):
     assert alpha[:, 18:].min() > 225
 
 
-@pytest.mark.parametrize(("name", "codec"), [("o.mp4", "auto"), ("o.mp4", "vp9"), ("o.mkv", "hevc")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("o.mp4", "auto"), ("o.mp4", "vp9"), ("o.mkv", "hevc")]
+)
 def test_transparency_that_cannot_be_kept_is_refused(tmp_path, name, codec):
     with pytest.raises(RequestError, match=r"transparency.*ffv1"):
         write(tmp_path / name, info(has_alpha=True), settings=EncodeSettings(codec=codec))
@@ -235,7 +250,9 @@ def test_transparency_that_cannot_be_kept_is_refused(tmp_path, name, codec):
 def test_images_in_a_new_folder(tmp_path):
     images = frames()
     write(tmp_path / "out", images=images)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"0000000{n}.png" for n in range(3)]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        f"0000000{n}.png" for n in range(3)
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     shown = pixels(tmp_path / "out" / "00000001.png")
     assert np.abs(shown - images[1].rgb.movedim(0, -1).numpy() * 255).max() <= 1
@@ -263,14 +280,18 @@ def test_deep_images_have_16_bit(tmp_path):
 
 
 def test_y4m_on_stdout(tmp_path):
-    """In a process of its own: nothing but the film may come out."""
+    """In a process of its own: nothing but the video may come out."""
     code = (
         "from media import frames, info\nfrom tubelet.video.writer import open_writer\n"
         "with open_writer('-', like=info(), width=32, height=24) as out:\n"
         "    for frame in frames(): out.write(frame)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        check=True,
+        timeout=120,
     )
     assert done.stdout.startswith(b"YUV4MPEG2 W32 H24 F25:1")
     assert done.stdout.count(b"FRAME\n") == 3
@@ -395,7 +416,8 @@ def test_output_equal_to_input_is_refused_by_any_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "dst"), [("", "%03d.png"), ("0%02d.png", "%03d.png"), ("%03d.png", "f%d.png"), ("000.png", "%03d.png")]
+    ("source", "dst"),
+    [("", "%03d.png"), ("0%02d.png", "%03d.png"), ("%03d.png", "f%d.png"), ("000.png", "%03d.png")],
 )
 def test_images_of_the_input_are_never_replaced(tmp_path, source, dst):
     for name in ("000.png", "001.png"):
@@ -434,7 +456,9 @@ def test_unknown_extensions_are_refused(tmp_path):
         ("o.mp4", EncodeSettings(codec="hevc", preset="sluggish"), "sluggish"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_before_the_first_frame(tmp_path, name, settings, message):
+def test_settings_that_do_not_fit_are_refused_before_the_first_frame(
+    tmp_path, name, settings, message
+):
     with pytest.raises(RequestError, match=message):
         open_writer(tmp_path / name, like=info(), width=64, height=48, settings=settings)
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from tubelet.models import srvgg
 from tubelet.models.architecture import Contract
 from tubelet.types import Temporal
 from tubelet.zoo import catalog as zoo
-from tubelet.zoo.publishers import KnownFile
+from tubelet.zoo.publishers import PublishedWeights
 from tubelet.zoo.spec import ModelSpec, WeightsSpec
 
 
@@ -39,13 +39,13 @@ def published(tmp_path, monkeypatch):
     """A published file of a small network, at an address of this machine, and an empty cache."""
     monkeypatch.setenv("TUBELET_HOME", str(tmp_path / "home"))
     torch.manual_seed(0)
-    model = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(num_feat=4, num_conv=1)).eval()
+    model = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(channels=4, num_blocks=1)).eval()
     torch.save({"params": model.state_dict()}, tmp_path / "tiny.pth")
     digest = hashlib.sha256((tmp_path / "tiny.pth").read_bytes()).hexdigest()
 
     def publish(**changes):
         usual = {"name": "tiny.pth", "url": (tmp_path / "tiny.pth").as_uri(), "sha256": digest[:8]}
-        known = KnownFile(
+        known = PublishedWeights(
             id="tiny-x4",
             architecture=srvgg.ARCHITECTURE,
             config=model.config,

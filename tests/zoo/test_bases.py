@@ -34,7 +34,7 @@ WIDTH, HEIGHT = 45, 35
 
 def save_image_model(path: Path, scale: int = 2) -> Path:
     torch.manual_seed(1)
-    save_checkpoint(path, SRVGGNetCompact(SRVGGConfig(scale=scale, num_feat=4, num_conv=1)), {})
+    save_checkpoint(path, SRVGGNetCompact(SRVGGConfig(scale=scale, channels=4, num_blocks=1)), {})
     return path
 
 
@@ -45,7 +45,7 @@ def open_image_model(name: str, scale: int) -> OpenedModel:
 def save_two_step(path: Path, base: dict[str, str] | None, *, scale: int = 2) -> Path:
     """Save a small network in which all three images count."""
     torch.manual_seed(0)
-    restorer = TwoStepRestorer(TwoStepConfig(base=2, scale=scale, norm="none"))
+    restorer = TwoStepRestorer(TwoStepConfig(channels=2, scale=scale, norm="none"))
     nn.init.normal_(restorer.head.weight, std=0.2)
     save_checkpoint(path, restorer, {}, base=base)
     return path
@@ -55,11 +55,15 @@ def save_two_step(path: Path, base: dict[str, str] | None, *, scale: int = 2) ->
 def pair(tmp_path: Path) -> Path:
     """Save both steps in one folder, the second with a reference to the first."""
     image = save_image_model(tmp_path / "image.safetensors")
-    return save_two_step(tmp_path / "two_step.safetensors", refer_to(open_image_model(str(image), 2), tmp_path))
+    return save_two_step(
+        tmp_path / "two_step.safetensors", refer_to(open_image_model(str(image), 2), tmp_path)
+    )
 
 
 def test_the_hash_is_of_names_shapes_and_numbers(tmp_path: Path) -> None:
-    first, second = (open_checkpoint(save_image_model(tmp_path / f"{n}.safetensors")).model for n in "ab")
+    first, second = (
+        open_checkpoint(save_image_model(tmp_path / f"{n}.safetensors")).model for n in "ab"
+    )
     assert hash_tensors(first) == hash_tensors(second)
     assert hash_tensors(second.to(memory_format=torch.channels_last)) == hash_tensors(first)
     with torch.no_grad():
@@ -70,7 +74,12 @@ def test_the_hash_is_of_names_shapes_and_numbers(tmp_path: Path) -> None:
 def test_both_steps_from_one_path(pair: Path) -> None:
     opened = open_model(str(pair))
     spec, model = opened.spec, opened.network
-    assert (spec.scale, spec.temporal.kind, spec.temporal.radius, spec.contract.size_multiple) == (2, "window", 1, 16)
+    assert (spec.scale, spec.temporal.kind, spec.temporal.radius, spec.contract.size_multiple) == (
+        2,
+        "window",
+        1,
+        16,
+    )
     assert spec.summary == f"checkpoint {pair}, over image.safetensors"
     image = open_checkpoint(pair.with_name("image.safetensors")).model
     lq = torch.rand(1, 3, 3, 16, 32)
@@ -84,7 +93,9 @@ def test_both_steps_from_one_path(pair: Path) -> None:
     assert spec.contract.halo_px == alone.contract.halo_px + image.spec.contract.halo_px
 
 
-def test_relative_paths_begin_at_the_checkpoint(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_begin_at_the_checkpoint(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -98,13 +109,20 @@ def test_relative_paths_begin_at_the_checkpoint(pair: Path, tmp_path: Path, monk
 
 
 def test_other_weights_are_refused(pair: Path) -> None:
-    save_checkpoint(pair.with_name("image.safetensors"), SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4)), {})
-    with pytest.raises(CheckpointError, match=r"over other weights than those of .*image\.safetensors: its .* \w{12}…"):
+    save_checkpoint(
+        pair.with_name("image.safetensors"), SRVGGNetCompact(SRVGGConfig(scale=2, channels=4)), {}
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"over other weights than those of .*image\.safetensors: its .* \w{12}…",
+    ):
         open_model(str(pair))
 
 
 @pytest.mark.parametrize("moved", ["both", "to one folder", "to the folder of the process"])
-def test_an_image_model_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: str) -> None:
+def test_an_image_model_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: str
+) -> None:
     """Both files have the name that training gives them, and other models lie in the way."""
     monkeypatch.chdir(tmp_path)
     for folder in ("runs/image", "runs/second", "elsewhere"):
@@ -113,7 +131,9 @@ def test_an_image_model_is_found_again(tmp_path: Path, monkeypatch: pytest.Monke
     reference = refer_to(open_image_model(str(image), 2), Path("runs/second"))
     assert reference["model"] == "../image/model.safetensors"
     second = save_two_step(Path("runs/second/model.safetensors"), reference)
-    save_checkpoint(Path("model.safetensors"), SRVGGNetCompact(SRVGGConfig(scale=2, num_feat=4)), {})
+    save_checkpoint(
+        Path("model.safetensors"), SRVGGNetCompact(SRVGGConfig(scale=2, channels=4)), {}
+    )
     if moved == "both":
         shutil.move("runs", "elsewhere")
         second = "elsewhere" / second
@@ -140,14 +160,31 @@ def test_models_without_tensors_are_told_apart() -> None:
     [
         (None, r"does not name the image model"),
         ({"model": ""}, r"does not name the image model"),
-        ({"model": "hat-x22"}, r"needs the image model hat-x22, and no model is called 'hat-x22'; did you mean hat-x2"),
-        ({"model": "fast-x2-bi"}, r"and fast-x2-bi cannot be an image model: FastVSR is of the kind online"),
-        ({"model": "edvr_m-reds"}, r"and edvr_m-reds cannot be an image model: EDVR is of the kind window"),
-        ({"model": "bicubic-x4"}, r"and bicubic-x4 cannot be this image model: it enlarges ×4, and ×2 is needed"),
-        ({"model": "two_step.safetensors"}, r"and it is not at two_step\.safetensors; put it there"),
+        (
+            {"model": "hat-x22"},
+            r"needs the image model hat-x22, and no model is called 'hat-x22'; did you mean hat-x2",
+        ),
+        (
+            {"model": "fast-x2-bi"},
+            r"and fast-x2-bi cannot be an image model: FastVSR is of the kind online",
+        ),
+        (
+            {"model": "edvr_m-reds"},
+            r"and edvr_m-reds cannot be an image model: EDVR is of the kind window",
+        ),
+        (
+            {"model": "bicubic-x4"},
+            r"and bicubic-x4 cannot be this image model: it enlarges ×4, and ×2 is needed",
+        ),
+        (
+            {"model": "two_step.safetensors"},
+            r"and it is not at two_step\.safetensors; put it there",
+        ),
     ],
 )
-def test_what_cannot_be_an_image_model(tmp_path: Path, note: dict[str, str] | None, line: str) -> None:
+def test_what_cannot_be_an_image_model(
+    tmp_path: Path, note: dict[str, str] | None, line: str
+) -> None:
     path = save_two_step(tmp_path / "two_step.safetensors", note)
     with pytest.raises(CheckpointError, match=line) as caught:
         open_model(str(path))
@@ -157,20 +194,25 @@ def test_what_cannot_be_an_image_model(tmp_path: Path, note: dict[str, str] | No
 def test_a_window_model_is_refused_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "tdan.safetensors"
     save_checkpoint(path, TDAN(TDANConfig(channels=8, num_frames=3, groups=2)), {})
-    with pytest.raises(RequestError, match=r"tdan\.safetensors cannot be an image model: TDAN is of the kind window"):
+    with pytest.raises(
+        RequestError,
+        match=r"tdan\.safetensors cannot be an image model: TDAN is of the kind window",
+    ):
         open_image_model(str(path), 4)
 
 
 def save_with_header(path: Path, header: dict[str, str]) -> None:
     """Save a second step whose header was written by someone else."""
-    config = TwoStepConfig(base=2, norm="none")
+    config = TwoStepConfig(channels=2, norm="none")
     own = {"architecture": "TwoStepRestorer", "config": json.dumps(asdict(config))}
     save_file(TwoStepRestorer(config).state_dict(), path, metadata=own | header)
 
 
 def test_the_notes_of_earlier_checkpoints_are_read(pair: Path, tmp_path: Path) -> None:
     reference = refer_to(open_image_model(str(tmp_path / "image.safetensors"), 2), tmp_path)
-    save_with_header(tmp_path / "earlier.safetensors", {"notes": json.dumps({"image_model": reference})})
+    save_with_header(
+        tmp_path / "earlier.safetensors", {"notes": json.dumps({"image_model": reference})}
+    )
     assert open_model(str(tmp_path / "earlier.safetensors")).network.image_model is not None
     other = {"image_model": reference | {"sha256": 64 * "0"}}
     save_with_header(tmp_path / "earlier.safetensors", {"notes": json.dumps(other)})
@@ -202,9 +244,11 @@ def test_published_weights_run_over_what_they_were_trained_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUBELET_HOME", str(tmp_path / "home"))
-    config = TwoStepConfig(base=2, variant="published", residual=False)
+    config = TwoStepConfig(channels=2, variant="published", residual=False)
     torch.save(TwoStepRestorer(config).state_dict(), path := tmp_path / "unet.pth")
-    with pytest.raises(ResourceError, match=r"needs the image model hat-x2, and .*HAT_SRx2_ImageNet-pretrain\.pth"):
+    with pytest.raises(
+        ResourceError, match=r"needs the image model hat-x2, and .*HAT_SRx2_ImageNet-pretrain\.pth"
+    ):
         open_model(str(path))
 
 
@@ -213,13 +257,21 @@ def test_a_name_stands_for_the_scale_that_is_needed(scale: int) -> None:
     image = open_image_model("bicubic", scale)
     assert (image.name, image.spec.scale) == (f"bicubic-x{scale}", scale)
     sha256 = hash_tensors(image.network)
-    assert refer_to(image, Path()) == {"model": image.name, "architecture": "Resample", "sha256": sha256}
+    assert refer_to(image, Path()) == {
+        "model": image.name,
+        "architecture": "Resample",
+        "sha256": sha256,
+    }
 
 
 @torch.inference_mode()
 def test_an_image_model_with_other_windows(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    swinir = SwinIR(SwinIRConfig(scale=2, channels=8, depths=(2,), heads=(2,), num_feat=8, window=7)).eval()
+    swinir = SwinIR(
+        SwinIRConfig(
+            scale=2, channels=8, depths=(2,), num_heads=(2,), upsample_channels=8, window=7
+        )
+    ).eval()
     save_checkpoint(tmp_path / "swinir.safetensors", swinir, {})
     path = save_two_step(tmp_path / "two_step.safetensors", {"model": "swinir.safetensors"})
     assert open_model(str(path)).spec.contract.size_multiple == 7 * 16
@@ -238,7 +290,10 @@ def by_hand(spec: ModelSpec, model: nn.Module, scene: Tensor) -> Tensor:
 
 def small(shared: Path, name: str, frames: int) -> Tensor:
     """Read a real clip, shrunk to an odd size, in eight bits: (T, 3, H, W)."""
-    gt = torch.from_numpy(read_clip(shared / "data" / "dev_eval" / name, max_frames=frames)).float() / 255
+    gt = (
+        torch.from_numpy(read_clip(shared / "data" / "dev_eval" / name, max_frames=frames)).float()
+        / 255
+    )
     return (imresize(gt, 0.08).clamp(0, 1)[..., :HEIGHT, :WIDTH] * 255).round() / 255
 
 
@@ -247,7 +302,9 @@ def to_images(clip: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "parts", [(("vid4_walk", 5), ("vid4_city", 3)), (("vid4_walk", 2),), (("vid4_walk", 1),)], ids=["cut", "two", "one"]
+    "parts",
+    [(("vid4_walk", 5), ("vid4_city", 3)), (("vid4_walk", 2),), (("vid4_walk", 1),)],
+    ids=["cut", "two", "one"],
 )
 def test_a_real_clip_through_the_command(
     shared: Path, pair: Path, tmp_path: Path, parts: tuple[tuple[str, int]]
@@ -257,9 +314,18 @@ def test_a_real_clip_through_the_command(
     (tmp_path / "in").mkdir()
     for t, image in enumerate(to_images(torch.cat(clips))):
         Image.fromarray(image).save(tmp_path / "in" / f"{t:04d}.png")
-    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(pair), "--progress", "none"]
+    arguments = [
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        "--model",
+        str(pair),
+        "--progress",
+        "none",
+    ]
     assert main(["upscale", *arguments, "--precision", "fp32"]) == 0
-    written = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*.png"))])
+    written = np.stack(
+        [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*.png"))]
+    )
     opened = open_model(str(pair))
     spec, model = opened.spec, opened.network
     expected = to_images(torch.cat([by_hand(spec, model, clip) for clip in clips]))
@@ -277,5 +343,7 @@ def test_tiles_leave_no_seam(tmp_path: Path, scale: int) -> None:
     results: list[Tensor] = []
     for tile in (0, 32):
         engine = Engine(spec, model, UpscaleSettings(device="cpu", precision="fp32", tile=tile))
-        results.append(torch.stack([f.rgb for f in engine.restore(frames_of(clip), starts_scene=cuts_at())]))
+        results.append(
+            torch.stack([f.rgb for f in engine.restore(frames_of(clip), starts_scene=cuts_at())])
+        )
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-4)

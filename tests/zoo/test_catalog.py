@@ -18,7 +18,9 @@ def test_ids_are_unique_and_found():
     assert [find_model(id).id for id in ids] == ids
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(None, 4), (2, 2), (3, 3), (4, 4), (1.5, 2), (2.25, 3), (9, 4)])
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(None, 4), (2, 2), (3, 3), (4, 4), (1.5, 2), (2.25, 3), (9, 4)]
+)
 def test_a_shared_name_takes_the_smallest_scale_that_suffices(factor, expected):
     assert find_model("bicubic", factor=factor).id == f"bicubic-x{expected}"
 
@@ -46,7 +48,9 @@ def test_a_published_model_is_described_before_it_is_fetched(published):
     assert (spec.scale, spec.architecture, spec.temporal.kind) == (4, "SRVGGNetCompact", "frame")
     assert spec.weights.remote.name == path.name
     assert model_size(spec) == sum(p.numel() for p in model.parameters())
-    assert not torch.equal(create_model("tiny-x4", weights=False).body[0].weight, model.body[0].weight)
+    assert not torch.equal(
+        create_model("tiny-x4", weights=False).body[0].weight, model.body[0].weight
+    )
     assert not path.exists()
 
 
@@ -62,7 +66,9 @@ def test_published_models_are_listed_when_asked_for():
 def test_parts_of_networks_have_weights_and_make_no_images():
     with pytest.raises(RequestError, match="spynet-sintel is a part of other networks"):
         find_model("spynet-sintel")
-    with pytest.raises(RequestError, match="fast-x4-real are in the package; there is nothing to fetch"):
+    with pytest.raises(
+        RequestError, match="fast-x4-real are in the package; there is nothing to fetch"
+    ):
         model_weights("default")
     with pytest.raises(RequestError, match=r"did you mean .*basicvsr_pp-reds4"):
         find_model("basicvsrpp-reds4")

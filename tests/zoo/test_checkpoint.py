@@ -15,7 +15,7 @@ from tubelet.zoo.opening import open_model
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    model = FastVSR(FastConfig(channels=8, depth=1, expansion=2)).eval()
+    model = FastVSR(FastConfig(channels=8, num_blocks=1, expansion=2)).eval()
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, model, {"steps": 3})
     return model, path
@@ -43,7 +43,11 @@ def test_what_shapes_do_not_tell_is_written_down(tmp_path):
 @pytest.mark.parametrize("written", ["[]", '{"scale": "3", "other": 1}', '{"scale": null}'])
 def test_what_else_is_written_down_does_not_count(tmp_path, written):
     path = tmp_path / "x4.safetensors"
-    save_file(FSRCNN(FSRCNNConfig()).state_dict(), path, metadata={"architecture": "FSRCNN", "config": written})
+    save_file(
+        FSRCNN(FSRCNNConfig()).state_dict(),
+        path,
+        metadata={"architecture": "FSRCNN", "config": written},
+    )
     assert open_checkpoint(path).config == FSRCNNConfig()
     save_file(load_file(path), path, metadata={"architecture": "EDSR", "config": '{"scale": 3}'})
     assert open_checkpoint(path).config == FSRCNNConfig()
@@ -76,7 +80,9 @@ def test_foreign_and_inconsistent_files_are_refused(saved, tmp_path):
     _, path = saved
     tensors = load_file(path)
     save_file({"conv.weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match=r"of no architecture that Tubelet knows \(FastVSR, .*conv\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"of no architecture that Tubelet knows \(FastVSR, .*conv\.weight"
+    ):
         load_model(tmp_path / "foreign.safetensors")
     tensors.pop("tail.narrow")
     save_file(tensors, tmp_path / "missing.safetensors")
@@ -85,16 +91,18 @@ def test_foreign_and_inconsistent_files_are_refused(saved, tmp_path):
     assert "\n" not in str(info.value)
     with pytest.raises(ConfigError, match="heads"):
         load_model(path, heads=8)
-    with pytest.raises(ConfigError, match="unknown architecture 'FastVSR2'; known are FastVSR, SRVGG"):
+    with pytest.raises(
+        ConfigError, match="unknown architecture 'FastVSR2'; known are FastVSR, SRVGG"
+    ):
         load_model(path, architecture="FastVSR2")
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        FastConfig(channels=16, depth=2),
-        FastConfig(channels=8, depth=0, scale=2, output="rgb", lookahead=0),
-        FastConfig(channels=8, depth=3, scale=3, recurrent=False, expansion=3),
+        FastConfig(channels=16, num_blocks=2),
+        FastConfig(channels=8, num_blocks=0, scale=2, output="rgb", lookahead=0),
+        FastConfig(channels=8, num_blocks=3, scale=3, recurrent=False, expansion=3),
     ],
 )
 def test_the_configuration_is_read_off_the_shapes(config):
@@ -107,7 +115,10 @@ def test_the_configuration_is_read_off_the_shapes(config):
     "wrap",
     [
         lambda s: {"params": {}, "params_ema": s},
-        lambda s: {"state_dict": {f"generator.{k}": v for k, v in s.items()} | {"discriminator.conv": torch.ones(1)}},
+        lambda s: {
+            "state_dict": {f"generator.{k}": v for k, v in s.items()}
+            | {"discriminator.conv": torch.ones(1)}
+        },
         lambda s: {
             "meta": {"epoch": 3},
             "state_dict": {f"generator_ema.{k}": v for k, v in s.items()} | {"generator.a": 0},
@@ -124,7 +135,9 @@ def test_wrappings_of_frameworks_are_taken_off(saved, tmp_path, wrap, suffix):
         torch.save(content, tmp_path / "w.pth")
         content = tmp_path / "w.pth"
     loaded = load_model(content)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_a_pickle_with_code_is_not_executed(tmp_path):
@@ -171,7 +184,12 @@ def test_a_checkpoint_stands_in_for_a_model_of_the_zoo(saved):
     assert not is_checkpoint("bicubic-x4")
     opened = open_model(str(path))
     spec, loaded = opened.spec, opened.network
-    assert (spec.id, spec.scale, spec.temporal.lookahead, spec.contract.halo_px) == ("model.safetensors", 4, 1, 3)
+    assert (spec.id, spec.scale, spec.temporal.lookahead, spec.contract.halo_px) == (
+        "model.safetensors",
+        4,
+        1,
+        3,
+    )
     assert isinstance(loaded, FastVSR)
     assert loaded.config == model.config
 
@@ -179,7 +197,9 @@ def test_a_checkpoint_stands_in_for_a_model_of_the_zoo(saved):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_numbers_of_other_precision_become_float32(saved, tmp_path, dtype):
     model, _ = saved
-    torch.save({name: value.to(dtype) for name, value in model.state_dict().items()}, tmp_path / "w.pth")
+    torch.save(
+        {name: value.to(dtype) for name, value in model.state_dict().items()}, tmp_path / "w.pth"
+    )
     loaded = load_model(tmp_path / "w.pth")
     for a, b in zip(loaded.parameters(), model.parameters(), strict=True):
         assert a.dtype == torch.float32
@@ -201,14 +221,16 @@ def test_numbers_of_other_precision_become_float32(saved, tmp_path, dtype):
 def test_what_are_no_plain_numbers_is_refused(saved, spoil):
     state = dict(saved[0].state_dict())
     state["tail.narrow"] = spoil(state["tail.narrow"])
-    with pytest.raises(CheckpointError, match=r"does not fit FastVSR: no plain numbers are in tail\.narrow"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit FastVSR: no plain numbers are in tail\.narrow"
+    ):
         load_model(state)
 
 
 def test_a_network_of_another_size_is_refused(saved):
     model, path = saved
     with pytest.raises(CheckpointError, match="does not fit FastVSR: it lacks"):
-        load_model(path, depth=3)
+        load_model(path, num_blocks=3)
     with pytest.raises(CheckpointError, match="has other shapes"):
         load_model(path, channels=16)
     assert load_model(path).config == model.config
@@ -239,7 +261,10 @@ def test_what_was_taken_off_is_told(saved):
 
 def test_names_without_a_configuration_are_one_line():
     state = {"body.0.weight": torch.zeros(4, 3, 3, 3), "body.0.bias": torch.zeros(4)}
-    for names in (state, {**state, "body.2.weight": torch.zeros(5, 4, 3, 3), "body.2.bias": torch.zeros(5)}):
+    for names in (
+        state,
+        {**state, "body.2.weight": torch.zeros(5, 4, 3, 3), "body.2.bias": torch.zeros(5)},
+    ):
         with pytest.raises(CheckpointError) as caught:
             load_model(names)
         assert "\n" not in str(caught.value)

@@ -21,7 +21,10 @@ from tubelet.zoo.checkpoint import load_model
 from tubelet.zoo.opening import create_model
 
 WEIGHTS = Path(tubelet.__path__[0]) / "weights"
-MANIFEST = {entry["id"]: entry for entry in json.loads((WEIGHTS / "manifest.json").read_text(encoding="utf-8"))}
+MANIFEST = {
+    entry["id"]: entry
+    for entry in json.loads((WEIGHTS / "manifest.json").read_text(encoding="utf-8"))
+}
 CLIPS = ("davis_goat", "editly_lofoten", "vid4_calendar", "vid4_city", "vid4_foliage", "vid4_walk")
 
 
@@ -71,7 +74,9 @@ def test_beats_bicubic_and_lanczos(shared, id, name):
 def test_colors_stay_and_a_long_still_scene_does_not_drift(id):
     model = create_model(id)
     torch.manual_seed(0)
-    still = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 8), scale_factor=6.0, mode="bicubic").clamp(0, 1)
+    still = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 6, 8), scale_factor=6.0, mode="bicubic"
+    ).clamp(0, 1)
     lq = still[:, None].expand(-1, 2, -1, -1, -1)
     hidden, results = None, []
     for _ in range(400):

@@ -19,16 +19,22 @@ from tubelet.zoo.opening import create_model, open_model
 from tubelet.zoo.spec import ModelSpec
 
 RANDOM = {
-    "random FastVSR": FastConfig(channels=8, depth=2),
-    "random FastVSR x2, rgb, no lookahead": FastConfig(channels=8, depth=1, scale=2, output="rgb", lookahead=0),
-    "random FastVSR x3, no recurrence": FastConfig(channels=8, depth=1, scale=3, recurrent=False, expansion=2),
+    "random FastVSR": FastConfig(channels=8, num_blocks=2),
+    "random FastVSR x2, rgb, no lookahead": FastConfig(
+        channels=8, num_blocks=1, scale=2, output="rgb", lookahead=0
+    ),
+    "random FastVSR x3, no recurrence": FastConfig(
+        channels=8, num_blocks=1, scale=3, recurrent=False, expansion=2
+    ),
 }
 
 
 @pytest.fixture(params=[*(spec.id for spec in list_models()), *RANDOM])
 def opened(request, tmp_path) -> tuple[ModelSpec, nn.Module]:
     if request.param not in RANDOM:
-        return next(spec for spec in list_models() if spec.id == request.param), create_model(request.param)
+        return next(spec for spec in list_models() if spec.id == request.param), create_model(
+            request.param
+        )
     torch.manual_seed(0)
     network = FastVSR(RANDOM[request.param])
     for parameter in network.parameters():  # memory begins at zero, which would hide it
@@ -46,7 +52,9 @@ def restore(
     return list(engine.restore(frames, starts_scene=lambda _: False))
 
 
-@pytest.mark.parametrize("spec", [s for s in list_models() if "bf16" in s.contract.precisions], ids=lambda s: s.id)
+@pytest.mark.parametrize(
+    "spec", [s for s in list_models() if "bf16" in s.contract.precisions], ids=lambda s: s.id
+)
 def test_bf16_costs_less_than_it_may(spec):
     gt = torch.stack(list(draw_scene(8)))[..., :360, :480]
     clip = degrade(gt, "bi", scale=spec.scale)
@@ -77,5 +85,7 @@ def test_the_engine_gives_what_the_network_gives(opened):
 def test_tiles_leave_no_seam(opened):
     spec, model = opened
     clip = torch.rand(4, 3, 50, 70)
-    whole, tiled = (torch.stack([f.rgb for f in restore(spec, model, clip, tile=tile)]) for tile in (0, 32))
+    whole, tiled = (
+        torch.stack([f.rgb for f in restore(spec, model, clip, tile=tile)]) for tile in (0, 32)
+    )
     torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=1e-4)

@@ -31,14 +31,16 @@ def test_a_listed_model_is_opened_with_all_that_runs_it() -> None:
 
 def test_a_checkpoint_is_opened_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
-    save_checkpoint(path, FastVSR(FastConfig(channels=8, depth=1)), {})
+    save_checkpoint(path, FastVSR(FastConfig(channels=8, num_blocks=1)), {})
     opened = open_model(str(path), factor=2)
     assert (opened.name, opened.path, opened.spec.id) == (str(path), path, "own.safetensors")
     assert opened.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert opened.spec.scale == 4
 
 
-def test_a_file_is_read_and_hashed_once(published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_and_hashed_once(
+    published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one that is published, and whose hash tells more than its names and shapes."""
     publish, model, _ = published
     publish()
@@ -88,8 +90,16 @@ def test_published_weights_are_fetched_once(published, tmp_path, capsys):
     ("changes", "error", "said"),
     [
         ({"sha256": "00000000"}, ResourceError, "what arrived has sha256 .*deleted"),
-        ({"url": "file:///nowhere/tiny.pth"}, ResourceError, "could not be downloaded .* into .*home/models"),
-        ({"url": "", "page": "https://example.org"}, ResourceError, "by hand: from https://example.org into"),
+        (
+            {"url": "file:///nowhere/tiny.pth"},
+            ResourceError,
+            "could not be downloaded .* into .*home/models",
+        ),
+        (
+            {"url": "", "page": "https://example.org"},
+            ResourceError,
+            "by hand: from https://example.org into",
+        ),
     ],
 )
 def test_published_weights_that_cannot_be_had(published, changes, error, said):
@@ -103,21 +113,27 @@ def test_published_weights_that_cannot_be_had(published, changes, error, said):
 def test_a_published_file_of_another_network_is_refused(published):
     publish, _, path = published
     known = publish()
-    zoo._known()["tiny-x4"] = replace(known, config=srvgg.SRVGGConfig(num_feat=4, num_conv=2))
-    with pytest.raises(CheckpointError, match=r"tiny-x4 should be SRVGGNetCompact, and .*tiny.pth does not fit"):
+    zoo._known()["tiny-x4"] = replace(known, config=srvgg.SRVGGConfig(channels=4, num_blocks=2))
+    with pytest.raises(
+        CheckpointError, match=r"tiny-x4 should be SRVGGNetCompact, and .*tiny.pth does not fit"
+    ):
         create_model("tiny-x4")
     assert path.exists()
 
 
 def test_the_path_of_a_published_file_that_is_not_there_names_the_model(published):
     published[0]()
-    with pytest.raises(CheckpointError, match=r"no such checkpoint: weights/tiny\.pth; --model tiny-x4 fetches it"):
+    with pytest.raises(
+        CheckpointError, match=r"no such checkpoint: weights/tiny\.pth; --model tiny-x4 fetches it"
+    ):
         open_model("weights/tiny.pth")
 
 
 def test_a_published_file_given_by_its_path_is_what_it_is_by_its_name(published, tmp_path):
     publish, _, _ = published
-    config = srvgg.SRVGGConfig(num_feat=4, num_conv=1, act="leakyrelu")  # its files look like those of relu
+    config = srvgg.SRVGGConfig(
+        channels=4, num_blocks=1, act="leakyrelu"
+    )  # its files look like those of relu
     torch.save(srvgg.SRVGGNetCompact(config).state_dict(), tmp_path / "leaky.pth")
     publish()
     assert open_model(str(tmp_path / "leaky.pth")).network.config.act == "relu"

@@ -11,7 +11,7 @@ from published_nets import listed_state, published_keys, recorded_state
 from tubelet.errors import CheckpointError
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import open_checkpoint
-from tubelet.zoo.foreign_names import FOREIGN, fits
+from tubelet.zoo.unsupported import FOREIGN, fits
 
 PUBLISHED = {
     "basicsr_basicvsr_reds_b30": "BasicVSR",
@@ -107,7 +107,11 @@ FOREIGN_NAMES = {
 
 def claims(state: dict[str, Tensor]) -> list[str]:
     """Return all names under which a state dict is recognized."""
-    own = [architecture.name for architecture in ARCHITECTURES if architecture.translate(state) is not None]
+    own = [
+        architecture.name
+        for architecture in ARCHITECTURES
+        if architecture.translate(state) is not None
+    ]
     return own + [foreign.name.split()[0] for foreign in FOREIGN if fits(foreign, state)]
 
 
@@ -122,14 +126,18 @@ def test_each_list_of_keys_is_claimed_by_its_own(shared: Path) -> None:
 @pytest.mark.parametrize(("keys", "name"), FOREIGN_NAMES.items())
 def test_a_network_that_cannot_be_run_is_named(shared: Path, keys: str, name: str) -> None:
     state = published_keys(shared, keys)
-    with pytest.raises(CheckpointError, match=rf"is {name} \(.*\): Tubelet has no network for it yet"):
+    with pytest.raises(
+        CheckpointError, match=rf"is {name} \(.*\): Tubelet has no network for it yet"
+    ):
         open_checkpoint({"params": {f"module.{key}": value for key, value in state.items()}})
 
 
 @pytest.mark.parametrize(("case", "name"), NAMED.items())
 def test_recorded_names_are_claimed_by_their_own(shared: Path, case: str, name: str) -> None:
     description, _ = recorded(shared, case)
-    assert claims({key: torch.empty(s, device="meta") for key, (_, s) in description["state_dict"].items()}) == [name]
+    assert claims(
+        {key: torch.empty(s, device="meta") for key, (_, s) in description["state_dict"].items()}
+    ) == [name]
 
 
 @pytest.mark.parametrize(("case", "name"), RECORDED.items())
@@ -139,7 +147,9 @@ def test_recorded_weights_load_without_being_told_what_they_are(
 ) -> None:
     description, _ = recorded(shared, case)
     state = recorded_state(shared, description)
-    opened = open_checkpoint({"state_dict": {f"{prefix}{key}": value for key, value in state.items()}})
+    opened = open_checkpoint(
+        {"state_dict": {f"{prefix}{key}": value for key, value in state.items()}}
+    )
     assert opened.architecture.name == name
     assert type(opened.model).__name__ == name
     assert not opened.model.training

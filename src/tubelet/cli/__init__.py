@@ -12,9 +12,11 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from tubelet.errors import RequestError, TubeletError, suggest
 
@@ -62,9 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: not every terminal has every letter
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as stderr: not every terminal has every letter
     try:
-        with _termination_as_interrupt():
+        with _termination_as_interrupt(), _warnings_as_notes():
             code = _dispatch(args)
             sys.stdout.flush()  # so that a reader who left is noticed here, not at exit
             return code
@@ -75,14 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(f"interrupted; {_what_is_left(args)}", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter's last flush fails again
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # else the interpreter's last flush fails again
         return _EXIT_PIPE
     except MemoryError:
         return _fail("memory ran out; try --tile 128, or a smaller model", 4)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EROFS):
             raise
-        return _fail(f"{error.strerror}: {error.filename or 'writing the output'}; free some, run again", 4)
+        return _fail(
+            f"{error.strerror}: {error.filename or 'writing the output'}; free some, run again", 4
+        )
 
 
 def _dispatch(args: list[str]) -> int:
@@ -119,6 +127,24 @@ def _what_is_left(args: Sequence[str]) -> str:
     if args[:1] in (["train"], ["ablate"]):
         return "give the same command again to go on"
     return "no unfinished output is left"
+
+
+@contextmanager
+def _warnings_as_notes() -> Generator[None]:
+    """Print notes about names that were replaced as one line, without a place in the code."""
+    show = warnings.showwarning
+
+    def show_note(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, FutureWarning) and "old name is accepted" in str(message):
+            sys.stderr.write(f"tubelet: note: {message}\n")
+        else:
+            show(message, category, *where)
+
+    warnings.showwarning = show_note
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 @contextmanager

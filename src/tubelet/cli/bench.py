@@ -92,7 +92,15 @@ def _print(report: CostReport) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", style="bold", overflow="fold", min_width=12)
     place = ["process\nMB"] if with_process else ["output"]  # both would be too wide for 80 columns
-    for heading in ("params\nM", "FLOPs\nG", "memory\nMB", *place, "ms a frame\n(10–90 %)", "fps", "type"):
+    for heading in (
+        "params\nM",
+        "FLOPs\nG",
+        "memory\nMB",
+        *place,
+        "ms a frame\n(10–90 %)",
+        "fps",
+        "type",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for cost in report.costs:
         low_s, high_s = cost.spread_s
@@ -127,20 +135,28 @@ def _notes(report: CostReport) -> list[str]:
     ]
     for cost in report.costs:
         if cost.frames_out > 1:
-            notes.append(f"{cost.model}: calls of {cost.frames_in} frames; figures are a frame's share")
+            notes.append(
+                f"{cost.model}: calls of {cost.frames_in} frames; figures are a frame's share"
+            )
         if (cost.width, cost.height) != (asked.width, asked.height):
             notes.append(f"{cost.model} needs, and was measured at, {cost.width}×{cost.height}")
         if len(cost.times_s) < asked.runs:
-            notes.append(f"{cost.model}: {len(cost.times_s)} calls, then {asked.max_seconds:g} s were over")
+            notes.append(
+                f"{cost.model}: {len(cost.times_s)} calls, then {asked.max_seconds:g} s were over"
+            )
     if any(cost.spread_s[1] > _UNSTEADY * cost.spread_s[0] for cost in report.costs):
-        notes.append("times vary much: something else keeps this machine busy; measure again when it is quiet")
+        notes.append(
+            "times vary much: something else keeps this machine busy; measure again when it is quiet"
+        )
     return notes
 
 
 def _machine_line(report: CostReport) -> str:
     machine = report.machine
     cores = f"{machine.cores or '?'} cores, {machine.threads or '?'} threads, torch uses {machine.torch_threads}"
-    where = f"on {machine.device}" if machine.device != "cpu" else f"on the CPU ({machine.capability})"
+    where = (
+        f"on {machine.device}" if machine.device != "cpu" else f"on the CPU ({machine.capability})"
+    )
     return f"{machine.date} · {machine.processor}, {cores} · torch {machine.torch} · {where}"
 
 

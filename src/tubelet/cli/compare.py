@@ -59,7 +59,9 @@ class CompareFlags:
 
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
-    flags: CompareFlags = parse(flags_from(CompareFlags, aliases=_ALIASES, metavars=_METAVARS), args, verb="compare")
+    flags: CompareFlags = parse(
+        flags_from(CompareFlags, aliases=_ALIASES, metavars=_METAVARS), args, verb="compare"
+    )
     if "-" in (flags.first, flags.second, flags.reference):
         raise RequestError("a pipe cannot be read twice; name files or folders of frames")
     page = None if flags.no_page else _page_path(flags)
@@ -68,7 +70,9 @@ def main(args: Sequence[str]) -> int:
         _write_page(flags, found, page)
     if flags.json:
         sources = {"first": flags.first, "second": flags.second, "reference": flags.reference}
-        write_json({**sources, **found.as_dict(), "page": None if page is None else str(page)}, sys.stdout)
+        write_json(
+            {**sources, **found.as_dict(), "page": None if page is None else str(page)}, sys.stdout
+        )
     else:
         _print_table(flags, found)
         if page is not None:
@@ -81,7 +85,9 @@ def _page_path(flags: CompareFlags) -> Path:
     path = flags.out or companion(flags.second, ".compare.html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise RequestError(f"{path} is no name for a page; give one that ends in .html")
-    refuse_existing(path, overwrite=flags.overwrite, remedy="give --overwrite to replace it, or --no-page")
+    refuse_existing(
+        path, overwrite=flags.overwrite, remedy="give --overwrite to replace it, or --no-page"
+    )
     return path
 
 
@@ -89,7 +95,9 @@ def _measure(flags: CompareFlags) -> Comparison:
     with loading():
         from tubelet.evaluation.two_videos import compare_videos
 
-    with show_progress(flags.progress, label=Path(flags.second).name, json_to=sys.stderr) as on_progress:
+    with show_progress(
+        flags.progress, label=Path(flags.second).name, json_to=sys.stderr
+    ) as on_progress:
         return compare_videos(
             flags.first,
             flags.second,
@@ -120,9 +128,13 @@ def _write_page(flags: CompareFlags, found: Comparison, page: Path) -> None:
         if score.first is None:
             details[metric_heading(score.metric)] = f"{second}, the second against the first"
         else:
-            details[metric_heading(score.metric)] = f"{metric_text(score.metric, score.first)} and {second}"
+            details[metric_heading(score.metric)] = (
+                f"{metric_text(score.metric, score.first)} and {second}"
+            )
     details |= {f"Note {number}": note for number, note in enumerate(found.notes, 1)}
-    content = ComparePage(details=details, truth=flags.reference, labels=_labels(flags), size="larger")
+    content = ComparePage(
+        details=details, truth=flags.reference, labels=_labels(flags), size="larger"
+    )
     write_page(flags.first, flags.second, page, content)
 
 

@@ -106,7 +106,9 @@ def main(args: Sequence[str]) -> int:
     if action == "check":
         return _check(parse(flags_from(CheckFlags, metavars=_METAVARS), rest, verb="data check"))
     if action == "prepare":
-        return _prepare(parse(flags_from(PrepareFlags, metavars=_METAVARS), rest, verb="data prepare"))
+        return _prepare(
+            parse(flags_from(PrepareFlags, metavars=_METAVARS), rest, verb="data prepare")
+        )
     raise RequestError(f"no action {action!r} of data; there are list, check, prepare")
 
 
@@ -115,14 +117,24 @@ def _list(flags: ListFlags) -> int:
         from tubelet.data.catalog import DATASETS
     if flags.json:
         rows = [
-            {"name": d.name, "title": d.title, "summary": d.summary, "source": d.source, "license": d.license}
+            {
+                "name": d.name,
+                "title": d.title,
+                "summary": d.summary,
+                "source": d.source,
+                "license": d.license,
+            }
             for d in DATASETS
         ]
         write_json(rows, sys.stdout)
         return 0
     for dataset in DATASETS:
-        print(f"{dataset.name:12}{dataset.summary}\n{'':12}{dataset.source}\n{'':12}license: {dataset.license}\n")
-    print("tubelet data check ROOT --set NAME says what of a set is there; docs/datasets.md shows the layouts.")
+        print(
+            f"{dataset.name:12}{dataset.summary}\n{'':12}{dataset.source}\n{'':12}license: {dataset.license}\n"
+        )
+    print(
+        "tubelet data check ROOT --set NAME says what of a set is there; docs/datasets.md shows the layouts."
+    )
     return 0
 
 
@@ -135,9 +147,15 @@ def _check(flags: CheckFlags) -> int:
     with show_progress(style, label=flags.root.name, json_to=sys.stdout) as on_progress:
         reports: list[SetReport] = []
         for dataset in wanted:
-            reports.append(check_set(dataset, flags.root, every_frame=flags.every_frame, on_progress=on_progress))
+            reports.append(
+                check_set(
+                    dataset, flags.root, every_frame=flags.every_frame, on_progress=on_progress
+                )
+            )
         if not reports:
-            reports.append(check_folder(flags.root, every_frame=flags.every_frame, on_progress=on_progress))
+            reports.append(
+                check_folder(flags.root, every_frame=flags.every_frame, on_progress=on_progress)
+            )
     if flags.json:
         write_json([report.as_dict() for report in reports], sys.stdout)
     else:
@@ -157,7 +175,9 @@ def _print_report(report: SetReport) -> None:
 
     console = Console(highlight=False)
     of = "" if report.expected is None else f" of {report.expected}"
-    console.print(f"[bold]{report.title}[/] in {report.folder}: {report.found}{of} clips", soft_wrap=True)
+    console.print(
+        f"[bold]{report.title}[/] in {report.folder}: {report.found}{of} clips", soft_wrap=True
+    )
     for note in report.notes:
         console.print(f"  {note}", markup=False, soft_wrap=True)
     missing = [_full_name(clip) for clip in report.clips if clip.path is None]
@@ -180,7 +200,11 @@ def _print_report(report: SetReport) -> None:
 
 
 def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])} and {len(names) - 10} more"
+    return (
+        ", ".join(names)
+        if len(names) <= 12
+        else f"{', '.join(names[:10])} and {len(names) - 10} more"
+    )
 
 
 def _full_name(clip: ClipReport) -> str:
@@ -214,18 +238,26 @@ def _clips(flags: PrepareFlags) -> list[EvalClip]:
     from tubelet.data.catalog import find_dataset
     from tubelet.data.datasets import find_folder_clips, find_set_clips
 
-    return find_set_clips(find_dataset(flags.set), flags.root) if flags.set else find_folder_clips(flags.root)
+    return (
+        find_set_clips(find_dataset(flags.set), flags.root)
+        if flags.set
+        else find_folder_clips(flags.root)
+    )
 
 
 def _prepare_cache(flags: PrepareFlags, out: Path, preset: Any) -> int:
     from tubelet.data import prepare_clips
 
     if flags.set is not None:
-        raise RequestError("--cache takes folders of clips as training does; name the folder instead of --set")
+        raise RequestError(
+            "--cache takes folders of clips as training does; name the folder instead of --set"
+        )
     clips = 0
     with show_progress(flags.progress, label=out.name, json_to=sys.stdout) as on_progress:
         ticker = Ticker(on_progress, unit="frame", label=out.name)
-        for clip in prepare_clips([flags.root], out, preset=preset, scale=flags.scale, variants=flags.variants):
+        for clip in prepare_clips(
+            [flags.root], out, preset=preset, scale=flags.scale, variants=flags.variants
+        ):
             clips += 1
             ticker.tick(len(clip.gt))
         ticker.finish()

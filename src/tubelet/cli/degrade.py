@@ -18,7 +18,7 @@ from tubelet.files import atomic_write
 
 if TYPE_CHECKING:
     from tubelet.data.copies import Degradation
-    from tubelet.degrade import Recipe
+    from tubelet.degrade import DegradationRecipe
 
 __all__ = ["main"]
 
@@ -51,7 +51,9 @@ class DegradeFlags:
 
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
-    flags: DegradeFlags = parse(flags_from(DegradeFlags, aliases=_ALIASES, metavars=_METAVARS), args, verb="degrade")
+    flags: DegradeFlags = parse(
+        flags_from(DegradeFlags, aliases=_ALIASES, metavars=_METAVARS), args, verb="degrade"
+    )
     with loading():
         kind = _kind(flags.input)  # imports torch
     degradation = _degradation(flags, kind)
@@ -90,9 +92,13 @@ def _degradation(flags: DegradeFlags, kind: str) -> Degradation:
     if flags.recipe is None:
         return degradation
     if flags.preset not in RANDOM_PRESETS:
-        raise RequestError(f"--recipe {flags.recipe}: {flags.preset} draws nothing; {', '.join(RANDOM_PRESETS)} do")
+        raise RequestError(
+            f"--recipe {flags.recipe}: {flags.preset} draws nothing; {', '.join(RANDOM_PRESETS)} do"
+        )
     if kind == "clips":
-        raise RequestError("--recipe writes the steps of one clip, and each clip of a folder has its own; name one")
+        raise RequestError(
+            "--recipe writes the steps of one clip, and each clip of a folder has its own; name one"
+        )
     if not flags.recipe.parent.is_dir():
         raise RequestError(f"the folder {flags.recipe.parent} does not exist; make it first")
     recipe = draw_recipe(flags.preset, scale=scale, seed=seed)  # pyright: ignore[reportArgumentType]
@@ -127,7 +133,9 @@ def _one(flags: DegradeFlags, degradation: Degradation, kind: str) -> None:
     dst = Path(flags.output)
     if kind == "image":
         if dst.suffix.lower() != ".png":
-            raise RequestError(f"an image becomes a PNG, not {dst.name!r}; let the output end in .png")
+            raise RequestError(
+                f"an image becomes a PNG, not {dst.name!r}; let the output end in .png"
+            )
         _check_image(dst, flags)
         write_image(Path(flags.input), dst, degradation)
         return
@@ -156,7 +164,9 @@ def _clips(flags: DegradeFlags, degradation: Degradation) -> None:
     from tubelet.data.datasets import find_folder_clips
 
     if flags.overwrite:
-        raise RequestError("a folder of clips goes on where it was stopped; remove it, or name another, to begin anew")
+        raise RequestError(
+            "a folder of clips goes on where it was stopped; remove it, or name another, to begin anew"
+        )
     src, out = Path(flags.input), Path(flags.output)
     if out.resolve() == src.resolve():
         raise RequestError(f"output {out} is the input itself; choose another name")
@@ -172,7 +182,7 @@ def _check_image(path: Path, flags: DegradeFlags) -> None:
         raise RequestError(f"output {path} is the input itself; choose another name")
 
 
-def _write(path: Path, recipe: Recipe) -> None:
+def _write(path: Path, recipe: DegradationRecipe) -> None:
     from tubelet.degrade.recipe import recipe_to_json
 
     with atomic_write(path) as part:

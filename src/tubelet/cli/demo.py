@@ -63,7 +63,9 @@ class _Files:
 
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
-    command = flags_from(DemoFlags, aliases={"model": "-m"}, metavars={"folder": "FOLDER", "model": "ID"})
+    command = flags_from(
+        DemoFlags, aliases={"model": "-m"}, metavars={"folder": "FOLDER", "model": "ID"}
+    )
     flags = parse(command, args, verb="demo")
     if not 4 <= flags.frames <= 1000:
         raise ConfigError(f"frames={flags.frames} must be between 4 and 1000")
@@ -91,7 +93,12 @@ def _demonstrate(folder: Path, model: str, frames: int) -> None:
         "PSNR of luma": f"{scores[0]:.2f} dB; bicubic {scores[1]:.2f} dB",
     }
     write_compare_page(
-        files.lq, files.restored, files.page, title="Tubelet demo", details=details, truth=files.original
+        files.lq,
+        files.restored,
+        files.page,
+        title="Tubelet demo",
+        details=details,
+        truth=files.original,
     )
     _report(files, result, scores, time.monotonic() - began_s)
     if _has_desktop():
@@ -102,7 +109,9 @@ def _prepare(folder: Path) -> _Files:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"the folder {folder} cannot be made: {error.strerror}; name another") from error
+        raise RequestError(
+            f"the folder {folder} cannot be made: {error.strerror}; name another"
+        ) from error
     return _Files(
         original=folder / "street-original.mp4",
         lq=folder / "street-input.mp4",
@@ -157,7 +166,9 @@ def _drawn_video(audio: Path, width: int, height: int, frames: int) -> VideoInfo
         height=height,
         pix_fmt="yuv420p",
         bit_depth=8,
-        color=ColorTags(matrix=1, primaries=1, transfer=1, full_range=False, siting=1),  # BT.709, as tagged HD
+        color=ColorTags(
+            matrix=1, primaries=1, transfer=1, full_range=False, siting=1
+        ),  # BT.709, as tagged HD
         time_base=Fraction(1, FRAME_RATE),
         average_rate=Fraction(FRAME_RATE),
         duration_s=frames / FRAME_RATE,
@@ -213,7 +224,7 @@ def _report(files: _Files, result: Result, scores: tuple[float, float], total_s:
 
 
 def _has_desktop() -> bool:
-    """Say whether opening a browser makes sense: a person at a terminal, with a screen, not an automaton."""
+    """Say whether opening a browser makes sense: a user at a terminal, with a screen, not an automaton."""
     if os.environ.get("CI") or not sys.stdout.isatty():
         return False
     if sys.platform in ("darwin", "win32"):

@@ -66,7 +66,10 @@ def main(args: Sequence[str]) -> int:
 
 
 def _examine() -> Iterator[Finding]:
-    yield Finding("Python", f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}")
+    yield Finding(
+        "Python",
+        f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}",
+    )
     broken = [name for name in ("torch", "av", "numpy", "PIL", "safetensors") if not _imports(name)]
     if broken:
         yield Finding(
@@ -88,7 +91,10 @@ def _examine() -> Iterator[Finding]:
 def _imports(name: str) -> bool:
     try:
         importlib.import_module(name)
-    except (ImportError, OSError):  # OSError: a shared library is missing or of another architecture
+    except (
+        ImportError,
+        OSError,
+    ):  # OSError: a shared library is missing or of another architecture
         return False
     return True
 
@@ -125,7 +131,9 @@ def _devices() -> Iterator[Finding]:
     if torch.backends.mps.is_available():
         yield Finding("mps", "Apple GPU")
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
-        built = "is built for CUDA but finds no GPU" if torch.version.cuda else "is built without CUDA"
+        built = (
+            "is built for CUDA but finds no GPU" if torch.version.cuda else "is built without CUDA"
+        )
         yield Finding(
             "GPU",
             f"none; torch {built}",
@@ -149,7 +157,12 @@ def _space() -> Iterator[Finding]:
     )
     disk = shutil.disk_usage(Path.cwd()).free
     low = disk < 2 * _GB
-    yield Finding("disk", f"{disk / _GB:.1f} GiB free here", "note" if low else "ok", "free some" if low else "")
+    yield Finding(
+        "disk",
+        f"{disk / _GB:.1f} GiB free here",
+        "note" if low else "ok",
+        "free some" if low else "",
+    )
 
 
 def _video() -> Iterator[Finding]:
@@ -157,7 +170,9 @@ def _video() -> Iterator[Finding]:
 
     versions = library_versions()
     names = ("PyAV", "libavcodec", "libavformat")
-    yield Finding("video", ", ".join(f"{name} {versions[name]}" for name in names if name in versions))
+    yield Finding(
+        "video", ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
+    )
     codecs = working_codecs()
     works = ", ".join(name for name, on in codecs.items() if on)
     fails = [name for name, on in codecs.items() if not on]
@@ -165,7 +180,12 @@ def _video() -> Iterator[Finding]:
         advice = "pip install --force-reinstall --only-binary av av"
         yield Finding("encoders", f"{works}; not {', '.join(fails)}", "missing", advice)
     elif fails:
-        yield Finding("encoders", f"{works}; not {', '.join(fails)}", "note", "NVENC needs an NVIDIA GPU and driver")
+        yield Finding(
+            "encoders",
+            f"{works}; not {', '.join(fails)}",
+            "note",
+            "NVENC needs an NVIDIA GPU and driver",
+        )
     else:
         yield Finding("encoders", works)
 
@@ -198,14 +218,19 @@ def _speed() -> Finding:
     opened = open_model("default")
     spec = opened.spec
     engine = Engine(spec, opened.network)
-    frames = [Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t) for t in range(_SPEED_FRAMES)]
+    frames = [
+        Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t)
+        for t in range(_SPEED_FRAMES)
+    ]
     began_s = 0.0
     for count, _ in enumerate(engine.restore(frames, starts_scene=lambda _: False)):
         if count == 1:  # the first two warm up
             began_s = time.perf_counter()
     fps = (len(frames) - 2) / (time.perf_counter() - began_s)
     scaled = f"{width}×{height} → {width * spec.scale}×{height * spec.scale}"
-    return Finding("speed", f"{fps:.1f} frames a second with {spec.id} on {engine.device}, {scaled}")
+    return Finding(
+        "speed", f"{fps:.1f} frames a second with {spec.id} on {engine.device}, {scaled}"
+    )
 
 
 def _extras() -> Iterator[Finding]:
@@ -214,7 +239,12 @@ def _extras() -> Iterator[Finding]:
         try:
             yield Finding(f"[{extra}]", f"{package} {version(package)}")
         except PackageNotFoundError:
-            yield Finding(f"[{extra}]", f"{package} is not installed", "note", f"pip install 'tubelet[{extra}]'")
+            yield Finding(
+                f"[{extra}]",
+                f"{package} is not installed",
+                "note",
+                f"pip install 'tubelet[{extra}]'",
+            )
 
 
 def _print_table(findings: list[Finding]) -> None:

@@ -92,7 +92,9 @@ def _evaluate(request: EvaluateFlags, settings: EvaluateSettings) -> None:
         json_line(sys.stdout, "end", mean=_finite(means), reports=[str(path) for path in reports])
     else:
         _print_table(scores)
-        sys.stdout.write(f"report: {out / 'report.html'} (and .md, .csv, .tex; the numbers: results.json, scores/)\n")
+        sys.stdout.write(
+            f"report: {out / 'report.html'} (and .md, .csv, .tex; the numbers: results.json, scores/)\n"
+        )
 
 
 @contextmanager
@@ -111,7 +113,14 @@ def _show_score(request: EvaluateFlags, score: ClipScore) -> None:
     model, clip = score.identity.model, score.identity.clip
     if request.progress == "json":
         seconds = round(score.seconds_per_frame, 6)
-        json_line(sys.stdout, "score", model=model, clip=clip, mean=_finite(score.mean), seconds_per_frame=seconds)
+        json_line(
+            sys.stdout,
+            "score",
+            model=model,
+            clip=clip,
+            mean=_finite(score.mean),
+            seconds_per_frame=seconds,
+        )
     elif request.progress != "none":
         sys.stderr.write(f"{model}  {clip}  {_words(score.mean)}\n")
         sys.stderr.flush()

@@ -18,7 +18,9 @@ _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.OmitA
 
 
 def flags_from(
-    *sources: type[Any], aliases: Mapping[str, str] | None = None, metavars: Mapping[str, str] | None = None
+    *sources: type[Any],
+    aliases: Mapping[str, str] | None = None,
+    metavars: Mapping[str, str] | None = None,
 ) -> type[Any]:
     """Make one dataclass of the fields of several, dressed for the command line.
 
@@ -42,7 +44,9 @@ def flags_from(
                 aliases=(aliases or {}).get(field.name, "").split() or None,
                 metavar=(metavars or {}).get(field.name),
             )
-            default = dataclasses.field() if positional else dataclasses.field(default=field.default)
+            default = (
+                dataclasses.field() if positional else dataclasses.field(default=field.default)
+            )
             fields.append((field.name, Annotated[kind, dressed], default))
     made = dataclasses.make_dataclass("Flags", fields, kw_only=True, frozen=True)
     made.__doc__ = sources[0].__doc__
@@ -101,4 +105,6 @@ def _gather(flags: type[Any], args: Sequence[str]) -> list[str]:
 
 def pick(command: object, settings: type[Any]) -> Any:
     """Build `settings` from the fields of the same names of a parsed command."""
-    return settings(**{field.name: getattr(command, field.name) for field in dataclasses.fields(settings)})
+    return settings(
+        **{field.name: getattr(command, field.name) for field in dataclasses.fields(settings)}
+    )

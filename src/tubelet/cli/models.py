@@ -90,10 +90,14 @@ def _identify(flags: IdentifyFlags) -> int:
         return 0
     scale = f" ×{facts['scale']}" if facts["scale"] else ", a part of other networks"
     write = sys.stdout.write
-    write(f"{flags.file}: {facts['architecture']}{scale}, {_short(facts['parameters'])} parameters\n")
+    write(
+        f"{flags.file}: {facts['architecture']}{scale}, {_short(facts['parameters'])} parameters\n"
+    )
     for name in ("temporal", "config"):
         if facts[name]:
-            write(f"  {name}: {', '.join(f'{key}={value}' for key, value in facts[name].items())}\n")
+            write(
+                f"  {name}: {', '.join(f'{key}={value}' for key, value in facts[name].items())}\n"
+            )
     write(f"  layout: {_layout(opened, facts['tensors'])}\n")
     if facts["published_as"]:
         write(f"  published as: {', '.join(facts['published_as'])}\n")
@@ -108,7 +112,11 @@ def _facts(file: str, opened: Opened) -> dict[str, Any]:
     from tubelet.zoo.spec import count_parameters
 
     contract = opened.architecture.contract(opened.config)
-    temporal = {name: value for name, value in asdict(contract.temporal).items() if value} if contract else {}
+    temporal = (
+        {name: value for name, value in asdict(contract.temporal).items() if value}
+        if contract
+        else {}
+    )
     return {
         "file": file,
         "architecture": opened.architecture.name,
@@ -125,31 +133,48 @@ def _facts(file: str, opened: Opened) -> dict[str, Any]:
 
 
 def _layout(opened: Opened, tensors: int) -> str:
-    inside = f"in {' → '.join(name.rstrip('.') for name in opened.wrapping)}, " if opened.wrapping else ""
-    names = f"{opened.renamed} of {tensors} names translated" if opened.renamed else f"all {tensors} names are ours"
+    inside = (
+        f"in {' → '.join(name.rstrip('.') for name in opened.wrapping)}, "
+        if opened.wrapping
+        else ""
+    )
+    names = (
+        f"{opened.renamed} of {tensors} names translated"
+        if opened.renamed
+        else f"all {tensors} names are ours"
+    )
     return f"recognized by names and shapes; {inside}{names}"
 
 
 def _explain(flags: IdentifyFlags, fault: str) -> None:
     """Say what comes nearest, where the file holds tensors at all."""
     from tubelet.zoo.checkpoint import read_state
-    from tubelet.zoo.foreign_names import recognize_foreign
-    from tubelet.zoo.likeness import nearest
+    from tubelet.zoo.similarity import nearest
+    from tubelet.zoo.unsupported import recognize_unsupported
 
     try:
         state, _ = read_state(flags.file)
     except CheckpointError:
         return
-    near = [] if recognize_foreign(state) else nearest(state)
+    near = [] if recognize_unsupported(state) else nearest(state)
     if flags.json:
         write_json(
-            {"file": flags.file, "fault": fault, "tensors": len(state), "nearest": [asdict(n) for n in near]},
+            {
+                "file": flags.file,
+                "fault": fault,
+                "tensors": len(state),
+                "nearest": [asdict(n) for n in near],
+            },
             sys.stdout,
         )
         return
     for one in near:
         sys.stdout.write(f"nearest: {one.architecture}, {one.share:.0%} of the names alike\n")
-        for verb, names in (("it lacks", one.absent), ("it has too much", one.foreign), ("shapes", one.shapes)):
+        for verb, names in (
+            ("it lacks", one.absent),
+            ("it has too much", one.foreign),
+            ("shapes", one.shapes),
+        ):
             if names:
                 sys.stdout.write(f"  {verb}: {', '.join(names)}\n")
 
@@ -158,7 +183,9 @@ def _download(flags: DownloadFlags) -> int:
     from tubelet.zoo.catalog import model_weights
 
     if not flags.ids:
-        raise RequestError("no model is named; `tubelet models` lists those whose weights are fetched")
+        raise RequestError(
+            "no model is named; `tubelet models` lists those whose weights are fetched"
+        )
     for id in flags.ids:
         sys.stdout.write(f"{id}: {model_weights(id)}\n")
     return 0
@@ -168,7 +195,9 @@ def _cache(flags: CacheFlags) -> int:
     from tubelet.zoo.catalog import weights_folder
 
     folder = weights_folder()
-    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(
+        path for path in folder.glob("*") if path.is_file() and not path.name.startswith(".")
+    )
     sizes = {path.name: path.stat().st_size for path in files}
     if flags.json:
         write_json({"folder": str(folder), "files": sizes}, sys.stdout)
@@ -224,7 +253,15 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("summary")
     for row in rows:
         count = _short(row["parameters"])
-        table.add_row(row["id"], f"×{row['scale']}", row["kind"], count, _weights(row), row["license"], row["summary"])
+        table.add_row(
+            row["id"],
+            f"×{row['scale']}",
+            row["kind"],
+            count,
+            _weights(row),
+            row["license"],
+            row["summary"],
+        )
     console = Console()
     console.print(table)
     console.print(

@@ -18,7 +18,9 @@ def companion(output: str, ending: str) -> Path:
     return path.parent / f"{stem}{ending}"
 
 
-def refuse_existing(path: Path, *, overwrite: bool, remedy: str = "give --overwrite to replace it") -> None:
+def refuse_existing(
+    path: Path, *, overwrite: bool, remedy: str = "give --overwrite to replace it"
+) -> None:
     """Refuse a file that exists, or whose folder does not.
 
     Args:

@@ -29,7 +29,7 @@ def show_progress(style: ProgressStyle, *, label: str, json_to: TextIO) -> Gener
 
     Args:
         style: "auto" is a bar where the standard error is a terminal, and a line every ten seconds elsewhere.
-        label: what is being made, for a person.
+        label: what is being made, for a user.
         json_to: stream of the JSON lines.
 
     Yields:
@@ -52,7 +52,7 @@ def json_line(stream: TextIO, event: str, **fields: Any) -> None:
 
 
 def write_json(value: object, stream: TextIO) -> None:
-    """Write a value as JSON of several lines, for a person to read too."""
+    """Write a value as JSON of several lines, for a user to read too."""
     json.dump(value, stream, indent=2, ensure_ascii=False)
     stream.write("\n")
 
@@ -67,7 +67,9 @@ def error_events(stream: TextIO) -> Generator[None]:
         json_line(stream, "error", exit_code=error.exit_code, message=str(error), **notes)
         raise
     except KeyboardInterrupt as error:
-        json_line(stream, "error", exit_code=getattr(error, "exit_code", 130), message="interrupted")
+        json_line(
+            stream, "error", exit_code=getattr(error, "exit_code", 130), message="interrupted"
+        )
         raise
 
 

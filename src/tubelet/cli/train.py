@@ -13,6 +13,7 @@ import tyro
 
 from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
 from tubelet.errors import RequestError, suggest
+from tubelet.field_names import current_path
 
 __all__ = ["main"]
 
@@ -51,7 +52,7 @@ it is; what is trained here restores each result, told by the frames before and 
 every crop, and what it made is kept. A tenth of the videos validates, a tenth tests: give ten or more.
 
   tubelet train two-step --data clips/ --image-model hat.pth --scale 2 --preset small --out runs/two-step
-  tubelet train two-step --data clips/ --image-model runs/fsrcnn/model.safetensors --scale 4 --network.base 16
+  tubelet train two-step --data clips/ --image-model runs/fsrcnn/model.safetensors --scale 4 --network.channels 16
   tubelet ablate two-step --data clips/ --image-model hat.pth           which loss is best?
 
   --image-model NAME    an id of `tubelet models`, or a checkpoint, of a network of single frames
@@ -69,8 +70,12 @@ class _Recipe(NamedTuple):
     run: Callable[..., Path]
     use: str  # of the result; {} is its path
     describe: Callable[[Any], list[str]] = lambda config: []  # what to print before it begins
-    steps: Callable[[Any], int | None] = lambda config: config.loop.steps  # None where only the data tells
-    parse: Callable[[Sequence[str]], Any] | None = None  # where it is not by the configuration alone
+    steps: Callable[[Any], int | None] = lambda config: (
+        config.loop.steps
+    )  # None where only the data tells
+    parse: Callable[[Sequence[str]], Any] | None = (
+        None  # where it is not by the configuration alone
+    )
 
 
 def main(args: Sequence[str]) -> int:
@@ -87,12 +92,16 @@ def main(args: Sequence[str]) -> int:
         return 0
     from tubelet.restore.device import resolve_device
 
-    config = replace(config, loop=replace(config.loop, device=str(resolve_device(config.loop.device))))
+    config = replace(
+        config, loop=replace(config.loop, device=str(resolve_device(config.loop.device)))
+    )
     if style != "json":
         for line in recipe.describe(config):
             print(line)
     config.out.mkdir(parents=True, exist_ok=True)
-    if not any((config.out / name).exists() for name in ("state.pt", "run.json")):  # of a run that is there
+    if not any(
+        (config.out / name).exists() for name in ("state.pt", "run.json")
+    ):  # of a run that is there
         write_config(config.out / "config.yaml", config)
     _run(recipe, config, style)
     return 0
@@ -102,7 +111,10 @@ def _run(recipe: _Recipe, config: Any, style: ProgressStyle) -> None:
     """Train, with a bar on a terminal, a line for every log record, or events."""
     if style == "json":
         json_line(sys.stdout, "start", output=str(config.out))
-        with error_events(sys.stdout), show_progress(style, label=config.out.name, json_to=sys.stdout) as on_progress:
+        with (
+            error_events(sys.stdout),
+            show_progress(style, label=config.out.name, json_to=sys.stdout) as on_progress,
+        ):
             path = recipe.run(config, on_log=_write_record, on_progress=on_progress)
         json_line(sys.stdout, "end", output=str(path))
         return
@@ -121,16 +133,28 @@ def _find_recipe(name: str) -> _Recipe:
     if name == "online":
         from tubelet.recipes import online
 
-        return _Recipe(online.OnlineConfig, online.main, "use it with: tubelet upscale IN OUT --model {}")
+        return _Recipe(
+            online.OnlineConfig, online.main, "use it with: tubelet upscale IN OUT --model {}"
+        )
     if name == "spynet":
         from tubelet.recipes import spynet
 
-        return _Recipe(spynet.SpynetConfig, spynet.main, "train finer levels from it with: --levels N --init {}")
+        return _Recipe(
+            spynet.SpynetConfig,
+            spynet.main,
+            "train finer levels from it with: --levels N --init {}",
+        )
     if name == "supervised":
         from tubelet.recipes import supervised
 
         use = "use it with: tubelet upscale IN OUT --model {}"
-        return _Recipe(supervised.SupervisedConfig, supervised.main, use, supervised.describe, parse=_parse_supervised)
+        return _Recipe(
+            supervised.SupervisedConfig,
+            supervised.main,
+            use,
+            supervised.describe,
+            parse=_parse_supervised,
+        )
     if name == "two-step":
         from tubelet.recipes import two_step
 
@@ -155,8 +179,9 @@ def _parse(name: str, kind: type[Any], args: Sequence[str]) -> Any:
     prog = f"tubelet train {name}"
     path, args = _take(args, "--config", "the name of a YAML file")
     if path is None:
-        return tyro.cli(kind, args=args, prog=prog)
-    return tyro.cli(kind, args=args, default=read_config(Path(path), kind), prog=prog)
+        return tyro.cli(kind, args=_current_flags(kind, args), prog=prog)
+    default = read_config(Path(path), kind)
+    return tyro.cli(kind, args=_current_flags(kind, args), default=default, prog=prog)
 
 
 def _parse_supervised(args: Sequence[str]) -> Any:
@@ -171,17 +196,24 @@ def _parse_supervised(args: Sequence[str]) -> Any:
     if model is None and written is None:
         own = [recipe.name for recipe in RECIPES]
         if not {"-h", "--help"} & set(rest):
-            raise RequestError("which network? --model NAME; `tubelet train supervised --help` lists them")
+            raise RequestError(
+                "which network? --model NAME; `tubelet train supervised --help` lists them"
+            )
         recipes = "\n".join(f"  {recipe.name:<16} {recipe.source}" for recipe in RECIPES)
         others = ", ".join(name for name in list_names() if name not in own)
         sys.stdout.write(_HELP_SUPERVISED.format(recipes=recipes, others=others))
         return None
     default = configure(str(model or written))
     if written is not None and find_recipe(str(written)).name != default.model:
-        raise RequestError(f"{path} is for model {written}, not {model}; leave --model out, or --config")
+        raise RequestError(
+            f"{path} is for model {written}, not {model}; leave --model out, or --config"
+        )
     if path is not None:
         default = read_config(Path(path), type(default), default=default)
-    return tyro.cli(type(default), args=rest, default=default, prog=f"tubelet train supervised --model {default.model}")
+    prog = f"tubelet train supervised --model {default.model}"
+    return tyro.cli(
+        type(default), args=_current_flags(type(default), rest), default=default, prog=prog
+    )
 
 
 def _parse_two_step(args: Sequence[str]) -> Any:
@@ -195,18 +227,37 @@ def _parse_two_step(args: Sequence[str]) -> Any:
     if (name := preset or "small") not in PRESETS:
         raise RequestError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
     if preset is not None and path is not None:
-        raise RequestError(f"{path} has all that --preset {preset} would set; leave one of both out")
+        raise RequestError(
+            f"{path} has all that --preset {preset} would set; leave one of both out"
+        )
     default = configure(name)
     if path is not None:
         default = read_config(Path(path), TwoStepTraining, default=default)
     if {"-h", "--help"} & set(rest):
         sys.stdout.write(_HELP_TWO_STEP)
     given = ["--network.scale", scale] if scale is not None else []
-    config = tyro.cli(TwoStepTraining, args=[*given, *rest], default=default, prog="tubelet train two-step")
+    rest = _current_flags(TwoStepTraining, rest)
+    config = tyro.cli(
+        TwoStepTraining, args=[*given, *rest], default=default, prog="tubelet train two-step"
+    )
     named = {arg.split("=")[0].replace("_", "-") for arg in rest}
-    if "--loop.steps" in named and "--epochs" not in named:  # else the preset's epochs would say how long
+    if (
+        "--loop.steps" in named and "--epochs" not in named
+    ):  # else the preset's epochs would say how long
         config = replace(config, epochs=None)
     return config
+
+
+def _current_flags(kind: type[Any], args: Sequence[str]) -> list[str]:
+    """Rename the flags that are other names of settings: `--loop.optimiser.kind`, `--network.num-feat`."""
+    renamed: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if flag.startswith("--") and flag != "--":
+            path = current_path(kind, flag[2:].replace("-", "_"))
+            flag = "--" + path.replace("_", "-")
+        renamed.append(flag + equals + value)
+    return renamed
 
 
 def _take_style(args: Sequence[str]) -> tuple[ProgressStyle, list[str]]:
@@ -221,7 +272,11 @@ def _take_style(args: Sequence[str]) -> tuple[ProgressStyle, list[str]]:
 
 def _take(args: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:
     """Take a flag and its value out of the arguments."""
-    rest = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg])]
+    rest = [
+        part
+        for arg in args
+        for part in (arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg])
+    ]
     if flag not in rest:
         return None, rest
     place = rest.index(flag)
@@ -241,7 +296,12 @@ class _Report:
         if "loss" in record:
             left = time.strftime("%H:%M:%S", time.gmtime(record["eta_s"]))
             speed = f"{record['s_per_step']:.2f} s/step"
-            print(f"{step}  loss {record['loss']:.5f}  lr {record['lr']:.1e}  {speed}  {left} left", flush=True)
+            print(
+                f"{step}  loss {record['loss']:.5f}  lr {record['lr']:.1e}  {speed}  {left} left",
+                flush=True,
+            )
         else:
-            scores = "  ".join(f"{name} {value:.3f}" for name, value in record.items() if name != "step")
+            scores = "  ".join(
+                f"{name} {value:.3f}" for name, value in record.items() if name != "step"
+            )
             print(f"{step}  {scores}", flush=True)

@@ -98,7 +98,9 @@ def _check(request: UpscaleFlags) -> None:
     if len(chosen) > 1:
         raise RequestError(f"{' and '.join(chosen)} contradict; give one of them")
     if chosen and request.input == "-":
-        raise RequestError(f"{chosen[0]} must read the input twice, which a pipe cannot give; name a file")
+        raise RequestError(
+            f"{chosen[0]} must read the input twice, which a pipe cannot give; name a file"
+        )
     if request.json and not request.dry_run:
         raise RequestError("--json is for --dry-run; the events of a run come with --progress json")
     if request.plan is not None and (request.dry_run or request.preview is not None):
@@ -113,7 +115,9 @@ def _check_comparable(output: str) -> None:
     kind = destination_kind(output)
     if kind != "file":
         reason = "a pipe cannot be read again" if kind == "pipe" else "images have no times"
-        raise RequestError(f"--compare pairs frames by their times, and {reason}; name a video file as the output")
+        raise RequestError(
+            f"--compare pairs frames by their times, and {reason}; name a video file as the output"
+        )
 
 
 def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
@@ -127,7 +131,9 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     stream = sys.stderr if request.output == "-" else sys.stdout
     try:
         with _events(request, stream):
-            with show_progress(request.progress, label=Path(request.input).name, json_to=stream) as update:
+            with show_progress(
+                request.progress, label=Path(request.input).name, json_to=stream
+            ) as update:
                 result = run(request.input, request.output, settings, on_progress=update, plan=plan)
             if request.progress == "json":
                 json_line(stream, "end", **result.as_dict())
@@ -138,7 +144,10 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     if request.progress != "json":
         _print_summary(request, result)
     if request.compare:
-        details = {"Model": result.model, "Time": f"{clock(result.elapsed_s)} for {result.frames} frames"}
+        details = {
+            "Model": result.model,
+            "Time": f"{clock(result.elapsed_s)} for {result.frames} frames",
+        }
         _write_page(request, settings, page, details)
 
 
@@ -151,16 +160,22 @@ def _read_plan(path: Path) -> Plan:
     except OSError as error:
         raise RequestError(f"cannot read the plan {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not JSON: {error}; make a plan with --dry-run --json") from error
+        raise RequestError(
+            f"{path} is not JSON: {error}; make a plan with --dry-run --json"
+        ) from error
     if isinstance(data, dict) and "plan" in data:
         data = cast("dict[str, Any]", data)["plan"]
     return Plan.from_json(json.dumps(data))
 
 
-def _write_page(request: UpscaleFlags, settings: UpscaleSettings, page: Path, details: dict[str, str]) -> None:
+def _write_page(
+    request: UpscaleFlags, settings: UpscaleSettings, page: Path, details: dict[str, str]
+) -> None:
     from tubelet.evaluation.compare import write_compare_page
 
-    write_compare_page(request.input, request.output, page, details=details, before_start_s=settings.start or 0.0)
+    write_compare_page(
+        request.input, request.output, page, details=details, before_start_s=settings.start or 0.0
+    )
     sys.stderr.write(f"before and after: {page}\n")
 
 
@@ -249,14 +264,18 @@ def _plan_rows(request: UpscaleFlags, description: Description) -> dict[str, str
     plan = description.plan
     width, height = plan.output
     kinds = [stream.kind for stream in info.streams]
-    others = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind != "video")
+    others = ", ".join(
+        f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind != "video"
+    )
     tiles = f"tiles of {plan.tile_px} input pixels" if plan.tile_px else "whole frames"
     window = "" if plan.window is None else f", {plan.window.frames} frames at once"
     rate = "" if info.average_rate is None else f", {_rate(info.average_rate)} frames a second"
     rows = {
         "input": f"{request.input}, {info.codec} in {info.container}, {info.pix_fmt}{rate}",
         "size": f"{info.width}×{info.height} → {width}×{height}",
-        "frames": "unknown" if description.frames is None else f"{description.frames} (by the header)",
+        "frames": "unknown"
+        if description.frames is None
+        else f"{description.frames} (by the header)",
         "frame rate": _new_rate(info.average_rate, description.frame_rate),
         "also copied": others or "nothing: the video is alone",
         "model": description.model,
@@ -264,7 +283,9 @@ def _plan_rows(request: UpscaleFlags, description: Description) -> dict[str, str
         "model's speed": f"{1 / description.frame_s:.1f} frames a second",
     }
     if description.restore_s is not None:
-        rows["about"] = f"{clock(description.restore_s)}, or more where the encoder is slower than the model"
+        rows["about"] = (
+            f"{clock(description.restore_s)}, or more where the encoder is slower than the model"
+        )
     if description.output_bytes is not None:
         rows["disk"] = f"about {_megabytes(description.output_bytes)}"
     rows["output"] = f"{request.output} (nothing is written now)"

@@ -36,7 +36,7 @@ from tubelet.video.sequence import IMAGE_SUFFIXES
 __all__ = ["VIDEO_SUFFIXES", "CachedClip", "prepare_clips", "read_clip"]
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".y4m", ".ts"})
-_MAX_FRAMES = 300  # of one source; a film gives a sample, not the whole
+_MAX_FRAMES = 300  # of one source; a video gives a sample, not the whole
 _SIZE_MULTIPLE = 12  # the scales 2, 3 and 4 divide it
 _PAN_FRAMES = 14
 _PAN_SIZE = (640, 960)  # height, width of a clip made from an image
@@ -104,16 +104,23 @@ def _find_sources(root: Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"no such folder of clips: {root}")
     entries = sorted(root.iterdir())
-    found = [p for p in entries if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES or p.is_dir()]
+    found = [
+        p for p in entries if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES or p.is_dir()
+    ]
     if not found:
         raise InputError(f"no video, image or folder of frames in {root}")
     return found
 
 
 def _key(source: Path) -> str:
-    files = list(source.iterdir()) if source.is_dir() else [source]  # a folder does not tell of a replaced image
+    files = (
+        list(source.iterdir()) if source.is_dir() else [source]
+    )  # a folder does not tell of a replaced image
     stats = [file.stat() for file in files]
-    size, time = sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+    size, time = (
+        sum(stat.st_size for stat in stats),
+        max((stat.st_mtime_ns for stat in stats), default=0),
+    )
     identity = f"{source.resolve()}|{len(files)}|{size}|{time}"
     if source.suffix.lower() in IMAGE_SUFFIXES:
         identity += f"|{_PAN_FRAMES}x{_PAN_SIZE}"
@@ -154,7 +161,9 @@ def _decode(source: Path) -> NDArray[np.uint8]:
 
 def _pan(image: Tensor, seed: int) -> list[NDArray[np.uint8]]:
     """Move a window over an image, halved first to be free of its coding noise, at whole pixels a frame."""
-    half = functional.interpolate(image[None].float(), scale_factor=0.5, mode="area")[0].round().byte()
+    half = (
+        functional.interpolate(image[None].float(), scale_factor=0.5, mode="area")[0].round().byte()
+    )
     height, width = (min(size, n) for size, n in zip(_PAN_SIZE, half.shape[-2:], strict=True))
     rng = random.Random(seed)
     frames: list[NDArray[np.uint8]] = []

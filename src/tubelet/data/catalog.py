@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tubelet.errors import RequestError, suggest
 
-__all__ = ["DATASETS", "ClipFacts", "Dataset", "Split", "find_dataset"]
+__all__ = ["DATASETS", "ClipFacts", "Dataset", "DatasetSplit", "find_dataset"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class ClipFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
+class DatasetSplit:
     """Clips of a set that belong together.
 
     Attributes:
@@ -65,7 +65,7 @@ class Dataset:
     """A standard set.
 
     Attributes:
-        name: what a person types.
+        name: what a user types.
         title: its name in papers.
         folders: names that its folder goes by below a common root, in any case.
         splits: its parts.
@@ -77,7 +77,7 @@ class Dataset:
     name: str
     title: str
     folders: tuple[str, ...]
-    splits: tuple[Split, ...]
+    splits: tuple[DatasetSplit, ...]
     summary: str
     source: str
     license: str
@@ -116,7 +116,7 @@ DATASETS: tuple[Dataset, ...] = (
         title="REDS",
         folders=("reds",),
         splits=(
-            Split(
+            DatasetSplit(
                 name="train",
                 clips=tuple(clip for clip in _numbers(0, 240, 3) if clip not in _REDS4),
                 count=236,
@@ -124,7 +124,7 @@ DATASETS: tuple[Dataset, ...] = (
                 gt=_REDS_TRAIN,
                 lq={"bi-u8": _REDS_TRAIN_LQ},
             ),
-            Split(
+            DatasetSplit(
                 name="val",
                 clips=_numbers(0, 30, 3),
                 count=30,
@@ -149,7 +149,7 @@ DATASETS: tuple[Dataset, ...] = (
         title="REDS4",
         folders=("reds4", "reds"),
         splits=(
-            Split(
+            DatasetSplit(
                 name="test",
                 clips=_REDS4,
                 count=4,
@@ -167,7 +167,14 @@ DATASETS: tuple[Dataset, ...] = (
         title="Vimeo-90K",
         folders=("vimeo90k", "vimeo_septuplet", "vimeo-90k", "vimeo"),
         splits=(
-            Split(name="train", list_file="sep_trainlist.txt", count=64612, facts=_VIMEO, gt=_VIMEO_GT, lq=_VIMEO_LQ),
+            DatasetSplit(
+                name="train",
+                list_file="sep_trainlist.txt",
+                count=64612,
+                facts=_VIMEO,
+                gt=_VIMEO_GT,
+                lq=_VIMEO_LQ,
+            ),
         ),
         summary="64 612 septuplets for training, named in sep_trainlist.txt",
         source="http://toflow.csail.mit.edu/",
@@ -178,7 +185,14 @@ DATASETS: tuple[Dataset, ...] = (
         title="Vimeo-90K-T",
         folders=("vimeo90k-t", "vimeo90k", "vimeo_septuplet", "vimeo-90k", "vimeo"),
         splits=(
-            Split(name="test", list_file="sep_testlist.txt", count=7824, facts=_VIMEO, gt=_VIMEO_GT, lq=_VIMEO_LQ),
+            DatasetSplit(
+                name="test",
+                list_file="sep_testlist.txt",
+                count=7824,
+                facts=_VIMEO,
+                gt=_VIMEO_GT,
+                lq=_VIMEO_LQ,
+            ),
         ),
         summary="7 824 septuplets for testing, named in sep_testlist.txt; the 4th frame is scored",
         source="http://toflow.csail.mit.edu/",
@@ -189,7 +203,7 @@ DATASETS: tuple[Dataset, ...] = (
         title="Vid4",
         folders=("vid4",),
         splits=(
-            Split(
+            DatasetSplit(
                 name="test",
                 clips=("calendar", "city", "foliage", "walk"),
                 count=4,
@@ -212,7 +226,15 @@ DATASETS: tuple[Dataset, ...] = (
         name="udm10",
         title="UDM10",
         folders=("udm10",),
-        splits=(Split(name="test", count=10, facts=ClipFacts(frames=32, size=(1272, 720)), gt=_TEST_GT, lq=_TEST_LQ),),
+        splits=(
+            DatasetSplit(
+                name="test",
+                count=10,
+                facts=ClipFacts(frames=32, size=(1272, 720)),
+                gt=_TEST_GT,
+                lq=_TEST_LQ,
+            ),
+        ),
         summary="ten clips of 32 frames",
         source="https://github.com/psychopa4/PFNL",
         license=_NOT_STATED,
@@ -221,7 +243,15 @@ DATASETS: tuple[Dataset, ...] = (
         name="spmcs",
         title="SPMCS",
         folders=("spmcs", "spmcs30", "spmc"),
-        splits=(Split(name="test", count=30, facts=ClipFacts(frames=31, size=(960, 540)), gt=_TEST_GT, lq=_TEST_LQ),),
+        splits=(
+            DatasetSplit(
+                name="test",
+                count=30,
+                facts=ClipFacts(frames=31, size=(960, 540)),
+                gt=_TEST_GT,
+                lq=_TEST_LQ,
+            ),
+        ),
         summary="thirty clips of 31 frames; some papers use eleven of them",
         source="https://github.com/jiangsutx/SPMC_VideoSR",
         license=_NOT_STATED,
@@ -231,7 +261,14 @@ DATASETS: tuple[Dataset, ...] = (
         title="ToS3",
         folders=("tos3", "tos"),
         splits=(
-            Split(name="test", clips=("bridge", "face", "room"), count=3, facts=ClipFacts(), gt=_TEST_GT, lq=_TEST_LQ),
+            DatasetSplit(
+                name="test",
+                clips=("bridge", "face", "room"),
+                count=3,
+                facts=ClipFacts(),
+                gt=_TEST_GT,
+                lq=_TEST_LQ,
+            ),
         ),
         summary="three clips of Tears of Steel",
         source="https://github.com/thunil/TecoGAN",
@@ -242,7 +279,7 @@ DATASETS: tuple[Dataset, ...] = (
         title="VideoLQ",
         folders=("videolq",),
         splits=(
-            Split(
+            DatasetSplit(
                 name="test",
                 clips=_numbers(0, 50, 3),
                 count=50,
@@ -259,7 +296,7 @@ DATASETS: tuple[Dataset, ...] = (
         title="DIV2K",
         folders=("div2k",),
         splits=(
-            Split(
+            DatasetSplit(
                 name="train",
                 clips=_numbers(1, 801, 4),
                 count=800,
@@ -267,7 +304,7 @@ DATASETS: tuple[Dataset, ...] = (
                 gt=("DIV2K_train_HR/{clip}.png",),
                 lq={"bi-u8": ("DIV2K_train_LR_bicubic/X4/{clip}x4.png",)},
             ),
-            Split(
+            DatasetSplit(
                 name="val",
                 clips=_numbers(801, 901, 4),
                 count=100,
@@ -285,7 +322,7 @@ DATASETS: tuple[Dataset, ...] = (
         title="Flickr2K",
         folders=("flickr2k",),
         splits=(
-            Split(
+            DatasetSplit(
                 name="train",
                 clips=_numbers(1, 2651, 6),
                 count=2650,

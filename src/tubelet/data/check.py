@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from tubelet.data.cache import read_clip
-from tubelet.data.catalog import DATASETS, ClipFacts, Dataset, Split
+from tubelet.data.catalog import DATASETS, ClipFacts, Dataset, DatasetSplit
 from tubelet.data.datasets import FoundClip, count_frames, find_folder_clips, find_split, set_folder
 from tubelet.degrade import PRESETS, RANDOM_PRESETS, Preset, degrade
 from tubelet.errors import InputError
@@ -21,7 +21,14 @@ from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.video.probe import probe
 from tubelet.video.sequence import list_images
 
-__all__ = ["ClipReport", "SetReport", "check_folder", "check_set", "identify_degradation", "sets_in"]
+__all__ = [
+    "ClipReport",
+    "SetReport",
+    "check_folder",
+    "check_set",
+    "identify_degradation",
+    "sets_in",
+]
 
 _SAME_DB = 50.0  # a fraction of a code value: the same rule, rounded otherwise
 
@@ -60,7 +67,7 @@ class SetReport:
 
     Attributes:
         name: of the set, or "folder".
-        title: for a person.
+        title: for a user.
         folder: where it was found.
         expected: number of clips that it has; None for any folder.
         clips: all that were looked for.
@@ -148,7 +155,9 @@ def check_set(
             clips.append(_check_clip(split, clip, every_frame))
             ticker.tick()
         for preset in split.lq:
-            pair = next(((c.gt, c.lq[preset]) for c in found if c.gt is not None and preset in c.lq), None)
+            pair = next(
+                ((c.gt, c.lq[preset]) for c in found if c.gt is not None and preset in c.lq), None
+            )
             if pair is not None:
                 _compare(preset, *pair, problems, notes)
         if len(found) != split.count:
@@ -193,7 +202,9 @@ def check_folder(
             clips.append(_described(report, clip.gt, ClipFacts(), every_frame))
         ticker.tick()
     ticker.finish()
-    return SetReport(name="folder", title="folder of clips", folder=root, expected=None, clips=tuple(clips))
+    return SetReport(
+        name="folder", title="folder of clips", folder=root, expected=None, clips=tuple(clips)
+    )
 
 
 def _has_any(dataset: Dataset, root: Path) -> bool:
@@ -209,14 +220,18 @@ def _has_any(dataset: Dataset, root: Path) -> bool:
             continue
         for clip in found:
             places = [place for place in (clip.gt, *clip.lq.values()) if place is not None]
-            if any(is_named or place.parent != folder or not place.name.isdigit() for place in places):
+            if any(
+                is_named or place.parent != folder or not place.name.isdigit() for place in places
+            ):
                 return True
     return False
 
 
-def _check_clip(split: Split, clip: FoundClip, every_frame: bool) -> ClipReport:
+def _check_clip(split: DatasetSplit, clip: FoundClip, every_frame: bool) -> ClipReport:
     path = clip.gt if split.gt else clip.lq.get("none")
-    report = ClipReport(split=split.name, name=clip.name, path=path, lq=tuple(p for p in clip.lq if p != "none"))
+    report = ClipReport(
+        split=split.name, name=clip.name, path=path, lq=tuple(p for p in clip.lq if p != "none")
+    )
     if path is None:
         return _with(report, problems=("missing",))
     report = _described(report, path, clip.facts, every_frame)
@@ -260,12 +275,25 @@ def identify_degradation(gt: Path, lq: Path) -> dict[str, float]:
     """
     good, low = (torch.from_numpy(read_clip(path, max_frames=1)).float() / 255 for path in (gt, lq))
     scale = good.shape[-2] // low.shape[-2]
-    if scale < 2 or good.shape[-1] // scale != low.shape[-1] or good.shape[-2] // scale != low.shape[-2]:
+    if (
+        scale < 2
+        or good.shape[-1] // scale != low.shape[-1]
+        or good.shape[-2] // scale != low.shape[-2]
+    ):
         return {}
     good = good[..., : low.shape[-2] * scale, : low.shape[-1] * scale]
-    presets: list[Preset] = [p for p in PRESETS if p not in RANDOM_PRESETS and not (p == "bd-b" and scale % 2)]
-    made = {preset: psnr(degrade(good, preset, scale=scale), low, channel="rgb").item() for preset in presets}
-    return dict(sorted(((name, min(value, 99.0)) for name, value in made.items()), key=lambda item: -item[1]))
+    presets: list[Preset] = [
+        p for p in PRESETS if p not in RANDOM_PRESETS and not (p == "bd-b" and scale % 2)
+    ]
+    made = {
+        preset: psnr(degrade(good, preset, scale=scale), low, channel="rgb").item()
+        for preset in presets
+    }
+    return dict(
+        sorted(
+            ((name, min(value, 99.0)) for name, value in made.items()), key=lambda item: -item[1]
+        )
+    )
 
 
 def _described(report: ClipReport, path: Path, facts: ClipFacts, every_frame: bool) -> ClipReport:

@@ -24,7 +24,14 @@ from PIL import Image
 from torch import Tensor
 
 from tubelet.data.datasets import EvalClip, count_frames
-from tubelet.degrade import PRESETS, RANDOM_PRESETS, Preset, Recipe, degrade_frames, stream_recipe
+from tubelet.degrade import (
+    PRESETS,
+    RANDOM_PRESETS,
+    DegradationRecipe,
+    Preset,
+    degrade_frames,
+    stream_recipe,
+)
 from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError
 from tubelet.files import atomic_write
 from tubelet.ops.pixels import quantize, to_image_array
@@ -68,15 +75,19 @@ class Degradation:
     preset: Preset = "bi"
     scale: int = 4
     seed: int = 0
-    recipe: Recipe | None = None
+    recipe: DegradationRecipe | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise ConfigError(f"unknown degradation {self.preset!r}; known are {', '.join(PRESETS)}")
+            raise ConfigError(
+                f"unknown degradation {self.preset!r}; known are {', '.join(PRESETS)}"
+            )
         if not 1 <= self.scale <= 16:
             raise ConfigError(f"scale={self.scale} must be between 1 and 16")
         if self.preset == "bd-b" and self.scale % 2:
-            raise ConfigError(f"bd-b samples the centers of blocks, which scale={self.scale} has not; take 2 or 4")
+            raise ConfigError(
+                f"bd-b samples the centers of blocks, which scale={self.scale} has not; take 2 or 4"
+            )
 
     def stream(self, frames: Iterator[Tensor], size: tuple[int, int]) -> Iterator[Tensor]:
         """Degrade frames (3, H, W) of a `size` (H, W) that the scale divides."""
@@ -175,7 +186,9 @@ def _write_folder(src: Path | str, dst: Path, degradation: Degradation, ticker: 
                 _save(part / f"{stem}.png", frame.rgb)
                 ticker.tick(time_s=frame.time_s)
             if reader.problems or ticker.done == done_before:
-                raise InputError(f"{src}: {'; '.join(reader.problems) or 'no frame can be decoded'}")
+                raise InputError(
+                    f"{src}: {'; '.join(reader.problems) or 'no frame can be decoded'}"
+                )
             _put(part, dst)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -216,7 +229,7 @@ def write_video(
         cancel: stops after the frame that is written; nothing is left.
 
     Returns:
-        What a person should know, a line each.
+        What a user should know, a line each.
 
     Raises:
         IncompleteError: the video was written, but part of the source could not be decoded.
@@ -227,13 +240,17 @@ def write_video(
     with open_reader(src) as reader:
         info = _as_written(reader.info, dst)
         height, width = (n // degradation.scale for n in (info.height, info.width))
-        with open_writer(dst, like=info, width=width, height=height, settings=encode, overwrite=overwrite) as writer:
+        with open_writer(
+            dst, like=info, width=width, height=height, settings=encode, overwrite=overwrite
+        ) as writer:
             for frame in _degraded(reader, degradation):
                 writer.write(frame)
                 ticker.tick(time_s=frame.time_s)
     ticker.finish()
     if reader.problems:
-        raise IncompleteError(f"{dst} was written, but {src} is damaged: {'; '.join(reader.problems)}")
+        raise IncompleteError(
+            f"{dst} was written, but {src} is damaged: {'; '.join(reader.problems)}"
+        )
     return writer.notes + _losses(dst)
 
 
@@ -254,7 +271,11 @@ def _losses(dst: Path) -> list[str]:
     suffix = dst.suffix.lower()
     if suffix == ".mkv":
         return []
-    what = "holds color at half the resolution or through a matrix" if suffix in (*_X264, ".avi") else "is lossy"
+    what = (
+        "holds color at half the resolution or through a matrix"
+        if suffix in (*_X264, ".avi")
+        else "is lossy"
+    )
     return [f"{suffix} {what}; .mkv or a folder keeps every value"]
 
 
@@ -272,13 +293,19 @@ def _degraded(reader: Reader, degradation: Degradation) -> Iterator[Frame]:
     scale = degradation.scale
     height, width = (n // scale * scale for n in (reader.info.height, reader.info.width))
     if min(height, width) < scale:
-        raise InputError(f"{reader.info.source} is {reader.info.width}x{reader.info.height}, too small for 1/{scale}")
+        raise InputError(
+            f"{reader.info.source} is {reader.info.width}x{reader.info.height}, too small for 1/{scale}"
+        )
     waiting: deque[Frame] = deque()
 
     def cropped() -> Iterator[Tensor]:
         for frame in reader:
-            rgb = quantize(frame.rgb[:, :height, :width])  # as if read from images, whatever the source
-            waiting.append(dataclasses.replace(frame, rgb=_NOTHING, alpha=None))  # a view would keep the image
+            rgb = quantize(
+                frame.rgb[:, :height, :width]
+            )  # as if read from images, whatever the source
+            waiting.append(
+                dataclasses.replace(frame, rgb=_NOTHING, alpha=None)
+            )  # a view would keep the image
             yield rgb
 
     for lq in degradation.stream(cropped(), (height, width)):
@@ -323,7 +350,9 @@ def _claim(out: Path, degradation: Degradation) -> None:
             before = json.loads(marker.read_text(encoding="utf-8"))
             if before == record:
                 return
-        raise RequestError(f"{out} holds copies of another degradation ({marker}); choose another folder")
+        raise RequestError(
+            f"{out} holds copies of another degradation ({marker}); choose another folder"
+        )
     if out.is_dir() and any(out.iterdir()):
         raise RequestError(f"{out} is not empty and not a folder of copies; choose another folder")
     with write_errors(str(out)):

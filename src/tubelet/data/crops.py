@@ -47,10 +47,14 @@ class Crops:
         InputError: no clip is large enough.
     """
 
-    def __init__(self, clips: Sequence[CachedClip], scale: int, settings: CropSettings, seed: int) -> None:
+    def __init__(
+        self, clips: Sequence[CachedClip], scale: int, settings: CropSettings, seed: int
+    ) -> None:
         self.clips = [c for c in clips if min(c.lqs[0].shape[-2:]) >= settings.patch_px]
         if not self.clips:
-            raise InputError(f"none of {len(clips)} clips has {settings.patch_px} px on both sides at low quality")
+            raise InputError(
+                f"none of {len(clips)} clips has {settings.patch_px} px on both sides at low quality"
+            )
         self.scale, self.settings, self.seed = scale, settings, seed
         frames = np.array([min(len(c.gt), 2 * settings.frames) for c in self.clips], dtype=float)
         self._weights = frames / frames.sum()  # long clips count more, up to a point
@@ -58,7 +62,10 @@ class Crops:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Draw the batch of a step: lq (B, T, 3, h, w) and gt (B, T, 3, sh, sw), float32 in [0, 1]."""
         pairs = [self.sample(step * self.settings.batch + i) for i in range(self.settings.batch)]
-        lq, gt = (torch.from_numpy(np.stack(arrays)).float().div_(255) for arrays in zip(*pairs, strict=True))
+        lq, gt = (
+            torch.from_numpy(np.stack(arrays)).float().div_(255)
+            for arrays in zip(*pairs, strict=True)
+        )
         return lq, gt
 
     def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -81,13 +88,17 @@ class Crops:
         times = np.where(times < length, times, 2 * length - 2 - times)
         return times[::-1] if rng.random() < 0.5 else times
 
-    def _position(self, rng: np.random.Generator, lq: NDArray[np.uint8], time: int) -> tuple[int, int]:
+    def _position(
+        self, rng: np.random.Generator, lq: NDArray[np.uint8], time: int
+    ) -> tuple[int, int]:
         size = self.settings.patch_px
         height, width = lq.shape[-2:]
         best, most = (0, 0), -1.0
         for _ in range(self.settings.candidates):
             top, left = (int(rng.random() * (n - size + 1)) for n in (height, width))
-            green = torch.tensor(lq[time, 1, top : top + size, left : left + size], dtype=torch.float32)
+            green = torch.tensor(
+                lq[time, 1, top : top + size, left : left + size], dtype=torch.float32
+            )
             detail = (green.diff(dim=0).abs().mean() + green.diff(dim=1).abs().mean()).item()
             if detail > most:
                 best, most = (top, left), detail

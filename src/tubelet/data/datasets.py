@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubelet.data.cache import VIDEO_SUFFIXES
-from tubelet.data.catalog import ClipFacts, Dataset, Split, find_dataset
+from tubelet.data.catalog import ClipFacts, Dataset, DatasetSplit, find_dataset
 from tubelet.errors import InputError
-from tubelet.metrics.protocols import Protocol
+from tubelet.metrics.protocols import MetricProtocol
 from tubelet.video.sequence import IMAGE_SUFFIXES
 
 __all__ = [
@@ -63,7 +63,7 @@ class FoundClip:
     lq: dict[str, Path] = field(default_factory=dict[str, Path])
 
 
-def find_clips(protocol: Protocol, root: Path) -> list[EvalClip]:
+def find_clips(protocol: MetricProtocol, root: Path) -> list[EvalClip]:
     """Find the clips that a protocol scores.
 
     Low-quality clips that came with the set are used where their convention is that of the protocol and every clip has
@@ -88,7 +88,9 @@ def find_clips(protocol: Protocol, root: Path) -> list[EvalClip]:
     _refuse_missing(dataset, protocol, found, root)
     own = protocol.degradation if protocol.scale == _LQ_SCALE else ""
     has_lq = all(own in clip.lq for clip in found)
-    clips = [EvalClip(name=_file_name(c.name), gt=c.gt, lq=c.lq[own] if has_lq else None) for c in found]
+    clips = [
+        EvalClip(name=_file_name(c.name), gt=c.gt, lq=c.lq[own] if has_lq else None) for c in found
+    ]
     for clip in clips:
         _refuse_uneven(dataset, clip)
     return clips
@@ -111,7 +113,10 @@ def find_training_clips(name: str, root: Path, *, degradation: str = "bi-u8") ->
     if not splits:
         raise InputError(f"{dataset.title} is a test set; nothing of it may be trained on")
     found = [
-        clip for split in splits for clip in _named_apart(dataset, split, root, degradation) if clip.gt is not None
+        clip
+        for split in splits
+        for clip in _named_apart(dataset, split, root, degradation)
+        if clip.gt is not None
     ]
     if not found:
         raise InputError(_nowhere(dataset, root))
@@ -124,7 +129,12 @@ def find_set_clips(dataset: Dataset, root: Path) -> list[EvalClip]:
     Raises:
         InputError: there is none.
     """
-    found = [clip for split in dataset.splits for clip in _named_apart(dataset, split, root) if clip.gt is not None]
+    found = [
+        clip
+        for split in dataset.splits
+        for clip in _named_apart(dataset, split, root)
+        if clip.gt is not None
+    ]
     if not found:
         raise InputError(_nowhere(dataset, root))
     return found
@@ -151,7 +161,7 @@ def find_folder_clips(root: Path) -> list[EvalClip]:
     return [EvalClip(name=name, gt=path, lq=None) for name, path in zip(names, clips, strict=True)]
 
 
-def find_split(dataset: Dataset, split: Split, root: Path) -> list[FoundClip]:
+def find_split(dataset: Dataset, split: DatasetSplit, root: Path) -> list[FoundClip]:
     """Look for every clip of a part of a set.
 
     Returns:
@@ -165,8 +175,16 @@ def find_split(dataset: Dataset, split: Split, root: Path) -> list[FoundClip]:
     names = _names(dataset, split, base)
     clips: list[FoundClip] = []
     for name in names:
-        lq = {preset: place for preset, patterns in split.lq.items() if (place := _first(base, patterns, split, name))}
-        clips.append(FoundClip(name=name, facts=split.facts_of(name), gt=_first(base, split.gt, split, name), lq=lq))
+        lq = {
+            preset: place
+            for preset, patterns in split.lq.items()
+            if (place := _first(base, patterns, split, name))
+        }
+        clips.append(
+            FoundClip(
+                name=name, facts=split.facts_of(name), gt=_first(base, split.gt, split, name), lq=lq
+            )
+        )
     return clips
 
 
@@ -178,18 +196,28 @@ def set_folder(dataset: Dataset, root: Path) -> Path:
     """
     if not root.is_dir():
         raise InputError(f"no such folder: {root}")
-    bases = [root, *sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower() in dataset.folders)]
-    return max(bases, key=lambda base: (_presence(dataset, base), base.name.lower() in dataset.folders))
+    bases = [
+        root,
+        *sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower() in dataset.folders),
+    ]
+    return max(
+        bases, key=lambda base: (_presence(dataset, base), base.name.lower() in dataset.folders)
+    )
 
 
 def count_frames(path: Path) -> int:
     """Count the images of a folder, 1 for an image, 0 for anything else."""
     if path.is_dir():
-        return sum(p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") for p in path.iterdir())
+        return sum(
+            p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+            for p in path.iterdir()
+        )
     return int(path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _named_apart(dataset: Dataset, split: Split, root: Path, degradation: str = "") -> list[EvalClip]:
+def _named_apart(
+    dataset: Dataset, split: DatasetSplit, root: Path, degradation: str = ""
+) -> list[EvalClip]:
     """Give the clips of a split; their names begin with its own where two splits count from the same number."""
     before = f"{split.name}_" if split.shift else ""
     return [
@@ -213,35 +241,45 @@ def _presence(dataset: Dataset, base: Path) -> int:
     return count
 
 
-def _names(dataset: Dataset, split: Split, base: Path) -> Sequence[str]:
+def _names(dataset: Dataset, split: DatasetSplit, base: Path) -> Sequence[str]:
     if not split.list_file:
         return split.clips or _discover(dataset, split, base)
     path = base / split.list_file
     if not path.is_file():
-        raise InputError(f"{dataset.title} needs {path}, which names its clips; it comes with the set")
+        raise InputError(
+            f"{dataset.title} needs {path}, which names its clips; it comes with the set"
+        )
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _discover(dataset: Dataset, split: Split, base: Path) -> list[str]:
+def _discover(dataset: Dataset, split: DatasetSplit, base: Path) -> list[str]:
     """Take the clips of the first layout that is there; plain folders count only below the set's own name."""
     for pattern in split.gt:
         before, _, after = pattern.partition("{clip}")
         folder = base / before
-        if not folder.is_dir() or (pattern == "{clip}" and base.name.lower() not in dataset.folders):
+        if not folder.is_dir() or (
+            pattern == "{clip}" and base.name.lower() not in dataset.folders
+        ):
             continue
-        names = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and count_frames(folder / (p.name + after))]
+        names = [
+            p.name
+            for p in sorted(folder.iterdir())
+            if p.is_dir() and count_frames(folder / (p.name + after))
+        ]
         if names:
             return names
     return []
 
 
-def _first(base: Path, patterns: Sequence[str], split: Split, name: str) -> Path | None:
+def _first(base: Path, patterns: Sequence[str], split: DatasetSplit, name: str) -> Path | None:
     shifted = f"{int(name) + split.shift:0{len(name)}d}" if split.shift else name
     places = (base / pattern.format(clip=name, shifted=shifted) for pattern in patterns)
     return next((place for place in places if count_frames(place)), None)
 
 
-def _refuse_missing(dataset: Dataset, protocol: Protocol, found: list[FoundClip], root: Path) -> None:
+def _refuse_missing(
+    dataset: Dataset, protocol: MetricProtocol, found: list[FoundClip], root: Path
+) -> None:
     """Refuse a set of which clips or frames are missing: its mean would not be the protocol's number."""
     only_lq = protocol.degradation == "none"
     places = {clip.name: clip.lq.get("none") if only_lq else clip.gt for clip in found}
@@ -259,11 +297,17 @@ def _refuse_missing(dataset: Dataset, protocol: Protocol, found: list[FoundClip]
         place = places[clip.name]
         wanted, have = clip.facts.frames, count_frames(place) if place else 0
         if wanted is not None and have != wanted:
-            raise InputError(f"{dataset.title} {clip.name} has {wanted} frames, but {place} has {have}; get it again")
+            raise InputError(
+                f"{dataset.title} {clip.name} has {wanted} frames, but {place} has {have}; get it again"
+            )
 
 
 def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:4])} and {len(names) - 4} more are"
+    return (
+        ", ".join(names)
+        if len(names) <= 5
+        else f"{', '.join(names[:4])} and {len(names) - 4} more are"
+    )
 
 
 def _refuse_uneven(dataset: Dataset, clip: EvalClip) -> None:
@@ -278,8 +322,12 @@ def _refuse_uneven(dataset: Dataset, clip: EvalClip) -> None:
 
 
 def _nowhere(dataset: Dataset, root: Path) -> str:
-    patterns = [pattern for split in dataset.splits for pattern in (split.gt or split.lq.get("none", ()))]
-    folders = ", ".join(pattern.replace("{clip}", "…") for pattern in patterns if "{shifted}" not in pattern)
+    patterns = [
+        pattern for split in dataset.splits for pattern in (split.gt or split.lq.get("none", ()))
+    ]
+    folders = ", ".join(
+        pattern.replace("{clip}", "…") for pattern in patterns if "{shifted}" not in pattern
+    )
     return f"{dataset.title} is not in {root}: looked there and in folders named {dataset.folders[0]} for {folders}"
 
 

@@ -36,8 +36,14 @@ _FINER = 2  # samples a pixel, along each axis
 _MAX_PIXELS = 4 << 20  # of an image in memory; a larger one is halved
 _MIN_SIDE_PX = 64
 _SLOPE = 0.15  # most change of the flow from one pixel to the next: things bend, they do not fold
-_ZOOM = (1.2, 4.8)  # pixels of the image to one of the frame: finer than the frame, free of its coding noise
-_STILL_CAMERA, _STILL = 0.1, 0.04  # shares of the pairs in which only things move, and in which nothing does
+_ZOOM = (
+    1.2,
+    4.8,
+)  # pixels of the image to one of the frame: finer than the frame, free of its coding noise
+_STILL_CAMERA, _STILL = (
+    0.1,
+    0.04,
+)  # shares of the pairs in which only things move, and in which nothing does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +87,12 @@ def find_images(roots: Sequence[Path]) -> list[Path]:
     for root in roots:
         if not root.is_dir():
             raise InputError(f"no such folder of images: {root}")
-    found = [path for root in roots for path in sorted(root.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = [
+        path
+        for root in roots
+        for path in sorted(root.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
     if not found:
         raise InputError(f"no image in {', '.join(map(str, roots))}")
     return found
@@ -126,8 +137,12 @@ class MovingImages:
         sheets = self._draw_sheets(rng)
         ref, top_ref, flow = _show(sheets, side, moved=True)
         supp, top_supp, _ = _show(sheets, side, moved=False)
-        owner = functional.avg_pool2d(functional.one_hot(top_ref, len(sheets)).movedim(-1, 0).float(), _FINER).argmax(0)
-        fields = torch.stack([functional.avg_pool2d(sheet_flow, _FINER) for sheet_flow in flow])  # (L, 2, H, W)
+        owner = functional.avg_pool2d(
+            functional.one_hot(top_ref, len(sheets)).movedim(-1, 0).float(), _FINER
+        ).argmax(0)
+        fields = torch.stack(
+            [functional.avg_pool2d(sheet_flow, _FINER) for sheet_flow in flow]
+        )  # (L, 2, H, W)
         own = fields.gather(0, owner[None, None].expand(1, 2, -1, -1))[0]
         frames = _expose(torch.stack([ref, supp]), rng, self.settings)
         return MovingPair(frames, own, _is_seen(own, owner, top_supp))
@@ -137,12 +152,16 @@ class MovingImages:
         settings = self.settings
         grid = _grid(settings.patch_px)
         still = rng.random()
-        camera = torch.zeros_like(grid) if still < _STILL_CAMERA else _draw_flow(rng, grid, settings)
+        camera = (
+            torch.zeros_like(grid) if still < _STILL_CAMERA else _draw_flow(rng, grid, settings)
+        )
         sheets = [_Sheet(self._draw_image(rng), camera, None)]
         for _ in range(int(rng.integers(0, settings.things + 1))):
             along = camera if rng.random() < 0.7 else torch.zeros_like(camera)
             flow = _limit(along + _draw_flow(rng, grid, settings), settings.max_px)
-            sheets.append(_Sheet(self._draw_image(rng), flow, _Outline.draw(rng, settings.patch_px)))
+            sheets.append(
+                _Sheet(self._draw_image(rng), flow, _Outline.draw(rng, settings.patch_px))
+            )
         if still < _STILL:
             return [sheet._replace(flow=torch.zeros_like(grid)) for sheet in sheets]
         return sheets
@@ -156,9 +175,19 @@ class MovingImages:
         angle = rng.normal(0, 0.15) + math.pi / 2 * int(rng.random() < 0.25)
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         turn = turn @ np.diag([rng.choice([-1.0, 1.0]), 1.0]) * zoom
-        room = [max(0.0, n / 2 - zoom * self.settings.patch_px / 2) for n in (pixels.shape[2], pixels.shape[1])]
-        center = [n / 2 + rng.uniform(-r, r) for n, r in zip((pixels.shape[2], pixels.shape[1]), room, strict=True)]
-        return _Image(pixels, torch.tensor(turn, dtype=torch.float32), torch.tensor(center, dtype=torch.float32))
+        room = [
+            max(0.0, n / 2 - zoom * self.settings.patch_px / 2)
+            for n in (pixels.shape[2], pixels.shape[1])
+        ]
+        center = [
+            n / 2 + rng.uniform(-r, r)
+            for n, r in zip((pixels.shape[2], pixels.shape[1]), room, strict=True)
+        ]
+        return _Image(
+            pixels,
+            torch.tensor(turn, dtype=torch.float32),
+            torch.tensor(center, dtype=torch.float32),
+        )
 
 
 def _mirrored(pair: MovingPair) -> list[MovingPair]:
@@ -189,7 +218,9 @@ class _Outline(NamedTuple):
         axis = torch.linspace(-1, 1, n)
         bumps = torch.from_numpy(rng.normal(0, 0.35, (n, n))).float()
         height = 0.75 + bumps - (axis[:, None].square() + axis.square()) * 1.2
-        height = functional.interpolate(height[None, None], scale_factor=4.0, mode="bicubic", align_corners=False)
+        height = functional.interpolate(
+            height[None, None], scale_factor=4.0, mode="bicubic", align_corners=False
+        )
         radius = side * math.exp(rng.uniform(math.log(0.08), math.log(0.5)))
         slim = math.exp(rng.normal(0, 0.4))
         angle = rng.uniform(0, math.pi)
@@ -197,12 +228,18 @@ class _Outline(NamedTuple):
             [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
         )
         center = rng.uniform(-0.5, 0.5, 2) * side
-        return _Outline(height, torch.tensor(turn, dtype=torch.float32), torch.tensor(center, dtype=torch.float32))
+        return _Outline(
+            height,
+            torch.tensor(turn, dtype=torch.float32),
+            torch.tensor(center, dtype=torch.float32),
+        )
 
     def covers(self, places: Tensor) -> Tensor:
         """Tell which places (2, h, w), pixels from the middle of the frame, lie within: (h, w) bool."""
         grid = torch.einsum("ij,jhw->hwi", self.turn, places - self.center[:, None, None])
-        return functional.grid_sample(self.map, grid[None], align_corners=False)[0, 0] > 0  # outside the map is 0
+        return (
+            functional.grid_sample(self.map, grid[None], align_corners=False)[0, 0] > 0
+        )  # outside the map is 0
 
 
 class _Sheet(NamedTuple):
@@ -215,7 +252,9 @@ def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read an image: whole, and halved; (3, H, W) uint8 each."""
     pixels = read_clip(path, max_frames=1)[0]
     if min(pixels.shape[1:]) < _MIN_SIDE_PX:
-        raise InputError(f"{path} is {pixels.shape[2]}×{pixels.shape[1]} pixels; at least {_MIN_SIDE_PX} are needed")
+        raise InputError(
+            f"{path} is {pixels.shape[2]}×{pixels.shape[1]} pixels; at least {_MIN_SIDE_PX} are needed"
+        )
     while pixels.shape[1] * pixels.shape[2] > _MAX_PIXELS:
         pixels = _halve(pixels)
     return pixels, _halve(pixels)
@@ -246,7 +285,9 @@ def _draw_flow(rng: np.random.Generator, grid: Tensor, settings: MotionSettings)
         flow = flow + affine * (share[0] * min(strength, _SLOPE * half))
     if share[1]:  # a plane that tilts, to first order
         tilt = torch.from_numpy(rng.normal(0, 0.5, 2)).float()
-        flow = flow + place * torch.einsum("i,ihw->hw", tilt, place) * (share[1] * min(strength, _SLOPE * half / 2))
+        flow = flow + place * torch.einsum("i,ihw->hw", tilt, place) * (
+            share[1] * min(strength, _SLOPE * half / 2)
+        )
     if share[2]:
         knots = int(rng.integers(3, 8))
         bend = torch.from_numpy(rng.normal(0, 0.5, (1, 2, knots, knots))).float()
@@ -267,7 +308,9 @@ def _limit(flow: Tensor, max_px: float) -> Tensor:
     return flow * min(1.0, max_px / max(longest, 1e-6))
 
 
-def _show(sheets: Sequence[_Sheet], side: int, *, moved: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _show(
+    sheets: Sequence[_Sheet], side: int, *, moved: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Render a frame.
 
     Returns:
@@ -297,11 +340,15 @@ def _look(image: _Image, places: Tensor) -> Tensor:
         for spot, size in zip(spots, (width, height), strict=True)
     )
     right, lower = (math.ceil(spot.max().item()) + 3 for spot in spots)
-    part = torch.from_numpy(image.pixels[:, upper : max(lower, upper + 8), left : max(right, left + 8)])
+    part = torch.from_numpy(
+        image.pixels[:, upper : max(lower, upper + 8), left : max(right, left + 8)]
+    )
     part = part[None].float() / 255
     size = torch.tensor([part.shape[3], part.shape[2]], dtype=torch.float32)
     grid = (spots - torch.tensor([left, upper])[:, None, None]) * (2 / size)[:, None, None] - 1
-    return functional.grid_sample(part, grid.movedim(0, -1)[None], padding_mode="reflection", align_corners=False)[0]
+    return functional.grid_sample(
+        part, grid.movedim(0, -1)[None], padding_mode="reflection", align_corners=False
+    )[0]
 
 
 def _is_seen(flow: Tensor, owner: Tensor, top_supp: Tensor) -> Tensor:
@@ -324,7 +371,9 @@ def _expose(frames: Tensor, rng: np.random.Generator, settings: MotionSettings) 
         frames = torch.stack([frames[0], frames[1] * (1 + gain) + offset])
     if rng.random() < 0.5:
         sigma = settings.noise * rng.random() ** 2
-        frames = frames + torch.from_numpy(rng.standard_normal(frames.shape, dtype=np.float32)) * sigma
+        frames = (
+            frames + torch.from_numpy(rng.standard_normal(frames.shape, dtype=np.float32)) * sigma
+        )
     return quantize(frames)
 
 

@@ -1,13 +1,19 @@
 """Make low-quality clips from good ones, by named presets."""
 
 from tubelet.degrade.presets import PRESETS, Preset, degrade, degrade_frames
-from tubelet.degrade.recipe import RANDOM_PRESETS, Recipe, apply_recipe, draw_recipe, stream_recipe
+from tubelet.degrade.recipe import (
+    RANDOM_PRESETS,
+    DegradationRecipe,
+    apply_recipe,
+    draw_recipe,
+    stream_recipe,
+)
 
 __all__ = [
     "PRESETS",
     "RANDOM_PRESETS",
+    "DegradationRecipe",
     "Preset",
-    "Recipe",
     "apply_recipe",
     "degrade",
     "degrade_frames",

@@ -53,13 +53,18 @@ def blur(
     before, after = (taps - 1) // 2, taps // 2
     frames, channels, height, width = clip.shape
     x = functional.pad(clip, (before, after, before, after), mode=edge)
-    x = x.flatten(0, 1)[None, :, phase:, phase:]  # (1, T·C, ...): a depthwise convolution fills the vector units
+    x = x.flatten(0, 1)[
+        None, :, phase:, phase:
+    ]  # (1, T·C, ...): a depthwise convolution fills the vector units
     kernel = kernel.to(x)
     passes = [kernel[None, :], kernel[:, None]] if kernel.ndim == 1 else [kernel]
     for weight in passes:
         step = tuple(stride if n > 1 else 1 for n in weight.shape)
         x = functional.conv2d(
-            x, weight.expand(frames * channels, 1, *weight.shape), stride=step, groups=frames * channels
+            x,
+            weight.expand(frames * channels, 1, *weight.shape),
+            stride=step,
+            groups=frames * channels,
         )
     rows, columns = math.ceil((height - phase) / stride), math.ceil((width - phase) / stride)
     return x[..., :rows, :columns].reshape(frames, channels, rows, columns)

@@ -52,7 +52,9 @@ def degrade(clip: Tensor, preset: Preset, *, scale: int = 4, seed: int = 0) -> T
     if preset == "bd":
         return quantize(blur(clip, gaussian_taps(1.6, 13), stride=scale))
     if preset == "bd-b":
-        return quantize(blur(clip, gaussian_taps(1.6, 12), stride=scale, phase=scale // 2 - 1, edge="replicate"))
+        return quantize(
+            blur(clip, gaussian_taps(1.6, 12), stride=scale, phase=scale // 2 - 1, edge="replicate")
+        )
     if preset == "bd-c":
         return quantize(blur(clip, gaussian_taps(1.5, 9), stride=scale))
     if preset in ("real", "second-order"):
@@ -61,7 +63,12 @@ def degrade(clip: Tensor, preset: Preset, *, scale: int = 4, seed: int = 0) -> T
 
 
 def degrade_frames(
-    frames: Iterable[Tensor], preset: Preset, size: tuple[int, int], *, scale: int = 4, seed: int = 0
+    frames: Iterable[Tensor],
+    preset: Preset,
+    size: tuple[int, int],
+    *,
+    scale: int = 4,
+    seed: int = 0,
 ) -> Iterator[Tensor]:
     """Make the low-quality version of a clip of any length, in bounded memory.
 

@@ -21,14 +21,24 @@ import torch
 from torch import Tensor
 
 from tubelet.degrade.kernels import KernelShape
-from tubelet.degrade.steps import Blur, Codec, Jpeg, Noise, Resize, ResizeMethod, Step, apply_step, resized
+from tubelet.degrade.steps import (
+    Blur,
+    Codec,
+    DegradationStep,
+    Jpeg,
+    Noise,
+    Resize,
+    ResizeMethod,
+    apply_step,
+    resized,
+)
 from tubelet.errors import ConfigError, InputError
 from tubelet.ops.pixels import quantize
 
 __all__ = [
     "RANDOM_PRESETS",
+    "DegradationRecipe",
     "RandomPreset",
-    "Recipe",
     "apply_recipe",
     "draw_recipe",
     "part_frames",
@@ -41,15 +51,23 @@ RandomPreset = Literal["real", "second-order"]
 RANDOM_PRESETS: Mapping[str, int] = {"real": 2, "second-order": 1}
 """Presets that draw, and the edition of each: raise it when a seed gives other pixels, since caches go by it."""
 
-_STEPS: dict[str, type[Step]] = {"blur": Blur, "resize": Resize, "noise": Noise, "jpeg": Jpeg, "codec": Codec}
-_PART_BYTES = 256 << 20  # of one float32 copy of a part, where it is largest; the encoder needs several at a time
+_STEPS: dict[str, type[DegradationStep]] = {
+    "blur": Blur,
+    "resize": Resize,
+    "noise": Noise,
+    "jpeg": Jpeg,
+    "codec": Codec,
+}
+_PART_BYTES = (
+    256 << 20
+)  # of one float32 copy of a part, where it is largest; the encoder needs several at a time
 _PART_MAX_FRAMES = 300
 _PLAIN: list[ResizeMethod] = ["area", "bilinear-plain", "bicubic-plain"]
 _TAPS = tuple(range(7, 22, 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class DegradationRecipe:
     """What is done to a clip, in order.
 
     Attributes:
@@ -62,15 +80,17 @@ class Recipe:
     preset: str
     seed: int
     scale: int
-    steps: tuple[Step, ...]
+    steps: tuple[DegradationStep, ...]
 
     def __str__(self) -> str:
         """List the steps, a line each."""
         lines = [f"{self.preset}, seed {self.seed}, 1/{self.scale}:"]
-        return "\n".join(lines + [f"  {number}. {_line(step)}" for number, step in enumerate(self.steps, 1)])
+        return "\n".join(
+            lines + [f"  {number}. {_line(step)}" for number, step in enumerate(self.steps, 1)]
+        )
 
 
-def draw_recipe(preset: RandomPreset, *, scale: int = 4, seed: int = 0) -> Recipe:
+def draw_recipe(preset: RandomPreset, *, scale: int = 4, seed: int = 0) -> DegradationRecipe:
     """Draw the steps of a random preset.
 
     Args:
@@ -87,10 +107,10 @@ def draw_recipe(preset: RandomPreset, *, scale: int = 4, seed: int = 0) -> Recip
         raise ConfigError(f"{preset!r} draws no recipe; these do: {', '.join(RANDOM_PRESETS)}")
     rng = random.Random(seed)
     steps = _draw_real(rng, scale) if preset == "real" else _draw_second_order(rng, scale)
-    return Recipe(preset=preset, seed=seed, scale=scale, steps=tuple(steps))
+    return DegradationRecipe(preset=preset, seed=seed, scale=scale, steps=tuple(steps))
 
 
-def apply_recipe(clip: Tensor, recipe: Recipe, *, part: int = 0) -> Tensor:
+def apply_recipe(clip: Tensor, recipe: DegradationRecipe, *, part: int = 0) -> Tensor:
     """Degrade a clip by the steps of a recipe.
 
     Args:
@@ -108,7 +128,9 @@ def apply_recipe(clip: Tensor, recipe: Recipe, *, part: int = 0) -> Tensor:
     return quantize(_apply(recipe.steps, clip, gt_size, part))
 
 
-def stream_recipe(frames: Iterable[Tensor], recipe: Recipe, size: tuple[int, int]) -> Iterator[Tensor]:
+def stream_recipe(
+    frames: Iterable[Tensor], recipe: DegradationRecipe, size: tuple[int, int]
+) -> Iterator[Tensor]:
     """Degrade a clip of any length in bounded memory.
 
     What works on single frames is done as they come, as far as the first step that needs the clip; from there on the
@@ -122,7 +144,10 @@ def stream_recipe(frames: Iterable[Tensor], recipe: Recipe, size: tuple[int, int
     Yields:
         (3, ceil(H/scale), ceil(W/scale)).
     """
-    first = next((n for n, step in enumerate(recipe.steps) if isinstance(step, Noise | Codec)), len(recipe.steps))
+    first = next(
+        (n for n, step in enumerate(recipe.steps) if isinstance(step, Noise | Codec)),
+        len(recipe.steps),
+    )
     single, rest = recipe.steps[:first], recipe.steps[first:]
     begun = (_apply(single, frame[None], size, 0)[0] for frame in frames)
     most = part_frames(recipe, size)
@@ -135,7 +160,7 @@ def stream_recipe(frames: Iterable[Tensor], recipe: Recipe, size: tuple[int, int
         yield from quantize(_apply(rest, clip, size, part))
 
 
-def part_frames(recipe: Recipe, size: tuple[int, int]) -> int:
+def part_frames(recipe: DegradationRecipe, size: tuple[int, int]) -> int:
     """Say how many frames `stream_recipe` holds at once, by their size alone.
 
     Args:
@@ -151,15 +176,15 @@ def part_frames(recipe: Recipe, size: tuple[int, int]) -> int:
     return max(1, min(_PART_MAX_FRAMES, _PART_BYTES // max(1, 12 * largest)))
 
 
-def recipe_to_json(recipe: Recipe) -> str:
-    """Write a recipe as JSON that a person can read and edit."""
+def recipe_to_json(recipe: DegradationRecipe) -> str:
+    """Write a recipe as JSON that a user can read and edit."""
     names = {kind: name for name, kind in _STEPS.items()}
     steps = [{"step": names[type(step)], **dataclasses.asdict(step)} for step in recipe.steps]
     record = {"preset": recipe.preset, "seed": recipe.seed, "scale": recipe.scale, "steps": steps}
     return json.dumps(record, indent=2) + "\n"
 
 
-def recipe_from_json(text: str) -> Recipe:
+def recipe_from_json(text: str) -> DegradationRecipe:
     """Read a recipe.
 
     Raises:
@@ -168,7 +193,12 @@ def recipe_from_json(text: str) -> Recipe:
     try:
         record = cast(dict[str, Any], json.loads(text))
         steps = tuple(_step_from(fields) for fields in record["steps"])
-        recipe = Recipe(preset=record["preset"], seed=int(record["seed"]), scale=int(record["scale"]), steps=steps)
+        recipe = DegradationRecipe(
+            preset=record["preset"],
+            seed=int(record["seed"]),
+            scale=int(record["scale"]),
+            steps=steps,
+        )
         last = next((step for step in reversed(steps) if isinstance(step, Resize)), None)
         if last is None or abs(last.factor * recipe.scale - 1) > 1e-6:
             raise ValueError(f"the last resize must be to 1/{recipe.scale}")
@@ -177,10 +207,12 @@ def recipe_from_json(text: str) -> Recipe:
         return recipe
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"not a recipe as `tubelet degrade --recipe` writes it: {reason}") from error
+        raise InputError(
+            f"not a recipe as `tubelet degrade --recipe` writes it: {reason}"
+        ) from error
 
 
-def _step_from(fields: Mapping[str, Any]) -> Step:
+def _step_from(fields: Mapping[str, Any]) -> DegradationStep:
     values = dict(fields)
     kind = _STEPS.get(values.pop("step"))
     if kind is None:
@@ -188,7 +220,7 @@ def _step_from(fields: Mapping[str, Any]) -> Step:
     return kind(**values)
 
 
-def _line(step: Step) -> str:
+def _line(step: DegradationStep) -> str:
     match step:
         case Blur(kernel="sinc"):
             return f"blur: sinc, cut-off {step.cutoff_rad:.2f} rad, {step.taps} taps"
@@ -198,39 +230,65 @@ def _line(step: Step) -> str:
         case Resize():
             return f"resize: to {step.factor:.3f} of the original, {step.method}"
         case Noise():
-            amount = f"× {step.strength:.2f}" if step.kind == "poisson" else f"σ {255 * step.strength:.1f} of 255"
+            amount = (
+                f"× {step.strength:.2f}"
+                if step.kind == "poisson"
+                else f"σ {255 * step.strength:.1f} of 255"
+            )
             return f"noise: {step.kind}, {amount}, {'gray' if step.channels == 1 else 'color'}"
         case Jpeg():
             return f"JPEG: quality {step.quality}"
         case Codec():
-            return f"codec: {step.encoder}, " + ", ".join(f"{name} {value}" for name, value in step.options.items())
+            return f"codec: {step.encoder}, " + ", ".join(
+                f"{name} {value}" for name, value in step.options.items()
+            )
 
 
-def _apply(steps: Iterable[Step], clip: Tensor, gt_size: tuple[int, int], part: int) -> Tensor:
+def _apply(
+    steps: Iterable[DegradationStep], clip: Tensor, gt_size: tuple[int, int], part: int
+) -> Tensor:
     for step in steps:
         clip = apply_step(step, clip, gt_size=gt_size, part=part)
     return clip
 
 
-def _draw_real(rng: random.Random, scale: int) -> Iterator[Step]:
+def _draw_real(rng: random.Random, scale: int) -> Iterator[DegradationStep]:
     """Blur → resize → noise → codec. The order of the draws is fixed: models were trained on what seeds give."""
     if rng.random() < 0.5:
-        low, high = 0.15 * scale, 0.35 * scale  # σ in gt pixels: from sharp optics to slightly out of focus
+        low, high = (
+            0.15 * scale,
+            0.35 * scale,
+        )  # σ in gt pixels: from sharp optics to slightly out of focus
         taps = 2 * math.ceil(3 * high) + 1
-        sigma_x, sigma_y, angle = rng.uniform(low, high), rng.uniform(low, high), rng.uniform(0, math.pi)
-        yield Blur(kernel="gaussian", taps=taps, sigma_x=sigma_x, sigma_y=sigma_y, angle_rad=angle, edge="reflect")
+        sigma_x, sigma_y, angle = (
+            rng.uniform(low, high),
+            rng.uniform(low, high),
+            rng.uniform(0, math.pi),
+        )
+        yield Blur(
+            kernel="gaussian",
+            taps=taps,
+            sigma_x=sigma_x,
+            sigma_y=sigma_y,
+            angle_rad=angle,
+            edge="reflect",
+        )
     methods: list[ResizeMethod] = ["bicubic", "area", "bilinear"]
     yield Resize(factor=1 / scale, method=rng.choice(methods))
     kind, seed = rng.choice(["none", "gaussian", "shot"]), rng.getrandbits(62)
     channels, strength = rng.choice([1, 3]), rng.uniform(0.5, 6.0) / 255
     if kind != "none":
-        yield Noise(kind=cast(Any, kind), channels=cast(Any, channels), strength=strength, seed=seed)
+        yield Noise(
+            kind=cast(Any, kind), channels=cast(Any, channels), strength=strength, seed=seed
+        )
     encoder = rng.choice(["libx264", "libx264", "libx264", "libx265", "mpeg4", ""])
     if encoder:
-        yield _draw_codec(rng, encoder, x264_crf=(16, 30), x265_crf=(18, 32), mpeg4_quantizer=(2, 7))
+        yield _draw_codec(
+            rng, encoder, x264_crf=(16, 30), x265_crf=(18, 32), mpeg4_quantizer=(2, 7)
+        )
 
 
-def _draw_second_order(rng: random.Random, scale: int) -> Iterator[Step]:
+def _draw_second_order(rng: random.Random, scale: int) -> Iterator[DegradationStep]:
     """Two rounds, then the last resize with a sinc filter before or after the last compression.
 
     Deviations: encoders are drawn by quality, since RealBasicVSR's bit rates are those of its crops; the first round
@@ -246,10 +304,10 @@ def _draw_second_order(rng: random.Random, scale: int) -> Iterator[Step]:
         yield _draw_blur(rng, sigma=(0.2, 1.5), sinc_probability=0.1)
     yield _draw_resize(rng, 1 / scale, ways=(0.3, 0.4, 0.3), factors=(0.3, 1.2))
     yield _draw_noise(rng, sigma=(1.0, 25.0), poisson=(0.05, 2.5))
-    last: list[Step] = [Resize(factor=1 / scale, method=rng.choice(_PLAIN))]
+    last: list[DegradationStep] = [Resize(factor=1 / scale, method=rng.choice(_PLAIN))]
     if rng.random() < 0.8:
         last.append(_draw_sinc(rng, low_rad=math.pi / 3))
-    compression: list[Step] = [Jpeg(quality=rng.randint(30, 95)), _draw_any_codec(rng)]
+    compression: list[DegradationStep] = [Jpeg(quality=rng.randint(30, 95)), _draw_any_codec(rng)]
     yield from last + compression if rng.random() < 0.5 else compression + last
 
 
@@ -277,19 +335,31 @@ def _draw_sinc(rng: random.Random, *, low_rad: float) -> Blur:
 
 
 def _draw_resize(
-    rng: random.Random, base: float, *, ways: tuple[float, float, float], factors: tuple[float, float]
+    rng: random.Random,
+    base: float,
+    *,
+    ways: tuple[float, float, float],
+    factors: tuple[float, float],
 ) -> Resize:
     """Draw up, down or keep with the odds `ways`, relative to `base` of the original size."""
     (way,) = rng.choices(["up", "down", "keep"], ways)
-    up, down, method = rng.uniform(1.0, factors[1]), rng.uniform(factors[0], 1.0), rng.choice(_PLAIN)
+    up, down, method = (
+        rng.uniform(1.0, factors[1]),
+        rng.uniform(factors[0], 1.0),
+        rng.choice(_PLAIN),
+    )
     return Resize(factor=base * {"up": up, "down": down, "keep": 1.0}[way], method=method)
 
 
-def _draw_noise(rng: random.Random, *, sigma: tuple[float, float], poisson: tuple[float, float]) -> Noise:
+def _draw_noise(
+    rng: random.Random, *, sigma: tuple[float, float], poisson: tuple[float, float]
+) -> Noise:
     channels = cast(Any, 1 if rng.random() < 0.4 else 3)
     seed = rng.getrandbits(62)
     if rng.random() < 0.5:
-        return Noise(kind="gaussian", channels=channels, strength=rng.uniform(*sigma) / 255, seed=seed)
+        return Noise(
+            kind="gaussian", channels=channels, strength=rng.uniform(*sigma) / 255, seed=seed
+        )
     return Noise(kind="poisson", channels=channels, strength=rng.uniform(*poisson), seed=seed)
 
 
@@ -314,5 +384,10 @@ def _draw_codec(
         options = {"crf": f"{crf:.1f}", "preset": "veryfast", "x265-params": "log-level=none"}
         return Codec(encoder=encoder, options=options)
     quality = rng.randint(*mpeg4_quantizer)
-    options = {"flags": "qscale", "global_quality": str(118 * quality), "qmin": str(quality), "qmax": str(quality)}
+    options = {
+        "flags": "qscale",
+        "global_quality": str(118 * quality),
+        "qmin": str(quality),
+        "qmax": str(quality),
+    }
     return Codec(encoder=encoder, options=options)

@@ -30,7 +30,17 @@ from tubelet.ops import imresize, resample
 from tubelet.ops.pixels import quantize, to_image_array
 from tubelet.video.recode import recode
 
-__all__ = ["Blur", "Codec", "Jpeg", "Noise", "Resize", "ResizeMethod", "Step", "apply_step", "resized"]
+__all__ = [
+    "Blur",
+    "Codec",
+    "DegradationStep",
+    "Jpeg",
+    "Noise",
+    "Resize",
+    "ResizeMethod",
+    "apply_step",
+    "resized",
+]
 
 ResizeMethod = Literal["bicubic", "area", "bilinear", "bicubic-plain", "bilinear-plain"]
 _PART_SEED = 0x9E3779B9  # odd and large: the parts of a long clip get noise of their own
@@ -61,9 +71,15 @@ class Blur:
     edge: Literal["reflect", "replicate"] = "replicate"
 
     def __post_init__(self) -> None:
-        _require(self.kernel in ("gaussian", "generalized", "plateau", "sinc"), "kernel", self.kernel)
+        _require(
+            self.kernel in ("gaussian", "generalized", "plateau", "sinc"), "kernel", self.kernel
+        )
         _require(self.taps % 2 == 1 and 1 <= self.taps <= 101, "taps", self.taps)
-        _require(min(self.sigma_x, self.sigma_y, self.beta) > 0, "sigma or beta", (self.sigma_x, self.sigma_y))
+        _require(
+            min(self.sigma_x, self.sigma_y, self.beta) > 0,
+            "sigma or beta",
+            (self.sigma_x, self.sigma_y),
+        )
         _require(0 < self.cutoff_rad <= math.pi, "cutoff_rad", self.cutoff_rad)
         _require(self.edge in ("reflect", "replicate"), "edge", self.edge)
 
@@ -106,7 +122,9 @@ class Noise:
     def __post_init__(self) -> None:
         _require(self.kind in ("gaussian", "shot", "poisson"), "kind", self.kind)
         _require(self.channels in (1, 3), "channels", self.channels)
-        _require(self.strength >= 0 and self.seed >= 0, "strength or seed", (self.strength, self.seed))
+        _require(
+            self.strength >= 0 and self.seed >= 0, "strength or seed", (self.strength, self.seed)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +154,12 @@ class Codec:
     options: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-Step = Blur | Resize | Noise | Jpeg | Codec
+DegradationStep = Blur | Resize | Noise | Jpeg | Codec
 
 
-def apply_step(step: Step, clip: Tensor, *, gt_size: tuple[int, int], part: int = 0) -> Tensor:
+def apply_step(
+    step: DegradationStep, clip: Tensor, *, gt_size: tuple[int, int], part: int = 0
+) -> Tensor:
     """Do one step.
 
     Args:
@@ -183,7 +203,9 @@ def _kernel(step: Blur) -> Tensor:
         return sinc_kernel(step.cutoff_rad, step.taps)
     if step.kernel == "gaussian":
         return gaussian_kernel(step.sigma_x, step.sigma_y, step.angle_rad, step.taps)
-    return shaped_kernel(step.kernel, step.sigma_x, step.sigma_y, step.angle_rad, step.beta, step.taps)
+    return shaped_kernel(
+        step.kernel, step.sigma_x, step.sigma_y, step.angle_rad, step.beta, step.taps
+    )
 
 
 def _resize(clip: Tensor, step: Resize, gt_size: tuple[int, int]) -> Tensor:
@@ -202,7 +224,13 @@ def _noise(clip: Tensor, step: Noise, part: int) -> Tensor:
     generator = torch.Generator().manual_seed((step.seed + part * _PART_SEED) % 2**63)
     if step.kind == "poisson":
         light = clip if step.channels == 3 else clip.mean(1, keepdim=True)
-        return torch.poisson(light * 255, generator=generator).div_(255).sub_(light).mul_(step.strength) + clip
+        return (
+            torch.poisson(light * 255, generator=generator)
+            .div_(255)
+            .sub_(light)
+            .mul_(step.strength)
+            + clip
+        )
     noise = torch.randn(clip.shape[0], step.channels, *clip.shape[-2:], generator=generator)
     if step.kind == "gaussian":
         return noise.mul_(step.strength) + clip
@@ -211,6 +239,8 @@ def _noise(clip: Tensor, step: Noise, part: int) -> Tensor:
 
 def _jpeg(frame: Tensor, quality: int) -> Tensor:
     buffer = io.BytesIO()
-    Image.fromarray(to_image_array(frame)).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(to_image_array(frame)).save(
+        buffer, "JPEG", quality=quality, subsampling="4:2:0"
+    )
     decoded = np.array(Image.open(buffer).convert("RGB"))
     return torch.from_numpy(decoded).permute(2, 0, 1).float() / 255

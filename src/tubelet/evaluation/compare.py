@@ -21,7 +21,10 @@ from tubelet.video.probe import probe
 
 __all__ = ["ComparePage", "write_compare_page", "write_page"]
 
-_CROP_PX = (144, 112)  # width, height in pixels of the result; four side by side still fit a desktop
+_CROP_PX = (
+    144,
+    112,
+)  # width, height in pixels of the result; four side by side still fit a desktop
 _ZOOM = 2
 _CROPS = 4
 _HDR_TRANSFERS = (16, 18)  # AVCOL_TRC_SMPTE2084 (PQ), AVCOL_TRC_ARIB_STD_B67 (HLG)
@@ -87,7 +90,13 @@ def write_compare_page(
     Raises:
         InputError: one of the videos cannot be read.
     """
-    page = ComparePage(frames=frames, title=title, details=details or {}, truth=truth, before_start_s=before_start_s)
+    page = ComparePage(
+        frames=frames,
+        title=title,
+        details=details or {},
+        truth=truth,
+        before_start_s=before_start_s,
+    )
     return write_page(before, after, dst, page)
 
 
@@ -106,7 +115,9 @@ def write_page(before: str | Path, after: str | Path, dst: str | Path, page: Com
     Raises:
         InputError: one of the videos cannot be read.
     """
-    videos = _Videos(probe(before), probe(after), None if page.truth is None else probe(page.truth), page)
+    videos = _Videos(
+        probe(before), probe(after), None if page.truth is None else probe(page.truth), page
+    )
     times_s = sample_times(videos.after, page.frames, duration_s=videos.shared_s)
     moments = [_moment(videos, time_s) for time_s in times_s]
     facts = {
@@ -114,7 +125,9 @@ def write_page(before: str | Path, after: str | Path, dst: str | Path, page: Com
         page.labels[1]: _described(after, videos.after),
         **page.details,
     }
-    form = Template(resources.files("tubelet.evaluation").joinpath("compare_page.html").read_text("utf-8"))
+    form = Template(
+        resources.files("tubelet.evaluation").joinpath("compare_page.html").read_text("utf-8")
+    )
     text = form.substitute(
         title=html.escape(page.title or f"{_name(before)} → {_name(after)}"),
         summary=html.escape(_summary(videos)),
@@ -126,7 +139,9 @@ def write_page(before: str | Path, after: str | Path, dst: str | Path, page: Com
         choices="\n".join(_choice(moment, number) for number, moment in enumerate(moments)),
         columns="".join(f'<th scope="col">{html.escape(name)}</th>' for name in videos.columns),
         crops="\n".join(_closeup_row(*row, videos.columns) for row in _best_closeups(moments)),
-        details="\n".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()),
+        details="\n".join(
+            f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()
+        ),
     )
     path = Path(dst)
     with atomic_write(path) as part:
@@ -147,7 +162,11 @@ class _Videos:
     def size(self) -> tuple[int, int]:
         """Of the page's images (height, width)."""
         sizes = [(self.after.height, self.after.width), (self.before.height, self.before.width)]
-        return sizes[0] if self.page.size == "second" else max(sizes, key=lambda size: size[0] * size[1])
+        return (
+            sizes[0]
+            if self.page.size == "second"
+            else max(sizes, key=lambda size: size[0] * size[1])
+        )
 
     @property
     def enlarged(self) -> bool:
@@ -157,8 +176,14 @@ class _Videos:
     @property
     def shared_s(self) -> float | None:
         """How much of the second video the others have too, seconds; None where a header does not say."""
-        starts_s = ((self.before, self.page.before_start_s), *(((self.truth, 0.0),) if self.truth else ()))
-        return min((max(0.0, v.duration_s - start_s) for v, start_s in starts_s if v.duration_s), default=None)
+        starts_s = (
+            (self.before, self.page.before_start_s),
+            *(((self.truth, 0.0),) if self.truth else ()),
+        )
+        return min(
+            (max(0.0, v.duration_s - start_s) for v, start_s in starts_s if v.duration_s),
+            default=None,
+        )
 
     @property
     def columns(self) -> list[str]:
@@ -174,15 +199,24 @@ def _moment(videos: _Videos, time_s: float) -> _Moment:
     time_s = result.time_s - videos.after.start_s
     lq, size = frame_near(videos.before, time_s + videos.page.before_start_s).rgb, videos.size
     sr = enlarge(result.rgb, size)
-    sides: list[Tensor] = [enlarge(lq, size), *([enlarge(lq, size, "lanczos3")] if videos.enlarged else []), sr]
+    sides: list[Tensor] = [
+        enlarge(lq, size),
+        *([enlarge(lq, size, "lanczos3")] if videos.enlarged else []),
+        sr,
+    ]
     if videos.truth is not None:
         sides.append(enlarge(frame_near(videos.truth, time_s).rgb, size))
     regions = detailed_regions(sr, width_px=_CROP_PX[0], height_px=_CROP_PX[1], count=_CROPS)
-    closeups = [(region, [data_url(to_image(region.of(side)), lossless=True) for side in sides]) for region in regions]
+    closeups = [
+        (region, [data_url(to_image(region.of(side)), lossless=True) for side in sides])
+        for region in regions
+    ]
     image = to_image(sr)
     thumbnail = image.copy()
     thumbnail.thumbnail((256, 256))
-    return _Moment(time_s, data_url(to_image(sides[0])), data_url(image), data_url(thumbnail), closeups)
+    return _Moment(
+        time_s, data_url(to_image(sides[0])), data_url(image), data_url(thumbnail), closeups
+    )
 
 
 def _best_closeups(moments: list[_Moment]) -> list[tuple[float, list[str]]]:
@@ -220,7 +254,8 @@ def _choice(moment: _Moment, number: int) -> str:
 
 def _closeup_row(time_s: float, urls: list[str], columns: list[str]) -> str:
     cells = "".join(
-        f'<td><img src="{url}" alt="{html.escape(name)}"></td>' for url, name in zip(urls, columns, strict=True)
+        f'<td><img src="{url}" alt="{html.escape(name)}"></td>'
+        for url, name in zip(urls, columns, strict=True)
     )
     return f'<tr><td class="time">{_time(time_s)}</td>{cells}</tr>'
 

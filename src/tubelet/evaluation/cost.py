@@ -54,10 +54,12 @@ __all__ = [
 ]
 
 _CLIP_FRAMES = 16  # for clip models that take any number: the engine's smallest window
-_LEAST_TIMES = 3  # a median of fewer says nothing
+_MIN_TIMES = 3  # a median of fewer says nothing
 _PROBE_PX = 64
 _SIDES_PX = range(8, 16385)
-_CHILD = "import sys; from tubelet.evaluation.cost import run_alone; run_alone(sys.argv[1], sys.argv[2])"
+_CHILD = (
+    "import sys; from tubelet.evaluation.cost import run_alone; run_alone(sys.argv[1], sys.argv[2])"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +148,9 @@ class Cost:
     @property
     def spread_s(self) -> tuple[float, float]:
         """Times of a frame, seconds, below which a tenth and nine tenths of the calls lie."""
-        times_s = self.times_s * 2 if len(self.times_s) == 1 else self.times_s  # quantiles asks for two
+        times_s = (
+            self.times_s * 2 if len(self.times_s) == 1 else self.times_s
+        )  # quantiles asks for two
         deciles = statistics.quantiles(times_s, n=10, method="inclusive")
         return deciles[0], deciles[-1]
 
@@ -157,7 +161,7 @@ class Failure:
 
     Attributes:
         model: its name.
-        reason: one line for a person.
+        reason: one line for a user.
     """
 
     model: str
@@ -259,7 +263,9 @@ class _Subject:
     def load(self) -> None:
         """Move the network to the device."""
         precision = resolve_precision(self._settings.precision, self.spec, self.device)
-        self._runner = TorchRunner(self._model, self.spec.contract, device=self.device, precision=precision)
+        self._runner = TorchRunner(
+            self._model, self.spec.contract, device=self.device, precision=precision
+        )
 
     def examine(self) -> None:
         """Count FLOPs and memory of a call that has a state already."""
@@ -268,13 +274,15 @@ class _Subject:
         self._call()
         self._flops = count_flops(self._model, self._call)
         resident = [*all_tensors(self._model), self._lq, *(self._hidden or ())]
-        self._peak_bytes = sum(tensor.nbytes for tensor in resident) + peak_bytes(self._call, self.device)
+        self._peak_bytes = sum(tensor.nbytes for tensor in resident) + peak_bytes(
+            self._call, self.device
+        )
         if self._settings.process_memory:
             self._process_bytes = _process_bytes(self.name, self._settings)
 
     def take_turn(self, *, warm: bool) -> None:
         """Time one call, unless this model had its share of time."""
-        least = 0 if warm else _LEAST_TIMES
+        least = 0 if warm else _MIN_TIMES
         if self._spent_s > self._settings.max_seconds and len(self._times_s) >= least:
             return
         _synchronize(self.device)
@@ -316,11 +324,15 @@ class _Subject:
         self._frames_out = sr.shape[1]
 
     @torch.no_grad()
-    def _run(self, lq: Tensor, hidden: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    def _run(
+        self, lq: Tensor, hidden: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         return self._runner.call(lq, hidden)
 
     def _noise(self, height: int, width: int) -> Tensor:
-        lq = torch.rand(1, self._frames_in, 3, height, width, generator=torch.Generator().manual_seed(0))
+        lq = torch.rand(
+            1, self._frames_in, 3, height, width, generator=torch.Generator().manual_seed(0)
+        )
         return lq.to(self.device)
 
     def _refuse_hopeless(self) -> None:
@@ -335,7 +347,9 @@ class _Subject:
             needed = area * peak_tensor_bytes(lambda: self._run(lq, hidden))
         free = free_bytes(self.device)
         if needed > free:
-            raise ResourceError(f"a call needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+            raise ResourceError(
+                f"a call needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            )
 
 
 def run_alone(name: str, settings: str) -> None:
@@ -347,7 +361,7 @@ def run_alone(name: str, settings: str) -> None:
     """
     subject = _Subject(open_model(name), CostSettings(**json.loads(settings)))
     subject.load()
-    subject.run(_LEAST_TIMES)
+    subject.run(_MIN_TIMES)
     sys.stdout.write(f"{peak_resident_bytes()}\n")
 
 
@@ -359,15 +373,20 @@ def _try(subject: _Subject, work: Callable[[_Subject], None]) -> Failure | None:
         if isinstance(error, ResourceError):
             reason = str(error)
         elif is_out_of_memory(error):
-            reason = ". ".join(" ".join(str(error).split()).split(". ")[:2])  # torch goes on about its settings
+            reason = ". ".join(
+                " ".join(str(error).split()).split(". ")[:2]
+            )  # torch goes on about its settings
         else:
             raise
     else:
         return None
-    if subject.device.type == "cuda":  # outside of the handler: the traceback would hold the tensors
+    if (
+        subject.device.type == "cuda"
+    ):  # outside of the handler: the traceback would hold the tensors
         torch.cuda.empty_cache()
     return Failure(
-        subject.name, f"memory does not suffice for {subject.width}x{subject.height}: {reason}; try a smaller --size"
+        subject.name,
+        f"memory does not suffice for {subject.width}x{subject.height}: {reason}; try a smaller --size",
     )
 
 
@@ -376,7 +395,9 @@ def _parse_size(size: str) -> tuple[int, int]:
     sides = (int(found[1]), int(found[2])) if found else ()
     if not sides or any(side not in _SIDES_PX for side in sides):
         limits = f"{_SIDES_PX.start} to {_SIDES_PX.stop - 1}"
-        raise ConfigError(f"size={size!r} must be width x height in pixels, {limits} each, for example 320x180")
+        raise ConfigError(
+            f"size={size!r} must be width x height in pixels, {limits} each, for example 320x180"
+        )
     return sides[0], sides[1]
 
 

@@ -30,7 +30,9 @@ def count_flops(model: nn.Module, call: Callable[[], object]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     # torch 2.14 has no formula for the attention kernel of CPUs, nor for the operators of torchvision.
-    formulas: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    formulas: dict[Any, Any] = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops
+    }
     if "torchvision" in sys.modules:
         formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
@@ -61,6 +63,8 @@ def _attention_flops(q_shape: Any, k_shape: Any, v_shape: Any, *_: Any, **__: An
     return 2 * math.prod(q_shape[:3]) * k_shape[2] * (q_shape[3] + v_shape[3])
 
 
-def _deform_conv_flops(lq_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _deform_conv_flops(
+    lq_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
     """Count as a convolution: the bilinear samples are left out, as for warping."""
     return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])

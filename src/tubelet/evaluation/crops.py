@@ -23,7 +23,9 @@ class Region:
 
     def of(self, rgb: Tensor) -> Tensor:
         """Cut it out of (..., H, W)."""
-        return rgb[..., self.y_px : self.y_px + self.height_px, self.x_px : self.x_px + self.width_px]
+        return rgb[
+            ..., self.y_px : self.y_px + self.height_px, self.x_px : self.x_px + self.width_px
+        ]
 
     def overlaps(self, other: Region) -> bool:
         """Say whether the two share a pixel."""
@@ -44,10 +46,14 @@ def detailed_regions(rgb: Tensor, *, width_px: int, height_px: int, count: int) 
     """
     height, width = min(height_px, rgb.shape[-2]), min(width_px, rgb.shape[-1])
     luma = rgb.mean(0, keepdim=True)
-    gradient = (luma[..., :-1, 1:] - luma[..., :-1, :-1]).abs() + (luma[..., 1:, :-1] - luma[..., :-1, :-1]).abs()
+    gradient = (luma[..., :-1, 1:] - luma[..., :-1, :-1]).abs() + (
+        luma[..., 1:, :-1] - luma[..., :-1, :-1]
+    ).abs()
     gradient = functional.pad(gradient[None], (0, 1, 0, 1))  # (1, 1, H, W)
     step = max(1, min(height, width) // 8)
-    score = functional.avg_pool2d(gradient, (height, width), step)[0, 0]  # one per place on a grid of `step`
+    score = functional.avg_pool2d(gradient, (height, width), step)[
+        0, 0
+    ]  # one per place on a grid of `step`
     found: list[Region] = []
     order = cast(list[int], score.flatten().argsort(descending=True).tolist())
     for flat in order:

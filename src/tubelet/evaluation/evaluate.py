@@ -35,10 +35,10 @@ from tubelet.evaluation.results import (
     write_results,
 )
 from tubelet.evaluation.settings import EvaluateSettings
-from tubelet.evaluation.showcase import Collector
+from tubelet.evaluation.showcase import CropCollector
 from tubelet.evaluation.ticker import EvaluationTicker, Task
 from tubelet.metrics.measure import METRICS, make_meter, metric_info
-from tubelet.metrics.protocols import Protocol, find_protocol
+from tubelet.metrics.protocols import MetricProtocol, find_protocol
 from tubelet.ops.pixels import quantize
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.restore.device import resolve_device, resolve_precision
@@ -51,7 +51,7 @@ __all__ = ["EvaluateSettings", "evaluate"]
 
 def evaluate(
     models: Sequence[str],
-    protocol: str | Protocol,
+    protocol: str | MetricProtocol,
     root: Path,
     out: Path,
     *,
@@ -87,7 +87,10 @@ def evaluate(
         protocol = replace(protocol, metrics=tuple(dict.fromkeys(settings.metrics)))
     job = _Job(protocol, settings, out, on_score)
     evaluated = find_evaluated_models(models, scale=protocol.scale)
-    subjects = [inspect_clip(clip, protocol, max_frames=settings.max_frames) for clip in find_clips(protocol, root)]
+    subjects = [
+        inspect_clip(clip, protocol, max_frames=settings.max_frames)
+        for clip in find_clips(protocol, root)
+    ]
     _check_metrics(protocol, subjects, settings)
     _check_folder(out, protocol)
     plans = {model.name: job.plan(model, subjects) for model in evaluated}
@@ -116,17 +119,21 @@ def evaluate(
     return scores
 
 
-def _check_metrics(protocol: Protocol, subjects: Sequence[Subject], settings: EvaluateSettings) -> None:
+def _check_metrics(
+    protocol: MetricProtocol, subjects: Sequence[Subject], settings: EvaluateSettings
+) -> None:
     """Make every meter once: what is absent is told before anything runs."""
     without = [subject.name for subject in subjects if subject.gt is None]
     for name in protocol.metrics:
         if metric_info(name).needs_reference and without:
             alone = ", ".join(info.name for info in METRICS if not info.needs_reference)
-            raise RequestError(f"{name} compares with an original, and {without[0]} has none; --metrics takes {alone}")
+            raise RequestError(
+                f"{name} compares with an original, and {without[0]} has none; --metrics takes {alone}"
+            )
         make_meter(name, border=protocol.border, weights=settings.metric_weights)
 
 
-def _check_folder(out: Path, protocol: Protocol) -> None:
+def _check_folder(out: Path, protocol: MetricProtocol) -> None:
     """Refuse a folder that is something else."""
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is a file; name a folder for the results")
@@ -135,14 +142,16 @@ def _check_folder(out: Path, protocol: Protocol) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return
     if stored != protocol.name:
-        raise RequestError(f"{out} has the results of {stored}; name another folder for those of {protocol.name}")
+        raise RequestError(
+            f"{out} has the results of {stored}; name another folder for those of {protocol.name}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What all models and clips of an evaluation share."""
 
-    protocol: Protocol
+    protocol: MetricProtocol
     settings: EvaluateSettings
     out: Path
     on_score: Callable[[ClipScore], None] | None
@@ -171,10 +180,14 @@ class _Job:
                 tubelet=version("tubelet"),
             )
             showcase = subject.frames // 2 if place in places else None
-            tasks.append(Task(model.name, subject, identity, showcase, self._stored(identity, showcase)))
+            tasks.append(
+                Task(model.name, subject, identity, showcase, self._stored(identity, showcase))
+            )
         return tasks
 
-    def run(self, model: EvaluatedModel, tasks: Sequence[Task], ticker: EvaluationTicker) -> tuple[ClipScore, ...]:
+    def run(
+        self, model: EvaluatedModel, tasks: Sequence[Task], ticker: EvaluationTicker
+    ) -> tuple[ClipScore, ...]:
         """Score a model on all clips; it is loaded for the first that is not done, and let go after the last."""
         engine: Engine | None = None
         scores: list[ClipScore] = []
@@ -201,8 +214,16 @@ class _Job:
 
     def _stored(self, identity: Identity, showcase: int | None) -> ClipScore | None:
         """Take over the score of an earlier run, if it is of the same and has all that is asked for."""
-        score = None if self.settings.fresh else read_clip_score(self.out, identity.model, identity.clip)
-        if score is None or score.identity != identity or (showcase is not None and score.showcase is None):
+        score = (
+            None
+            if self.settings.fresh
+            else read_clip_score(self.out, identity.model, identity.clip)
+        )
+        if (
+            score is None
+            or score.identity != identity
+            or (showcase is not None and score.showcase is None)
+        ):
             return None
         wanted = self.protocol.metrics
         if not set(wanted) <= score.mean.keys():
@@ -218,11 +239,14 @@ class _Job:
         subject, settings = task.subject, self.settings
         meters = {
             name: make_meter(
-                name, border=self.protocol.border, weights=settings.metric_weights, device=str(engine.device)
+                name,
+                border=self.protocol.border,
+                weights=settings.metric_weights,
+                device=str(engine.device),
             )
             for name in self.protocol.metrics
         }
-        collector = None if task.showcase is None else Collector(task.showcase)
+        collector = None if task.showcase is None else CropCollector(task.showcase)
         first: int | None = None
         watch = _Stopwatch()
         with Pairs(subject, self.protocol, max_frames=settings.max_frames) as pairs:
@@ -239,7 +263,9 @@ class _Job:
                 ticker.tick()
             frames = pairs.frames
         if subject.scored is not None and frames != subject.frames:
-            raise InputError(f"{subject.name} has {frames} frames, and its header said {subject.frames}")
+            raise InputError(
+                f"{subject.name} has {frames} frames, and its header said {subject.frames}"
+            )
         if collector is not None:
             collector.save(self.out, subject.name, task.model)
         return ClipScore(
@@ -274,8 +300,12 @@ class _Stopwatch:
             yield frame
 
 
-def _decisive(protocol: Protocol) -> dict[str, Any]:
+def _decisive(protocol: MetricProtocol) -> dict[str, Any]:
     """Keep what decides a number: not the words about it, and not which numbers are asked for."""
     facts = protocol_facts(protocol)
-    facts = {name: value for name, value in facts.items() if name not in ("summary", "used_by", "metrics", "clips")}
+    facts = {
+        name: value
+        for name, value in facts.items()
+        if name not in ("summary", "used_by", "metrics", "clips")
+    }
     return {**facts, "edition": RANDOM_PRESETS.get(protocol.degradation)}

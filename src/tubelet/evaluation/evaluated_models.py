@@ -93,5 +93,7 @@ def _with_distinct_names(models: list[EvaluatedModel]) -> list[EvaluatedModel]:
         for index, model in enumerate(models):
             if names[index] in twice and model.checkpoint is not None:
                 folders = model.checkpoint.resolve().parent.parts[-depth:]
-                names[index] = "-".join([*(part.strip("/\\:") for part in folders), model.checkpoint.stem])
+                names[index] = "-".join(
+                    [*(part.strip("/\\:") for part in folders), model.checkpoint.stem]
+                )
     return [replace(model, name=name) for model, name in zip(models, names, strict=True)]

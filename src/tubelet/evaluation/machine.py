@@ -69,7 +69,11 @@ def peak_resident_bytes() -> int:
     """Tell the most memory that this process had so far (resident set)."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would count the process that started this one, too
-        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        line = next(
+            line
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM")
+        )
         return 1024 * int(line.split()[1])
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset

@@ -24,7 +24,7 @@ from tubelet.data.copies import clip_seed
 from tubelet.data.datasets import EvalClip
 from tubelet.degrade import Preset, degrade_frames
 from tubelet.errors import InputError
-from tubelet.metrics.protocols import Protocol
+from tubelet.metrics.protocols import MetricProtocol
 from tubelet.ops.pixels import to_uint8
 from tubelet.types import Frame
 from tubelet.video.info import VideoInfo
@@ -67,7 +67,9 @@ class Pair:
     gt: Tensor | None
 
 
-def inspect_clip(clip: EvalClip, protocol: Protocol, *, max_frames: int | None = None) -> Subject:
+def inspect_clip(
+    clip: EvalClip, protocol: MetricProtocol, *, max_frames: int | None = None
+) -> Subject:
     """Look whether a clip can be scored.
 
     Args:
@@ -84,8 +86,16 @@ def inspect_clip(clip: EvalClip, protocol: Protocol, *, max_frames: int | None =
         path: _count(path, info, exact=protocol.drop_ends > 0 or protocol.frames == "middle")
         for path, info in infos.items()
     }
-    if clip.gt and clip.lq and _is_folder(clip.gt) and _is_folder(clip.lq) and counts[clip.gt] != counts[clip.lq]:
-        raise InputError(_counts_differ(clip.name, clip.gt, counts[clip.gt], clip.lq, counts[clip.lq]))
+    if (
+        clip.gt
+        and clip.lq
+        and _is_folder(clip.gt)
+        and _is_folder(clip.lq)
+        and counts[clip.gt] != counts[clip.lq]
+    ):
+        raise InputError(
+            _counts_differ(clip.name, clip.gt, counts[clip.gt], clip.lq, counts[clip.lq])
+        )
     width, height = _compared_size(clip, infos, protocol)
     frames = min(counts.values())
     frames = frames if max_frames is None else min(frames, max_frames)
@@ -110,7 +120,9 @@ class Pairs:
         frames: given so far.
     """
 
-    def __init__(self, subject: Subject, protocol: Protocol, *, max_frames: int | None = None) -> None:
+    def __init__(
+        self, subject: Subject, protocol: MetricProtocol, *, max_frames: int | None = None
+    ) -> None:
         self.busy_s = 0.0
         self.frames = 0
         self._subject = subject
@@ -143,7 +155,9 @@ class Pairs:
         if self._max_frames is None:
             for reader in self._readers:
                 if reader.problems:
-                    raise InputError(f"{self._subject.name}: {reader.info.source}: {'; '.join(reader.problems)}")
+                    raise InputError(
+                        f"{self._subject.name}: {reader.info.source}: {'; '.join(reader.problems)}"
+                    )
         if not self.frames:
             raise InputError(f"{self._subject.name} has no image that can be decoded")
 
@@ -164,7 +178,9 @@ class Pairs:
             gts = (to_uint8(self._cut(frame.rgb)) for frame in self._read(subject.gt))
             for count, (lq, gt) in enumerate(zip_longest(self._read(subject.lq), gts)):
                 if lq is None or gt is None:
-                    longer, shorter = (subject.gt, subject.lq) if lq is None else (subject.lq, subject.gt)
+                    longer, shorter = (
+                        (subject.gt, subject.lq) if lq is None else (subject.lq, subject.gt)
+                    )
                     raise InputError(
                         f"{subject.name}: {shorter} ends after {count} frames and {longer} goes on; "
                         "they must hold the same frames"
@@ -172,7 +188,9 @@ class Pairs:
                 yield lq, gt
 
     def _read(self, path: Path) -> Iterator[Frame]:
-        reader = self._open.enter_context(open_reader(path, gamut="keep" if path == self._subject.lq else "clip"))
+        reader = self._open.enter_context(
+            open_reader(path, gamut="keep" if path == self._subject.lq else "clip")
+        )
         self._readers.append(reader)
         return islice(reader, self._max_frames)
 
@@ -197,7 +215,9 @@ class Pairs:
             yield replace(frame, rgb=lq), frame.rgb
 
 
-def _compared_size(clip: EvalClip, infos: dict[Path, VideoInfo], protocol: Protocol) -> tuple[int, int]:
+def _compared_size(
+    clip: EvalClip, infos: dict[Path, VideoInfo], protocol: MetricProtocol
+) -> tuple[int, int]:
     """Find the (width, height) at which results are compared.
 
     Raises:
@@ -207,14 +227,21 @@ def _compared_size(clip: EvalClip, infos: dict[Path, VideoInfo], protocol: Proto
     gt, lq = (None if path is None else infos[path] for path in (clip.gt, clip.lq))
     if lq is None:
         if gt is None or protocol.degradation == "none":
-            raise InputError(f"{clip.name} has no low-quality frames, and {protocol.name} makes none")
+            raise InputError(
+                f"{clip.name} has no low-quality frames, and {protocol.name} makes none"
+            )
         width, height = (n // scale * scale for n in (gt.width, gt.height))
         if not width or not height:
-            raise InputError(f"{clip.name} is {gt.width}×{gt.height}, too small to be made {scale} times smaller")
+            raise InputError(
+                f"{clip.name} is {gt.width}×{gt.height}, too small to be made {scale} times smaller"
+            )
         return width, height
     if gt is None:
         return lq.width * scale, lq.height * scale
-    for fits in ((gt.width // scale, gt.height // scale), (-(-gt.width // scale), -(-gt.height // scale))):
+    for fits in (
+        (gt.width // scale, gt.height // scale),
+        (-(-gt.width // scale), -(-gt.height // scale)),
+    ):
         if (lq.width, lq.height) == fits:
             return min(gt.width, lq.width * scale), min(gt.height, lq.height * scale)
     raise InputError(

@@ -72,7 +72,12 @@ def line_plot(lines: Sequence[Line], *, x: Axis, y: Axis, title: str) -> str:
     Returns:
         An `<svg>` element; empty where there is nothing finite to draw.
     """
-    points = [p for line in lines for p in zip(line.xs, line.ys, strict=True) if math.isfinite(p[0] + p[1])]
+    points = [
+        p
+        for line in lines
+        for p in zip(line.xs, line.ys, strict=True)
+        if math.isfinite(p[0] + p[1])
+    ]
     if not points:
         return ""
     across = _scale([p[0] for p in points], x, _LEFT, WIDTH - _RIGHT, tight=True)
@@ -83,7 +88,9 @@ def line_plot(lines: Sequence[Line], *, x: Axis, y: Axis, title: str) -> str:
         style = f' stroke-dasharray="{dash}"' if dash else ""
         path = _path(line, across, up)
         name = html.escape(line.name)
-        drawn.append(f'<path class="line c{line.color % COLORS}"{style} d="{path}"><title>{name}</title></path>')
+        drawn.append(
+            f'<path class="line c{line.color % COLORS}"{style} d="{path}"><title>{name}</title></path>'
+        )
     return _svg(drawn, title)
 
 
@@ -112,7 +119,9 @@ def point_plot(points: Sequence[Point], *, x: Axis, y: Axis, title: str) -> str:
         (cx, cy), point = places[i], points[i]
         kind = "other" if point.color is None else f"c{point.color % COLORS}"
         radius = 3.5 if point.color is None else 5.5
-        told = html.escape(f"{point.name}: {y.label} {point.y:g}, {x.label} {point.x:g}{point.note}")
+        told = html.escape(
+            f"{point.name}: {y.label} {point.y:g}, {x.label} {point.x:g}{point.note}"
+        )
         drawn.append(
             f'<circle class="point {kind}" cx="{cx:.1f}" cy="{cy:.1f}" r="{radius}"><title>{told}</title></circle>'
         )
@@ -129,7 +138,9 @@ def line_sample(color: int) -> str:
     return f'<svg class="sample" viewBox="0 0 36 10" aria-hidden="true">{path}</svg>'
 
 
-def _label(point: Point, place: tuple[float, float], taken: list[tuple[float, float, float, float]]) -> list[str]:
+def _label(
+    point: Point, place: tuple[float, float], taken: list[tuple[float, float, float, float]]
+) -> list[str]:
     """Write a name beside its point where nothing is yet; nowhere if there is no room and it is not ours."""
     width = _CHAR_PX * len(point.name)
     cx, cy = place
@@ -141,14 +152,25 @@ def _label(point: Point, place: tuple[float, float], taken: list[tuple[float, fl
     for x, y, anchor in choices:
         left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
         box = (left, y - _TEXT_PX + 3, left + width, y + 2)
-        inside = box[0] >= _LEFT + 2 and box[2] <= WIDTH - 2 and box[1] >= 0 and box[3] <= HEIGHT - _BOTTOM
+        inside = (
+            box[0] >= _LEFT + 2
+            and box[2] <= WIDTH - 2
+            and box[1] >= 0
+            and box[3] <= HEIGHT - _BOTTOM
+        )
         if inside and not any(_overlap(box, other) for other in taken):
             taken.append(box)
             kind = "name" if point.color is None else "name ours"
             text = html.escape(point.name)
-            named = [f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>']
+            named = [
+                f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+            ]
             far = abs(y - 4 - cy) > _TEXT_PX
-            return [f'<path class="leader" d="M{cx:.1f} {cy:.1f}L{x:.1f} {y - 4:.1f}"/>', *named] if far else named
+            return (
+                [f'<path class="leader" d="M{cx:.1f} {cy:.1f}L{x:.1f} {y - 4:.1f}"/>', *named]
+                if far
+                else named
+            )
     return []
 
 
@@ -158,7 +180,9 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 def _svg(drawn: Sequence[str], title: str) -> str:
     told = html.escape(title)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(drawn)}</svg>'
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(drawn)}</svg>'
+    )
 
 
 def _frame(across: _Scale, up: _Scale, x: Axis, y: Axis) -> str:
@@ -167,7 +191,9 @@ def _frame(across: _Scale, up: _Scale, x: Axis, y: Axis) -> str:
     for value, label in zip(up.ticks, _tick_labels(up.ticks), strict=True):
         at = f"{up.place(value):.1f}"
         drawn.append(f'<path class="grid" d="M{_LEFT} {at}H{WIDTH - _RIGHT}"/>')
-        drawn.append(f'<text x="{_LEFT - 6}" y="{up.place(value) + 4:.1f}" text-anchor="end">{label}</text>')
+        drawn.append(
+            f'<text x="{_LEFT - 6}" y="{up.place(value) + 4:.1f}" text-anchor="end">{label}</text>'
+        )
     for value, label in zip(across.ticks, _tick_labels(across.ticks), strict=True):
         at = f"{across.place(value):.1f}"
         drawn.append(f'<path class="grid" d="M{at} {_TOP}V{bottom}"/>')
@@ -193,7 +219,9 @@ def _path(line: Line, across: _Scale, up: _Scale) -> str:
     return "".join(parts)
 
 
-def _scale(values: Sequence[float], axis: Axis, start: float, stop: float, *, tight: bool = False) -> _Scale:
+def _scale(
+    values: Sequence[float], axis: Axis, start: float, stop: float, *, tight: bool = False
+) -> _Scale:
     """Fit values between two places of the drawing, with round ticks."""
     form = math.log10 if axis.logarithmic else float
     low, high = form(min(values)), form(max(values))
@@ -203,8 +231,14 @@ def _scale(values: Sequence[float], axis: Axis, start: float, stop: float, *, ti
     elif not tight:
         room = 0.08 * (high - low)
         low, high = low - room, high + room
-    ticks = _log_ticks(low, high) if axis.logarithmic else _linear_ticks(low, high, least=1 if axis.whole else 0)
-    if len(ticks) < 2 and axis.logarithmic:  # values so close together that no two powers lie between them
+    ticks = (
+        _log_ticks(low, high)
+        if axis.logarithmic
+        else _linear_ticks(low, high, least=1 if axis.whole else 0)
+    )
+    if (
+        len(ticks) < 2 and axis.logarithmic
+    ):  # values so close together that no two powers lie between them
         ticks = _linear_ticks(10**low, 10**high, least=0)
     return _Scale(lambda value: start + (form(value) - low) / (high - low) * (stop - start), ticks)
 
@@ -214,7 +248,9 @@ def _linear_ticks(low: float, high: float, *, least: float) -> list[float]:
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
     step = max(least, next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough))
-    return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -84,7 +84,10 @@ def _restore_at(engine: Engine, info: VideoInfo, time_s: float) -> tuple[Frame, 
     wanted = [place]
     plan = engine.plan(*clip[0].rgb.shape[-2:])
     if plan.doubles_rate:
-        wanted = [2 * place, min(2 * place + 1, 2 * len(clip) - 2)]  # after the last frame there is none
+        wanted = [
+            2 * place,
+            min(2 * place + 1, 2 * len(clip) - 2),
+        ]  # after the last frame there is none
     until = islice(engine.restore(clip, plan=plan), max(wanted) + 1)
     results = {index: result for index, result in enumerate(until) if index in wanted}
     return clip[place], [results[index] for index in wanted]
@@ -110,7 +113,9 @@ def _row(source: Frame, results: list[Frame], model: str, info: VideoInfo) -> Im
     width = round(coded_width * info.sample_aspect)  # as a player shows it
     bar, gap = max(18, round(height * 0.045)), max(2, width // 320)
     # The font of Pillow has no ×.
-    labels = [f"{source.time_s - info.start_s:.2f} s   input {source.rgb.shape[-1]}x{source.rgb.shape[-2]}, bicubic"]
+    labels = [
+        f"{source.time_s - info.start_s:.2f} s   input {source.rgb.shape[-1]}x{source.rgb.shape[-2]}, bicubic"
+    ]
     labels.append(f"{model}, {coded_width}x{height}")
     labels += [f"half-way, at {result.time_s - info.start_s:.3f} s" for result in results[1:]]
     row = Image.new("RGB", (len(labels) * (width + gap) - gap, height + bar + gap), (24, 24, 26))

@@ -107,11 +107,15 @@ class PublishedTable:
             RequestError: the table has no such row or column.
         """
         if column not in self.columns:
-            raise RequestError(f"{self.source} has no column {column!r}; it has {', '.join(self.columns)}")
+            raise RequestError(
+                f"{self.source} has no column {column!r}; it has {', '.join(self.columns)}"
+            )
         for row in self.rows:
             if row.method == method:
                 return row.cells[self.columns.index(column)]
-        raise RequestError(f"{self.source} has no row {method!r}; it has {', '.join(row.method for row in self.rows)}")
+        raise RequestError(
+            f"{self.source} has no row {method!r}; it has {', '.join(row.method for row in self.rows)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +169,16 @@ def _read_cell(text: str) -> str | float | None:
 
 
 def _read_table(paper: Paper, entry: dict[str, Any]) -> PublishedTable:
-    lines = [[part.strip() for part in line.split("|")] for line in entry.pop("rows").strip().splitlines()]
+    lines = [
+        [part.strip() for part in line.split("|")]
+        for line in entry.pop("rows").strip().splitlines()
+    ]
     columns = tuple(entry.pop("columns"))
     for method, *cells in lines:
         if len(cells) != len(columns):
-            raise ValueError(f"{paper}, table {entry['number']}, {method}: {len(cells)} cells, {len(columns)} columns")
+            raise ValueError(
+                f"{paper}, table {entry['number']}, {method}: {len(cells)} cells, {len(columns)} columns"
+            )
     rows = tuple(PublishedRow(method, tuple(map(_read_cell, cells))) for method, *cells in lines)
     return PublishedTable(paper=paper, columns=columns, rows=rows, **entry)
 
@@ -180,7 +189,9 @@ def _read_paper(paper: Paper) -> list[PublishedTable]:
         return [_read_table(paper, entry) for entry in tomllib.load(file)["tables"]]
 
 
-TABLES: tuple[PublishedTable, ...] = tuple(table for paper in _NAMES for table in _read_paper(paper))
+TABLES: tuple[PublishedTable, ...] = tuple(
+    table for paper in _NAMES for table in _read_paper(paper)
+)
 """Tables 1–7 of PFVSR, 1–3 of SATeCo, I–III of two-step, 1–7 of LRTI-VSR, 1–2 of the survey."""
 
 
@@ -223,7 +234,10 @@ def published_scores(protocol: str, *, ablations: bool = False) -> list[Publishe
                 if name == plain and metric and isinstance(cell, float):
                     method = _SAME_METHOD.get(row.method, row.method)
                     sources.setdefault((method, metric, cell), []).append(table.source)
-    return [PublishedScore(*key, source="; ".join(found), protocol=plain) for key, found in sources.items()]
+    return [
+        PublishedScore(*key, source="; ".join(found), protocol=plain)
+        for key, found in sources.items()
+    ]
 
 
 def published_costs(*, ablations: bool = False) -> list[PublishedCost]:
@@ -246,7 +260,9 @@ def published_costs(*, ablations: bool = False) -> list[PublishedCost]:
 
 
 def _tables_with_figures(*, ablations: bool) -> Iterable[PublishedTable]:
-    kinds: tuple[Kind, ...] = ("comparison", "cost", "ablation") if ablations else ("comparison", "cost")
+    kinds: tuple[Kind, ...] = (
+        ("comparison", "cost", "ablation") if ablations else ("comparison", "cost")
+    )
     return (table for table in TABLES if table.kind in kinds)
 
 
@@ -255,8 +271,14 @@ def _merge_costs(method: str, lines: list[tuple[PublishedTable, PublishedRow]]) 
     figures: dict[str, float] = {}
     for table, row in lines:
         for column, cell in zip(table.columns, row.cells, strict=True):
-            if column in _COST_COLUMNS and isinstance(cell, float) and figures.setdefault(column, cell) != cell:
-                raise ValueError(f"{table.source}: {method} has another {column} than in {lines[0][0].source}")
+            if (
+                column in _COST_COLUMNS
+                and isinstance(cell, float)
+                and figures.setdefault(column, cell) != cell
+            ):
+                raise ValueError(
+                    f"{table.source}: {method} has another {column} than in {lines[0][0].source}"
+                )
     flops_t = figures.get("flops-t")
     return PublishedCost(
         method=method,

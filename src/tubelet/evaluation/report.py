@@ -63,7 +63,13 @@ def write_report(out: Path) -> list[Path]:
 
 def _cells(row: Row, metrics: Sequence[str]) -> list[str]:
     scores = [metric_text(name, row.values.get(name)) for name in metrics]
-    return [row.method, parameters_text(row.parameters), time_text(row.seconds_per_frame), *scores, row.source]
+    return [
+        row.method,
+        parameters_text(row.parameters),
+        time_text(row.seconds_per_frame),
+        *scores,
+        row.source,
+    ]
 
 
 def _head(metrics: Sequence[str]) -> list[str]:
@@ -73,23 +79,36 @@ def _head(metrics: Sequence[str]) -> list[str]:
 def _markdown(results: Results, rows: Sequence[Row]) -> str:
     best = best_values(rows, results.metrics)
     lines = [f"# {results.name}", "", *(f"{note}\n" for note in report_notes(results, rows))]
-    lines += ["## Results", "", *_markdown_table(_head(results.metrics), _markdown_rows(rows, results.metrics, best))]
+    lines += [
+        "## Results",
+        "",
+        *_markdown_table(_head(results.metrics), _markdown_rows(rows, results.metrics, best)),
+    ]
     names = [model.model for model in results.models]
     for name in results.metrics:
         body = [
             [clip, *(metric_text(name, score) for score in scores)]
             for clip, scores in clip_scores(results, name, limit=MAX_CLIPS)
         ]
-        lines += ["", f"## {metric_heading(name)} of each clip", "", *_markdown_table(["Clip", *names], body)]
+        lines += [
+            "",
+            f"## {metric_heading(name)} of each clip",
+            "",
+            *_markdown_table(["Clip", *names], body),
+        ]
         if note := left_out_note(results):
             lines += ["", note]
     lines += ["", "## Weights", ""]
-    weights = [[model.model, model.weights_sha256 or "none: a fixed kernel"] for model in results.models]
+    weights = [
+        [model.model, model.weights_sha256 or "none: a fixed kernel"] for model in results.models
+    ]
     lines += _markdown_table(["Model", "SHA-256"], weights)
     return "\n".join(lines) + "\n"
 
 
-def _markdown_rows(rows: Sequence[Row], metrics: Sequence[str], best: Mapping[str, float]) -> list[list[str]]:
+def _markdown_rows(
+    rows: Sequence[Row], metrics: Sequence[str], best: Mapping[str, float]
+) -> list[list[str]]:
     """Rows with the best values bold, and what was measured here bold by name."""
     written: list[list[str]] = []
     for row in rows:
@@ -112,18 +131,37 @@ def _csv(results: Results, rows: Sequence[Row]) -> str:
     """One number per line: of the set (clip "mean"), of each clip, and published."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = ["protocol", "method", "clip", "metric", "value", "parameters", "seconds_per_frame", "weights_sha256"]
+    head = [
+        "protocol",
+        "method",
+        "clip",
+        "metric",
+        "value",
+        "parameters",
+        "seconds_per_frame",
+        "weights_sha256",
+    ]
     writer.writerow([*head, "source"])
     for model in results.models:
-        facts = [model.parameters, f"{model.seconds_per_frame:.6g}", model.weights_sha256 or "", MEASURED]
-        for clip, means in (("mean", model.mean), *((clip.identity.clip, clip.mean) for clip in model.clips)):
+        facts = [
+            model.parameters,
+            f"{model.seconds_per_frame:.6g}",
+            model.weights_sha256 or "",
+            MEASURED,
+        ]
+        for clip, means in (
+            ("mean", model.mean),
+            *((clip.identity.clip, clip.mean) for clip in model.clips),
+        ):
             for name, value in means.items():
                 writer.writerow([results.name, model.model, clip, name, f"{value:.6f}", *facts])
     for row in rows:
         if not row.ours:
             for name, value in row.values.items():
                 count = "" if row.parameters is None else round(row.parameters)
-                writer.writerow([results.name, row.method, "mean", name, value, count, "", "", row.source])
+                writer.writerow(
+                    [results.name, row.method, "mean", name, value, count, "", "", row.source]
+                )
     return text.getvalue()
 
 
@@ -155,6 +193,12 @@ def _latex_heading(name: str) -> str:
 
 
 def _latex_text(text: str) -> str:
-    special = {"\\": "\\textbackslash{}", "–": "--", "∞": "$\\infty$", "×": "$\\times$", "~": "\\textasciitilde{}"}
+    special = {
+        "\\": "\\textbackslash{}",
+        "–": "--",
+        "∞": "$\\infty$",
+        "×": "$\\times$",
+        "~": "\\textasciitilde{}",
+    }
     special |= {"^": "\\textasciicircum{}"} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
     return "".join(special.get(letter, letter) for letter in text)

@@ -34,7 +34,7 @@ from tubelet.metrics.measure import metric_info
 __all__ = ["report_page"]
 
 _MEGAPIXEL = 1e6
-_MOST_CURVES = 8
+_MAX_CURVES = 8
 _PROFILE_PX = 240  # width of a temporal profile on the page
 
 
@@ -49,10 +49,14 @@ def report_page(results: Results, rows: Sequence[Row], out: Path) -> str:
     Returns:
         The HTML.
     """
-    page = Template(resources.files("tubelet.evaluation").joinpath("report_page.html").read_text("utf-8"))
+    page = Template(
+        resources.files("tubelet.evaluation").joinpath("report_page.html").read_text("utf-8")
+    )
     first = results.metrics[0]
     return page.substitute(
-        title=html.escape(f"{results.name}: {len(results.models)} models on {len(results.clips)} clips"),
+        title=html.escape(
+            f"{results.name}: {len(results.models)} models on {len(results.clips)} clips"
+        ),
         notes="\n".join(f"<p>{_code(note)}</p>" for note in report_notes(results, rows)),
         results=_results_table(results, rows),
         clips="\n".join(_clips_table(results, name) for name in results.metrics),
@@ -62,7 +66,9 @@ def report_page(results: Results, rows: Sequence[Row], out: Path) -> str:
         costs=_cost_plots(results, rows),
         crops=_crops(results, out),
         profiles=_profiles(results, out),
-        about="\n".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in _about(results)),
+        about="\n".join(
+            f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in _about(results)
+        ),
     )
 
 
@@ -86,16 +92,21 @@ def _results_table(results: Results, rows: Sequence[Row]) -> str:
     head = ["Method", *map(metric_heading, results.metrics), "Parameters, M", "Time, ms", "Source"]
     numbers = len(results.metrics) + 2
     cells = "".join(
-        f'<th scope="col"{_align(0 < place <= numbers)}>{_text(name)}</th>' for place, name in enumerate(head)
+        f'<th scope="col"{_align(0 < place <= numbers)}>{_text(name)}</th>'
+        for place, name in enumerate(head)
     )
     lines = [f"<thead><tr>{cells}</tr></thead><tbody>"]
     for row in rows:
         swatch = f'<i class="swatch c{colors[row.method]}"></i>' if row.ours else ""
-        lines.append(f'<tr{" class=ours" if row.ours else ""}><th scope="row">{swatch}{_text(row.method)}</th>')
+        lines.append(
+            f'<tr{" class=ours" if row.ours else ""}><th scope="row">{swatch}{_text(row.method)}</th>'
+        )
         for name in results.metrics:
             value = row.values.get(name)
             text = metric_text(name, value)
-            lines.append(f"<td{_align(True)}>{f'<b>{text}</b>' if value == best.get(name) else text}</td>")
+            lines.append(
+                f"<td{_align(True)}>{f'<b>{text}</b>' if value == best.get(name) else text}</td>"
+            )
         lines.append(f"<td{_align(True)}>{parameters_text(row.parameters)}</td>")
         lines.append(f"<td{_align(True)}>{time_text(row.seconds_per_frame)}</td>")
         lines.append(f'<td class="source">{_text(row.source)}</td></tr>')
@@ -130,7 +141,8 @@ def _clips_table(results: Results, name: str) -> str:
 
 def _legend(results: Results) -> str:
     items = "".join(
-        f"<span>{line_sample(place)}{_text(model.model)}</span>" for place, model in enumerate(results.models)
+        f"<span>{line_sample(place)}{_text(model.model)}</span>"
+        for place, model in enumerate(results.models)
     )
     return f'<p class="legend">{items}</p>'
 
@@ -140,9 +152,9 @@ def _clip(model: ModelScore, name: str) -> ClipScore:
 
 
 def _curves(results: Results) -> str:
-    """Draw the clips, or as many of them, evenly spread, as a person looks at."""
+    """Draw the clips, or as many of them, evenly spread, as a user looks at."""
     count = len(results.clips)
-    shown = min(count, _MOST_CURVES)
+    shown = min(count, _MAX_CURVES)
     clips = [results.clips[(2 * i + 1) * count // (2 * shown)] for i in range(shown)]
     drawn = [plot for plot in (_curve(results, clip) for clip in clips) if plot]
     return "\n".join(drawn) or _nothing("no clip has more than one frame that was scored")
@@ -157,9 +169,15 @@ def _curve(results: Results, name: str) -> str:
         values = clip.per_frame[metric]
         if len(values) < 2:
             return ""
-        lines.append(Line(model.model, range(clip.first_frame, clip.first_frame + len(values)), values, place))
+        lines.append(
+            Line(
+                model.model, range(clip.first_frame, clip.first_frame + len(values)), values, place
+            )
+        )
     label = metric_heading(metric).rsplit(" ", 1)[0]
-    plot = line_plot(lines, x=Axis("frame", whole=True), y=Axis(label), title=f"{label} of each frame of {name}")
+    plot = line_plot(
+        lines, x=Axis("frame", whole=True), y=Axis(label), title=f"{label} of each frame of {name}"
+    )
     return f"<figure><figcaption>{_text(name)}</figcaption>{plot}</figure>" if plot else ""
 
 
@@ -182,11 +200,17 @@ def _cost_plots(results: Results, rows: Sequence[Row]) -> str:
         value, color = row.values[metric], colors.get(row.method) if row.ours else None
         if row.parameters:
             by_parameters.append(Point(row.method, row.parameters / 1e6, value, color))
-        seconds = _per_megapixel(results, row) if row.ours else _published_time(costs.get(row.method))
+        seconds = (
+            _per_megapixel(results, row) if row.ours else _published_time(costs.get(row.method))
+        )
         if seconds is not None:
             by_time.append(Point(row.method, 1e3 * seconds, value, color))
     across = (
-        ("Quality against parameters", by_parameters, Axis("parameters, millions", logarithmic=True)),
+        (
+            "Quality against parameters",
+            by_parameters,
+            Axis("parameters, millions", logarithmic=True),
+        ),
         ("Quality against time", by_time, Axis("ms per megapixel of output", logarithmic=True)),
     )
     figures = ""
@@ -207,7 +231,9 @@ def _better(metric: str) -> str:
 def _per_megapixel(results: Results, row: Row) -> float:
     model = next(model for model in results.models if model.model == row.method)
     seconds = sum(clip.seconds_per_frame * clip.frames for clip in model.clips)
-    return seconds * _MEGAPIXEL / sum(clip.width * clip.height * clip.frames for clip in model.clips)
+    return (
+        seconds * _MEGAPIXEL / sum(clip.width * clip.height * clip.frames for clip in model.clips)
+    )
 
 
 def _published_time(cost: PublishedCost | None) -> float | None:
@@ -219,10 +245,14 @@ def _published_time(cost: PublishedCost | None) -> float | None:
 
 
 def _sides(results: Results) -> list[tuple[str, str]]:
-    """List what stands side by side: the name of the images, and what a person reads."""
+    """List what stands side by side: the name of the images, and what a user reads."""
     bicubic = any(model.model.startswith("bicubic") for model in results.models)
     inputs = [] if bicubic else [(BICUBIC, "bicubic")]
-    return [(ORIGINAL, "original"), *inputs, *((model.model, model.model) for model in results.models)]
+    return [
+        (ORIGINAL, "original"),
+        *inputs,
+        *((model.model, model.model) for model in results.models),
+    ]
 
 
 def _crops(results: Results, out: Path) -> str:
@@ -238,7 +268,9 @@ def _crops(results: Results, out: Path) -> str:
                 image = _image(image_path(out, name, who, number), f"{label}, {name}")
                 score = _frame_score(results, who, name, clip.showcase.frame)
                 if image:
-                    sides.append(f"<figure>{image}<figcaption>{_text(label)}{score}</figcaption></figure>")
+                    sides.append(
+                        f"<figure>{image}<figcaption>{_text(label)}{score}</figcaption></figure>"
+                    )
             place = f"frame {clip.showcase.frame}, {width}×{height} pixels at {x}, {y}"
             blocks.append(
                 f'<h3>{_text(name)} <small>{place}</small></h3><div class="strip crops" tabindex="0">'
@@ -299,7 +331,10 @@ def _about(results: Results) -> list[tuple[str, str]]:
     told = [
         ("Protocol", results.name),
         ("Used by", ", ".join(facts["used_by"]) or "–"),
-        ("Clips", ", ".join(f"{clip.identity.clip} ({clip.frames})" for clip in results.models[0].clips)),
+        (
+            "Clips",
+            ", ".join(f"{clip.identity.clip} ({clip.frames})" for clip in results.models[0].clips),
+        ),
         ("Versions", versions),
         ("Hardware", hardware),
     ]

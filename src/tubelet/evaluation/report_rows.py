@@ -64,7 +64,12 @@ class Row:
 def comparison_rows(results: Results) -> list[Row]:
     """Set what was measured beside what is published, the best first by the first metric."""
     rows = [
-        Row(model.model, model.mean, parameters=model.parameters, seconds_per_frame=model.seconds_per_frame)
+        Row(
+            model.model,
+            model.mean,
+            parameters=model.parameters,
+            seconds_per_frame=model.seconds_per_frame,
+        )
         for model in results.models
     ]
     rows += _published_rows(results)
@@ -84,7 +89,9 @@ def _published_rows(results: Results) -> list[Row]:
         if score.metric in results.metrics:
             for source in score.source.split("; "):
                 printed.setdefault((score.method, source), {})[score.metric] = score.value
-    parameters = {cost.method: 1e6 * cost.params_m for cost in published_costs() if cost.params_m is not None}
+    parameters = {
+        cost.method: 1e6 * cost.params_m for cost in published_costs() if cost.params_m is not None
+    }
     rows: list[Row] = []
     for (method, source), values in printed.items():
         same = (row for row in rows if row.method == method and _agree(row.values, values))
@@ -106,7 +113,9 @@ def best_values(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, float]
     """Find the best value of each metric, as it will be printed."""
     best: dict[str, float] = {}
     for name in metrics:
-        values = [row.values[name] for row in rows if not math.isnan(row.values.get(name, math.nan))]
+        values = [
+            row.values[name] for row in rows if not math.isnan(row.values.get(name, math.nan))
+        ]
         if values:
             best[name] = max(values) if metric_info(name).direction == "higher" else min(values)
     return best
@@ -115,7 +124,10 @@ def best_values(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, float]
 def clip_scores(results: Results, name: str, *, limit: int) -> list[tuple[str, list[float]]]:
     """List the first `limit` clips with the score of every model in one metric."""
     clips = results.clips[:limit]
-    return [(clip, [model.clips[place].mean[name] for model in results.models]) for place, clip in enumerate(clips)]
+    return [
+        (clip, [model.clips[place].mean[name] for model in results.models])
+        for place, clip in enumerate(clips)
+    ]
 
 
 def left_out_note(results: Results) -> str:
@@ -170,11 +182,17 @@ def report_notes(results: Results, rows: Sequence[Row]) -> list[str]:
             "numbers, and the published ones beside them are of whole clips."
         )
     hardware = _hardware(results)
-    notes.append(f"Time is that of the engine for one frame, without reading and measuring, on {hardware}.")
+    notes.append(
+        f"Time is that of the engine for one frame, without reading and measuring, on {hardware}."
+    )
     if any(not row.ours for row in rows):
-        notes.append("Published figures are as printed in the papers named beside them; their times are in the plot.")
+        notes.append(
+            "Published figures are as printed in the papers named beside them; their times are in the plot."
+        )
         if any(row.method == "PFVSR" and not row.ours for row in rows):
-            notes.append("PFVSR's parameters are those that it trains; its frozen image model is not counted.")
+            notes.append(
+                "PFVSR's parameters are those that it trains; its frozen image model is not counted."
+            )
         plain = {score.protocol for score in published_scores(results.name)}
         if plain - {results.name}:
             notes.append(
@@ -189,5 +207,7 @@ def _hardware(results: Results) -> str:
     hardware: dict[str, Any] = machine.get("hardware", {})
     if hardware.get("device") == "cpu":
         threads = hardware.get("torch_threads")
-        return f"{hardware.get('processor')} with {threads} {'thread' if threads == 1 else 'threads'}"
+        return (
+            f"{hardware.get('processor')} with {threads} {'thread' if threads == 1 else 'threads'}"
+        )
     return str(hardware.get("device", "an unknown machine"))

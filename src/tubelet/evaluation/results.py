@@ -27,7 +27,7 @@ from tubelet.errors import InputError
 from tubelet.evaluation.machine import describe_machine
 from tubelet.files import atomic_write
 from tubelet.metrics.meters import mean_of
-from tubelet.metrics.protocols import Protocol
+from tubelet.metrics.protocols import MetricProtocol
 
 __all__ = [
     "ClipScore",
@@ -137,7 +137,9 @@ class ModelScore:
     @property
     def mean(self) -> dict[str, float]:
         """The mean over clips of each clip's mean over frames."""
-        return {name: mean_of([clip.mean[name] for clip in self.clips]) for name in self.clips[0].mean}
+        return {
+            name: mean_of([clip.mean[name] for clip in self.clips]) for name in self.clips[0].mean
+        }
 
     @property
     def seconds_per_frame(self) -> float:
@@ -173,7 +175,7 @@ class Results:
         return tuple(clip.identity.clip for clip in self.models[0].clips)
 
 
-def protocol_facts(protocol: Protocol) -> dict[str, Any]:
+def protocol_facts(protocol: MetricProtocol) -> dict[str, Any]:
     """Write a protocol as JSON can hold it."""
     return cast(dict[str, Any], json.loads(json.dumps(asdict(protocol))))
 
@@ -261,7 +263,9 @@ def read_results(out: Path) -> Results:
         clips = [read_clip_score(out, entry["model"], clip) for clip in entry["clips"]]
         whole = tuple(clip for clip in clips if clip is not None)
         if len(whole) != len(clips):
-            raise InputError(f"{out} lacks scores of {entry['model']}; run `tubelet evaluate` again")
+            raise InputError(
+                f"{out} lacks scores of {entry['model']}; run `tubelet evaluate` again"
+            )
         facts = {name: entry[name] for name in ("model", "summary", "weights_sha256", "parameters")}
         models.append(ModelScore(**facts, clips=whole))
     return Results(
@@ -282,7 +286,9 @@ def _clip_from(stored: dict[str, Any]) -> ClipScore:
         crops = tuple(tuple(crop) for crop in showcase["crops"])
         showcase = Showcase(frame=showcase["frame"], crops=crops, column=tuple(showcase["column"]))
     numbers: dict[str, Any] = {
-        "per_frame": {name: [_number(v) for v in values] for name, values in stored["per_frame"].items()},
+        "per_frame": {
+            name: [_number(v) for v in values] for name, values in stored["per_frame"].items()
+        },
         "mean": {name: _number(value) for name, value in stored["mean"].items()},
     }
     identity = Identity(**stored["identity"])

@@ -9,10 +9,14 @@ from tubelet.video.reader import open_reader
 
 __all__ = ["frame_near", "sample_times"]
 
-_LEAD_S = 0.5  # reading starts this much earlier, so that the frame before the wanted time is seen too
+_LEAD_S = (
+    0.5  # reading starts this much earlier, so that the frame before the wanted time is seen too
+)
 
 
-def sample_times(info: VideoInfo, count: int, *, start_s: float = 0.0, duration_s: float | None = None) -> list[float]:
+def sample_times(
+    info: VideoInfo, count: int, *, start_s: float = 0.0, duration_s: float | None = None
+) -> list[float]:
     """Spread times evenly over a video, none at its very ends.
 
     Args:
@@ -50,7 +54,9 @@ def frame_near(info: VideoInfo, time_s: float) -> Frame:
     nearest: Frame | None = None
     with open_reader(info.source, start_s=max(0.0, time_s - _LEAD_S)) as reader:
         for frame in reader:
-            if nearest is not None and abs(frame.time_s - wanted_s) > abs(nearest.time_s - wanted_s):
+            if nearest is not None and abs(frame.time_s - wanted_s) > abs(
+                nearest.time_s - wanted_s
+            ):
                 break
             nearest = frame
     if nearest is None:

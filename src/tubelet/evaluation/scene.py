@@ -80,7 +80,9 @@ def _still_canvas() -> Image.Image:
     return canvas
 
 
-def _noise(rng: np.random.Generator, size: tuple[int, int], coarse_px: float, octaves: int) -> np.ndarray:
+def _noise(
+    rng: np.random.Generator, size: tuple[int, int], coarse_px: float, octaves: int
+) -> np.ndarray:
     """Draw fractal noise (H, W), about -1..1: octaves of smooth noise, each finer and weaker."""
     total = np.zeros(size[::-1], np.float32)
     for octave in range(octaves):
@@ -105,8 +107,14 @@ def _sky(rng: np.random.Generator) -> Image.Image:
 def _paste_hills(canvas: Image.Image, rng: np.random.Generator) -> None:
     """Three ranges of grass and wood, the nearer the darker and the rougher."""
     across = np.arange(_CANVAS[0]) / _CANVAS[0]
-    for depth, (base, color) in enumerate([(820, (128, 150, 150)), (960, (92, 122, 84)), (1120, (66, 92, 48))]):
-        skyline = base + 90 * np.sin(5 * across + 2 * depth) + 40 * _noise(rng, (_CANVAS[0], 8), 160, 6)[0]
+    for depth, (base, color) in enumerate(
+        [(820, (128, 150, 150)), (960, (92, 122, 84)), (1120, (66, 92, 48))]
+    ):
+        skyline = (
+            base
+            + 90 * np.sin(5 * across + 2 * depth)
+            + 40 * _noise(rng, (_CANVAS[0], 8), 160, 6)[0]
+        )
         inside = (np.arange(_CANVAS[1])[:, None] > skyline).astype(np.uint8) * 255
         leaves = _noise(rng, _CANVAS, 60 / (depth + 1), 5)[..., None] * (14 + 18 * depth)
         canvas.paste(_to_image(np.array(color, np.float32) + leaves), mask=Image.fromarray(inside))
@@ -170,7 +178,8 @@ def _chart() -> Image.Image:
     for spoke in range(0, 36, 2):
         first, last = (math.tau * (spoke + i) / 36 for i in (0, 1))
         draw.polygon(
-            [(cx, cy)] + [(cx + radius * math.cos(a), cy + radius * math.sin(a)) for a in (first, last)],
+            [(cx, cy)]
+            + [(cx + radius * math.cos(a), cy + radius * math.sin(a)) for a in (first, last)],
             fill=_INK,
         )
     x = 490.0
@@ -190,7 +199,10 @@ def _draw_wires(canvas: Image.Image) -> None:
     overlay = Image.new("L", (_CANVAS[0] * _FINE, 1000 * _FINE), 0)
     draw = ImageDraw.Draw(overlay)
     for wire in range(6):
-        sag = [(x, 60 + 70 * wire + 90 * math.sin(math.pi * x / overlay.width)) for x in range(0, overlay.width, 40)]
+        sag = [
+            (x, 60 + 70 * wire + 90 * math.sin(math.pi * x / overlay.width))
+            for x in range(0, overlay.width, 40)
+        ]
         draw.line(sag, fill=255, width=5)
     for step in range(35):
         x, y = _MAST_PX, step * 58
@@ -214,11 +226,15 @@ def _tram() -> Image.Image:
     scale = 2 * _FINE
     image = Image.new("RGBA", (760 * scale, 300 * scale), (0, 0, 0, 0))
     draw = ImageDraw.Draw(image)
-    draw.rounded_rectangle((20, 40, image.width - 20, 1040), 120, fill=(196, 52, 44), outline=_INK, width=12)
+    draw.rounded_rectangle(
+        (20, 40, image.width - 20, 1040), 120, fill=(196, 52, 44), outline=_INK, width=12
+    )
     draw.rectangle((20, 620, image.width - 20, 680), fill=_PAPER)
     for window in range(6):
         x = 150 + 470 * window
-        draw.rounded_rectangle((x, 160, x + 390, 560), 40, fill=(176, 206, 222), outline=_INK, width=12)
+        draw.rounded_rectangle(
+            (x, 160, x + 390, 560), 40, fill=(176, 206, 222), outline=_INK, width=12
+        )
         draw.line([(x + 60, 540), (x + 250, 180)], fill=(232, 244, 250), width=26)
     draw.text((300, 700), "7  City Transport · car 1142", _PAPER, font=_font(210))
     for x in (520, 1080, 1960, 2520):
@@ -239,8 +255,14 @@ def _wheel(angle_deg: float) -> Image.Image:
         x, y = center + radius * math.cos(angle), center + radius * math.sin(angle)
         draw.line([(center, center), (x, y)], fill=(236, 236, 240), width=14)
         if spoke % 2 == 0:
-            hue = [(222, 72, 60), (240, 190, 70), (70, 140, 210), (90, 170, 110), (180, 90, 170)][spoke // 2 % 5]
+            hue = [(222, 72, 60), (240, 190, 70), (70, 140, 210), (90, 170, 110), (180, 90, 170)][
+                spoke // 2 % 5
+            ]
             draw.ellipse((x - 90, y - 60, x + 90, y + 120), fill=hue, outline=_INK, width=12)
     for rim in (radius, radius - 90):
-        draw.ellipse((center - rim, center - rim, center + rim, center + rim), outline=(236, 236, 240), width=18)
+        draw.ellipse(
+            (center - rim, center - rim, center + rim, center + rim),
+            outline=(236, 236, 240),
+            width=18,
+        )
     return _reduced(image, scale)

@@ -1,4 +1,4 @@
-"""`EvaluateSettings`: what a person may ask of an evaluation; the command's flags come from here."""
+"""`EvaluateSettings`: what a user may ask of an evaluation; the command's flags come from here."""
 
 from __future__ import annotations
 

@@ -20,16 +20,19 @@ from tubelet.evaluation.results import Showcase
 from tubelet.files import atomic_write
 from tubelet.ops.pixels import to_uint8
 
-__all__ = ["Collector", "image_path"]
+__all__ = ["CropCollector", "image_path"]
 
 ORIGINAL, BICUBIC = "original", "input-bicubic"
-_CROP_PX = (128, 96)  # width, height: four side by side fit a desktop at twice their size, two a phone
+_CROP_PX = (
+    128,
+    96,
+)  # width, height: four side by side fit a desktop at twice their size, two a phone
 _CANDIDATES = 8
 _COLUMN_PX = 160
 _MAX_COLUMNS = 240  # frames of a profile; what comes later is left out
 
 
-class Collector:
+class CropCollector:
     """Takes the frames of one clip as they come.
 
     Args:
@@ -94,7 +97,9 @@ def image_path(out: Path, clip: str, who: str, what: int | str) -> Path:
 
 def _choose_regions(rgb: Tensor) -> list[Region]:
     """Take the most detailed place, and of the next ones that which is farthest from it."""
-    first, *others = detailed_regions(rgb, width_px=_CROP_PX[0], height_px=_CROP_PX[1], count=_CANDIDATES)
+    first, *others = detailed_regions(
+        rgb, width_px=_CROP_PX[0], height_px=_CROP_PX[1], count=_CANDIDATES
+    )
     others.sort(key=lambda other: -math.hypot(other.x_px - first.x_px, other.y_px - first.y_px))
     return [first, *others[:1]]
 

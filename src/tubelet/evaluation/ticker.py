@@ -39,7 +39,11 @@ class EvaluationTicker:
     """
 
     def __init__(
-        self, on_progress: OnProgress | None, tasks: Sequence[Task], *, cancel: CancelToken | None = None
+        self,
+        on_progress: OnProgress | None,
+        tasks: Sequence[Task],
+        *,
+        cancel: CancelToken | None = None,
     ) -> None:
         self._left = {task.model: 0 for task in tasks}  # frames to do
         for task in tasks:
@@ -52,7 +56,9 @@ class EvaluationTicker:
         self._clip_frames = 0
         self._clip_began_s = 0.0
         self._began_s = time.monotonic()
-        self._ticker = Ticker(on_progress, unit="frame", total=self._total, cancel=cancel, estimate_s=self._estimate_s)
+        self._ticker = Ticker(
+            on_progress, unit="frame", total=self._total, cancel=cancel, estimate_s=self._estimate_s
+        )
 
     def begin(self, task: Task) -> None:
         """Start a clip."""

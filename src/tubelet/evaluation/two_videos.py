@@ -57,7 +57,7 @@ class Comparison:
         left_out: per video, in the order first, second, reference: frames without a partner.
         width, height: at which they were compared, pixels.
         scores: per metric.
-        notes: what a person should know, a line each.
+        notes: what a user should know, a line each.
     """
 
     frames: int
@@ -70,7 +70,9 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON can hold: "inf" is the PSNR of equal videos, null what is unknown."""
         names = ("first", "second", "reference")
-        scores = {score.metric: {"first": score.first, "second": score.second} for score in self.scores}
+        scores = {
+            score.metric: {"first": score.first, "second": score.second} for score in self.scores
+        }
         return {
             "frames": self.frames,
             "left_out": dict(zip(names, self.left_out, strict=False)),
@@ -111,31 +113,42 @@ def compare_videos(
     sources = [first, second, *([] if reference is None else [reference])]
     with ExitStack() as stack:
         readers = [stack.enter_context(open_reader(source)) for source in sources]
-        width, height = _common_size([reader.info for reader in readers], has_reference=reference is not None)
+        width, height = _common_size(
+            [reader.info for reader in readers], has_reference=reference is not None
+        )
         names = metrics or (_WITHOUT if reference is None else _WITH_REFERENCE)
         meters, notes = _make_meters(names, reference is not None, device, optional=not metrics)
-        total = min((reader.info.frames_hint for reader in readers if reader.info.frames_hint), default=None)
-        ticker = Ticker(on_progress, unit="frame", total=total, label=Path(second).name, cancel=cancel)
+        total = min(
+            (reader.info.frames_hint for reader in readers if reader.info.frames_hint), default=None
+        )
+        ticker = Ticker(
+            on_progress, unit="frame", total=total, label=Path(second).name, cancel=cancel
+        )
         aligned = _Aligned(readers)
         for frames in aligned:
             sized = [enlarge(frame.rgb, (height, width)) for frame in frames]
             _update(meters, sized, has_reference=reference is not None)
             ticker.tick(time_s=frames[-1].time_s)
         if not aligned.count:
-            raise InputError(f"{first} and {second} have no frames at the same times; are they of the same scene?")
+            raise InputError(
+                f"{first} and {second} have no frames at the same times; are they of the same scene?"
+            )
         ticker.finish()
         for reader in readers:
             notes += [f"{reader.info.source}: {problem}" for problem in reader.problems]
     for source, count in zip(sources, aligned.left_out, strict=True):
         if count:
-            notes.append(f"{count} frames of {source} have no partner at their time and are left out")
+            notes.append(
+                f"{count} frames of {source} have no partner at their time and are left out"
+            )
     return Comparison(
         frames=aligned.count,
         left_out=tuple(aligned.left_out),
         width=width,
         height=height,
         scores=tuple(
-            PairScore(name, None if one is None else one.mean(), two.mean()) for name, (one, two) in meters.items()
+            PairScore(name, None if one is None else one.mean(), two.mean())
+            for name, (one, two) in meters.items()
         ),
         notes=tuple(notes),
     )
@@ -161,8 +174,14 @@ class _Aligned:
         while all(stream.frame is not None for stream in streams):
             times = [stream.time_s for stream in streams]
             late = max(times)
-            behind = [place for place, time_s in enumerate(times) if late - time_s > self._tolerance_s]
-            nearer = [place for place in range(len(streams)) if place not in behind and streams[place].nears(late)]
+            behind = [
+                place for place, time_s in enumerate(times) if late - time_s > self._tolerance_s
+            ]
+            nearer = [
+                place
+                for place in range(len(streams))
+                if place not in behind and streams[place].nears(late)
+            ]
             for place in behind + nearer:
                 self.left_out[place] += 1
                 streams[place].advance()
@@ -215,7 +234,9 @@ def _common_size(infos: Sequence[VideoInfo], *, has_reference: bool) -> tuple[in
         if abs(info.width * target.height / (info.height * target.width) - 1) > _ASPECT_TOLERANCE:
             raise InputError(f"{shapes}: not the same shape; crop or scale one of them first")
         if info.width > target.width or info.height > target.height:
-            raise InputError(f"{shapes}: larger than what it is compared with; scale one of them first")
+            raise InputError(
+                f"{shapes}: larger than what it is compared with; scale one of them first"
+            )
     return target.width, target.height
 
 
@@ -228,7 +249,11 @@ def _make_meters(
     for name in names:
         info = metric_info(name)
         try:
-            one = None if info.needs_reference and not has_reference else make_meter(name, device=device)
+            one = (
+                None
+                if info.needs_reference and not has_reference
+                else make_meter(name, device=device)
+            )
             meters[name] = (one, make_meter(name, device=device))
         except ResourceError as error:
             if not optional:
@@ -237,7 +262,9 @@ def _make_meters(
     return meters, notes
 
 
-def _update(meters: dict[str, tuple[Meter | None, Meter]], frames: Sequence[Tensor], *, has_reference: bool) -> None:
+def _update(
+    meters: dict[str, tuple[Meter | None, Meter]], frames: Sequence[Tensor], *, has_reference: bool
+) -> None:
     first, second = frames[:2]
     for one, two in meters.values():
         if has_reference:

@@ -65,7 +65,9 @@ class WindowAttention(nn.Module):
         qkv_bias: whether queries, keys and values have biases.
     """
 
-    def __init__(self, channels: int, heads: int, window: Sequence[int], *, qkv_bias: bool = True) -> None:
+    def __init__(
+        self, channels: int, heads: int, window: Sequence[int], *, qkv_bias: bool = True
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.window = tuple(window)

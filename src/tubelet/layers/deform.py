@@ -53,20 +53,33 @@ class ModulatedDeformConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_px, kernel_px))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         parts = 3 if modulation == "sigmoid" else 2
-        self.conv_offset = nn.Conv2d(in_channels, parts * groups * kernel_px**2, kernel_px, padding=kernel_px // 2)
+        self.conv_offset = nn.Conv2d(
+            in_channels, parts * groups * kernel_px**2, kernel_px, padding=kernel_px // 2
+        )
         _start(self.weight, self.bias, self.conv_offset)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """Align x (B, C, H, W) with offsets from guide (B, C, H, W): (B, O, H, W)."""
         predicted = self.conv_offset(guide)
         if self.modulation == "sigmoid" and self.border == "zeros":
-            return guided_deform_conv2d(x, predicted, self.weight, self.bias, padding=self.padding_px)
+            return guided_deform_conv2d(
+                x, predicted, self.weight, self.bias, padding=self.padding_px
+            )
         mask: Tensor | None = None
         if self.modulation == "sigmoid":
             samples = predicted.shape[1] // 3
-            predicted, mask = predicted[:, : 2 * samples], torch.sigmoid(predicted[:, 2 * samples :])
+            predicted, mask = (
+                predicted[:, : 2 * samples],
+                torch.sigmoid(predicted[:, 2 * samples :]),
+            )
         return deform_conv2d(
-            x, predicted, self.weight, self.bias, mask=mask, padding=self.padding_px, border=self.border
+            x,
+            predicted,
+            self.weight,
+            self.bias,
+            mask=mask,
+            padding=self.padding_px,
+            border=self.border,
         )
 
 
@@ -112,7 +125,9 @@ class SecondOrderAlign(nn.Module):
         """
         predicted = self.conv_offset(torch.cat([guide, flow_1, flow_2], 1))
         flows, reach = (flow_1, flow_2), self.max_residue_px
-        return guided_deform_conv2d(x, predicted, self.weight, self.bias, flows=flows, max_residue_px=reach, padding=1)
+        return guided_deform_conv2d(
+            x, predicted, self.weight, self.bias, flows=flows, max_residue_px=reach, padding=1
+        )
 
 
 def _start(weight: Tensor, bias: Tensor | None, last: nn.Conv2d) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor
 __all__ = ["stack_frames"]
 
 
-def stack_frames(frames: Iterable[Tensor], num_frames: int, *, like: Tensor | None = None) -> Tensor:
+def stack_frames(
+    frames: Iterable[Tensor], num_frames: int, *, like: Tensor | None = None
+) -> Tensor:
     """Stack frames as they come; each is freed once it is copied, unless a graph needs it.
 
     Args:

@@ -9,26 +9,31 @@ from torch import Tensor
 
 from tubelet.layers.recurrence import Edge
 
-__all__ = ["Hidden", "Step", "run_online"]
+__all__ = ["Hidden", "OnlineStep", "run_online"]
 
 Hidden = tuple[Tensor, ...]
-"""State of an online network; None stands for it at the start of the film."""
+"""State of an online network; None stands for it at the start of the video."""
 
-Step = Callable[[Tensor, Hidden | None], tuple[Tensor, Hidden]]
+OnlineStep = Callable[[Tensor, Hidden | None], tuple[Tensor, Hidden]]
 """Maps lq (B, 1 + lookahead, 3, H, W) and the last state to sr (B, 3, sH, sW) and the next."""
 
 
 def run_online(
-    step: Step, lq: Tensor, hidden: Hidden | None = None, *, lookahead: int, after: Edge = Edge()
+    step: OnlineStep,
+    lq: Tensor,
+    hidden: Hidden | None = None,
+    *,
+    lookahead: int,
+    after: Edge = Edge(),
 ) -> tuple[Tensor, Hidden]:
     """Restore a clip step by step.
 
     Args:
         step: of the network.
         lq: (B, T, 3, H, W), T at least 1.
-        hidden: state after the frame before the clip; None where the film begins.
+        hidden: state after the frame before the clip; None where the video begins.
         lookahead: frames after the current one that a step sees.
-        after: `lookahead` frames after the clip, fewer where the film ends; beyond its end the last
+        after: `lookahead` frames after the clip, fewer where the video ends; beyond its end the last
             is repeated.
 
     Returns:

@@ -1,11 +1,11 @@
-"""What a recurrent clip network knows of the film beyond the two ends of its clip.
+"""What a recurrent clip network knows of the video beyond the two ends of its clip.
 
-    film   … -2  -1 │  0   1   …  T-1 │  T  T+1 …
+    video   … -2  -1 │  0   1   …  T-1 │  T  T+1 …
             before  │       clip      │  after
 
 A sweep runs over the clip in one direction and carries its states from frame to frame. At the first
-frame of the film it starts with none. At the first frame of a clip inside the film it goes on from
-the states in an `Edge`, so that the clip gives the frames that the whole film would give. States
+frame of the video it starts with none. At the first frame of a clip inside the video it goes on from
+the states in an `Edge`, so that the clip gives the frames that the whole video would give. States
 are arguments, never attributes of the network.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 __all__ = ["Advance", "Edge", "Past", "Seen", "clip_frames", "sweep"]
 
 Past = tuple[Tensor, ...]
-"""Last states of a sweep, nearest first; fewer than its order at the start of the film."""
+"""Last states of a sweep, nearest first; fewer than its order at the start of the video."""
 
 Advance = Callable[[int, Past], Tensor]
 """One step of a sweep: the frame of the clip and the past to the state at this frame."""
@@ -31,19 +31,19 @@ Seen = Callable[[str, int, Tensor], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edge:
-    """What lies beyond one end of a clip, nearest first; `Edge()` where the film ends.
+    """What lies beyond one end of a clip, nearest first; `Edge()` where the video ends.
 
     Three cases:
 
-        Edge()                              the film begins (or ends) with the clip
-        Edge(frames, hidden, frame_index)   the film goes on, and sweeps go on from these states
-        Edge(frame_index=n)                 the film goes on, and sweeps start as at its ends
+        Edge()                              the video begins (or ends) with the clip
+        Edge(frames, hidden, frame_index)   the video goes on, and sweeps go on from these states
+        Edge(frame_index=n)                 the video goes on, and sweeps start as at its ends
 
     Attributes:
-        frames: up to `Contract.edge_frames` of (B, 3, H, W), lq as the film has it.
+        frames: up to `Contract.edge_frames` of (B, 3, H, W), lq as the video has it.
         hidden: by the name of the sweep, its states at these frames, as many as the order of the
-            sweep or as the film has. They are used as constants if they are detached.
-        frame_index: index in the film of the frame next to the clip, `frames[0]` where it is given.
+            sweep or as the video has. They are used as constants if they are detached.
+        frame_index: index in the video of the frame next to the clip, `frames[0]` where it is given.
 
     Raises:
         ValueError: there are more states than frames, or frames without their index.
@@ -55,14 +55,18 @@ class Edge:
 
     def __post_init__(self) -> None:
         if self.frames and self.frame_index < 0:
-            raise ValueError(f"an edge with {len(self.frames)} frames needs the frame_index of the first")
+            raise ValueError(
+                f"an edge with {len(self.frames)} frames needs the frame_index of the first"
+            )
         for name, states in self.hidden.items():
             if len(states) > len(self.frames):
-                raise ValueError(f"an edge with {len(states)} states of {name!r} has only {len(self.frames)} frames")
+                raise ValueError(
+                    f"an edge with {len(states)} states of {name!r} has only {len(self.frames)} frames"
+                )
 
     @property
-    def is_film_end(self) -> bool:
-        """Whether the film has no frame beyond this end of the clip."""
+    def is_video_end(self) -> bool:
+        """Whether the video has no frame beyond this end of the clip."""
         return self.frame_index < 0
 
 
@@ -84,7 +88,7 @@ def sweep(
         edge: what lies beyond the frame where the sweep starts.
         order: how many of the last states `advance` takes.
         advance: computes the state at a frame. The number of states in its past tells where the
-            film starts: none at its first frame, one at its second.
+            video starts: none at its first frame, one at its second.
         seen: called with every new state.
 
     Yields:

@@ -76,7 +76,9 @@ class SpyNet(nn.Module):
         height, width = ref.shape[-2:]
         # Published weights expect the frame stretched, not padded.
         size = (round_up(height, _MULTIPLE), round_up(width, _MULTIPLE))
-        flow = self._estimate(self._pyramid(ref, _LEVELS, size), self._pyramid(supp, _LEVELS, size))[-1]
+        flow = self._estimate(
+            self._pyramid(ref, _LEVELS, size), self._pyramid(supp, _LEVELS, size)
+        )[-1]
         if size == (height, width):
             return flow
         flow = functional.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
@@ -110,9 +112,13 @@ class SpyNet(nn.Module):
         flows: list[Tensor] = []
         for level, ref, supp in zip(self.basic_module, refs, supps, strict=False):
             if not flows:  # nothing is known yet: the flow to start from is zero
-                flows.append(level(torch.cat([ref, supp, torch.zeros_like(ref[:, :2])], 1)).to(ref.dtype))
+                flows.append(
+                    level(torch.cat([ref, supp, torch.zeros_like(ref[:, :2])], 1)).to(ref.dtype)
+                )
                 continue
-            flow = 2 * functional.interpolate(flows[-1], scale_factor=2.0, mode="bilinear", align_corners=True)
+            flow = 2 * functional.interpolate(
+                flows[-1], scale_factor=2.0, mode="bilinear", align_corners=True
+            )
             warped = backward_warp(supp, flow, padding="border")
             # Eq. 6; under autocast the sum keeps full precision, which the flow in pixels needs
             flows.append(flow + level(torch.cat([ref, warped, flow], 1)).to(ref.dtype))
@@ -147,5 +153,7 @@ def _read_embedded() -> dict[str, Tensor]:
     path = _WEIGHTS / "spynet.safetensors"
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CheckpointError(f"weight file {path} is missing or damaged; install the package again")
+        raise CheckpointError(
+            f"weight file {path} is missing or damaged; install the package again"
+        )
     return load(data)

@@ -121,7 +121,9 @@ class FeatureStore:
         num_bytes = feat.numel() * feat.element_size()
         self._held_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self._held_bytes)
-        if feat.device.type != "cpu" and _fits(self._device_bytes + num_bytes, self.limits.device_bytes):
+        if feat.device.type != "cpu" and _fits(
+            self._device_bytes + num_bytes, self.limits.device_bytes
+        ):
             self._device_bytes += num_bytes
             return _Held(feat, None, feat.device, num_bytes)
         if _fits(self._host_bytes + num_bytes, self.limits.host_bytes):
@@ -184,12 +186,17 @@ class _SpillFile:
         try:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 closed by close
         except OSError as error:
-            raise ResourceError(f"cannot make a temporary file for features: {error}; set TMPDIR") from error
+            raise ResourceError(
+                f"cannot make a temporary file for features: {error}; set TMPDIR"
+            ) from error
         self._end = 0
         self._freed: dict[int, list[int]] = {}
 
     def write(self, feat: Tensor) -> _Slot:
-        if not (feat.is_contiguous() or (feat.ndim == 4 and feat.is_contiguous(memory_format=torch.channels_last))):
+        if not (
+            feat.is_contiguous()
+            or (feat.ndim == 4 and feat.is_contiguous(memory_format=torch.channels_last))
+        ):
             feat = feat.contiguous()  # it has gaps
         num_bytes = feat.numel() * feat.element_size()
         freed = self._freed.get(num_bytes)
@@ -201,7 +208,9 @@ class _SpillFile:
             while done < num_bytes:
                 done += self._file.write(content[done:])
         except OSError as error:
-            raise ResourceError(f"cannot write {num_bytes} bytes of features to a temporary file: {error}") from error
+            raise ResourceError(
+                f"cannot write {num_bytes} bytes of features to a temporary file: {error}"
+            ) from error
         return _Slot(offset, num_bytes, feat.shape, feat.stride(), feat.dtype)
 
     def read(self, slot: _Slot) -> Tensor:
@@ -211,7 +220,9 @@ class _SpillFile:
         while done < slot.num_bytes:
             got = cast(int, cast(Any, self._file).readinto(content[done:]))
             if not got:
-                raise ResourceError("the temporary file of features was cut short by another program")
+                raise ResourceError(
+                    "the temporary file of features was cut short by another program"
+                )
             done += got
         return feat
 

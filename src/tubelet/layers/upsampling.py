@@ -24,8 +24,8 @@ from torch.nn import functional
 from tubelet.layers.convolution import ConvAct, LeakyReLU, UpsampleConv
 
 __all__ = [
-    "Step",
     "TailConvs",
+    "UpsampleStep",
     "enlarge",
     "repeat_and_convolve",
     "run_in_strips",
@@ -43,7 +43,7 @@ _STRIP_BYTES = 2**25  # about a processor's last cache: faster than the whole, s
 _STRIP_BYTES_DEVICE = 2**28
 
 
-class Step(NamedTuple):
+class UpsampleStep(NamedTuple):
     """Something that makes features of features, and looks at most one line up and down."""
 
     run: Callable[[Tensor], Tensor]
@@ -53,7 +53,9 @@ class Step(NamedTuple):
 
 def enlarge(frame: Tensor, scale: int) -> Tensor:
     """Enlarge an image bilinearly, as the skip of these networks: (B, C, H, W) → (B, C, sH, sW)."""
-    return functional.interpolate(frame, scale_factor=float(scale), mode="bilinear", align_corners=False)
+    return functional.interpolate(
+        frame, scale_factor=float(scale), mode="bilinear", align_corners=False
+    )
 
 
 def shuffle_x4_convs(channels: int, hr_channels: int) -> TailConvs:
@@ -88,10 +90,10 @@ def shuffle_x4(x: Tensor, base: Tensor, convs: TailConvs) -> Tensor:
     """
     first, second, detail, last = convs
     steps = (
-        Step(partial(_convolve_and_shuffle, first), 2),
-        Step(partial(_convolve_and_shuffle, second), 2),
-        Step(detail),
-        Step(last),
+        UpsampleStep(partial(_convolve_and_shuffle, first), 2),
+        UpsampleStep(partial(_convolve_and_shuffle, second), 2),
+        UpsampleStep(detail),
+        UpsampleStep(last),
     )
     if last.is_prepared:
         return run_in_strips(x, steps, widest=detail.in_channels, base=base)
@@ -119,14 +121,14 @@ def repeat_and_convolve(
     Returns:
         (B, C', sH, sW), s = 2ⁿ.
     """
-    steps = [Step(conv, 2) for conv in doublings]
-    steps += [Step(detail), Step(last)]
+    steps = [UpsampleStep(conv, 2) for conv in doublings]
+    steps += [UpsampleStep(detail), UpsampleStep(last)]
     if last.is_prepared:
         return run_in_strips(x, steps, widest=detail.in_channels)
     return run_steps(x, steps)
 
 
-def run_steps(x: Tensor, steps: Sequence[Step]) -> Tensor:
+def run_steps(x: Tensor, steps: Sequence[UpsampleStep]) -> Tensor:
     """Run steps one after the other: (B, C, H, W) → (B, C', sH, sW), s of all factors."""
     for step in steps:
         x = step.run(x)
@@ -135,7 +137,7 @@ def run_steps(x: Tensor, steps: Sequence[Step]) -> Tensor:
 
 def run_in_strips(
     x: Tensor,
-    steps: Sequence[Step],
+    steps: Sequence[UpsampleStep],
     *,
     widest: int,
     base: Tensor | None = None,
@@ -169,7 +171,7 @@ def _strip_rows(x: Tensor, pixel_values: int) -> int:
     return max(bound // line_bytes, _MIN_ROWS)
 
 
-def _run_strip(x: Tensor, steps: Sequence[Step], lines: slice) -> Tensor:
+def _run_strip(x: Tensor, steps: Sequence[UpsampleStep], lines: slice) -> Tensor:
     """Run the steps for these lines of the result; no step takes more than the next one needs."""
     height = x.shape[2] * math.prod(step.factor for step in steps)
     spans = [(lines.start, lines.stop)]  # lines that each step takes, from the last step on

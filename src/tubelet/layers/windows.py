@@ -25,7 +25,15 @@ from torch import Tensor
 from tubelet.layers.inference import Backend
 from tubelet.ops.sizes import pad_to, round_up
 
-__all__ = ["Span", "join_windows", "map_windows", "pad_to_windows", "split_windows", "window_blocks", "window_spans"]
+__all__ = [
+    "WindowSpan",
+    "join_windows",
+    "map_windows",
+    "pad_to_windows",
+    "split_windows",
+    "window_blocks",
+    "window_spans",
+]
 
 _CACHED_TOKENS = 2048
 """Tokens at once on a CPU: of 180 channels, a block's intermediate results stay in the caches of
@@ -33,7 +41,7 @@ two cores. Half or twice as many took the same time within 3 %, all at once up t
 (docs/log.md)."""
 
 
-class Span(NamedTuple):
+class WindowSpan(NamedTuple):
     """`windows` of `size` positions each, one behind the other from `start`, along one axis."""
 
     start: int
@@ -41,7 +49,7 @@ class Span(NamedTuple):
     windows: int
 
 
-def window_spans(length: int, window: int, shift: int) -> list[Span]:
+def window_spans(length: int, window: int, shift: int) -> list[WindowSpan]:
     """Partition an axis into windows; those that a shift cuts stand alone.
 
     Args:
@@ -54,7 +62,11 @@ def window_spans(length: int, window: int, shift: int) -> list[Span]:
     """
     first = min(shift, length)
     whole, last = divmod(length - first, window)
-    spans = [Span(0, first, 1), Span(first, window, whole), Span(first + whole * window, last, 1)]
+    spans = [
+        WindowSpan(0, first, 1),
+        WindowSpan(first, window, whole),
+        WindowSpan(first + whole * window, last, 1),
+    ]
     return [span for span in spans if span.size and span.windows]
 
 
@@ -140,7 +152,7 @@ def map_windows(
     return out
 
 
-def _blocks(part: Sequence[Span], max_tokens: int) -> Iterator[tuple[slice, ...]]:
+def _blocks(part: Sequence[WindowSpan], max_tokens: int) -> Iterator[tuple[slice, ...]]:
     """Cut a product of spans into blocks of whole windows, of about the same number of tokens."""
     room = max_tokens // prod([span.size for span in part])  # windows
     axes: list[list[slice]] = []

@@ -31,7 +31,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Finish", "Region", "RowConvolution", "TransformCache", "TransformedInput", "convolve_columns"]
+__all__ = [
+    "Finish",
+    "Region",
+    "RowConvolution",
+    "TransformCache",
+    "TransformedInput",
+    "convolve_columns",
+]
 
 _GROUP = 4  # lines of the result that are made together
 _STRIP_BYTES = 2**20  # of one of the six sums, for each thread: about the cache of a core

@@ -30,11 +30,18 @@ def to_channel(x: Tensor, channel: Channel) -> Tensor:
     """
     if channel not in ("y", "rgb"):
         raise ValueError(f"channel={channel!r} must be 'y' or 'rgb'")
-    x = x.to(torch.float64, copy=True).clamp_(0, 1).mul_(255).round_()  # in place: pages are dearer than sums
+    x = (
+        x.to(torch.float64, copy=True).clamp_(0, 1).mul_(255).round_()
+    )  # in place: pages are dearer than sums
     if channel == "rgb":
         return x
     red, green, blue = (x.narrow(-3, index, 1) for index in range(3))
-    return (65.481 / 255 * red).add_(green, alpha=128.553 / 255).add_(blue, alpha=24.966 / 255).add_(16)
+    return (
+        (65.481 / 255 * red)
+        .add_(green, alpha=128.553 / 255)
+        .add_(blue, alpha=24.966 / 255)
+        .add_(16)
+    )
 
 
 def _crop(x: Tensor, border: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every metric by name, and meters that score a film frame by frame in constant memory."""
+"""Every metric by name, and meters that score a video frame by frame in constant memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MetricInfo:
 
 
 class Meter(Protocol):
-    """Scores a clip whose frames come one after another; its memory does not grow with the film."""
+    """Scores a clip whose frames come one after another; its memory does not grow with the video."""
 
     def update(self, sr: Tensor, gt: Tensor | None) -> None:
         """Take the next frame.
@@ -81,7 +81,9 @@ def _fidelity(name: str, summary: str, unit: str, high: float) -> MetricInfo:
     )
 
 
-def _perceptual(name: str, summary: str, direction: Direction, high: float, *, needs_reference: bool) -> MetricInfo:
+def _perceptual(
+    name: str, summary: str, direction: Direction, high: float, *, needs_reference: bool
+) -> MetricInfo:
     return MetricInfo(
         name=name,
         summary=summary,
@@ -112,14 +114,35 @@ def _temporal(
 _LUMA = "luma (BT.601, limited range, not rounded) of frames rounded to 8 bit"
 METRICS: tuple[MetricInfo, ...] = (
     _fidelity("psnr-y", f"PSNR of {_LUMA}, mean over frames", "dB", math.inf),
-    _fidelity("psnr-rgb", "PSNR of R, G and B together, frames rounded to 8 bit, mean over frames", "dB", math.inf),
+    _fidelity(
+        "psnr-rgb",
+        "PSNR of R, G and B together, frames rounded to 8 bit, mean over frames",
+        "dB",
+        math.inf,
+    ),
     _fidelity("ssim-y", f"SSIM of {_LUMA}; 11×11 Gaussian σ 1.5, valid area", "", 1.0),
-    _fidelity("ssim-rgb", "SSIM of R, G and B, averaged; 11×11 Gaussian σ 1.5, valid area, 8 bit", "", 1.0),
-    _perceptual("lpips", "LPIPS v0.1 with AlexNet features", "lower", math.inf, needs_reference=True),
-    _perceptual("lpips-vgg", "LPIPS v0.1 with VGG-16 features", "lower", math.inf, needs_reference=True),
-    _perceptual("dists", "DISTS, VGG-16 features, frames at their own size", "lower", 1.0, needs_reference=True),
+    _fidelity(
+        "ssim-rgb", "SSIM of R, G and B, averaged; 11×11 Gaussian σ 1.5, valid area, 8 bit", "", 1.0
+    ),
     _perceptual(
-        "clip-iqa", "CLIP-IQA, ResNet-50, 'Good photo.' against 'Bad photo.'", "higher", 1.0, needs_reference=False
+        "lpips", "LPIPS v0.1 with AlexNet features", "lower", math.inf, needs_reference=True
+    ),
+    _perceptual(
+        "lpips-vgg", "LPIPS v0.1 with VGG-16 features", "lower", math.inf, needs_reference=True
+    ),
+    _perceptual(
+        "dists",
+        "DISTS, VGG-16 features, frames at their own size",
+        "lower",
+        1.0,
+        needs_reference=True,
+    ),
+    _perceptual(
+        "clip-iqa",
+        "CLIP-IQA, ResNet-50, 'Good photo.' against 'Bad photo.'",
+        "higher",
+        1.0,
+        needs_reference=False,
     ),
     _perceptual(
         "niqe",
@@ -143,8 +166,16 @@ METRICS: tuple[MetricInfo, ...] = (
         high=3.0,
         needs_reference=False,
     ),
-    _temporal("tof", "mean length of the difference of Farneback flows of the clip and of the reference", "px"),
-    _temporal("tlpips", "difference of the LPIPS (AlexNet) of consecutive frames, clip against reference", ""),
+    _temporal(
+        "tof",
+        "mean length of the difference of Farneback flows of the clip and of the reference",
+        "px",
+    ),
+    _temporal(
+        "tlpips",
+        "difference of the LPIPS (AlexNet) of consecutive frames, clip against reference",
+        "",
+    ),
     _temporal(
         "flicker",
         "temporal standard deviation of luma where the reference does not change, from consecutive frames",
@@ -176,7 +207,9 @@ def metric_info(name: str) -> MetricInfo:
     raise RequestError(f"there is no metric {name!r}; {suggest(name, names)}")
 
 
-def make_meter(name: str, *, border: int = 0, weights: Path | None = None, device: str | torch.device = "cpu") -> Meter:
+def make_meter(
+    name: str, *, border: int = 0, weights: Path | None = None, device: str | torch.device = "cpu"
+) -> Meter:
     """Make a meter for one clip.
 
     Args:

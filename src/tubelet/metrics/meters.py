@@ -49,7 +49,9 @@ class Reference:
         if gt is None and (self._required or self._referenced):
             raise InputError(f"{at} has no reference, and {self._name} compares with one")
         if gt is not None and gt.shape != sr.shape:
-            raise InputError(f"{at} is {_size(sr)} but its reference is {_size(gt)}; they must be of one size")
+            raise InputError(
+                f"{at} is {_size(sr)} but its reference is {_size(gt)}; they must be of one size"
+            )
         if self._shape is not None and sr.shape != self._shape:
             raise InputError(
                 f"{at} is {_size(sr)} after frames of {self._shape[2]}×{self._shape[1]}; one clip, one size"
@@ -72,7 +74,9 @@ class FrameMeter:
         needs_reference: whether `score` compares with the ground truth; otherwise it never sees it.
     """
 
-    def __init__(self, name: str, score: Callable[[Tensor, Tensor | None], float], *, needs_reference: bool) -> None:
+    def __init__(
+        self, name: str, score: Callable[[Tensor, Tensor | None], float], *, needs_reference: bool
+    ) -> None:
         self._name = name
         self._score = score
         self._needs_reference = needs_reference

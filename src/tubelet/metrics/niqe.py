@@ -23,7 +23,8 @@ from tubelet.ops import imresize
 __all__ = ["PRISTINE", "Pristine", "fit_pristine", "load_pristine", "niqe", "niqe_meter"]
 
 PRISTINE = WeightFile(
-    "niqe_pris_params.npz", "https://github.com/XPixelGroup/BasicSR/raw/master/basicsr/metrics/niqe_pris_params.npz"
+    "niqe_pris_params.npz",
+    "https://github.com/XPixelGroup/BasicSR/raw/master/basicsr/metrics/niqe_pris_params.npz",
 )
 """The published pristine model, with MATLAB's parameters, as BasicSR ships it."""
 
@@ -64,7 +65,9 @@ def niqe_meter(name: str, *, border: int, weights: Path | None, device: torch.de
     path = find_weights("niqe", [PRISTINE], weights)[0] if name == "niqe" else _OWN
     model = load_pristine(path)
     model = Pristine(model.mean.to(device), model.cov.to(device))
-    return FrameMeter(name, lambda sr, gt: niqe(sr.to(device), model, border=border).item(), needs_reference=False)
+    return FrameMeter(
+        name, lambda sr, gt: niqe(sr.to(device), model, border=border).item(), needs_reference=False
+    )
 
 
 def load_pristine(path: Path | None = None) -> Pristine:
@@ -79,10 +82,14 @@ def load_pristine(path: Path | None = None) -> Pristine:
     path = path or _OWN
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            mean, cov = (torch.from_numpy(arrays[f"{key}_pris_param"]).double() for key in ("mu", "cov"))
+            mean, cov = (
+                torch.from_numpy(arrays[f"{key}_pris_param"]).double() for key in ("mu", "cov")
+            )
             return Pristine(mean.reshape(_FEATURES), cov.reshape(_FEATURES, _FEATURES))
     except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is not a pristine model of NIQE: {' '.join(str(error).split())}") from error
+        raise CheckpointError(
+            f"{path} is not a pristine model of NIQE: {' '.join(str(error).split())}"
+        ) from error
 
 
 def niqe(x: Tensor, model: Pristine, *, border: int = 0) -> Tensor:
@@ -104,7 +111,9 @@ def niqe(x: Tensor, model: Pristine, *, border: int = 0) -> Tensor:
     x = x[:, border : x.shape[-2] - border, border : x.shape[-1] - border]
     features, _ = _describe(to_channel(x, "y")[0].round())
     if len(features) < 2:
-        raise ValueError(f"NIQE needs two blocks of {_BLOCK}×{_BLOCK} pixels, got {x.shape[-1]}×{x.shape[-2]}")
+        raise ValueError(
+            f"NIQE needs two blocks of {_BLOCK}×{_BLOCK} pixels, got {x.shape[-1]}×{x.shape[-2]}"
+        )
     difference = model.mean - features.nanmean(0)
     cov = features[~features.isnan().any(1)].T.cov()
     inverse = cast(Tensor, torch.linalg.pinv((model.cov + cov) / 2, rtol=1e-15))
@@ -140,7 +149,9 @@ def _describe(luma: Tensor) -> tuple[Tensor, Tensor]:
     normalized, deviation = _normalize(luma)
     sharpness = _blocks(deviation, _BLOCK).mean((1, 2))
     half, _ = _normalize(imresize(luma / 255, 0.5) * 255)
-    features = [_features(_blocks(x, side)) for x, side in ((normalized, _BLOCK), (half, _BLOCK // 2))]
+    features = [
+        _features(_blocks(x, side)) for x, side in ((normalized, _BLOCK), (half, _BLOCK // 2))
+    ]
     return torch.cat(features, 1), sharpness
 
 
@@ -151,7 +162,9 @@ def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     taps = taps / taps.sum()
     pad = _WINDOW_PX // 2
     both = functional.pad(torch.stack([x, x * x])[:, None], (pad, pad, pad, pad), mode="replicate")
-    both = functional.conv2d(functional.conv2d(both, taps.reshape(1, 1, -1, 1)), taps.reshape(1, 1, 1, -1))[:, 0]
+    both = functional.conv2d(
+        functional.conv2d(both, taps.reshape(1, 1, -1, 1)), taps.reshape(1, 1, 1, -1)
+    )[:, 0]
     mean, deviation = both[0], (both[1] - both[0].square()).abs().sqrt()
     return (x - mean) / (deviation + 1), deviation
 
@@ -186,8 +199,12 @@ def _fit_asymmetric(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wanted = x.abs().mean(1).square() / square.mean(1)
     wanted = wanted * (ratio**3 + 1) * (ratio + 1) / (ratio.square() + 1).square()
     shapes, moments = (table.to(x.device) for table in _shape_table())
-    after = torch.searchsorted(moments, wanted.nan_to_num(0.0).contiguous()).clamp(1, len(moments) - 1)
-    nearest = after - ((wanted - moments[after - 1]).abs() <= (moments[after] - wanted).abs()).long()
+    after = torch.searchsorted(moments, wanted.nan_to_num(0.0).contiguous()).clamp(
+        1, len(moments) - 1
+    )
+    nearest = (
+        after - ((wanted - moments[after - 1]).abs() <= (moments[after] - wanted).abs()).long()
+    )
     alpha = shapes[torch.where(wanted.isnan(), 0, nearest)]
     scale = ((torch.lgamma(1 / alpha) - torch.lgamma(3 / alpha)) / 2).exp()
     return alpha, left * scale, right * scale
@@ -198,4 +215,6 @@ def _shape_table() -> tuple[Tensor, Tensor]:
     """Shapes 0.2, 0.201, ..., 10 and their Γ(2/α)² / (Γ(1/α) Γ(3/α)), which rises with α."""
     shapes = torch.from_numpy(np.arange(0.2, 10.001, 0.001))
     inverse = 1 / shapes
-    return shapes, (2 * torch.lgamma(2 * inverse) - torch.lgamma(inverse) - torch.lgamma(3 * inverse)).exp()
+    return shapes, (
+        2 * torch.lgamma(2 * inverse) - torch.lgamma(inverse) - torch.lgamma(3 * inverse)
+    ).exp()

@@ -18,23 +18,34 @@ from tubelet.ops.pixels import quantize
 __all__ = ["WEIGHTS", "load_clip_iqa", "load_dists", "load_lpips", "perceptual_meter"]
 
 _ALEXNET = WeightFile(
-    "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"
+    "alexnet-owt-7be5be79.pth",
+    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "7be5be79",
 )
-_VGG16 = WeightFile("vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
+_VGG16 = WeightFile(
+    "vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"
+)
 _PIQ = "https://github.com/photosynthesis-team"
 
 WEIGHTS: dict[str, tuple[WeightFile, ...]] = {
     "lpips": (
         _ALEXNET,
         WeightFile(
-            "alex.pth", "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth"
+            "alex.pth",
+            "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
         ),
     ),
     "lpips-vgg": (
         _VGG16,
-        WeightFile("lpips_weights.pt", f"{_PIQ}/photosynthesis.metrics/releases/download/v0.4.0/lpips_weights.pt"),
+        WeightFile(
+            "lpips_weights.pt",
+            f"{_PIQ}/photosynthesis.metrics/releases/download/v0.4.0/lpips_weights.pt",
+        ),
     ),
-    "dists": (_VGG16, WeightFile("dists_weights.pt", f"{_PIQ}/piq/releases/download/v0.4.1/dists_weights.pt")),
+    "dists": (
+        _VGG16,
+        WeightFile("dists_weights.pt", f"{_PIQ}/piq/releases/download/v0.4.1/dists_weights.pt"),
+    ),
     "clip-iqa": (
         WeightFile(
             "RN50.pt",
@@ -44,19 +55,26 @@ WEIGHTS: dict[str, tuple[WeightFile, ...]] = {
             also_in="~/.cache/clip",
         ),
         WeightFile(
-            "clipiqa_tokens.pt", f"{_PIQ}/piq/releases/download/v0.7.1/clipiqa_tokens.pt", also_in="~/.cache/clip"
+            "clipiqa_tokens.pt",
+            f"{_PIQ}/piq/releases/download/v0.7.1/clipiqa_tokens.pt",
+            also_in="~/.cache/clip",
         ),
     ),
 }
 """The files of each metric: the backbone first, then what was learned on top of it."""
 
-_LAYERS = {"alexnet": (1, 4, 7, 9, 11), "vgg16": (3, 8, 15, 22, 29)}  # relu1 .. relu5; relu1_2 .. relu5_3
+_LAYERS = {
+    "alexnet": (1, 4, 7, 9, 11),
+    "vgg16": (3, 8, 15, 22, 29),
+}  # relu1 .. relu5; relu1_2 .. relu5_3
 _CHANNELS = {"alexnet": (64, 192, 384, 256, 256), "vgg16": (64, 128, 256, 512, 512)}
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _MIN_PX = 32  # AlexNet's and VGG's pooling leave nothing of less
 
 
-def perceptual_meter(name: str, *, border: int, weights: Path | None, device: torch.device) -> FrameMeter | PairMeter:
+def perceptual_meter(
+    name: str, *, border: int, weights: Path | None, device: torch.device
+) -> FrameMeter | PairMeter:
     """Make the meter of `lpips`, `lpips-vgg`, `dists`, `clip-iqa` or `tlpips`.
 
     Args:
@@ -74,7 +92,9 @@ def perceptual_meter(name: str, *, border: int, weights: Path | None, device: to
         """Round to 8 bit, as images are that the field scores from files, crop, and make a batch of one."""
         x = x[:, border : x.shape[-2] - border, border : x.shape[-1] - border]
         if min(x.shape[-2:]) < _MIN_PX:
-            raise ValueError(f"{x.shape[-1]}×{x.shape[-2]} pixels are too few; at least {_MIN_PX} a side")
+            raise ValueError(
+                f"{x.shape[-1]}×{x.shape[-2]} pixels are too few; at least {_MIN_PX} a side"
+            )
         return quantize(x.to(device).float())[None]
 
     if name == "tlpips":
@@ -82,7 +102,11 @@ def perceptual_meter(name: str, *, border: int, weights: Path | None, device: to
     if name == "clip-iqa":
         rate = load_clip_iqa(weights, device)
         return FrameMeter(name, lambda sr, gt: rate(ready(sr)).item(), needs_reference=False)
-    network = load_dists(weights) if name == "dists" else load_lpips("vgg" if name == "lpips-vgg" else "alex", weights)
+    network = (
+        load_dists(weights)
+        if name == "dists"
+        else load_lpips("vgg" if name == "lpips-vgg" else "alex", weights)
+    )
     network.to(device)
 
     def score(sr: Tensor, gt: Tensor | None) -> float:
@@ -126,7 +150,11 @@ def _load_features(network: Literal["alexnet", "vgg16"], path: Path) -> nn.Modul
         classifier: Any = (models.alexnet if network == "alexnet" else models.vgg16)(weights=None)
     features: nn.Module = classifier.features[: _LAYERS[network][-1] + 1]
     prefix = "features."
-    state = {name.removeprefix(prefix): v.float() for name, v in read_tensors(path).items() if name.startswith(prefix)}
+    state = {
+        name.removeprefix(prefix): v.float()
+        for name, v in read_tensors(path).items()
+        if name.startswith(prefix)
+    }
     try:
         features.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -191,7 +219,9 @@ def load_dists(weights: Path | None = None) -> nn.Module:
     }:
         raise CheckpointError(f"{learned} does not hold the weights alpha and beta of DISTS")
     total = found["alpha"].sum() + found["beta"].sum()
-    split: list[Tensor] = [p for key in ("alpha", "beta") for p in torch.split(found[key] / total, list(channels), 1)]
+    split: list[Tensor] = [
+        p for key in ("alpha", "beta") for p in torch.split(found[key] / total, list(channels), 1)
+    ]
 
     class LocalDists(piq.DISTS):  # piq's constructor downloads; its `forward` resizes
         def __init__(self) -> None:
@@ -231,17 +261,27 @@ def load_clip_iqa(weights: Path | None, device: torch.device) -> Callable[[Tenso
 
     network, tokens = find_weights("clip-iqa", WEIGHTS["clip-iqa"], weights)
     try:
-        clip: Any = cast(Any, networks).build_model(read_tensors(network)).float().requires_grad_(False).to(device)
+        clip: Any = (
+            cast(Any, networks)
+            .build_model(read_tensors(network))
+            .float()
+            .requires_grad_(False)
+            .to(device)
+        )
     except (KeyError, RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{network} does not hold CLIP: {_one_line(error)}") from error
-    mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in (_CLIP_MEAN, _CLIP_STD))
+    mean, std = (
+        torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in (_CLIP_MEAN, _CLIP_STD)
+    )
     prompts = list(read_tensors(tokens).values())
     if [tuple(prompt.shape) for prompt in prompts] != [(2, clip.context_length)]:
         raise CheckpointError(f"{tokens} does not hold the tokens of two prompts")
     anchors = functional.normalize(clip.encode_text(prompts[0].to(device)), dim=-1)
 
     def rate(x: Tensor) -> Tensor:
-        feature = functional.normalize(clip.encode_image((x - mean) / std, pos_embedding=False), dim=-1)
+        feature = functional.normalize(
+            clip.encode_image((x - mean) / std, pos_embedding=False), dim=-1
+        )
         return (clip.logit_scale.exp() * feature @ anchors.T).softmax(-1)[:, 0]
 
     return rate

@@ -15,7 +15,7 @@ from typing import Literal
 
 from tubelet.errors import RequestError, suggest
 
-__all__ = ["DEGRADATIONS", "PROTOCOLS", "Protocol", "find_protocol"]
+__all__ = ["DEGRADATIONS", "PROTOCOLS", "MetricProtocol", "find_protocol"]
 
 DEGRADATIONS = ("bi", "bi-u8", "bd", "bd-b", "bd-c", "real", "second-order")
 """The presets of `tubelet.degrade`, which stands beside this package and is not imported by it."""
@@ -26,15 +26,26 @@ _Y = ("psnr-y", "ssim-y")
 _RGB = ("psnr-rgb", "ssim-rgb")
 _REDS4 = ("000", "011", "015", "020")
 _VID4 = ("calendar", "city", "foliage", "walk")
-_RECURRENT = ("BasicVSR", "IconVSR", "BasicVSR++", "TTVSR", "VRT", "RVRT", "PSRT", "IART", "MIA-VSR", "PFVSR")
+_RECURRENT = (
+    "BasicVSR",
+    "IconVSR",
+    "BasicVSR++",
+    "TTVSR",
+    "VRT",
+    "RVRT",
+    "PSRT",
+    "IART",
+    "MIA-VSR",
+    "PFVSR",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
+class MetricProtocol:
     """All that a score depends on besides the model.
 
     Attributes:
-        name: what a person types.
+        name: what a user types.
         dataset: name of the set in `tubelet.data.datasets`, or "folder" for any folder of clips.
         clips: clips of the set that count, None for all.
         degradation: preset that makes the low-quality frames; "none" where the set has only those.
@@ -43,7 +54,7 @@ class Protocol:
         border: pixels left out on each side before a frame is scored.
         drop_ends: frames left out of the score at each end of a clip; they are restored with the rest.
         frames: "all" that are left, or the "middle" one only.
-        summary: one line for a person.
+        summary: one line for a user.
         used_by: methods whose papers report numbers under it.
     """
 
@@ -74,9 +85,9 @@ class Protocol:
         return range(self.drop_ends, count - self.drop_ends)
 
 
-def _vid4(degradation: str, summary: str, used_by: tuple[str, ...]) -> tuple[Protocol, ...]:
+def _vid4(degradation: str, summary: str, used_by: tuple[str, ...]) -> tuple[MetricProtocol, ...]:
     """Vid4 under one degradation, with the three borders and ends in use."""
-    plain = Protocol(
+    plain = MetricProtocol(
         name=f"vid4-{degradation}-x4",
         dataset="vid4",
         clips=_VID4,
@@ -101,8 +112,8 @@ def _vid4(degradation: str, summary: str, used_by: tuple[str, ...]) -> tuple[Pro
     return plain, crop, drop
 
 
-PROTOCOLS: tuple[Protocol, ...] = (
-    Protocol(
+PROTOCOLS: tuple[MetricProtocol, ...] = (
+    MetricProtocol(
         name="reds4-bi-x4",
         dataset="reds4",
         clips=_REDS4,
@@ -115,21 +126,21 @@ PROTOCOLS: tuple[Protocol, ...] = (
     *_vid4("bd", "Gaussian σ 1.6 of 13 taps, samples 0::4", ("OVSR",)),
     *_vid4("bd-b", "Gaussian σ 1.6 of 12 taps, block centers", _RECURRENT),
     *_vid4("bd-c", "Gaussian σ 1.5 of 9 taps, samples 0::4", ("FRVSR", "TecoGAN")),
-    Protocol(
+    MetricProtocol(
         name="udm10-bd-x4",
         dataset="udm10",
         degradation="bd",
         summary="UDM10, Gaussian σ 1.6 of 13 taps; Y, whole frames, all frames",
         used_by=(*_RECURRENT, "PFNL", "RRN", "RSDN", "OVSR"),
     ),
-    Protocol(
+    MetricProtocol(
         name="udm10-bd-b-x4",
         dataset="udm10",
         degradation="bd-b",
         summary="UDM10, Gaussian σ 1.6 of 12 taps, block centers; Y, whole frames, all frames",
         used_by=_RECURRENT,
     ),
-    Protocol(
+    MetricProtocol(
         name="vimeo90k-t-bi-x4",
         dataset="vimeo90k-t",
         degradation="bi",
@@ -137,7 +148,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
         summary="Vimeo-90K test septuplets, MATLAB bicubic; Y, whole frames, the 4th of 7",
         used_by=(*_RECURRENT, "EDVR", "TDAN", "TOFlow"),
     ),
-    Protocol(
+    MetricProtocol(
         name="vimeo90k-t-bd-x4",
         dataset="vimeo90k-t",
         degradation="bd",
@@ -145,7 +156,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
         summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 13 taps; Y, whole frames, the 4th of 7",
         used_by=(*_RECURRENT, "RRN", "RSDN"),
     ),
-    Protocol(
+    MetricProtocol(
         name="vimeo90k-t-bd-b-x4",
         dataset="vimeo90k-t",
         degradation="bd-b",
@@ -153,7 +164,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
         summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 12 taps, block centers; Y, whole frames, the 4th of 7",
         used_by=_RECURRENT,
     ),
-    Protocol(
+    MetricProtocol(
         name="tos3-bi-x4",
         dataset="tos3",
         degradation="bi",
@@ -161,14 +172,14 @@ PROTOCOLS: tuple[Protocol, ...] = (
         summary="ToS3, MATLAB bicubic; RGB, whole frames, all frames",
         used_by=("LRTI-VSR",),
     ),
-    Protocol(
+    MetricProtocol(
         name="spmcs-bd-x4",
         dataset="spmcs",
         degradation="bd",
         summary="SPMCS, Gaussian σ 1.6 of 13 taps; Y, whole frames, all frames",
         used_by=("PFNL", "RSDN"),
     ),
-    Protocol(
+    MetricProtocol(
         name="videolq-x4",
         dataset="videolq",
         degradation="none",
@@ -183,7 +194,7 @@ _SHORT = {f"vid4-{bd}-x4-drop2": f"vid4-{bd}-x4-crop8-drop2" for bd in ("bi", "b
 _FREE = re.compile(rf"folder-({'|'.join(DEGRADATIONS)})-x(\d+)")
 
 
-def find_protocol(name: str) -> Protocol:
+def find_protocol(name: str) -> MetricProtocol:
     """Look up a protocol.
 
     Args:
@@ -203,8 +214,8 @@ def find_protocol(name: str) -> Protocol:
     raise RequestError(f"no protocol {name!r}; {suggest(name, known)}")
 
 
-def _folder(degradation: str, scale: int) -> Protocol:
-    return Protocol(
+def _folder(degradation: str, scale: int) -> MetricProtocol:
+    return MetricProtocol(
         name=f"folder-{degradation}-x{scale}",
         dataset="folder",
         degradation=degradation,

@@ -25,9 +25,19 @@ _Gray = NDArray[np.uint8]
 _Flow = NDArray[np.float32]
 _MIN_SHARE = 0.01  # of the pixels; with fewer to measure, a frame has no score
 _STATIC_WINDOW_PX = 7
-_STATIC_LEVELS = 2.0  # mean change of the reference's luma within the window: sensor and coding noise stay below
+_STATIC_LEVELS = (
+    2.0  # mean change of the reference's luma within the window: sensor and coding noise stay below
+)
 _DIS_MIN_PX = 16
-_FARNEBACK = (0.5, 3, 15, 3, 5, 1.2, 0)  # TecoGAN: pyramid scale, levels, window, iterations, poly n, poly sigma, flags
+_FARNEBACK = (
+    0.5,
+    3,
+    15,
+    3,
+    5,
+    1.2,
+    0,
+)  # TecoGAN: pyramid scale, levels, window, iterations, poly n, poly sigma, flags
 
 
 def temporal_meter(name: str, *, border: int, device: torch.device) -> PairMeter:
@@ -50,7 +60,9 @@ def _opencv(name: str) -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ResourceError(f"{name} needs OpenCV for its flow; install it: pip install 'tubelet[metrics]'") from error
+        raise ResourceError(
+            f"{name} needs OpenCV for its flow; install it: pip install 'tubelet[metrics]'"
+        ) from error
     return cv2
 
 
@@ -88,7 +100,10 @@ def _warp_error(border: int, device: torch.device) -> PairMeter:
     def score(before: _Warpable, now: _Warpable) -> float:
         forward, backward = (
             torch.from_numpy(flow).permute(2, 0, 1).to(device)
-            for flow in (dis.calc(before.guide, now.guide, None), dis.calc(now.guide, before.guide, None))
+            for flow in (
+                dis.calc(before.guide, now.guide, None),
+                dis.calc(now.guide, before.guide, None),
+            )
         )
         warped = warp(torch.cat([now.rgb, backward]), forward)
         visible = _inside(occlusion_mask(forward, warped[3:]), border)
@@ -132,7 +147,9 @@ def occlusion_mask(forward: Tensor, backward_warped: Tensor) -> Tensor:
     """
     height, width = forward.shape[-2:]
     length = forward.square().sum(0)
-    consistent = (forward + backward_warped).square().sum(0) <= 0.01 * (length + backward_warped.square().sum(0)) + 0.5
+    consistent = (forward + backward_warped).square().sum(0) <= 0.01 * (
+        length + backward_warped.square().sum(0)
+    ) + 0.5
     dx = functional.pad(forward[:, :, 1:] - forward[:, :, :-1], (0, 1))
     dy = functional.pad(forward[:, 1:] - forward[:, :-1], (0, 0, 0, 1))
     smooth = dx.square().sum(0) + dy.square().sum(0) <= 0.01 * length + 0.002
@@ -187,7 +204,9 @@ def _flicker(border: int, device: torch.device) -> PairMeter:
     def score(before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> float:
         change = (now[1] - before[1]).abs()[None, None]
         window = _STATIC_WINDOW_PX
-        around = functional.avg_pool2d(change, window, 1, window // 2, count_include_pad=False)[0, 0]
+        around = functional.avg_pool2d(change, window, 1, window // 2, count_include_pad=False)[
+            0, 0
+        ]
         static = _inside(around <= _STATIC_LEVELS, border)
         if static.double().mean() < _MIN_SHARE:
             return math.nan
@@ -200,4 +219,6 @@ def _flicker(border: int, device: torch.device) -> PairMeter:
 def _check_size(x: Tensor, border: int) -> None:
     smallest = max(_DIS_MIN_PX, 2 * border + 1)
     if min(x.shape[-2:]) < smallest:
-        raise ValueError(f"frames of {x.shape[-1]}×{x.shape[-2]} are too small; at least {smallest} pixels a side")
+        raise ValueError(
+            f"frames of {x.shape[-1]}×{x.shape[-2]} are too small; at least {smallest} pixels a side"
+        )

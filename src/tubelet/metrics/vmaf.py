@@ -34,7 +34,9 @@ def find_ffmpeg() -> str:
     program = shutil.which("ffmpeg")
     if program is None:
         raise ResourceError("vmaf needs an ffmpeg with libvmaf; there is no ffmpeg in PATH")
-    done = subprocess.run([program, "-hide_banner", "-filters"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program, "-hide_banner", "-filters"], capture_output=True, text=True, check=False
+    )
     if " libvmaf " not in done.stdout:
         raise ResourceError(
             f"vmaf needs an ffmpeg with libvmaf; {program} was built without: put another first in PATH"
@@ -100,18 +102,48 @@ class VmafMeter:
         self._folder = Path(tempfile.mkdtemp(prefix="tubelet-vmaf-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         options = f"log_fmt=json:log_path={_LOG}:n_threads={torch.get_num_threads()}"
-        if self._model is not None:  # by a plain name in its folder: nothing to escape in a filter's argument
+        if (
+            self._model is not None
+        ):  # by a plain name in its folder: nothing to escape in a filter's argument
             shutil.copyfile(self._model, self._folder / _MODEL)
             options += f":model=path={_MODEL}"
         half = f"crop={width}:{height}:0"
         graph = f"split[a][b];[a]{half}:0[sr];[b]{half}:{height}[gt];[sr][gt]libvmaf={options}"
-        source = ["-f", "rawvideo", "-pix_fmt", "yuv444p", "-s", f"{width}x{2 * height}", "-r", "25", "-i", "pipe:0"]
-        command = [self._program, "-hide_banner", "-loglevel", "error", *source, "-lavfi", graph, "-f", "null", "-"]
+        source = [
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "yuv444p",
+            "-s",
+            f"{width}x{2 * height}",
+            "-r",
+            "25",
+            "-i",
+            "pipe:0",
+        ]
+        command = [
+            self._program,
+            "-hide_banner",
+            "-loglevel",
+            "error",
+            *source,
+            "-lavfi",
+            graph,
+            "-f",
+            "null",
+            "-",
+        ]
         with (self._folder / _MESSAGES).open("wb") as messages:
             process = subprocess.Popen(
-                command, cwd=self._folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages
+                command,
+                cwd=self._folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=messages,
             )
-        weakref.finalize(self, _end, process)  # finalizers run last in, first out: the folder goes last
+        weakref.finalize(
+            self, _end, process
+        )  # finalizers run last in, first out: the folder goes last
         return process
 
     def _finish(self) -> list[float]:

@@ -61,7 +61,9 @@ def _named(metric: str, file: WeightFile, explicit: Path, *, only: bool) -> Path
     folder = explicit.parent if explicit.is_file() else explicit
     path = folder / file.name
     if not path.is_file():
-        raise ResourceError(f"{metric} needs {file.name}, which is not in {folder}; fetch it from {file.url}")
+        raise ResourceError(
+            f"{metric} needs {file.name}, which is not in {folder}; fetch it from {file.url}"
+        )
     return path
 
 
@@ -73,7 +75,9 @@ def _cached(metric: str, file: WeightFile) -> Path:
     try:
         return fetch(RemoteFile(name=file.name, url=file.url, sha256=file.sha256), cache)
     except ResourceError as error:
-        raise ResourceError(f"{metric} needs a file: {error}, or name its folder as the weights") from error
+        raise ResourceError(
+            f"{metric} needs a file: {error}, or name its folder as the weights"
+        ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -85,7 +89,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is none of these.
     """
-    found = _read_torchscript(path) if path.is_file() and is_torchscript(path) else read_content(path)
+    found = (
+        _read_torchscript(path) if path.is_file() and is_torchscript(path) else read_content(path)
+    )
     tensors = {name: value for name, value in _named_items(found) if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
@@ -100,7 +106,9 @@ def _read_torchscript(path: Path) -> dict[str, Any]:
             return cast(Any, torch.jit).load(path, map_location="cpu").state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} is a TorchScript program that cannot be read: {reason}") from error
+        raise CheckpointError(
+            f"{path} is a TorchScript program that cannot be read: {reason}"
+        ) from error
 
 
 def _named_items(found: Any) -> list[tuple[str, Any]]:

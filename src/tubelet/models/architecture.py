@@ -55,7 +55,9 @@ class Contract:
         if self.edge_frames and not self.streams:
             raise ValueError(f"edge_frames={self.edge_frames} is for models with streams=True")
         if self.encodes and kind != "window":
-            raise ValueError(f"encodes=True does not fit a {kind!r} model; it is for 'window' models")
+            raise ValueError(
+                f"encodes=True does not fit a {kind!r} model; it is for 'window' models"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

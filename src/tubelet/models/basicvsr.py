@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,14 @@ from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.spynet import rename_spynet
-from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    first_words,
+    has_convolutions,
+    rename,
+)
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
 
@@ -42,6 +50,12 @@ _HR_CHANNELS = 64  # of the last convolutions, whatever the width of the trunks
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BasicVSRConfig:
     """Shape of a `BasicVSR`."""
+
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "num_feat": "channels",
+        "num_block": "num_blocks",
+        "mid_channels": "channels",
+    }
 
     channels: int = 64
     """Width of the propagated features."""
@@ -87,8 +101,8 @@ class BasicVSR(nn.Module):
 
         Args:
             lq: (B, T, 3, H, W).
-            before: one frame and the state of the forward sweep there; empty where the film begins.
-            after: one frame and the state of the backward sweep there; empty where the film ends.
+            before: one frame and the state of the forward sweep there; empty where the video begins.
+            after: one frame and the state of the backward sweep there; empty where the video ends.
             seen: called with the states of both sweeps, (B, C, H, W).
             store: keeps features between the sweeps.
 
@@ -133,7 +147,7 @@ class BasicVSR(nn.Module):
                 yield t, [*features.pop(t), feat]
 
     def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, other: int) -> Tensor:
-        """Carry the state at frame `other` to frame t: (B, C, H, W), zero at the start of the film."""
+        """Carry the state at frame `other` to frame t: (B, C, H, W), zero at the start of the video."""
         frame = frames[t]
         if not past:
             return frame.new_zeros(frame.shape[0], self.config.channels, *frame.shape[2:])
@@ -144,7 +158,16 @@ _MMAGIC: tuple[Rule, ...] = (
     (r"^(backward|forward)_resblocks\.", r"\1_trunk."),
     (r"^upsample([12])\.upsample_conv\.", r"upconv\1."),
 )
-_PARTS = {"spynet", "backward_trunk", "forward_trunk", "fusion", "upconv1", "upconv2", "conv_hr", "conv_last"}
+_PARTS = {
+    "spynet",
+    "backward_trunk",
+    "forward_trunk",
+    "fusion",
+    "upconv1",
+    "upconv2",
+    "conv_hr",
+    "conv_last",
+}
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
@@ -164,7 +187,9 @@ def _infer(state: State) -> BasicVSRConfig:
 
 def _contract(config: BasicVSRConfig) -> Contract:
     del config  # every configuration asks for the same
-    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True, edge_frames=1)
+    return Contract(
+        scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True, edge_frames=1
+    )
 
 
 ARCHITECTURE = Architecture(

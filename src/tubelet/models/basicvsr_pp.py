@@ -18,9 +18,9 @@ blocks (NTIRE 2021: ×4 of compressed video, and decompression at the size of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,14 @@ from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.spynet import rename_spynet
-from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    first_words,
+    has_convolutions,
+    rename,
+)
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
 
@@ -53,6 +60,8 @@ _SWEEPS = ("backward_1", "forward_1", "backward_2", "forward_2")
 class BasicVSRPlusPlusConfig:
     """Shape of a `BasicVSRPlusPlus`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {"mid_channels": "channels"}
+
     channels: int = 64
     """Width of the propagated features."""
     num_blocks: int = 7
@@ -66,9 +75,13 @@ class BasicVSRPlusPlusConfig:
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.num_blocks < 1 or self.groups < 2 or self.groups % 2:
-            raise ConfigError(f"{self} is out of range: channels ≥ 1, num_blocks ≥ 1, groups even and ≥ 2")
+            raise ConfigError(
+                f"{self} is out of range: channels ≥ 1, num_blocks ≥ 1, groups even and ≥ 2"
+            )
         if 2 * self.channels % self.groups:
-            raise ConfigError(f"groups={self.groups} must divide twice the channels={self.channels}")
+            raise ConfigError(
+                f"groups={self.groups} must divide twice the channels={self.channels}"
+            )
 
 
 class BasicVSRPlusPlus(nn.Module):
@@ -86,12 +99,17 @@ class BasicVSRPlusPlus(nn.Module):
         self.feat_extract = _feature_extraction(config)
         self.deform_align = nn.ModuleDict(
             {
-                sweep: SecondOrderAlign(c, groups=config.groups, max_residue_px=config.max_residue_magnitude)
+                sweep: SecondOrderAlign(
+                    c, groups=config.groups, max_residue_px=config.max_residue_magnitude
+                )
                 for sweep in _SWEEPS
             }
         )
         self.backbone = nn.ModuleDict(
-            {sweep: ResidualTrunk((2 + j) * c, c, config.num_blocks) for j, sweep in enumerate(_SWEEPS)}
+            {
+                sweep: ResidualTrunk((2 + j) * c, c, config.num_blocks)
+                for j, sweep in enumerate(_SWEEPS)
+            }
         )
         self.reconstruction = ResidualTrunk(5 * c, c, _OUTER_BLOCKS)
         self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
@@ -113,8 +131,8 @@ class BasicVSRPlusPlus(nn.Module):
 
         Args:
             lq: (B, T, 3, H, W).
-            before: two frames and the states of both forward sweeps there; fewer where the film begins.
-            after: two frames and the states of both backward sweeps there; fewer where the film ends.
+            before: two frames and the states of both forward sweeps there; fewer where the video begins.
+            after: two frames and the states of both backward sweeps there; fewer where the video ends.
             seen: called with the states of the four sweeps, (B, C, H, W), for input "full" a quarter
                 of the size.
             store: keeps features and flows between the sweeps.
@@ -160,7 +178,9 @@ class BasicVSRPlusPlus(nn.Module):
         """Return the frame at the size of the features, for the flow."""
         if self.config.input == "low":
             return frame
-        return functional.interpolate(frame, scale_factor=1 / _SCALE, mode="bicubic", align_corners=False)
+        return functional.interpolate(
+            frame, scale_factor=1 / _SCALE, mode="bicubic", align_corners=False
+        )
 
     def _sweep(
         self,
@@ -208,7 +228,7 @@ class BasicVSRPlusPlus(nn.Module):
                 before.
 
         Returns:
-            (B, C, H, W); zero at the first frame of the film.
+            (B, C, H, W); zero at the first frame of the video.
         """
         if not past:
             return torch.zeros_like(current)
@@ -217,7 +237,7 @@ class BasicVSRPlusPlus(nn.Module):
             older = past[1]
             flow_2 = flow_1 + backward_warp(hops[1], flow_1)
             older_warped = backward_warp(older, flow_2)
-        else:  # the second frame of the film
+        else:  # the second frame of the video
             older = torch.zeros_like(current)
             flow_2 = torch.zeros_like(flow_1)
             older_warped = older
@@ -274,7 +294,9 @@ def _infer(state: State) -> BasicVSRPlusPlusConfig:
 def _contract(config: BasicVSRPlusPlusConfig) -> Contract:
     clip = Temporal("clip")
     if config.input == "full":
-        return Contract(scale=1, temporal=clip, halo_px=128, size_multiple=_SCALE, streams=True, edge_frames=2)
+        return Contract(
+            scale=1, temporal=clip, halo_px=128, size_multiple=_SCALE, streams=True, edge_frames=2
+        )
     return Contract(scale=_SCALE, temporal=clip, halo_px=32, streams=True, edge_frames=2)
 
 

@@ -124,8 +124,8 @@ class StreamingModel(Protocol):
 
         Args:
             lq: (B, T, 3, H, W).
-            before: what lies before the clip, `Edge()` where the film begins.
-            after: what lies after the clip, `Edge()` where the film ends.
+            before: what lies before the clip, `Edge()` where the video begins.
+            after: what lies after the clip, `Edge()` where the video ends.
             seen: called with every new state, so that it can become part of an edge.
             store: keeps features between the sweeps, and is empty afterwards; None makes one with
                 default limits.
@@ -191,4 +191,6 @@ def as_cleaning(network: nn.Module) -> CleaningModel:
 def _require(network: nn.Module, signature: str, promise: str) -> None:
     name = signature.partition("(")[0]
     if not callable(getattr(network, name, None)):
-        raise ConfigError(f"{type(network).__name__} has no method {signature}, which its contract promises: {promise}")
+        raise ConfigError(
+            f"{type(network).__name__} has no method {signature}, which its contract promises: {promise}"
+        )

@@ -18,8 +18,9 @@ Compensation", CVPR 2018, Secs. 3.1 to 3.3 and Fig. 3.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,15 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename, shape_of, zero_based
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    has_convolutions,
+    rename,
+    shape_of,
+    zero_based,
+)
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "DUF", "DUFConfig"]
@@ -43,20 +52,32 @@ _TRUNK, _FILTER_HIDDEN = 256, 512  # widths after the dense blocks (Fig. 3)
 class DUFConfig:
     """Shape of a `DUF`."""
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+        "blocks": "num_blocks",
+        "growth": "growth_channels",
+    }
+
     scale: int = 4
     """Factor of the output size: 2, 3 or 4."""
     channels: int = 64
     """Width of the first convolution."""
-    blocks: int = 21
+    num_blocks: int = 21
     """Dense blocks over all seven frames."""
-    growth: int = 16
+    growth_channels: int = 16
     """Channels that a dense block adds."""
     norm_eps: float = 1e-5
     """Added to variances. Names do not tell: 1e-5 is PyTorch's, 1e-3 what weights converted from TensorFlow expect."""
 
     def __post_init__(self) -> None:
-        if self.scale not in _SCALES or self.channels < 1 or self.blocks < 0 or self.growth < 1:
-            raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; channels, growth ≥ 1; blocks ≥ 0")
+        if (
+            self.scale not in _SCALES
+            or self.channels < 1
+            or self.num_blocks < 0
+            or self.growth_channels < 1
+        ):
+            raise ConfigError(
+                f"{self} is out of range: scale 2, 3 or 4; channels, growth ≥ 1; blocks ≥ 0"
+            )
         if not 0 < self.norm_eps < 1:
             raise ConfigError(f"norm_eps={self.norm_eps} must lie between 0 and 1")
 
@@ -71,13 +92,17 @@ class DenseBlock(nn.Module):
         norm_eps: of the normalizations.
     """
 
-    def __init__(self, channels: int, growth: int, ends: Literal["zeros", "drop"], norm_eps: float) -> None:
+    def __init__(
+        self, channels: int, growth: int, ends: Literal["zeros", "drop"], norm_eps: float
+    ) -> None:
         super().__init__()
         self.ends = ends
         self.norm_1 = nn.BatchNorm2d(channels, eps=norm_eps)
         self.conv_1 = nn.Conv2d(channels, channels, 1)
         self.norm_2 = nn.BatchNorm2d(channels, eps=norm_eps)
-        self.conv_2 = nn.Conv2d(channels, 3 * growth, 3, padding=1, bias=False)  # for t+1, t and t-1
+        self.conv_2 = nn.Conv2d(
+            channels, 3 * growth, 3, padding=1, bias=False
+        )  # for t+1, t and t-1
         self.bias = nn.Parameter(torch.zeros(growth))
 
     def forward(self, frames: list[Tensor]) -> list[Tensor]:
@@ -116,11 +141,20 @@ class DUF(nn.Module):
     def __init__(self, config: DUFConfig) -> None:
         super().__init__()
         self.config = config
-        c, growth, eps, phases = config.channels, config.growth, config.norm_eps, config.scale**2
+        c, growth, eps, phases = (
+            config.channels,
+            config.growth_channels,
+            config.norm_eps,
+            config.scale**2,
+        )
         self.conv_first = nn.Conv2d(3, c, 3, padding=1)
-        self.dense = nn.ModuleList(DenseBlock(c + i * growth, growth, "zeros", eps) for i in range(config.blocks))
-        c += config.blocks * growth
-        self.reduce = nn.ModuleList(DenseBlock(c + i * growth, growth, "drop", eps) for i in range(_REDUCING))
+        self.dense = nn.ModuleList(
+            DenseBlock(c + i * growth, growth, "zeros", eps) for i in range(config.num_blocks)
+        )
+        c += config.num_blocks * growth
+        self.reduce = nn.ModuleList(
+            DenseBlock(c + i * growth, growth, "drop", eps) for i in range(_REDUCING)
+        )
         c += _REDUCING * growth
         self.norm_last = nn.BatchNorm2d(c, eps=eps)
         self.conv_last = nn.Conv2d(c, _TRUNK, 3, padding=1)
@@ -213,8 +247,8 @@ def _infer(state: State) -> DUFConfig:
     return DUFConfig(
         scale=round((state["residual_2.weight"].shape[0] / 3) ** 0.5),
         channels=state["conv_first.weight"].shape[0],
-        blocks=count_names(state, r"dense\..*\.conv_2\.weight"),
-        growth=state["reduce.0.conv_2.weight"].shape[0] // 3,
+        num_blocks=count_names(state, r"dense\..*\.conv_2\.weight"),
+        growth_channels=state["reduce.0.conv_2.weight"].shape[0] // 3,
     )
 
 
@@ -223,7 +257,7 @@ def _contract(config: DUFConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("window", radius=_FRAMES // 2),
-        halo_px=config.blocks + _REDUCING + 2,
+        halo_px=config.num_blocks + _REDUCING + 2,
     )
 
 

@@ -1,7 +1,7 @@
 """EDSR: residual blocks without normalization, at input resolution; the upsampling comes last.
 
     lq (B, T, 3, H, W), frame by frame; x = (lq − mean) · img_range
-      conv_first ─┬─ (conv ─ ReLU ─ conv, × res_scale, + skip) × num_block ─ conv_after_body ─┐
+      conv_first ─┬─ (conv ─ ReLU ─ conv, × res_scale, + skip) × num_blocks ─ conv_after_body ─┐
                   └───────────────────────────────────────────────────────────────────────────┴ (B·T, C, H, W)
       ─ (conv ─ pixel shuffle) up to ×s ─ conv_last ─ / img_range + mean → sr (B, T, 3, sH, sW)
 
@@ -14,7 +14,9 @@ Source: Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,15 @@ from torch import Tensor, nn
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import ConvAct, ConvAdd
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import Rule, State, count_names, rename, shape_of, shuffle_scale, without
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    rename,
+    shape_of,
+    shuffle_scale,
+    without,
+)
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "EDSR", "EDSRConfig"]
@@ -38,11 +48,16 @@ _WIDE = 256
 class EDSRConfig:
     """Shape of an `EDSR`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "num_feat": "channels",
+        "num_block": "num_blocks",
+    }
+
     scale: int = 4
     """Factor of the output size: 2, 3, 4 or 8."""
-    num_feat: int = 64
+    channels: int = 64
     """Width of the features."""
-    num_block: int = 16
+    num_blocks: int = 16
     """Residual blocks."""
     res_scale: float = 1.0
     """Factor of each block's residual. No file tells it: `infer` takes 0.1 from 256 features on, as published."""
@@ -52,17 +67,24 @@ class EDSRConfig:
     """Subtracted before and added after, in [0, 1]; of DIV2K's images."""
 
     def __post_init__(self) -> None:
-        if self.scale not in _STEPS or self.num_feat < 1 or self.num_block < 0 or self.img_range <= 0:
-            raise ConfigError(f"{self} is out of range: scale 2, 3, 4 or 8; num_feat ≥ 1; num_block ≥ 0; img_range > 0")
+        if (
+            self.scale not in _STEPS
+            or self.channels < 1
+            or self.num_blocks < 0
+            or self.img_range <= 0
+        ):
+            raise ConfigError(
+                f"{self} is out of range: scale 2, 3, 4 or 8; channels ≥ 1; num_blocks ≥ 0; img_range > 0"
+            )
 
 
 class ResidualBlock(nn.Module):
     """Convolution, ReLU, convolution, skip: (B, C, H, W) → (B, C, H, W) (Fig. 2c)."""
 
-    def __init__(self, num_feat: int, res_scale: float) -> None:
+    def __init__(self, channels: int, res_scale: float) -> None:
         super().__init__()
-        self.conv1 = ConvAct(num_feat, num_feat, act="relu")
-        self.conv2 = ConvAdd(num_feat, num_feat) if res_scale == 1 else ConvAct(num_feat, num_feat)
+        self.conv1 = ConvAct(channels, channels, act="relu")
+        self.conv2 = ConvAdd(channels, channels) if res_scale == 1 else ConvAct(channels, channels)
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,10 +107,14 @@ class EDSR(nn.Module):
     def __init__(self, config: EDSRConfig) -> None:
         super().__init__()
         self.config = config
-        c = config.num_feat
-        self.register_buffer("mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False)
+        c = config.channels
+        self.register_buffer(
+            "mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False
+        )
         self.conv_first = nn.Conv2d(3, c, 3, padding=1)
-        self.body = nn.Sequential(*(ResidualBlock(c, config.res_scale) for _ in range(config.num_block)))
+        self.body = nn.Sequential(
+            *(ResidualBlock(c, config.res_scale) for _ in range(config.num_blocks))
+        )
         self.conv_after_body = ConvAdd(c, c)
         self.upsample = nn.Sequential()
         for step in _STEPS[config.scale]:
@@ -97,7 +123,9 @@ class EDSR(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
-        x = self.conv_first((lq.flatten(0, 1) - self.mean) * self.config.img_range)  # (B·T, C, H, W)
+        x = self.conv_first(
+            (lq.flatten(0, 1) - self.mean) * self.config.img_range
+        )  # (B·T, C, H, W)
         x = self.conv_after_body(self.body(x), x)
         for layer in self.upsample:  # one by one, so that each input is freed
             x = layer(x)
@@ -120,7 +148,12 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     if "head.0.weight" in state and "tail.0.0.weight" in state:
         state = rename(without(state, r"(sub|add)_mean\..*"), _AUTHORS)
     first = shape_of(state, "conv_first.weight")
-    if len(first) != 4 or first[1] != 3 or "conv_last.weight" not in state or "body.0.conv1.weight" not in state:
+    if (
+        len(first) != 4
+        or first[1] != 3
+        or "conv_last.weight" not in state
+        or "body.0.conv1.weight" not in state
+    ):
         return None
     if shape_of(state, "conv_after_body.weight") != (first[0], first[0], 3, 3):
         return None
@@ -128,12 +161,12 @@ def _translate(state: State) -> dict[str, Tensor] | None:
 
 
 def _infer(state: State) -> EDSRConfig:
-    num_feat = state["conv_first.weight"].shape[0]
+    channels = state["conv_first.weight"].shape[0]
     return EDSRConfig(
         scale=shuffle_scale(state, "upsample"),
-        num_feat=num_feat,
-        num_block=count_names(state, r"body\.\d+\.conv1\.weight"),
-        res_scale=0.1 if num_feat >= _WIDE else 1.0,
+        channels=channels,
+        num_blocks=count_names(state, r"body\.\d+\.conv1\.weight"),
+        res_scale=0.1 if channels >= _WIDE else 1.0,
     )
 
 
@@ -141,7 +174,8 @@ def _contract(config: EDSRConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        halo_px=2 * config.num_block + 4,  # first, body, first of the upsampling, and less than a pixel after it
+        halo_px=2 * config.num_blocks
+        + 4,  # first, body, first of the upsampling, and less than a pixel after it
     )
 
 

@@ -19,9 +19,9 @@ Source: Wang et al., "EDVR: Video Restoration with Enhanced Deformable Convoluti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,10 @@ Features = tuple[Tensor, ...]
 _SCALE = 4
 _HR_CHANNELS = 64  # of the last convolutions, whatever the width of the trunks
 _TAPS = 9  # of a deformable convolution, each with two offsets and a weight
-_FUSIONS: dict[Literal["tsa", "conv"], str] = {"tsa": "fusion.feat_fusion.weight", "conv": "fusion.weight"}
+_FUSIONS: dict[Literal["tsa", "conv"], str] = {
+    "tsa": "fusion.feat_fusion.weight",
+    "conv": "fusion.weight",
+}
 _LEVELS = ("l1", "l2", "l3")  # 1, ½ and ¼ of the size
 _HALO_PX = 48  # of features; beyond it, results of random weights move by less than 1e-4 of their deviation
 
@@ -52,15 +55,27 @@ _HALO_PX = 48  # of features; beyond it, results of random weights move by less 
 class EDVRConfig:
     """Shape of an `EDVR`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "num_feat": "channels",
+        "num_frame": "num_frames",
+        "deformable_groups": "groups",
+        "num_extract_block": "num_extract_blocks",
+        "num_reconstruct_block": "num_reconstruct_blocks",
+    }
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+        "extract_blocks": "num_extract_blocks",
+        "reconstruct_blocks": "num_reconstruct_blocks",
+    }
+
     channels: int = 64
     """Width of the features."""
     num_frames: int = 5
     """Frames of the window, the middle one included; odd."""
     groups: int = 8
     """Groups of channels of the deformable convolutions, each with offsets of its own."""
-    extract_blocks: int = 5
+    num_extract_blocks: int = 5
     """Residual blocks of a frame, before alignment."""
-    reconstruct_blocks: int = 10
+    num_reconstruct_blocks: int = 10
     """Residual blocks after fusion."""
     fusion: Literal["tsa", "conv"] = "tsa"
     """Attention over time and space, or one convolution."""
@@ -72,10 +87,14 @@ class EDVRConfig:
             raise ConfigError(f"{self} is out of range: channels ≥ 1, num_frames odd")
         if self.groups < 1 or self.channels % self.groups:
             raise ConfigError(f"groups={self.groups} must divide channels={self.channels}")
-        if self.extract_blocks < 0 or self.reconstruct_blocks < 0:
-            raise ConfigError(f"{self} is out of range: extract_blocks, reconstruct_blocks ≥ 0")
+        if self.num_extract_blocks < 0 or self.num_reconstruct_blocks < 0:
+            raise ConfigError(
+                f"{self} is out of range: num_extract_blocks, num_reconstruct_blocks ≥ 0"
+            )
         if self.fusion not in ("tsa", "conv") or self.predeblur not in ("none", "plain", "strided"):
-            raise ConfigError(f"{self} is unknown: fusion tsa or conv; predeblur none, plain or strided")
+            raise ConfigError(
+                f"{self} is unknown: fusion tsa or conv; predeblur none, plain or strided"
+            )
 
     @property
     def scale(self) -> int:
@@ -121,9 +140,13 @@ class PCDAlignment(nn.Module):
         super().__init__()
         c = channels
         self.offset_conv1 = nn.ModuleDict({level: _conv(2 * c, c) for level in _LEVELS})
-        self.offset_conv2 = nn.ModuleDict({level: _conv(c if level == "l3" else 2 * c, c) for level in _LEVELS})
+        self.offset_conv2 = nn.ModuleDict(
+            {level: _conv(c if level == "l3" else 2 * c, c) for level in _LEVELS}
+        )
         self.offset_conv3 = nn.ModuleDict({level: _conv(c, c) for level in _LEVELS[:2]})
-        self.dcn_pack = nn.ModuleDict({level: ModulatedDeformConv(c, c, groups=groups) for level in _LEVELS})
+        self.dcn_pack = nn.ModuleDict(
+            {level: ModulatedDeformConv(c, c, groups=groups) for level in _LEVELS}
+        )
         self.feat_conv = nn.ModuleDict({level: _conv(2 * c, c) for level in _LEVELS[:2]})
         self.cas_offset_conv1 = _conv(2 * c, c)
         self.cas_offset_conv2 = _conv(c, c)
@@ -131,11 +154,17 @@ class PCDAlignment(nn.Module):
 
     def project_neighbor(self, pyramid: Features) -> Features:
         """Compute a frame's own part of the offsets at each level, for its place as a neighbor."""
-        return tuple(_convolve_first(self._level(self.offset_conv1, i), level) for i, level in enumerate(pyramid))
+        return tuple(
+            _convolve_first(self._level(self.offset_conv1, i), level)
+            for i, level in enumerate(pyramid)
+        )
 
     def project_middle(self, pyramid: Features) -> Features:
         """Compute the middle frame's part of the offsets: at each level, and of the cascade."""
-        parts = [_convolve_second(self._level(self.offset_conv1, i), level) for i, level in enumerate(pyramid)]
+        parts = [
+            _convolve_second(self._level(self.offset_conv1, i), level)
+            for i, level in enumerate(pyramid)
+        ]
         return *parts, _convolve_second(self.cas_offset_conv1, pyramid[0])
 
     def forward(self, neighbor: Features, projected: Features, middle: Features) -> Tensor:
@@ -157,16 +186,22 @@ class PCDAlignment(nn.Module):
             if i == 2:
                 offset = _lrelu(self.offset_conv2[level](offset))
             else:
-                offset = torch.cat([offset, enlarge(below.mul(2), 2)], 1)  # offsets grow with the size
+                offset = torch.cat(
+                    [offset, enlarge(below.mul(2), 2)], 1
+                )  # offsets grow with the size
                 offset = _lrelu(self.offset_conv3[level](_lrelu(self.offset_conv2[level](offset))))
             aligned = self.dcn_pack[level](neighbor[i], offset)
             if i == 2:
-                feat = functional.leaky_relu(aligned, 0.1)  # not in place: the operation keeps its output
+                feat = functional.leaky_relu(
+                    aligned, 0.1
+                )  # not in place: the operation keeps its output
             else:
                 feat = self.feat_conv[level](torch.cat([aligned, enlarge(feat, 2)], 1))
                 feat = _lrelu(feat) if i == 1 else feat
         offset = _lrelu(_convolve_first(self.cas_offset_conv1, feat).add_(middle[3]))
-        return functional.leaky_relu(self.cas_dcnpack(feat, _lrelu(self.cas_offset_conv2(offset))), 0.1)
+        return functional.leaky_relu(
+            self.cas_dcnpack(feat, _lrelu(self.cas_offset_conv2(offset))), 0.1
+        )
 
     @staticmethod
     def _level(convs: nn.ModuleDict, index: int) -> nn.Conv2d:
@@ -218,7 +253,10 @@ class TSAFusion(nn.Module):
     def _weigh(self, aligned: list[Tensor]) -> list[Tensor]:
         """Scale each frame's features, pixel by pixel, by their likeness to the middle frame's (Eqs. 5 and 6)."""
         middle = self.temporal_attn1(aligned[len(aligned) // 2])
-        return [feat * (self.temporal_attn2(feat) * middle).sum(1, keepdim=True).sigmoid() for feat in aligned]
+        return [
+            feat * (self.temporal_attn2(feat) * middle).sum(1, keepdim=True).sigmoid()
+            for feat in aligned
+        ]
 
 
 def _halve(x: Tensor) -> Tensor:
@@ -279,7 +317,7 @@ class EDVRFeatureExtractor(nn.Module):
             self.predeblur = PredeblurModule(c, strided=config.predeblur == "strided")
             self.conv_1x1 = _conv(c, c, 1)
         self.config = config
-        self.feature_extraction = _blocks(c, config.extract_blocks)
+        self.feature_extraction = _blocks(c, config.num_extract_blocks)
         self.conv_l2_1 = _conv(c, c, stride=2)
         self.conv_l2_2 = _conv(c, c)
         self.conv_l3_1 = _conv(c, c, stride=2)
@@ -328,7 +366,7 @@ class EDVR(nn.Module):
         self.config = config
         c = config.channels
         self.extractor = EDVRFeatureExtractor(config)
-        self.reconstruction = _blocks(c, config.reconstruct_blocks)
+        self.reconstruction = _blocks(c, config.num_reconstruct_blocks)
         self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
 
     def encode(self, frame: Tensor) -> Features:
@@ -384,7 +422,9 @@ _MMSR: tuple[Rule, ...] = (
     (r"^recon_trunk\.", "reconstruction."),
     (r"^HRconv\.", "conv_hr."),
 )
-_EXTRACTOR: tuple[Rule, ...] = ((r"^(?!(reconstruction|upconv1|upconv2|conv_hr|conv_last)\.)", "extractor."),)
+_EXTRACTOR: tuple[Rule, ...] = (
+    (r"^(?!(reconstruction|upconv1|upconv2|conv_hr|conv_last)\.)", "extractor."),
+)
 """All but what comes after the extractor."""
 _MARKS = ("pcd_align.cas_dcnpack.conv_offset", "conv_l3_2", "upconv2", "conv_last")
 
@@ -425,8 +465,8 @@ def _infer(state: State) -> EDVRConfig:
         channels=weight.shape[0],
         num_frames=weight.shape[1] // weight.shape[0],
         groups=state["extractor.pcd_align.cas_dcnpack.conv_offset.weight"].shape[0] // (3 * _TAPS),
-        extract_blocks=count_names(state, r"extractor\.feature_extraction\..*\.conv1\.weight"),
-        reconstruct_blocks=count_names(state, r"reconstruction\..*\.conv1\.weight"),
+        num_extract_blocks=count_names(state, r"extractor\.feature_extraction\..*\.conv1\.weight"),
+        num_reconstruct_blocks=count_names(state, r"reconstruction\..*\.conv1\.weight"),
         fusion=fusion,
         predeblur=predeblur,
     )

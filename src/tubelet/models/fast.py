@@ -15,8 +15,9 @@ Source: this project; hidden state as in RLSP (Fuoli et al., ICCVW 2019), collap
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,17 +38,22 @@ _OUTPUTS: tuple[tuple[int, Literal["luma", "rgb"]], ...] = ((1, "luma"), (3, "rg
 class FastConfig:
     """Shape of a `FastVSR`."""
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+        "depth": "num_blocks",
+        "recall_px": "recurrent_kernel_px",
+    }
+
     scale: int = 4
     """Factor of the output size."""
     channels: int = 32
     """Width of the features; multiples of 16 fill the vector units of a CPU."""
-    depth: int = 4
+    num_blocks: int = 4
     """3×3 convolutions between the head and the output."""
     lookahead: Literal[0, 1] = 1
     """Frames after the current one that the network sees."""
     recurrent: bool = True
     """Carry features from frame to frame."""
-    recall_px: Literal[1, 3] = 3
+    recurrent_kernel_px: Literal[1, 3] = 3
     """Side of the convolution that reads them: 3 can follow small motions, 1 costs a ninth."""
     output: Literal["luma", "rgb"] = "luma"
     """Predict the detail of luma for all three channels, or of each channel by itself."""
@@ -55,10 +61,23 @@ class FastConfig:
     """Width of the collapsible blocks in training, in multiples of `channels`; 0 trains plain convolutions."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4) or self.channels < 1 or self.depth < 0 or self.expansion < 0:
-            raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; channels ≥ 1; depth, expansion ≥ 0")
-        if self.lookahead not in (0, 1) or self.output not in dict(_OUTPUTS).values() or self.recall_px not in (1, 3):
-            raise ConfigError(f"{self} is out of range: lookahead 0 or 1; output luma or rgb; recall_px 1 or 3")
+        if (
+            self.scale not in (2, 3, 4)
+            or self.channels < 1
+            or self.num_blocks < 0
+            or self.expansion < 0
+        ):
+            raise ConfigError(
+                f"{self} is out of range: scale 2, 3 or 4; channels ≥ 1; depth, expansion ≥ 0"
+            )
+        if (
+            self.lookahead not in (0, 1)
+            or self.output not in dict(_OUTPUTS).values()
+            or self.recurrent_kernel_px not in (1, 3)
+        ):
+            raise ConfigError(
+                f"{self} is out of range: lookahead 0 or 1; output luma or rgb; recurrent_kernel_px 1 or 3"
+            )
 
 
 class CollapsibleConv(nn.Module):
@@ -103,13 +122,15 @@ def _conv(
     in_channels: int, out_channels: int, config: FastConfig, *, residual: bool = False
 ) -> CollapsibleConv | nn.Conv2d:
     if config.expansion:
-        return CollapsibleConv(in_channels, out_channels, config.expansion * config.channels, residual=residual)
+        return CollapsibleConv(
+            in_channels, out_channels, config.expansion * config.channels, residual=residual
+        )
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
 def _recall(config: FastConfig) -> CollapsibleConv | nn.Conv2d:
     c = config.channels
-    return nn.Conv2d(c, c, 1) if config.recall_px == 1 else _conv(c, c, config)
+    return nn.Conv2d(c, c, 1) if config.recurrent_kernel_px == 1 else _conv(c, c, config)
 
 
 class FastVSR(nn.Module):
@@ -125,8 +146,10 @@ class FastVSR(nn.Module):
         c, s = config.channels, config.scale
         self.head = _conv(3 * (2 + config.lookahead), c, config)
         self.recall = _recall(config) if config.recurrent else None
-        self.body = nn.ModuleList(_conv(c, c, config, residual=True) for _ in range(config.depth))
-        self.acts = nn.ModuleList(nn.PReLU(c, init=0.1) for _ in range(config.depth + 1))
+        self.body = nn.ModuleList(
+            _conv(c, c, config, residual=True) for _ in range(config.num_blocks)
+        )
+        self.acts = nn.ModuleList(nn.PReLU(c, init=0.1) for _ in range(config.num_blocks + 1))
         self.tail = _conv(c, s * s * (1 if config.output == "luma" else 3), config)
         self.forget()
 
@@ -158,7 +181,10 @@ class FastVSR(nn.Module):
             x = act(conv(x))
         detail = functional.pixel_shuffle(self.tail(x), self.config.scale)  # (B, 1 or 3, sH, sW)
         skip = functional.interpolate(
-            current.contiguous(), scale_factor=float(self.config.scale), mode="bilinear", align_corners=False
+            current.contiguous(),
+            scale_factor=float(self.config.scale),
+            mode="bilinear",
+            align_corners=False,
         )
         return skip.add_(detail), (current,) if self.recall is None else (current, x)
 
@@ -174,7 +200,9 @@ class FastVSR(nn.Module):
         """
         self.head, self.tail = _collapsed(self.head), _collapsed(self.tail)
         self.recall = _collapsed(self.recall) if self.recall is not None else None
-        if self.recall is not None and not any(bool(parameter.any()) for parameter in self.recall.parameters()):
+        if self.recall is not None and not any(
+            bool(parameter.any()) for parameter in self.recall.parameters()
+        ):
             self.recall = None
         self.body = nn.ModuleList(_collapsed(conv) for conv in self.body)
         self.config = replace(self.config, expansion=0, recurrent=self.recall is not None)
@@ -199,10 +227,10 @@ def infer_config(state: State) -> FastConfig | None:
     return FastConfig(
         scale=scale,
         channels=channels,
-        depth=count_names(state, r"body\..*\.bias"),
+        num_blocks=count_names(state, r"body\..*\.bias"),
         lookahead=1 if head[1] == 9 else 0,
         recurrent="recall.bias" in state,
-        recall_px=1 if shape_of(state, "recall.weight")[-1:] == (1,) else 3,
+        recurrent_kernel_px=1 if shape_of(state, "recall.weight")[-1:] == (1,) else 3,
         output=output,
         expansion=wide[0] // channels if wide else 0,
     )
@@ -220,7 +248,7 @@ def _contract(config: FastConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("online", lookahead=config.lookahead),
-        halo_px=config.depth + 2,  # every convolution reaches a pixel further
+        halo_px=config.num_blocks + 2,  # every convolution reaches a pixel further
         precisions=("fp32", "bf16"),
     )
 

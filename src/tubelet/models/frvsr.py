@@ -15,8 +15,9 @@ TOG 2020) has it, whose networks in PyTorch circulate as `FRNet`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,9 @@ __all__ = ["ARCHITECTURE", "FRVSR", "FRVSRConfig"]
 
 _MAX_FLOW_PX = 24.0  # FNet's range in lq pixels, of the published code
 _POOLED = 8  # FNet pools three times by two
-_FLOW_REACH_PX = 60  # how far FNet and the upsampling of its flow see, more than the 24 that the flow moves
+_FLOW_REACH_PX = (
+    60  # how far FNet and the upsampling of its flow see, more than the 24 that the flow moves
+)
 _UPSAMPLERS: dict[int, int] = {2: 1, 4: 2}  # scale: transposed convolutions of SRNet, each ×2
 
 
@@ -42,17 +45,19 @@ _UPSAMPLERS: dict[int, int] = {2: 1, 4: 2}  # scale: transposed convolutions of 
 class FRVSRConfig:
     """Shape of an `FRVSR`."""
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"blocks": "num_blocks"}
+
     scale: int = 4
     """Factor of the output size, 2 or 4."""
     channels: int = 64
     """Width of SRNet."""
-    blocks: int = 10
+    num_blocks: int = 10
     """Residual blocks of SRNet."""
     upsample: Literal["bilinear", "bicubic"] = "bilinear"
     """How frame and flow are enlarged: bilinear for BI degradation, bicubic for BD."""
 
     def __post_init__(self) -> None:
-        if self.scale not in _UPSAMPLERS or self.channels < 1 or self.blocks < 1:
+        if self.scale not in _UPSAMPLERS or self.channels < 1 or self.num_blocks < 1:
             raise ConfigError(f"{self} is out of range: scale 2 or 4; channels, blocks ≥ 1")
         if self.upsample not in ("bilinear", "bicubic"):
             raise ConfigError(f"upsample={self.upsample!r} must be bilinear or bicubic")
@@ -64,8 +69,14 @@ class FNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder1, self.encoder2, self.encoder3 = _convs(6, 32), _convs(32, 64), _convs(64, 128)
-        self.decoder1, self.decoder2, self.decoder3 = _convs(128, 256), _convs(256, 128), _convs(128, 64)
-        self.flow = nn.Sequential(nn.Conv2d(64, 32, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, 2, 3, padding=1))
+        self.decoder1, self.decoder2, self.decoder3 = (
+            _convs(128, 256),
+            _convs(256, 128),
+            _convs(128, 64),
+        )
+        self.flow = nn.Sequential(
+            nn.Conv2d(64, 32, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, 2, 3, padding=1)
+        )
 
     def forward(self, current: Tensor, previous: Tensor) -> Tensor:
         """Tell where in `previous` each pixel of `current` was.
@@ -93,7 +104,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +145,9 @@ class BilinearUpsampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge (B, C, H, W) to (B, C, sH, sW)."""
-        return functional.interpolate(x.contiguous(), scale_factor=float(self.scale), mode="bilinear")
+        return functional.interpolate(
+            x.contiguous(), scale_factor=float(self.scale), mode="bilinear"
+        )
 
 
 class SRNet(nn.Module):
@@ -141,8 +156,10 @@ class SRNet(nn.Module):
     def __init__(self, config: FRVSRConfig) -> None:
         super().__init__()
         c = config.channels
-        self.conv_in = nn.Sequential(nn.Conv2d(3 * (1 + config.scale**2), c, 3, padding=1), nn.ReLU())
-        self.resblocks = nn.Sequential(*(ResidualBlock(c) for _ in range(config.blocks)))
+        self.conv_in = nn.Sequential(
+            nn.Conv2d(3 * (1 + config.scale**2), c, 3, padding=1), nn.ReLU()
+        )
+        self.resblocks = nn.Sequential(*(ResidualBlock(c) for _ in range(config.num_blocks)))
         up: list[nn.Module] = []
         for _ in range(_UPSAMPLERS[config.scale]):
             up += [nn.ConvTranspose2d(c, c, 3, stride=2, padding=1, output_padding=1), nn.ReLU()]
@@ -168,7 +185,9 @@ class FRVSR(nn.Module):
         self.fnet = FNet()
         self.srnet = SRNet(config)
         bicubic = config.upsample == "bicubic"
-        self.upsample_func = BicubicUpsampler(config.scale) if bicubic else BilinearUpsampler(config.scale)
+        self.upsample_func = (
+            BicubicUpsampler(config.scale) if bicubic else BilinearUpsampler(config.scale)
+        )
 
     def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Restore one frame.
@@ -246,7 +265,7 @@ def _infer(state: State) -> FRVSRConfig:
     return FRVSRConfig(
         scale=round((joined / 3 - 1) ** 0.5),
         channels=channels,
-        blocks=count_blocks(state, "srnet.resblocks."),
+        num_blocks=count_blocks(state, "srnet.resblocks."),
         upsample="bicubic" if "upsample_func.kernels" in state else "bilinear",
     )
 
@@ -257,7 +276,9 @@ def _contract(config: FRVSRConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("online"),
-        halo_px=_FLOW_REACH_PX + 2 * config.blocks + 2,  # SRNet: two convolutions a block, the first, the last
+        halo_px=_FLOW_REACH_PX
+        + 2 * config.num_blocks
+        + 2,  # SRNet: two convolutions a block, the first, the last
         size_multiple=_POOLED,
         min_size_px=_POOLED,
     )

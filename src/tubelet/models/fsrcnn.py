@@ -13,8 +13,9 @@ Source: Dong et al., Accelerating the Super-Resolution Convolutional Neural Netw
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,20 +33,39 @@ __all__ = ["ARCHITECTURE", "FSRCNN", "FSRCNNConfig"]
 class FSRCNNConfig:
     """Shape of an `FSRCNN`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "d": "channels",
+        "s": "shrunk_channels",
+        "m": "num_blocks",
+    }
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+        "channels": "image_channels",
+        "d": "channels",
+        "s": "shrunk_channels",
+        "m": "num_blocks",
+    }
+
     scale: int = 4
     """Factor of the output size, up to 4. No file tells it, as the last kernel is 9×9 for all: `infer` takes 4."""
-    channels: Literal[1, 3] = 1
+    image_channels: Literal[1, 3] = 1
     """1 enlarges luma by the network and color by bicubic; 3 enlarges R, G and B by the network."""
-    d: int = 56
+    channels: int = 56
     """Width of the features."""
-    s: int = 12
+    shrunk_channels: int = 12
     """Width of the shrunk features."""
-    m: int = 4
+    num_blocks: int = 4
     """3×3 convolutions between shrinking and expanding."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (1, 2, 3, 4) or self.channels not in (1, 3) or min(self.d, self.s) < 1 or self.m < 0:
-            raise ConfigError(f"{self} is out of range: scale 1 to 4; channels 1 or 3; d, s ≥ 1; m ≥ 0")
+        if (
+            self.scale not in (1, 2, 3, 4)
+            or self.image_channels not in (1, 3)
+            or min(self.channels, self.shrunk_channels) < 1
+            or self.num_blocks < 0
+        ):
+            raise ConfigError(
+                f"{self} is out of range: scale 1 to 4; channels 1 or 3; d, s ≥ 1; m ≥ 0"
+            )
 
 
 class FSRCNN(nn.Module):
@@ -60,13 +80,17 @@ class FSRCNN(nn.Module):
     def __init__(self, config: FSRCNNConfig) -> None:
         super().__init__()
         self.config = config
-        d, s, scale = config.d, config.s, config.scale
-        self.first_part = nn.Sequential(nn.Conv2d(config.channels, d, 5, padding=2), nn.PReLU(d))
+        d, s, scale = config.channels, config.shrunk_channels, config.scale
+        self.first_part = nn.Sequential(
+            nn.Conv2d(config.image_channels, d, 5, padding=2), nn.PReLU(d)
+        )
         self.mid_part = nn.Sequential(nn.Conv2d(d, s, 1), nn.PReLU(s))
-        for _ in range(config.m):
+        for _ in range(config.num_blocks):
             self.mid_part.extend([nn.Conv2d(s, s, 3, padding=1), nn.PReLU(s)])
         self.mid_part.extend([nn.Conv2d(s, d, 1), nn.PReLU(d)])
-        self.last_part = nn.ConvTranspose2d(d, config.channels, 9, scale, padding=4, output_padding=scale - 1)
+        self.last_part = nn.ConvTranspose2d(
+            d, config.image_channels, 9, scale, padding=4, output_padding=scale - 1
+        )
         weights = torch.tensor([65.481, 128.553, 24.966]) / 255  # BT.601, times 219/255
         self.register_buffer("luma_of_rgb", weights.view(1, 3, 1, 1), persistent=False)
 
@@ -80,7 +104,7 @@ class FSRCNN(nn.Module):
             (B, T, 3 or 1, sH, sW); values can overshoot [0, 1].
         """
         frames = lq.flatten(0, 1)  # (B·T, 3 or 1, H, W)
-        color = frames.shape[1] > self.config.channels
+        color = frames.shape[1] > self.config.image_channels
         x = self._luma(frames) if color else frames
         x = self.last_part(self.mid_part(self.first_part(x)))  # (B·T, channels, sH, sW)
         if color:
@@ -112,14 +136,21 @@ def _depth(state: State) -> int:
 
 def _infer(state: State) -> FSRCNNConfig:
     d, channels = state["first_part.0.weight"].shape[:2]
-    return FSRCNNConfig(channels=1 if channels == 1 else 3, d=d, s=state["mid_part.0.weight"].shape[0], m=_depth(state))
+    return FSRCNNConfig(
+        image_channels=1 if channels == 1 else 3,
+        channels=d,
+        shrunk_channels=state["mid_part.0.weight"].shape[0],
+        num_blocks=_depth(state),
+    )
 
 
 def _contract(config: FSRCNNConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        halo_px=config.m + 2 + math.ceil(4 / config.scale),  # 3×3, 5×5, and 4 output pixels of 9×9
+        halo_px=config.num_blocks
+        + 2
+        + math.ceil(4 / config.scale),  # 3×3, 5×5, and 4 output pixels of 9×9
     )
 
 

@@ -19,8 +19,9 @@ Source: Chen et al., Activating More Pixels in Image Super-Resolution Transforme
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,24 @@ from tubelet.layers.attention import Mlp, WindowAttention, attend
 from tubelet.layers.convolution import ConvAct
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.inference import SwitchableLayer
-from tubelet.layers.windows import join_windows, map_windows, pad_to_windows, split_windows, window_blocks
+from tubelet.layers.windows import (
+    join_windows,
+    map_windows,
+    pad_to_windows,
+    split_windows,
+    window_blocks,
+)
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import Rule, State, count_names, is_bias_table, rename, shape_of, shuffle_scale, without
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    is_bias_table,
+    rename,
+    shape_of,
+    shuffle_scale,
+    without,
+)
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "HAT", "HATConfig", "overlapping_position_bias"]
@@ -49,13 +65,20 @@ _HALO_PX = 32
 class HATConfig:
     """Shape of a `HAT`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "embed_dim": "channels",
+        "num_feat": "upsample_channels",
+        "window_size": "window",
+    }
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"heads": "num_heads"}
+
     scale: int = 4
     """Factor of the output size: 2, 3, 4 or 8."""
     channels: int = 180
     """Width of the features."""
     depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
     """Hybrid blocks of each group."""
-    heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    num_heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
     """Heads of the attention in each group."""
     window: int = 16
     """Side of a window, lq pixels."""
@@ -73,7 +96,7 @@ class HATConfig:
     """What ends a group."""
     img_range: float = 1.0
     """What one stands for inside. No file tells it: `infer` takes 1, as published."""
-    num_feat: int = 64
+    upsample_channels: int = 64
     """Width behind the groups."""
     qkv_bias: bool = True
     """Whether queries, keys and values have biases."""
@@ -83,17 +106,29 @@ class HATConfig:
     @property
     def key_window(self) -> int:
         """Side of the windows of keys, lq pixels."""
-        return self.window + int(self.window * self.overlap_ratio + 1e-6)  # so that k/w times w is k
+        return self.window + int(
+            self.window * self.overlap_ratio + 1e-6
+        )  # so that k/w times w is k
 
     def __post_init__(self) -> None:
         if self.scale not in _STEPS or self.img_range <= 0 or self.mlp_ratio <= 0:
-            raise ConfigError(f"{self} is out of range: scale 2, 3, 4 or 8; img_range, mlp_ratio > 0")
-        if len(self.depths) != len(self.heads) or not self.depths or min(self.depths) < 1:
-            raise ConfigError(f"HAT: depths {self.depths} and heads {self.heads} must be of the same length, ≥ 1")
-        if any(heads < 1 or self.channels % heads for heads in self.heads):
-            raise ConfigError(f"HAT: heads {self.heads} must divide the {self.channels} channels")
-        if not (1 <= self.compress_ratio <= self.channels and 1 <= self.squeeze_factor <= self.channels):
-            raise ConfigError(f"HAT: compress_ratio and squeeze_factor must be 1 to {self.channels}, the channels")
+            raise ConfigError(
+                f"{self} is out of range: scale 2, 3, 4 or 8; img_range, mlp_ratio > 0"
+            )
+        if len(self.depths) != len(self.num_heads) or not self.depths or min(self.depths) < 1:
+            raise ConfigError(
+                f"HAT: depths {self.depths} and heads {self.num_heads} must be of the same length, ≥ 1"
+            )
+        if any(heads < 1 or self.channels % heads for heads in self.num_heads):
+            raise ConfigError(
+                f"HAT: heads {self.num_heads} must divide the {self.channels} channels"
+            )
+        if not (
+            1 <= self.compress_ratio <= self.channels and 1 <= self.squeeze_factor <= self.channels
+        ):
+            raise ConfigError(
+                f"HAT: compress_ratio and squeeze_factor must be 1 to {self.channels}, the channels"
+            )
         if self.window < 1 or self.key_window < self.window or (self.key_window - self.window) % 2:
             raise ConfigError(
                 f"HAT: overlap_ratio {self.overlap_ratio} makes windows of {self.key_window} around {self.window}; "
@@ -116,8 +151,12 @@ def overlapping_position_bias(table: Tensor, window: int, key_window: int) -> Te
         (heads, window², key_window²).
     """
     side = window + key_window - 1
-    bias = table.roll((key_window - 2) * (side + 1), 0).view(side, side, -1)  # now at key − query + window − 1
-    bias = bias.unfold(0, key_window, 1).unfold(1, key_window, 1).flip((0, 1))  # (w, w, heads, k, k)
+    bias = table.roll((key_window - 2) * (side + 1), 0).view(
+        side, side, -1
+    )  # now at key − query + window − 1
+    bias = (
+        bias.unfold(0, key_window, 1).unfold(1, key_window, 1).flip((0, 1))
+    )  # (w, w, heads, k, k)
     return bias.movedim(2, 0).reshape(table.shape[1], window**2, key_window**2)
 
 
@@ -140,7 +179,9 @@ class CAB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         y = self.expand(functional.gelu(self.compress(x.permute(0, 3, 1, 2))))
-        weights = self.excite(functional.relu(self.squeeze(y.mean((2, 3), keepdim=True))))  # (B, C, 1, 1)
+        weights = self.excite(
+            functional.relu(self.squeeze(y.mean((2, 3), keepdim=True)))
+        )  # (B, C, 1, 1)
         return (y * weights.sigmoid()).permute(0, 2, 3, 1)
 
 
@@ -161,7 +202,11 @@ class HAB(SwitchableLayer):
     def __init__(self, config: HATConfig, heads: int, shift: int) -> None:
         super().__init__()
         c = config.channels
-        self.window, self.shift, self.conv_scale = (config.window, config.window), (shift, shift), config.conv_scale
+        self.window, self.shift, self.conv_scale = (
+            (config.window, config.window),
+            (shift, shift),
+            config.conv_scale,
+        )
         self.norm1 = nn.LayerNorm(c)
         self.attn = WindowAttention(c, heads, self.window, qkv_bias=config.qkv_bias)
         self.cab = CAB(config)
@@ -214,7 +259,9 @@ class OCAB(SwitchableLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         keys_values = self._keys_values(x)
-        bias = overlapping_position_bias(self.relative_position_bias_table, self.window, self.key_window)
+        bias = overlapping_position_bias(
+            self.relative_position_bias_table, self.window, self.key_window
+        )
         out = torch.empty_like(x)
         for size, place in window_blocks(x, (self.window, self.window), (0, 0), self.backend):
             tokens = split_windows(x[place], size)  # (n, N, C)
@@ -246,9 +293,13 @@ class OCAB(SwitchableLayer):
         """Cut the keys and values around some windows: (n, heads, M, d) each, M = key_window²."""
         more = self.key_window - self.window
         block = keys_values[:, rows.start : rows.stop + more, columns.start : columns.stop + more]
-        block = block.unfold(1, self.key_window, self.window).unfold(2, self.key_window, self.window)
+        block = block.unfold(1, self.key_window, self.window).unfold(
+            2, self.key_window, self.window
+        )
         block = block.permute(0, 1, 2, 4, 5, 3)  # (B, count, count, k, k, 2C)
-        tokens = block.reshape(-1, self.key_window**2, 2, self.heads, block.shape[-1] // (2 * self.heads))
+        tokens = block.reshape(
+            -1, self.key_window**2, 2, self.heads, block.shape[-1] // (2 * self.heads)
+        )
         k, v = tokens.permute(2, 0, 3, 1, 4).unbind(0)
         return k, v
 
@@ -268,7 +319,9 @@ class RHAG(nn.Module):
         self.blocks = nn.ModuleList(HAB(config, heads, half if i % 2 else 0) for i in range(depth))
         self.overlap = OCAB(config, heads)
         c = config.channels
-        self.conv = nn.Conv2d(c, c, 3, padding=1) if config.resi_connection == "1conv" else nn.Identity()
+        self.conv = (
+            nn.Conv2d(c, c, 3, padding=1) if config.resi_connection == "1conv" else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
@@ -290,14 +343,20 @@ class HAT(nn.Module):
     def __init__(self, config: HATConfig) -> None:
         super().__init__()
         self.config = config
-        c, f = config.channels, config.num_feat
+        c, f = config.channels, config.upsample_channels
         self.register_buffer("mean", torch.tensor(_DIV2K_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, c, 3, padding=1)
         self.patch_norm = nn.LayerNorm(c) if config.patch_norm else nn.Identity()
-        self.layers = nn.ModuleList(RHAG(config, *group) for group in zip(config.depths, config.heads, strict=True))
+        self.layers = nn.ModuleList(
+            RHAG(config, *group) for group in zip(config.depths, config.num_heads, strict=True)
+        )
         self.norm = nn.LayerNorm(c)
-        self.conv_after_body = nn.Conv2d(c, c, 3, padding=1) if config.resi_connection == "1conv" else nn.Identity()
-        self.conv_before_upsample = nn.Sequential(nn.Conv2d(c, f, 3, padding=1), nn.LeakyReLU(inplace=True))
+        self.conv_after_body = (
+            nn.Conv2d(c, c, 3, padding=1) if config.resi_connection == "1conv" else nn.Identity()
+        )
+        self.conv_before_upsample = nn.Sequential(
+            nn.Conv2d(c, f, 3, padding=1), nn.LeakyReLU(inplace=True)
+        )
         self.upsample = nn.Sequential()
         for step in _STEPS[config.scale]:
             self.upsample.extend([nn.Conv2d(f, f * step**2, 3, padding=1), nn.PixelShuffle(step)])
@@ -368,15 +427,19 @@ def _infer(state: State) -> HATConfig:
     return HATConfig(
         scale=shuffle_scale(state, "upsample"),
         channels=channels,
-        depths=tuple(count_names(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups),
-        heads=tuple(state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape[1] for i in groups),
+        depths=tuple(
+            count_names(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups
+        ),
+        num_heads=tuple(
+            state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape[1] for i in groups
+        ),
         window=window,
         compress_ratio=channels // state[f"{_FIRST}cab.compress.weight"].shape[0],
         squeeze_factor=channels // state[f"{_FIRST}cab.squeeze.weight"].shape[0],
         overlap_ratio=(key_window - window) / window,
         mlp_ratio=state[f"{_FIRST}mlp.fc1.weight"].shape[0] / channels,
         resi_connection="1conv" if "layers.0.conv.weight" in state else "identity",
-        num_feat=state["conv_before_upsample.0.weight"].shape[0],
+        upsample_channels=state["conv_before_upsample.0.weight"].shape[0],
         qkv_bias=f"{_FIRST}attn.qkv.bias" in state,
         patch_norm="patch_norm.weight" in state,
     )

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,14 @@ from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.edvr import EDVRConfig, EDVRFeatureExtractor
 from tubelet.models.spynet import rename_spynet
-from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    first_words,
+    has_convolutions,
+    rename,
+)
 from tubelet.ops.sizes import pad_to, round_up
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
@@ -51,6 +59,12 @@ _EXTRACT_BLOCKS = 5  # of a key frame's features before alignment
 class IconVSRConfig:
     """Shape of an `IconVSR`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "num_feat": "channels",
+        "num_block": "num_blocks",
+        "mid_channels": "channels",
+    }
+
     channels: int = 64
     """Width of the propagated features."""
     num_blocks: int = 30
@@ -63,8 +77,15 @@ class IconVSRConfig:
     """Frames from one key frame to the next; the last frame always is one."""
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.num_blocks < 0 or self.groups < 1 or self.channels % self.groups:
-            raise ConfigError(f"{self} is out of range: channels ≥ 1, num_blocks ≥ 0, groups divide channels")
+        if (
+            self.channels < 1
+            or self.num_blocks < 0
+            or self.groups < 1
+            or self.channels % self.groups
+        ):
+            raise ConfigError(
+                f"{self} is out of range: channels ≥ 1, num_blocks ≥ 0, groups divide channels"
+            )
         if self.temporal_padding < 0 or self.keyframe_stride < 1:
             raise ConfigError(f"{self} is out of range: temporal_padding ≥ 0, keyframe_stride ≥ 1")
 
@@ -81,7 +102,12 @@ class IconVSR(nn.Module):
         self.config = config
         c, window = config.channels, 2 * config.temporal_padding + 1
         self.edvr = EDVRFeatureExtractor(
-            EDVRConfig(channels=c, num_frames=window, groups=config.groups, extract_blocks=_EXTRACT_BLOCKS)
+            EDVRConfig(
+                channels=c,
+                num_frames=window,
+                groups=config.groups,
+                num_extract_blocks=_EXTRACT_BLOCKS,
+            )
         )
         self.spynet = SpyNet()
         self.backward_fusion = nn.Conv2d(2 * c, c, 3, padding=1)
@@ -108,7 +134,7 @@ class IconVSR(nn.Module):
         Args:
             lq: (B, T, 3, H, W).
             before: frames for the windows of key frames, twice `temporal_padding` or as many as the
-                film has, and the state of the forward sweep. Its `frame_index` alone tells which
+                video has, and the state of the forward sweep. Its `frame_index` alone tells which
                 frames are key frames.
             after: likewise, with the state of the backward sweep. Where it is empty, the last frame
                 is a key frame.
@@ -144,7 +170,7 @@ class IconVSR(nn.Module):
             before.frame_index + 1,
             num_frames,
             stride=self.config.keyframe_stride,
-            ends_film=after.is_film_end,
+            ends_video=after.is_video_end,
         )
         with open_store(store) as features:
 
@@ -168,7 +194,7 @@ class IconVSR(nn.Module):
                 yield t, [feat]
 
     def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, other: int) -> Tensor:
-        """Carry the state at frame `other` to frame t: (B, C, H, W), zero at the start of the film."""
+        """Carry the state at frame `other` to frame t: (B, C, H, W), zero at the start of the video."""
         frame = frames[t]
         if not past:
             return frame.new_zeros(frame.shape[0], self.config.channels, *frame.shape[2:])
@@ -179,7 +205,9 @@ class IconVSR(nn.Module):
         convs = (self.upconv1, self.upconv2, self.conv_hr, self.conv_last)
         return shuffle_x4(feat, enlarge(frame, _SCALE), convs)
 
-    def _refill(self, frames: Mapping[int, Tensor], keys: list[int]) -> Iterator[tuple[int, Tensor]]:
+    def _refill(
+        self, frames: Mapping[int, Tensor], keys: list[int]
+    ) -> Iterator[tuple[int, Tensor]]:
         """Compute the features of the key frames from their windows (Sec. 4.1)."""
         encoded: dict[int, tuple[Tensor, ...]] = {}  # what windows share is computed once
         for t in keys:
@@ -192,18 +220,18 @@ class IconVSR(nn.Module):
             yield t, self.edvr.fuse([encoded[i] for i in window])
 
 
-def keyframes(first: int, num_frames: int, *, stride: int, ends_film: bool) -> list[int]:
-    """List the key frames of a clip: every `stride`-th frame of the film, and its last.
+def keyframes(first: int, num_frames: int, *, stride: int, ends_video: bool) -> list[int]:
+    """List the key frames of a clip: every `stride`-th frame of the video, and its last.
 
     Args:
-        first: index in the film of the clip's first frame.
+        first: index in the video of the clip's first frame.
         num_frames: T.
         stride: frames from one key frame to the next.
-        ends_film: whether the clip's last frame is the film's.
+        ends_video: whether the clip's last frame is the video's.
     """
     keys = [t for t in range(num_frames) if (first + t) % stride == 0]
     last = num_frames - 1
-    if ends_film and last not in keys:
+    if ends_video and last not in keys:
         keys.append(last)
     return keys
 
@@ -226,7 +254,9 @@ def window_of(t: int, radius: int, first: int, last: int) -> list[int]:
             i = 2 * first + radius - i
         elif i > last:
             i = 2 * last - radius - i
-        window.append(min(max(i, first), last))  # Deviation: shorter clips than the window are undefined in the paper
+        window.append(
+            min(max(i, first), last)
+        )  # Deviation: shorter clips than the window are undefined in the paper
     return window
 
 
@@ -247,7 +277,11 @@ _PARTS = {
     *("edvr", "spynet", "backward_fusion", "backward_trunk", "forward_fusion", "forward_trunk"),
     *("upconv1", "upconv2", "conv_hr", "conv_last"),
 }
-_MARKS = ("backward_trunk.main.0", "edvr.fusion.feat_fusion", "edvr.pcd_align.cas_dcnpack.conv_offset")
+_MARKS = (
+    "backward_trunk.main.0",
+    "edvr.fusion.feat_fusion",
+    "edvr.pcd_align.cas_dcnpack.conv_offset",
+)
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
@@ -277,7 +311,8 @@ def _contract(config: IconVSRConfig) -> Contract:
         halo_px=48,
         min_size_px=_MULTIPLE,
         streams=True,
-        edge_frames=2 * config.temporal_padding,  # windows at a film's end take frames so far within
+        edge_frames=2
+        * config.temporal_padding,  # windows at a video's end take frames so far within
     )
 
 

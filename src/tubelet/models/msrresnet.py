@@ -1,7 +1,7 @@
 """MSRResNet: SRResNet without batch normalization; BasicSR's baseline that is trained for PSNR.
 
     lq (B, T, 3, H, W), frame by frame
-      ├ conv_first ─ LeakyReLU ─ (conv ─ ReLU ─ conv, + skip) × num_block                        (B·T, C, H, W)
+      ├ conv_first ─ LeakyReLU ─ (conv ─ ReLU ─ conv, + skip) × num_blocks                        (B·T, C, H, W)
       │   ─ (conv ─ pixel shuffle ─ LeakyReLU) up to ×s ─ conv_hr ─ LeakyReLU ─ conv_last ─┐
       └ bilinear ×s ───────────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
 
@@ -13,7 +13,9 @@ Wang et al., ESRGAN, ECCVW 2018, Section 3.1 (no batch normalization).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,16 +38,23 @@ _SLOPE = 0.1
 class MSRResNetConfig:
     """Shape of an `MSRResNet`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "num_feat": "channels",
+        "num_block": "num_blocks",
+    }
+
     scale: int = 4
     """Factor of the output size: 2, 3 or 4."""
-    num_feat: int = 64
+    channels: int = 64
     """Width of the features."""
-    num_block: int = 16
+    num_blocks: int = 16
     """Residual blocks."""
 
     def __post_init__(self) -> None:
-        if self.scale not in _STEPS or self.num_feat < 1 or self.num_block < 0:
-            raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; num_feat ≥ 1; num_block ≥ 0")
+        if self.scale not in _STEPS or self.channels < 1 or self.num_blocks < 0:
+            raise ConfigError(
+                f"{self} is out of range: scale 2, 3 or 4; channels ≥ 1; num_blocks ≥ 0"
+            )
 
 
 class MSRResNet(nn.Module):
@@ -58,9 +67,9 @@ class MSRResNet(nn.Module):
     def __init__(self, config: MSRResNetConfig) -> None:
         super().__init__()
         self.config = config
-        c = config.num_feat
+        c = config.channels
         self.conv_first = ConvAct(3, c, act=LeakyReLU(_SLOPE))
-        self.body = nn.Sequential(*(ResidualBlock(c) for _ in range(config.num_block)))
+        self.body = nn.Sequential(*(ResidualBlock(c) for _ in range(config.num_blocks)))
         for i, step in enumerate(_STEPS[config.scale], 1):
             self.add_module(f"upconv{i}", nn.Conv2d(c, c * step**2, 3, padding=1))
         self.conv_hr = ConvAct(c, c, act=LeakyReLU(_SLOPE))
@@ -74,7 +83,9 @@ class MSRResNet(nn.Module):
             x = functional.pixel_shuffle(self.get_submodule(f"upconv{i}")(x), step)
             x = functional.leaky_relu(x, _SLOPE, inplace=True)
         x = self.conv_last(self.conv_hr(x))  # (B·T, 3, sH, sW)
-        skip = functional.interpolate(frames, scale_factor=float(self.config.scale), mode="bilinear")
+        skip = functional.interpolate(
+            frames, scale_factor=float(self.config.scale), mode="bilinear"
+        )
         return (x + skip).unflatten(0, lq.shape[:2])
 
 
@@ -82,7 +93,11 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     if "conv_hr.weight" not in state or "body.0.conv1.weight" not in state:
         return None
     first = shape_of(state, "conv_first.weight")
-    if len(first) != 4 or first[1] != 3 or shape_of(state, "conv_last.weight") != (3, first[0], 3, 3):
+    if (
+        len(first) != 4
+        or first[1] != 3
+        or shape_of(state, "conv_last.weight") != (3, first[0], 3, 3)
+    ):
         return None
     return dict(state) if _scale(state) in _STEPS else None
 
@@ -91,14 +106,16 @@ def _scale(state: State) -> int:
     """Read the scale off the convolutions before the pixel shuffles; 0 where they are of another network."""
     shapes = [shape_of(state, f"{name}.weight") for name in ("upconv1", "upconv2")]
     ratios = [shape[0] / shape[1] for shape in shapes if len(shape) == 4 and shape[1]]
-    return next((scale for scale, steps in _STEPS.items() if ratios == [step**2 for step in steps]), 0)
+    return next(
+        (scale for scale, steps in _STEPS.items() if ratios == [step**2 for step in steps]), 0
+    )
 
 
 def _infer(state: State) -> MSRResNetConfig:
     return MSRResNetConfig(
         scale=_scale(state),
-        num_feat=state["conv_first.weight"].shape[0],
-        num_block=count_names(state, r"body\.\d+\.conv1\.weight"),
+        channels=state["conv_first.weight"].shape[0],
+        num_blocks=count_names(state, r"body\.\d+\.conv1\.weight"),
     )
 
 
@@ -106,7 +123,8 @@ def _contract(config: MSRResNetConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        halo_px=2 * config.num_block + 3,  # first, body, first of the upsampling, and at most a pixel after it
+        halo_px=2 * config.num_blocks
+        + 3,  # first, body, first of the upsampling, and at most a pixel after it
     )
 
 

@@ -84,7 +84,9 @@ class ProgressiveFusionBlock(nn.Module):
         act = LeakyReLU(_SLOPE)
         self.conv0 = nn.ModuleList(ConvAct(channels, channels, act=act) for _ in range(_STREAMS))
         self.conv1 = ConvCat(_STREAMS * channels, channels, 1, act=act)
-        self.conv2 = nn.ModuleList(ConvCat(2 * channels, channels, act=act) for _ in range(_STREAMS))
+        self.conv2 = nn.ModuleList(
+            ConvCat(2 * channels, channels, act=act) for _ in range(_STREAMS)
+        )
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Map three of (B, C, H, W) to the same."""
@@ -178,9 +180,9 @@ class OVSR(nn.Module):
         Args:
             lq: (B, T, 3, H, W).
             before: one frame and the state there of the successor, and of a local precursor; empty
-                where the film begins.
+                where the video begins.
             after: one frame and the state there of the precursor, global or local; empty where the
-                film ends.
+                video ends.
             seen: called with the states of "precursor" and "successor", (B, C, H, W).
             store: keeps the features of a global precursor; a local one runs one frame ahead.
 
@@ -228,20 +230,20 @@ class OVSR(nn.Module):
             else:
                 local = sweep("precursor", num_frames, 1, before, 1, precede, seen)
                 preceding = (feat for _, feat in local)
-            coming = chain(preceding, at_end)  # p(0), p(1), … and, where the film goes on, p(T)
+            coming = chain(preceding, at_end)  # p(0), p(1), … and, where the video goes on, p(T)
             future = present = next(coming)
             for t, feat in sweep("successor", num_frames, 1, before, 1, succeed, seen):
                 yield t, [present, feat]
 
     def _last(self, past: Past, frame: Tensor) -> Tensor:
-        """Return the last state (B, C, H, W), zero at the start of the film."""
+        """Return the last state (B, C, H, W), zero at the start of the video."""
         if past:
             return past[0]
         return frame.new_zeros(frame.shape[0], self.config.channels, *frame.shape[2:])
 
 
 def _window(frames: Mapping[int, Tensor], t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Take a frame and its neighbors; beyond the ends of the film the frame itself is repeated."""
+    """Take a frame and its neighbors; beyond the ends of the video the frame itself is repeated."""
     frame = frames[t]
     return frames.get(t - 1, frame), frame, frames.get(t + 1, frame)
 
@@ -272,7 +274,9 @@ def _infer(state: State) -> OVSRConfig:
 
 def _contract(config: OVSRConfig) -> Contract:
     del config  # every configuration asks for the same
-    return Contract(scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True, edge_frames=1)
+    return Contract(
+        scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True, edge_frames=1
+    )
 
 
 ARCHITECTURE = Architecture(

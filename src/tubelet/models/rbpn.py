@@ -20,9 +20,9 @@ Haris et al., CVPR 2018, Sec. 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,13 @@ _HALO_PX = 32  # twice what the network needs, for the flow, which is found in t
 class RBPNConfig:
     """Shape of an `RBPN`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "base_filter": "base_channels",
+        "feat": "channels",
+        "num_resblock": "num_blocks",
+    }
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"blocks": "num_blocks"}
+
     scale: int = 4
     """Factor of the output size: 2, 4 or 8."""
     num_frames: int = 7
@@ -56,7 +63,7 @@ class RBPNConfig:
     """Width at the size of lq."""
     channels: int = 64
     """Width at the size of the output."""
-    blocks: int = 5
+    num_blocks: int = 5
     """Residual blocks of each of the three parts."""
     skip: Literal["none", "bicubic"] = "none"
     """What is added to the output; names do not tell. The published weights expect nothing."""
@@ -64,7 +71,7 @@ class RBPNConfig:
     def __post_init__(self) -> None:
         if self.scale not in _SCALES or self.num_frames < 3 or self.num_frames % 2 == 0:
             raise ConfigError(f"{self} is out of range: scale 2, 4 or 8; num_frames odd, ≥ 3")
-        if self.base_channels < 1 or self.channels < 1 or self.blocks < 0:
+        if self.base_channels < 1 or self.channels < 1 or self.num_blocks < 0:
             raise ConfigError(f"{self} is out of range: base_channels, channels ≥ 1; blocks ≥ 0")
         if self.skip not in ("none", "bicubic"):
             raise ConfigError(f"skip={self.skip!r} must be none or bicubic")
@@ -80,7 +87,9 @@ class ConvBlock(nn.Module):
         stride: of the convolution; a kernel four wider than its stride divides the size by it.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_px: int, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_px: int, stride: int = 1
+    ) -> None:
         super().__init__()
         padding = kernel_px // 2 if stride == 1 else _EXTRA_PX // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_px, stride=stride, padding=padding)
@@ -103,7 +112,9 @@ class DeconvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, scale: int) -> None:
         super().__init__()
         kernel_px = scale + _EXTRA_PX
-        self.deconv = nn.ConvTranspose2d(in_channels, out_channels, kernel_px, stride=scale, padding=_EXTRA_PX // 2)
+        self.deconv = nn.ConvTranspose2d(
+            in_channels, out_channels, kernel_px, stride=scale, padding=_EXTRA_PX // 2
+        )
         self.act = nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,12 +220,18 @@ class RBPN(nn.Module):
         self.feat0 = ConvBlock(3, base, 3)
         self.feat1 = ConvBlock(_INPUTS, base, 3)
         self.dbpn = DBPN(config)
-        self.res_feat1 = nn.Sequential(*_blocks(base, config.blocks), DeconvBlock(base, c, scale))
-        self.res_feat2 = nn.Sequential(*_blocks(c, config.blocks), ConvBlock(c, c, 3))
-        self.res_feat3 = nn.Sequential(*_blocks(c, config.blocks), ConvBlock(c, base, scale + _EXTRA_PX, scale))
+        self.res_feat1 = nn.Sequential(
+            *_blocks(base, config.num_blocks), DeconvBlock(base, c, scale)
+        )
+        self.res_feat2 = nn.Sequential(*_blocks(c, config.num_blocks), ConvBlock(c, c, 3))
+        self.res_feat3 = nn.Sequential(
+            *_blocks(c, config.num_blocks), ConvBlock(c, base, scale + _EXTRA_PX, scale)
+        )
         self.output = nn.Conv2d((config.num_frames - 1) * c, 3, 3, padding=1)
 
-    def restore(self, frame: Tensor, neighbors: Sequence[Tensor], flows: Sequence[Tensor]) -> Tensor:
+    def restore(
+        self, frame: Tensor, neighbors: Sequence[Tensor], flows: Sequence[Tensor]
+    ) -> Tensor:
         """Restore a frame with flow that is known.
 
         Args:
@@ -226,8 +243,12 @@ class RBPN(nn.Module):
             (B, 3, sH, sW).
         """
         low = self.feat0(frame)
-        sr = self.output.bias[:, None, None] if self.output.bias is not None else frame.new_zeros(())
-        weights = self.output.weight.chunk(len(neighbors), 1)  # of each neighbor's part of the output
+        sr = (
+            self.output.bias[:, None, None] if self.output.bias is not None else frame.new_zeros(())
+        )
+        weights = self.output.weight.chunk(
+            len(neighbors), 1
+        )  # of each neighbor's part of the output
         for k, (neighbor, flow, weight) in enumerate(zip(neighbors, flows, weights, strict=True)):
             high = self.dbpn(low)
             seen = self.res_feat1(self.feat1(torch.cat([frame, neighbor, flow], 1)))
@@ -241,7 +262,9 @@ class RBPN(nn.Module):
         """Restore the middle frame: (B, 2r + 1, 3, H, W) → (B, 1, 3, sH, sW)."""
         frames = list(lq.unbind(1))
         frame = frames.pop(len(frames) // 2)
-        flows = estimate_flow(torch.cat([frame] * len(frames)), torch.cat(frames)).chunk(len(frames))
+        flows = estimate_flow(torch.cat([frame] * len(frames)), torch.cat(frames)).chunk(
+            len(frames)
+        )
         return self.restore(frame, frames, flows).unsqueeze(1)
 
 
@@ -256,7 +279,9 @@ _MARKS = ("feat0.conv", "dbpn.feat1.conv", "dbpn.up1.up_conv1.deconv", "output")
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the authors' names to ours, or take ours; None where they are of another network."""
     own = rename(state, _AUTHORS)
-    is_own = has_convolutions(own, *_MARKS) and all(own[f"{mark}.weight"].shape[0] for mark in _MARKS)
+    is_own = has_convolutions(own, *_MARKS) and all(
+        own[f"{mark}.weight"].shape[0] for mark in _MARKS
+    )
     return own if is_own else None
 
 
@@ -267,12 +292,16 @@ def _infer(state: State) -> RBPNConfig:
         num_frames=state["output.weight"].shape[1] // c + 1,
         base_channels=state["feat0.conv.weight"].shape[0],
         channels=c,
-        blocks=count_names(state, r"res_feat1\..*\.conv1\.weight"),
+        num_blocks=count_names(state, r"res_feat1\..*\.conv1\.weight"),
     )
 
 
 def _contract(config: RBPNConfig) -> Contract:
-    return Contract(scale=config.scale, temporal=Temporal("window", radius=config.num_frames // 2), halo_px=_HALO_PX)
+    return Contract(
+        scale=config.scale,
+        temporal=Temporal("window", radius=config.num_frames // 2),
+        halo_px=_HALO_PX,
+    )
 
 
 ARCHITECTURE = Architecture(

@@ -26,7 +26,7 @@ __all__ = ["estimate_flow"]
 
 _SMOOTHNESS = 0.012  # α, for images in [0, 1]
 _RATIO = 0.75  # of the sizes of two levels
-_LEAST_PX = 20  # smaller images are not made
+_MIN_PX = 20  # smaller images are not made
 _WARPS = 7  # linearisations a level
 _ITERATIONS = 30  # of the solver
 _EPS = 1e-3
@@ -47,7 +47,7 @@ def estimate_flow(ref: Tensor, supp: Tensor) -> Tensor:
     """
     height, width = ref.shape[-2:]
     sizes = [(height, width)]
-    while min(sizes[-1]) * _RATIO >= _LEAST_PX:
+    while min(sizes[-1]) * _RATIO >= _MIN_PX:
         factor = _RATIO ** len(sizes)
         sizes.append((round(height * factor), round(width * factor)))
     flow = ref.new_zeros(ref.shape[0], 2, *sizes[-1])
@@ -76,7 +76,9 @@ def _features(frame: Tensor) -> Tensor:
 def _derive(x: Tensor) -> tuple[Tensor, Tensor]:
     """Differentiate (B, C, H, W) along x and along y."""
     batch, channels, height, width = x.shape
-    planes = functional.pad(x.reshape(batch * channels, 1, height, width), [2] * 4, mode="replicate")
+    planes = functional.pad(
+        x.reshape(batch * channels, 1, height, width), [2] * 4, mode="replicate"
+    )
     taps = x.new_tensor(_DERIVATIVE)
     dx = functional.conv2d(planes[:, :, 2:-2], taps.view(1, 1, 1, 5))
     dy = functional.conv2d(planes[..., 2:-2], taps.view(1, 1, 5, 1))
@@ -89,7 +91,10 @@ def _change(ref: Tensor, supp: Tensor, flow: Tensor) -> Tensor:
     dx, dy = _derive(0.4 * ref + 0.6 * warped)
     dt = (warped - ref) * _lands_inside(flow)  # what leaves the image says nothing
     robust = 0.5 * (dt.square() + _EPS**2).rsqrt()
-    data = [(robust * product).mean(1, keepdim=True) for product in (dx * dx, dx * dy, dy * dy, dx * dt, dy * dt)]
+    data = [
+        (robust * product).mean(1, keepdim=True)
+        for product in (dx * dx, dx * dy, dy * dy, dx * dt, dy * dt)
+    ]
     xx, xy, yy, xt, yt = data
     horizontal, vertical = _steps(flow)
     slope = functional.pad(horizontal, (0, 1)).square().sum(1, keepdim=True)

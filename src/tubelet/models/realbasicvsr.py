@@ -12,8 +12,9 @@ channels, 20 cleaning blocks, 20 blocks a direction (6.3 M parameters).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +27,26 @@ from tubelet.layers.store import FeatureStore
 from tubelet.models import basicvsr
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.basicvsr import BasicVSR, BasicVSRConfig
-from tubelet.models.state_dict import State, below, count_names, first_words, has_convolutions, without
+from tubelet.models.state_dict import (
+    State,
+    below,
+    count_names,
+    first_words,
+    has_convolutions,
+    without,
+)
 
 __all__ = ["ARCHITECTURE", "RealBasicVSR", "RealBasicVSRConfig"]
 
-_MOST_CLEANINGS = 3  # Sec. 4.1
+_MAX_CLEANINGS = 3  # Sec. 4.1
 _LEVELS = 255  # of a pixel; the published threshold counts them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealBasicVSRConfig:
     """Shape of a `RealBasicVSR`."""
+
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {"mid_channels": "channels"}
 
     channels: int = 64
     """Width of the features."""
@@ -49,7 +59,12 @@ class RealBasicVSRConfig:
     trained; its authors evaluate real video with 5."""
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.num_blocks < 0 or self.num_cleaning_blocks < 0 or self.dynamic_refine_thres < 0:
+        if (
+            self.channels < 1
+            or self.num_blocks < 0
+            or self.num_cleaning_blocks < 0
+            or self.dynamic_refine_thres < 0
+        ):
             raise ConfigError(f"{self} is out of range: channels ≥ 1, the others ≥ 0")
 
 
@@ -67,13 +82,22 @@ class RealBasicVSR(nn.Module):
             ResidualTrunk(3, config.channels, config.num_cleaning_blocks),
             nn.Conv2d(config.channels, 3, 3, padding=1),
         )
-        self.basicvsr = BasicVSR(BasicVSRConfig(channels=config.channels, num_blocks=config.num_blocks))
+        self.basicvsr = BasicVSR(
+            BasicVSRConfig(channels=config.channels, num_blocks=config.num_blocks)
+        )
 
     def forward(
-        self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge(), *, cleanings: Tensor | None = None
+        self,
+        lq: Tensor,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        *,
+        cleanings: Tensor | None = None,
     ) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); see `restore`."""
-        return stack_frames(self.restore(lq, before=before, after=after, cleanings=cleanings), lq.shape[1])
+        return stack_frames(
+            self.restore(lq, before=before, after=after, cleanings=cleanings), lq.shape[1]
+        )
 
     def restore(
         self,
@@ -89,11 +113,11 @@ class RealBasicVSR(nn.Module):
 
         Args:
             lq: (B, T, 3, H, W).
-            before: one frame, not cleaned, and the state of the forward sweep there; empty where the film begins.
-            after: one frame, not cleaned, and the state of the backward sweep there; empty where the film ends.
+            before: one frame, not cleaned, and the state of the forward sweep there; empty where the video begins.
+            after: one frame, not cleaned, and the state of the backward sweep there; empty where the video ends.
             seen: called with the states of both sweeps, (B, C, H, W).
             store: keeps features between the sweeps.
-            cleanings: (B,), how often each clip is cleaned, at most 3; None decides it by the clip, not by its film.
+            cleanings: (B,), how often each clip is cleaned, at most 3; None decides it by the clip, not by its video.
 
         Yields:
             (B, 3, 4H, 4W), from the first frame to the last.
@@ -130,7 +154,9 @@ class RealBasicVSR(nn.Module):
         """Restore a clip that is cleaned already: (B, T, 3, H, W) to (B, T, 3, 4H, 4W)."""
         return self.basicvsr(cleaned)
 
-    def _clean_all(self, lq: Tensor, before: Edge, after: Edge, cleanings: Tensor | None) -> tuple[Tensor, Edge, Edge]:
+    def _clean_all(
+        self, lq: Tensor, before: Edge, after: Edge, cleanings: Tensor | None
+    ) -> tuple[Tensor, Edge, Edge]:
         """Clean a clip, and the frames of its edges as often as the clip."""
         lq, cleanings = self._clean(lq, cleanings)
         return lq, self._clean_edge(before, cleanings), self._clean_edge(after, cleanings)
@@ -146,7 +172,7 @@ class RealBasicVSR(nn.Module):
         threshold = self.config.dynamic_refine_thres / _LEVELS
         done = torch.zeros(lq.shape[0], dtype=torch.long, device=lq.device)
         active = torch.ones_like(done, dtype=torch.bool)
-        for number in range(_MOST_CLEANINGS):
+        for number in range(_MAX_CLEANINGS):
             if cleanings is not None:
                 active = cleanings > number
             if not active.any():
@@ -191,7 +217,9 @@ def _infer(state: State) -> RealBasicVSRConfig:
 
 
 def _contract(config: RealBasicVSRConfig) -> Contract | None:
-    return basicvsr.ARCHITECTURE.contract(BasicVSRConfig(channels=config.channels, num_blocks=config.num_blocks))
+    return basicvsr.ARCHITECTURE.contract(
+        BasicVSRConfig(channels=config.channels, num_blocks=config.num_blocks)
+    )
 
 
 ARCHITECTURE = Architecture(

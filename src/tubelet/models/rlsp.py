@@ -14,7 +14,9 @@ authors' PyTorch version, whose output is RGB (the paper's is luma).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +37,13 @@ _PUBLISHED_SCALE = 4
 class RLSPConfig:
     """Shape of an `RLSP`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {"filters": "channels", "layers": "num_layers"}
+
     scale: int = _PUBLISHED_SCALE
     """Factor of the output size."""
-    layers: int = 7
+    num_layers: int = 7
     """Convolutions, the first and the last included."""
-    filters: int = 128
+    channels: int = 128
     """Width of the features."""
     state_channels: int = 128
     """Width of the latent state."""
@@ -47,9 +51,9 @@ class RLSPConfig:
     """Side of the convolutions, odd."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4) or self.layers < 2 or self.kernel_px % 2 != 1:
+        if self.scale not in (2, 3, 4) or self.num_layers < 2 or self.kernel_px % 2 != 1:
             raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; layers ≥ 2; kernel_px odd")
-        if self.filters < 1 or self.state_channels < 1:
+        if self.channels < 1 or self.state_channels < 1:
             raise ConfigError(f"{self} is out of range: filters, state_channels ≥ 1")
 
 
@@ -63,9 +67,15 @@ class RLSP(nn.Module):
     def __init__(self, config: RLSPConfig) -> None:
         super().__init__()
         self.config = config
-        k, width, outputs = config.kernel_px, config.filters, 3 * config.scale**2 + config.state_channels
+        k, width, outputs = (
+            config.kernel_px,
+            config.channels,
+            3 * config.scale**2 + config.state_channels,
+        )
         self.conv1 = ConvAct(3 * 3 + outputs, width, k, act="relu")
-        self.conv_list = nn.ModuleList(ConvAct(width, width, k, act="relu") for _ in range(config.layers - 2))
+        self.conv_list = nn.ModuleList(
+            ConvAct(width, width, k, act="relu") for _ in range(config.num_layers - 2)
+        )
         self.conv_out = nn.Conv2d(width, outputs, k, padding=k // 2)
 
     def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
@@ -134,8 +144,8 @@ def _translate(state: State) -> dict[str, Tensor] | None:
 def _infer(state: State) -> RLSPConfig:
     first, last = state["conv1.weight"], state["conv_out.weight"]
     return RLSPConfig(
-        layers=2 + count_blocks(state, "conv_list."),
-        filters=first.shape[0],
+        num_layers=2 + count_blocks(state, "conv_list."),
+        channels=first.shape[0],
         state_channels=last.shape[0] - 3 * _PUBLISHED_SCALE**2,
         kernel_px=first.shape[-1],
     )
@@ -145,7 +155,7 @@ def _contract(config: RLSPConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("online", lookahead=1),
-        halo_px=config.layers * (config.kernel_px // 2),
+        halo_px=config.num_layers * (config.kernel_px // 2),
     )
 
 

@@ -1,7 +1,7 @@
 """RRDBNet: residual-in-residual dense blocks; the network of ESRGAN, BSRGAN and Real-ESRGAN.
 
     lq (B, T, 3, H, W), frame by frame ─ pixel unshuffle /u → (B·T, 3u², H/u, W/u)
-      conv_first ─┬─ RRDB × num_block ─ conv_body ─┐
+      conv_first ─┬─ RRDB × num_blocks ─ conv_body ─┐
                   └────────────────────────────────┴─ (nearest ×2 ─ conv ─ LeakyReLU) × doublings ─ conv_hr ─ LeakyReLU
       ─ conv_last → sr (B, T, 3, sH, sW), s = 2^doublings / u
 
@@ -19,8 +19,9 @@ pixel unshuffle: Wang et al., Real-ESRGAN, ICCVW 2021, Section 3.3.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +47,17 @@ _HALO_PX = 32
 class RRDBConfig:
     """Shape of an `RRDBNet`."""
 
-    num_feat: int = 64
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "num_feat": "channels",
+        "num_block": "num_blocks",
+        "num_grow_ch": "growth_channels",
+    }
+
+    channels: int = 64
     """Width of the features."""
-    num_block: int = 23
+    num_blocks: int = 23
     """Residual-in-residual dense blocks."""
-    num_grow_ch: int = 32
+    growth_channels: int = 32
     """Channels that each convolution of a dense block adds."""
     unshuffle: int = 1
     """Side of the squares of pixels that enter as channels: 1, 2 or 4."""
@@ -58,10 +65,18 @@ class RRDBConfig:
     """How often the features are doubled in size afterwards: 0 to 3."""
 
     def __post_init__(self) -> None:
-        if min(self.num_feat, self.num_grow_ch) < 1 or self.num_block < 0:
-            raise ConfigError(f"{self} is out of range: num_feat, num_grow_ch ≥ 1; num_block ≥ 0")
-        if self.unshuffle not in (1, 2, 4) or self.doublings not in range(4) or 2**self.doublings < self.unshuffle:
-            raise ConfigError(f"{self} is out of range: unshuffle 1, 2 or 4, at most 2^doublings; doublings 0 to 3")
+        if min(self.channels, self.growth_channels) < 1 or self.num_blocks < 0:
+            raise ConfigError(
+                f"{self} is out of range: channels, growth_channels ≥ 1; num_blocks ≥ 0"
+            )
+        if (
+            self.unshuffle not in (1, 2, 4)
+            or self.doublings not in range(4)
+            or 2**self.doublings < self.unshuffle
+        ):
+            raise ConfigError(
+                f"{self} is out of range: unshuffle 1, 2 or 4, at most 2^doublings; doublings 0 to 3"
+            )
 
     @property
     def scale(self) -> int:
@@ -72,9 +87,9 @@ class RRDBConfig:
 class ResidualDenseBlock(nn.Module):
     """Five convolutions, each of which sees all before it: (B, C, H, W) → (B, C, H, W)."""
 
-    def __init__(self, num_feat: int, num_grow_ch: int) -> None:
+    def __init__(self, channels: int, growth_channels: int) -> None:
         super().__init__()
-        c, g = num_feat, num_grow_ch
+        c, g = channels, growth_channels
         act = LeakyReLU(_SLOPE)
         self.conv1 = ConvCat(c, g, act=act)
         self.conv2 = ConvCat(c + g, g, act=act)
@@ -94,11 +109,11 @@ class ResidualDenseBlock(nn.Module):
 class RRDB(nn.Module):
     """Three dense blocks in a residual: (B, C, H, W) → (B, C, H, W) (ESRGAN, Fig. 4)."""
 
-    def __init__(self, num_feat: int, num_grow_ch: int) -> None:
+    def __init__(self, channels: int, growth_channels: int) -> None:
         super().__init__()
-        self.rdb1 = ResidualDenseBlock(num_feat, num_grow_ch)
-        self.rdb2 = ResidualDenseBlock(num_feat, num_grow_ch)
-        self.rdb3 = ResidualDenseBlock(num_feat, num_grow_ch)
+        self.rdb1 = ResidualDenseBlock(channels, growth_channels)
+        self.rdb2 = ResidualDenseBlock(channels, growth_channels)
+        self.rdb3 = ResidualDenseBlock(channels, growth_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the same shape."""
@@ -115,9 +130,11 @@ class RRDBNet(nn.Module):
     def __init__(self, config: RRDBConfig) -> None:
         super().__init__()
         self.config = config
-        c = config.num_feat
+        c = config.channels
         self.conv_first = nn.Conv2d(3 * config.unshuffle**2, c, 3, padding=1)
-        self.body = nn.Sequential(*(RRDB(c, config.num_grow_ch) for _ in range(config.num_block)))
+        self.body = nn.Sequential(
+            *(RRDB(c, config.growth_channels) for _ in range(config.num_blocks))
+        )
         self.conv_body = ConvAdd(c, c)
         for i in range(config.doublings):
             self.add_module(f"conv_up{i + 1}", UpsampleConv(c, c, act=LeakyReLU(_SLOPE)))
@@ -126,10 +143,15 @@ class RRDBNet(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Enlarge `lq` (B, T, 3, H, W), H and W multiples of `unshuffle`, to (B, T, 3, sH, sW)."""
-        x = functional.pixel_unshuffle(lq.flatten(0, 1), self.config.unshuffle)  # (B·T, 3u², H/u, W/u)
+        x = functional.pixel_unshuffle(
+            lq.flatten(0, 1), self.config.unshuffle
+        )  # (B·T, 3u², H/u, W/u)
         x = self.conv_first(x)
         x = self.conv_body(self.body(x), x)
-        doublings = [cast(UpsampleConv, self.get_submodule(f"conv_up{i + 1}")) for i in range(self.config.doublings)]
+        doublings = [
+            cast(UpsampleConv, self.get_submodule(f"conv_up{i + 1}"))
+            for i in range(self.config.doublings)
+        ]
         x = repeat_and_convolve(x, doublings, self.conv_hr, self.conv_last)
         return x.view(*lq.shape[:2], *x.shape[1:])  # (B, T, 3, sH, sW)
 
@@ -155,7 +177,9 @@ def _from_first_release(state: State) -> dict[str, Tensor]:
     numbers = [number for number in indexes(state, r"model\.(\d+)\.weight") if number > 0]
     doublings = [f"conv_up{count}" for count in range(1, len(numbers) - 1)]
     names = [*doublings, "conv_hr", "conv_last"]
-    behind = [(rf"^model\.{number}\.", f"{name}.") for number, name in zip(numbers, names, strict=False)]
+    behind = [
+        (rf"^model\.{number}\.", f"{name}.") for number, name in zip(numbers, names, strict=False)
+    ]
     return rename(state, (*_FIRST_RELEASE, *behind))
 
 
@@ -182,9 +206,9 @@ def _unshuffle(first: Tensor) -> int:
 def _infer(state: State) -> RRDBConfig:
     first, dense = state["conv_first.weight"], state["body.0.rdb1.conv1.weight"]
     return RRDBConfig(
-        num_feat=first.shape[0],
-        num_block=count_names(state, r"body\.\d+\.rdb1\.conv1\.weight"),
-        num_grow_ch=dense.shape[0],
+        channels=first.shape[0],
+        num_blocks=count_names(state, r"body\.\d+\.rdb1\.conv1\.weight"),
+        growth_channels=dense.shape[0],
         unshuffle=_unshuffle(first),
         doublings=count_names(state, r"conv_up\d\.weight"),
     )
@@ -192,7 +216,7 @@ def _infer(state: State) -> RRDBConfig:
 
 def _contract(config: RRDBConfig) -> Contract:
     # 15 convolutions a block, the first, the one behind the body, and less than two pixels behind it.
-    reach = 15 * config.num_block + 4
+    reach = 15 * config.num_blocks + 4
     # Deviation: 23 blocks reach 349 pixels, but their damped residuals leave next to nothing of what is far away.
     return Contract(
         scale=config.scale,

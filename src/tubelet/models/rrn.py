@@ -13,7 +13,9 @@ Source: Isobe et al., Revisiting Temporal Modeling for Video Super-resolution, B
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,15 +38,17 @@ _SCALES = (2, 3, 4)
 class RRNConfig:
     """Shape of an `RRN`."""
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"blocks": "num_blocks"}
+
     scale: int = 4
     """Factor of the output size."""
     channels: int = 128
     """Width of the features."""
-    blocks: int = 10
+    num_blocks: int = 10
     """Residual blocks."""
 
     def __post_init__(self) -> None:
-        if self.scale not in _SCALES or self.channels < 1 or self.blocks < 1:
+        if self.scale not in _SCALES or self.channels < 1 or self.num_blocks < 1:
             raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; channels, blocks ≥ 1")
 
 
@@ -65,7 +69,9 @@ class RecurrentCell(nn.Module):
         super().__init__()
         c, outputs = config.channels, 3 * config.scale**2
         self.conv_1 = ConvAct(2 * 3 + c + outputs, c, act="relu")
-        self.recon_trunk = nn.Sequential(*(_near_identity(ResidualBlock(c)) for _ in range(config.blocks)))
+        self.recon_trunk = nn.Sequential(
+            *(_near_identity(ResidualBlock(c)) for _ in range(config.num_blocks))
+        )
         self.conv_h = ConvAct(c, c, act="relu")
         self.conv_o = nn.Conv2d(c, outputs, 3, padding=1)
 
@@ -109,7 +115,9 @@ class RRN(nn.Module):
             seen = torch.cat([previous, current, features, output], 1)
         features, detail = self.neuro(seen)
         scale = self.config.scale
-        skip = functional.interpolate(current.contiguous(), scale_factor=float(scale), mode="bilinear")
+        skip = functional.interpolate(
+            current.contiguous(), scale_factor=float(scale), mode="bilinear"
+        )
         sr = functional.pixel_shuffle(detail, scale) + skip
         return sr, (current, features, functional.pixel_unshuffle(sr, scale))
 
@@ -135,14 +143,18 @@ def _infer(state: State) -> RRNConfig:
     return RRNConfig(
         scale=round((state["neuro.conv_o.weight"].shape[0] / 3) ** 0.5),
         channels=state["neuro.conv_1.weight"].shape[0],
-        blocks=count_blocks(state, "neuro.recon_trunk."),
+        num_blocks=count_blocks(state, "neuro.recon_trunk."),
     )
 
 
 def _contract(config: RRNConfig) -> Contract:
     # The next frame is needed for the first step only, where the published code uses it as the previous one.
     # Each 3×3 convolution of a step reaches a pixel further: conv_1, two a block, conv_o; the skip reaches one.
-    return Contract(scale=config.scale, temporal=Temporal("online", lookahead=1), halo_px=2 * config.blocks + 2)
+    return Contract(
+        scale=config.scale,
+        temporal=Temporal("online", lookahead=1),
+        halo_px=2 * config.num_blocks + 2,
+    )
 
 
 ARCHITECTURE = Architecture(

@@ -14,7 +14,9 @@ Source: Isobe et al., Video Super-Resolution with Recurrent Structure-Detail Net
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,15 @@ from tubelet.errors import ConfigError
 from tubelet.layers.convolution import ConvAct, ConvAdd
 from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import Rule, State, count_blocks, has_convolutions, rename, shape_of, zero_based
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_blocks,
+    has_convolutions,
+    rename,
+    shape_of,
+    zero_based,
+)
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "RSDN", "RSDNConfig"]
@@ -37,15 +47,17 @@ _KERNEL_PX = 3  # side of the adaptation's filters
 class RSDNConfig:
     """Shape of an `RSDN`."""
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"blocks": "num_blocks"}
+
     scale: int = 4
     """Factor of the output size."""
     channels: int = 128
     """Width of each stream."""
-    blocks: int = 9
+    num_blocks: int = 9
     """Structure-detail blocks."""
 
     def __post_init__(self) -> None:
-        if self.scale not in _SCALES or self.channels < 1 or self.blocks < 1:
+        if self.scale not in _SCALES or self.channels < 1 or self.num_blocks < 1:
             raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; channels, blocks ≥ 1")
 
 
@@ -75,7 +87,7 @@ class RecurrentCell(nn.Module):
         self.forget = nn.Conv2d(3, _KERNEL_PX**2, 3, padding=1)
         self.conv_d = nn.Conv2d(2 * 3 + c + outputs, c, 3, padding=1)
         self.conv_s = nn.Conv2d(2 * 3 + c + outputs, c, 3, padding=1)
-        self.blocks = nn.ModuleList(StructureDetailBlock(c) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(StructureDetailBlock(c) for _ in range(config.num_blocks))
         self.conv_hd = nn.Conv2d(c, c, 3, padding=1)
         self.conv_od = nn.Conv2d(c, outputs, 3, padding=1)
         self.conv_hs = nn.Conv2d(c, c, 3, padding=1)
@@ -114,7 +126,9 @@ class RecurrentCell(nn.Module):
         offsets = [(dy, dx) for dy in range(_KERNEL_PX) for dx in range(_KERNEL_PX)]
         similarity = torch.zeros_like(hidden)
         for i, (dy, dx) in enumerate(offsets):
-            similarity = torch.addcmul(similarity, padded[..., dy : dy + h, dx : dx + w], kernels[:, i : i + 1])
+            similarity = torch.addcmul(
+                similarity, padded[..., dy : dy + h, dx : dx + w], kernels[:, i : i + 1]
+            )
         return hidden * similarity.sigmoid()
 
 
@@ -152,7 +166,9 @@ class RSDN(nn.Module):
         previous, features, output_d, output_s = hidden
         frames = torch.stack([previous, current], 1)
         features, output_d, output_s = self.neuro(frames, features, output_d, output_s)
-        sr = functional.pixel_shuffle(self.conv(torch.cat([output_d, output_s], 1)), self.config.scale)
+        sr = functional.pixel_shuffle(
+            self.conv(torch.cat([output_d, output_s], 1)), self.config.scale
+        )
         return sr, (current, features, output_d, output_s)
 
     def forward(self, lq: Tensor) -> Tensor:
@@ -173,7 +189,9 @@ class RSDN(nn.Module):
 
         def step(lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
             sr, hidden = self.step(lq, hidden)
-            detail, structure = (functional.pixel_shuffle(output, self.config.scale) for output in hidden[2:])
+            detail, structure = (
+                functional.pixel_shuffle(output, self.config.scale) for output in hidden[2:]
+            )
             parts.append((detail, structure))
             return sr, hidden
 
@@ -221,7 +239,7 @@ def _infer(state: State) -> RSDNConfig:
     return RSDNConfig(
         scale=round((state["conv.weight"].shape[0] / 3) ** 0.5),
         channels=state["neuro.conv_d.weight"].shape[0],
-        blocks=count_blocks(state, "neuro.blocks."),
+        num_blocks=count_blocks(state, "neuro.blocks."),
     )
 
 
@@ -232,7 +250,7 @@ def _contract(config: RSDNConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("online", lookahead=1),
-        halo_px=3 + 1 + 2 * config.blocks + 2,
+        halo_px=3 + 1 + 2 * config.num_blocks + 2,
         size_multiple=2,
     )
 

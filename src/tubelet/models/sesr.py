@@ -17,7 +17,9 @@ Source: Bhardwaj et al., Collapsible Linear Blocks for Super-Efficient Super Res
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +38,28 @@ __all__ = ["ARCHITECTURE", "SESR", "LinearBlock", "SESRConfig"]
 class SESRConfig:
     """Shape of a `SESR`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "f": "channels",
+        "m": "num_blocks",
+        "p": "expanded_channels",
+    }
+
     scale: int = 4
     """Factor of the output size: 2, 3 or 4."""
-    f: int = 16
+    channels: int = 16
     """Width of the features."""
-    m: int = 5
+    num_blocks: int = 5
     """3×3 blocks between the first and the last."""
-    p: int = 256
+    expanded_channels: int = 256
     """Width inside the blocks in training; 0 for the collapsed network."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4) or self.f < 1 or self.m < 0 or self.p < 0:
+        if (
+            self.scale not in (2, 3, 4)
+            or self.channels < 1
+            or self.num_blocks < 0
+            or self.expanded_channels < 0
+        ):
             raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; f ≥ 1; m, p ≥ 0")
 
 
@@ -61,7 +74,9 @@ class LinearBlock(nn.Module):
         skip: add the input to the output; both must have as many channels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, side: int, width: int, *, skip: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, side: int, width: int, *, skip: bool = False
+    ) -> None:
         super().__init__()
         self.wide = nn.Conv2d(in_channels, width, side, padding=side // 2)
         self.narrow = nn.Conv2d(width, out_channels, 1)
@@ -86,7 +101,14 @@ class LinearBlock(nn.Module):
         """Make the plain convolution that gives the same result."""
         weight, bias = self.collapsed()
         out_channels, in_channels, side, _ = weight.shape
-        conv = nn.Conv2d(in_channels, out_channels, side, padding=side // 2, device=weight.device, dtype=weight.dtype)
+        conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            side,
+            padding=side // 2,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
         conv.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
         return conv
 
@@ -96,7 +118,9 @@ def _bias(conv: nn.Conv2d) -> Tensor:
     return conv.bias
 
 
-def _conv(in_channels: int, out_channels: int, side: int, p: int, *, skip: bool = False) -> LinearBlock | nn.Conv2d:
+def _conv(
+    in_channels: int, out_channels: int, side: int, p: int, *, skip: bool = False
+) -> LinearBlock | nn.Conv2d:
     if p:
         return LinearBlock(in_channels, out_channels, side, p, skip=skip)
     return nn.Conv2d(in_channels, out_channels, side, padding=side // 2)
@@ -114,11 +138,11 @@ class SESR(nn.Module):
     def __init__(self, config: SESRConfig) -> None:
         super().__init__()
         self.config = config
-        f, p = config.f, config.p
+        f, p = config.channels, config.expanded_channels
         self.first = _conv(1, f, 5, p)
-        self.body = nn.ModuleList(_conv(f, f, 3, p, skip=True) for _ in range(config.m))
+        self.body = nn.ModuleList(_conv(f, f, 3, p, skip=True) for _ in range(config.num_blocks))
         self.last = _conv(f, config.scale**2, 5, p)
-        self.acts = nn.ModuleList(nn.PReLU(f) for _ in range(config.m + 1))
+        self.acts = nn.ModuleList(nn.PReLU(f) for _ in range(config.num_blocks + 1))
         weights = torch.tensor([65.481, 128.553, 24.966]) / 255  # BT.601, times 219/255
         self.register_buffer("luma_of_rgb", weights.view(1, 3, 1, 1), persistent=False)
 
@@ -142,7 +166,7 @@ class SESR(nn.Module):
         """Replace, in place, every block by the convolution that it equals; returns self."""
         self.first, self.last = _collapsed(self.first), _collapsed(self.last)
         self.body = nn.ModuleList(_collapsed(conv) for conv in self.body)
-        self.config = replace(self.config, p=0)
+        self.config = replace(self.config, expanded_channels=0)
         return self
 
 
@@ -164,9 +188,9 @@ def _infer(state: State) -> SESRConfig:
     wide = state.get("first.wide.weight")
     return SESRConfig(
         scale=math.isqrt(state["last.bias" if wide is None else "last.narrow.bias"].shape[0]),
-        f=state["acts.0.weight"].shape[0],
-        m=count_names(state, r"acts\..*") - 1,
-        p=0 if wide is None else wide.shape[0],
+        channels=state["acts.0.weight"].shape[0],
+        num_blocks=count_names(state, r"acts\..*") - 1,
+        expanded_channels=0 if wide is None else wide.shape[0],
     )
 
 
@@ -174,7 +198,7 @@ def _contract(config: SESRConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        halo_px=config.m + 4,  # two 5×5 and the 3×3 between them
+        halo_px=config.num_blocks + 4,  # two 5×5 and the 3×3 between them
     )
 
 

@@ -1,7 +1,7 @@
 """SRVGGNetCompact: a plain stack of 3×3 convolutions at input resolution; Real-ESRGAN's small networks.
 
     lq (B, T, 3, H, W), frame by frame
-      ├ conv ─ act ─ (conv ─ act) × num_conv ─ conv → (B, 3s², H, W) ─ pixel shuffle ─┐
+      ├ conv ─ act ─ (conv ─ act) × num_blocks ─ conv → (B, 3s², H, W) ─ pixel shuffle ─┐
       └ nearest ×s ───────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
 
 Published configurations, 64 features, ×4, PReLU:
@@ -14,8 +14,9 @@ Source: Wang et al., Real-ESRGAN, ICCVW 2021; the network is of its repository's
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,18 +36,23 @@ _NAME = r"body\.(\d+)\.(weight|bias)"
 class SRVGGConfig:
     """Shape of an `SRVGGNetCompact`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "num_feat": "channels",
+        "num_conv": "num_blocks",
+    }
+
     scale: int = 4
     """Factor of the output size."""
-    num_feat: int = 64
+    channels: int = 64
     """Width of the features."""
-    num_conv: int = 16
+    num_blocks: int = 16
     """Convolutions between the first and the last."""
     act: Act = "prelu"
     """Activation. Files of the two without parameters look alike: `infer` takes those for "relu"."""
 
     def __post_init__(self) -> None:
-        if self.scale < 1 or self.num_feat < 1 or self.num_conv < 0:
-            raise ConfigError(f"{self} is out of range: scale, num_feat ≥ 1; num_conv ≥ 0")
+        if self.scale < 1 or self.channels < 1 or self.num_blocks < 0:
+            raise ConfigError(f"{self} is out of range: scale, channels ≥ 1; num_blocks ≥ 0")
         if self.act not in ("prelu", "relu", "leakyrelu"):
             raise ConfigError(f"unknown activation {self.act!r}; known are prelu, relu, leakyrelu")
 
@@ -61,9 +67,9 @@ class SRVGGNetCompact(nn.Module):
     def __init__(self, config: SRVGGConfig) -> None:
         super().__init__()
         self.config = config
-        c = config.num_feat
+        c = config.channels
         self.body = nn.Sequential(nn.Conv2d(3, c, 3, padding=1), _act(config))
-        for _ in range(config.num_conv):
+        for _ in range(config.num_blocks):
             self.body.extend([nn.Conv2d(c, c, 3, padding=1), _act(config)])
         self.body.append(nn.Conv2d(c, 3 * config.scale**2, 3, padding=1))
 
@@ -71,14 +77,16 @@ class SRVGGNetCompact(nn.Module):
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
         frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
         # The nearest ×s skip is the same for all s² sub-pixels, so it is added before they are shuffled.
-        x = self.body(frames) + frames.repeat_interleave(self.config.scale**2, 1)  # (B·T, 3s², H, W)
+        x = self.body(frames) + frames.repeat_interleave(
+            self.config.scale**2, 1
+        )  # (B·T, 3s², H, W)
         sr = functional.pixel_shuffle(x, self.config.scale)  # (B·T, 3, sH, sW)
         return sr.reshape(*lq.shape[:2], *sr.shape[1:])
 
 
 def _act(config: SRVGGConfig) -> nn.Module:
     if config.act == "prelu":
-        return nn.PReLU(config.num_feat)
+        return nn.PReLU(config.channels)
     return nn.ReLU(inplace=True) if config.act == "relu" else nn.LeakyReLU(0.1, inplace=True)
 
 
@@ -100,8 +108,8 @@ def _infer(state: State) -> SRVGGConfig:
     last = _last(state)
     return SRVGGConfig(
         scale=math.isqrt(state[last].shape[0] // 3),
-        num_feat=state["body.0.weight"].shape[0],
-        num_conv=indexes(state, _NAME)[-1] // 2 - 1,
+        channels=state["body.0.weight"].shape[0],
+        num_blocks=indexes(state, _NAME)[-1] // 2 - 1,
         act="prelu" if "body.1.weight" in state else "relu",
     )
 
@@ -110,8 +118,12 @@ def _contract(config: SRVGGConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        halo_px=config.num_conv + 2,  # every convolution reaches a pixel further
-        precisions=("fp32", "bf16", "fp16"),  # within 0.002 dB with realesr-animevideov3, but for better ones
+        halo_px=config.num_blocks + 2,  # every convolution reaches a pixel further
+        precisions=(
+            "fp32",
+            "bf16",
+            "fp16",
+        ),  # within 0.002 dB with realesr-animevideov3, but for better ones
     )
 
 

@@ -54,7 +54,9 @@ def zero_based(template: str) -> Callable[[re.Match[str]], str]:
 
 def below(state: State, prefix: str) -> dict[str, Tensor]:
     """Return what lies below a prefix, by the names without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def without(state: State, pattern: str) -> dict[str, Tensor]:

@@ -24,9 +24,9 @@ Source: Liang et al., SwinIR: Image Restoration Using Swin Transformer, ICCVW 20
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,16 @@ from tubelet.layers.inference import SwitchableLayer
 from tubelet.layers.upsampling import repeat_and_convolve
 from tubelet.layers.windows import map_windows, pad_to_windows
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import Rule, State, count_names, is_bias_table, rename, shape_of, shuffle_scale, without
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    is_bias_table,
+    rename,
+    shape_of,
+    shuffle_scale,
+    without,
+)
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "SwinIR", "SwinIRConfig", "SwinIRUpsampler"]
@@ -66,13 +75,21 @@ _HALO_PX = 32
 class SwinIRConfig:
     """Shape of a `SwinIR`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "embed_dim": "channels",
+        "num_feat": "upsample_channels",
+        "window_size": "window",
+        "in_chans": "image_channels",
+    }
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"heads": "num_heads", "colours": "image_channels"}
+
     scale: int = 4
     """Factor of the output size."""
     channels: int = 180
     """Width of the features."""
     depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
     """Blocks of each group."""
-    heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    num_heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
     """Heads of the attention in each group."""
     window: int = 8
     """Side of a window, lq pixels."""
@@ -84,9 +101,9 @@ class SwinIRConfig:
     """What ends a group: one convolution, or three over a quarter of the channels."""
     img_range: float = 1.0
     """What one stands for inside. No file tells it: `infer` takes 255 for windows of 7, as published, otherwise 1."""
-    colors: int = 3
+    image_channels: int = 3
     """3 for RGB; 1 for a network of gray images, which then restores each color by itself."""
-    num_feat: int = 64
+    upsample_channels: int = 64
     """Width behind the groups, where the upsampler has a width of its own."""
     qkv_bias: bool = True
     """Whether queries, keys and values have biases."""
@@ -95,13 +112,26 @@ class SwinIRConfig:
 
     def __post_init__(self) -> None:
         if self.scale not in _SCALES[self.upsampler]:
-            raise ConfigError(f"SwinIR: scale {self.scale} does not go with the upsampler {self.upsampler!r}")
-        if len(self.depths) != len(self.heads) or not self.depths or min(self.depths) < 1:
-            raise ConfigError(f"SwinIR: depths {self.depths} and heads {self.heads} must be of the same length, ≥ 1")
-        if any(heads < 1 or self.channels % heads for heads in self.heads):
-            raise ConfigError(f"SwinIR: heads {self.heads} must divide the {self.channels} channels")
-        if self.window < 1 or self.colors not in (1, 3) or self.mlp_ratio <= 0 or self.img_range <= 0:
-            raise ConfigError(f"{self} is out of range: window ≥ 1; colors 1 or 3; mlp_ratio, img_range > 0")
+            raise ConfigError(
+                f"SwinIR: scale {self.scale} does not go with the upsampler {self.upsampler!r}"
+            )
+        if len(self.depths) != len(self.num_heads) or not self.depths or min(self.depths) < 1:
+            raise ConfigError(
+                f"SwinIR: depths {self.depths} and heads {self.num_heads} must be of the same length, ≥ 1"
+            )
+        if any(heads < 1 or self.channels % heads for heads in self.num_heads):
+            raise ConfigError(
+                f"SwinIR: heads {self.num_heads} must divide the {self.channels} channels"
+            )
+        if (
+            self.window < 1
+            or self.image_channels not in (1, 3)
+            or self.mlp_ratio <= 0
+            or self.img_range <= 0
+        ):
+            raise ConfigError(
+                f"{self} is out of range: window ≥ 1; colors 1 or 3; mlp_ratio, img_range > 0"
+            )
 
 
 class SwinBlock(SwitchableLayer):
@@ -168,7 +198,9 @@ class RSTB(nn.Module):
     def __init__(self, config: SwinIRConfig, depth: int, heads: int) -> None:
         super().__init__()
         half = config.window // 2
-        self.blocks = nn.ModuleList(SwinBlock(config, heads, half if i % 2 else 0) for i in range(depth))
+        self.blocks = nn.ModuleList(
+            SwinBlock(config, heads, half if i % 2 else 0) for i in range(depth)
+        )
         self.conv = _residual_conv(config.channels, config.resi_connection)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,12 +223,19 @@ class SwinIR(nn.Module):
     def __init__(self, config: SwinIRConfig) -> None:
         super().__init__()
         self.config = config
-        c, f, colors, kind = config.channels, config.num_feat, config.colors, config.upsampler
+        c, f, colors, kind = (
+            config.channels,
+            config.upsample_channels,
+            config.image_channels,
+            config.upsampler,
+        )
         mean = torch.tensor(_DIV2K_MEAN if colors == 3 else (0.0,)).view(1, colors, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
         self.conv_first = nn.Conv2d(colors, c, 3, padding=1)
         self.patch_norm = nn.LayerNorm(c) if config.patch_norm else nn.Identity()
-        self.layers = nn.ModuleList(RSTB(config, *group) for group in zip(config.depths, config.heads, strict=True))
+        self.layers = nn.ModuleList(
+            RSTB(config, *group) for group in zip(config.depths, config.num_heads, strict=True)
+        )
         self.norm = nn.LayerNorm(c)
         self.conv_after_body = _residual_conv(c, config.resi_connection)
         if kind == "pixelshuffledirect":
@@ -205,11 +244,15 @@ class SwinIR(nn.Module):
             )
             return
         if kind != "none":
-            self.conv_before_upsample = nn.Sequential(nn.Conv2d(c, f, 3, padding=1), nn.LeakyReLU(inplace=True))
+            self.conv_before_upsample = nn.Sequential(
+                nn.Conv2d(c, f, 3, padding=1), nn.LeakyReLU(inplace=True)
+            )
         if kind == "pixelshuffle":
             self.upsample = nn.Sequential()
             for step in _STEPS[config.scale]:
-                self.upsample.extend([nn.Conv2d(f, f * step**2, 3, padding=1), nn.PixelShuffle(step)])
+                self.upsample.extend(
+                    [nn.Conv2d(f, f * step**2, 3, padding=1), nn.PixelShuffle(step)]
+                )
         elif kind == "nearest+conv":
             for i in range(len(_STEPS[config.scale])):
                 self.add_module(f"conv_up{i + 1}", UpsampleConv(f, f, act=LeakyReLU(_SLOPE)))
@@ -222,10 +265,14 @@ class SwinIR(nn.Module):
 
     def _frames(self, lq: Tensor) -> Iterator[Tensor]:
         """Yield sr (B, 3, sH, sW) from the first frame to the last."""
-        colors, (height, width) = self.config.colors, lq.shape[-2:]
+        colors, (height, width) = self.config.image_channels, lq.shape[-2:]
         for frame in lq.unbind(1):
-            images = frame.reshape(-1, colors, height, width)  # three for one where the network is gray
-            yield self._restore(images).reshape(lq.shape[0], lq.shape[2], height * self.config.scale, -1)
+            images = frame.reshape(
+                -1, colors, height, width
+            )  # three for one where the network is gray
+            yield self._restore(images).reshape(
+                lq.shape[0], lq.shape[2], height * self.config.scale, -1
+            )
 
     def _restore(self, frame: Tensor) -> Tensor:
         """Map (B, C', H, W) to (B, C', sH, sW), C' the colors of the network."""
@@ -263,7 +310,12 @@ _DERIVED = r".*(attn_mask|attn\.relative_position_index)"
 """Of the published files: what follows from the size of the windows and of the training images."""
 _FIRST = "layers.0.blocks.0."
 _TABLE = f"{_FIRST}attn.relative_position_bias_table"
-_NEEDED = {"norm.weight", f"{_FIRST}attn.qkv.weight", f"{_FIRST}mlp.fc1.weight", f"{_FIRST}norm2.weight"}
+_NEEDED = {
+    "norm.weight",
+    f"{_FIRST}attn.qkv.weight",
+    f"{_FIRST}mlp.fc1.weight",
+    f"{_FIRST}norm2.weight",
+}
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
@@ -312,15 +364,17 @@ def _infer(state: State) -> SwinIRConfig:
     return SwinIRConfig(
         scale=_scale(state, upsampler),
         channels=channels,
-        depths=tuple(count_names(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups),
-        heads=tuple(table.shape[1] for table in tables),
+        depths=tuple(
+            count_names(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups
+        ),
+        num_heads=tuple(table.shape[1] for table in tables),
         window=window,
         mlp_ratio=state[f"{_FIRST}mlp.fc1.weight"].shape[0] / channels,
         upsampler=upsampler,
         resi_connection="1conv" if "layers.0.conv.weight" in state else "3conv",
         img_range=255.0 if window == _JPEG_WINDOW and upsampler == "none" else 1.0,
-        colors=colors,
-        num_feat=64 if before is None else before.shape[0],
+        image_channels=colors,
+        upsample_channels=64 if before is None else before.shape[0],
         qkv_bias=f"{_FIRST}attn.qkv.bias" in state,
         patch_norm="patch_norm.weight" in state,
     )

@@ -19,9 +19,9 @@ Source: Tian et al., "TDAN: Temporally-Deformable Alignment Network for Video Su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,14 @@ from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    first_words,
+    has_convolutions,
+    rename,
+)
 from tubelet.ops.deform import Border
 from tubelet.types import Temporal
 
@@ -44,7 +51,10 @@ _SCALE = 4
 _MEAN = 0.5  # of the frames: what both releases subtract from them and add to the result
 _HALO_PX = 32  # beyond it, results of random weights move by less than 1e-5 of their deviation
 _OFFSETS = 18  # channels of a group of plain offsets: nine taps, dy and dx
-_ALIGN: dict[Literal["authors", "mmagic"], str] = {"authors": "alignment", "mmagic": "alignment_mmagic"}
+_ALIGN: dict[Literal["authors", "mmagic"], str] = {
+    "authors": "alignment",
+    "mmagic": "alignment_mmagic",
+}
 """Names of the aligning part: weights of one release cannot pass for those of the other."""
 
 
@@ -52,15 +62,20 @@ _ALIGN: dict[Literal["authors", "mmagic"], str] = {"authors": "alignment", "mmag
 class TDANConfig:
     """Shape of a `TDAN`."""
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+        "extract_blocks": "num_extract_blocks",
+        "reconstruct_blocks": "num_reconstruct_blocks",
+    }
+
     channels: int = 64
     """Width of the features."""
     num_frames: int = 5
     """Frames of the window, the middle one included; odd."""
     groups: int = 8
     """Groups of channels of the deformable convolutions, each with offsets of its own."""
-    extract_blocks: int = 5
+    num_extract_blocks: int = 5
     """Residual blocks of a frame, before alignment."""
-    reconstruct_blocks: int = 10
+    num_reconstruct_blocks: int = 10
     """Residual blocks after alignment."""
     deform: Literal["plain", "modulated"] = "plain"
     """Deformable convolutions: offsets alone; or weighted samples and a bias as well (not in the third)."""
@@ -74,10 +89,14 @@ class TDANConfig:
             raise ConfigError(f"{self} is out of range: channels ≥ 1, num_frames odd")
         if self.groups < 1 or self.channels % self.groups:
             raise ConfigError(f"groups={self.groups} must divide channels={self.channels}")
-        if self.extract_blocks < 0 or self.reconstruct_blocks < 0:
-            raise ConfigError(f"{self} is out of range: extract_blocks, reconstruct_blocks ≥ 0")
+        if self.num_extract_blocks < 0 or self.num_reconstruct_blocks < 0:
+            raise ConfigError(
+                f"{self} is out of range: num_extract_blocks, num_reconstruct_blocks ≥ 0"
+            )
         if self.deform not in ("plain", "modulated") or self.release not in _ALIGN:
-            raise ConfigError(f"{self} is unknown: deform plain or modulated; release authors or mmagic")
+            raise ConfigError(
+                f"{self} is unknown: deform plain or modulated; release authors or mmagic"
+            )
         if self.border not in ("zeros", "original"):
             raise ConfigError(f"border={self.border!r} must be zeros or original")
 
@@ -95,7 +114,12 @@ class TemporalAlignment(nn.Module):
 
         def deform(modulation: Literal["sigmoid", "none"]) -> ModulatedDeformConv:
             return ModulatedDeformConv(
-                c, c, groups=config.groups, modulation=modulation, bias=modulated, border=config.border
+                c,
+                c,
+                groups=config.groups,
+                modulation=modulation,
+                bias=modulated,
+                border=config.border,
             )
 
         self.merge = nn.Conv2d(2 * c, c, 3, padding=1)
@@ -107,7 +131,9 @@ class TemporalAlignment(nn.Module):
 
     def project_middle(self, feat: Tensor) -> Tensor:
         """Compute the middle frame's part of `merge`, which is the same for all neighbors: (B, C, H, W)."""
-        return functional.conv2d(feat, self.merge.weight[:, : feat.shape[1]], self.merge.bias, padding=1)
+        return functional.conv2d(
+            feat, self.merge.weight[:, : feat.shape[1]], self.merge.bias, padding=1
+        )
 
     def project_neighbor(self, feat: Tensor) -> Tensor:
         """Compute a neighbor's part of `merge`, which is the same in all windows: (B, C, H, W)."""
@@ -143,10 +169,14 @@ class TDAN(nn.Module):
         self.config = config
         c = config.channels
         self.conv_first = nn.Conv2d(3, c, 3, padding=1)
-        self.feature_extraction = nn.Sequential(*(ResidualBlock(c) for _ in range(config.extract_blocks)))
+        self.feature_extraction = nn.Sequential(
+            *(ResidualBlock(c) for _ in range(config.num_extract_blocks))
+        )
         self.add_module(_ALIGN[config.release], TemporalAlignment(config))
         self.conv_fuse = nn.Conv2d(3 * config.num_frames, c, 3, padding=1)
-        self.reconstruction = nn.Sequential(*(ResidualBlock(c) for _ in range(config.reconstruct_blocks)))
+        self.reconstruction = nn.Sequential(
+            *(ResidualBlock(c) for _ in range(config.num_reconstruct_blocks))
+        )
         self.upconv1 = nn.Conv2d(c, 4 * c, 3, padding=1)
         self.upconv2 = nn.Conv2d(c, 4 * c, 3, padding=1)
         self.conv_last = nn.Conv2d(c, 3, 3, padding=1, bias=False)
@@ -178,7 +208,10 @@ class TDAN(nn.Module):
         align, half = self._alignment(), len(window) // 2
         frame, feat, _ = window[half]
         middle = align.project_middle(feat)
-        return [frame if t == half else align(*features[1:], middle) for t, features in enumerate(window)]
+        return [
+            frame if t == half else align(*features[1:], middle)
+            for t, features in enumerate(window)
+        ]
 
     def _alignment(self) -> TemporalAlignment:
         align = self.get_submodule(_ALIGN[self.config.release])
@@ -221,7 +254,9 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of the authors and of MMagic to ours; None where they are of another network."""
     own = _rename(state)
     align = _ALIGN[_release(own)]
-    marks = [f"{align}.{name}" for name in ("merge", "deform_1.conv_offset", "deform_3.conv_offset")]
+    marks = [
+        f"{align}.{name}" for name in ("merge", "deform_1.conv_offset", "deform_3.conv_offset")
+    ]
     return own if has_convolutions(own, "conv_fuse", *marks) else None
 
 
@@ -245,9 +280,11 @@ def _infer(state: State) -> TDANConfig:
         channels=fuse.shape[0],
         num_frames=fuse.shape[1] // 3,
         groups=plain // _OFFSETS,
-        extract_blocks=count_names(state, r"feature_extraction\..*\.conv1\.weight"),
-        reconstruct_blocks=count_names(state, r"reconstruction\..*\.conv1\.weight"),
-        deform="plain" if state[f"{align}.deform_1.conv_offset.weight"].shape[0] == plain else "modulated",
+        num_extract_blocks=count_names(state, r"feature_extraction\..*\.conv1\.weight"),
+        num_reconstruct_blocks=count_names(state, r"reconstruction\..*\.conv1\.weight"),
+        deform="plain"
+        if state[f"{align}.deform_1.conv_offset.weight"].shape[0] == plain
+        else "modulated",
         release=release,
         border="original" if release == "authors" else "zeros",
     )

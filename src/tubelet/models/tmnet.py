@@ -17,8 +17,9 @@ Vimeo-90K, and for any time on Adobe240fps. Their weights have the same names an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,15 +61,28 @@ Between = Sequence[tuple[Modulate | None, Modulate | None]]
 class TMNetConfig:
     """Shape of a `TMNet`; its width is 64."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "front_RBs": "num_front_blocks",
+        "back_RBs": "num_back_blocks",
+    }
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+        "front_blocks": "num_front_blocks",
+        "back_blocks": "num_back_blocks",
+    }
+
     groups: int = 8
     """Groups of channels with offsets of their own, in the alignment of pairs and in the ConvLSTM."""
-    front_blocks: int = 5
+    num_front_blocks: int = 5
     """Residual blocks that extract features."""
-    back_blocks: int = 40
+    num_back_blocks: int = 40
     """Residual blocks that reconstruct."""
 
     def __post_init__(self) -> None:
-        if self.groups < 1 or _CHANNELS % self.groups or min(self.front_blocks, self.back_blocks) < 0:
+        if (
+            self.groups < 1
+            or _CHANNELS % self.groups
+            or min(self.num_front_blocks, self.num_back_blocks) < 0
+        ):
             raise ConfigError(f"{self} is out of range: groups divide {_CHANNELS}, blocks ≥ 0")
 
 
@@ -121,7 +135,9 @@ class _LocalComparison(nn.Module):
             )
             for _ in range(2)
         )
-        self.before_dcn, self.after_dcn = (ModulatedDeformConv(c, c, groups=_LOCAL_GROUPS) for _ in range(2))
+        self.before_dcn, self.after_dcn = (
+            ModulatedDeformConv(c, c, groups=_LOCAL_GROUPS) for _ in range(2)
+        )
         self.fusion = nn.Sequential(
             *(nn.Conv2d(3 * c, 3 * c, 1), nn.LeakyReLU(_SLOPE, inplace=True)),
             *(nn.Conv2d(3 * c, 3 * c, 1), nn.LeakyReLU(_SLOPE, inplace=True)),
@@ -151,14 +167,16 @@ class TMNet(nn.Module):
     def __init__(self, config: TMNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.features = SpaceTimeFeatures(_CHANNELS, config.groups, config.front_blocks)
+        self.features = SpaceTimeFeatures(_CHANNELS, config.groups, config.num_front_blocks)
         self.modulation1 = _SideModulation()
         self.modulation2 = _SideModulation()
         self.comparison = _LocalComparison()
         self.lstm = BiDeformableConvLSTM(_CHANNELS, config.groups)
-        self.reconstruction = Reconstruction(_CHANNELS, config.back_blocks)
+        self.reconstruction = Reconstruction(_CHANNELS, config.num_back_blocks)
 
-    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge(), *, times: Times | None = None) -> Tensor:
+    def forward(
+        self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge(), *, times: Times | None = None
+    ) -> Tensor:
         """Restore a clip, with frames between any two of its frames.
 
         Args:
@@ -190,8 +208,8 @@ class TMNet(nn.Module):
 
         Args:
             lq: (B, T, 3, H, W).
-            before: one frame, and the state of the sweep "forward"; empty where the film begins.
-            after: one frame, and the state of the sweep "backward"; empty where the film ends.
+            before: one frame, and the state of the sweep "forward"; empty where the video begins.
+            after: one frame, and the state of the sweep "backward"; empty where the video ends.
             seen: called with the states of both sweeps at every moment, (B, 2C, H, W).
             store: keeps the features of the clip, those compared, and the hidden states of one direction.
             times: of the frames between two, (k,) for the whole batch or (B, k), in (0, 1) and increasing. Default: one
@@ -200,7 +218,9 @@ class TMNet(nn.Module):
         Yields:
             (B, 3, 4H, 4W), T + (T - 1)·k times.
         """
-        moments = self.propagate(lq, before=before, after=after, seen=seen, store=store, times=times)
+        moments = self.propagate(
+            lq, before=before, after=after, seen=seen, store=store, times=times
+        )
         for _, (hidden, raw) in moments:
             yield self.reconstruction(hidden, raw)
 
@@ -233,14 +253,18 @@ class TMNet(nn.Module):
         """Make the modulations of both sides for each of the k times."""
         if times is None:
             return [(None, None)]
-        signed = 2 * torch.as_tensor(times, dtype=lq.dtype, device=lq.device) - 1  # its negative is that of 1 - τ
+        signed = (
+            2 * torch.as_tensor(times, dtype=lq.dtype, device=lq.device) - 1
+        )  # its negative is that of 1 - τ
         signed = signed.expand(lq.shape[0], -1)[..., None, None, None]  # (B, k, 1, 1, 1)
-        return [(self.modulation1.at(time), self.modulation2.at(-time)) for time in signed.unbind(1)]
+        return [
+            (self.modulation1.at(time), self.modulation2.at(-time)) for time in signed.unbind(1)
+        ]
 
     def _neighbors(
         self, lq: Tensor, before: Edge, after: Edge, between: Between
     ) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
-        """Yield each moment with the features of the last, of itself and of the next; film ends are repeated."""
+        """Yield each moment with the features of the last, of itself and of the next; video ends are repeated."""
         frames = [*before.frames[:1], *lq.unbind(1), *after.frames[:1]]
         first = -1 - len(between) if before.frames else 0
         count = _count(lq, between)
@@ -291,7 +315,11 @@ def _translate(state: State) -> dict[str, Tensor] | None:
 
 def _infer(state: State) -> TMNetConfig:
     shape = infer_shape(state)
-    return TMNetConfig(groups=shape["groups"], front_blocks=shape["front_blocks"], back_blocks=shape["back_blocks"])
+    return TMNetConfig(
+        groups=shape["groups"],
+        num_front_blocks=shape["num_front_blocks"],
+        num_back_blocks=shape["num_back_blocks"],
+    )
 
 
 def _contract(config: TMNetConfig) -> Contract:

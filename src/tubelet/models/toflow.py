@@ -42,7 +42,14 @@ Features = tuple[Tensor, ...]
 """What is known of one frame: itself, enlarged and normalized, and halved up to three times, the largest first."""
 
 _LEVELS = 4
-_WIDTHS = (8, 32, 64, 32, 16, 2)  # of the flow network: middle frame, warped neighbor and flow in; flow out
+_WIDTHS = (
+    8,
+    32,
+    64,
+    32,
+    16,
+    2,
+)  # of the flow network: middle frame, warped neighbor and flow in; flow out
 _CHANNELS = 64  # of the fusing convolutions
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, R, G, B
 
@@ -86,7 +93,9 @@ class ConvNorm(nn.Module):
         mean, variance = self.bn.running_mean, self.bn.running_var
         assert mean is not None
         assert variance is not None
-        factor = self.bn.weight * (variance + self.bn.eps).rsqrt()  # part of the convolution, once trained
+        factor = (
+            self.bn.weight * (variance + self.bn.eps).rsqrt()
+        )  # part of the convolution, once trained
         weight, bias = self.conv.weight * factor[:, None, None, None], self.bn.bias - mean * factor
         return functional.relu_(functional.conv2d(x, weight, bias, padding=3))
 
@@ -147,7 +156,9 @@ class TOFlow(nn.Module):
         for i, level in enumerate(self.flow):
             frame = middle[_LEVELS - 1 - i]
             if i:
-                flow = 2 * functional.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=True)
+                flow = 2 * functional.interpolate(
+                    flow, scale_factor=2.0, mode="bilinear", align_corners=True
+                )
                 warped = backward_warp(neighbor[_LEVELS - 1 - i], flow)
             flow = flow + level(torch.cat([frame, warped, flow], 1))
         return flow

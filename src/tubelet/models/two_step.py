@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,15 @@ from tubelet.errors import ConfigError
 from tubelet.layers.convolution import Activation, ConvAct, ConvCat
 from tubelet.layers.frozen import FrozenModel
 from tubelet.models.architecture import Architecture, BaseModel, Contract
-from tubelet.models.state_dict import Rule, State, count_names, has_convolutions, rename, without, zero_based
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    has_convolutions,
+    rename,
+    without,
+    zero_based,
+)
 from tubelet.types import Temporal
 
 __all__ = [
@@ -57,30 +65,36 @@ Features = tuple[Tensor, Tensor, Tensor]
 _SIZE_MULTIPLE = 16  # Φ halves four times
 _FACTORS = (1, 2, 4, 8, 16)
 """Widths of the stages of Φ, in units of `base`: 64 to 1024 (Sec. III-B)."""
-_MOST_BASE = 512  # wider ones are damaged files
+_MAX_BASE = 512  # wider ones are damaged files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConditionalEncoderConfig:
     """Shape of a `ConditionalEncoder`."""
 
-    base: int = 64
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"base": "channels"}
+
+    channels: int = 64
     """Width of the first stage; the last has sixteen times as much."""
     norm: Norm = "batch"
     """What follows each convolution: batch normalization as in the authors' code, or none as in the paper."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.base <= _MOST_BASE or self.norm not in ("batch", "none"):
-            raise ConfigError(f"{self} is out of range: base 1 to {_MOST_BASE}; norm batch or none")
+        if not 1 <= self.channels <= _MAX_BASE or self.norm not in ("batch", "none"):
+            raise ConfigError(
+                f"{self} is out of range: channels 1 to {_MAX_BASE}; norm batch or none"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoStepConfig:
     """Shape of a `TwoStepRestorer`; that of its image model is not part of it."""
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"base": "channels"}
+
     scale: Literal[2, 4] = 2
     """Factor of the image model."""
-    base: int = 64
+    channels: int = 64
     """Width of the first stages; 64 is published, with 88 million parameters, or 120 in the variant paper."""
     variant: Literal["paper", "published"] = "paper"
     """The decoder of the paper, or that of the authors' code, which is for ×2 alone."""
@@ -91,12 +105,20 @@ class TwoStepConfig:
     what is usual for the variant."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 4) or not 1 <= self.base <= _MOST_BASE:
-            raise ConfigError(f"{self} is out of range: scale 2 or 4; base 1 to {_MOST_BASE}")
+        if self.scale not in (2, 4) or not 1 <= self.channels <= _MAX_BASE:
+            raise ConfigError(f"{self} is out of range: scale 2 or 4; channels 1 to {_MAX_BASE}")
         if self.variant not in ("paper", "published") or self.norm not in ("batch", "none"):
-            raise ConfigError(f"{self} is out of range: variant paper or published; norm batch or none")
-        if self.variant == "published" and (self.scale, self.norm, self.residual) != (2, "batch", False):
-            raise ConfigError(f"{self} is not what is published: that has scale=2, norm=batch, residual=False")
+            raise ConfigError(
+                f"{self} is out of range: variant paper or published; norm batch or none"
+            )
+        if self.variant == "published" and (self.scale, self.norm, self.residual) != (
+            2,
+            "batch",
+            False,
+        ):
+            raise ConfigError(
+                f"{self} is not what is published: that has scale=2, norm=batch, residual=False"
+            )
 
 
 class ConvPair(nn.Module):
@@ -158,7 +180,9 @@ def _begin(network: nn.Module, norm: Norm) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.in_channels == 3 and module.bias is not None:
                 _center(module.weight, module.bias)
-        elif isinstance(module, nn.ConvTranspose2d):  # each pixel of its result has one tap per channel
+        elif isinstance(
+            module, nn.ConvTranspose2d
+        ):  # each pixel of its result has one tap per channel
             nn.init.normal_(module.weight, std=module.in_channels**-0.5)
 
 
@@ -189,7 +213,7 @@ class ConditionalEncoder(nn.Module):
     def __init__(self, config: ConditionalEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.stages = _stages([config.base * factor for factor in _FACTORS], config.norm)
+        self.stages = _stages([config.channels * factor for factor in _FACTORS], config.norm)
         _begin(self, config.norm)
 
     def forward(self, neighbor: Tensor) -> Tensor:
@@ -212,7 +236,7 @@ class TwoStepRestorer(nn.Module):
         super().__init__()
         self.config = config
         widths = _hq_widths(config)
-        encoder = ConditionalEncoderConfig(base=config.base, norm=config.norm)
+        encoder = ConditionalEncoderConfig(channels=config.channels, norm=config.norm)
         self.encoder_l = ConditionalEncoder(encoder)
         self.encoder_r = ConditionalEncoder(encoder)
         self.stages = _stages(widths, config.norm)
@@ -279,9 +303,15 @@ class TwoStepRestorer(nn.Module):
         """
         return self.restore_with_features(hq, left, right)[0]
 
-    def restore_with_features(self, hq: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Features]:
+    def restore_with_features(
+        self, hq: Tensor, left: Tensor, right: Tensor
+    ) -> tuple[Tensor, Features]:
         """Do what `restore` and `encode` do, at once: the loss of Eq. 11 compares the features too."""
-        features = self.encoder_l(left), (levels := _contract_path(self.stages, hq))[-1], self.encoder_r(right)
+        features = (
+            self.encoder_l(left),
+            (levels := _contract_path(self.stages, hq))[-1],
+            self.encoder_r(right),
+        )
         x = features[0] + features[1] + features[2]  # Eq. 5
         for up, level in zip(self.ups, self._joined_levels(), strict=True):
             x = up(x, levels[level])
@@ -310,14 +340,16 @@ def _hq_widths(config: TwoStepConfig) -> list[int]:
     """Return the widths of Ψ's stages; the last one is that of Φ, at the same size."""
     # Deviation: the paper has ×2 alone. A stage more in Ψ, and not one less in Φ, keeps F at H/16 × W/16 × 1024.
     first = (1,) * (int(math.log2(config.scale)) - 1)
-    return [config.base * factor for factor in (*first, *_FACTORS, _FACTORS[-1])]
+    return [config.channels * factor for factor in (*first, *_FACTORS, _FACTORS[-1])]
 
 
 def _head(config: TwoStepConfig) -> nn.Module:
-    c = config.base
+    c = config.channels
     if config.variant == "published":
         half = max(1, c // 2)
-        return nn.Sequential(nn.Conv2d(c, half, 1), nn.BatchNorm2d(half), nn.Tanh(), nn.Conv2d(half, 3, 1))
+        return nn.Sequential(
+            nn.Conv2d(c, half, 1), nn.BatchNorm2d(half), nn.Tanh(), nn.Conv2d(half, 3, 1)
+        )
     head = nn.Conv2d(c, 3, 1)
     if config.residual:  # at first the result is the image model's
         for parameter in head.parameters():
@@ -365,7 +397,7 @@ def _infer(state: State) -> TwoStepConfig:
     stages = count_names(state, r"stages\.\d+\.conv1\.weight")
     return TwoStepConfig(
         scale=2 if stages <= len(_FACTORS) + 1 else 4,
-        base=state["stages.0.conv1.weight"].shape[0],
+        channels=state["stages.0.conv1.weight"].shape[0],
         variant="published" if published else "paper",
         norm=_norm(state),
         residual=not published,
@@ -432,7 +464,9 @@ def _translate_encoder(state: State) -> dict[str, Tensor] | None:
 
 
 def _infer_encoder(state: State) -> ConditionalEncoderConfig:
-    return ConditionalEncoderConfig(base=state["stages.0.conv1.weight"].shape[0], norm=_norm(state))
+    return ConditionalEncoderConfig(
+        channels=state["stages.0.conv1.weight"].shape[0], norm=_norm(state)
+    )
 
 
 def _contract_encoder(config: ConditionalEncoderConfig) -> None:

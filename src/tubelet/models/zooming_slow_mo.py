@@ -18,8 +18,9 @@ Vimeo-90K.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,14 @@ from tubelet.layers.recurrence import Edge, Past, Seen, sweep
 from tubelet.layers.residual import ResidualBlock
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.state_dict import Rule, State, count_names, first_words, has_convolutions, rename
+from tubelet.models.state_dict import (
+    Rule,
+    State,
+    count_names,
+    first_words,
+    has_convolutions,
+    rename,
+)
 from tubelet.types import Temporal
 
 __all__ = [
@@ -63,17 +71,30 @@ Modulate = Callable[[int, Tensor], Tensor]
 class ZoomingSlowMoConfig:
     """Shape of a `ZoomingSlowMo`."""
 
+    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
+        "nf": "channels",
+        "front_RBs": "num_front_blocks",
+        "back_RBs": "num_back_blocks",
+    }
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+        "front_blocks": "num_front_blocks",
+        "back_blocks": "num_back_blocks",
+    }
+
     channels: int = 64
     """Width of all features at low resolution."""
     groups: int = 8
     """Groups of channels with offsets of their own."""
-    front_blocks: int = 5
+    num_front_blocks: int = 5
     """Residual blocks that extract features."""
-    back_blocks: int = 40
+    num_back_blocks: int = 40
     """Residual blocks that reconstruct."""
 
     def __post_init__(self) -> None:
-        if min(self.channels, self.groups) < 1 or min(self.front_blocks, self.back_blocks) < 0:
+        if (
+            min(self.channels, self.groups) < 1
+            or min(self.num_front_blocks, self.num_back_blocks) < 0
+        ):
             raise ConfigError(f"{self} is out of range: channels and groups ≥ 1, blocks ≥ 0")
         if self.channels % self.groups:
             raise ConfigError(f"groups={self.groups} must divide channels={self.channels}")
@@ -131,7 +152,9 @@ class _Side(nn.Module):
         aligned = functional.leaky_relu(level.dcn(own[2], guide), 0.1)
         for number, level in ((2, self.level2), (1, self.level1)):
             x = _lrelu(level.offset_conv1(torch.cat([own[number - 1], other[number - 1]], 1)))
-            coarser = _double(guide).mul_(2)  # offsets count in pixels, which are half as large here
+            coarser = _double(guide).mul_(
+                2
+            )  # offsets count in pixels, which are half as large here
             x = _lrelu(level.offset_conv2(torch.cat([x, coarser], 1)))
             guide = _guide(level.offset_conv3, x, modulate, number)
             finer = level.dcn(own[number - 1], guide)
@@ -161,10 +184,15 @@ class PyramidPairAlign(nn.Module):
         self.side2 = _Side(channels, groups)
 
     def forward(
-        self, first: Pyramid, second: Pyramid, modulate: tuple[Modulate | None, Modulate | None] = (None, None)
+        self,
+        first: Pyramid,
+        second: Pyramid,
+        modulate: tuple[Modulate | None, Modulate | None] = (None, None),
     ) -> Tensor:
         """Give (B, 2C, H, W): the first towards the second, then the second towards the first."""
-        return torch.cat([self.side1(first, second, modulate[0]), self.side2(second, first, modulate[1])], 1)
+        return torch.cat(
+            [self.side1(first, second, modulate[0]), self.side2(second, first, modulate[1])], 1
+        )
 
 
 class _Halvings(nn.Module):
@@ -212,7 +240,7 @@ class _DeformableConvLSTM(nn.Module):
 
         Args:
             feat: (B, C, H, W).
-            past: the last state (B, 2C, H, W), h then c; empty at the start of the film.
+            past: the last state (B, 2C, H, W), h then c; empty at the start of the video.
 
         Returns:
             the state (B, 2C, H, W).
@@ -295,7 +323,9 @@ class SpaceTimeFeatures(nn.Module):
         self.fusion = nn.Conv2d(2 * channels, channels, 1)
 
     def forward(
-        self, frames: Iterable[Tensor], between: Sequence[tuple[Modulate | None, Modulate | None]] = ((None, None),)
+        self,
+        frames: Iterable[Tensor],
+        between: Sequence[tuple[Modulate | None, Modulate | None]] = ((None, None),),
     ) -> Iterator[Tensor]:
         """Look at a clip frame by frame.
 
@@ -353,9 +383,9 @@ class ZoomingSlowMo(nn.Module):
     def __init__(self, config: ZoomingSlowMoConfig) -> None:
         super().__init__()
         self.config = config
-        self.features = SpaceTimeFeatures(config.channels, config.groups, config.front_blocks)
+        self.features = SpaceTimeFeatures(config.channels, config.groups, config.num_front_blocks)
         self.lstm = BiDeformableConvLSTM(config.channels, config.groups)
-        self.reconstruction = Reconstruction(config.channels, config.back_blocks)
+        self.reconstruction = Reconstruction(config.channels, config.num_back_blocks)
 
     def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, 2T - 1, 3, 4H, 4W); see `restore`."""
@@ -378,8 +408,8 @@ class ZoomingSlowMo(nn.Module):
 
         Args:
             lq: (B, T, 3, H, W), H and W multiples of 4.
-            before: one frame, and the state of the sweep "forward"; empty where the film begins.
-            after: one frame, and the state of the sweep "backward"; empty where the film ends.
+            before: one frame, and the state of the sweep "forward"; empty where the video begins.
+            after: one frame, and the state of the sweep "backward"; empty where the video ends.
             seen: called with the states of both sweeps at every moment, (B, 2C, H, W).
             store: keeps the features of the clip, and the hidden states of one direction.
 
@@ -441,9 +471,11 @@ def infer_shape(state: State) -> dict[str, int]:
     offsets = state.get("features.pcd_align.side1.level1.dcn.conv_offset.weight")
     return {
         "channels": state["features.conv_first.weight"].shape[0],
-        "groups": 1 if offsets is None else offsets.shape[0] // 27,  # dy, dx and a weight for each of 3×3 taps
-        "front_blocks": count_names(state, r"features\.blocks\..*\.conv1\.weight"),
-        "back_blocks": count_names(state, r"reconstruction\.blocks\..*\.conv1\.weight"),
+        "groups": 1
+        if offsets is None
+        else offsets.shape[0] // 27,  # dy, dx and a weight for each of 3×3 taps
+        "num_front_blocks": count_names(state, r"features\.blocks\..*\.conv1\.weight"),
+        "num_back_blocks": count_names(state, r"reconstruction\.blocks\..*\.conv1\.weight"),
     }
 
 

@@ -60,7 +60,15 @@ def deform_conv2d(
     taps = _taps(x, offset, mask, weight, (_pair(stride), _pair(padding), _pair(dilation)), border)
     if torch.compiler.is_compiling() or not (x.device.type == "cpu" or _has_kernel(x)):
         return deform_conv2d_reference(
-            x, offset, weight, bias, mask=mask, stride=stride, padding=padding, dilation=dilation, border=border
+            x,
+            offset,
+            weight,
+            bias,
+            mask=mask,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            border=border,
         )
     # positions need float32, and half precision is slow on a CPU; the kernel computes positions in float32 itself
     real = x.dtype if _has_kernel(x) else torch.promote_types(x.dtype, torch.float32)
@@ -107,7 +115,9 @@ def guided_deform_conv2d(
     offset, mask = predicted[:, : 2 * samples], predicted[:, 2 * samples :]
     tensors = (x, predicted, weight, *(() if bias is None else (bias,)), *flows)
     learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    whole = any(tensor.dtype != torch.float32 for tensor in tensors) or weight.shape[1] != x.shape[1]
+    whole = (
+        any(tensor.dtype != torch.float32 for tensor in tensors) or weight.shape[1] != x.shape[1]
+    )
     if learning or whole or x.device.type != "cpu" or torch.compiler.is_compiling():
         if max_residue_px is not None:
             offset = max_residue_px * torch.tanh(offset)
@@ -117,13 +127,17 @@ def guided_deform_conv2d(
         return deform_conv2d(x, offset, weight, bias, mask=torch.sigmoid(mask), padding=padding)
     taps = _taps(x, offset, mask, weight, ((1, 1), (padding, padding), (1, 1)), "zeros")
     read = _Guide(predicted, flows, max_residue_px)
-    return deform_rows.convolve(x, read, (predicted.shape[2], predicted.shape[3]), weight, bias, taps)
+    return deform_rows.convolve(
+        x, read, (predicted.shape[2], predicted.shape[3]), weight, bias, taps
+    )
 
 
 class _Guide:
     """Read what moves the samples of a strip from a prediction and flows, in scratch memory that is made once."""
 
-    def __init__(self, predicted: Tensor, flows: Sequence[Tensor], max_residue_px: float | None) -> None:
+    def __init__(
+        self, predicted: Tensor, flows: Sequence[Tensor], max_residue_px: float | None
+    ) -> None:
         self.predicted, self.flows, self.max_residue_px = predicted, flows, max_residue_px
         self.scratch = predicted.new_empty(0)
 
@@ -139,14 +153,23 @@ class _Guide:
             return Strip(source[:, : 2 * samples], 1.0, *self._origins(image, pixels, 0.0), mask)
         # r · tanh(a) = 2r · sigmoid(2a) - r, and sigmoid is six times as fast
         offset = torch.mul(source[:, : 2 * samples], 2, out=rows[:, : 2 * samples]).sigmoid_()
-        return Strip(offset, 2 * self.max_residue_px, *self._origins(image, pixels, -self.max_residue_px), mask)
+        return Strip(
+            offset,
+            2 * self.max_residue_px,
+            *self._origins(image, pixels, -self.max_residue_px),
+            mask,
+        )
 
-    def _origins(self, image: int, pixels: slice, shift_px: float) -> tuple[Tensor | None, Tensor | None]:
+    def _origins(
+        self, image: int, pixels: slice, shift_px: float
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Return the origins y, x (n, F) of the parts of the groups."""
         if not self.flows:
             origin = None if shift_px == 0 else self.predicted.new_full((1, 1), shift_px)
             return origin, origin
-        flow = torch.stack([flow[image].flatten(1)[:, pixels] for flow in self.flows], 2) + shift_px  # (2, n, F)
+        flow = (
+            torch.stack([flow[image].flatten(1)[:, pixels] for flow in self.flows], 2) + shift_px
+        )  # (2, n, F)
         return flow[1], flow[0]
 
 
@@ -155,7 +178,13 @@ class _DeformConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, taps: Taps
+        ctx: Any,
+        x: Tensor,
+        offset: Tensor,
+        mask: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        taps: Taps,
     ) -> Tensor:
         ctx.save_for_backward(x, offset, mask, weight)
         ctx.taps = taps
@@ -165,17 +194,23 @@ class _DeformConv(torch.autograd.Function):
             out = weight.flatten(1) @ sample_columns(x, offset, mask, taps)
             out = out.view(len(x), len(weight), *offset.shape[2:])
             return out if bias is None else out.add_(bias[:, None, None])
-        planes = x.is_contiguous() and offset.is_contiguous() and (mask is None or mask.is_contiguous())
-        few = x.shape[1] <= deform_planes.MOST_CHANNELS * taps.groups
+        planes = (
+            x.is_contiguous() and offset.is_contiguous() and (mask is None or mask.is_contiguous())
+        )
+        few = x.shape[1] <= deform_planes.MAX_CHANNELS * taps.groups
         if planes and few and taps.border == "zeros":
             return deform_planes.convolve_planes(x, offset, mask, weight, bias, taps)
         size = (offset.shape[2], offset.shape[3])
-        return deform_rows.convolve(x, deform_rows.read_plainly(offset, mask), size, weight, bias, taps)
+        return deform_rows.convolve(
+            x, deform_rows.read_plainly(offset, mask), size, weight, bias, taps
+        )
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
         (upstream,) = upstreams
-        x, offset, mask, weight = cast(tuple[Tensor, Tensor, Tensor | None, Tensor], ctx.saved_tensors)
+        x, offset, mask, weight = cast(
+            tuple[Tensor, Tensor, Tensor | None, Tensor], ctx.saved_tensors
+        )
         real = torch.promote_types(x.dtype, torch.float32)
         factors = None if mask is None else mask.to(real)
         grads = deform_planes.gradients(
@@ -183,7 +218,14 @@ class _DeformConv(torch.autograd.Function):
         )
         bias = upstream.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
         mask_grad = None if grads.mask is None else grads.mask.to(x.dtype)
-        return grads.x.to(x.dtype), grads.offset.to(x.dtype), mask_grad, grads.weight.to(x.dtype), bias, None
+        return (
+            grads.x.to(x.dtype),
+            grads.offset.to(x.dtype),
+            mask_grad,
+            grads.weight.to(x.dtype),
+            bias,
+            None,
+        )
 
 
 def deform_conv2d_reference(
@@ -204,14 +246,21 @@ def deform_conv2d_reference(
     out_channels, in_channels, kernel_h, kernel_w = weight.shape
     taps, out_h, out_w = kernel_h * kernel_w, offset.shape[-2], offset.shape[-1]
     groups = offset.shape[1] // (2 * taps)
-    rows = torch.arange(kernel_h, device=x.device).repeat_interleave(kernel_w)[:, None, None] * dilation[0]
+    rows = (
+        torch.arange(kernel_h, device=x.device).repeat_interleave(kernel_w)[:, None, None]
+        * dilation[0]
+    )
     columns = torch.arange(kernel_w, device=x.device).repeat(kernel_h)[:, None, None] * dilation[1]
     y0 = torch.arange(out_h, device=x.device)[:, None] * stride[0] - padding[0]
     x0 = torch.arange(out_w, device=x.device) * stride[1] - padding[1]
-    real = torch.promote_types(offset.dtype, torch.float32)  # half precision cannot tell neighbors apart
+    real = torch.promote_types(
+        offset.dtype, torch.float32
+    )  # half precision cannot tell neighbors apart
     moved = offset.reshape(batch, groups, taps, 2, out_h, out_w).to(real)
     py, px = rows + y0 + moved[:, :, :, 0], columns + x0 + moved[:, :, :, 1]  # (B, G, K, H', W')
-    factor = torch.ones_like(py) if mask is None else mask.reshape(batch, groups, taps, out_h, out_w)
+    factor = (
+        torch.ones_like(py) if mask is None else mask.reshape(batch, groups, taps, out_h, out_w)
+    )
     if border == "original":
         factor = factor * ((py >= 0) & (py < height) & (px >= 0) & (px < width))
     table = x.reshape(batch, groups, channels // groups, height * width)
@@ -219,7 +268,9 @@ def deform_conv2d_reference(
     sampled = x.new_zeros(())
     for line, line_weight in ((top, 1 - (py - top)), (top + 1, py - top)):
         for column, column_weight in ((left, 1 - (px - left)), (left + 1, px - left)):
-            inside = (line >= 0) & (line < height) & (column >= 0) & (column < width) | (border == "original")
+            inside = (line >= 0) & (line < height) & (column >= 0) & (column < width) | (
+                border == "original"
+            )
             index = (line.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
             index = index.flatten(2).unsqueeze(2).expand(-1, -1, channels // groups, -1)
             value = table.gather(3, index).view(batch, groups, -1, taps, out_h, out_w)
@@ -250,14 +301,19 @@ def _taps(
     kernel = (weight.shape[2], weight.shape[3])
     num = kernel[0] * kernel[1]
     groups = offset.shape[1] // (2 * num)
-    size = tuple((x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
+    size = tuple(
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in (0, 1)
+    )
     if groups == 0 or x.shape[1] % groups or offset.shape != (x.shape[0], 2 * groups * num, *size):
         raise ValueError(
             f"offset {tuple(offset.shape)} does not fit x {tuple(x.shape)}: with {num} taps it is (B, G·{2 * num}, "
             f"{size[0]}, {size[1]}), G a divisor of {x.shape[1]}"
         )
     if mask is not None and mask.shape != (x.shape[0], groups * num, *size):
-        raise ValueError(f"mask {tuple(mask.shape)} does not fit offset {tuple(offset.shape)}: half as many channels")
+        raise ValueError(
+            f"mask {tuple(mask.shape)} does not fit offset {tuple(offset.shape)}: half as many channels"
+        )
     return Taps(kernel, stride, padding, dilation, groups, border)
 
 

@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from tubelet.ops.deform_rows import Taps, multiply
 
-__all__ = ["MOST_CHANNELS", "Gradients", "convolve_planes", "gradients"]
+__all__ = ["MAX_CHANNELS", "Gradients", "convolve_planes", "gradients"]
 
-MOST_CHANNELS = 8
+MAX_CHANNELS = 8
 """Channels of a group up to which planes are faster than rows."""
 _STRIP_SAMPLES = 1 << 19
 """Samples (pixels · groups · taps) of a strip."""
@@ -36,7 +36,12 @@ def convolve_planes(
     for image in range(len(x)):
         factors = None if mask is None else mask[image]
         for pixels, columns in _Planes(x[image], taps).strips(offset[image], factors):
-            multiply(weight.flatten(1), columns, bias if bias is None else bias[:, None], out[image, :, pixels])
+            multiply(
+                weight.flatten(1),
+                columns,
+                bias if bias is None else bias[:, None],
+                out[image, :, pixels],
+            )
     return out.view(len(x), len(weight), *offset.shape[2:])
 
 
@@ -65,7 +70,9 @@ def gradients(
         flat = upstream[image].flatten(1)  # (O, H'·W')
         for tap in range(taps.num):
             sample = planes.sample(planes.of_tap(offset[image], tap), tap)
-            pulled = (weight.flatten(2)[..., tap].t() @ flat).view_as(sample.values)  # gradient of the samples
+            pulled = (weight.flatten(2)[..., tap].t() @ flat).view_as(
+                sample.values
+            )  # gradient of the samples
             if mask is not None and mask_grad is not None:
                 (factors,) = planes.of_tap(mask[image], tap).unbind(1)
                 planes.of_tap(mask_grad[image], tap)[:, 0] = (pulled * sample.values).sum(1)
@@ -114,14 +121,21 @@ class _Planes:
         num_lines = max(1, min(_STRIP_SAMPLES // (taps.groups * taps.num * out_w), out_h))
         moved = offset.view(taps.groups, taps.num, 2, out_h, out_w)
         step_y, step_x = (2 / (size - 1) for size in self.pixels.shape[2:])
-        y = self.lines[:, None] + torch.arange(out_h, dtype=offset.dtype) * taps.stride[0]  # (K, H')
+        y = (
+            self.lines[:, None] + torch.arange(out_h, dtype=offset.dtype) * taps.stride[0]
+        )  # (K, H')
         x = self.columns[:, None] + torch.arange(out_w, dtype=offset.dtype) * taps.stride[1]
-        y, x = y[:, :, None].mul(step_y).sub_(1).expand(-1, -1, out_w), x[:, None].mul(step_x).sub_(1)
+        y, x = (
+            y[:, :, None].mul(step_y).sub_(1).expand(-1, -1, out_w),
+            x[:, None].mul(step_x).sub_(1),
+        )
         buffer = offset.new_empty(2, taps.groups, taps.num, num_lines, out_w)
         for start in range(0, out_h, num_lines):
             lines = slice(start, min(start + num_lines, out_h))
             grid = buffer[:, :, :, : lines.stop - start]  # x, y
-            torch.add(x, moved[:, :, 1, lines], alpha=step_x, out=grid[0]).clamp_(-3, 3)  # far is as good as infinite
+            torch.add(x, moved[:, :, 1, lines], alpha=step_x, out=grid[0]).clamp_(
+                -3, 3
+            )  # far is as good as infinite
             torch.add(y[:, lines], moved[:, :, 0, lines], alpha=step_y, out=grid[1]).clamp_(-3, 3)
             columns = functional.grid_sample(
                 self.pixels, grid.flatten(2, 3).permute(1, 2, 3, 0), align_corners=True
@@ -129,7 +143,10 @@ class _Planes:
             if mask is not None:
                 columns = columns.view(taps.groups, -1, taps.num, lines.stop - start, out_w)
                 columns.mul_(mask.view(taps.groups, 1, taps.num, out_h, out_w)[:, :, :, lines])
-            yield slice(start * out_w, lines.stop * out_w), columns.view(-1, (lines.stop - start) * out_w)
+            yield (
+                slice(start * out_w, lines.stop * out_w),
+                columns.view(-1, (lines.stop - start) * out_w),
+            )
 
     def of_tap(self, planes: Tensor, tap: int) -> Tensor:
         """View what belongs to a tap: (G·K·n, H', W') → (G, n, H', W')."""
@@ -138,20 +155,30 @@ class _Planes:
     def sample(self, moved: Tensor, tap: int) -> _Sample:
         """Sample where a tap lies, moved by (G, 2, H', W')."""
         out_h, out_w = moved.shape[-2:]
-        line = torch.arange(out_h, dtype=moved.dtype, device=moved.device) * self.taps.stride[0] + self.lines[tap]
-        column = torch.arange(out_w, dtype=moved.dtype, device=moved.device) * self.taps.stride[1] + self.columns[tap]
+        line = (
+            torch.arange(out_h, dtype=moved.dtype, device=moved.device) * self.taps.stride[0]
+            + self.lines[tap]
+        )
+        column = (
+            torch.arange(out_w, dtype=moved.dtype, device=moved.device) * self.taps.stride[1]
+            + self.columns[tap]
+        )
         y, x = moved[:, 0] + line[:, None], moved[:, 1] + column  # (G, H', W')
         inside: Tensor | None = None
         free: Tensor | None = None
         if self.taps.border == "original":
             inside = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width)
-            free = torch.stack([y < self.height - 1, x < self.width - 1], 1)  # beyond, the last pixel is repeated
+            free = torch.stack(
+                [y < self.height - 1, x < self.width - 1], 1
+            )  # beyond, the last pixel is repeated
             y, x = y.clamp_(0, self.height - 1), x.clamp_(0, self.width - 1)
         else:  # further out all is zero
             y, x = y.clamp_(-2, self.height + 1), x.clamp_(-2, self.width + 1)
         grid = torch.stack([x, y]).mul_(self.step.flip(0)[:, None]).sub_(1).permute(1, 2, 3, 0)
         values = functional.grid_sample(self.pixels, grid, align_corners=True)
-        return _Sample(grid, values if inside is None else values.mul_(inside[:, None]), inside, free)
+        return _Sample(
+            grid, values if inside is None else values.mul_(inside[:, None]), inside, free
+        )
 
     def scatter(self, sample: _Sample, upstream: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of the image (C, H, W) and of the offsets (G, 2, H', W').
@@ -164,7 +191,9 @@ class _Planes:
             upstream.mul_(sample.inside[:, None])
         pixels_grad, grid_grad = cast(
             tuple[Tensor, Tensor],
-            torch.ops.aten.grid_sampler_2d_backward(upstream, self.pixels, sample.grid, 0, 0, True, [True, True]),
+            torch.ops.aten.grid_sampler_2d_backward(
+                upstream, self.pixels, sample.grid, 0, 0, True, [True, True]
+            ),
         )
         moved_grad = grid_grad.permute(0, 3, 1, 2).flip(1) * self.step
         if sample.free is not None:

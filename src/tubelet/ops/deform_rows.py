@@ -91,14 +91,23 @@ def read_plainly(offset: Tensor, mask: Tensor | None) -> Reader:
 
 
 def convolve(
-    x: Tensor, read: Reader, out_size: tuple[int, int], weight: Tensor, bias: Tensor | None, taps: Taps
+    x: Tensor,
+    read: Reader,
+    out_size: tuple[int, int],
+    weight: Tensor,
+    bias: Tensor | None,
+    taps: Taps,
 ) -> Tensor:
     """Convolve x (B, C, H, W) with weight (O, C, kh, kw): (B, O, H', W') in the layout of x."""
     batch, channels, _, _ = x.shape
     last = channels > 1 and x.is_contiguous(memory_format=torch.channels_last)
     num_pixels, depth = out_size[0] * out_size[1], channels // taps.groups
-    matrix = weight.view(-1, taps.groups, depth, taps.num).permute(1, 3, 2, 0).reshape(-1, len(weight))
-    out = x.new_empty((batch, num_pixels, len(weight)) if last else (batch, len(weight), num_pixels))
+    matrix = (
+        weight.view(-1, taps.groups, depth, taps.num).permute(1, 3, 2, 0).reshape(-1, len(weight))
+    )
+    out = x.new_empty(
+        (batch, num_pixels, len(weight)) if last else (batch, len(weight), num_pixels)
+    )
     sampler = _Sampler(x, taps, out_size)
     for image in range(batch):
         sampler.fill(x[image])
@@ -107,7 +116,12 @@ def convolve(
             if last:
                 multiply(columns, matrix, bias, out[image, pixels])
             else:
-                multiply(matrix.t(), columns.t(), bias if bias is None else bias[:, None], out[image, :, pixels])
+                multiply(
+                    matrix.t(),
+                    columns.t(),
+                    bias if bias is None else bias[:, None],
+                    out[image, :, pixels],
+                )
     if last:
         return out.view(batch, *out_size, -1).permute(0, 3, 1, 2)
     return out.view(batch, -1, *out_size)
@@ -131,7 +145,9 @@ class _Sampler:
         _, channels, self.height, self.width = x.shape
         self.taps, self.out_size = taps, out_size
         self.depth, samples = channels // taps.groups, taps.groups * taps.num
-        self.table = x.new_zeros(self.height + 3, self.width + 3, channels)  # positions reach H + 1, their pairs H + 2
+        self.table = x.new_zeros(
+            self.height + 3, self.width + 3, channels
+        )  # positions reach H + 1, their pairs H + 2
         self.num_pixels = max(1, min(_STRIP_SAMPLES // samples, out_size[0] * out_size[1]))
         shape = (self.num_pixels, samples)
         self.floats = [x.new_empty(shape) for _ in range(4)]
@@ -139,7 +155,9 @@ class _Sampler:
         self.rows = torch.empty(*shape, 4, dtype=torch.int32, device=x.device)
         self.weights = x.new_empty(*shape, 4)
         self.bags = torch.arange(0, self.rows.numel() + 1, 4, dtype=torch.int32, device=x.device)
-        self.group = torch.arange(taps.groups, dtype=torch.int32, device=x.device).repeat_interleave(taps.num)
+        self.group = torch.arange(
+            taps.groups, dtype=torch.int32, device=x.device
+        ).repeat_interleave(taps.num)
         self.lines = taps.lines(x).repeat(taps.groups) + 1
         self.columns = taps.columns(x).repeat(taps.groups) + 1
         pixels_y = torch.arange(out_size[0], dtype=x.dtype, device=x.device) * taps.stride[0]
@@ -195,7 +213,9 @@ class _Sampler:
             parts = origin.shape[1]
             torch.add(origin[:, :, None], tap.view(parts, -1), out=position.view(num, parts, -1))
             position.add_(moved[..., i], alpha=strip.gain)
-            placed.append(position if self.taps.border == "original" else position.clamp_(0, size + 1))
+            placed.append(
+                position if self.taps.border == "original" else position.clamp_(0, size + 1)
+            )
         return placed[0], placed[1]
 
     def _cut(self, y: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -215,7 +235,9 @@ class _Sampler:
         x.frac_()
         torch.add(self.group, row, alpha=right_step, out=row)
         row.add_(line, alpha=line_step)
-        row.clamp_(0, (self.height + 1) * line_step + (self.width + 2) * right_step - 1)  # of NaN, too
+        row.clamp_(
+            0, (self.height + 1) * line_step + (self.width + 2) * right_step - 1
+        )  # of NaN, too
         right = torch.add(row, right_step, out=line)
         torch.add(row, line_step, out=below)
         torch.add(below, right_step, out=below_right)

@@ -103,4 +103,8 @@ def _sample(
         lower_row = _corner(plane_ptr, line + 1, column, height, width, near) * (1 - right)
         lower_row += _corner(plane_ptr, line + 1, column + 1, height, width, near) * right
         value = (upper_row * (1 - lower) + lower_row * lower) * factor
-        tl.store(out_ptr + (plane * taps + tap) * pixels + pixel, value.to(out_ptr.dtype.element_ty), mask=valid)
+        tl.store(
+            out_ptr + (plane * taps + tap) * pixels + pixel,
+            value.to(out_ptr.dtype.element_ty),
+            mask=valid,
+        )

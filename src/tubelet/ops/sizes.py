@@ -32,8 +32,12 @@ def pad_to(x: Tensor, height: int, width: int) -> Tensor:
     if not down and not across:
         return x
     if down < 0 or across < 0:
-        raise ValueError(f"images of {x.shape[-1]}x{x.shape[-2]} cannot be padded to {width}x{height}")
+        raise ValueError(
+            f"images of {x.shape[-1]}x{x.shape[-2]} cannot be padded to {width}x{height}"
+        )
     can_mirror = down < x.shape[-2] and across < x.shape[-1]
     images = x.reshape(-1, *x.shape[-3:])  # torch mirrors four dimensions, not five
-    padded = functional.pad(images, (0, across, 0, down), mode="reflect" if can_mirror else "replicate")
+    padded = functional.pad(
+        images, (0, across, 0, down), mode="reflect" if can_mirror else "replicate"
+    )
     return padded.reshape(*x.shape[:-2], height, width)

@@ -31,10 +31,14 @@ def require_window(x: Tensor) -> None:
     """
     height, width = x.shape[-2:]
     if min(height, width) < SSIM_TAPS:
-        raise ValueError(f"SSIM needs at least {SSIM_TAPS}×{SSIM_TAPS} pixels, got {width}×{height}")
+        raise ValueError(
+            f"SSIM needs at least {SSIM_TAPS}×{SSIM_TAPS} pixels, got {width}×{height}"
+        )
 
 
-def similarity_map(a: Tensor, b: Tensor, *, peak: float, blur: Callable[[Tensor], Tensor]) -> Tensor:
+def similarity_map(
+    a: Tensor, b: Tensor, *, peak: float, blur: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Compare each 11×11 window of two images.
 
     Args:
@@ -59,4 +63,8 @@ def similarity_map(a: Tensor, b: Tensor, *, peak: float, blur: Callable[[Tensor]
     product_of_means = mean_a * mean_b
     variances = squares - squared_means
     covariance = product - product_of_means
-    return (2 * product_of_means + c1) * (2 * covariance + c2) / ((squared_means + c1) * (variances + c2))
+    return (
+        (2 * product_of_means + c1)
+        * (2 * covariance + c2)
+        / ((squared_means + c1) * (variances + c2))
+    )

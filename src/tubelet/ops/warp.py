@@ -10,7 +10,7 @@ from torch.nn import functional
 
 __all__ = ["backward_warp"]
 
-_LEAST_ROW = 16
+_MIN_ROW = 16
 """Channels from which gathering whole rows of them is faster than sampling channel by channel."""
 
 
@@ -50,15 +50,19 @@ def backward_warp(
     if mode == "bilinear" and padding != "reflection" and _has_rows(feat):
         return _gather_rows(feat, x, y, padding)
     # align_corners: -1 and 1 are the centers of the first and the last pixel
-    grid = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], -1)  # (B, H, W, 2)
-    sampled = functional.grid_sample(feat.to(grid.dtype), grid, mode=mode, padding_mode=padding, align_corners=True)
+    grid = torch.stack(
+        [x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], -1
+    )  # (B, H, W, 2)
+    sampled = functional.grid_sample(
+        feat.to(grid.dtype), grid, mode=mode, padding_mode=padding, align_corners=True
+    )
     return sampled.to(feat.dtype)
 
 
 def _has_rows(feat: Tensor) -> bool:
     """Tell whether a pixel's channels lie together in the memory of a CPU."""
     last = feat.is_contiguous(memory_format=torch.channels_last)
-    return feat.device.type == "cpu" and feat.shape[1] >= _LEAST_ROW and last
+    return feat.device.type == "cpu" and feat.shape[1] >= _MIN_ROW and last
 
 
 def _gather_rows(feat: Tensor, x: Tensor, y: Tensor, padding: Literal["zeros", "border"]) -> Tensor:

@@ -17,7 +17,9 @@ T = TypeVar("T")
 
 def write_config(path: Path, config: Any) -> None:
     """Write a configuration dataclass as YAML that `read_config` reads back to an equal one."""
-    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def read_config(path: Path, kind: type[T], *, default: T | None = None) -> T:

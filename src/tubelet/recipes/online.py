@@ -66,7 +66,9 @@ class OnlineConfig:
         if self.harm_weight < 0:
             raise ConfigError(f"harm_weight={self.harm_weight} must not be negative")
         if self.stage == "triplets" and self.crops.frames < 3:
-            raise ConfigError(f"crops.frames={self.crops.frames} must be at least 3 for stage triplets")
+            raise ConfigError(
+                f"crops.frames={self.crops.frames} must be at least 3 for stage triplets"
+            )
 
 
 def main(
@@ -204,7 +206,9 @@ def _scorer(config: OnlineConfig) -> Callable[[nn.Module], dict[str, float]] | N
     return lambda network: score_clips(network, pairs)
 
 
-def load_pairs(root: Path, preset: Preset, scale: int, frames: int) -> dict[str, tuple[Tensor, Tensor]]:
+def load_pairs(
+    root: Path, preset: Preset, scale: int, frames: int
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Read the first frames of every folder, and degrade them: {name: (lq, gt)}, each (T, 3, H, W).
 
     Raises:
@@ -214,7 +218,10 @@ def load_pairs(root: Path, preset: Preset, scale: int, frames: int) -> dict[str,
         raise InputError(f"no such folder of clips to evaluate: {root}")
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for seed, folder in enumerate(sorted(p for p in root.iterdir() if p.is_dir())):
-        gt = torch.from_numpy(read_clip(folder, max_frames=frames, size_multiple=scale)).float() / 255
+        gt = (
+            torch.from_numpy(read_clip(folder, max_frames=frames, size_multiple=scale)).float()
+            / 255
+        )
         pairs[folder.name] = (degrade(gt, preset, scale=scale, seed=seed), gt)
     if not pairs:
         raise InputError(f"no folders of frames in {root}")
@@ -222,7 +229,9 @@ def load_pairs(root: Path, preset: Preset, scale: int, frames: int) -> dict[str,
 
 
 @torch.inference_mode()
-def score_clips(network: Callable[[Tensor], Tensor], pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+def score_clips(
+    network: Callable[[Tensor], Tensor], pairs: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, float]:
     """Score a network on clips: mean Y-PSNR of each, dB, and of all."""
     scores: dict[str, float] = {}
     for name, (lq, gt) in pairs.items():

@@ -35,11 +35,11 @@ from tubelet.training import LoopSettings, OptimizerSettings, ScheduleSettings
 from tubelet.types import Temporal
 from tubelet.zoo.architectures import ARCHITECTURES
 
-__all__ = ["RECIPES", "Recipe", "find_recipe", "list_names"]
+__all__ = ["RECIPES", "PublishedRecipe", "find_recipe", "list_names"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class PublishedRecipe:
     """How one network was trained.
 
     Attributes:
@@ -73,10 +73,15 @@ def _crops(patch_px: int, frames: int, batch: int) -> CropSettings:
 
 _ROOT_1E12 = 1e-6  # of the eps of BasicSR and MMagic, 1e-12
 _BASE = LoopSettings(
-    lr_final=1e-7, warmup_steps=0, grad_clip=math.inf, loss_eps=_ROOT_1E12, log_every=100, save_every=5000
+    lr_final=1e-7,
+    warmup_steps=0,
+    grad_clip=math.inf,
+    loss_eps=_ROOT_1E12,
+    log_every=100,
+    save_every=5000,
 )
 """What most of them share."""
-_FLOW = OptimizerSettings(slow=("spynet",), slow_factor=0.125, frozen_steps=5000)
+_FLOW = OptimizerSettings(low_lr_modules=("spynet",), lr_multiplier=0.125, freeze_steps=5000)
 _SLOW_TAIL = OptimizerSettings(betas=(0.9, 0.999))
 
 _BASICVSR = replace(_BASE, steps=300_000, lr=2e-4, optimizer=_FLOW)
@@ -85,13 +90,19 @@ _EDVR = replace(
     steps=600_000,
     lr=4e-4,
     loss_reduction="sum",
-    schedule=ScheduleSettings(kind="restarts", periods=(50_000, 100_000, 150_000, 150_000, 150_000)),
-    optimizer=OptimizerSettings(alone=("extractor.fusion",), alone_steps=50_000),
+    schedule=ScheduleSettings(
+        kind="restarts", periods=(50_000, 100_000, 150_000, 150_000, 150_000)
+    ),
+    optimizer=OptimizerSettings(
+        warmup_only_modules=("extractor.fusion",), warmup_only_steps=50_000
+    ),
 )
 _EDVR_WOTSA = replace(
-    _EDVR, schedule=ScheduleSettings(kind="restarts", periods=(150_000,)), optimizer=OptimizerSettings()
+    _EDVR,
+    schedule=ScheduleSettings(kind="restarts", periods=(150_000,)),
+    optimizer=OptimizerSettings(),
 )
-_EDVR_LARGE = EDVRConfig(channels=128, reconstruct_blocks=40)
+_EDVR_LARGE = EDVRConfig(channels=128, num_reconstruct_blocks=40)
 _EDVR_SOURCE = "Wang et al., CVPRW 2019; option files of BasicSR"
 _EDVR_ASSUMED = "eps; betas"
 _HAT_SOURCE = "Chen et al., CVPR 2023; option files of HAT"
@@ -103,8 +114,8 @@ def _steps(*milestones: int, factor: float = 0.5) -> ScheduleSettings:
     return ScheduleSettings(kind="steps", milestones=milestones, factor=factor)
 
 
-def _hat(name: str, loop: LoopSettings, assumed: str) -> Recipe:
-    return Recipe(
+def _hat(name: str, loop: LoopSettings, assumed: str) -> PublishedRecipe:
+    return PublishedRecipe(
         name=name,
         architecture=hat.ARCHITECTURE,
         network=hat.HATConfig(),
@@ -115,8 +126,8 @@ def _hat(name: str, loop: LoopSettings, assumed: str) -> Recipe:
     )
 
 
-def _edvr(name: str, network: EDVRConfig, loop: LoopSettings) -> Recipe:
-    return Recipe(
+def _edvr(name: str, network: EDVRConfig, loop: LoopSettings) -> PublishedRecipe:
+    return PublishedRecipe(
         name=name,
         architecture=edvr.ARCHITECTURE,
         network=network,
@@ -127,20 +138,22 @@ def _edvr(name: str, network: EDVRConfig, loop: LoopSettings) -> Recipe:
     )
 
 
-def _sesr(scale: int) -> Recipe:
-    return Recipe(
+def _sesr(scale: int) -> PublishedRecipe:
+    return PublishedRecipe(
         name=f"sesr-x{scale}",
         architecture=sesr.ARCHITECTURE,
         network=SESRConfig(scale=scale),
         crops=_crops(64, 1, 32),
-        loop=replace(_BASE, steps=300 * _SESR_EPOCH, lr=2e-4, lr_final=2e-4, loss="l1", loss_on="luma"),
+        loop=replace(
+            _BASE, steps=300 * _SESR_EPOCH, lr=2e-4, lr_final=2e-4, loss="l1", loss_on="luma"
+        ),
         source="Bhardwaj et al., MLSys 2022",
         assumed="crops; 64 of them an image make an epoch of DIV2K; constant rate. x4 begins with x2: --init",
     )
 
 
-RECIPES: tuple[Recipe, ...] = (
-    Recipe(
+RECIPES: tuple[PublishedRecipe, ...] = (
+    PublishedRecipe(
         name="basicvsr",
         architecture=basicvsr.ARCHITECTURE,
         network=basicvsr.BasicVSRConfig(),
@@ -149,7 +162,7 @@ RECIPES: tuple[Recipe, ...] = (
         source="Chan et al., CVPR 2021; configuration of MMagic",
         assumed="EMA",
     ),
-    Recipe(
+    PublishedRecipe(
         name="iconvsr",
         architecture=iconvsr.ARCHITECTURE,
         network=iconvsr.IconVSRConfig(),
@@ -158,12 +171,12 @@ RECIPES: tuple[Recipe, ...] = (
         source="Chan et al., CVPR 2021; configuration of MMagic",
         assumed="EMA",
     ),
-    Recipe(
+    PublishedRecipe(
         name="basicvsr_pp",
         architecture=basicvsr_pp.ARCHITECTURE,
         network=basicvsr_pp.BasicVSRPlusPlusConfig(),
         crops=_crops(64, 30, 8),
-        loop=replace(_BASE, steps=600_000, lr=1e-4, optimizer=replace(_FLOW, slow_factor=0.25)),
+        loop=replace(_BASE, steps=600_000, lr=1e-4, optimizer=replace(_FLOW, lr_multiplier=0.25)),
         source="Chan et al., CVPR 2022; configuration of MMagic",
         assumed="EMA; flow frozen as in BasicVSR",
     ),
@@ -171,7 +184,7 @@ RECIPES: tuple[Recipe, ...] = (
     _edvr("edvr-l", _EDVR_LARGE, _EDVR),
     _edvr("edvr-m-wotsa", EDVRConfig(fusion="conv"), _EDVR_WOTSA),
     _edvr("edvr-l-wotsa", replace(_EDVR_LARGE, fusion="conv"), _EDVR_WOTSA),
-    Recipe(
+    PublishedRecipe(
         name="rrn",
         architecture=rrn.ARCHITECTURE,
         network=rrn.RRNConfig(),
@@ -189,7 +202,7 @@ RECIPES: tuple[Recipe, ...] = (
         source="Isobe et al., BMVC 2020; their code",
         assumed="epochs of Vimeo-90K; crops, where their code takes whole frames; EMA; betas",
     ),
-    Recipe(
+    PublishedRecipe(
         name="ovsr",
         architecture=ovsr.ARCHITECTURE,
         network=ovsr.OVSRConfig(),
@@ -207,7 +220,7 @@ RECIPES: tuple[Recipe, ...] = (
         source="Yi et al., ICCV 2021; their options",
         assumed="EMA; betas; their loss also weighs the precursor's images, and leaves out the outermost frames",
     ),
-    Recipe(
+    PublishedRecipe(
         name="zsm",
         architecture=zooming_slow_mo.ARCHITECTURE,
         network=zooming_slow_mo.ZoomingSlowMoConfig(),
@@ -223,7 +236,7 @@ RECIPES: tuple[Recipe, ...] = (
         source="Xiang et al., CVPR 2020; their options",
         assumed="eps and sum, as in EDVR's first code; EMA",
     ),
-    Recipe(
+    PublishedRecipe(
         name="swinir-x4",
         architecture=swinir.ARCHITECTURE,
         network=swinir.SwinIRConfig(),
@@ -241,7 +254,12 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     _hat(
         "hat-x4",
-        replace(_BASE, steps=800_000, lr=2e-4, schedule=_steps(300_000, 500_000, 650_000, 700_000, 750_000)),
+        replace(
+            _BASE,
+            steps=800_000,
+            lr=2e-4,
+            schedule=_steps(300_000, 500_000, 650_000, 700_000, 750_000),
+        ),
         "8 GPUs; milestones",
     ),
     _hat(
@@ -249,7 +267,7 @@ RECIPES: tuple[Recipe, ...] = (
         replace(_BASE, steps=250_000, lr=1e-5, schedule=_steps(125_000, 200_000, 225_000, 240_000)),
         "8 GPUs. Begins with hat-x4: --init",
     ),
-    Recipe(
+    PublishedRecipe(
         name="realesrgan-x4",
         architecture=rrdb.ARCHITECTURE,
         network=rrdb.RRDBConfig(),
@@ -259,7 +277,7 @@ RECIPES: tuple[Recipe, ...] = (
         source="Wang et al., ICCVW 2021",
         assumed="4 GPUs; EMA; the L1 term alone, without VGG and discriminator",
     ),
-    Recipe(
+    PublishedRecipe(
         name="realbasicvsr",
         architecture=realbasicvsr.ARCHITECTURE,
         network=realbasicvsr.RealBasicVSRConfig(),
@@ -290,7 +308,7 @@ def list_names() -> list[str]:
     return [recipe.name for recipe in RECIPES] + sorted(rest, key=str.lower)
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str) -> PublishedRecipe:
     """Find a recipe by its name or that of an architecture; case and punctuation do not count.
 
     Raises:
@@ -306,7 +324,9 @@ def find_recipe(name: str) -> Recipe:
     for architecture in _trainable():
         if wanted == _key(architecture.name):
             return _plain(architecture)
-    raise RequestError(f"no network to train is called {name!r}; {suggest(name, list_names(), count=3)}")
+    raise RequestError(
+        f"no network to train is called {name!r}; {suggest(name, list_names(), count=3)}"
+    )
 
 
 def _key(name: str) -> str:
@@ -316,18 +336,24 @@ def _key(name: str) -> str:
 def _trainable() -> list[Architecture]:
     """List the networks that make images by themselves; composite ones have recipes of their own."""
     alone = [architecture for architecture in ARCHITECTURES if architecture.base is None]
-    return [architecture for architecture in alone if architecture.contract(architecture.config()) is not None]
+    return [
+        architecture
+        for architecture in alone
+        if architecture.contract(architecture.config()) is not None
+    ]
 
 
-def _plain(architecture: Architecture) -> Recipe:
+def _plain(architecture: Architecture) -> PublishedRecipe:
     """Make a recipe of what most of the published ones have in common."""
     contract = architecture.contract(network := architecture.config())
     assert contract is not None
-    return Recipe(
+    return PublishedRecipe(
         name=architecture.name,
         architecture=architecture,
         network=network,
-        crops=_crops(64, _frames(contract.temporal), 16 if contract.temporal.kind == "frame" else 8),
+        crops=_crops(
+            64, _frames(contract.temporal), 16 if contract.temporal.kind == "frame" else 8
+        ),
         loop=replace(_BASE, steps=300_000, lr=2e-4),
         source="Tubelet",
         assumed="everything",

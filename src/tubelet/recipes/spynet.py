@@ -1,6 +1,6 @@
 """Train SpyNet on photographs that move over photographs: the motion of every pixel is known.
 
-Training begins with an estimator written down by hand (`spynet_start.py`), and goes from coarse to
+Training begins with an estimator written down by hand (`handcrafted_spynet.py`), and goes from coarse to
 fine, as in the paper: `levels` networks, the coarsest ones, learn together, each judged by what it
 gives; the finer ones stay as they are. The next stage begins with the result (`init`). With
 `shared` they are one network, which learns fastest.
@@ -29,7 +29,7 @@ from tubelet.layers.spynet import SpyNet
 from tubelet.losses import end_point_error
 from tubelet.metrics.temporal import warp
 from tubelet.progress import CancelToken, OnProgress
-from tubelet.recipes.spynet_start import designed_spynet
+from tubelet.recipes.handcrafted_spynet import handcrafted_spynet
 from tubelet.recipes.start import load_flow
 from tubelet.training import Batch, LoopSettings, Losses, train
 from tubelet.training.run_log import Log
@@ -112,7 +112,7 @@ def main(
         Cancelled: `cancel` was cancelled.
     """
     torch.manual_seed(config.loop.seed)
-    spynet = designed_spynet() if config.init is None else load_flow(config.init)
+    spynet = handcrafted_spynet() if config.init is None else load_flow(config.init)
     if config.shared:
         _share(spynet, spynet.basic_module[config.levels - 1])
     known, unseen = split_images(find_images(config.data), config.hold_out)
@@ -143,7 +143,9 @@ def split_images(paths: list[Path], hold_out: int) -> tuple[list[Path], list[Pat
         InputError: there are too few.
     """
     if len(paths) < hold_out:
-        raise InputError(f"{len(paths)} images are too few to hold out every {hold_out}th; lower hold_out")
+        raise InputError(
+            f"{len(paths)} images are too few to hold out every {hold_out}th; lower hold_out"
+        )
     known = [path for number, path in enumerate(paths, 1) if number % hold_out]
     return known, paths[hold_out - 1 :: hold_out]
 
@@ -196,7 +198,9 @@ class _MotionTask:
 def _scorer(config: SpynetConfig, unseen: list[Path]) -> Callable[[nn.Module], dict[str, float]]:
     images = MovingImages(unseen, config.motion, _SCORED_SEED)
     pairs = [images.pair(i) for i in range(config.evaluate_pairs)]
-    clips = _read_clips(config.evaluate, config.evaluate_frames) if config.evaluate is not None else {}
+    clips = (
+        _read_clips(config.evaluate, config.evaluate_frames) if config.evaluate is not None else {}
+    )
 
     def score(average: nn.Module) -> dict[str, float]:
         assert isinstance(average, SpyNet)
@@ -218,7 +222,10 @@ def _read_clips(root: Path, frames: int) -> dict[str, Tensor]:
     if not root.is_dir():
         raise InputError(f"no such folder of clips to evaluate: {root}")
     folders = sorted(path for path in root.iterdir() if path.is_dir())
-    return {path.name: torch.from_numpy(read_clip(path, max_frames=frames)).float() / 255 for path in folders}
+    return {
+        path.name: torch.from_numpy(read_clip(path, max_frames=frames)).float() / 255
+        for path in folders
+    }
 
 
 @torch.inference_mode()

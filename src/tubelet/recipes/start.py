@@ -27,7 +27,9 @@ def begin_with(model: nn.Module, path: Path) -> None:
         if name in own and own[name].shape == value.shape:
             fitting[name] = value
     if not any(value.ndim == 4 for value in fitting.values()):
-        raise InputError(f"{path} shares no convolution with this network; give a checkpoint of the same channels")
+        raise InputError(
+            f"{path} shares no convolution with this network; give a checkpoint of the same channels"
+        )
     model.load_state_dict({**own, **fitting})
 
 
@@ -54,7 +56,9 @@ def begin_flow_with(model: nn.Module, source: str) -> None:
         return
     flows = find_flow(model)
     if not flows:
-        raise InputError(f"{type(model).__name__} estimates no flow by SpyNet; leave spynet={source} out")
+        raise InputError(
+            f"{type(model).__name__} estimates no flow by SpyNet; leave spynet={source} out"
+        )
     weights = load_flow(Path(source)).state_dict()
     for flow in flows:
         flow.load_state_dict(weights)
@@ -69,5 +73,7 @@ def load_flow(path: Path) -> SpyNet:
     """
     model = load_model(path)
     if not isinstance(model, SpyNet):
-        raise InputError(f"{path} is {type(model).__name__}, not SpyNet; give a checkpoint of a SpyNet")
+        raise InputError(
+            f"{path} is {type(model).__name__}, not SpyNet; give a checkpoint of a SpyNet"
+        )
     return model

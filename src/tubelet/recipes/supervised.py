@@ -34,7 +34,7 @@ from tubelet.models.contracts import as_cleaning
 from tubelet.ops.sizes import round_up
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.online import load_pairs, score_clips
-from tubelet.recipes.published import Recipe, find_recipe
+from tubelet.recipes.published import PublishedRecipe, find_recipe
 from tubelet.recipes.start import begin_flow_with, begin_with, find_flow
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
@@ -133,7 +133,7 @@ def configure(model: str, **changes: Any) -> SupervisedConfig:
 
 
 def describe(config: SupervisedConfig) -> list[str]:
-    """Say, a line each, what will be trained, how, and what a person should know of it."""
+    """Say, a line each, what will be trained, how, and what a user should know of it."""
     recipe = find_recipe(config.model)
     contract = _contract(recipe.architecture, config)
     with torch.device("meta"):
@@ -148,8 +148,10 @@ def describe(config: SupervisedConfig) -> list[str]:
     ]
     own = config.loop.optimizer
     loop = _loop(config, network)
-    if own.alone_steps and not loop.optimizer.alone_steps:
-        lines.append(f"without --init, {', '.join(own.alone)} does not learn alone at first")
+    if own.warmup_only_steps and not loop.optimizer.warmup_only_steps:
+        lines.append(
+            f"without --init, {', '.join(own.warmup_only_modules)} does not learn alone at first"
+        )
     if find_flow(network) and config.init is None and config.spynet == "random":
         lines.append("the flow begins at random, and learns as the rest does")
     return lines
@@ -226,12 +228,18 @@ def _contract(architecture: Architecture, config: SupervisedConfig) -> Contract:
         raise ConfigError("no data to train on; name folders of clips: --data FOLDER")
     _check_crops(contract, config, name)
     if _CACHED_MULTIPLE % contract.scale:
-        raise ConfigError(f"{name} enlarges x{contract.scale}; clips are cut for factors of {_CACHED_MULTIPLE}")
+        raise ConfigError(
+            f"{name} enlarges x{contract.scale}; clips are cut for factors of {_CACHED_MULTIPLE}"
+        )
     if contract.scale == 1 and config.preset not in RANDOM_PRESETS:
         known = " or ".join(RANDOM_PRESETS)
-        raise ConfigError(f"preset={config.preset} only changes the size, which {name} keeps; take {known}")
+        raise ConfigError(
+            f"preset={config.preset} only changes the size, which {name} keeps; take {known}"
+        )
     if config.cleaning_weight and not architecture.cleans:
-        raise ConfigError(f"cleaning_weight={config.cleaning_weight} is for networks that clean; {name} cleans nothing")
+        raise ConfigError(
+            f"cleaning_weight={config.cleaning_weight} is for networks that clean; {name} cleans nothing"
+        )
     return contract
 
 
@@ -268,9 +276,9 @@ def _loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
     """Leave out what a recipe does with weights that it begins with, where it begins with none."""
     optimizer = config.loop.optimizer
     if config.init is None:
-        optimizer = replace(optimizer, alone_steps=0)
+        optimizer = replace(optimizer, warmup_only_steps=0)
         if config.spynet == "random" and find_flow(network):
-            optimizer = replace(optimizer, slow_factor=1.0, frozen_steps=0)
+            optimizer = replace(optimizer, lr_multiplier=1.0, freeze_steps=0)
     return replace(config.loop, optimizer=optimizer)
 
 
@@ -318,7 +326,7 @@ def _run_back(clip: Tensor) -> Tensor:
 
 
 def _scorer(
-    config: SupervisedConfig, recipe: Recipe, contract: Contract
+    config: SupervisedConfig, recipe: PublishedRecipe, contract: Contract
 ) -> Callable[[nn.Module], dict[str, float]] | None:
     """Make what scores a network on clips, through the engine that upscales videos."""
     if config.evaluate is None:

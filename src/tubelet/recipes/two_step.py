@@ -116,13 +116,17 @@ class TwoStepTraining:
     def __post_init__(self) -> None:
         most = {"mae+ssim": 1.0, "encoder": 0.1}.get(self.loss, math.inf)
         if self.alpha is not None and not 0 <= self.alpha <= most:
-            raise ConfigError(f"alpha={self.alpha} is out of range: 0 to {most:g} for loss {self.loss}")
+            raise ConfigError(
+                f"alpha={self.alpha} is out of range: 0 to {most:g} for loss {self.loss}"
+            )
         if min(self.batch, self.score_px, self.score_frames, self.epochs or 1) < 1:
             raise ConfigError("batch, epochs, score_px and score_frames must be at least 1")
         unused = LoopSettings()
         for name in ("loss", "loss_on", "loss_reduction", "loss_eps"):
             if getattr(self.loop, name) != getattr(unused, name):
-                raise ConfigError(f"loop.{name}={getattr(self.loop, name)} is not used by two-step; set loss and alpha")
+                raise ConfigError(
+                    f"loop.{name}={getattr(self.loop, name)} is not used by two-step; set loss and alpha"
+                )
 
 
 _BEST_ALPHA = {"mae+ssim": 0.8, "encoder": 0.02}
@@ -150,7 +154,7 @@ PRESETS: dict[TwoStepPreset, TwoStepTraining] = {
     ),
     # About ten minutes on one core of a laptop.
     "small": TwoStepTraining(
-        network=TwoStepConfig(base=8, norm="none"),
+        network=TwoStepConfig(channels=8, norm="none"),
         batch=8,
         crops=TripletSettings(patch_px=32, crops_per_triplet=4),
         # Three times this rate, and rectifiers die.
@@ -159,7 +163,9 @@ PRESETS: dict[TwoStepPreset, TwoStepTraining] = {
 }
 
 
-def configure(preset: TwoStepPreset, *, scale: Literal[2, 4] = 2, **changes: Any) -> TwoStepTraining:
+def configure(
+    preset: TwoStepPreset, *, scale: Literal[2, 4] = 2, **changes: Any
+) -> TwoStepTraining:
     """Make the configuration of a preset.
 
     Args:
@@ -216,7 +222,9 @@ def main(
     scale = config.network.scale
     loop = config.loop
     image_model = open_base(config.image_model, needed_image_model(config.network))
-    clips = prepare_clips(config.data, config.cache, preset=config.degradation, scale=scale, cancel=cancel)
+    clips = prepare_clips(
+        config.data, config.cache, preset=config.degradation, scale=scale, cancel=cancel
+    )
     videos = split_videos(usable_clips(list(clips), max(config.crops.patch_px, config.score_px)))
     crops = TrainingCrops(videos.training, scale, config.crops)
     held_out = [
@@ -269,17 +277,23 @@ def _check(config: TwoStepTraining) -> None:
         ConfigError: it cannot be.
     """
     if not config.image_model:
-        raise ConfigError("which image model? name one of single frames: --image-model ID_OR_CHECKPOINT")
+        raise ConfigError(
+            "which image model? name one of single frames: --image-model ID_OR_CHECKPOINT"
+        )
     if not config.data:
         raise ConfigError("no data to train on; name folders of clips: --data FOLDER")
     contract = ARCHITECTURE.contract(config.network)
     assert contract is not None
     for name, size_px in (("crops.patch_px", config.crops.patch_px), ("score_px", config.score_px)):
         if size_px % contract.size_multiple:
-            raise ConfigError(f"{name}={size_px} does not fit two-step, which takes multiples of 16; 32 or 64 would do")
+            raise ConfigError(
+                f"{name}={size_px} does not fit two-step, which takes multiples of 16; 32 or 64 would do"
+            )
 
 
-def _plan(config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel) -> dict[str, Any]:
+def _plan(
+    config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel
+) -> dict[str, Any]:
     """List all that the network and its scores depend on; of the image model, hash and name."""
     names = ("degradation", "loss", "batch", "epochs", "score_px", "score_frames")
     plan = {name: getattr(config, name) for name in names} | {"alpha": _alpha(config)}
@@ -290,7 +304,9 @@ def _plan(config: TwoStepTraining, samples: Sequence[Samples], image_model: Open
     return json.loads(json.dumps(plan))  # as it is read back
 
 
-def _check_or_record_run(config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel) -> bool:
+def _check_or_record_run(
+    config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel
+) -> bool:
     """Record the settings of this run in its folder, or check those that are there.
 
     Returns:
@@ -422,7 +438,11 @@ class _Validator:
     """
 
     def __init__(
-        self, config: TwoStepTraining, samples: HeldOut, image_model: OpenedModel, cancel: CancelToken | None
+        self,
+        config: TwoStepTraining,
+        samples: HeldOut,
+        image_model: OpenedModel,
+        cancel: CancelToken | None,
     ) -> None:
         self._samples = samples
         self._hq = _enlarge(config, samples, image_model, cancel)

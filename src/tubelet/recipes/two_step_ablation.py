@@ -20,7 +20,14 @@ from typing import Literal
 
 from tubelet.errors import ConfigError
 from tubelet.progress import CancelToken, OnProgress, Ticker
-from tubelet.recipes.two_step import TwoStepLoss, TwoStepPreset, TwoStepTraining, configure, main, read_scores
+from tubelet.recipes.two_step import (
+    TwoStepLoss,
+    TwoStepPreset,
+    TwoStepTraining,
+    configure,
+    main,
+    read_scores,
+)
 
 __all__ = [
     "CLAIMS",
@@ -69,7 +76,11 @@ class TwoStepAblation:
     """Where to train."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or (self.steps is not None and self.steps < 1) or (self.base is not None and self.base < 1):
+        if (
+            self.seeds < 1
+            or (self.steps is not None and self.steps < 1)
+            or (self.base is not None and self.base < 1)
+        ):
             raise ConfigError("seeds, steps and base must be at least 1")
 
 
@@ -98,9 +109,15 @@ VARIANTS = (
     Variant(name="MAE + SSIM, α = 0.0", loss="mae+ssim", alpha=0.0, table="II", published_db=27.34),
     Variant(name="MAE + SSIM, α = 0.4", loss="mae+ssim", alpha=0.4, table="II", published_db=30.70),
     Variant(name="MAE + SSIM, α = 0.8", loss="mae+ssim", alpha=0.8, table="II", published_db=30.86),
-    Variant(name="encoder loss, α = 0.00", loss="encoder", alpha=0.0, table="III", published_db=30.55),
-    Variant(name="encoder loss, α = 0.04", loss="encoder", alpha=0.04, table="III", published_db=30.76),
-    Variant(name="encoder loss, α = 0.08", loss="encoder", alpha=0.08, table="III", published_db=30.76),
+    Variant(
+        name="encoder loss, α = 0.00", loss="encoder", alpha=0.0, table="III", published_db=30.55
+    ),
+    Variant(
+        name="encoder loss, α = 0.04", loss="encoder", alpha=0.04, table="III", published_db=30.76
+    ),
+    Variant(
+        name="encoder loss, α = 0.08", loss="encoder", alpha=0.08, table="III", published_db=30.76
+    ),
 )
 
 
@@ -119,7 +136,9 @@ class Claim:
 
 
 CLAIMS = (
-    Claim(text="two-step > its frozen image model", better="MAE", worse="frozen", published_db=1.76),
+    Claim(
+        text="two-step > its frozen image model", better="MAE", worse="frozen", published_db=1.76
+    ),
     Claim(text="MAE > MSE", better="MAE", worse="MSE", published_db=0.18),
     Claim(
         text="MAE + SSIM (α = 0.8) ≥ MAE",
@@ -201,7 +220,9 @@ def run(
         ticker.tick()
     ticker.finish()
     verdicts = [judge(claim, runs) for claim in CLAIMS]
-    (ablation.out / "report.md").write_text(render_report(ablation, runs, verdicts), encoding="utf-8")
+    (ablation.out / "report.md").write_text(
+        render_report(ablation, runs, verdicts), encoding="utf-8"
+    )
     (ablation.out / "results.csv").write_text(render_csv(runs), encoding="utf-8")
     return runs, verdicts
 
@@ -212,12 +233,14 @@ def _configure(ablation: TwoStepAblation, variant: Variant, seed: int) -> TwoSte
     steps = ablation.steps or (_SMALL_STEPS if small else None)
     length = steps or base.loop.steps
     # Only the end is scored; a state is kept now and then, to go on with.
-    loop = replace(base.loop, steps=length, save_every=max(500, length // 4), seed=seed, device=ablation.device)
+    loop = replace(
+        base.loop, steps=length, save_every=max(500, length // 4), seed=seed, device=ablation.device
+    )
     loop = replace(loop, lr=_SMALL_LR) if small else loop
     return replace(
         base,
         image_model=ablation.image_model,
-        network=replace(base.network, base=ablation.base or base.network.base),
+        network=replace(base.network, channels=ablation.base or base.network.channels),
         data=ablation.data,
         out=ablation.out / "runs" / f"{variant.slug}-{seed}",
         cache=ablation.cache,
@@ -264,15 +287,30 @@ def render_csv(runs: Sequence[Run]) -> str:
     """Write a line for every run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "variant", "loss", "alpha", "seed", "psnr_y_db", "frozen_psnr_y_db", "published_db"])
+    writer.writerow(
+        [
+            "table",
+            "variant",
+            "loss",
+            "alpha",
+            "seed",
+            "psnr_y_db",
+            "frozen_psnr_y_db",
+            "published_db",
+        ]
+    )
     for run in runs:
         variant = run.variant
         row = [variant.table, variant.name, variant.loss, variant.alpha, run.seed]
-        writer.writerow([*row, f"{run.psnr_y:.4f}", f"{run.frozen_psnr_y:.4f}", variant.published_db])
+        writer.writerow(
+            [*row, f"{run.psnr_y:.4f}", f"{run.frozen_psnr_y:.4f}", variant.published_db]
+        )
     return text.getvalue()
 
 
-def render_report(ablation: TwoStepAblation, runs: Sequence[Run], verdicts: Sequence[Verdict]) -> str:
+def render_report(
+    ablation: TwoStepAblation, runs: Sequence[Run], verdicts: Sequence[Verdict]
+) -> str:
     """Write the report in Markdown."""
     config = _configure(ablation, VARIANTS[0], 0)
     length = f"{config.loop.steps} steps" if config.epochs is None else f"{config.epochs} epochs"
@@ -281,7 +319,7 @@ def render_report(ablation: TwoStepAblation, runs: Sequence[Run], verdicts: Sequ
         "# Two-step: losses and claims at small scale",
         "",
         f"Image model {ablation.image_model}, ×{ablation.scale}, frozen; preset {ablation.preset}, base width "
-        f"{config.network.base}; {length} of {config.batch} crops of {config.crops.patch_px} px; seeds: "
+        f"{config.network.channels}; {length} of {config.batch} crops of {config.crops.patch_px} px; seeds: "
         f"{ablation.seeds}.",
         "",
         "Ours: mean ± standard deviation over the seeds of the mean Y-PSNR (BT.601, border 0) of the test videos, dB. "

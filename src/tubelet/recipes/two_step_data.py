@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tubelet.data import CachedClip, Crops, CropSettings
-from tubelet.downloads import alone
+from tubelet.downloads import file_lock
 from tubelet.errors import ConfigError, InputError
 from tubelet.layers.inference import prepare_for_inference, reference_form
 from tubelet.ops.pixels import to_uint8
@@ -36,9 +36,9 @@ from tubelet.zoo.opened import OpenedModel
 __all__ = [
     "HeldOut",
     "Samples",
-    "Split",
     "TrainingCrops",
     "TripletSettings",
+    "VideoSplit",
     "enlarge",
     "frozen_outputs",
     "split_videos",
@@ -63,10 +63,12 @@ class TripletSettings:
 
     def __post_init__(self) -> None:
         if self.patch_px < 1 or self.crops_per_triplet < 1 or self.frames_per_video < 3:
-            raise ConfigError(f"{self}: need patch_px ≥ 1, crops_per_triplet ≥ 1 and frames_per_video ≥ 3")
+            raise ConfigError(
+                f"{self}: need patch_px ≥ 1, crops_per_triplet ≥ 1 and frames_per_video ≥ 3"
+            )
 
 
-class Split(NamedTuple):
+class VideoSplit(NamedTuple):
     """Clips by what they are for; no video is in two parts."""
 
     training: list[CachedClip]
@@ -74,21 +76,25 @@ class Split(NamedTuple):
     test: list[CachedClip]
 
 
-def split_videos(clips: Sequence[CachedClip]) -> Split:
+def split_videos(clips: Sequence[CachedClip]) -> VideoSplit:
     """Split clips 8:1:1 by the names of their videos: the same names give the same parts, in whatever order.
 
     Raises:
         InputError: fewer than three videos.
     """
-    names = sorted({clip.name for clip in clips}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    names = sorted(
+        {clip.name for clip in clips}, key=lambda name: hashlib.sha256(name.encode()).digest()
+    )
     if len(names) < 3:
-        raise InputError(f"{len(names)} videos are too few: one part is trained on, two are held out; give 3 or more")
+        raise InputError(
+            f"{len(names)} videos are too few: one part is trained on, two are held out; give 3 or more"
+        )
     held = max(1, round(len(names) / 10))
 
     def clips_of(part: Sequence[str]) -> list[CachedClip]:
         return [clip for clip in clips if clip.name in part]
 
-    return Split(
+    return VideoSplit(
         training=clips_of(names[2 * held :]),
         validation=clips_of(names[:held]),
         test=clips_of(names[held : 2 * held]),
@@ -157,7 +163,9 @@ class TrainingCrops:
 
     def describe(self) -> dict[str, Any]:
         """See `Samples`."""
-        return {"kind": "training", "scale": self._scale, **asdict(self._settings)} | _identity(self._clips)
+        return {"kind": "training", "scale": self._scale, **asdict(self._settings)} | _identity(
+            self._clips
+        )
 
 
 class HeldOut:
@@ -173,11 +181,15 @@ class HeldOut:
         InputError: no clip is left.
     """
 
-    def __init__(self, clips: Sequence[CachedClip], scale: int, *, size_px: int, frames: int) -> None:
+    def __init__(
+        self, clips: Sequence[CachedClip], scale: int, *, size_px: int, frames: int
+    ) -> None:
         self._scale = scale
         self.size_px = size_px
         self._clips = usable_clips(clips, size_px)
-        self._places = [(clip, t) for clip in self._clips for t in range(min(len(clip.gt) - 2, frames))]
+        self._places = [
+            (clip, t) for clip in self._clips for t in range(min(len(clip.gt) - 2, frames))
+        ]
 
     @property
     def names(self) -> list[str]:
@@ -195,11 +207,18 @@ class HeldOut:
         s = self._scale
         top, left = ((n - size) // 2 for n in lq.shape[-2:])
         gt = clip.gt[start + 1, :, top * s : (top + size) * s, left * s : (left + size) * s]
-        return np.array(lq[start : start + 3, :, top : top + size, left : left + size]), np.array(gt)
+        return np.array(lq[start : start + 3, :, top : top + size, left : left + size]), np.array(
+            gt
+        )
 
     def describe(self) -> dict[str, Any]:
         """See `Samples`."""
-        places = {"kind": "held out", "scale": self._scale, "size_px": self.size_px, "samples": len(self)}
+        places = {
+            "kind": "held out",
+            "scale": self._scale,
+            "size_px": self.size_px,
+            "samples": len(self),
+        }
         return places | _identity(self._clips)
 
 
@@ -230,7 +249,12 @@ def _identity(clips: Sequence[CachedClip]) -> dict[str, Any]:
 
 
 def frozen_outputs(
-    samples: Samples, model: OpenedModel, folder: Path, *, device: str = "cpu", cancel: CancelToken | None = None
+    samples: Samples,
+    model: OpenedModel,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    cancel: CancelToken | None = None,
 ) -> NDArray[np.uint8]:
     """Let the image model enlarge the middle frame of every sample, once; what is there already is only opened.
 
@@ -248,10 +272,12 @@ def frozen_outputs(
     Raises:
         Cancelled: `cancel` was cancelled.
     """
-    identity = json.dumps({"model": fingerprint(model), "samples": samples.describe()}, sort_keys=True)
+    identity = json.dumps(
+        {"model": fingerprint(model), "samples": samples.describe()}, sort_keys=True
+    )
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(path.with_suffix(".lock")):
+    with file_lock(path.with_suffix(".lock")):
         try:
             return np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError):  # not there yet, or damaged
@@ -259,13 +285,17 @@ def frozen_outputs(
     return np.load(path, mmap_mode="r")
 
 
-def _compute(samples: Samples, model: OpenedModel, path: Path, device: str, cancel: CancelToken) -> None:
+def _compute(
+    samples: Samples, model: OpenedModel, path: Path, device: str, cancel: CancelToken
+) -> None:
     part = path.with_suffix(".part")
     count = path.with_suffix(".count")
     done = _read_count(count) if part.is_file() else 0
     side = samples.size_px * model.spec.scale
     shape = (len(samples), 3, side, side)
-    out = open_memmap(part, mode="r+" if done else "w+", dtype=np.uint8, shape=None if done else shape)
+    out = open_memmap(
+        part, mode="r+" if done else "w+", dtype=np.uint8, shape=None if done else shape
+    )
     network = prepare_for_inference(model.network.to(device))
     for start in range(done, len(samples), _FROZEN_BATCH):
         stop = min(start + _FROZEN_BATCH, len(samples))

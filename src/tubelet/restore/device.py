@@ -24,14 +24,24 @@ def resolve_device(name: str) -> torch.device:
         ResourceError: this machine has no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device={name!r} is not a device; give auto, cpu, cuda, cuda:1 or mps") from None
+        raise ConfigError(
+            f"device={name!r} is not a device; give auto, cpu, cuda, cuda:1 or mps"
+        ) from None
     present = {
         "cpu": lambda: True,
-        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "cuda": lambda: (
+            torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+        ),
         "mps": torch.backends.mps.is_available,
     }
     if device.type not in present:
@@ -45,7 +55,9 @@ def fast_precision(device: torch.device) -> Precision:
     """Tell which number format a device convolves fastest."""
     if device.type == "cuda":
         return "fp16"
-    if device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")):
+    if device.type == "cpu" and any(
+        torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")
+    ):
         return "bf16"  # twice as fast as fp32 there; several times slower where the processor must emulate it
     return "fp32"
 

@@ -45,7 +45,9 @@ class Engine:
         notes: what a user should know of the run, a line each.
     """
 
-    def __init__(self, spec: ModelSpec, model: nn.Module | Runner, settings: UpscaleSettings | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, model: nn.Module | Runner, settings: UpscaleSettings | None = None
+    ) -> None:
         """Prepare a model.
 
         Args:
@@ -114,7 +116,9 @@ class Engine:
         restored = chain.from_iterable(parts)
         yield from double_rate(restored) if self.current_plan.doubles_rate else restored
 
-    def restore_scene(self, scene: SceneFrames, hidden: Hidden = None) -> Generator[Frame, None, Hidden]:
+    def restore_scene(
+        self, scene: SceneFrames, hidden: Hidden = None
+    ) -> Generator[Frame, None, Hidden]:
         """Restore a scene, or a part of one.
 
         Args:
@@ -133,7 +137,9 @@ class Engine:
             return None
         return (yield from self._restore_neighborhoods(scene, hidden))
 
-    def _restore_neighborhoods(self, scene: SceneFrames, hidden: Hidden) -> Generator[Frame, None, Hidden]:
+    def _restore_neighborhoods(
+        self, scene: SceneFrames, hidden: Hidden
+    ) -> Generator[Frame, None, Hidden]:
         """Restore each frame with those around it."""
         temporal = self.spec.temporal
         before = temporal.radius
@@ -151,7 +157,9 @@ class Engine:
                 yield _output_frame(window[before], sr[0, 0], self.current_plan)
         return hidden
 
-    def _run(self, window: Sequence[Frame], hidden: Hidden, encodings: EncodingCache) -> tuple[Tensor, Hidden]:
+    def _run(
+        self, window: Sequence[Frame], hidden: Hidden, encodings: EncodingCache
+    ) -> tuple[Tensor, Hidden]:
         def attempt(plan: Plan) -> tuple[Tensor, Hidden]:
             if plan.keep_encodings:
                 return encodings.restore(window, plan), None
@@ -226,7 +234,9 @@ class Engine:
         self._plan = after
 
 
-def _window_results(runner: Runner, window: list[Frame], plan: Plan, first: int, ends_scene: bool) -> Iterator[Tensor]:
+def _window_results(
+    runner: Runner, window: list[Frame], plan: Plan, first: int, ends_scene: bool
+) -> Iterator[Tensor]:
     """Yield the results (3, sH, sW) of a window, each as it is done where the model can."""
     if plan.features is not None:
         yield from runner.stream(_stack(window), plan, first_frame=first, ends_scene=ends_scene)

@@ -55,7 +55,7 @@ class Description:
         frame_s: seconds that the model takes for a frame, from a short run on a part of the image.
         restore_s: the same for all frames; encoding goes on at the same time and can take longer.
         output_bytes: rough size of the output, None where the number of frames is unknown.
-        notes: what a person should know of the output, a line each.
+        notes: what a user should know of the output, a line each.
     """
 
     info: VideoInfo
@@ -126,7 +126,10 @@ def _time_frame(engine: Engine, info: VideoInfo) -> float:
     """Time the model on noise, on a part of the image, and scale by area."""
     height = min(info.height, _TIMED_SIDE_PX)
     width = min(info.width, _TIMED_SIDE_PX)
-    clip = [Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t) for t in range(_TIMED_FRAMES)]
+    clip = [
+        Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t)
+        for t in range(_TIMED_FRAMES)
+    ]
     frame_s = 0.0
     for _ in range(2):  # the first run warms up
         start_s = time.monotonic()

@@ -98,7 +98,9 @@ def run(
     start_s = settings.start or 0.0
     cores = torch.get_num_threads()
     try:
-        with open_reader(src, start_s=start_s, duration_s=settings.duration, gamut="keep") as reader:
+        with open_reader(
+            src, start_s=start_s, duration_s=settings.duration, gamut="keep"
+        ) as reader:
             engine = build_engine(settings, reader.info)
             if plan is None:
                 plan = engine.plan(reader.info.height, reader.info.width)
@@ -128,7 +130,9 @@ def run(
     notes = (*engine.notes, *output.notes)
     if reader.problems:
         problems = "; ".join(reader.problems)
-        raise IncompleteError(f"{dst} has the {ticker.done} frames that could be decoded, but {problems}", notes=notes)
+        raise IncompleteError(
+            f"{dst} has the {ticker.done} frames that could be decoded, but {problems}", notes=notes
+        )
     return Result(
         path=None if str(dst) == "-" else Path(dst),
         model=engine.spec.id,
@@ -171,7 +175,9 @@ def _restore_segments(
         read_ahead(reader, depth=frames_before, cancel=cancel) as source,
         write_behind(_do, depth=frames_after) as steps,
     ):
-        stream = SegmentStream(source, plan, keeps_state=True, starts_scene=scene_detector(plan.contract))
+        stream = SegmentStream(
+            source, plan, keeps_state=True, starts_scene=scene_detector(plan.contract)
+        )
         first_s = stream.first_s()
         if first_s is None:
             return
@@ -200,7 +206,9 @@ class _QueuedEncoder:
         open_encoder: opens the encoder of the segment.
     """
 
-    def __init__(self, steps: WriteBehind[Callable[[], None]], open_encoder: Callable[[], VideoEncoder]) -> None:
+    def __init__(
+        self, steps: WriteBehind[Callable[[], None]], open_encoder: Callable[[], VideoEncoder]
+    ) -> None:
         self._steps = steps
         self._open_encoder = open_encoder
         self._encoder: VideoEncoder | None = None
@@ -243,7 +251,9 @@ def expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:
 def _frames_to_read(info: VideoInfo, settings: UpscaleSettings) -> int | None:
     if settings.start is None and settings.duration is None:
         return info.frames_hint
-    rest_s = None if info.duration_s is None else max(0.0, info.duration_s - (settings.start or 0.0))
+    rest_s = (
+        None if info.duration_s is None else max(0.0, info.duration_s - (settings.start or 0.0))
+    )
     known_s = [seconds for seconds in (rest_s, settings.duration) if seconds is not None]
     if info.average_rate is None or not known_s:
         return None

@@ -96,7 +96,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception means that memory ran out; torch says so in several ways."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY_MESSAGES)
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error).lower() for sign in _OUT_OF_MEMORY_MESSAGES
+    )
 
 
 def peak_tensor_bytes(run: Callable[[], object]) -> int:
@@ -122,7 +124,11 @@ class _LiveTensors(TorchDispatchMode):
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {_storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        before = {
+            _storage_id(leaf)
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, torch.Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor) and _storage_id(leaf) not in before:
@@ -131,7 +137,9 @@ class _LiveTensors(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # True wraps the method above so that its first call imports torch._dynamo: 1.5 s
+        return (
+            False  # True wraps the method above so that its first call imports torch._dynamo: 1.5 s
+        )
 
     def _watch(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()

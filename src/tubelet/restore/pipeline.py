@@ -82,7 +82,9 @@ class _Queue(Generic[T]):
 
 
 @contextmanager
-def read_ahead(source: Iterable[T], *, depth: int, cancel: CancelToken | None = None) -> Generator[Iterator[T]]:
+def read_ahead(
+    source: Iterable[T], *, depth: int, cancel: CancelToken | None = None
+) -> Generator[Iterator[T]]:
     """Iterate over `source` in a thread of its own.
 
     Args:

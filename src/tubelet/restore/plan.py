@@ -239,7 +239,9 @@ def _check(plan: Plan) -> None:
         raise ConfigError(f"the plan: tile_px={plan.tile_px} must be at least 0")
     padded = padded_size(plan.height, plan.width, plan.contract)
     if plan.padded != padded:
-        raise ConfigError(f"the plan: padded={plan.padded} must be {padded}, which the contract asks for")
+        raise ConfigError(
+            f"the plan: padded={plan.padded} must be {padded}, which the contract asks for"
+        )
     if plan.tiles != tuple(plan_tiles(*padded, plan.tile_px, plan.contract)):
         raise ConfigError(
             f"the plan: tiles do not cover the image as tile_px={plan.tile_px} asks for; "
@@ -256,7 +258,9 @@ def _check_time(plan: Plan) -> None:
     if (plan.window is not None) != (temporal.kind == "clip"):
         raise ConfigError(f"the plan: window={plan.window} does not fit a {temporal.kind!r} model")
     if plan.window is not None and not 0 <= plan.window.overlap < plan.window.frames:
-        raise ConfigError(f"the plan: window={plan.window} must have an overlap from 0 on, below its frames")
+        raise ConfigError(
+            f"the plan: window={plan.window} must have an overlap from 0 on, below its frames"
+        )
     if plan.features is not None and not plan.contract.streams:
         raise ConfigError("the plan: features are for models that give frames one by one")
     if plan.keep_encodings and not plan.contract.encodes:
@@ -425,7 +429,9 @@ def _feature_limits(device: str, budget: MemoryBudget) -> FeatureLimits:
     return FeatureLimits(device_bytes=half_bytes, host_bytes=host_bytes, folder=budget.folder)
 
 
-def _stream_bytes(padded: tuple[int, int], frames: int, limits: FeatureLimits, cost: MemoryCost) -> float:
+def _stream_bytes(
+    padded: tuple[int, int], frames: int, limits: FeatureLimits, cost: MemoryCost
+) -> float:
     """Estimate what a streamed window takes: the call, its features in memory, and its frames."""
     area_px = math.prod(padded)
     features_bytes = area_px * frames * cost.feature_bytes_per_px

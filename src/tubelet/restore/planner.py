@@ -76,7 +76,9 @@ class Planner:
         return MemoryCost(call_bytes_per_px=None)
 
 
-def check_plan(plan: Plan, spec: ModelSpec, settings: UpscaleSettings, width: int, height: int) -> None:
+def check_plan(
+    plan: Plan, spec: ModelSpec, settings: UpscaleSettings, width: int, height: int
+) -> None:
     """See that a plan that was made before is for this input, model and machine, and agrees with the settings.
 
     Args:
@@ -108,7 +110,13 @@ def check_plan(plan: Plan, spec: ModelSpec, settings: UpscaleSettings, width: in
 
 def _contradictions(plan: Plan, spec: ModelSpec, settings: UpscaleSettings) -> list[str]:
     """Name the settings that were given and that the plan does not have."""
-    size = output_size(plan.width, plan.height, native=spec.scale, scale=settings.scale, target_height=settings.height)
+    size = output_size(
+        plan.width,
+        plan.height,
+        native=spec.scale,
+        scale=settings.scale,
+        target_height=settings.height,
+    )
     is_other = {
         "scale": settings.scale is not None and size != plan.output,
         "height": settings.height is not None and size != plan.output,

@@ -38,8 +38,15 @@ def require_space_time(spec: ModelSpec, fps: str) -> None:
     from tubelet.zoo.architectures import ARCHITECTURES
 
     able = [other.id for other in list_models() if other.temporal.between_frames]
-    contracts = {architecture.name: architecture.contract(architecture.config()) for architecture in ARCHITECTURES}
-    names = [name for name, contract in contracts.items() if contract and contract.temporal.between_frames]
+    contracts = {
+        architecture.name: architecture.contract(architecture.config())
+        for architecture in ARCHITECTURES
+    }
+    names = [
+        name
+        for name, contract in contracts.items()
+        if contract and contract.temporal.between_frames
+    ]
     able.append(f"a checkpoint of {' or '.join(names)}")
     raise ConfigError(
         f"fps={fps} needs a model that raises the frame rate, and {spec.id} does not; use {', '.join(able)}"
@@ -114,4 +121,6 @@ def _at(frame: Frame, pts: int, *, duration: int, index: int) -> Frame:
 
 def _copy(frame: Frame) -> Frame:
     """Repeat a frame: whoever gets it may change the pixels."""
-    return replace(frame, rgb=frame.rgb.clone(), alpha=None if frame.alpha is None else frame.alpha.clone())
+    return replace(
+        frame, rgb=frame.rgb.clone(), alpha=None if frame.alpha is None else frame.alpha.clone()
+    )

@@ -57,7 +57,13 @@ class Runner(Protocol):
         ...
 
     def run(
-        self, lq: Tensor, hidden: Hidden, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True
+        self,
+        lq: Tensor,
+        hidden: Hidden,
+        plan: Plan,
+        *,
+        first_frame: int = 0,
+        ends_scene: bool = True,
     ) -> tuple[Tensor, Hidden]:
         """Restore the frames of one call.
 
@@ -73,7 +79,9 @@ class Runner(Protocol):
         """
         ...
 
-    def stream(self, lq: Tensor, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True) -> Iterator[Tensor]:
+    def stream(
+        self, lq: Tensor, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True
+    ) -> Iterator[Tensor]:
         """Restore a window of a clip model that gives its frames one by one.
 
         Args:
@@ -109,7 +117,9 @@ class TorchRunner:
         ConfigError: the network lacks a method that its contract promises.
     """
 
-    def __init__(self, model: nn.Module, contract: Contract, *, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self, model: nn.Module, contract: Contract, *, device: torch.device, precision: Precision
+    ) -> None:
         retain_freed_memory()
         check_contract(model, contract)
         self.contract = contract
@@ -121,7 +131,13 @@ class TorchRunner:
 
     @torch.no_grad()
     def run(
-        self, lq: Tensor, hidden: Hidden, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True
+        self,
+        lq: Tensor,
+        hidden: Hidden,
+        plan: Plan,
+        *,
+        first_frame: int = 0,
+        ends_scene: bool = True,
     ) -> tuple[Tensor, Hidden]:
         """Restore the frames of one call; see `Runner`."""
         self._follow(plan)
@@ -136,13 +152,17 @@ class TorchRunner:
         return self._crop(sr, plan), hidden
 
     @torch.no_grad()
-    def stream(self, lq: Tensor, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True) -> Iterator[Tensor]:
+    def stream(
+        self, lq: Tensor, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True
+    ) -> Iterator[Tensor]:
         """Restore a window frame by frame; see `Runner`."""
         self._follow(plan)
         lq = _channels_last(pad_to(lq.to(self.device), *plan.padded))
         before, after = _edges(lq, first_frame, ends_scene)
         store = FeatureStore(plan.features)
-        results = iter(as_streaming(self._model).restore(lq, before=before, after=after, store=store))
+        results = iter(
+            as_streaming(self._model).restore(lq, before=before, after=after, store=store)
+        )
         while True:
             with self._number_format():
                 sr = next(results, None)
@@ -214,7 +234,9 @@ class TorchRunner:
                 if self.contract.streams:
                     return self._measure_stream()
                 encoding_bytes = self._measure_encoding() if self.contract.encodes else 0.0
-                return MemoryCost(call_bytes_per_px=self._measure_call(), encoding_bytes_per_px=encoding_bytes)
+                return MemoryCost(
+                    call_bytes_per_px=self._measure_call(), encoding_bytes_per_px=encoding_bytes
+                )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

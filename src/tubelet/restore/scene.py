@@ -138,7 +138,11 @@ class SegmentFrames:
         while True:
             position = self._position
             frame = self._tape.frame(position)
-            is_cut = frame is not None and position > self.last_scene_start and self._tape.is_cut(position)
+            is_cut = (
+                frame is not None
+                and position > self.last_scene_start
+                and self._tape.is_cut(position)
+            )
             if self.stop is None and self._is_end(position, frame):
                 self._end_at(position, frame)
             if self.stop is not None:

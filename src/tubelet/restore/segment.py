@@ -204,7 +204,9 @@ def open_segment(
         first_index=segment.read_start,
         may_seek=segment.may_seek,
     )
-    with open_reader(src, start_s=start_s, duration_s=duration_s, gamut="keep", span=span) as reader:
+    with open_reader(
+        src, start_s=start_s, duration_s=duration_s, gamut="keep", span=span
+    ) as reader:
         tape = FrameTape(
             reader,
             lambda frame: frame.index in segment.cuts,

@@ -1,4 +1,4 @@
-"""`UpscaleSettings`: what a person may ask of an upscaling run; the command's flags come from here."""
+"""`UpscaleSettings`: what a user may ask of an upscaling run; the command's flags come from here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class UpscaleSettings:
     fps: Literal["x2"] | None = None
     """x2: also give the frame half-way between any two, which needs a space-time model such as Zooming Slow-Mo. Audio
     and length stay; across a cut the frame before it is repeated."""
-    codec: Literal["auto", "h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"] = "auto"
+    codec: Literal[
+        "auto", "h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"
+    ] = "auto"
     """Video codec. auto: H.264 for 8 bit, HEVC for more (VP9 in webm)."""
     crf: float | None = None
     """Constant rate factor, lower is better and larger. Default: 16 for H.264, 18 for HEVC."""
@@ -50,13 +52,17 @@ class UpscaleSettings:
 
     def __post_init__(self) -> None:
         if self.scale is not None and self.height is not None:
-            raise ConfigError(f"scale={self.scale} and height={self.height} contradict; give one of the two")
+            raise ConfigError(
+                f"scale={self.scale} and height={self.height} contradict; give one of the two"
+            )
         if self.scale not in (None, 2, 3, 4):
             raise ConfigError(f"scale={self.scale} must be 2, 3 or 4; for other sizes give height")
         if self.height is not None and not 16 <= self.height <= 16384:
             raise ConfigError(f"height={self.height} must be between 16 and 16384 pixels")
         if self.fps not in (None, "x2"):
-            raise ConfigError(f"fps={self.fps} must be x2, twice the frames of the input: no model gives another rate")
+            raise ConfigError(
+                f"fps={self.fps} must be x2, twice the frames of the input: no model gives another rate"
+            )
         if self.tile is not None and self.tile != 0 and self.tile < 32:
             raise ConfigError(f"tile={self.tile} must be 0 (none) or at least 32 input pixels")
         if self.memory is not None and self.memory <= 0:
@@ -79,7 +85,7 @@ class Result:
         frames: frames written.
         width, height: of the output, pixels.
         elapsed_s: wall-clock seconds.
-        notes: what a person should know, a line each (a converted subtitle, a guessed color matrix).
+        notes: what a user should know, a line each (a converted subtitle, a guessed color matrix).
     """
 
     path: Path | None

@@ -15,14 +15,22 @@ from itertools import product
 from tubelet.models.architecture import Contract
 from tubelet.ops.sizes import round_up
 
-__all__ = ["MIN_TILE_PX", "Span", "Tile", "choose_tile", "output_size", "padded_size", "plan_tiles"]
+__all__ = [
+    "MIN_TILE_PX",
+    "Tile",
+    "TileSpan",
+    "choose_tile",
+    "output_size",
+    "padded_size",
+    "plan_tiles",
+]
 
 MIN_TILE_PX = 32
 """Tiles are not made smaller than this: below it, more than nine tenths of the work are overlap."""
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TileSpan:
     """A stretch of one axis: what a call sees, and which part of its result is kept."""
 
     start: int
@@ -35,8 +43,8 @@ class Span:
 class Tile:
     """A rectangle of the padded input, in lq pixels."""
 
-    y: Span
-    x: Span
+    y: TileSpan
+    x: TileSpan
 
     @property
     def area_px(self) -> int:
@@ -118,17 +126,17 @@ def _padded_side(side: int, contract: Contract) -> int:
     return round_up(max(side, contract.min_size_px), contract.size_multiple)
 
 
-def _tile_axis(size: int, tile_px: int, contract: Contract) -> list[Span]:
+def _tile_axis(size: int, tile_px: int, contract: Contract) -> list[TileSpan]:
     multiple = contract.size_multiple
     halo = round_up(contract.halo_px, multiple)
     smallest = round_up(contract.min_size_px, multiple)
     # Tiles of nearly equal size, rather than a thin one at the end.
     num_tiles = math.ceil(size / tile_px)
     step = round_up(math.ceil(size / num_tiles), multiple)
-    spans: list[Span] = []
+    spans: list[TileSpan] = []
     for keep_start in range(0, size, step):
         keep_stop = min(keep_start + step, size)
         stop = min(size, max(keep_stop + halo, keep_start + smallest))
         start = max(0, min(keep_start - halo, stop - smallest))
-        spans.append(Span(start, stop, keep_start, keep_stop))
+        spans.append(TileSpan(start, stop, keep_start, keep_stop))
     return spans

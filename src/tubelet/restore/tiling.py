@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tubelet.errors import ResourceError
-from tubelet.restore.tiles import Span, Tile
+from tubelet.restore.tiles import Tile, TileSpan
 
 __all__ = ["Call", "Hidden", "run_tiled"]
 
@@ -60,7 +60,10 @@ def run_tiled(
         if not states:
             seen = tile.y.stop - tile.y.start, tile.x.stop - tile.x.start
             ratios = [_ratio(state, *seen, size_multiple) for state in part_state]
-            states = [_empty_whole(state, height, width, r) for state, r in zip(part_state, ratios, strict=True)]
+            states = [
+                _empty_whole(state, height, width, r)
+                for state, r in zip(part_state, ratios, strict=True)
+            ]
         for whole, state, ratio in zip(states, part_state, ratios, strict=True):
             _paste(whole, state, tile, ratio)
     if sr is None:
@@ -85,17 +88,21 @@ def _empty_whole(part: Tensor, height: int, width: int, ratio: Fraction) -> Tens
 
 
 def _crop(whole: Tensor, tile: Tile, ratio: Fraction) -> Tensor:
-    return whole[..., _scaled(tile.y.start, tile.y.stop, ratio), _scaled(tile.x.start, tile.x.stop, ratio)]
+    return whole[
+        ..., _scaled(tile.y.start, tile.y.stop, ratio), _scaled(tile.x.start, tile.x.stop, ratio)
+    ]
 
 
 def _paste(whole: Tensor, part: Tensor, tile: Tile, ratio: Fraction) -> None:
     """Copy the kept part of a tile's result to its place."""
     y, x = tile.y, tile.x
-    target = whole[..., _scaled(y.keep_start, y.keep_stop, ratio), _scaled(x.keep_start, x.keep_stop, ratio)]
+    target = whole[
+        ..., _scaled(y.keep_start, y.keep_stop, ratio), _scaled(x.keep_start, x.keep_stop, ratio)
+    ]
     target.copy_(part[..., _kept(y, ratio), _kept(x, ratio)])
 
 
-def _kept(span: Span, ratio: Fraction) -> slice:
+def _kept(span: TileSpan, ratio: Fraction) -> slice:
     return _scaled(span.keep_start - span.start, span.keep_stop - span.start, ratio)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Generic, TypeVar
 
-from tubelet.restore.tiles import Span
+from tubelet.restore.tiles import TileSpan
 
 __all__ = ["WindowCutter", "cut_windows", "neighborhoods", "scenes"]
 
@@ -80,7 +80,7 @@ class WindowCutter(Generic[T]):
         self._first = 0  # number of the first frame that is held
         self._ended = False
 
-    def cut(self, done: int, *, size: int, overlap: int) -> tuple[list[T], Span] | None:
+    def cut(self, done: int, *, size: int, overlap: int) -> tuple[list[T], TileSpan] | None:
         """Cut the window that gives the frames from `done` on.
 
         Args:
@@ -103,7 +103,7 @@ class WindowCutter(Generic[T]):
             stop = keep_stop = end
             start = max(self._first, min(start, end - size))
         window = [self._held[t - self._first] for t in range(start, stop)]
-        return window, Span(start, stop, done, keep_stop)
+        return window, TileSpan(start, stop, done, keep_stop)
 
     def _read_until(self, end: int, *, start: int, size: int) -> None:
         """Read frames up to number `end`: one more than the window, to know whether the scene goes on."""
@@ -119,7 +119,9 @@ class WindowCutter(Generic[T]):
                 self._first += 1
 
 
-def cut_windows(frames: Iterable[T], *, size: int, overlap: int) -> Iterator[tuple[list[T], Span]]:
+def cut_windows(
+    frames: Iterable[T], *, size: int, overlap: int
+) -> Iterator[tuple[list[T], TileSpan]]:
     """Yield all windows of a scene; see `WindowCutter.cut`."""
     cutter = WindowCutter(frames)
     done = 0

@@ -177,7 +177,9 @@ def _run_pass(passes: Iterator[Losses], forward_context: ForwardContext) -> Loss
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-def _forward_context(model: nn.Module, device: torch.device, settings: LoopSettings) -> ForwardContext:
+def _forward_context(
+    model: nn.Module, device: torch.device, settings: LoopSettings
+) -> ForwardContext:
     """Make the context of every forward pass: its number format, and activation checkpointing."""
     is_bf16 = settings.precision == "bf16"
     checkpointing = nullcontext()

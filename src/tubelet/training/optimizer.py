@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -17,30 +18,43 @@ __all__ = ["OptimizerSettings", "ParameterGroups"]
 class OptimizerSettings:
     """The optimizer, and modules with a learning rate or a start of their own."""
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {
+        "slow": "low_lr_modules",
+        "slow_factor": "lr_multiplier",
+        "frozen_steps": "freeze_steps",
+        "alone": "warmup_only_modules",
+        "alone_steps": "warmup_only_steps",
+    }
+
     kind: Literal["adam", "adamw"] = "adam"
     """adamw: weight decay apart from the gradient."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay of the moving averages of the gradient and of its square."""
     weight_decay: float = 0.0
     """Weight decay."""
-    slow: tuple[str, ...] = ()
+    low_lr_modules: tuple[str, ...] = ()
     """Modules with a learning rate of their own, by their names in the network, for example
     spynet."""
-    slow_factor: float = 1.0
+    lr_multiplier: float = 1.0
     """Their learning rate over that of the others."""
-    frozen_steps: int = 0
+    freeze_steps: int = 0
     """Steps at the beginning during which they are frozen."""
-    alone: tuple[str, ...] = ()
+    warmup_only_modules: tuple[str, ...] = ()
     """Modules that learn alone at first, while all others are frozen, by their names in the
     network."""
-    alone_steps: int = 0
+    warmup_only_steps: int = 0
     """Steps at the beginning during which they learn alone."""
 
     def __post_init__(self) -> None:
-        if not (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)) or self.weight_decay < 0:
+        if (
+            not (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas))
+            or self.weight_decay < 0
+        ):
             raise ConfigError(f"{self}: need two betas of 0 ≤ beta < 1, and weight_decay ≥ 0")
-        if self.slow_factor < 0 or self.frozen_steps < 0 or self.alone_steps < 0:
-            raise ConfigError("slow_factor, frozen_steps and alone_steps must not be negative")
+        if self.lr_multiplier < 0 or self.freeze_steps < 0 or self.warmup_only_steps < 0:
+            raise ConfigError(
+                "lr_multiplier, freeze_steps and warmup_only_steps must not be negative"
+            )
 
 
 class ParameterGroups:
@@ -59,15 +73,17 @@ class ParameterGroups:
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         self._settings = settings
-        slow = _parameters(model, settings.slow)
-        alone = _parameters(model, settings.alone)
+        slow = _parameters(model, settings.low_lr_modules)
+        alone = _parameters(model, settings.warmup_only_modules)
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for parameter in model.parameters():
             groups.setdefault((parameter in slow, parameter in alone), []).append(parameter)
         self._kinds = list(groups)
-        for step in (0, settings.frozen_steps, settings.alone_steps):
+        for step in (0, settings.freeze_steps, settings.warmup_only_steps):
             if not any(self._learns(step, *kind) for kind in self._kinds):
-                raise ConfigError(f"nothing would learn at step {step}: slow and alone leave no other part")
+                raise ConfigError(
+                    f"nothing would learn at step {step}: slow and alone leave no other part"
+                )
         rule = torch.optim.Adam if settings.kind == "adam" else torch.optim.AdamW
         parameters = [{"params": group} for group in groups.values()]
         self.optimizer = rule(parameters, betas=settings.betas, weight_decay=settings.weight_decay)
@@ -75,14 +91,18 @@ class ParameterGroups:
     def prepare(self, step: int, lr: float) -> None:
         """Set which parameters learn at a step, and at which rate, before its forward pass."""
         for group, (slow, alone) in zip(self.optimizer.param_groups, self._kinds, strict=True):
-            group["lr"] = lr * self._settings.slow_factor if slow else lr
+            group["lr"] = lr * self._settings.lr_multiplier if slow else lr
             learns = self._learns(step, slow, alone)
             for parameter in group["params"]:
                 parameter.requires_grad_(learns)
 
     def _learns(self, step: int, slow: bool, alone: bool) -> bool:
-        is_frozen = slow and step < self._settings.frozen_steps
-        others_learn_alone = bool(self._settings.alone) and not alone and step < self._settings.alone_steps
+        is_frozen = slow and step < self._settings.freeze_steps
+        others_learn_alone = (
+            bool(self._settings.warmup_only_modules)
+            and not alone
+            and step < self._settings.warmup_only_steps
+        )
         return not is_frozen and not others_learn_alone
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from tubelet.errors import ConfigError
 from tubelet.losses import LossName
@@ -19,6 +20,8 @@ _WITHOUT_EFFECT = ("log_every", "save_every", "device", "activations")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
     """How long and how fast to learn."""
+
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"optimiser": "optimizer"}
 
     steps: int = 20_000
     """Updates in all."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tubelet.errors import CheckpointError
+from tubelet.field_names import current_path
 from tubelet.files import atomic_write
 from tubelet.training.settings import LoopSettings, result_settings
 
@@ -57,15 +58,21 @@ class TrainingState:
         if not self.path.is_file():
             return 0
         state = self._read()
-        # A file of an older version lacks the newer settings.
-        before = result_settings(LoopSettings()) | state["settings"]
+        # A file of an older version has other names, and lacks the newer settings.
+        written = {
+            current_path(LoopSettings, name, quiet=True): value
+            for name, value in state["settings"].items()
+        }
+        before = result_settings(LoopSettings()) | written
         check_same_run(self.path, before, result_settings(self.settings))
         try:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
         except RuntimeError as error:
-            raise CheckpointError(f"{self.path} holds another model; name another output folder") from error
-        self.optimizer.load_state_dict(state["optimizer"])
+            raise CheckpointError(
+                f"{self.path} holds another model; name another output folder"
+            ) from error
+        self.optimizer.load_state_dict(state.get("optimizer") or state["optimiser"])
         return int(state["step"])
 
     def _read(self) -> dict[str, Any]:

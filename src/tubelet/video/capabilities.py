@@ -17,7 +17,9 @@ _NOT_CHOSEN = ("gif", "rawvideo")  # these follow from the container
 
 def library_versions() -> dict[str, str]:
     """Read the versions of PyAV and of its FFmpeg libraries."""
-    libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
+    libraries = {
+        name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())
+    }
     return {"PyAV": av.__version__, **libraries}
 
 
@@ -44,4 +46,8 @@ def encoder_works(name: str) -> bool:
 
 def working_codecs() -> dict[str, bool]:
     """Say for each codec that `--codec` takes whether its encoder works here."""
-    return {name: encoder_works(spec.encoder) for name, spec in CODECS.items() if name not in _NOT_CHOSEN}
+    return {
+        name: encoder_works(spec.encoder)
+        for name, spec in CODECS.items()
+        if name not in _NOT_CHOSEN
+    }

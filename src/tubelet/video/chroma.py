@@ -31,7 +31,9 @@ def sitings_of(location: int) -> tuple[Siting, Siting]:
     return across, down
 
 
-def upsample_chroma(chroma: Tensor, out: Tensor, *, shifts: tuple[int, int], sitings: tuple[Siting, Siting]) -> None:
+def upsample_chroma(
+    chroma: Tensor, out: Tensor, *, shifts: tuple[int, int], sitings: tuple[Siting, Siting]
+) -> None:
     """Interpolate subsampled chroma to the size of the luma.
 
     Args:
@@ -55,7 +57,9 @@ def upsample_chroma(chroma: Tensor, out: Tensor, *, shifts: tuple[int, int], sit
         chroma = target
 
 
-def downsample_chroma(full: Tensor, *, shifts: tuple[int, int], sitings: tuple[Siting, Siting]) -> Tensor:
+def downsample_chroma(
+    full: Tensor, *, shifts: tuple[int, int], sitings: tuple[Siting, Siting]
+) -> Tensor:
     """Reduce full-size chroma; the exact left inverse of `upsample_chroma`.
 
     Args:

@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeSettings:
-    """What a person may ask of the encoder.
+    """What a user may ask of the encoder.
 
     Attributes:
         codec: "auto" or a name in `CODECS`.
@@ -130,7 +130,7 @@ class Encoding:
         pix_fmt: FFmpeg's pixel format.
         options: of the encoder.
         tag: four-character code in the container, "" for the muxer's choice.
-        notes: what a person should know, a line each.
+        notes: what a user should know, a line each.
     """
 
     codec: str
@@ -222,7 +222,9 @@ CONTAINERS: Mapping[str, ContainerSpec] = MappingProxyType(
 )  # fmt: skip
 
 
-def choose_encoding(suffix: str, like: VideoInfo, width: int, height: int, settings: EncodeSettings) -> Encoding:
+def choose_encoding(
+    suffix: str, like: VideoInfo, width: int, height: int, settings: EncodeSettings
+) -> Encoding:
     """Choose encoder, pixel format and options for an output.
 
     Args:
@@ -249,7 +251,9 @@ def choose_encoding(suffix: str, like: VideoInfo, width: int, height: int, setti
     notes: list[str] = []
     pix_fmt = _choose_pix_fmt(name, spec, supported, like, (width, height), notes)
     if like.hdr is not None and name not in ("hevc", "av1", "h264"):
-        notes.append(f"mastering display and light level of the input are left out: {name} does not carry them")
+        notes.append(
+            f"mastering display and light level of the input are left out: {name} does not carry them"
+        )
     return Encoding(
         codec=name,
         encoder=spec.encoder,
@@ -260,7 +264,9 @@ def choose_encoding(suffix: str, like: VideoInfo, width: int, height: int, setti
     )
 
 
-def _choose_codec(suffix: str, container: ContainerSpec, like: VideoInfo, settings: EncodeSettings) -> str:
+def _choose_codec(
+    suffix: str, container: ContainerSpec, like: VideoInfo, settings: EncodeSettings
+) -> str:
     name = settings.codec
     if name == "auto":
         name = container.codecs[0] if like.bit_depth <= 8 else container.deep_codec
@@ -268,7 +274,9 @@ def _choose_codec(suffix: str, container: ContainerSpec, like: VideoInfo, settin
         raise RequestError(f"unknown codec {name!r}; known are auto, {', '.join(CODECS)}")
     if name not in container.codecs:
         raise RequestError(f"{suffix} does not hold {name}; it holds {', '.join(container.codecs)}")
-    if like.has_alpha and not (CODECS[name].keeps_alpha and not (name == "vp9" and container.is_mov_family)):
+    if like.has_alpha and not (
+        CODECS[name].keeps_alpha and not (name == "vp9" and container.is_mov_family)
+    ):
         raise RequestError(
             f"the input has transparency, which {name} in {suffix} cannot keep; use ffv1 or vp9 in "
             ".mkv, a .webm, prores in .mov, or a folder of PNGs"
@@ -280,8 +288,12 @@ def _supported_formats(name: str, spec: CodecSpec) -> set[str]:
     try:
         formats = av.codec.Codec(spec.encoder, "w").video_formats
     except av.codec.codec.UnknownCodecError as error:
-        have = ", ".join(other for other, s in CODECS.items() if s.encoder in av.codec.codecs_available)
-        raise ResourceError(f"this FFmpeg has no {spec.encoder}, which {name} needs; it has {have}") from error
+        have = ", ".join(
+            other for other, s in CODECS.items() if s.encoder in av.codec.codecs_available
+        )
+        raise ResourceError(
+            f"this FFmpeg has no {spec.encoder}, which {name} needs; it has {have}"
+        ) from error
     return {f.name for f in formats or ()}
 
 
@@ -308,13 +320,17 @@ def _choose_pix_fmt(
     pix_fmt = _nearest_format(supported, subsampling, depth, like.has_alpha)
     if odd and spec.even_size and subsampling == "444":
         if "444" not in pix_fmt:
-            raise RequestError(f"{spec.encoder} cannot encode the odd size {size[0]}x{size[1]}; use h264 or vp9")
+            raise RequestError(
+                f"{spec.encoder} cannot encode the odd size {size[0]}x{size[1]}; use h264 or vp9"
+            )
         notes.append(
             f"{size[0]}x{size[1]} is odd: written as 4:4:4, since {name} halves chroma only of even sizes; "
             "some players refuse 4:4:4"
         )
     if like.bit_depth > 8 and not pix_fmt.endswith("le"):
-        notes.append(f"{like.bit_depth} bit of the input are written as 8 bit: {spec.encoder} holds no more")
+        notes.append(
+            f"{like.bit_depth} bit of the input are written as 8 bit: {spec.encoder} holds no more"
+        )
     return pix_fmt
 
 
@@ -326,13 +342,19 @@ def _subsampling(like: VideoInfo) -> str:
 
 def _nearest_format(supported: set[str], subsampling: str, depth: int, alpha: bool) -> str:
     """Find the planar YCbCr format that loses least; an empty set supports everything."""
-    finer = {"420": ("420", "422", "444"), "422": ("422", "444", "420"), "444": ("444", "422", "420")}
+    finer = {
+        "420": ("420", "422", "444"),
+        "422": ("422", "444", "420"),
+        "444": ("444", "422", "420"),
+    }
     for bits in (d for d in (12, 10, 8) if d <= depth):
         for chroma in finer[subsampling]:
             name = f"yuv{'a' if alpha else ''}{chroma}p{'' if bits == 8 else f'{bits}le'}"
             if not supported or name in supported:
                 return name
-    raise RequestError(f"the encoder takes none of the planar formats, only {', '.join(sorted(supported))}")
+    raise RequestError(
+        f"the encoder takes none of the planar formats, only {', '.join(sorted(supported))}"
+    )
 
 
 def _options(
@@ -349,9 +371,13 @@ def _options(
     if settings.preset is not None and not spec.preset_option:
         raise RequestError(f"preset={settings.preset!r} has no meaning for {name}; leave it out")
     if settings.preset is not None and spec.presets and settings.preset not in spec.presets:
-        raise RequestError(f"preset={settings.preset!r} is none of {name}'s: {', '.join(spec.presets)}")
+        raise RequestError(
+            f"preset={settings.preset!r} is none of {name}'s: {', '.join(spec.presets)}"
+        )
     if settings.crf is not None and not 0 <= settings.crf <= spec.crf_max:
-        raise RequestError(f"crf={settings.crf:g} must be between 0 and {spec.crf_max:g} for {name}")
+        raise RequestError(
+            f"crf={settings.crf:g} must be between 0 and {spec.crf_max:g} for {name}"
+        )
     if spec.crf_option:
         options[spec.crf_option] = f"{spec.crf if settings.crf is None else settings.crf:g}"
     if spec.preset_option:
@@ -368,7 +394,9 @@ def _private_options(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[s
     if name == "hevc":
         params = ["log-level=error"]
         if side_px < X265_BLOCK_PX:
-            params.append("cutree=0")  # it writes beyond its buffers in an image smaller than a block
+            params.append(
+                "cutree=0"
+            )  # it writes beyond its buffers in an image smaller than a block
         params += [f"master-display={display}"] if display else []
         params += [f"max-cll={light}"] if light else []
         params += ["hdr10=1", "repeat-headers=1"] if display or light else []

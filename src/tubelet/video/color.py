@@ -72,7 +72,9 @@ def resolve_matrix(color: ColorTags, width: int, height: int) -> ResolvedColor:
     return ResolvedColor(dataclasses.replace(color, matrix=matrix))
 
 
-def frame_to_rgb(frame: VideoFrame, color: ResolvedColor, *, gamut: Gamut = "clip") -> tuple[Tensor, Tensor | None]:
+def frame_to_rgb(
+    frame: VideoFrame, color: ResolvedColor, *, gamut: Gamut = "clip"
+) -> tuple[Tensor, Tensor | None]:
     """Convert a decoded frame.
 
     Args:
@@ -108,7 +110,9 @@ def frame_to_rgb(frame: VideoFrame, color: ResolvedColor, *, gamut: Gamut = "cli
     return _clipped(rgb, gamut), alpha
 
 
-def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, color: ResolvedColor) -> VideoFrame:
+def rgb_to_frame(
+    rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, color: ResolvedColor
+) -> VideoFrame:
     """Convert back, dithered.
 
     Args:
@@ -125,13 +129,19 @@ def rgb_to_frame(rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, color: Reso
     """
     layout = layout_of(pix_fmt)
     if layout is None:
-        raise RequestError(f"pixel format {pix_fmt!r} cannot be written; use for example yuv420p or yuv420p10le")
+        raise RequestError(
+            f"pixel format {pix_fmt!r} cannot be written; use for example yuv420p or yuv420p10le"
+        )
     rgb = rgb.detach().to(device="cpu", dtype=torch.float32).contiguous()
     height, width = rgb.shape[-2:]
     frame = av.VideoFrame(width, height, pix_fmt)
     views = component_views(frame, layout)
     if layout.has_alpha:
-        opaque = torch.ones(height, width) if alpha is None else alpha.detach().to("cpu", torch.float32)[0]
+        opaque = (
+            torch.ones(height, width)
+            if alpha is None
+            else alpha.detach().to("cpu", torch.float32)[0]
+        )
         _store(opaque * layout.max_code, views[-1], layout, 0)
     rows = _strip_rows(layout, color, width, height)
     for top in range(0, height, rows):
@@ -187,7 +197,9 @@ def _decoding(matrix: int, bits: int, full_range: bool, padding_bits: int) -> tu
     decode = np.linalg.inv(_rgb_to_ycc(matrix)) / spans
     bias = -(decode @ zero)
     scaled = decode / (1 << padding_bits)
-    return torch.tensor(scaled, dtype=torch.float32), torch.tensor(bias[:, None], dtype=torch.float32)
+    return torch.tensor(scaled, dtype=torch.float32), torch.tensor(
+        bias[:, None], dtype=torch.float32
+    )
 
 
 @lru_cache(maxsize=32)
@@ -195,7 +207,8 @@ def _encoding(matrix: int, bits: int, full_range: bool) -> Tensor:
     """Build the matrix (3, 3) from R'G'B' to codes, without the offsets."""
     _, luma_span, chroma_span = _code_range(bits, full_range)
     return torch.tensor(
-        _rgb_to_ycc(matrix) * np.array([[luma_span], [chroma_span], [chroma_span]]), dtype=torch.float32
+        _rgb_to_ycc(matrix) * np.array([[luma_span], [chroma_span], [chroma_span]]),
+        dtype=torch.float32,
     )
 
 
@@ -204,7 +217,9 @@ def _load(views: list[NDArray[Any]], out: Tensor) -> None:
         np.copyto(target, view, casting="unsafe")
 
 
-def _loaded(views: list[NDArray[Any]], shape: tuple[int, ...], channels: int | None = None) -> Tensor:
+def _loaded(
+    views: list[NDArray[Any]], shape: tuple[int, ...], channels: int | None = None
+) -> Tensor:
     """Copy components into the first channels of a new float tensor (channels, *shape)."""
     out = torch.empty(channels or len(views), *shape)
     _load(views, out[: len(views)])
@@ -218,12 +233,16 @@ def _strip_rows(layout: PixelLayout, color: ColorTags, width: int, height: int) 
     return max(_STRIP_STEP, _STRIP_PX // width // _STRIP_STEP * _STRIP_STEP)
 
 
-def _rows_of(view: NDArray[Any], number: int, layout: PixelLayout, top: int, rows: int) -> NDArray[Any]:
+def _rows_of(
+    view: NDArray[Any], number: int, layout: PixelLayout, top: int, rows: int
+) -> NDArray[Any]:
     shift = layout.shift_y if layout.kind == "yuv" and number in (1, 2) else 0
     return view[top >> shift : -(-(top + rows) >> shift)]  # the end is rounded up
 
 
-def _store_ycc(rgb: Tensor, views: list[NDArray[Any]], layout: PixelLayout, color: ColorTags) -> None:
+def _store_ycc(
+    rgb: Tensor, views: list[NDArray[Any]], layout: PixelLayout, color: ColorTags
+) -> None:
     full_range = _is_full_range(layout, color)
     black, _, _ = _code_range(layout.bits, full_range)
     encode = _encoding(color.matrix, layout.bits, full_range)
@@ -232,7 +251,9 @@ def _store_ycc(rgb: Tensor, views: list[NDArray[Any]], layout: PixelLayout, colo
     if layout.kind == "gray":
         return
     sitings, (shift_x, shift_y) = sitings_of(color.siting), (layout.shift_x, layout.shift_y)
-    if shift_y and sitings[1] == "center":  # the mean of two rows commutes with the matrix: half the work
+    if (
+        shift_y and sitings[1] == "center"
+    ):  # the mean of two rows commutes with the matrix: half the work
         rgb, shift_y = _mean_of_rows(rgb), shift_y - 1
     full = torch.mm(encode[1:], rgb.view(3, -1)).view(2, *rgb.shape[1:])
     chroma = downsample_chroma(full, shifts=(shift_x, shift_y), sitings=sitings)

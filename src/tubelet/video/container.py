@@ -45,7 +45,9 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     data = _side_data(frame, SideDataType.DISPLAYMATRIX)
     if data is None or len(data) < 36:
         return _TURNS[round(frame.rotation / 90) % 4]
-    a, b, _, c, d = struct.unpack_from("=5i", data)  # x' = a·x + c·y, y' = b·x + d·y, 16.16 fixed point
+    a, b, _, c, d = struct.unpack_from(
+        "=5i", data
+    )  # x' = a·x + c·y, y' = b·x + d·y, 16.16 fixed point
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
@@ -74,8 +76,12 @@ def open_container(path: Path) -> InputContainer:
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied") from error
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a video that can be read: {_reason(path, error)}") from error
-    container.flags &= ~int(Flags.gen_pts.value)  # PyAV asks for guessed pts; wrong where B-frames have none
+        raise InputError(
+            f"{path} is not a video that can be read: {_reason(path, error)}"
+        ) from error
+    container.flags &= ~int(
+        Flags.gen_pts.value
+    )  # PyAV asks for guessed pts; wrong where B-frames have none
     if container.format.name == "tty":  # FFmpeg would draw the letters
         container.close()
         raise InputError(f"{path} is a text file, not a video")
@@ -95,7 +101,9 @@ def pick_video_stream(container: InputContainer, source: str) -> VideoStream:
     stream = next((s for s in streams if "default" in _flags(s)), streams[0])
     context: Any = stream.codec_context
     if context is None:
-        raise InputError(f"{source} has a video that no decoder here can read (codec tag {_codec(stream)!r})")
+        raise InputError(
+            f"{source} has a video that no decoder here can read (codec tag {_codec(stream)!r})"
+        )
     return stream
 
 
@@ -163,7 +171,9 @@ def describe(
     if aspect <= 0:
         aspect = Fraction(1)
     layout = frame.format
-    rate = (stream.guessed_rate if _is_avi(container) else stream.average_rate) or stream.guessed_rate
+    rate = (
+        stream.guessed_rate if _is_avi(container) else stream.average_rate
+    ) or stream.guessed_rate
     duration_s = _duration_s(container, stream)
     return VideoInfo(
         source=source,
@@ -318,7 +328,9 @@ def _frames_hint(
 ) -> int | None:
     if stream.frames and not _is_avi(container):
         return stream.frames
-    tagged = stream.metadata.get("NUMBER_OF_FRAMES") or stream.metadata.get("NUMBER_OF_FRAMES-eng") or ""
+    tagged = (
+        stream.metadata.get("NUMBER_OF_FRAMES") or stream.metadata.get("NUMBER_OF_FRAMES-eng") or ""
+    )
     if tagged.isdigit():
         return int(tagged)
     return round(duration_s * rate) if duration_s and rate else None

@@ -13,8 +13,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from tubelet.video.declared import declared_bytes
-from tubelet.video.holes import HoleFinder
+from tubelet.video.container_size import declared_bytes
+from tubelet.video.gaps import GapDetector
 from tubelet.video.info import VideoInfo
 from tubelet.video.y4m import ForwardOnly
 
@@ -52,7 +52,7 @@ class DecodeReport:
     last_dts: int | None = None
     end_byte: int = 0
     end_tick: int | None = None
-    holes: HoleFinder | None = None
+    holes: GapDetector | None = None
 
     @property
     def why(self) -> str:

@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from tubelet.errors import InputError
 from tubelet.video.container import clock_origin, describe, pick_video_stream, read_siting
 from tubelet.video.damage import DecodeReport, describe_ending
-from tubelet.video.holes import HoleFinder
+from tubelet.video.gaps import GapDetector
 
 __all__ = ["ContainerFrames"]
 
@@ -163,7 +163,7 @@ class ContainerFrames:
         report = self._report
         rate = self._stream.average_rate
         if self._container.format.name == "matroska,webm" and rate:
-            report.holes = HoleFinder(self._stream.index, rate)
+            report.holes = GapDetector(self._stream.index, rate)
         streams = [] if report.holes else [self._stream]  # none named means all
         while True:
             progress = False

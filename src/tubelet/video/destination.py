@@ -38,7 +38,7 @@ def destination_kind(dst: str | Path) -> DestinationKind:
     """Tell a video file from a folder of images, a printf pattern of images and a pipe.
 
     Args:
-        dst: what a person typed.
+        dst: what a user typed.
 
     Returns:
         "pipe" for "-"; "pattern" where the name has a `%05d`; "folder" for an existing folder, a trailing
@@ -51,7 +51,9 @@ def destination_kind(dst: str | Path) -> DestinationKind:
     if text == "-":
         return "pipe"
     if not text:
-        raise RequestError("the output has no name; give a file such as new.mp4, a folder, or - for y4m on stdout")
+        raise RequestError(
+            "the output has no name; give a file such as new.mp4, a folder, or - for y4m on stdout"
+        )
     path = Path(text)
     if _PATTERN.search(path.name):
         if path.suffix.lower() != ".png":
@@ -90,7 +92,9 @@ def check_output(dst: str | Path, *, source: str | Path, overwrite: bool) -> Non
         _refuse_source_images(path, source, folder, names)
     if kind == "file":
         if path.is_symlink() and not path.exists():
-            raise RequestError(f"{path} is a symbolic link to nothing; remove it or choose another name")
+            raise RequestError(
+                f"{path} is a symbolic link to nothing; remove it or choose another name"
+            )
         if path.exists() and not path.is_file():
             raise RequestError(f"{path} is not a regular file; choose another name")
         taken = path.exists()
@@ -112,7 +116,7 @@ def part_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def write_errors(name: str) -> Generator[None]:
-    """Turn the errors of writing into one line for a person.
+    """Turn the errors of writing into one line for a user.
 
     Args:
         name: of the output.
@@ -124,7 +128,9 @@ def write_errors(name: str) -> Generator[None]:
         yield
     except (av.FFmpegError, OSError) as error:
         if error.errno in _NO_SPACE:
-            raise ResourceError(f"no space left for {name}; free some or choose another disk") from error
+            raise ResourceError(
+                f"no space left for {name}; free some or choose another disk"
+            ) from error
         if error.errno == errno.EPIPE:
             raise ResourceError("the program that reads the output has closed the pipe") from error
         raise ResourceError(f"{name} could not be written: {error.strerror or error}") from error
@@ -159,7 +165,9 @@ def _refuse_source_images(path: Path, source: str | Path, folder: Path, names: s
         return
     replaced = {old.resolve() for old in images_in(folder, names)}
     if any(image.resolve() in replaced for image in images):
-        raise RequestError(f"output {path} would replace the images of the input; choose another name")
+        raise RequestError(
+            f"output {path} would replace the images of the input; choose another name"
+        )
 
 
 def _try_folder(folder: Path, path: Path) -> None:
@@ -173,4 +181,6 @@ def _try_folder(folder: Path, path: Path) -> None:
         trial.touch(exist_ok=False)
         trial.unlink()
     except OSError as error:
-        raise RequestError(f"folder {folder} cannot be written: {error.strerror}; choose another") from error
+        raise RequestError(
+            f"folder {folder} cannot be written: {error.strerror}; choose another"
+        ) from error

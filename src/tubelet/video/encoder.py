@@ -56,7 +56,7 @@ class PartTail:
     Attributes:
         frames: number of frames.
         end: tick at which the last frame ends.
-        notes: what a person should know, a line each.
+        notes: what a user should know, a line each.
     """
 
     frames: int
@@ -87,7 +87,7 @@ class VideoEncoder:
     images (x265 makes them) lie inside the segment.
 
     Attributes:
-        notes: what a person should know, a line each.
+        notes: what a user should know, a line each.
     """
 
     def __init__(

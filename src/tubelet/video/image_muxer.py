@@ -22,7 +22,7 @@ class ImageMuxer:
     """A `PacketSink` that writes each packet as an image, in a hidden folder until all are there.
 
     Attributes:
-        notes: what a person should know, a line each.
+        notes: what a user should know, a line each.
     """
 
     def __init__(self, dst: Path, form: OutputFormat, *, is_pattern: bool) -> None:

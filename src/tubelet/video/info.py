@@ -49,11 +49,19 @@ class HdrMetadata:
 
     def master_display(self) -> str | None:
         """Write the mastering display as `x265`'s master-display value, or None where it is incomplete."""
-        if not self.primaries or not self.white_point or self.max_luminance is None or self.min_luminance is None:
+        if (
+            not self.primaries
+            or not self.white_point
+            or self.max_luminance is None
+            or self.min_luminance is None
+        ):
             return None
         points = (*self.primaries, self.white_point)
         names = ("R", "G", "B", "WP")
-        text = {n: f"{n}({round(x * 50000)},{round(y * 50000)})" for n, (x, y) in zip(names, points, strict=True)}
+        text = {
+            n: f"{n}({round(x * 50000)},{round(y * 50000)})"
+            for n, (x, y) in zip(names, points, strict=True)
+        }
         light = f"L({round(self.max_luminance * 10000)},{round(self.min_luminance * 10000)})"
         return text["G"] + text["B"] + text["R"] + text["WP"] + light
 

@@ -87,7 +87,9 @@ def to_known_layout(frame: VideoFrame) -> tuple[VideoFrame, PixelLayout]:
     if layout is not None:
         return frame, layout
     name = _nearest_planar(frame)
-    converted = frame.reformat(format=name, src_color_range=frame.color_range, dst_color_range=frame.color_range)
+    converted = frame.reformat(
+        format=name, src_color_range=frame.color_range, dst_color_range=frame.color_range
+    )
     layout = layout_of(name)
     assert layout is not None, name
     return converted, layout
@@ -183,7 +185,9 @@ def _semi_planar(name: str) -> PixelLayout | None:
         return None
     _, nv, sampling, digits, endian = match.groups()
     v_first = nv in ("21", "42")
-    shift_x, shift_y = {"16": (1, 0), "24": (0, 0), "42": (0, 0), "2": (1, 0), "4": (0, 0)}.get(nv or sampling, (1, 1))
+    shift_x, shift_y = {"16": (1, 0), "24": (0, 0), "42": (0, 0), "2": (1, 0), "4": (0, 0)}.get(
+        nv or sampling, (1, 1)
+    )
     bits = _depth(digits or "")
     return PixelLayout(
         kind="yuv",
@@ -227,7 +231,10 @@ def _nearest_planar(frame: VideoFrame) -> str:
         return f"gray{suffix}" if not alpha else f"gbrap{suffix.replace('14', '16')}"
     sampling = "444"  # for which PyAV calls no component chroma
     if chroma is not None:
-        shifts = (round(np.log2(layout.width / chroma.width)), round(np.log2(layout.height / chroma.height)))
+        shifts = (
+            round(np.log2(layout.width / chroma.width)),
+            round(np.log2(layout.height / chroma.height)),
+        )
         sampling = next((name for name, value in _SHIFTS.items() if value == shifts), "444")
     deep = suffix.replace("14", "16") if alpha or sampling == "440" else suffix
     return f"yuv{'a' if alpha else ''}{sampling}p{deep}"

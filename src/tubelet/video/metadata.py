@@ -26,15 +26,43 @@ _WITHOUT_FLAGS = ("mov", "avi", "mpegts")  # their muxers write no dispositions,
 # What FFmpeg's mov muxer writes into the file's user data; other keys it drops without a word.
 _MP4_KEYS = frozenset(
     {
-        *("title", "artist", "album_artist", "composer", "album", "date", "comment", "genre", "copyright"),
-        *("grouping", "lyrics", "description", "synopsis", "show", "episode_id", "network", "keywords"),
-        *("episode_sort", "season_number", "media_type", "hd_video", "gapless_playback", "compilation"),
+        *(
+            "title",
+            "artist",
+            "album_artist",
+            "composer",
+            "album",
+            "date",
+            "comment",
+            "genre",
+            "copyright",
+        ),
+        *(
+            "grouping",
+            "lyrics",
+            "description",
+            "synopsis",
+            "show",
+            "episode_id",
+            "network",
+            "keywords",
+        ),
+        *(
+            "episode_sort",
+            "season_number",
+            "media_type",
+            "hd_video",
+            "gapless_playback",
+            "compilation",
+        ),
         *("track", "disc", "tmpo", "location", "creation_time", "encoding_tool", "timecode"),
     }
 )
 _STREAM_KEYS = frozenset({"language", "title", "handler_name", "creation_time", "timecode"})
 _TS_KEYS = frozenset({"service_name", "service_provider"})
-_AVI_KEYS = frozenset({"title", "artist", "comment", "copyright", "date", "genre", "album", "language", "track"})
+_AVI_KEYS = frozenset(
+    {"title", "artist", "comment", "copyright", "date", "genre", "album", "language", "track"}
+)
 _KEYS: Mapping[str, frozenset[str]] = {
     "mp4": _MP4_KEYS,
     "mov": _MP4_KEYS,
@@ -52,7 +80,9 @@ def copy_file_metadata(source: InputContainer, target: OutputContainer, notes: l
     known = _KEYS.get(target.format.name)
     lost = sorted(key for key in tags if known is not None and key.lower() not in known)
     if lost:
-        notes.append(f"tags of the file left out, {target.format.name} has no place for them: {', '.join(lost)}")
+        notes.append(
+            f"tags of the file left out, {target.format.name} has no place for them: {', '.join(lost)}"
+        )
 
 
 def copy_stream_metadata(source: Any, target: Any) -> list[str]:
@@ -74,7 +104,9 @@ def copy_stream_metadata(source: Any, target: Any) -> list[str]:
     return sorted(lost)
 
 
-def copy_chapters(source: InputContainer, target: OutputContainer, origin: Fraction, span: Fraction | None) -> None:
+def copy_chapters(
+    source: InputContainer, target: OutputContainer, origin: Fraction, span: Fraction | None
+) -> None:
     """Copy chapters, moved to the new origin and limited to the part that is written.
 
     Args:
@@ -90,12 +122,14 @@ def copy_chapters(source: InputContainer, target: OutputContainer, origin: Fract
         if end <= 0 or (span is not None and start >= span):
             continue
         start, end = max(start, Fraction(0)), end if span is None else min(end, span)
-        kept.append({**chapter, "time_base": tick, "start": round(start / tick), "end": round(end / tick)})
+        kept.append(
+            {**chapter, "time_base": tick, "start": round(start / tick), "end": round(end / tick)}
+        )
     target.set_chapters(kept)
 
 
 def _worth_copying(tags: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what describes the old file rather than the film."""
+    """Leave out what describes the old file rather than the video."""
     return {
         key: value
         for key, value in tags.items()

@@ -33,7 +33,7 @@ class VideoMuxer:
     not show.
 
     Attributes:
-        notes: what a person should know, a line each.
+        notes: what a user should know, a line each.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class Output:
     The output has its name only after a clean exit; after an error nothing is left.
 
     Attributes:
-        notes: what a person should know, a line each; complete after the exit.
+        notes: what a user should know, a line each; complete after the exit.
     """
 
     def __init__(self, muxer: _Muxer, part: Path | None, final: Path | None) -> None:

@@ -34,7 +34,9 @@ class PartOrder:
         """
         name = f"segment {head.segment}"
         if head.segment != self._next:
-            raise InputError(f"{name} came where segment {self._next} is due; give all in their order")
+            raise InputError(
+                f"{name} came where segment {self._next} is due; give all in their order"
+            )
         if head.fingerprint != self._fingerprint:
             raise InputError(f"{name} was encoded for another output; encode it again")
         first = self._first or head

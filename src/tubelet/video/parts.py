@@ -273,4 +273,6 @@ def _tail_from_json(data: dict[str, Any]) -> PartTail:
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"part file {path} is damaged or not whole; remove it and encode its segment again")
+    return InputError(
+        f"part file {path} is damaged or not whole; remove it and encode its segment again"
+    )

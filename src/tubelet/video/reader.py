@@ -236,7 +236,9 @@ def open_reader(
 
 def _open_source(src: str) -> FrameSource:
     if not src:
-        raise InputError("the input has no name; give a video file, a folder of images, or - for y4m on a pipe")
+        raise InputError(
+            "the input has no name; give a video file, a folder of images, or - for y4m on a pipe"
+        )
     if src == "-":
         return ContainerFrames(open_y4m_pipe, src, seekable=False)
     images = list_images(src)

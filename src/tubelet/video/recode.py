@@ -39,7 +39,9 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
     try:
         context = cast(Any, av.CodecContext.create(encoder, "w"))
     except (av.FFmpegError, ValueError) as error:
-        raise ResourceError(f"FFmpeg has no encoder {encoder!r}; install PyAV from PyPI, which has it") from error
+        raise ResourceError(
+            f"FFmpeg has no encoder {encoder!r}; install PyAV from PyPI, which has it"
+        ) from error
     context.width, context.height = even.shape[-1], even.shape[-2]
     context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, rate), rate
     context.thread_count = 1

@@ -1,7 +1,7 @@
 """Everything of a source but its video goes along: audio, subtitles, chapters, attachments, tags.
 
 It is copied where the container holds it, converted where it can be, and otherwise named in a note. Packets
-follow the video in time, so the film is never in memory.
+follow the video in time, so the video is never in memory.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ _SEEK_BACK_S = 10  # subtitles that begin this much before a cut are still found
 class Remuxer:
     """The other streams of a source, muxed in step with the video."""
 
-    def __init__(self, source: InputContainer, target: OutputContainer, *, notes: list[str]) -> None:
+    def __init__(
+        self, source: InputContainer, target: OutputContainer, *, notes: list[str]
+    ) -> None:
         """Prepare; `open_remuxer` does it.
 
         Args:
             source: opened for this alone.
             target: where packets go.
-            notes: what a person should know is appended here.
+            notes: what a user should know is appended here.
         """
         self._source = source
         self._target = target
@@ -114,7 +116,9 @@ class Remuxer:
             self._next = next(self._packets, None)
         for track in self._tracks.values():
             self._target.mux(list(track.flush()))
-        damaged = sum(track.damaged for track in self._tracks.values() if isinstance(track, RecodedAudio))
+        damaged = sum(
+            track.damaged for track in self._tracks.values() if isinstance(track, RecodedAudio)
+        )
         if damaged:
             self._notes.append(f"{damaged} packets of audio could not be decoded and are missing")
         self.close()
@@ -136,7 +140,9 @@ class Remuxer:
             except StopIteration:
                 return
             except av.FFmpegError as error:
-                self._notes.append(f"audio and subtitles end early, the input is damaged: {error.strerror}")
+                self._notes.append(
+                    f"audio and subtitles end early, the input is damaged: {error.strerror}"
+                )
                 return
             if packet.dts is None and packet.pts is None:
                 continue
@@ -203,7 +209,9 @@ def open_remuxer(
         else:
             lost.update(plan.add(stream))
     if lost:
-        notes.append(f"tags of streams left out, {suffix} has no place for them: {', '.join(sorted(lost))}")
+        notes.append(
+            f"tags of streams left out, {suffix} has no place for them: {', '.join(sorted(lost))}"
+        )
     if source.chapters() and suffix in (".gif", ".y4m", ".avi", ".ts"):
         notes.append(f"{len(source.chapters())} chapters left out: {suffix} has none")
     return remuxer
@@ -274,7 +282,9 @@ class _Plan:
         except (av.FFmpegError, ValueError) as error:
             return self._leave_out(stream, f"{encoder} cannot encode it ({error})")
         self._remuxer.add_track(stream.index, track)
-        self._notes.append(f"{_label(stream)} converted with {encoder}: {self._suffix} does not hold its codec")
+        self._notes.append(
+            f"{_label(stream)} converted with {encoder}: {self._suffix} does not hold its codec"
+        )
         return copy_stream_metadata(stream, track.stream)
 
     def _convert_subtitle(self, stream: Any) -> list[str]:
@@ -285,7 +295,9 @@ class _Plan:
             return self._leave_out(stream, "they are images, which it does not hold")
         track = ConvertedSubtitle(stream, self._target, encoder)
         self._remuxer.add_track(stream.index, track)
-        self._notes.append(f"{_label(stream)} converted to {encoder}: {self._suffix} does not hold the format")
+        self._notes.append(
+            f"{_label(stream)} converted to {encoder}: {self._suffix} does not hold the format"
+        )
         return copy_stream_metadata(stream, track.stream)
 
     def _add_image(self, stream: Any) -> list[str]:
@@ -316,8 +328,12 @@ class _Plan:
 
     def _add_data(self, stream: Any) -> list[str]:
         """Leave data out: PyAV cannot give the muxers what they need for it, and they fail at the end."""
-        is_chapter_track = stream.discard == Discard.all  # QuickTime's; its chapters are copied as such
-        is_timecode = "timecode" in stream.metadata  # a tag of the video too, from which a track is made
+        is_chapter_track = (
+            stream.discard == Discard.all
+        )  # QuickTime's; its chapters are copied as such
+        is_timecode = (
+            "timecode" in stream.metadata
+        )  # a tag of the video too, from which a track is made
         if is_chapter_track or is_timecode:
             return []
         return self._leave_out(stream, "streams of data cannot be copied yet")
@@ -328,7 +344,7 @@ class _Plan:
 
 
 def _label(stream: Any) -> str:
-    """Name a stream for a person: "subtitle 3 (hdmv_pgs_subtitle, ger)"."""
+    """Name a stream for a user: "subtitle 3 (hdmv_pgs_subtitle, ger)"."""
     name = stream.metadata.get("filename") or codec_name(stream)
     language = stream.metadata.get("language")
     return f"{stream.type} {stream.index} ({name}{f', {language}' if language else ''})"

@@ -93,7 +93,9 @@ def _residual(now: Tensor, last: Tensor) -> float:
 
 
 def _structure_differs(now: Tensor, last: Tensor) -> bool:
-    contrast_now, contrast_last = (float((x - x.mean((1, 2), keepdim=True)).std()) for x in (now, last))
+    contrast_now, contrast_last = (
+        float((x - x.mean((1, 2), keepdim=True)).std()) for x in (now, last)
+    )
     if min(contrast_now, contrast_last) < _FLAT:
         return True
     gain = min(2.0, max(0.5, contrast_now / contrast_last))

@@ -41,7 +41,9 @@ class ImageFrames:
         self._first: VideoInfo | None = None
         first = self._describe_first()
         if first is None:
-            raise InputError(f"{source}: none of its {len(paths)} images can be decoded ({self._bad[0]})")
+            raise InputError(
+                f"{source}: none of its {len(paths)} images can be decoded ({self._bad[0]})"
+            )
         self.info = dataclasses.replace(
             first,
             source=source,
@@ -66,7 +68,9 @@ class ImageFrames:
         """Say what could not be decoded."""
         found = [self._gaps] if self._gaps else []
         if self._bad:
-            found.append(f"{len(self._bad)} of {len(self._paths)} images could not be decoded: {self._bad[0]}")
+            found.append(
+                f"{len(self._bad)} of {len(self._paths)} images could not be decoded: {self._bad[0]}"
+            )
         return found
 
     def close(self) -> None:
@@ -79,11 +83,15 @@ class ImageFrames:
     def _decoded(self, start: int) -> Iterator[VideoFrame]:
         for number, path in enumerate(self._paths[start:], start):
             try:
-                with av.open(io.BytesIO(path.read_bytes()), mode="r") as container:  # by content, not by name
+                with av.open(
+                    io.BytesIO(path.read_bytes()), mode="r"
+                ) as container:  # by content, not by name
                     stream = pick_video_stream(container, str(path))
                     siting = 0 if self._first else read_siting(container, stream)
                     frame = next(container.decode(stream))
-                    self._first = self._first or describe(container, stream, frame, str(path), siting=siting)
+                    self._first = self._first or describe(
+                        container, stream, frame, str(path), siting=siting
+                    )
             except (av.FFmpegError, OSError, StopIteration, InputError) as error:
                 reason = getattr(error, "strerror", None) or str(error) or "no image in it"
                 self._bad.append(f"{path.name}: {reason}")
@@ -122,7 +130,10 @@ def list_images(src: str) -> list[Path] | None:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key in which 2.png comes before 10.png."""
-    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name)]
+    return [
+        (int(part), "") if part.isdigit() else (-1, part.lower())
+        for part in re.split(r"(\d+)", name)
+    ]
 
 
 def _numbered(pattern: Path) -> dict[int, Path]:
@@ -132,7 +143,9 @@ def _numbered(pattern: Path) -> dict[int, Path]:
         return {}
     digits = match.group(1)
     number = rf"(\d{{{digits},}})" if digits else r"(0|[1-9]\d*)"
-    regex = re.compile(re.escape(pattern.name[: match.start()]) + number + re.escape(pattern.name[match.end() :]))
+    regex = re.compile(
+        re.escape(pattern.name[: match.start()]) + number + re.escape(pattern.name[match.end() :])
+    )
     found = ((regex.fullmatch(p.name), p) for p in pattern.parent.iterdir())
     return {int(hit.group(1)): p for hit, p in found if hit}
 

@@ -38,7 +38,16 @@ _TEXT_SUBTITLES = (
     "subviewer",
     "sami",
 )
-_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+_USUAL_LAYOUTS = {
+    1: "mono",
+    2: "stereo",
+    3: "2.1",
+    4: "4.0",
+    5: "5.0",
+    6: "5.1",
+    7: "6.1",
+    8: "7.1",
+}
 _BITS_PER_CHANNEL = {"aac": 128_000, "libopus": 96_000, "libmp3lame": 128_000}
 
 

@@ -27,7 +27,7 @@ class Writer:
     video in segments uses the two apart.
 
     Attributes:
-        notes: what a person should know, a line each; complete after the exit.
+        notes: what a user should know, a line each; complete after the exit.
     """
 
     def __init__(self, output: Output, form: OutputFormat) -> None:

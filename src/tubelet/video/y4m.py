@@ -49,11 +49,17 @@ def open_y4m_pipe(stream: IO[bytes] | None = None) -> InputContainer:
     read = getattr(source, "read1", source.read)  # what is there, without waiting for a full buffer
     head = _read_exactly(source, len(_MAGIC))
     if not head:
-        raise InputError("nothing came on standard input; pipe y4m into it: ffmpeg -i FILE -f yuv4mpegpipe -")
+        raise InputError(
+            "nothing came on standard input; pipe y4m into it: ffmpeg -i FILE -f yuv4mpegpipe -"
+        )
     if head != _MAGIC:
-        raise InputError(f"standard input is not y4m (it begins with {head!r}); pipe: ffmpeg -i FILE -f yuv4mpegpipe -")
+        raise InputError(
+            f"standard input is not y4m (it begins with {head!r}); pipe: ffmpeg -i FILE -f yuv4mpegpipe -"
+        )
     try:
-        return av.open(ForwardOnly(read, head), mode="r", format="yuv4mpegpipe", buffer_size=_BUFFER_BYTES)
+        return av.open(
+            ForwardOnly(read, head), mode="r", format="yuv4mpegpipe", buffer_size=_BUFFER_BYTES
+        )
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"the y4m stream on standard input cannot be read: {reason}") from error

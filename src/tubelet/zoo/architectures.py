@@ -94,7 +94,13 @@ if TYPE_CHECKING:
     )
     _WINDOW: tuple[type[WindowModel], ...] = (duf.DUF, rbpn.RBPN, two_step.TwoStepRestorer)
     _ENCODING: tuple[type[EncodingWindowModel], ...] = (edvr.EDVR, tdan.TDAN, toflow.TOFlow)
-    _ONLINE: tuple[type[OnlineModel], ...] = (fast.FastVSR, rrn.RRN, rlsp.RLSP, rsdn.RSDN, frvsr.FRVSR)
+    _ONLINE: tuple[type[OnlineModel], ...] = (
+        fast.FastVSR,
+        rrn.RRN,
+        rlsp.RLSP,
+        rsdn.RSDN,
+        frvsr.FRVSR,
+    )
     _CLEANING: tuple[type[CleaningModel], ...] = (realbasicvsr.RealBasicVSR,)
     _CLIP: tuple[type[ClipModel], ...] = ()
     _STREAMING: tuple[type[StreamingModel], ...] = (

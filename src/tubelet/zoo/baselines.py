@@ -33,7 +33,9 @@ class Resample(nn.Module):
         """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
         height, width = lq.shape[-2:]
         # The matrix products want rows: three channels in the last place would be copied at every step.
-        return resample(lq.contiguous(), (height * self.scale, width * self.scale), kernel=self.kernel)
+        return resample(
+            lq.contiguous(), (height * self.scale, width * self.scale), kernel=self.kernel
+        )
 
 
 def _bicubic(scale: int) -> ModelSpec:

@@ -76,7 +76,9 @@ def _check(needed: BaseModel, name: str, spec: ModelSpec) -> None:
             f"take one of the kind {needed.kind}, as `tubelet models` lists them"
         )
     if spec.base is not None:
-        raise RequestError(f"{name} cannot be an {needed.role}: {spec.architecture} stands on another model itself")
+        raise RequestError(
+            f"{name} cannot be an {needed.role}: {spec.architecture} stands on another model itself"
+        )
     if spec.scale != needed.scale:
         raise RequestError(
             f"{name} cannot be this {needed.role}: it enlarges ×{spec.scale}, and ×{needed.scale} is needed"
@@ -116,7 +118,9 @@ def attach_base(opened: OpenedModel, needed: BaseModel) -> OpenedModel:
         summary=f"{opened.spec.summary}, over {reference.model}",
         contract=needed.contract(opened.spec.contract, base.spec.contract),
     )
-    return dataclasses.replace(opened, spec=spec, network=needed.attach(opened.network, base.network))
+    return dataclasses.replace(
+        opened, spec=spec, network=needed.attach(opened.network, base.network)
+    )
 
 
 def _read_reference(opened: OpenedModel, needed: BaseModel) -> _Reference:
@@ -151,7 +155,9 @@ def _parse(content: Any) -> _Reference | None:
     return None
 
 
-def _find(reference: _Reference, needed: BaseModel, checkpoint: Path | None) -> tuple[OpenedModel, str]:
+def _find(
+    reference: _Reference, needed: BaseModel, checkpoint: Path | None
+) -> tuple[OpenedModel, str]:
     """Open the base: of several files the one with the right tensors, or else the first.
 
     Returns:

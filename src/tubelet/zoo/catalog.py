@@ -24,7 +24,7 @@ from tubelet.zoo.baselines import BASELINES
 from tubelet.zoo.spec import ModelSpec, WeightsSpec, count_parameters
 
 if TYPE_CHECKING:
-    from tubelet.zoo.publishers import KnownFile
+    from tubelet.zoo.publishers import PublishedWeights
 
 __all__ = [
     "find_model",
@@ -46,12 +46,19 @@ _WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def make_spec(
-    id: str, architecture: Architecture, config: Any, *, summary: str, weights: WeightsSpec | None = None
+    id: str,
+    architecture: Architecture,
+    config: Any,
+    *,
+    summary: str,
+    weights: WeightsSpec | None = None,
 ) -> ModelSpec:
     """Make the entry of a configured architecture; CheckpointError where it makes no images."""
     contract = architecture.contract(config)
     if contract is None:
-        raise CheckpointError(f"{id} is {architecture.name}, a part of other networks: it makes no images by itself")
+        raise CheckpointError(
+            f"{id} is {architecture.name}, a part of other networks: it makes no images by itself"
+        )
     return ModelSpec(
         id=id,
         summary=summary,
@@ -85,13 +92,15 @@ def _embedded() -> list[ModelSpec]:
     ]
 
 
-def _published(known: KnownFile) -> ModelSpec:
+def _published(known: PublishedWeights) -> ModelSpec:
     return make_spec(
         known.id,
         known.architecture,
         known.config,
         summary=known.summary,
-        weights=WeightsSpec(file=known.file.name, sha256=known.file.sha256, license=known.license, remote=known.file),
+        weights=WeightsSpec(
+            file=known.file.name, sha256=known.file.sha256, license=known.license, remote=known.file
+        ),
     )
 
 
@@ -105,15 +114,19 @@ _BY_SCALE: dict[str, dict[int, str]] = {
 
 
 @cache
-def _known() -> dict[str, KnownFile]:
+def _known() -> dict[str, PublishedWeights]:
     """Return the published files by id; read when they are asked for, since that loads every architecture."""
-    from tubelet.zoo.known_files import KNOWN_FILES
+    from tubelet.zoo.weights_index import PUBLISHED_WEIGHTS
 
-    return {known.id: known for known in KNOWN_FILES}
+    return {known.id: known for known in PUBLISHED_WEIGHTS}
 
 
 def _published_models() -> list[ModelSpec]:
-    return [_published(known) for known in _known().values() if known.architecture.contract(known.config) is not None]
+    return [
+        _published(known)
+        for known in _known().values()
+        if known.architecture.contract(known.config) is not None
+    ]
 
 
 def list_models(*, published: bool = False) -> list[ModelSpec]:
@@ -155,7 +168,9 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
     here = [*_BY_SCALE, *(spec.id for spec in _MODELS)]
     known = [*here, *(spec.id for spec in fetched)]
     listing = f"{', '.join(here)}, and {len(fetched)} that are fetched: `tubelet models` lists them"
-    raise RequestError(f"no model is called {name!r}; {suggest(name, known, count=3, listing=listing)}")
+    raise RequestError(
+        f"no model is called {name!r}; {suggest(name, known, count=3, listing=listing)}"
+    )
 
 
 def is_checkpoint(name: str) -> bool:
@@ -190,7 +205,9 @@ def model_weights(id: str, *, on_progress: OnProgress | None = None) -> Path:
     known = _known().get(id)
     if known is None:
         spec = find_model(id)  # which says what is near
-        raise RequestError(f"the weights of {spec.id} are in the package; there is nothing to fetch")
+        raise RequestError(
+            f"the weights of {spec.id} are in the package; there is nothing to fetch"
+        )
     return fetch(known.file, weights_folder(), on_progress=on_progress)
 
 
@@ -205,18 +222,18 @@ def _size(build: Callable[[], nn.Module]) -> int:
         return count_parameters(build())
 
 
-def published_file(id: str) -> KnownFile:
+def published_file(id: str) -> PublishedWeights:
     """Return the published file of a listed model, or of a part of models; KeyError where there is none."""
     return _known()[id]
 
 
-def published_under(file_name: str) -> KnownFile | None:
+def published_under(file_name: str) -> PublishedWeights | None:
     """Return what is published under a file name, in large or small letters; None for an unknown one."""
     small = file_name.lower()
     return next((known for known in _known().values() if known.file.name.lower() == small), None)
 
 
-def published_as(sha256: str) -> list[KnownFile]:
+def published_as(sha256: str) -> list[PublishedWeights]:
     """List the published files with this hash, as far as hashes are published."""
     hashed = [known for known in _known().values() if known.file.sha256]
     return [known for known in hashed if sha256.startswith(known.file.sha256)]

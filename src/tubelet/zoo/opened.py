@@ -16,7 +16,7 @@ from torch import nn
 from tubelet.downloads import fetch
 from tubelet.errors import CheckpointError
 from tubelet.zoo import catalog
-from tubelet.zoo.publishers import KnownFile
+from tubelet.zoo.publishers import PublishedWeights
 from tubelet.zoo.spec import ModelSpec, WeightsSpec
 
 __all__ = ["Check", "OpenedModel", "open_alone", "open_listed"]
@@ -45,7 +45,9 @@ class OpenedModel:
     path: Path | None = None
 
 
-def open_alone(name: str, *, factor: float | None = None, check: Check | None = None) -> OpenedModel:
+def open_alone(
+    name: str, *, factor: float | None = None, check: Check | None = None
+) -> OpenedModel:
     """Open a model as `open_model` does, but leave a composite network without its base.
 
     Args:
@@ -83,7 +85,9 @@ def _open_file(name: str) -> OpenedModel:
     published = catalog.published_as(digest)
     named = _named(published[0]) if published else {}
     opened = open_checkpoint(path, **named)
-    spec = catalog.make_spec(path.name, opened.architecture, opened.config, summary=f"checkpoint {name}")
+    spec = catalog.make_spec(
+        path.name, opened.architecture, opened.config, summary=f"checkpoint {name}"
+    )
     return OpenedModel(name, spec, opened.model, digest, path)
 
 
@@ -117,11 +121,13 @@ def _load_from_package(network: nn.Module, weights: WeightsSpec) -> nn.Module:
     try:
         network.load_state_dict(load(data), strict=True)
     except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"weight file {path} does not fit the model: {' '.join(str(error).split())}") from error
+        raise CheckpointError(
+            f"weight file {path} does not fit the model: {' '.join(str(error).split())}"
+        ) from error
     return network.eval()
 
 
-def _load_published(known: KnownFile) -> nn.Module:
+def _load_published(known: PublishedWeights) -> nn.Module:
     from tubelet.zoo.checkpoint import open_checkpoint
 
     path = fetch(known.file, catalog.weights_folder())
@@ -133,9 +139,11 @@ def _load_published(known: KnownFile) -> nn.Module:
         ) from error
 
 
-def _named(known: KnownFile) -> dict[str, Any]:
+def _named(known: PublishedWeights) -> dict[str, Any]:
     """Return what is known of a published file, as arguments of `open_checkpoint`."""
-    fields = {field.name: getattr(known.config, field.name) for field in dataclasses.fields(known.config)}
+    fields = {
+        field.name: getattr(known.config, field.name) for field in dataclasses.fields(known.config)
+    }
     return {"architecture": known.architecture.name, **fields}
 
 

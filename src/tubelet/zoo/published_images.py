@@ -12,21 +12,34 @@ from tubelet.models.hat import HATConfig
 from tubelet.models.rrdb import RRDBConfig
 from tubelet.models.srvgg import SRVGGConfig
 from tubelet.models.swinir import SwinIRConfig
-from tubelet.zoo.publishers import KnownFile, Network, basicsr, github, hat_authors, openmmlab
+from tubelet.zoo.publishers import (
+    Network,
+    PublishedWeights,
+    basicsr,
+    github,
+    hat_authors,
+    openmmlab,
+)
 
 __all__ = ["IMAGE_FILES"]
 
 _SRVGG_16: Network = (srvgg.ARCHITECTURE, SRVGGConfig())
 _SRVGG_X2: Network = (srvgg.ARCHITECTURE, SRVGGConfig(scale=2))
-_SRVGG_32: Network = (srvgg.ARCHITECTURE, SRVGGConfig(num_conv=32))
+_SRVGG_32: Network = (srvgg.ARCHITECTURE, SRVGGConfig(num_blocks=32))
 _RRDB: Network = (rrdb.ARCHITECTURE, RRDBConfig())
-_RRDB_6: Network = (rrdb.ARCHITECTURE, RRDBConfig(num_block=6))
+_RRDB_6: Network = (rrdb.ARCHITECTURE, RRDBConfig(num_blocks=6))
 _RRDB_X2PLUS: Network = (rrdb.ARCHITECTURE, RRDBConfig(unshuffle=2))
 _RRDB_X2: Network = (rrdb.ARCHITECTURE, RRDBConfig(doublings=1))
 _SWINIR_REAL: Network = (swinir.ARCHITECTURE, SwinIRConfig(upsampler="nearest+conv"))
 _SWINIR_REAL_L: Network = (
     swinir.ARCHITECTURE,
-    SwinIRConfig(channels=240, depths=(6,) * 9, heads=(8,) * 9, upsampler="nearest+conv", resi_connection="3conv"),
+    SwinIRConfig(
+        channels=240,
+        depths=(6,) * 9,
+        num_heads=(8,) * 9,
+        upsampler="nearest+conv",
+        resi_connection="3conv",
+    ),
 )
 
 
@@ -35,7 +48,13 @@ def _swinir(scale: int) -> Network:
 
 
 def _swinir_light(scale: int) -> Network:
-    shape = SwinIRConfig(scale=scale, channels=60, depths=(6,) * 4, heads=(6,) * 4, upsampler="pixelshuffledirect")
+    shape = SwinIRConfig(
+        scale=scale,
+        channels=60,
+        depths=(6,) * 4,
+        num_heads=(6,) * 4,
+        upsampler="pixelshuffledirect",
+    )
     return swinir.ARCHITECTURE, shape
 
 
@@ -44,11 +63,13 @@ def _hat(scale: int) -> Network:
 
 
 def _hat_s(scale: int) -> Network:
-    return hat.ARCHITECTURE, HATConfig(scale=scale, channels=144, compress_ratio=24, squeeze_factor=24)
+    return hat.ARCHITECTURE, HATConfig(
+        scale=scale, channels=144, compress_ratio=24, squeeze_factor=24
+    )
 
 
 def _hat_l(scale: int) -> Network:
-    return hat.ARCHITECTURE, HATConfig(scale=scale, depths=(6,) * 12, heads=(6,) * 12)
+    return hat.ARCHITECTURE, HATConfig(scale=scale, depths=(6,) * 12, num_heads=(6,) * 12)
 
 
 def _edsr_m(scale: int) -> Network:
@@ -56,10 +77,10 @@ def _edsr_m(scale: int) -> Network:
 
 
 def _edsr_l(scale: int) -> Network:
-    return edsr.ARCHITECTURE, EDSRConfig(scale=scale, num_feat=256, num_block=32, res_scale=0.1)
+    return edsr.ARCHITECTURE, EDSRConfig(scale=scale, channels=256, num_blocks=32, res_scale=0.1)
 
 
-IMAGE_FILES: tuple[KnownFile, ...] = (
+IMAGE_FILES: tuple[PublishedWeights, ...] = (
     github(
         "realesr-animevideov3",
         _SRVGG_16,
@@ -119,7 +140,12 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
         "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
         17_938_799,
     ),
-    github("realesrnet-x4plus", _RRDB, "xinntao/Real-ESRGAN/v0.1.1/RealESRNet_x4plus.pth", "real images; smooth"),
+    github(
+        "realesrnet-x4plus",
+        _RRDB,
+        "xinntao/Real-ESRGAN/v0.1.1/RealESRNet_x4plus.pth",
+        "real images; smooth",
+    ),
     github(
         "esrgan-x4",
         _RRDB,
@@ -210,12 +236,17 @@ IMAGE_FILES: tuple[KnownFile, ...] = (
     ),
     *(
         hat_authors(
-            f"hat-x{scale}", _hat(scale), f"HAT_SRx{scale}_ImageNet-pretrain.pth", "ImageNet, then DF2K, bicubic"
+            f"hat-x{scale}",
+            _hat(scale),
+            f"HAT_SRx{scale}_ImageNet-pretrain.pth",
+            "ImageNet, then DF2K, bicubic",
         )
         for scale in (2, 3)
     ),
     *(
-        hat_authors(f"hat_s-x{scale}", _hat_s(scale), f"HAT-S_SRx{scale}.pth", "DF2K, bicubic; small")
+        hat_authors(
+            f"hat_s-x{scale}", _hat_s(scale), f"HAT-S_SRx{scale}.pth", "DF2K, bicubic; small"
+        )
         for scale in (2, 3, 4)
     ),
     *(

@@ -8,7 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tubelet.downloads import RemoteFile
-from tubelet.models import basicvsr, basicvsr_pp, duf, edvr, iconvsr, realbasicvsr, tdan, toflow, zooming_slow_mo
+from tubelet.models import (
+    basicvsr,
+    basicvsr_pp,
+    duf,
+    edvr,
+    iconvsr,
+    realbasicvsr,
+    tdan,
+    toflow,
+    zooming_slow_mo,
+)
 from tubelet.models.basicvsr import BasicVSRConfig
 from tubelet.models.basicvsr_pp import BasicVSRPlusPlusConfig
 from tubelet.models.duf import DUFConfig
@@ -18,7 +28,7 @@ from tubelet.models.realbasicvsr import RealBasicVSRConfig
 from tubelet.models.tdan import TDANConfig
 from tubelet.models.toflow import TOFlowConfig
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
-from tubelet.zoo.publishers import KnownFile, Network, basicsr, openmmlab
+from tubelet.zoo.publishers import Network, PublishedWeights, basicsr, openmmlab
 
 __all__ = ["VIDEO_FILES"]
 
@@ -26,40 +36,70 @@ _BASICVSR: Network = (basicvsr.ARCHITECTURE, BasicVSRConfig())
 _ICONVSR: Network = (iconvsr.ARCHITECTURE, IconVSRConfig())
 _ICONVSR_7: Network = (iconvsr.ARCHITECTURE, IconVSRConfig(temporal_padding=3))
 _PLUS: Network = (basicvsr_pp.ARCHITECTURE, BasicVSRPlusPlusConfig())
-_PLUS_LARGE: Network = (basicvsr_pp.ARCHITECTURE, BasicVSRPlusPlusConfig(channels=128, num_blocks=25))
-_PLUS_FULL: Network = (basicvsr_pp.ARCHITECTURE, BasicVSRPlusPlusConfig(channels=128, num_blocks=25, input="full"))
+_PLUS_LARGE: Network = (
+    basicvsr_pp.ARCHITECTURE,
+    BasicVSRPlusPlusConfig(channels=128, num_blocks=25),
+)
+_PLUS_FULL: Network = (
+    basicvsr_pp.ARCHITECTURE,
+    BasicVSRPlusPlusConfig(channels=128, num_blocks=25, input="full"),
+)
 _REAL: Network = (realbasicvsr.ARCHITECTURE, RealBasicVSRConfig())
 _EDVR_M: Network = (edvr.ARCHITECTURE, EDVRConfig())
 _EDVR_M_WOTSA: Network = (edvr.ARCHITECTURE, EDVRConfig(fusion="conv"))
-_LARGE = EDVRConfig(channels=128, reconstruct_blocks=40)
+_LARGE = EDVRConfig(channels=128, num_reconstruct_blocks=40)
 _EDVR_L: Network = (edvr.ARCHITECTURE, _LARGE)
 _EDVR_L_WOTSA: Network = (edvr.ARCHITECTURE, replace(_LARGE, fusion="conv"))
 _EDVR_L_7: Network = (edvr.ARCHITECTURE, replace(_LARGE, num_frames=7))
 _EDVR_L_BLUR: Network = (edvr.ARCHITECTURE, replace(_LARGE, predeblur="plain"))
 _EDVR_L_FULL: Network = (edvr.ARCHITECTURE, replace(_LARGE, predeblur="strided"))
-_TDAN: Network = (tdan.ARCHITECTURE, TDANConfig(deform="modulated", release="mmagic", border="zeros"))
+_TDAN: Network = (
+    tdan.ARCHITECTURE,
+    TDANConfig(deform="modulated", release="mmagic", border="zeros"),
+)
 _TOFLOW: Network = (toflow.ARCHITECTURE, TOFlowConfig())
 
 
 def _duf(*, scale: int = 4, blocks: int = 21, growth: int = 16) -> Network:
     """Describe a network whose weights were converted from TensorFlow, which adds more to variances."""
-    return duf.ARCHITECTURE, DUFConfig(scale=scale, blocks=blocks, growth=growth, norm_eps=1e-3)
+    return duf.ARCHITECTURE, DUFConfig(
+        scale=scale, num_blocks=blocks, growth_channels=growth, norm_eps=1e-3
+    )
 
 
-VIDEO_FILES: tuple[KnownFile, ...] = (
-    openmmlab("basicvsr-reds4", _BASICVSR, "basicvsr/basicvsr_reds4_20120409-0e599677.pth", "REDS, bicubic"),
+VIDEO_FILES: tuple[PublishedWeights, ...] = (
     openmmlab(
-        "basicvsr-vimeo_bi", _BASICVSR, "basicvsr/basicvsr_vimeo90k_bi_20210409-d2d8f760.pth", "Vimeo-90K, bicubic"
+        "basicvsr-reds4",
+        _BASICVSR,
+        "basicvsr/basicvsr_reds4_20120409-0e599677.pth",
+        "REDS, bicubic",
     ),
     openmmlab(
-        "basicvsr-vimeo_bd", _BASICVSR, "basicvsr/basicvsr_vimeo90k_bd_20210409-0154dd64.pth", "Vimeo-90K, blurred"
+        "basicvsr-vimeo_bi",
+        _BASICVSR,
+        "basicvsr/basicvsr_vimeo90k_bi_20210409-d2d8f760.pth",
+        "Vimeo-90K, bicubic",
     ),
-    openmmlab("iconvsr-reds4", _ICONVSR, "iconvsr/iconvsr_reds4_20210413-9e09d621.pth", "REDS, bicubic"),
     openmmlab(
-        "iconvsr-vimeo_bi", _ICONVSR_7, "iconvsr/iconvsr_vimeo90k_bi_20210413-7c7418dc.pth", "Vimeo-90K, bicubic"
+        "basicvsr-vimeo_bd",
+        _BASICVSR,
+        "basicvsr/basicvsr_vimeo90k_bd_20210409-0154dd64.pth",
+        "Vimeo-90K, blurred",
     ),
     openmmlab(
-        "iconvsr-vimeo_bd", _ICONVSR_7, "iconvsr/iconvsr_vimeo90k_bd_20210414-5f38cb34.pth", "Vimeo-90K, blurred"
+        "iconvsr-reds4", _ICONVSR, "iconvsr/iconvsr_reds4_20210413-9e09d621.pth", "REDS, bicubic"
+    ),
+    openmmlab(
+        "iconvsr-vimeo_bi",
+        _ICONVSR_7,
+        "iconvsr/iconvsr_vimeo90k_bi_20210413-7c7418dc.pth",
+        "Vimeo-90K, bicubic",
+    ),
+    openmmlab(
+        "iconvsr-vimeo_bd",
+        _ICONVSR_7,
+        "iconvsr/iconvsr_vimeo90k_bd_20210414-5f38cb34.pth",
+        "Vimeo-90K, blurred",
     ),
     openmmlab(
         "basicvsr_pp-reds4",
@@ -115,7 +155,9 @@ VIDEO_FILES: tuple[KnownFile, ...] = (
         "real_basicvsr/realbasicvsr_wogan_c64b20_2x30x8_lr1e-4_300k_reds_20211027-0e2ff207.pth",
         "real videos; smooth",
     ),
-    openmmlab("edvr_m-reds", _EDVR_M, "edvr/edvrm_x4_8x4_600k_reds_20210625-e29b71b5.pth", "REDS, bicubic"),
+    openmmlab(
+        "edvr_m-reds", _EDVR_M, "edvr/edvrm_x4_8x4_600k_reds_20210625-e29b71b5.pth", "REDS, bicubic"
+    ),
     openmmlab(
         "edvr_m-reds_wotsa",
         _EDVR_M_WOTSA,
@@ -123,7 +165,10 @@ VIDEO_FILES: tuple[KnownFile, ...] = (
         "REDS, bicubic; without attention",
     ),
     openmmlab(
-        "edvr_l-reds", _EDVR_L, "edvr/edvrl_c128b40_8x8_lr2e-4_600k_reds4_20220104-4509865f.pth", "REDS, bicubic"
+        "edvr_l-reds",
+        _EDVR_L,
+        "edvr/edvrl_c128b40_8x8_lr2e-4_600k_reds4_20220104-4509865f.pth",
+        "REDS, bicubic",
     ),
     openmmlab(
         "edvr_l-reds_wotsa",
@@ -131,10 +176,22 @@ VIDEO_FILES: tuple[KnownFile, ...] = (
         "edvr/edvrl_wotsa_c128b40_8x8_lr2e-4_600k_reds4_20211228-d895a769.pth",
         "REDS, bicubic; without attention",
     ),
-    openmmlab("tdan-vimeo_bi", _TDAN, "tdan/tdan_vimeo90k_bix4_20210528-739979d9.pth", "Vimeo-90K, bicubic"),
-    openmmlab("tdan-vimeo_bd", _TDAN, "tdan/tdan_vimeo90k_bdx4_20210528-c53ab844.pth", "Vimeo-90K, blurred"),
-    openmmlab("toflow-vimeo", _TOFLOW, "tof/tof_x4_vimeo90k_official-a569ff50.pth", "Vimeo-90K, bicubic"),
-    KnownFile(
+    openmmlab(
+        "tdan-vimeo_bi",
+        _TDAN,
+        "tdan/tdan_vimeo90k_bix4_20210528-739979d9.pth",
+        "Vimeo-90K, bicubic",
+    ),
+    openmmlab(
+        "tdan-vimeo_bd",
+        _TDAN,
+        "tdan/tdan_vimeo90k_bdx4_20210528-c53ab844.pth",
+        "Vimeo-90K, blurred",
+    ),
+    openmmlab(
+        "toflow-vimeo", _TOFLOW, "tof/tof_x4_vimeo90k_official-a569ff50.pth", "Vimeo-90K, bicubic"
+    ),
+    PublishedWeights(
         id="zooming_slow_mo-vimeo",
         architecture=zooming_slow_mo.ARCHITECTURE,
         config=ZoomingSlowMoConfig(),
@@ -146,14 +203,24 @@ VIDEO_FILES: tuple[KnownFile, ...] = (
         ),
         license="GPL-3.0-only",
     ),
-    basicsr("edvr_m-reds_official", _EDVR_M, "EDVR_M_x4_SR_REDS_official-32075921.pth", "REDS, bicubic; the authors'"),
+    basicsr(
+        "edvr_m-reds_official",
+        _EDVR_M,
+        "EDVR_M_x4_SR_REDS_official-32075921.pth",
+        "REDS, bicubic; the authors'",
+    ),
     basicsr(
         "edvr_m-reds_wotsa_official",
         _EDVR_M_WOTSA,
         "EDVR_M_woTSA_x4_SR_REDS_official-1edf645c.pth",
         "REDS, bicubic; without attention; the authors'",
     ),
-    basicsr("edvr_l-reds_official", _EDVR_L, "EDVR_L_x4_SR_REDS_official-9f5f5039.pth", "REDS, bicubic; the authors'"),
+    basicsr(
+        "edvr_l-reds_official",
+        _EDVR_L,
+        "EDVR_L_x4_SR_REDS_official-9f5f5039.pth",
+        "REDS, bicubic; the authors'",
+    ),
     basicsr(
         "edvr_l-vimeo_official",
         _EDVR_L_7,
@@ -180,8 +247,23 @@ VIDEO_FILES: tuple[KnownFile, ...] = (
     ),
     basicsr("duf_52-x4", _duf(), "DUF_x4_52L_official-483d2c78.pth", "blurred; 52 layers"),
     basicsr("duf_28-x4", _duf(blocks=9), "DUF_x4_28L_official-cbada450.pth", "blurred; 28 layers"),
-    basicsr("duf_16-x4", _duf(blocks=3, growth=32), "DUF_x4_16L_official-bf8f0cfa.pth", "blurred; 16 layers"),
-    basicsr("duf_16-x3", _duf(scale=3, blocks=3, growth=32), "DUF_x3_16L_official-34ce53ec.pth", "blurred; 16 layers"),
-    basicsr("duf_16-x2", _duf(scale=2, blocks=3, growth=32), "DUF_x2_16L_official-39537cb9.pth", "blurred; 16 layers"),
+    basicsr(
+        "duf_16-x4",
+        _duf(blocks=3, growth=32),
+        "DUF_x4_16L_official-bf8f0cfa.pth",
+        "blurred; 16 layers",
+    ),
+    basicsr(
+        "duf_16-x3",
+        _duf(scale=3, blocks=3, growth=32),
+        "DUF_x3_16L_official-34ce53ec.pth",
+        "blurred; 16 layers",
+    ),
+    basicsr(
+        "duf_16-x2",
+        _duf(scale=2, blocks=3, growth=32),
+        "DUF_x2_16L_official-39537cb9.pth",
+        "blurred; 16 layers",
+    ),
 )
 """Hashes are checked as far as they are published."""

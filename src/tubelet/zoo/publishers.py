@@ -1,4 +1,4 @@
-"""`KnownFile`: published weights that have a name, and the publishers from whom most of them are.
+"""`PublishedWeights`: published weights that have a name, and the publishers from whom most of them are.
 
 Sizes and hashes are those that are published. Files of OpenMMLab and BasicSR have the first eight digits of the hash at
 the end of their names.
@@ -13,7 +13,7 @@ from typing import Any
 from tubelet.downloads import RemoteFile
 from tubelet.models.architecture import Architecture
 
-__all__ = ["KnownFile", "Network", "basicsr", "github", "hat_authors", "openmmlab"]
+__all__ = ["Network", "PublishedWeights", "basicsr", "github", "hat_authors", "openmmlab"]
 
 Network = tuple[Architecture, Any]
 """An architecture, and its configuration."""
@@ -23,7 +23,7 @@ _GITHUB_LICENSES = {"Real-ESRGAN": "BSD-3-Clause", "KAIR": "Apache-2.0", "SwinIR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KnownFile:
+class PublishedWeights:
     """One published file.
 
     Attributes:
@@ -49,15 +49,20 @@ def _hash_in(name: str) -> str:
     return found[1] if found else ""
 
 
-def _known(id: str, network: Network, summary: str, license: str, **file: Any) -> KnownFile:
+def _known(id: str, network: Network, summary: str, license: str, **file: Any) -> PublishedWeights:
     """Describe a file; its hash is read off its name where none is given."""
     file["sha256"] = file.get("sha256") or _hash_in(file["name"])
-    return KnownFile(
-        id=id, architecture=network[0], config=network[1], summary=summary, file=RemoteFile(**file), license=license
+    return PublishedWeights(
+        id=id,
+        architecture=network[0],
+        config=network[1],
+        summary=summary,
+        file=RemoteFile(**file),
+        license=license,
     )
 
 
-def openmmlab(id: str, network: Network, path: str, summary: str) -> KnownFile:
+def openmmlab(id: str, network: Network, path: str, summary: str) -> PublishedWeights:
     """Describe a file of OpenMMLab's server: its path below the folder of restorers."""
     name = path.rpartition("/")[2]
     return _known(
@@ -71,7 +76,9 @@ def openmmlab(id: str, network: Network, path: str, summary: str) -> KnownFile:
     )
 
 
-def github(id: str, network: Network, path: str, summary: str, sha256: str = "", size: int | None = None) -> KnownFile:
+def github(
+    id: str, network: Network, path: str, summary: str, sha256: str = "", size: int | None = None
+) -> PublishedWeights:
     """Describe an asset of a release on GitHub: owner/repository/tag/name."""
     owner, repository, tag, name = path.split("/")
     page = f"https://github.com/{owner}/{repository}"
@@ -88,7 +95,7 @@ def github(id: str, network: Network, path: str, summary: str, sha256: str = "",
     )
 
 
-def basicsr(id: str, network: Network, name: str, summary: str) -> KnownFile:
+def basicsr(id: str, network: Network, name: str, summary: str) -> PublishedWeights:
     """Describe a file of BasicSR that is on Google Drive, which asks people before it hands out files."""
     return _known(
         id,
@@ -100,7 +107,9 @@ def basicsr(id: str, network: Network, name: str, summary: str) -> KnownFile:
     )
 
 
-def hat_authors(id: str, network: Network, name: str, summary: str, sha256: str = "") -> KnownFile:
+def hat_authors(
+    id: str, network: Network, name: str, summary: str, sha256: str = ""
+) -> PublishedWeights:
     """Describe a file of HAT: on Google Drive, and where a hash is known at Hugging Face too."""
     return _known(
         id,

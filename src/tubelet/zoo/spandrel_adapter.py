@@ -25,7 +25,7 @@ from tubelet.types import Temporal
 
 __all__ = ["SpandrelConfig", "SpandrelModel", "has_spandrel", "load_by_spandrel"]
 
-_MOST_BLOCKS = 10_000  # spandrel builds as many blocks as the names count, whatever they hold
+_MAX_BLOCKS = 10_000  # spandrel builds as many blocks as the names count, whatever they hold
 _HALO_PX = 32
 """Overlap of tiles. spandrel does not know how far its networks see; most users of it let tiles overlap by as much."""
 
@@ -62,7 +62,9 @@ class SpandrelModel(nn.Module):
 
 def _largest_number(state: State) -> int:
     """Return the largest number in a name."""
-    return max((int(part) for name in state for part in name.split(".") if part.isdecimal()), default=0)
+    return max(
+        (int(part) for name in state for part in name.split(".") if part.isdecimal()), default=0
+    )
 
 
 def has_spandrel() -> bool:
@@ -70,7 +72,9 @@ def has_spandrel() -> bool:
     return importlib.util.find_spec("spandrel") is not None
 
 
-def load_by_spandrel(state: State, where: str) -> tuple[SpandrelModel, Architecture, SpandrelConfig] | None:
+def load_by_spandrel(
+    state: State, where: str
+) -> tuple[SpandrelModel, Architecture, SpandrelConfig] | None:
     """Offer a state dict to spandrel.
 
     Args:
@@ -84,21 +88,34 @@ def load_by_spandrel(state: State, where: str) -> tuple[SpandrelModel, Architect
     Raises:
         CheckpointError: spandrel knows the names and cannot load them, or the network is not from image to image.
     """
-    if not has_spandrel() or _largest_number(state) > _MOST_BLOCKS:
+    if not has_spandrel() or _largest_number(state) > _MAX_BLOCKS:
         return None
     library: Any = importlib.import_module("spandrel")
     try:
         descriptor = library.ModelLoader(device="cpu").load_from_state_dict(dict(state))
     except library.UnsupportedModelError:
         return None
-    except (RuntimeError, LookupError, ValueError, TypeError, AssertionError, AttributeError, ArithmeticError) as error:
+    except (
+        RuntimeError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
             f"{where} has names that spandrel knows, and spandrel cannot load it: {reason}"
         ) from error
-    name, colors = descriptor.architecture.name, (descriptor.input_channels, descriptor.output_channels)
+    name, colors = (
+        descriptor.architecture.name,
+        (descriptor.input_channels, descriptor.output_channels),
+    )
     if not isinstance(descriptor, library.ImageModelDescriptor) or colors not in ((1, 1), (3, 3)):
-        raise CheckpointError(f"{where} is {name}, by spandrel: it does not make an image of an image alone")
+        raise CheckpointError(
+            f"{where} is {name}, by spandrel: it does not make an image of an image alone"
+        )
     model = SpandrelModel(descriptor.float()).eval()
     config = SpandrelConfig(spandrel=library.__version__, tags=tuple(descriptor.tags))
     return model, _architecture(name, model, config, _contract(descriptor)), config
@@ -115,7 +132,9 @@ def _contract(descriptor: Any) -> Contract:
     )
 
 
-def _architecture(name: str, model: SpandrelModel, config: SpandrelConfig, contract: Contract) -> Architecture:
+def _architecture(
+    name: str, model: SpandrelModel, config: SpandrelConfig, contract: Contract
+) -> Architecture:
     """Describe one network that was loaded; it can be copied, and is made of no other file."""
 
     def build(_: Any) -> nn.Module:

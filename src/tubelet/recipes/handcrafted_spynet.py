@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tubelet.layers.spynet import SpyNet
 
-__all__ = ["designed_spynet"]
+__all__ = ["handcrafted_spynet"]
 
 # What follows was chosen by the end-point error on training pairs.
 _SIGMAS_PX = (0.7, 1.3)  # of the differences
@@ -40,7 +40,7 @@ _LUMA = torch.tensor([0.3, 0.6, 0.1])[:, None, None]
 _SIGNS = ((1, 1), (-1, -1), (1, -1), (-1, 1))  # of t and s
 
 
-def designed_spynet() -> SpyNet:
+def handcrafted_spynet() -> SpyNet:
     """Make a SpyNet of which every level is the estimator on top of this file.
 
     Its few unused units are random, from the global generator.
@@ -82,7 +82,9 @@ def _compare_lengths(layers: list[nn.Conv2d]) -> None:
             mix = torch.tensor([sign * t * s - length_px * _TIME for t, s in _SIGNS])
             for scale in range(2):
                 base = (scale * 4 + angle) * 4
-                second[2 * unit : 2 * unit + 2, base : base + 4] = _STEEP / _GAIN * mix[:, None, None] * _bell(1.5)
+                second[2 * unit : 2 * unit + 2, base : base + 4] = (
+                    _STEEP / _GAIN * mix[:, None, None] * _bell(1.5)
+                )
             _bias(layers[1])[2 * unit + 1] = -1
             third[unit, 2 * unit] = _bell(1.5)
             third[unit, 2 * unit + 1] = -_bell(1.5)

@@ -6,11 +6,11 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-__all__ = ["FOREIGN", "Foreign", "fits", "recognize_foreign"]
+__all__ = ["FOREIGN", "Unsupported", "fits", "recognize_unsupported"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Foreign:
+class Unsupported:
     """One network, and what only its files have.
 
     Attributes:
@@ -26,35 +26,46 @@ class Foreign:
     advice: str = "Tubelet has no network for it yet"
 
 
-FOREIGN: tuple[Foreign, ...] = (
-    Foreign(name="VRT (Liang et al., 2022)", has=(r"stage\d+\.pa_deform\.", r"stage\d+\.residual_group1\.")),
-    Foreign(
-        name="RVRT (Liang et al., NeurIPS 2022)", has=(r"deform_align\.backward_\d\.proj_q\.", r"feat_extract\.main\.")
+FOREIGN: tuple[Unsupported, ...] = (
+    Unsupported(
+        name="VRT (Liang et al., 2022)",
+        has=(r"stage\d+\.pa_deform\.", r"stage\d+\.residual_group1\."),
     ),
-    Foreign(name="TTVSR (Liu et al., CVPR 2022)", has=(r"LTAM\.fusion\.", r"feat_extractor\.main\.")),
-    Foreign(
+    Unsupported(
+        name="RVRT (Liang et al., NeurIPS 2022)",
+        has=(r"deform_align\.backward_\d\.proj_q\.", r"feat_extract\.main\."),
+    ),
+    Unsupported(
+        name="TTVSR (Liu et al., CVPR 2022)", has=(r"LTAM\.fusion\.", r"feat_extractor\.main\.")
+    ),
+    Unsupported(
         name="PSRT (Shi et al., NeurIPS 2022)",
         has=(r"patch_align\.backward_\d\.layers\.",),
         lacks=(r"patch_align\..*\.predmask\.", r"implicit_warp\."),
     ),
-    Foreign(name="MIA-VSR (Zhou et al., CVPR 2024)", has=(r"patch_align\..*\.attn\.predmask\.",)),
-    Foreign(name="IART (Xu et al., CVPR 2024)", has=(r"implicit_warp\.", r"swin_backbone\.backward_\d\.")),
-    Foreign(
+    Unsupported(
+        name="MIA-VSR (Zhou et al., CVPR 2024)", has=(r"patch_align\..*\.attn\.predmask\.",)
+    ),
+    Unsupported(
+        name="IART (Xu et al., CVPR 2024)",
+        has=(r"implicit_warp\.", r"swin_backbone\.backward_\d\."),
+    ),
+    Unsupported(
         name="a discriminator of BasicSR",
         has=(r"conv0\.weight", r"conv1\.weight_orig", r"conv9\.weight"),
         advice="it judges images and makes none; give the generator's file, often named net_g",
     ),
-    Foreign(
+    Unsupported(
         name="a discriminator of BasicSR",
         has=(r"conv0_0\.weight", r"bn0_1\.weight", r"linear2\.weight"),
         advice="it judges images and makes none; give the generator's file, often named net_g",
     ),
-    Foreign(
+    Unsupported(
         name="RAFT (Teed and Deng, ECCV 2020)",
         has=(r"fnet\.conv1\.", r"cnet\.conv1\.", r"update_block\."),
         advice="it estimates motion and makes no images",
     ),
-    Foreign(
+    Unsupported(
         name="Stable Diffusion (Rombach et al., CVPR 2022)",
         has=(r"model\.diffusion_model\.input_blocks\.",),
     ),
@@ -62,7 +73,7 @@ FOREIGN: tuple[Foreign, ...] = (
 """What is not in `ARCHITECTURES`; no file fits two of them."""
 
 
-def recognize_foreign(names: Collection[str]) -> Foreign | None:
+def recognize_unsupported(names: Collection[str]) -> Unsupported | None:
     """Find the network that a state dict is of, among those that Tubelet cannot run.
 
     Args:
@@ -71,7 +82,7 @@ def recognize_foreign(names: Collection[str]) -> Foreign | None:
     return next((foreign for foreign in FOREIGN if fits(foreign, names)), None)
 
 
-def fits(foreign: Foreign, names: Collection[str]) -> bool:
+def fits(foreign: Unsupported, names: Collection[str]) -> bool:
     """Tell whether a state dict with these names is of this network."""
     return all(_any(pattern, names) for pattern in foreign.has) and not any(
         _any(pattern, names) for pattern in foreign.lacks

@@ -3,7 +3,7 @@
 import torch
 
 from tubelet.models import fsrcnn, srvgg
-from tubelet.zoo.likeness import compare, nearest
+from tubelet.zoo.similarity import compare, nearest
 
 
 def test_a_network_is_wholly_like_itself() -> None:
@@ -23,7 +23,7 @@ def test_differences_are_named() -> None:
     assert 0.5 < best.share < 1
     assert best.absent == ("last_part.bias",)
     assert best.foreign == ("tail.other",)
-    assert best.shapes == (f"first_part.0.bias 3 for {fsrcnn.FSRCNNConfig().d}",)
+    assert best.shapes == (f"first_part.0.bias 3 for {fsrcnn.FSRCNNConfig().channels}",)
 
 
 def test_nothing_is_like_a_stranger() -> None:

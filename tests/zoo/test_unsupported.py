@@ -5,31 +5,37 @@ import torch
 
 from tubelet.errors import CheckpointError
 from tubelet.zoo.checkpoint import load_model
-from tubelet.zoo.foreign_names import FOREIGN, recognize_foreign
+from tubelet.zoo.unsupported import FOREIGN, recognize_unsupported
 
 
 def names_of(patterns: tuple[str, ...]) -> list[str]:
     """Make a name that each pattern matches."""
     return [
-        pattern.replace(r"\d+", "1").replace(r"\d", "1").replace(".*", "x").replace("\\", "") for pattern in patterns
+        pattern.replace(r"\d+", "1").replace(r"\d", "1").replace(".*", "x").replace("\\", "")
+        for pattern in patterns
     ]
 
 
 @pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign: foreign.name)
 def test_each_is_told_by_its_names_and_by_all_of_them(foreign) -> None:
     names = names_of(foreign.has)
-    assert recognize_foreign(names) is foreign
-    assert all(recognize_foreign([other for other in names if other != name]) is not foreign for name in names)
+    assert recognize_unsupported(names) is foreign
+    assert all(
+        recognize_unsupported([other for other in names if other != name]) is not foreign
+        for name in names
+    )
     for unwanted in names_of(foreign.lacks):
-        assert recognize_foreign([*names, unwanted]) is not foreign
+        assert recognize_unsupported([*names, unwanted]) is not foreign
 
 
 def test_a_discriminator_is_not_unknown_but_of_no_use() -> None:
     state = {name: torch.zeros(1) for name in ("conv0.weight", "conv1.weight_orig", "conv9.weight")}
-    with pytest.raises(CheckpointError, match="is a discriminator of BasicSR: it judges images and makes none"):
+    with pytest.raises(
+        CheckpointError, match="is a discriminator of BasicSR: it judges images and makes none"
+    ):
         load_model({"params": state})
 
 
 def test_what_is_unknown_is_of_none() -> None:
-    assert recognize_foreign(["conv_first.weight"]) is None
-    assert recognize_foreign([]) is None
+    assert recognize_unsupported(["conv_first.weight"]) is None
+    assert recognize_unsupported([]) is None

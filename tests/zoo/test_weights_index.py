@@ -8,10 +8,10 @@ import torch
 
 from published_nets import published_keys
 from tubelet.zoo.architectures import ARCHITECTURES
-from tubelet.zoo.known_files import KNOWN_FILES, PAGES
-from tubelet.zoo.publishers import KnownFile
+from tubelet.zoo.publishers import PublishedWeights
+from tubelet.zoo.weights_index import PAGES, PUBLISHED_WEIGHTS
 
-BY_ID = {known.id: known for known in KNOWN_FILES}
+BY_ID = {known.id: known for known in PUBLISHED_WEIGHTS}
 LISTED = {
     "basicsr_basicvsr_reds_b30": "basicvsr-reds4",
     "mmagic_basicvsr": "basicvsr-vimeo_bi",
@@ -47,12 +47,12 @@ LISTED = {
 
 
 def test_names_and_files_are_unique() -> None:
-    assert len(BY_ID) == len(KNOWN_FILES)
-    assert len({known.file.name for known in KNOWN_FILES}) == len(KNOWN_FILES)
+    assert len(BY_ID) == len(PUBLISHED_WEIGHTS)
+    assert len({known.file.name for known in PUBLISHED_WEIGHTS}) == len(PUBLISHED_WEIGHTS)
 
 
-@pytest.mark.parametrize("known", KNOWN_FILES, ids=lambda known: known.id)
-def test_every_entry_is_whole(known: KnownFile) -> None:
+@pytest.mark.parametrize("known", PUBLISHED_WEIGHTS, ids=lambda known: known.id)
+def test_every_entry_is_whole(known: PublishedWeights) -> None:
     file = known.file
     assert known.id == known.id.lower()
     assert known.architecture in ARCHITECTURES
@@ -69,13 +69,19 @@ def test_every_entry_is_whole(known: KnownFile) -> None:
 
 
 @pytest.mark.parametrize(("keys", "id"), LISTED.items())
-def test_the_network_is_the_one_that_names_and_shapes_tell(shared: Path, keys: str, id: str) -> None:
+def test_the_network_is_the_one_that_names_and_shapes_tell(
+    shared: Path, keys: str, id: str
+) -> None:
     known, state = BY_ID[id], published_keys(shared, keys)
     own = known.architecture.translate(state)
     assert own is not None
     with torch.device("meta"):
         expected = known.architecture.build(known.config).state_dict()
-    absent = [name for name in expected if name not in own and not name.endswith(known.architecture.derived or ("\0",))]
+    absent = [
+        name
+        for name in expected
+        if name not in own and not name.endswith(known.architecture.derived or ("\0",))
+    ]
     assert not absent
     assert {name: value.shape for name, value in own.items()}.items() <= {
         name: value.shape for name, value in expected.items()

@@ -12,11 +12,11 @@ from torch import Tensor
 from tubelet.models.architecture import Architecture
 from tubelet.zoo.architectures import ARCHITECTURES
 
-__all__ = ["Likeness", "compare", "nearest"]
+__all__ = ["Similarity", "compare", "nearest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Likeness:
+class Similarity:
     """A state dict beside a network of an architecture in its usual size.
 
     Attributes:
@@ -34,7 +34,7 @@ class Likeness:
     shapes: tuple[str, ...]
 
 
-def nearest(state: Mapping[str, Tensor], *, count: int = 2) -> list[Likeness]:
+def nearest(state: Mapping[str, Tensor], *, count: int = 2) -> list[Similarity]:
     """Compare a state dict with every architecture.
 
     Args:
@@ -48,14 +48,14 @@ def nearest(state: Mapping[str, Tensor], *, count: int = 2) -> list[Likeness]:
     return sorted((one for one in found if one.share > 0), key=lambda one: -one.share)[:count]
 
 
-def compare(state: Mapping[str, Tensor], architecture: Architecture) -> Likeness:
+def compare(state: Mapping[str, Tensor], architecture: Architecture) -> Similarity:
     """Compare a state dict with an architecture in its usual size, by names in our layout and by shapes."""
     own = architecture.translate(state) or state
     with torch.device("meta"):
         expected = architecture.build(architecture.config()).state_dict()
     theirs, ours = {_form(name) for name in own}, {_form(name) for name in expected}
     common = theirs & ours
-    return Likeness(
+    return Similarity(
         architecture=architecture.name,
         share=2 * len(common) / max(1, len(theirs) + len(ours)),
         foreign=_first(name for name in own if _form(name) not in ours),

@@ -43,7 +43,12 @@ def test_they_stand_in_for_models_of_the_zoo(state, tmp_path):
     torch.save(state, tmp_path / "net.pth")
     opened = open_model(str(tmp_path / "net.pth"))
     spec, model = opened.spec, opened.network
-    assert (spec.architecture, spec.scale, spec.temporal.kind, spec.contract.halo_px) == ("SAFMN", 2, "frame", 32)
+    assert (spec.architecture, spec.scale, spec.temporal.kind, spec.contract.halo_px) == (
+        "SAFMN",
+        2,
+        "frame",
+        32,
+    )
     assert spec.contract.size_multiple >= 1
     assert spec.contract.min_size_px >= 1
     assert not model.training

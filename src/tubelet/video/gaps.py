@@ -8,7 +8,7 @@ from typing import Any
 
 from av.packet import Packet
 
-__all__ = ["HoleFinder"]
+__all__ = ["GapDetector"]
 
 _HEADERS_BYTES = 128  # of a block and of a cluster, generously
 _USUAL_SHARE = 0.1  # where so many packets follow a jump, it is something else: alpha beside them, unknown tracks
@@ -20,7 +20,7 @@ class _Hole:
     frames: int
 
 
-class HoleFinder:
+class GapDetector:
     """Finds places where bytes were jumped over and time is missing from the video at once.
 
     Either alone means nothing: bytes also hold what is not a packet, and a variable frame rate has gaps of its

@@ -8,11 +8,11 @@ from tubelet.downloads import RemoteFile
 from tubelet.models import spynet
 from tubelet.zoo.published_images import IMAGE_FILES
 from tubelet.zoo.published_video import VIDEO_FILES
-from tubelet.zoo.publishers import KnownFile
+from tubelet.zoo.publishers import PublishedWeights
 
-__all__ = ["KNOWN_FILES", "PAGES"]
+__all__ = ["PAGES", "PUBLISHED_WEIGHTS"]
 
-_SPYNET = KnownFile(
+_SPYNET = PublishedWeights(
     id="spynet-sintel",
     architecture=spynet.ARCHITECTURE,
     config=spynet.SpyNetConfig(),
@@ -26,7 +26,7 @@ _SPYNET = KnownFile(
     license="research only",
 )
 
-KNOWN_FILES: tuple[KnownFile, ...] = (*VIDEO_FILES, *IMAGE_FILES, _SPYNET)
+PUBLISHED_WEIGHTS: tuple[PublishedWeights, ...] = (*VIDEO_FILES, *IMAGE_FILES, _SPYNET)
 """Networks of video, networks of single images, and a part of networks."""
 
 PAGES: Mapping[str, str] = {
