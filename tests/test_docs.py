@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from media import make_plain
+from helpers.videos import make_plain
 from tubelet.cli import VERBS
 from tubelet.models.contracts import check_contract
 from tubelet.models.fast import FastConfig, FastVSR

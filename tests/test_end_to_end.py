@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from media import (
+from helpers.videos import (
     FFMPEG,
     FFPROBE,
     MS,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from media import add_video, mux
-from tiny_networks import base_of
+from helpers.videos import add_video, mux
+from helpers.zoo_configs import base_of
 from tubelet.cli import main
 from tubelet.data import read_clip
 from tubelet.models.architecture import Architecture

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import tubelet
-from media import make_video
-from small_models import clip_of, cuts_at, frames_of
-from tiny_networks import TINY, base_of
+from helpers.toy_models import clip_of, cuts_at, frames_of
+from helpers.videos import make_video
+from helpers.zoo_configs import TINY, base_of
 from tubelet.models.two_step import TwoStepRestorer
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings

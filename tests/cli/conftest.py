@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from media import make_video
+from helpers.videos import make_video
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_clips import write_frames
-from media import make_video
+from helpers.evaluation_clips import write_frames
+from helpers.videos import make_video
 from tubelet.cli import main
 
 

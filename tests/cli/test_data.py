@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from small_sets import make_vid4, save_frames
+from helpers.toy_datasets import make_vid4, save_frames
 from tubelet.cli import main
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from small_sets import save_frames
+from helpers.toy_datasets import save_frames
 from tubelet.cli import main
 from tubelet.data import read_clip
 

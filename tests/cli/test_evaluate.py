@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_clips import write_frames, write_set
+from helpers.evaluation_clips import write_frames, write_set
 from tubelet.cli import main
 
 

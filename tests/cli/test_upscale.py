@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from media import make_video
-from small_models import SPACE_TIME, build
+from helpers.toy_models import SPACE_TIME, build
+from helpers.videos import make_video
 from tubelet.cli import main
 from tubelet.restore import job
 from tubelet.restore.engine import Engine

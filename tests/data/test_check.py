@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from media import make_video
-from small_sets import make_vid4, save_frames
+from helpers.toy_datasets import make_vid4, save_frames
+from helpers.videos import make_video
 from tubelet.data.catalog import find_dataset
 from tubelet.data.check import check_folder, check_set, identify_degradation, sets_in
 from tubelet.degrade import degrade

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from media import make_video
-from small_sets import save_frames
+from helpers.toy_datasets import save_frames
+from helpers.videos import make_video
 from tubelet.data import read_clip
 from tubelet.data.copies import (
     Degradation,

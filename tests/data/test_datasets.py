@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from media import make_video
-from small_sets import VID4_FRAMES, make_vid4, save_frames
+from helpers.toy_datasets import VID4_FRAMES, make_vid4, save_frames
+from helpers.videos import make_video
 from tubelet.data.catalog import find_dataset
 from tubelet.data.datasets import find_clips, find_set_clips, find_training_clips
 from tubelet.errors import InputError, RequestError

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from golden import recorded, recorded_input
+from helpers.recordings import recorded, recorded_input
 from tubelet.degrade import PRESETS, degrade
 from tubelet.degrade.blur import blur, gaussian_kernel, gaussian_taps
 from tubelet.errors import ConfigError, ResourceError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-import small_models
+from helpers import toy_models
 from tubelet.errors import Cancelled, CheckpointError, ConfigError, RequestError, ResourceError
 from tubelet.evaluation import cost as module
 from tubelet.evaluation.cost import Cost, CostSettings, measure_costs
@@ -27,7 +27,7 @@ TINY = CostSettings(size=f"{WIDTH}x{HEIGHT}", runs=3, warmup=1, device="cpu", pr
 
 
 def candidate(spec: ModelSpec) -> OpenedModel:
-    return OpenedModel(spec.id, spec, small_models.build(spec))
+    return OpenedModel(spec.id, spec, toy_models.build(spec))
 
 
 def cost_of(spec: ModelSpec, settings: CostSettings = TINY) -> Cost:
@@ -53,7 +53,7 @@ class Hungry(nn.Module):
 
 
 def test_parameters_and_flops_equal_a_count_by_hand() -> None:
-    cost = cost_of(small_models.FRAME)
+    cost = cost_of(toy_models.FRAME)
     assert cost.parameters == (3 * 9 + 1) * 8 + (8 * 9 + 1) * 12
     assert cost.flops == 2 * WIDTH * HEIGHT * (
         3 * 9 * 8 + 8 * 9 * 12
@@ -62,7 +62,7 @@ def test_parameters_and_flops_equal_a_count_by_hand() -> None:
 
 
 def test_a_window_pays_for_its_neighbors() -> None:
-    cost = cost_of(small_models.WINDOW)
+    cost = cost_of(toy_models.WINDOW)
     assert (cost.frames_in, cost.frames_out) == (3, 1)
     assert cost.flops == 2 * WIDTH * HEIGHT * (9 * 9 * 8 + 8 * 9 * 12)
 
@@ -70,22 +70,22 @@ def test_a_window_pays_for_its_neighbors() -> None:
 def test_an_online_model_is_measured_with_its_state() -> None:
     first_step_only: list[bool] = []
 
-    class Net(small_models.OnlineNet):
+    class Net(toy_models.OnlineNet):
         def step(self, lq, hidden):
             first_step_only.append(hidden is None)
             return super().step(lq, hidden)
 
-    cost = cost_of(small_models.spec_of(Net, Temporal("online", lookahead=1)))
+    cost = cost_of(toy_models.spec_of(Net, Temporal("online", lookahead=1)))
     assert (cost.frames_in, cost.frames_out) == (2, 1)
     assert first_step_only[0]
     assert not any(first_step_only[1:])
 
 
 def test_memory_is_what_stays_and_what_a_call_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = (8 + 3 * small_models.SCALE**2) * WIDTH * HEIGHT
-    both = cost_of(small_models.ONLINE).peak_bytes
+    state = (8 + 3 * toy_models.SCALE**2) * WIDTH * HEIGHT
+    both = cost_of(toy_models.ONLINE).peak_bytes
     monkeypatch.setattr(module, "peak_bytes", lambda *_: 0)
-    cost = cost_of(small_models.ONLINE)
+    cost = cost_of(toy_models.ONLINE)
     assert cost.peak_bytes == 4 * (cost.parameters + 2 * 3 * WIDTH * HEIGHT + state)
     assert both >= cost.peak_bytes + 4 * state  # a call makes the next one
 
@@ -93,11 +93,11 @@ def test_memory_is_what_stays_and_what_a_call_adds(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("spec", "asked", "given"),
     [
-        (small_models.CLIP, None, 5),  # its window
-        (small_models.CLIP, 3, 3),
-        (small_models.CLIP, 50, 5),  # the engine never gives it more
-        (small_models.WHOLE_CLIP, None, 16),
-        (small_models.WHOLE_CLIP, 20, 20),
+        (toy_models.CLIP, None, 5),  # its window
+        (toy_models.CLIP, 3, 3),
+        (toy_models.CLIP, 50, 5),  # the engine never gives it more
+        (toy_models.WHOLE_CLIP, None, 16),
+        (toy_models.WHOLE_CLIP, 20, 20),
     ],
 )
 def test_a_clip_is_shared_by_its_frames(spec: ModelSpec, asked: int | None, given: int) -> None:
@@ -111,27 +111,27 @@ def test_times_of_a_clip_are_a_frames_share(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         module.time, "perf_counter", lambda: float(next(clock))
     )  # a call takes a second
-    cost = cost_of(small_models.CLIP)
+    cost = cost_of(toy_models.CLIP)
     assert cost.times_s == (0.2, 0.2, 0.2)
     assert cost.median_s == 0.2
     assert cost.spread_s == (0.2, 0.2)
 
 
 def test_a_network_gets_the_size_that_it_needs() -> None:
-    cost = cost_of(small_models.COARSE, CostSettings(size="33x17", runs=1, device="cpu"))
+    cost = cost_of(toy_models.COARSE, CostSettings(size="33x17", runs=1, device="cpu"))
     assert (cost.width, cost.height) == (36, 20)
 
 
 def test_the_network_is_called_as_the_engine_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, bool, torch.dtype]] = []
 
-    class Net(small_models.FrameNet):
+    class Net(toy_models.FrameNet):
         def forward(self, lq):
             last = lq[0].is_contiguous(memory_format=torch.channels_last)
             seen.append((last, torch.is_grad_enabled(), self.body(lq[0]).dtype))
             return super().forward(lq)
 
-    spec = small_models.spec_of(Net, Temporal("frame"), precisions=("fp32", "bf16"))
+    spec = toy_models.spec_of(Net, Temporal("frame"), precisions=("fp32", "bf16"))
     assert (
         cost_of(spec, CostSettings(size="32x24", runs=1, device="cpu", precision="bf16")).precision
         == "bf16"
@@ -148,7 +148,7 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         return call(self, lq, hidden)
 
     monkeypatch.setattr(TorchRunner, "call", spy)
-    report = measure_costs([candidate(small_models.FRAME), candidate(small_models.WINDOW)], TINY)
+    report = measure_costs([candidate(toy_models.FRAME), candidate(toy_models.WINDOW)], TINY)
     assert [cost.model for cost in report.costs] == ["FrameNet", "WindowNet"]
     assert order[-8:] == ["frame", "window"] * 4
     assert all(len(cost.times_s) == 3 for cost in report.costs)
@@ -157,7 +157,7 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_progress_counts_calls_and_says_what_runs() -> None:
     seen: list[Progress] = []
     measure_costs(
-        [candidate(small_models.FRAME), candidate(small_models.WINDOW)],
+        [candidate(toy_models.FRAME), candidate(toy_models.WINDOW)],
         TINY,
         on_progress=seen.append,
     )
@@ -174,21 +174,21 @@ def test_a_token_ends_it_after_a_call() -> None:
     token = CancelToken()
     token.cancel()
     with pytest.raises(Cancelled):
-        measure_costs([candidate(small_models.FRAME)], TINY, cancel=token)
+        measure_costs([candidate(toy_models.FRAME)], TINY, cancel=token)
 
 
 def test_a_slow_model_gets_its_share_of_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
     settings = CostSettings(size="32x24", runs=50, warmup=2, max_seconds=0.5, device="cpu")
-    assert len(cost_of(small_models.FRAME, settings).times_s) == 3
+    assert len(cost_of(toy_models.FRAME, settings).times_s) == 3
 
 
 @pytest.mark.parametrize("calls", [0, 2, 5])
 def test_a_model_that_runs_out_of_memory_leaves_the_others_alone(calls: int) -> None:
-    spec = small_models.spec_of(Hungry, Temporal("frame"))  # type: ignore[arg-type]
+    spec = toy_models.spec_of(Hungry, Temporal("frame"))  # type: ignore[arg-type]
     hungry = OpenedModel("hungry", spec, Hungry(calls))
-    report = measure_costs([hungry, candidate(small_models.FRAME)], TINY)
+    report = measure_costs([hungry, candidate(toy_models.FRAME)], TINY)
     assert [cost.model for cost in report.costs] == ["FrameNet"]
     assert len(report.costs[0].times_s) == 3
     (failure,) = report.failures
@@ -202,24 +202,24 @@ def test_what_is_foreseen_not_to_fit_is_not_tried(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "free_bytes", lambda _: 1_000_000)
     largest: list[int] = []
 
-    class Net(small_models.FrameNet):
+    class Net(toy_models.FrameNet):
         def forward(self, lq):
             largest.append(lq.shape[-1])
             return super().forward(lq)
 
-    net = candidate(small_models.spec_of(Net, Temporal("frame")))
+    net = candidate(toy_models.spec_of(Net, Temporal("frame")))
     report = measure_costs([net], CostSettings(size="4000x4000", device="cpu"))
     assert "a call needs about" in report.failures[0].reason
     assert max(largest) == 64
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
-    class Broken(small_models.FrameNet):
+    class Broken(toy_models.FrameNet):
         def forward(self, lq):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        cost_of(small_models.spec_of(Broken, Temporal("frame")))
+        cost_of(toy_models.spec_of(Broken, Temporal("frame")))
 
 
 @pytest.mark.parametrize(
@@ -249,12 +249,12 @@ def test_sizes_are_read_with_either_sign() -> None:
 
 def test_devices_and_precisions_that_do_not_work_are_refused_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match="abacus"):
-        measure_costs([candidate(small_models.FRAME)], CostSettings(size="32x24", device="abacus"))
+        measure_costs([candidate(toy_models.FRAME)], CostSettings(size="32x24", device="abacus"))
     with pytest.raises(ResourceError, match="cuda:99"):
-        measure_costs([candidate(small_models.FRAME)], CostSettings(size="32x24", device="cuda:99"))
+        measure_costs([candidate(toy_models.FRAME)], CostSettings(size="32x24", device="cuda:99"))
     with pytest.raises(ConfigError, match="fp32"):
         measure_costs(
-            [candidate(small_models.FRAME)],
+            [candidate(toy_models.FRAME)],
             CostSettings(size="32x24", device="cpu", precision="bf16"),
         )
 

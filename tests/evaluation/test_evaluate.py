@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from eval_clips import read_frames, write_frames, write_set
+from helpers.evaluation_clips import read_frames, write_frames, write_set
 from tubelet.degrade import degrade
 from tubelet.errors import (
     Cancelled,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval_clips import read_frames, write_frames
-from media import make_video
+from helpers.evaluation_clips import read_frames, write_frames
+from helpers.videos import make_video
 from tubelet.data.datasets import EvalClip
 from tubelet.degrade import degrade
 from tubelet.errors import InputError

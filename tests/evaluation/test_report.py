@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval_clips import write_frames, write_set
+from helpers.evaluation_clips import write_frames, write_set
 from tubelet.errors import InputError
 from tubelet.evaluation.evaluate import evaluate
 from tubelet.evaluation.published import PublishedScore

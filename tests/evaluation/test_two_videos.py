@@ -9,8 +9,8 @@ from typing import Any
 import av
 import pytest
 
-from eval_clips import read_frames, write_frames
-from media import image
+from helpers.evaluation_clips import read_frames, write_frames
+from helpers.videos import image
 from tubelet.errors import Cancelled, InputError, RequestError, ResourceError
 from tubelet.evaluation.two_videos import compare_videos
 from tubelet.metrics import psnr

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from golden import recorded
+from helpers.recordings import recorded
 from tubelet.layers.attention import Mlp, WindowAttention, attend, relative_position_bias
 
 

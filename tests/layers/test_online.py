@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny_networks import TINY, tiny_network
+from helpers.zoo_configs import TINY, tiny_network
 from tubelet.layers.online import Hidden, run_online
 from tubelet.layers.recurrence import Edge
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from golden import recorded, recorded_input, rules
+from helpers.recordings import recorded, recorded_input, rules
 from tubelet.errors import CheckpointError
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.ops import backward_warp, imresize

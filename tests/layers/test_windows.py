@@ -3,7 +3,7 @@ from math import prod
 import pytest
 import torch
 
-from golden import recorded, recorded_input
+from helpers.recordings import recorded, recorded_input
 from tubelet.layers.windows import (
     WindowSpan,
     map_windows,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from golden import recorded, rules
+from helpers.recordings import recorded, rules
 from tubelet.metrics import psnr, ssim
 
 

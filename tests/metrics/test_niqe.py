@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from golden import recorded, rules
+from helpers.recordings import recorded, rules
 from tubelet.errors import CheckpointError, InputError, ResourceError
 from tubelet.metrics import make_meter
 from tubelet.metrics.niqe import (

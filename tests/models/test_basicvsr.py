@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, leaky_relu, pixel_shuffle
 
-from published_nets import published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognized
+from helpers.clip_parity import assert_clip_as_recorded, assert_recognized
+from helpers.image_parity import published_keys
 from tubelet.models.basicvsr import ARCHITECTURE, BasicVSR, BasicVSRConfig
 from tubelet.ops import backward_warp
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tiny_networks import TINY, architecture_of, tiny_network
+from helpers.zoo_configs import TINY, architecture_of, tiny_network
 from tubelet.errors import ConfigError
 from tubelet.models.architecture import Contract
 from tubelet.models.contracts import (

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from published_nets import assert_every_parameter_learns, load, published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognized
+from helpers.clip_parity import assert_clip_as_recorded, assert_recognized
+from helpers.image_parity import assert_every_parameter_learns, load, published_keys
 from tubelet.errors import ConfigError
 from tubelet.models.duf import ARCHITECTURE, DUF, DenseBlock, DUFConfig, apply_filters
 

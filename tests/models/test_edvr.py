@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from published_nets import (
+from helpers.clip_parity import assert_clip_as_recorded, assert_recognized
+from helpers.image_parity import (
     assert_every_parameter_learns,
     assert_frames_are_encoded_once,
     load,
     published_keys,
 )
-from recorded_clips import assert_clip_as_recorded, assert_recognized
 from tubelet.errors import ConfigError
 from tubelet.models.edvr import ARCHITECTURE, EDVR, EDVRConfig
 

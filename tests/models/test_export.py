@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny_networks import TINY, architecture_of, tiny_frames, tiny_network
+from helpers.zoo_configs import TINY, architecture_of, tiny_frames, tiny_network
 
 _SLOW = {"BasicVSR", "BasicVSRPlusPlus", "EDVR", "IconVSR", "RBPN", "TMNet", "ZoomingSlowMo"}
 """Of these the graphs have thousands of nodes."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tiny_networks import TINY, tiny_frames, tiny_network
+from helpers.zoo_configs import TINY, tiny_frames, tiny_network
 from tubelet.layers import convolution
 from tubelet.layers.inference import (
     InferenceBackend,

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden import recorded
-from online_networks import (
+from helpers.image_parity import published_keys
+from helpers.online_parity import (
     assert_causal_but_for_the_lookahead,
     assert_gradients,
     assert_loads_on_meta,
@@ -12,7 +12,7 @@ from online_networks import (
     golden_case,
     reach_px,
 )
-from published_nets import published_keys
+from helpers.recordings import recorded
 from tubelet.errors import ConfigError
 from tubelet.models.frvsr import ARCHITECTURE, FRVSR, BicubicUpsampler, FRVSRConfig, space_to_depth
 

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from published_nets import assert_as_recorded, assert_every_parameter_learns, listed_state, load
+from helpers.image_parity import (
+    assert_as_recorded,
+    assert_every_parameter_learns,
+    listed_state,
+    load,
+)
 from tubelet.errors import ConfigError
 from tubelet.models.fsrcnn import ARCHITECTURE, FSRCNN, FSRCNNConfig
 from tubelet.ops.resize import imresize

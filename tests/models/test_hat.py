@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from golden import recorded, recorded_input
-from published_nets import assert_as_recorded, assert_every_parameter_learns, recorded_state
-from recorded_clips import assert_recognized
+from helpers.clip_parity import assert_recognized
+from helpers.image_parity import assert_as_recorded, assert_every_parameter_learns, recorded_state
+from helpers.recordings import recorded, recorded_input
 from tubelet.errors import ConfigError
 from tubelet.layers.inference import prepare_for_inference, use_backend
 from tubelet.models.hat import ARCHITECTURE, HAT, OCAB, HATConfig, overlapping_position_bias

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from published_nets import assert_every_parameter_learns, published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognized
+from helpers.clip_parity import assert_clip_as_recorded, assert_recognized
+from helpers.image_parity import assert_every_parameter_learns, published_keys
 from tubelet.errors import ConfigError
 from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.models.iconvsr import ARCHITECTURE, IconVSR, IconVSRConfig, keyframes, window_of

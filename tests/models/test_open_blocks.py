@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny_networks import tiny_network
+from helpers.zoo_configs import tiny_network
 from tubelet.layers.inference import prepare_for_inference
 
 PARTS = [

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from golden import recorded, recorded_input, rules
-from published_nets import assert_every_parameter_learns, load, published_keys, recorded_state
+from helpers.image_parity import assert_every_parameter_learns, load, published_keys, recorded_state
+from helpers.recordings import recorded, recorded_input, rules
 from tubelet.errors import ConfigError
 from tubelet.models.rbpn import ARCHITECTURE, RBPN, RBPNConfig
 from tubelet.models.rbpn_flow import estimate_flow

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from published_nets import assert_every_parameter_learns, published_keys
-from recorded_clips import assert_clip_as_recorded, assert_recognized
+from helpers.clip_parity import assert_clip_as_recorded, assert_recognized
+from helpers.image_parity import assert_every_parameter_learns, published_keys
 from tubelet.errors import ConfigError
 from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.models.realbasicvsr import ARCHITECTURE, RealBasicVSR, RealBasicVSRConfig

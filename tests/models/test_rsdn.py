@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from online_networks import (
+from helpers.image_parity import published_keys
+from helpers.online_parity import (
     assert_causal_but_for_the_lookahead,
     assert_gradients,
     assert_halo,
@@ -10,7 +11,6 @@ from online_networks import (
     assert_recorded,
     golden_case,
 )
-from published_nets import published_keys
 from tubelet.errors import ConfigError
 from tubelet.models.rsdn import ARCHITECTURE, RSDN, RSDNConfig, decompose
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from published_nets import assert_every_parameter_learns, listed_state, load
+from helpers.image_parity import assert_every_parameter_learns, listed_state, load
 from tubelet.errors import ConfigError
 from tubelet.models.sesr import ARCHITECTURE, SESR, LinearBlock, SESRConfig
 from tubelet.ops.resize import imresize

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from published_nets import published_keys
+from helpers.image_parity import published_keys
 from tubelet.models.spynet import ARCHITECTURE, rename_spynet
 
 

@@ -3,8 +3,13 @@ from fractions import Fraction
 import pytest
 import torch
 
-from published_nets import assert_as_recorded, assert_every_parameter_learns, listed_state, load
-from recorded_clips import assert_recognized
+from helpers.clip_parity import assert_recognized
+from helpers.image_parity import (
+    assert_as_recorded,
+    assert_every_parameter_learns,
+    listed_state,
+    load,
+)
 from tubelet.data import read_clip
 from tubelet.errors import ConfigError
 from tubelet.metrics import psnr

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from published_nets import assert_as_recorded, assert_every_parameter_learns
-from recorded_clips import assert_recognized
+from helpers.clip_parity import assert_recognized
+from helpers.image_parity import assert_as_recorded, assert_every_parameter_learns
 from tubelet.errors import ConfigError
 from tubelet.layers.inference import prepare_for_inference, use_backend
 from tubelet.models.swinir import ARCHITECTURE, SwinIR, SwinIRConfig

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden import recorded, recorded_input
-from published_nets import (
+from helpers.clip_parity import assert_recognized
+from helpers.image_parity import (
     assert_every_parameter_learns,
     assert_frames_are_encoded_once,
     load,
     published_keys,
     recorded_state,
 )
-from recorded_clips import assert_recognized
+from helpers.recordings import recorded, recorded_input
 from tubelet.errors import ConfigError
 from tubelet.models.tdan import ARCHITECTURE, TDAN, TDANConfig
 

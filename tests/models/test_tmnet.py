@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from golden import recorded, recorded_input
-from published_nets import load, published_keys, recorded_state
+from helpers.image_parity import load, published_keys, recorded_state
+from helpers.recordings import recorded, recorded_input
 from tubelet.models.tmnet import ARCHITECTURE, TMNet, TMNetConfig
 
 TINY = TMNetConfig(groups=1, num_front_blocks=0, num_back_blocks=1)

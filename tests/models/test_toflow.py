@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden import recorded, recorded_input
-from published_nets import (
+from helpers.image_parity import (
     assert_every_parameter_learns,
     assert_frames_are_encoded_once,
     load,
     published_keys,
     recorded_state,
 )
+from helpers.recordings import recorded, recorded_input
 from tubelet.errors import ConfigError
 from tubelet.models.toflow import ARCHITECTURE, TOFlow, TOFlowConfig
 from tubelet.ops import imresize

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from golden import recorded, recorded_input
-from recorded_clips import recorded_network
+from helpers.clip_parity import recorded_network
+from helpers.recordings import recorded, recorded_input
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from tubelet.models.two_step import (

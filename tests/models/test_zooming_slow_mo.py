@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from golden import recorded, recorded_input
-from published_nets import assert_every_parameter_learns, load, published_keys, recorded_state
+from helpers.image_parity import assert_every_parameter_learns, load, published_keys, recorded_state
+from helpers.recordings import recorded, recorded_input
 from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.models import tmnet
 from tubelet.models.zooming_slow_mo import ARCHITECTURE, ZoomingSlowMo, ZoomingSlowMoConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from golden import recorded, recorded_input
+from helpers.recordings import recorded, recorded_input
 from tubelet.ops import imresize, resample
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden import recorded, recorded_input, rules
+from helpers.recordings import recorded, recorded_input, rules
 from tubelet.ops import backward_warp
 
 Padding = Literal["zeros", "border", "reflection"]

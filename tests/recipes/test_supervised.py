@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny_networks import TINY, architecture_of
+from helpers.zoo_configs import TINY, architecture_of
 from tubelet.data import Crops, CropSettings, prepare_clips
 from tubelet.errors import Cancelled, ConfigError, InputError, RequestError
 from tubelet.layers.spynet import SpyNet, load_spynet

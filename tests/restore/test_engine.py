@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small_models import (
+from helpers.toy_models import (
     ALL,
     CLIP,
     COARSE,
@@ -23,7 +23,7 @@ from small_models import (
     frames_of,
     with_contract,
 )
-from tiny_networks import TINY, architecture_of, tiny_network
+from helpers.zoo_configs import TINY, architecture_of, tiny_network
 from tubelet.errors import ConfigError, ResourceError
 from tubelet.layers import store as store_module
 from tubelet.layers.convolution import ConvAct

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tubelet
-from media import make_video
+from helpers.videos import make_video
 from tubelet.restore.engine import Engine
 from tubelet.restore.estimate import describe
 from tubelet.restore.plan import Plan

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import tubelet
-from media import make_video
+from helpers.videos import make_video
 from tubelet.errors import (
     Cancelled,
     ConfigError,

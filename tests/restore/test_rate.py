@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 import tubelet
-from media import (
+from helpers.toy_models import (
+    CLIP,
+    SPACE_TIME,
+    WHOLE_SPACE_TIME,
+    build,
+    clip_of,
+    cuts_at,
+    frames_of,
+    with_contract,
+)
+from helpers.videos import (
     add_audio,
     add_video,
     ffprobe,
@@ -24,16 +34,6 @@ from media import (
     needs_ffmpeg,
     payloads,
     times_s,
-)
-from small_models import (
-    CLIP,
-    SPACE_TIME,
-    WHOLE_SPACE_TIME,
-    build,
-    clip_of,
-    cuts_at,
-    frames_of,
-    with_contract,
 )
 from tubelet.errors import ConfigError
 from tubelet.models.zooming_slow_mo import ZoomingSlowMo, ZoomingSlowMoConfig

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from media import image, make_plain
-from small_models import (
+from helpers.toy_models import (
     CLIP,
     FRAME,
     ONLINE,
@@ -27,7 +26,8 @@ from small_models import (
     cuts_at,
     frames_of,
 )
-from tiny_networks import TINY, architecture_of, tiny_network
+from helpers.videos import image, make_plain
+from helpers.zoo_configs import TINY, architecture_of, tiny_network
 from tubelet.models.architecture import Contract
 from tubelet.restore.engine import Engine
 from tubelet.restore.plan import Plan

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-import small_models
+from helpers import toy_models
 from tubelet.restore.tiles import MIN_TILE_PX, choose_tile, output_size, padded_size, plan_tiles
 
-FRAME = small_models.FRAME.contract
-COARSE = small_models.COARSE.contract
+FRAME = toy_models.FRAME.contract
+COARSE = toy_models.COARSE.contract
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tiny_networks import TINY, architecture_of, gradients, tiny_frames, tiny_network
+from helpers.zoo_configs import TINY, architecture_of, gradients, tiny_frames, tiny_network
 from tubelet.training.activation_checkpointing import ActivationCheckpointing, find_trunks
 
 QUICK = ("EDSR", "EDVR", "FRVSR", "OVSR", "RRDBNet", "RRN", "RSDN", "SESR", "SwinIR", "TDAN")

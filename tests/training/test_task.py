@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny_networks import TINY
+from helpers.zoo_configs import TINY
 from tubelet.layers.recurrence import Edge
 from tubelet.losses import l1
 from tubelet.models.basicvsr import BasicVSR

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from media import FFMPEG, needs_ffmpeg
+from helpers.videos import FFMPEG, needs_ffmpeg
 from tubelet.errors import RequestError
 from tubelet.video.chroma import downsample_chroma, upsample_chroma
 from tubelet.video.color import frame_to_rgb, resolve_matrix, rgb_to_frame

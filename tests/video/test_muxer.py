@@ -6,8 +6,7 @@ from fractions import Fraction
 import av
 import pytest
 
-from media import add_video, ffprobe, frames, info, make_plain, make_rich, make_video, mux
-from segments import (
+from helpers.segments import (
     describe_others,
     describe_video,
     encode_in_a_process,
@@ -15,6 +14,7 @@ from segments import (
     read_all,
     write_in_segments,
 )
+from helpers.videos import add_video, ffprobe, frames, info, make_plain, make_rich, make_video, mux
 from tubelet.errors import InputError, TubeletError
 from tubelet.video.codecs import EncodeSettings
 from tubelet.video.encoder import VideoEncoder

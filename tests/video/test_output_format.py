@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from media import info
+from helpers.videos import info
 from tubelet.video.codecs import EncodeSettings
 from tubelet.video.info import ColorTags, HdrMetadata
 from tubelet.video.output_format import OutputClock, OutputFormat, choose_output_format

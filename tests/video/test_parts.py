@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 from av.packet import Packet
 
-from media import frames, info
+from helpers.videos import frames, info
 from tubelet.errors import InputError, ResourceError
 from tubelet.video.encoder import PartHead, PartTail, VideoEncoder
 from tubelet.video.output_format import OutputClock, choose_output_format

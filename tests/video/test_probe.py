@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from media import FFMPEG, image, make_video, needs_ffmpeg, save_image
+from helpers.videos import FFMPEG, image, make_video, needs_ffmpeg, save_image
 from tubelet.errors import InputError
 from tubelet.video.info import ColorTags
 from tubelet.video.probe import probe

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from media import (
+from helpers.videos import (
     FFMPEG,
     add_audio,
     add_video,

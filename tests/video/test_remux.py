@@ -6,7 +6,7 @@ from fractions import Fraction
 import av
 import pytest
 
-from media import (
+from helpers.videos import (
     add_audio,
     add_video,
     ffprobe,

@@ -7,7 +7,7 @@ import av
 import pytest
 import torch
 
-from media import add_video, image, make_plain, make_rich, make_video, mux, save_image
+from helpers.videos import add_video, image, make_plain, make_rich, make_video, mux, save_image
 from tubelet.video import decode
 from tubelet.video.reader import Span, open_reader
 

@@ -13,7 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from media import VFR_MS, add_video, ffprobe, frames, info, make_plain, mux, rewrite, times_s
+from helpers.videos import (
+    VFR_MS,
+    add_video,
+    ffprobe,
+    frames,
+    info,
+    make_plain,
+    mux,
+    rewrite,
+    times_s,
+)
 from tubelet.errors import RequestError, ResourceError, TubeletError
 from tubelet.video import codecs
 from tubelet.video.info import ColorTags, HdrMetadata

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from small_models import clip_of, cuts_at, direct, frames_of
+from helpers.toy_models import clip_of, cuts_at, direct, frames_of
 from tubelet.cli import main
 from tubelet.data import read_clip
 from tubelet.errors import CheckpointError, RequestError, ResourceError

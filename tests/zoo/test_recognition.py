@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden import recorded
-from published_nets import listed_state, published_keys, recorded_state
+from helpers.image_parity import listed_state, published_keys, recorded_state
+from helpers.recordings import recorded
 from tubelet.errors import CheckpointError
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import open_checkpoint

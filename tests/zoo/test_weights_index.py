@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from published_nets import published_keys
+from helpers.image_parity import published_keys
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.publishers import PublishedWeights
 from tubelet.zoo.weights_index import PAGES, PUBLISHED_WEIGHTS

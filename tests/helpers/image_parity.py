@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from golden import recorded, rules
+from helpers.recordings import recorded, rules
 from tubelet.models.architecture import Architecture
 
 

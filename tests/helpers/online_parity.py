@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from golden import recorded, rules
-from published_nets import load, recorded_state
-from small_models import cuts_at, frames_of
+from helpers.image_parity import load, recorded_state
+from helpers.recordings import recorded, rules
+from helpers.toy_models import cuts_at, frames_of
 from tubelet.models.architecture import Architecture
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from media import image
+from helpers.videos import image
 
 
 def write_frames(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from golden import recorded, recorded_input
-from published_nets import published_keys, recorded_state
+from helpers.image_parity import published_keys, recorded_state
+from helpers.recordings import recorded, recorded_input
 from tubelet.models.architecture import Architecture
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import open_checkpoint
