@@ -21,13 +21,13 @@ class CropSettings:
     """Size and variety of the training samples."""
 
     batch: int = 8
-    """Samples of one step."""
+    """Samples per step."""
     frames: int = 8
     """Consecutive frames of a sample; a shorter clip is played back and forth."""
     patch_px: int = 64
     """Side of the low-quality crop, pixels."""
     candidates: int = 2
-    """Positions drawn for a crop, of which the one with most detail is taken."""
+    """Random crop positions per sample; the one with the highest detail is used."""
 
     def __post_init__(self) -> None:
         if min(self.batch, self.frames, self.patch_px, self.candidates) < 1:

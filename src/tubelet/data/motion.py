@@ -51,17 +51,19 @@ class MotionSettings:
     """Size and variety of the pairs."""
 
     batch: int = 8
-    """Pairs of one step, a multiple of 4: each comes in its four mirror images."""
+    """Pairs per step, a multiple of 4: each pair is used in its four mirror images."""
     patch_px: int = 128
     """Side of the frames, pixels; a multiple of 2 ** (levels - 1)."""
     max_px: float = 20.0
-    """Longest motion, pixels."""
+    """Maximum motion, pixels."""
     things: int = 4
-    """Most things that move in front of the background."""
+    """Maximum number of objects that move in front of the background."""
     noise: float = 0.03
-    """Largest standard deviation of the noise, of 1; of half of the pairs."""
+    """Maximum standard deviation of the noise, in pixel values of [0, 1]; half of the pairs have
+    noise."""
     change: float = 0.03
-    """Largest change of brightness and contrast from ref to supp, of 1; of half of the pairs."""
+    """Maximum change of brightness and contrast from ref to supp, as a fraction; half of the
+    pairs have one."""
 
     def __post_init__(self) -> None:
         if self.batch < 4 or self.batch % 4 or self.patch_px < 8 or self.things < 0:

@@ -64,24 +64,26 @@ _CHILD = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostSettings:
-    """How to measure."""
+    """Settings of a cost measurement."""
 
     size: str = "320x180"
-    """Width and height of the input in pixels; the papers' tables are of 320x180."""
+    """Width and height of the input in pixels. 320x180 is the size in the tables of papers."""
     frames: int | None = None
-    """Frames that a clip model gets at once, at most its own window. Default: its own window, or 16."""
+    """Frames per call of a clip model, 1 to 1000, limited by the window of the model. Default:
+    the window of the model, or 16."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps, ..."""
+    """Device that runs the model: auto, cpu, cuda, cuda:1 or mps. auto: the GPU if there is one."""
     precision: Precision | Literal["auto"] = "auto"
-    """Number format. auto: as upscaling chooses it for the model and the device."""
+    """Floating-point format of the model. auto: fp16 on a CUDA GPU or bf16 on a CPU with fast
+    bf16, where the model allows it; otherwise fp32."""
     runs: int = 30
     """Timed calls of each model."""
     warmup: int = 3
-    """Calls before those."""
+    """Calls of each model before the timed ones."""
     max_seconds: float = 60.0
-    """Time a slow model no longer than this, once it has 3 times."""
+    """Stop timing a model after this many seconds, once it has 3 timed calls."""
     process_memory: bool = False
-    """Also run each model in a process of its own and tell the most memory that it had (resident set)."""
+    """Also run each model in a separate process and report its peak memory (resident set)."""
 
     def __post_init__(self) -> None:
         _parse_size(self.size)

@@ -14,24 +14,29 @@ __all__ = ["EvaluateSettings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
-    """How to run an evaluation."""
+    """Settings of an evaluation."""
 
     metrics: tuple[str, ...] = ()
-    """Names of metrics; the first ranks the models. Default: those of the protocol."""
+    """Metrics to compute, for example psnr-y ssim-y lpips; the first one ranks the models.
+    Default: the metrics of the protocol."""
     metric_weights: Path | None = None
-    """Weight file of a metric that is a network. Default: the places that its package looks at."""
+    """Weight file of a learned metric such as LPIPS, or the folder that holds it; for vmaf, a
+    model file. Default: the cache of torch, else a download."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps, ..."""
+    """Device that runs the model: auto, cpu, cuda, cuda:1 or mps. auto: the GPU if there is one."""
     precision: Precision | Literal["auto"] = "auto"
-    """Number format. auto: as upscaling chooses it for the model and the device."""
+    """Floating-point format of the model. auto: fp16 on a CUDA GPU or bf16 on a CPU with fast
+    bf16, where the model allows it; otherwise fp32."""
     tile: int | None = None
-    """Side of square tiles in input pixels; 0 begins with the whole image. Default: from what memory is free."""
+    """Side of the square tiles that a frame is cut into, in input pixels, 32 or more; 0 starts
+    with whole frames. Default: chosen to fit the free memory."""
     max_frames: int | None = None
-    """Look at no more than the first N frames of each clip. The numbers are then not those of the protocol."""
+    """Score only the first N frames of each clip. The scores are then not comparable with
+    published ones. Default: all frames."""
     showcases: int = 4
-    """Of how many clips to keep crops and temporal profiles for the report."""
+    """Number of clips whose crops and temporal profiles are shown in the report, 0 to 100."""
     fresh: bool = False
-    """Measure again what was measured before."""
+    """Measure all clips again instead of reusing the scores in --out."""
 
     def __post_init__(self) -> None:
         if self.max_frames is not None and self.max_frames < 1:

@@ -36,7 +36,7 @@ _OUTPUTS: tuple[tuple[int, Literal["luma", "rgb"]], ...] = ((1, "luma"), (3, "rg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastConfig:
-    """Shape of a `FastVSR`."""
+    """Configuration of `FastVSR`."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {
         "depth": "num_blocks",
@@ -44,21 +44,23 @@ class FastConfig:
     }
 
     scale: int = 4
-    """Factor of the output size."""
+    """Upscaling factor: 2, 3 or 4."""
     channels: int = 32
     """Width of the features; multiples of 16 fill the vector units of a CPU."""
     num_blocks: int = 4
     """3×3 convolutions between the head and the output."""
     lookahead: Literal[0, 1] = 1
-    """Frames after the current one that the network sees."""
+    """Future frames that the network sees."""
     recurrent: bool = True
     """Carry features from frame to frame."""
     recurrent_kernel_px: Literal[1, 3] = 3
-    """Side of the convolution that reads them: 3 can follow small motions, 1 costs a ninth."""
+    """Kernel size of the convolution over the recurrent features: 3 can follow small motions, 1
+    costs a ninth."""
     output: Literal["luma", "rgb"] = "luma"
-    """Predict the detail of luma for all three channels, or of each channel by itself."""
+    """luma predicts one residual for all three channels; rgb predicts one per channel."""
     expansion: int = 0
-    """Width of the collapsible blocks in training, in multiples of `channels`; 0 trains plain convolutions."""
+    """Width of the collapsible blocks in training, in multiples of `channels`; 0 trains plain
+    convolutions."""
 
     def __post_init__(self) -> None:
         if (

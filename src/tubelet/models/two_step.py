@@ -88,21 +88,23 @@ class ConditionalEncoderConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoStepConfig:
-    """Shape of a `TwoStepRestorer`; that of its image model is not part of it."""
+    """Configuration of `TwoStepRestorer`; the configuration of its image model is not part of it."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {"base": "channels"}
 
     scale: Literal[2, 4] = 2
-    """Factor of the image model."""
+    """Upscaling factor of the image model."""
     channels: int = 64
-    """Width of the first stages; 64 is published, with 88 million parameters, or 120 in the variant paper."""
+    """Width of the first stage; 64 as published, with 88 million parameters, or 120 in the
+    variant paper."""
     variant: Literal["paper", "published"] = "paper"
-    """The decoder of the paper, or that of the authors' code, which is for ×2 alone."""
+    """Decoder of the paper, or of the authors' code (published), which supports only ×2."""
     norm: Norm = "batch"
-    """What follows each 3×3 convolution: batch normalization as in the authors' code, or none as in the paper."""
+    """Normalization after each 3×3 convolution: batch as in the authors' code, or none as in the
+    paper."""
     residual: bool = True
-    """Whether the network's output is added to the image model's image. No file of others tells it: `infer` takes
-    what is usual for the variant."""
+    """Add the output of the network to the image model's result. Published files do not store
+    this: `infer` uses the usual value of the variant."""
 
     def __post_init__(self) -> None:
         if self.scale not in (2, 4) or not 1 <= self.channels <= _MAX_BASE:

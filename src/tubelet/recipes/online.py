@@ -29,38 +29,40 @@ __all__ = ["OnlineConfig", "load_pairs", "main", "score_clips"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnlineConfig:
-    """What to train, on what, and where to put it."""
+    """Train FastVSR, the compact recurrent network of the embedded models."""
 
     data: tuple[Path, ...]
     """Folders of videos, of images, or of folders of frames."""
     out: Path = Path("runs/online")
     """Folder of the checkpoint, the log and the finished model.safetensors."""
     cache: Path = Path("cache")
-    """Folder of the decoded clips."""
+    """Folder of the decoded clips; reused by later runs."""
     evaluate: Path | None = None
-    """Folder of folders of frames, never trained on, to score at every checkpoint."""
+    """Folder of folders of frames that are not trained on; scored at every checkpoint."""
     evaluate_frames: int = 12
-    """Frames of each of them."""
+    """Frames of each of these clips that are scored."""
     preset: Preset = "bi"
-    """Degradation: bi and bd for benchmarks, real for people's videos."""
+    """Degradation of the low-quality frames: bi and bd as in benchmarks, real and second-order
+    for real-world video."""
     variants: int = 3
-    """Degraded versions of each clip, for a random preset."""
+    """Degraded versions of each clip, for the random presets real and second-order."""
     stage: Literal["triplets", "clips"] = "clips"
-    """clips trains the network as it runs, its memory included. triplets trains single steps
-    without memory, on a frame and its two neighbors (crops.frames is 3): far more scenes for the
-    same work, and a good `init` for clips."""
+    """clips trains the recurrent network on clips, as it runs later. triplets trains single steps
+    without recurrence, on a frame and its two neighbors (crops.frames must be 3): many more
+    scenes in the same time, and a good `init` for clips."""
     harm_weight: float = 0.0
-    """Weight, for `real`, of the squared error by which a sample comes out worse than Lanczos
-    leaves it, on top of the loss: whether an image is soft or compressed is often in doubt, and
-    viewers mind harm more than a missed gain."""
+    """Weight of an additional loss, for `real`: the squared error by which a sample is worse than
+    in the Lanczos-upscaled input. The sharpness of an input is often ambiguous, and viewers mind
+    a damaged image more than a missed gain."""
     init: Path | None = None
-    """Begin with the weights of this checkpoint; parts of another shape begin anew."""
+    """Start from the weights of this checkpoint; tensors of another shape start from random
+    weights."""
     model: FastConfig = field(default_factory=FastConfig)
-    """Shape of the network."""
+    """Configuration of the network."""
     crops: CropSettings = field(default_factory=CropSettings)
-    """Size of the samples."""
+    """Size of the training samples."""
     loop: LoopSettings = field(default_factory=LoopSettings)
-    """How long and how fast."""
+    """Steps, learning rate, loss and device."""
 
     def __post_init__(self) -> None:
         if self.harm_weight < 0:

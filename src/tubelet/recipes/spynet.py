@@ -46,34 +46,35 @@ _LEVELS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpynetConfig:
-    """What to train, on what, and where to put it."""
+    """Train SpyNet, an optical-flow network, on synthetic motion of still images."""
 
     data: tuple[Path, ...]
-    """Folders of images, as large and sharp as there are."""
+    """Folders of images, as large and sharp as possible."""
     out: Path = Path("runs/spynet")
     """Folder of the checkpoint, the log and the finished model.safetensors."""
     hold_out: int = 8
-    """Every so many images, one is never trained on; the pairs to score are made of these."""
+    """Every N-th image is held out: it is not trained on, and the scored pairs are made of these."""
     evaluate_pairs: int = 64
-    """Pairs to score at every checkpoint."""
+    """Held-out pairs that are scored at every checkpoint."""
     evaluate: Path | None = None
     """Folder of folders of frames; the warping error of each is scored at every checkpoint."""
     evaluate_frames: int = 4
-    """Frames of each of them."""
+    """Frames of each of these clips that are scored."""
     levels: int = _LEVELS
-    """Networks to train, from the coarsest on; motion.max_px and motion.patch_px are pixels of the
-    finest of them."""
+    """Pyramid levels to train, 1 to 6, from the coarsest; motion.max_px and motion.patch_px are
+    pixels of the finest one."""
     shared: bool = False
-    """One network for all levels, the finer ones too: what is left to find is alike at each; all of
-    them teach it."""
+    """Train one network for all levels: the residual flow is similar at each level, so every
+    level trains it."""
     init: Path | None = None
-    """Begin with the weights of this checkpoint of a SpyNet."""
+    """Start from the weights of this SpyNet checkpoint."""
     hidden_weight: float = 0.3
-    """Weight of the error where ref shows what supp does not: motion must be guessed there."""
+    """Weight, 0 to 1, of the error where a pixel of ref is occluded in supp: the motion can only
+    be guessed there."""
     motion: MotionSettings = field(default_factory=MotionSettings)
     """Size and variety of the pairs."""
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(lr=5e-5))
-    """How long and how fast; its pixel loss plays no part."""
+    """Steps, learning rate and device; the pixel loss in it is not used."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.levels <= _LEVELS or self.hold_out < 2 or self.evaluate_pairs < 1:

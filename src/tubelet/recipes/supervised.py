@@ -51,39 +51,41 @@ _CACHED_MULTIPLE = 12  # of the sizes of cached clips
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisedConfig:
-    """What to train, on what, and where to put it; by default as a published recipe says."""
+    """Train a network on low- and high-quality clips, by default with its published recipe."""
 
     model: str
     """Name of a recipe or of an architecture."""
     network: Any
-    """Shape of the network; the configuration of its architecture."""
+    """Configuration of the network."""
     data: tuple[Path, ...] = ()
     """Folders of videos, of images, or of folders of frames."""
     out: Path = Path("runs/supervised")
     """Folder of the checkpoint, the log and the finished model.safetensors."""
     cache: Path = Path("cache")
-    """Folder of the decoded clips."""
+    """Folder of the decoded clips; reused by later runs."""
     evaluate: Path | None = None
-    """Folder of folders of frames, never trained on, to score at every checkpoint."""
+    """Folder of folders of frames that are not trained on; scored at every checkpoint."""
     evaluate_frames: int = 12
-    """Frames of each of them."""
+    """Frames of each of these clips that are scored."""
     preset: Preset = "bi"
-    """Degradation: bi and bd for benchmarks, real for people's videos."""
+    """Degradation of the low-quality frames: bi and bd as in benchmarks, real and second-order
+    for real-world video."""
     variants: int = 3
-    """Degraded versions of each clip, for a random preset."""
+    """Degraded versions of each clip, for the random presets real and second-order."""
     init: Path | None = None
-    """Begin with the weights of this checkpoint; parts of another shape begin anew."""
+    """Start from the weights of this checkpoint; tensors of another shape start from random
+    weights."""
     spynet: str = "own"
-    """Flow to begin with, unless `init` brings one: own (Tubelet's), random, or the path of a
-    checkpoint of a SpyNet."""
+    """Initial optical-flow weights, unless `init` has some: own (trained by this project),
+    random, or the path of a SpyNet checkpoint."""
     mirrored: bool = False
-    """Samples run back to their start, which gives them twice the frames."""
+    """Append the frames of each sample in reverse order, which doubles its length."""
     cleaning_weight: float = 0.0
-    """Weight of the L1 distance between cleaned frames and shrunk gt, for RealBasicVSR (Sec. 3)."""
+    """Weight of the L1 loss between cleaned frames and downscaled gt, for RealBasicVSR (Sec. 3)."""
     crops: CropSettings = field(default_factory=CropSettings)
-    """Size of the samples."""
+    """Size of the training samples."""
     loop: LoopSettings = field(default_factory=LoopSettings)
-    """How long and how fast."""
+    """Steps, learning rate, loss and device."""
 
     def __post_init__(self) -> None:
         if self.cleaning_weight < 0 or self.variants < 1 or self.evaluate_frames < 1:

@@ -76,42 +76,43 @@ TwoStepPreset = Literal["paper", "small"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoStepTraining:
-    """What to train, on what, over which image model, and where to put it."""
+    """Train the two-step network, which restores the results of a frozen image model."""
 
     image_model: str = ""
-    """The frozen first step: id or checkpoint of any model of single frames, of the same scale."""
+    """Frozen image model of the first step: id or checkpoint of a single-image model of the same
+    scale."""
     network: TwoStepConfig = field(default_factory=TwoStepConfig)
-    """Shape of the second step."""
+    """Configuration of the second step."""
     data: tuple[Path, ...] = ()
-    """Folders of videos, of images, or of folders of frames; a tenth of the videos validates, a
-    tenth tests."""
+    """Folders of videos, of images, or of folders of frames; a tenth of the videos is used for
+    validation and a tenth for testing."""
     out: Path = Path("runs/two-step")
     """Folder of the checkpoint, the log, the scores and the finished model.safetensors."""
     cache: Path = Path("cache")
-    """Folder of the decoded clips."""
+    """Folder of the decoded clips; reused by later runs."""
     frozen: Path | None = None
-    """Folder of what the image model makes of the crops, which runs can share. Default: frozen in
+    """Folder of the image model's results on the crops, which runs can share. Default: frozen in
     `out`."""
     degradation: Preset = "bi"
-    """How the low-quality frames are made."""
+    """Degradation of the low-quality frames."""
     loss: TwoStepLoss = "mae"
-    """mse; mae; mae+ssim: alpha · MAE + (1 - alpha) · (1 - SSIM), Eq. 8; encoder: MAE, and what
-    keeps the features of the neighbors near those of the frame, Eq. 11."""
+    """mse; mae; mae+ssim: alpha · MAE + (1 - alpha) · (1 - SSIM), Eq. 8; encoder: MAE plus a term
+    that pulls the features of the neighbors toward those of the frame, Eq. 11."""
     alpha: float | None = None
-    """Of mae+ssim, from 0 to 1, or of encoder, from 0 to 0.1: the share of the right neighbor.
-    Default: what the paper found best, 0.8 or 0.02."""
+    """Weight in the loss: for mae+ssim, of the MAE, 0 to 1; for encoder, of the right neighbor, 0
+    to 0.1. Default: the best values of the paper, 0.8 and 0.02."""
     batch: int = 64
-    """Crops of one step."""
+    """Crops per step."""
     epochs: int | None = None
-    """How often every crop is seen, in place of `loop.steps`."""
+    """Passes over all crops; replaces `loop.steps`."""
     crops: TripletSettings = field(default_factory=TripletSettings)
-    """What there is to learn from."""
+    """Number and size of the training crops."""
     score_px: int = 64
-    """Side of the middle of a held-out frame that is scored, low-quality pixels."""
+    """Side of the central region of a held-out frame that is scored, low-quality pixels."""
     score_frames: int = 5
     """Frames of each held-out video that are scored."""
     loop: LoopSettings = field(default_factory=LoopSettings)
-    """How long and how fast; its own loss is not used."""
+    """Steps, learning rate and device; the loss settings in it are not used."""
 
     def __post_init__(self) -> None:
         most = {"mae+ssim": 1.0, "encoder": 0.1}.get(self.loss, math.inf)

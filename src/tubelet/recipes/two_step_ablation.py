@@ -52,28 +52,29 @@ depend on their seed more than on their loss."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoStepAblation:
-    """Train two-step with each loss of the paper, several times, and say which of its claims hold."""
+    """Train two-step with each loss of the paper, several times, and test the paper's claims."""
 
     data: tuple[Path, ...] = ()
     """Folders of videos, of images, or of folders of frames; a tenth of the videos is scored."""
     image_model: str = ""
-    """The frozen first step: id or checkpoint of any model of single frames, of the same scale."""
+    """Frozen image model of the first step: id or checkpoint of a single-image model of the same
+    scale."""
     out: Path = Path("runs/two-step-ablation")
-    """Folder of the runs, of report.md and of results.csv; runs that are there are not run again."""
+    """Folder of the runs, report.md and results.csv; finished runs in it are reused."""
     cache: Path = Path("cache")
-    """Folder of the decoded clips."""
+    """Folder of the decoded clips; reused by later runs."""
     preset: TwoStepPreset = "small"
-    """Size of the network, the crops and the batches: small, or as the paper has it."""
+    """Size of the network, the crops and the batches: small, or as in the paper."""
     scale: Literal[2, 4] = 2
-    """Factor of the image model."""
+    """Upscaling factor of the image model."""
     seeds: int = 3
-    """Runs of each variant, which differ in the first weights and in the order of the crops."""
+    """Runs of each variant, with different initial weights and orders of the crops."""
     steps: int | None = None
-    """Updates of each run. Default: 1000 for small, 10 epochs for paper."""
+    """Training steps of each run. Default: 1000 for small, 10 epochs for paper."""
     base: int | None = None
-    """Width of the network. Default: that of the preset."""
+    """Channels of the first stage of the network. Default: as in the preset."""
     device: str = "cpu"
-    """Where to train."""
+    """Device to train on, for example cpu or cuda."""
 
     def __post_init__(self) -> None:
         if (

@@ -50,16 +50,18 @@ _FROZEN_BATCH = 16  # crops that the image model enlarges at once
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TripletSettings:
-    """Which crops there are to learn from; all of them are known before the training begins."""
+    """Number and size of the training crops; all of them are drawn before the training starts."""
 
     patch_px: int = 64
     """Side of the low-quality crop, pixels."""
     frames_per_video: int = 25
-    """First frames of a video that are used; all but the first and the last of them are restored."""
+    """Frames used of each video, from its start; the first and the last are only neighbors."""
     crops_per_triplet: int = 1
-    """Places, mirrorings and directions in time that every triplet is seen in."""
+    """Crops drawn of each triplet of frames, each with a random position, flip and time
+    direction."""
     seed: int = 0
-    """Of the places. Runs that differ in `loop.seed` alone share what the image model made."""
+    """Seed of the crops. Runs that differ only in `loop.seed` share the results of the image
+    model."""
 
     def __post_init__(self) -> None:
         if self.patch_px < 1 or self.crops_per_triplet < 1 or self.frames_per_video < 3:

@@ -14,39 +14,45 @@ __all__ = ["Result", "UpscaleSettings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpscaleSettings:
-    """How to upscale a video."""
+    """Settings of an upscaling run."""
 
     model: str = "default"
-    """Id of the model (`tubelet models` lists them) or path of a checkpoint. `default` is the compact model
-    trained on real-world degradation, in the scale that fits."""
+    """Model id, listed by `tubelet models`, or path of a checkpoint. `default` is a small and
+    fast model trained for real-world video, in the variant that fits the scale."""
     scale: Literal[2, 3, 4] | None = None
-    """Factor of the output size: 2, 3 or 4. Default: the model's own. Another than the model's own is reached
-    by an exact resize of its result."""
+    """Upscaling factor. Default: the scale of the model. For another scale, the result of the
+    model is resized."""
     height: int | None = None
-    """Height of the output in pixels, for example 1080; the width follows. Not together with --scale."""
+    """Height of the output in pixels, for example 1080; the aspect ratio is kept. Cannot be
+    combined with --scale."""
     fps: Literal["x2"] | None = None
-    """x2: also give the frame half-way between any two, which needs a space-time model such as Zooming Slow-Mo. Audio
-    and length stay; across a cut the frame before it is repeated."""
+    """x2 doubles the frame rate: the model also generates the frame halfway between each pair of
+    frames, which needs a space-time model such as Zooming Slow-Mo. Audio and duration do not
+    change. Default: the frame rate of the input."""
     codec: Literal[
         "auto", "h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"
     ] = "auto"
-    """Video codec. auto: H.264 for 8 bit, HEVC for more (VP9 in webm)."""
+    """Video codec. auto: H.264 for 8-bit video, HEVC for higher bit depths; VP9 or AV1 in .webm."""
     crf: float | None = None
-    """Constant rate factor, lower is better and larger. Default: 16 for H.264, 18 for HEVC."""
+    """Constant rate factor of the encoder, 0 to 51 (63 for AV1 and VP9); lower means better
+    quality and a larger file. Default: 16 for H.264, 18 for HEVC, 24 for AV1, 20 for VP9."""
     preset: str | None = None
-    """Speed preset of the encoder, for example veryfast or slow."""
+    """Speed preset of the encoder, for example veryfast or slow; slower presets make smaller
+    files. Default: superfast for H.264, ultrafast for HEVC."""
     start: float | None = None
-    """Begin at this time, in seconds."""
+    """Start at this time of the input, in seconds. Default: 0."""
     duration: float | None = None
-    """Stop after this much, in seconds."""
+    """Process this many seconds of the input. Default: all of it."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps, ..."""
+    """Device that runs the model: auto, cpu, cuda, cuda:1 or mps. auto: the GPU if there is one."""
     precision: Precision | Literal["auto"] = "auto"
-    """Number format. auto: fp16 on a GPU where the model allows it, otherwise fp32."""
+    """Floating-point format of the model. auto: fp16 on a CUDA GPU or bf16 on a CPU with fast
+    bf16, where the model allows it; otherwise fp32."""
     tile: int | None = None
-    """Side of square tiles in input pixels; 0 begins with the whole image. Default: from what memory is free."""
+    """Side of the square tiles that a frame is cut into, in input pixels, 32 or more; 0 starts
+    with whole frames. Default: chosen to fit the free memory."""
     memory: float | None = None
-    """Memory that the model may take, in GiB. Default: half of what is free."""
+    """Memory that the model may use, in GiB. Default: half of the free memory."""
     overwrite: bool = False
     """Replace the output if it exists."""
 

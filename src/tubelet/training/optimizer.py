@@ -16,7 +16,7 @@ __all__ = ["OptimizerSettings", "ParameterGroups"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
-    """The optimizer, and modules with a learning rate or a start of their own."""
+    """Optimizer, and modules with a separate learning rate or a separate start."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {
         "slow": "low_lr_modules",
@@ -27,23 +27,21 @@ class OptimizerSettings:
     }
 
     kind: Literal["adam", "adamw"] = "adam"
-    """adamw: weight decay apart from the gradient."""
+    """adamw: Adam with decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of the moving averages of the gradient and of its square."""
+    """Decay rates of the moving averages of the gradient and of its square."""
     weight_decay: float = 0.0
     """Weight decay."""
     low_lr_modules: tuple[str, ...] = ()
-    """Modules with a learning rate of their own, by their names in the network, for example
-    spynet."""
+    """Modules with a separate learning rate, by their names in the network, for example spynet."""
     lr_multiplier: float = 1.0
-    """Their learning rate over that of the others."""
+    """Multiplier of the learning rate of low_lr_modules."""
     freeze_steps: int = 0
-    """Steps at the beginning during which they are frozen."""
+    """Steps at the start during which low_lr_modules are frozen."""
     warmup_only_modules: tuple[str, ...] = ()
-    """Modules that learn alone at first, while all others are frozen, by their names in the
-    network."""
+    """Modules that are trained first, while all others are frozen, by their names in the network."""
     warmup_only_steps: int = 0
-    """Steps at the beginning during which they learn alone."""
+    """Steps at the start during which only warmup_only_modules are trained."""
 
     def __post_init__(self) -> None:
         if (

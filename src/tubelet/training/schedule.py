@@ -14,18 +14,18 @@ __all__ = ["ScheduleSettings", "learning_rate"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleSettings:
-    """How the learning rate falls from its peak."""
+    """Learning-rate schedule after the warmup."""
 
     kind: Literal["cosine", "restarts", "steps", "linear"] = "cosine"
-    """cosine: half a cosine over all steps. restarts: one after the other, each from the peak and
-    as long as its period. steps: times `factor` at each milestone. linear: a straight line."""
+    """cosine: half a cosine over all steps. restarts: a cosine per period, each from the peak.
+    steps: multiply by `factor` at each milestone. linear: a straight line."""
     periods: tuple[int, ...] = ()
-    """Steps of each cosine of restarts, the last one repeated. For linear: steps until `lr_final`,
-    by default all."""
+    """For restarts: steps of each cosine; the last one repeats. For linear: steps until
+    `lr_final`, all steps if empty."""
     milestones: tuple[int, ...] = ()
-    """Steps at which the rate falls, for steps."""
+    """For steps: steps at which the learning rate is reduced."""
     factor: float = 0.5
-    """By how much, for steps."""
+    """For steps: multiplier at each milestone."""
 
     def __post_init__(self) -> None:
         if any(period < 1 for period in self.periods) or not 0 < self.factor <= 1:

@@ -19,50 +19,49 @@ _WITHOUT_EFFECT = ("log_every", "save_every", "device", "activations")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """How long and how fast to learn."""
+    """Settings of the training loop: steps, learning rate, loss and device."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {"optimiser": "optimizer"}
 
     steps: int = 20_000
-    """Updates in all."""
+    """Number of optimizer steps."""
     lr: float = 1e-3
     """Peak learning rate."""
     lr_final: float = 1e-6
-    """Learning rate at the end of a cosine or line."""
+    """Final learning rate of the schedules cosine, restarts and linear."""
     warmup_steps: int = 100
-    """Steps of the linear rise to the peak."""
+    """Steps of the linear warmup to the peak learning rate."""
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     """Learning-rate schedule."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     """Optimizer and parameter groups."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient; inf leaves it as it is."""
+    """Maximum gradient norm; inf turns clipping off."""
     ema: float = 0.999
-    """Decay of the moving average of the weights, which is what gets evaluated and kept."""
+    """Decay of the exponential moving average of the weights; the average is evaluated and saved."""
     loss: LossName = "charbonnier"
-    """Pixel loss. mse is what PSNR measures."""
+    """Pixel loss. mse is the loss that PSNR measures."""
     loss_eps: float = 1e-3
-    """Width of the smooth part of Charbonnier, in units of the pixels; papers often state its
-    square."""
+    """Epsilon of the Charbonnier loss, in pixel values of [0, 1]; papers often state its square."""
     loss_reduction: Literal["mean", "sum"] = "mean"
-    """Mean or sum of the loss over all numbers of a batch."""
+    """Mean or sum of the loss over all values of a batch."""
     loss_on: Literal["rgb", "luma"] = "rgb"
-    """Compare all channels, or luma alone, as benchmarks do and as suits a network that predicts
+    """Compute the loss on RGB, or on luma as benchmarks do; luma suits a network that predicts
     luma."""
     log_every: int = 50
-    """Steps between two log lines."""
+    """Steps between log lines."""
     save_every: int = 500
-    """Steps between two checkpoints, each evaluated."""
+    """Steps between checkpoints; each is evaluated."""
     device: str = "cpu"
-    """Where to train."""
+    """Device to train on: auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the forward and backward pass; the weights stay fp32. bf16 is faster where
-    the processor multiplies it (`tubelet doctor` says so)."""
+    """Floating-point format of the forward and backward pass; the weights stay fp32. bf16 is
+    faster on processors with bf16 instructions, which `tubelet doctor` reports."""
     activations: Literal["keep", "recompute"] = "keep"
-    """recompute: trunks are computed again in the backward pass, which takes a third more time and
-    far less memory; no number changes."""
+    """recompute: recompute the activations of the trunks in the backward pass, which takes a
+    third more time and much less memory; the results are identical."""
     seed: int = 0
-    """Of the first weights and of all crops."""
+    """Seed of the initial weights and of all crops."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.log_every < 1 or self.save_every < 1:
