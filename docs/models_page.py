@@ -13,7 +13,7 @@ from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.catalog import find_model, list_models, model_size
 from tubelet.zoo.publishers import PublishedWeights
 from tubelet.zoo.spec import ModelSpec, count_parameters
-from tubelet.zoo.unsupported import FOREIGN
+from tubelet.zoo.unsupported import UNSUPPORTED
 from tubelet.zoo.weights_index import PAGES, PUBLISHED_WEIGHTS
 
 PAGE = Path(__file__).with_name("models.md")
@@ -77,7 +77,9 @@ def render() -> str:
     ]
     fetched = [_fetched(known) for known in PUBLISHED_WEIGHTS]
     names = ", ".join(
-        dict.fromkeys(foreign.name for foreign in FOREIGN if foreign.advice.startswith("Tubelet"))
+        dict.fromkeys(
+            foreign.name for foreign in UNSUPPORTED if foreign.advice.startswith("Tubelet")
+        )
     )
     return "".join(
         (

@@ -88,9 +88,10 @@ def test_download_and_cache(
     source = home.parent / "net.pth"
     source.write_bytes(b"weights")
     known = replace(
-        zoo._known()["realesr-animevideov3"], file=RemoteFile(name="net.pth", url=source.as_uri())
+        zoo._published_by_id()["realesr-animevideov3"],
+        file=RemoteFile(name="net.pth", url=source.as_uri()),
     )
-    monkeypatch.setitem(zoo._known(), known.id, known)
+    monkeypatch.setitem(zoo._published_by_id(), known.id, known)
     path = home / "models" / "net.pth"
     assert main(["models", "download", known.id, known.id]) == 0
     assert capsys.readouterr().out == f"{known.id}: {path}\n" * 2
@@ -134,10 +135,10 @@ def test_identify_tells_the_layout_and_under_which_name_it_is_published(
         path,
     )
     known = replace(
-        zoo._known()["realesr-animevideov3"],
+        zoo._published_by_id()["realesr-animevideov3"],
         file=RemoteFile(name="a.pth", sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
     )
-    monkeypatch.setattr(zoo, "_known", lambda: {known.id: known})
+    monkeypatch.setattr(zoo, "_published_by_id", lambda: {known.id: known})
     assert main(["models", "identify", str(path)]) == 0
     said = capsys.readouterr().out
     assert "SRVGGNetCompact ×4" in said

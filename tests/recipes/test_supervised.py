@@ -15,8 +15,8 @@ from tubelet.losses import charbonnier
 from tubelet.models.realbasicvsr import RealBasicVSR
 from tubelet.progress import CancelToken
 from tubelet.recipes.configs import read_config, write_config
+from tubelet.recipes.initial_weights import init_spynets
 from tubelet.recipes.published import find_recipe
-from tubelet.recipes.start import begin_flow_with
 from tubelet.recipes.supervised import SupervisedConfig, configure, describe, main
 from tubelet.training import LoopSettings, OptimizerSettings, ScheduleSettings
 from tubelet.zoo.checkpoint import load_model, read_notes, save_checkpoint
@@ -186,7 +186,7 @@ def test_flow_begins_with_weights_that_are_given_and_waits(clips):
 def test_flow_begins_with_ours():
     assert SupervisedConfig.__dataclass_fields__["spynet"].default == "own"
     network, ours = architecture_of("BasicVSR").build(TINY["BasicVSR"]), SpyNet()
-    begin_flow_with(network, "own")
+    init_spynets(network, "own")
     assert load_spynet(ours) == 1
     assert all(
         torch.equal(value, network.spynet.state_dict()[name])

@@ -20,7 +20,7 @@ from tubelet.progress import CancelToken
 from tubelet.recipes import two_step_data
 from tubelet.recipes.two_step import TwoStepTraining, configure, describe, main, read_scores
 from tubelet.recipes.two_step_data import (
-    HeldOut,
+    HeldOutCrops,
     TrainingCrops,
     TripletSettings,
     enlarge,
@@ -145,7 +145,9 @@ def test_scores_are_those_of_both_steps_run_on_the_video(gratings, image_model):
 def _held_out(config: TwoStepTraining, part: str) -> tuple[torch.Tensor, torch.Tensor]:
 
     videos = split_videos(list(prepare_clips(config.data, config.cache, preset="bi", scale=2)))
-    samples = HeldOut(getattr(videos, part), 2, size_px=config.score_px, frames=config.score_frames)
+    samples = HeldOutCrops(
+        getattr(videos, part), 2, size_px=config.score_px, frames=config.score_frames
+    )
     pairs = [samples.sample(index) for index in range(len(samples))]
     lq, gt = (
         torch.from_numpy(np.stack(arrays)).float() / 255 for arrays in zip(*pairs, strict=True)
@@ -382,7 +384,7 @@ def test_every_triplet_of_the_first_frames_is_a_crop():
 
 def test_the_middle_of_held_out_frames_is_scored():
     clips = [_numbered(40), _clip("short", frames=4)]
-    samples = HeldOut(clips, 2, size_px=16, frames=3)
+    samples = HeldOutCrops(clips, 2, size_px=16, frames=3)
     assert samples.names == ["a"] * 3 + ["short"] * 2
     for index in range(3):
         lq, gt = samples.sample(index)

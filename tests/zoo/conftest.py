@@ -54,7 +54,7 @@ def published(tmp_path, monkeypatch):
             license="MIT",
         )
         files = {known.id: known}
-        monkeypatch.setattr(zoo, "_known", lambda: files)
+        monkeypatch.setattr(zoo, "_published_by_id", lambda: files)
         return known
 
     return publish, model, tmp_path / "home" / "models" / "tiny.pth"

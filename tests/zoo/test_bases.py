@@ -25,7 +25,7 @@ from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.zoo.bases import fingerprint, hash_tensors, open_base, refer_to
 from tubelet.zoo.checkpoint import open_checkpoint, save_checkpoint
-from tubelet.zoo.opened import OpenedModel, open_alone
+from tubelet.zoo.opened_model import OpenedModel, open_without_base
 from tubelet.zoo.opening import open_model
 from tubelet.zoo.spec import ModelSpec
 
@@ -86,7 +86,7 @@ def test_both_steps_from_one_path(pair: Path) -> None:
     with torch.inference_mode():
         hq = image(lq[:, 1:2])[:, 0].clamp(0, 1)
         assert torch.equal(model(lq)[:, 0], model.restore(hq, lq[:, 0], lq[:, 2]))
-    opened = open_alone(str(pair))
+    opened = open_without_base(str(pair))
     alone, without = opened.spec, opened.network
     assert without.image_model is None
     image = open_image_model(str(pair.with_name("image.safetensors")), 2)

@@ -15,7 +15,7 @@ from tubelet.models import srvgg
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.zoo import catalog as zoo
 from tubelet.zoo import checkpoint
-from tubelet.zoo.catalog import known_ids, list_models, model_weights
+from tubelet.zoo.catalog import list_models, model_weights, published_ids
 from tubelet.zoo.checkpoint import save_checkpoint
 from tubelet.zoo.opening import create_model, open_model
 
@@ -82,7 +82,7 @@ def test_published_weights_are_fetched_once(published, tmp_path, capsys):
     assert path.is_file()
     (tmp_path / "tiny.pth").unlink()  # nobody asks again
     assert torch.equal(create_model("tiny-x4")(lq), model(lq))
-    assert known_ids(path) == ["tiny-x4"]
+    assert published_ids(path) == ["tiny-x4"]
     assert model_weights("tiny-x4") == path
 
 
@@ -113,7 +113,9 @@ def test_published_weights_that_cannot_be_had(published, changes, error, said):
 def test_a_published_file_of_another_network_is_refused(published):
     publish, _, path = published
     known = publish()
-    zoo._known()["tiny-x4"] = replace(known, config=srvgg.SRVGGConfig(channels=4, num_blocks=2))
+    zoo._published_by_id()["tiny-x4"] = replace(
+        known, config=srvgg.SRVGGConfig(channels=4, num_blocks=2)
+    )
     with pytest.raises(
         CheckpointError, match=r"tiny-x4 should be SRVGGNetCompact, and .*tiny.pth does not fit"
     ):
@@ -138,7 +140,7 @@ def test_a_published_file_given_by_its_path_is_what_it_is_by_its_name(published,
     publish()
     assert open_model(str(tmp_path / "leaky.pth")).network.config.act == "relu"
     known = publish(sha256=hashlib.sha256((tmp_path / "leaky.pth").read_bytes()).hexdigest())
-    zoo._known()["tiny-x4"] = replace(known, config=config)
+    zoo._published_by_id()["tiny-x4"] = replace(known, config=config)
     assert open_model(str(tmp_path / "leaky.pth")).network.config == config
 
 

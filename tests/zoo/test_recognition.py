@@ -11,7 +11,7 @@ from helpers.recordings import recorded
 from tubelet.errors import CheckpointError
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import open_checkpoint
-from tubelet.zoo.unsupported import FOREIGN, fits
+from tubelet.zoo.unsupported import UNSUPPORTED, matches
 
 PUBLISHED = {
     "basicsr_basicvsr_reds_b30": "BasicVSR",
@@ -112,7 +112,7 @@ def claims(state: dict[str, Tensor]) -> list[str]:
         for architecture in ARCHITECTURES
         if architecture.translate(state) is not None
     ]
-    return own + [foreign.name.split()[0] for foreign in FOREIGN if fits(foreign, state)]
+    return own + [foreign.name.split()[0] for foreign in UNSUPPORTED if matches(foreign, state)]
 
 
 def test_each_list_of_keys_is_claimed_by_its_own(shared: Path) -> None:

@@ -10,7 +10,7 @@ def test_a_network_is_wholly_like_itself() -> None:
     with torch.device("meta"):
         state = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig()).state_dict()
     like = compare(state, srvgg.ARCHITECTURE)
-    assert (like.share, like.foreign, like.absent, like.shapes) == (1.0, (), (), ())
+    assert (like.share, like.unexpected, like.missing, like.shapes) == (1.0, (), (), ())
 
 
 def test_differences_are_named() -> None:
@@ -21,8 +21,8 @@ def test_differences_are_named() -> None:
     best, *_ = nearest(state)
     assert best.architecture == "FSRCNN"
     assert 0.5 < best.share < 1
-    assert best.absent == ("last_part.bias",)
-    assert best.foreign == ("tail.other",)
+    assert best.missing == ("last_part.bias",)
+    assert best.unexpected == ("tail.other",)
     assert best.shapes == (f"first_part.0.bias 3 for {fsrcnn.FSRCNNConfig().channels}",)
 
 

@@ -7,7 +7,7 @@ from tubelet.errors import CheckpointError, ConfigError
 from tubelet.zoo.checkpoint import load_model, open_checkpoint
 from tubelet.zoo.opening import open_model
 
-FOREIGN = {"conv.weight": torch.zeros(3)}
+UNKNOWN = {"conv.weight": torch.zeros(3)}
 
 
 @pytest.fixture
@@ -88,11 +88,11 @@ def test_an_asked_for_architecture_is_not_left_to_spandrel(state):
 
 def test_what_nobody_knows(spandrel):
     with pytest.raises(CheckpointError, match=r"its first tensors are conv\.weight$"):
-        load_model(FOREIGN)
+        load_model(UNKNOWN)
 
 
 def test_without_spandrel_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(CheckpointError, match=r"conv\.weight; .*tubelet\[spandrel\]") as info:
-        load_model(FOREIGN)
+        load_model(UNKNOWN)
     assert "\n" not in str(info.value)

@@ -5,7 +5,7 @@ import torch
 
 from tubelet.errors import CheckpointError
 from tubelet.zoo.checkpoint import load_model
-from tubelet.zoo.unsupported import FOREIGN, recognize_unsupported
+from tubelet.zoo.unsupported import UNSUPPORTED, recognize_unsupported
 
 
 def names_of(patterns: tuple[str, ...]) -> list[str]:
@@ -16,7 +16,7 @@ def names_of(patterns: tuple[str, ...]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign: foreign.name)
+@pytest.mark.parametrize("foreign", UNSUPPORTED, ids=lambda foreign: foreign.name)
 def test_each_is_told_by_its_names_and_by_all_of_them(foreign) -> None:
     names = names_of(foreign.has)
     assert recognize_unsupported(names) is foreign

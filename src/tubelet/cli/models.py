@@ -13,7 +13,7 @@ from tubelet.cli.progress import write_json
 from tubelet.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
-    from tubelet.zoo.checkpoint import Opened
+    from tubelet.zoo.checkpoint import OpenedCheckpoint
     from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["main"]
@@ -107,8 +107,8 @@ def _identify(flags: IdentifyFlags) -> int:
     return 0
 
 
-def _facts(file: str, opened: Opened) -> dict[str, Any]:
-    from tubelet.zoo.catalog import known_ids
+def _facts(file: str, opened: OpenedCheckpoint) -> dict[str, Any]:
+    from tubelet.zoo.catalog import published_ids
     from tubelet.zoo.spec import count_parameters
 
     contract = opened.architecture.contract(opened.config)
@@ -127,12 +127,12 @@ def _facts(file: str, opened: Opened) -> dict[str, Any]:
         "tensors": len(opened.model.state_dict()),
         "wrapping": opened.wrapping,
         "renamed": opened.renamed,
-        "published_as": known_ids(Path(file)),
+        "published_as": published_ids(Path(file)),
         "source": opened.architecture.source,
     }
 
 
-def _layout(opened: Opened, tensors: int) -> str:
+def _layout(opened: OpenedCheckpoint, tensors: int) -> str:
     inside = (
         f"in {' → '.join(name.rstrip('.') for name in opened.wrapping)}, "
         if opened.wrapping
@@ -171,8 +171,8 @@ def _explain(flags: IdentifyFlags, fault: str) -> None:
     for one in near:
         sys.stdout.write(f"nearest: {one.architecture}, {one.share:.0%} of the names alike\n")
         for verb, names in (
-            ("it lacks", one.absent),
-            ("it has too much", one.foreign),
+            ("it lacks", one.missing),
+            ("it has too much", one.unexpected),
             ("shapes", one.shapes),
         ):
             if names:

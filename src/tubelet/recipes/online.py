@@ -19,7 +19,7 @@ from tubelet.metrics import psnr
 from tubelet.models.fast import FastConfig, FastVSR
 from tubelet.ops import resample
 from tubelet.progress import CancelToken, OnProgress
-from tubelet.recipes.start import begin_with
+from tubelet.recipes.initial_weights import copy_matching_weights
 from tubelet.training import Batch, LoopSettings, Losses, pixel_loss, train
 from tubelet.training.run_log import Log
 from tubelet.zoo.checkpoint import save_checkpoint
@@ -100,7 +100,7 @@ def main(
     torch.manual_seed(config.loop.seed)
     model = FastVSR(config.model)
     if config.init is not None:
-        begin_with(model, config.init)
+        copy_matching_weights(model, config.init)
     scale = config.model.scale
     clips = prepare_clips(
         config.data,

@@ -30,7 +30,7 @@ from tubelet.losses import end_point_error
 from tubelet.metrics.temporal import warp
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.handcrafted_spynet import handcrafted_spynet
-from tubelet.recipes.start import load_flow
+from tubelet.recipes.initial_weights import load_spynet_checkpoint
 from tubelet.training import Batch, LoopSettings, Losses, train
 from tubelet.training.run_log import Log
 from tubelet.zoo.checkpoint import save_checkpoint
@@ -113,7 +113,7 @@ def main(
         Cancelled: `cancel` was cancelled.
     """
     torch.manual_seed(config.loop.seed)
-    spynet = handcrafted_spynet() if config.init is None else load_flow(config.init)
+    spynet = handcrafted_spynet() if config.init is None else load_spynet_checkpoint(config.init)
     if config.shared:
         _share(spynet, spynet.basic_module[config.levels - 1])
     known, unseen = split_images(find_images(config.data), config.hold_out)

@@ -33,9 +33,9 @@ from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.contracts import as_cleaning
 from tubelet.ops.sizes import round_up
 from tubelet.progress import CancelToken, OnProgress
+from tubelet.recipes.initial_weights import copy_matching_weights, find_spynets, init_spynets
 from tubelet.recipes.online import load_pairs, score_clips
 from tubelet.recipes.published import PublishedRecipe, find_recipe
-from tubelet.recipes.start import begin_flow_with, begin_with, find_flow
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.training import Batch, LoopSettings, Losses, pixel_loss, train
@@ -154,7 +154,7 @@ def describe(config: SupervisedConfig) -> list[str]:
         lines.append(
             f"without --init, {', '.join(own.warmup_only_modules)} does not learn alone at first"
         )
-    if find_flow(network) and config.init is None and config.spynet == "random":
+    if find_spynets(network) and config.init is None and config.spynet == "random":
         lines.append("the flow begins at random, and learns as the rest does")
     return lines
 
@@ -190,9 +190,9 @@ def main(
     torch.manual_seed(config.loop.seed)
     network = recipe.architecture.build(config.network)
     if config.init is None:
-        begin_flow_with(network, config.spynet)
+        init_spynets(network, config.spynet)
     else:
-        begin_with(network, config.init)
+        copy_matching_weights(network, config.init)
     loop = _loop(config, network)
     clips = prepare_clips(
         config.data,
@@ -279,7 +279,7 @@ def _loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
     optimizer = config.loop.optimizer
     if config.init is None:
         optimizer = replace(optimizer, warmup_only_steps=0)
-        if config.spynet == "random" and find_flow(network):
+        if config.spynet == "random" and find_spynets(network):
             optimizer = replace(optimizer, lr_multiplier=1.0, freeze_steps=0)
     return replace(config.loop, optimizer=optimizer)
 

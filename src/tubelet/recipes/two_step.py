@@ -35,7 +35,7 @@ from tubelet.metrics import psnr
 from tubelet.models.two_step import ARCHITECTURE, TwoStepConfig, TwoStepRestorer, needed_image_model
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.two_step_data import (
-    HeldOut,
+    HeldOutCrops,
     Samples,
     TrainingCrops,
     TripletSettings,
@@ -56,7 +56,7 @@ from tubelet.training import (
 from tubelet.training.run_log import Log
 from tubelet.zoo.bases import fingerprint, open_base, refer_to
 from tubelet.zoo.checkpoint import save_checkpoint
-from tubelet.zoo.opened import OpenedModel
+from tubelet.zoo.opened_model import OpenedModel
 from tubelet.zoo.spec import count_parameters
 
 __all__ = [
@@ -229,7 +229,7 @@ def main(
     videos = split_videos(usable_clips(list(clips), max(config.crops.patch_px, config.score_px)))
     crops = TrainingCrops(videos.training, scale, config.crops)
     held_out = [
-        HeldOut(part, scale, size_px=config.score_px, frames=config.score_frames)
+        HeldOutCrops(part, scale, size_px=config.score_px, frames=config.score_frames)
         for part in (videos.validation, videos.test)
     ]
     path = config.out / "model.safetensors"
@@ -441,7 +441,7 @@ class _Validator:
     def __init__(
         self,
         config: TwoStepTraining,
-        samples: HeldOut,
+        samples: HeldOutCrops,
         image_model: OpenedModel,
         cancel: CancelToken | None,
     ) -> None:

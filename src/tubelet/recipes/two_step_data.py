@@ -31,10 +31,10 @@ from tubelet.ops.pixels import to_uint8
 from tubelet.ops.sizes import round_up
 from tubelet.progress import CancelToken
 from tubelet.zoo.bases import fingerprint
-from tubelet.zoo.opened import OpenedModel
+from tubelet.zoo.opened_model import OpenedModel
 
 __all__ = [
-    "HeldOut",
+    "HeldOutCrops",
     "Samples",
     "TrainingCrops",
     "TripletSettings",
@@ -170,7 +170,7 @@ class TrainingCrops:
         )
 
 
-class HeldOut:
+class HeldOutCrops:
     """The middle of held-out videos, as it is: for scores.
 
     Args:

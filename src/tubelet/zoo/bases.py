@@ -26,7 +26,7 @@ from tubelet.errors import CheckpointError, RequestError, ResourceError
 from tubelet.models.architecture import BaseModel
 from tubelet.tensor_files import read_header
 from tubelet.zoo.catalog import is_checkpoint
-from tubelet.zoo.opened import OpenedModel, open_alone
+from tubelet.zoo.opened_model import OpenedModel, open_without_base
 from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["attach_base", "fingerprint", "hash_tensors", "open_base", "refer_to"]
@@ -63,7 +63,7 @@ def open_base(name: str, needed: BaseModel) -> OpenedModel:
         CheckpointError: the file is missing, damaged, or of no known architecture.
         ResourceError: published weights cannot be fetched.
     """
-    opened = open_alone(name, factor=needed.scale, check=partial(_check, needed))
+    opened = open_without_base(name, factor=needed.scale, check=partial(_check, needed))
     opened.network.requires_grad_(requires_grad=False)
     return opened
 

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "find_model",
+    "find_published_by_file_name",
+    "find_published_by_hash",
     "hash_file",
     "is_checkpoint",
-    "known_ids",
     "list_models",
     "make_spec",
     "model_size",
     "model_weights",
     "package_folder",
-    "published_as",
-    "published_file",
-    "published_under",
+    "published_ids",
+    "published_weights",
     "weights_folder",
 ]
 
@@ -114,7 +114,7 @@ _BY_SCALE: dict[str, dict[int, str]] = {
 
 
 @cache
-def _known() -> dict[str, PublishedWeights]:
+def _published_by_id() -> dict[str, PublishedWeights]:
     """Return the published files by id; read when they are asked for, since that loads every architecture."""
     from tubelet.zoo.weights_index import PUBLISHED_WEIGHTS
 
@@ -124,7 +124,7 @@ def _known() -> dict[str, PublishedWeights]:
 def _published_models() -> list[ModelSpec]:
     return [
         _published(known)
-        for known in _known().values()
+        for known in _published_by_id().values()
         if known.architecture.contract(known.config) is not None
     ]
 
@@ -163,7 +163,7 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
     for spec in fetched:
         if spec.id == name:
             return spec
-    if name in _known():
+    if name in _published_by_id():
         raise RequestError(f"{name} is a part of other networks: it makes no images by itself")
     here = [*_BY_SCALE, *(spec.id for spec in _MODELS)]
     known = [*here, *(spec.id for spec in fetched)]
@@ -178,7 +178,7 @@ def is_checkpoint(name: str) -> bool:
     if name in _BY_SCALE or any(spec.id == name for spec in _MODELS):
         return False
     is_file = name.endswith((".safetensors", ".pth", ".pt", ".ckpt")) or Path(name).is_file()
-    return is_file and name not in _known()
+    return is_file and name not in _published_by_id()
 
 
 def package_folder() -> Path:
@@ -202,7 +202,7 @@ def model_weights(id: str, *, on_progress: OnProgress | None = None) -> Path:
         RequestError: no published weights have this name.
         ResourceError: they cannot be fetched, or are not what was published.
     """
-    known = _known().get(id)
+    known = _published_by_id().get(id)
     if known is None:
         spec = find_model(id)  # which says what is near
         raise RequestError(
@@ -222,26 +222,28 @@ def _size(build: Callable[[], nn.Module]) -> int:
         return count_parameters(build())
 
 
-def published_file(id: str) -> PublishedWeights:
+def published_weights(id: str) -> PublishedWeights:
     """Return the published file of a listed model, or of a part of models; KeyError where there is none."""
-    return _known()[id]
+    return _published_by_id()[id]
 
 
-def published_under(file_name: str) -> PublishedWeights | None:
+def find_published_by_file_name(file_name: str) -> PublishedWeights | None:
     """Return what is published under a file name, in large or small letters; None for an unknown one."""
     small = file_name.lower()
-    return next((known for known in _known().values() if known.file.name.lower() == small), None)
+    return next(
+        (known for known in _published_by_id().values() if known.file.name.lower() == small), None
+    )
 
 
-def published_as(sha256: str) -> list[PublishedWeights]:
+def find_published_by_hash(sha256: str) -> list[PublishedWeights]:
     """List the published files with this hash, as far as hashes are published."""
-    hashed = [known for known in _known().values() if known.file.sha256]
+    hashed = [known for known in _published_by_id().values() if known.file.sha256]
     return [known for known in hashed if sha256.startswith(known.file.sha256)]
 
 
-def known_ids(path: Path) -> list[str]:
+def published_ids(path: Path) -> list[str]:
     """List the ids under which a file is published, by its hash."""
-    return [known.id for known in published_as(hash_file(path))]
+    return [known.id for known in find_published_by_hash(hash_file(path))]
 
 
 def hash_file(path: Path) -> str:

@@ -28,7 +28,14 @@ from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.spandrel_adapter import has_spandrel, load_by_spandrel
 from tubelet.zoo.unsupported import recognize_unsupported
 
-__all__ = ["Opened", "load_model", "open_checkpoint", "read_notes", "read_state", "save_checkpoint"]
+__all__ = [
+    "OpenedCheckpoint",
+    "load_model",
+    "open_checkpoint",
+    "read_notes",
+    "read_state",
+    "save_checkpoint",
+]
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
 """Keys under which training frameworks put the tensors, the best first."""
@@ -39,7 +46,7 @@ _MAX_DEPTH = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedCheckpoint:
     """A checkpoint that was recognized.
 
     Attributes:
@@ -126,7 +133,7 @@ def open_checkpoint(
     *,
     architecture: str | None = None,
     **config: Any,
-) -> Opened:
+) -> OpenedCheckpoint:
     """Do what `load_model` does, and also tell what the checkpoint was recognized as."""
     candidates = _named(architecture)
     where = (
@@ -147,7 +154,7 @@ def open_checkpoint(
     if foreign := recognize_unsupported(state):
         raise CheckpointError(f"{where} is {foreign.name}: {foreign.advice}")
     if architecture is None and (other := load_by_spandrel(state, where)):
-        return Opened(*other, wrapping=wrapping, renamed=len(state))
+        return OpenedCheckpoint(*other, wrapping=wrapping, renamed=len(state))
     known = ", ".join(candidate.name for candidate in candidates)
     first = ", ".join(list(state)[:3])
     hint = "" if has_spandrel() else "; more image models come with pip install 'tubelet[spandrel]'"
@@ -196,7 +203,7 @@ def _build(
     changes: Mapping[str, Any],
     written: str,
     where: str,
-) -> Opened:
+) -> OpenedCheckpoint:
     model = architecture.build(config := _configured(architecture, state, changes, written, where))
     expected = model.state_dict()
     absent = [
@@ -224,7 +231,7 @@ def _build(
             f"{where} does not fit {architecture.name}: {_list('no plain numbers are in', unfit)}"
         )
     model.load_state_dict({**expected, **state})
-    return Opened(model.float().eval(), architecture, config)
+    return OpenedCheckpoint(model.float().eval(), architecture, config)
 
 
 def _configured(

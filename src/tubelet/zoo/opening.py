@@ -6,7 +6,7 @@ from torch import nn
 
 from tubelet.zoo import catalog
 from tubelet.zoo.bases import attach_base
-from tubelet.zoo.opened import OpenedModel, open_alone, open_listed
+from tubelet.zoo.opened_model import OpenedModel, open_listed, open_without_base
 
 __all__ = ["OpenedModel", "create_model", "open_model"]
 
@@ -30,7 +30,7 @@ def open_model(name: str, *, factor: float | None = None) -> OpenedModel:
             trained over.
         ResourceError: published weights cannot be fetched.
     """
-    return _complete(open_alone(name, factor=factor))
+    return _complete(open_without_base(name, factor=factor))
 
 
 def create_model(id: str, *, weights: bool = True) -> nn.Module:

@@ -22,15 +22,15 @@ class Similarity:
     Attributes:
         architecture: its name.
         share: how many of the names are alike, numbers in them aside: from 0, none, to 1, all on both sides.
-        foreign: names that only the state dict has.
-        absent: names that only the network has.
+        unexpected: names that only the state dict has.
+        missing: names that only the network has.
         shapes: names of both whose shapes differ, with the two shapes.
     """
 
     architecture: str
     share: float
-    foreign: tuple[str, ...]
-    absent: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    missing: tuple[str, ...]
     shapes: tuple[str, ...]
 
 
@@ -58,8 +58,8 @@ def compare(state: Mapping[str, Tensor], architecture: Architecture) -> Similari
     return Similarity(
         architecture=architecture.name,
         share=2 * len(common) / max(1, len(theirs) + len(ours)),
-        foreign=_first(name for name in own if _form(name) not in ours),
-        absent=_first(name for name in expected if _form(name) not in theirs),
+        unexpected=_first(name for name in own if _form(name) not in ours),
+        missing=_first(name for name in expected if _form(name) not in theirs),
         shapes=_first(
             f"{name} {_shape(own[name])} for {_shape(expected[name])}"
             for name in own

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-__all__ = ["FOREIGN", "Unsupported", "fits", "recognize_unsupported"]
+__all__ = ["UNSUPPORTED", "Unsupported", "matches", "recognize_unsupported"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Unsupported:
     advice: str = "Tubelet has no network for it yet"
 
 
-FOREIGN: tuple[Unsupported, ...] = (
+UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported(
         name="VRT (Liang et al., 2022)",
         has=(r"stage\d+\.pa_deform\.", r"stage\d+\.residual_group1\."),
@@ -70,7 +70,7 @@ FOREIGN: tuple[Unsupported, ...] = (
         has=(r"model\.diffusion_model\.input_blocks\.",),
     ),
 )
-"""What is not in `ARCHITECTURES`; no file fits two of them."""
+"""What is not in `ARCHITECTURES`; no file matches two of them."""
 
 
 def recognize_unsupported(names: Collection[str]) -> Unsupported | None:
@@ -79,10 +79,10 @@ def recognize_unsupported(names: Collection[str]) -> Unsupported | None:
     Args:
         names: of its tensors, unwrapped.
     """
-    return next((foreign for foreign in FOREIGN if fits(foreign, names)), None)
+    return next((foreign for foreign in UNSUPPORTED if matches(foreign, names)), None)
 
 
-def fits(foreign: Unsupported, names: Collection[str]) -> bool:
+def matches(foreign: Unsupported, names: Collection[str]) -> bool:
     """Tell whether a state dict with these names is of this network."""
     return all(_any(pattern, names) for pattern in foreign.has) and not any(
         _any(pattern, names) for pattern in foreign.lacks

@@ -10,10 +10,10 @@ from tubelet.errors import InputError
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.zoo.checkpoint import load_model
 
-__all__ = ["begin_flow_with", "begin_with", "find_flow", "load_flow"]
+__all__ = ["copy_matching_weights", "find_spynets", "init_spynets", "load_spynet_checkpoint"]
 
 
-def begin_with(model: nn.Module, path: Path) -> None:
+def copy_matching_weights(model: nn.Module, path: Path) -> None:
     """Copy the tensors of a checkpoint that agree in name and shape; others stay random.
 
     Raises:
@@ -33,12 +33,12 @@ def begin_with(model: nn.Module, path: Path) -> None:
     model.load_state_dict({**own, **fitting})
 
 
-def find_flow(model: nn.Module) -> list[SpyNet]:
+def find_spynets(model: nn.Module) -> list[SpyNet]:
     """List the flow networks within a network."""
     return [module for module in model.modules() if isinstance(module, SpyNet)]
 
 
-def begin_flow_with(model: nn.Module, source: str) -> None:
+def init_spynets(model: nn.Module, source: str) -> None:
     """Give every SpyNet within a network its weights; a network without any stays as it is.
 
     Args:
@@ -54,17 +54,17 @@ def begin_flow_with(model: nn.Module, source: str) -> None:
         load_spynet(model)
     if source in ("own", "random"):
         return
-    flows = find_flow(model)
+    flows = find_spynets(model)
     if not flows:
         raise InputError(
             f"{type(model).__name__} estimates no flow by SpyNet; leave spynet={source} out"
         )
-    weights = load_flow(Path(source)).state_dict()
+    weights = load_spynet_checkpoint(Path(source)).state_dict()
     for flow in flows:
         flow.load_state_dict(weights)
 
 
-def load_flow(path: Path) -> SpyNet:
+def load_spynet_checkpoint(path: Path) -> SpyNet:
     """Load a SpyNet.
 
     Raises:

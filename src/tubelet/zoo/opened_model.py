@@ -19,7 +19,7 @@ from tubelet.zoo import catalog
 from tubelet.zoo.publishers import PublishedWeights
 from tubelet.zoo.spec import ModelSpec, WeightsSpec
 
-__all__ = ["Check", "OpenedModel", "open_alone", "open_listed"]
+__all__ = ["Check", "OpenedModel", "open_listed", "open_without_base"]
 
 Check = Callable[[str, ModelSpec], None]
 """Raises where a model, known by its name and spec, is not what is needed."""
@@ -45,7 +45,7 @@ class OpenedModel:
     path: Path | None = None
 
 
-def open_alone(
+def open_without_base(
     name: str, *, factor: float | None = None, check: Check | None = None
 ) -> OpenedModel:
     """Open a model as `open_model` does, but leave a composite network without its base.
@@ -82,7 +82,7 @@ def _open_file(name: str) -> OpenedModel:
         _suggest_published_id(path)
     digest = catalog.hash_file(path) if path.is_file() else ""
     # The hash of a published file tells what its names and shapes do not.
-    published = catalog.published_as(digest)
+    published = catalog.find_published_by_hash(digest)
     named = _named(published[0]) if published else {}
     opened = open_checkpoint(path, **named)
     spec = catalog.make_spec(
@@ -104,7 +104,7 @@ def open_listed(spec: ModelSpec) -> OpenedModel:
     if weights.remote is None:
         network = _load_from_package(spec.build(), weights)
     else:
-        network = _load_published(catalog.published_file(spec.id))
+        network = _load_published(catalog.published_weights(spec.id))
     return OpenedModel(spec.id, spec, network, weights.sha256)
 
 
@@ -149,6 +149,6 @@ def _named(known: PublishedWeights) -> dict[str, Any]:
 
 def _suggest_published_id(path: Path) -> None:
     """Name the model whose published file is asked for by a path at which it is not."""
-    known = catalog.published_under(path.name)
+    known = catalog.find_published_by_file_name(path.name)
     if known is not None:
         raise CheckpointError(f"no such checkpoint: {path}; --model {known.id} fetches it")
