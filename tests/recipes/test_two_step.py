@@ -426,8 +426,8 @@ def test_presets():
     [
         ({"image_model": ""}, ConfigError, "which image model"),
         ({"data": ()}, ConfigError, "no data to train on"),
-        ({"image_model": "bicubic-x4"}, RequestError, "it enlarges ×4, and ×2 is needed"),
-        ({"image_model": "fast-x2-bi"}, RequestError, "FastVSR is of the kind online"),
+        ({"image_model": "bicubic-x4"}, RequestError, "it upscales ×4, and ×2 is needed"),
+        ({"image_model": "fast-x2-bi"}, RequestError, "FastVSR is of kind 'online'"),
         (
             {"crops": TripletSettings(patch_px=20)},
             ConfigError,
@@ -452,7 +452,7 @@ def test_a_window_model_cannot_be_frozen(gratings, tmp_path):
         channels=8, num_frames=3, groups=2, num_extract_blocks=1, num_reconstruct_blocks=1
     )
     save_checkpoint(tmp_path / "edvr.safetensors", EDVR(small), {})
-    with pytest.raises(RequestError, match="EDVR is of the kind window"):
+    with pytest.raises(RequestError, match="EDVR is of kind 'window'"):
         main(_config(gratings, str(tmp_path / "edvr.safetensors")))
 
 

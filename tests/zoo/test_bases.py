@@ -101,7 +101,7 @@ def test_relative_paths_begin_at_the_checkpoint(
     monkeypatch.chdir(elsewhere)
     assert open_model("../two_step.safetensors").network.image_model is not None
     shutil.move(pair, elsewhere)
-    line = r"needs the image model image\.safetensors, and it is not at image\.safetensors; put it there"
+    line = r"needs the image model image\.safetensors, but it is not at image\.safetensors; put it there"
     with pytest.raises(CheckpointError, match=line):
         open_model("two_step.safetensors")
     monkeypatch.chdir(tmp_path)  # then at the folder of the process
@@ -114,7 +114,7 @@ def test_other_weights_are_refused(pair: Path) -> None:
     )
     with pytest.raises(
         CheckpointError,
-        match=r"over other weights than those of .*image\.safetensors: its .* \w{12}…",
+        match=r"with other weights than those of .*image\.safetensors: its .* \w{12}…",
     ):
         open_model(str(pair))
 
@@ -162,23 +162,23 @@ def test_models_without_tensors_are_told_apart() -> None:
         ({"model": ""}, r"does not name the image model"),
         (
             {"model": "hat-x22"},
-            r"needs the image model hat-x22, and no model is called 'hat-x22'; did you mean hat-x2",
+            r"needs the image model hat-x22, but no model is called 'hat-x22'; did you mean hat-x2",
         ),
         (
             {"model": "fast-x2-bi"},
-            r"and fast-x2-bi cannot be an image model: FastVSR is of the kind online",
+            r"but fast-x2-bi cannot be an image model: FastVSR is of kind 'online'",
         ),
         (
             {"model": "edvr_m-reds"},
-            r"and edvr_m-reds cannot be an image model: EDVR is of the kind window",
+            r"but edvr_m-reds cannot be an image model: EDVR is of kind 'window'",
         ),
         (
             {"model": "bicubic-x4"},
-            r"and bicubic-x4 cannot be this image model: it enlarges ×4, and ×2 is needed",
+            r"but bicubic-x4 cannot be this image model: it upscales ×4, and ×2 is needed",
         ),
         (
             {"model": "two_step.safetensors"},
-            r"and it is not at two_step\.safetensors; put it there",
+            r"but it is not at two_step\.safetensors; put it there",
         ),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_window_model_is_refused_by_its_path(tmp_path: Path) -> None:
     save_checkpoint(path, TDAN(TDANConfig(channels=8, num_frames=3, groups=2)), {})
     with pytest.raises(
         RequestError,
-        match=r"tdan\.safetensors cannot be an image model: TDAN is of the kind window",
+        match=r"tdan\.safetensors cannot be an image model: TDAN is of kind 'window'",
     ):
         open_image_model(str(path), 4)
 
@@ -216,7 +216,7 @@ def test_the_notes_of_earlier_checkpoints_are_read(pair: Path, tmp_path: Path) -
     assert open_model(str(tmp_path / "earlier.safetensors")).network.image_model is not None
     other = {"image_model": reference | {"sha256": 64 * "0"}}
     save_with_header(tmp_path / "earlier.safetensors", {"notes": json.dumps(other)})
-    with pytest.raises(CheckpointError, match="was trained over other weights"):
+    with pytest.raises(CheckpointError, match="was trained with other weights"):
         open_model(str(tmp_path / "earlier.safetensors"))
 
 
@@ -247,7 +247,7 @@ def test_published_weights_run_over_what_they_were_trained_over(
     config = TwoStepConfig(channels=2, variant="published", residual=False)
     torch.save(TwoStepRestorer(config).state_dict(), path := tmp_path / "unet.pth")
     with pytest.raises(
-        ResourceError, match=r"needs the image model hat-x2, and .*HAT_SRx2_ImageNet-pretrain\.pth"
+        ResourceError, match=r"needs the image model hat-x2, but .*HAT_SRx2_ImageNet-pretrain\.pth"
     ):
         open_model(str(path))
 

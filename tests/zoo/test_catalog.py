@@ -64,10 +64,10 @@ def test_published_models_are_listed_when_asked_for():
 
 
 def test_parts_of_networks_have_weights_and_make_no_images():
-    with pytest.raises(RequestError, match="spynet-sintel is a part of other networks"):
+    with pytest.raises(RequestError, match="spynet-sintel is a component of other networks"):
         find_model("spynet-sintel")
     with pytest.raises(
-        RequestError, match="fast-x4-real are in the package; there is nothing to fetch"
+        RequestError, match="fast-x4-real are in the package; there is nothing to download"
     ):
         model_weights("default")
     with pytest.raises(RequestError, match=r"did you mean .*basicvsr_pp-reds4"):

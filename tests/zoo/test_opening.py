@@ -117,7 +117,7 @@ def test_a_published_file_of_another_network_is_refused(published):
         known, config=srvgg.SRVGGConfig(channels=4, num_blocks=2)
     )
     with pytest.raises(
-        CheckpointError, match=r"tiny-x4 should be SRVGGNetCompact, and .*tiny.pth does not fit"
+        CheckpointError, match=r"tiny-x4 should be SRVGGNetCompact, but .*tiny.pth does not fit"
     ):
         create_model("tiny-x4")
     assert path.exists()
@@ -126,7 +126,8 @@ def test_a_published_file_of_another_network_is_refused(published):
 def test_the_path_of_a_published_file_that_is_not_there_names_the_model(published):
     published[0]()
     with pytest.raises(
-        CheckpointError, match=r"no such checkpoint: weights/tiny\.pth; --model tiny-x4 fetches it"
+        CheckpointError,
+        match=r"no such checkpoint: weights/tiny\.pth; --model tiny-x4 downloads it",
     ):
         open_model("weights/tiny.pth")
 

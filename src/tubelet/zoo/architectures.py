@@ -1,4 +1,4 @@
-"""The architectures that checkpoints are recognized as, listed by hand."""
+"""The architectures that checkpoints are recognized as, in one explicit list."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     two_step.ENCODER_ARCHITECTURE,
     spynet.ARCHITECTURE,
 )
-"""What `load_model` recognizes; the first that claims a file gets it."""
+"""Architectures that `load_model` tries in this order; the first that recognizes a file wins."""
 
 if TYPE_CHECKING:
-    # Nothing here runs: pyright compares every network with the protocol of its kind.
+    # Never executed: pyright checks that every network implements the protocol of its kind.
     _FRAME: tuple[type[FrameModel], ...] = (
         srvgg.SRVGGNetCompact,
         rrdb.RRDBNet,

@@ -1,10 +1,13 @@
-"""Frozen bases of composite networks: found by a reference, and known again by their tensors.
+"""Find the frozen base network of a composite model, and check that it has the expected tensors.
 
-    header of a checkpoint: base = {"model": id or path, "architecture": …, "sha256": of tensors}
+The checkpoint of a composite model contains only the weights that were trained. Its header refers
+to the base network:
 
-The checkpoint holds the composite network's own weights alone. A path is looked for from the folder
-of the checkpoint on, then from the current one; then a file of its name beside the checkpoint. The
-first that has these tensors is it.
+    base = {"model": id or path, "architecture": class name, "sha256": hash of the tensors}
+
+A relative path is resolved first against the folder of the checkpoint, then against the current
+folder; the last candidate is a file of the same name in the folder of the checkpoint. The first
+candidate whose tensors have the recorded hash is used.
 """
 
 from __future__ import annotations
@@ -31,206 +34,230 @@ from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["attach_base", "fingerprint", "hash_tensors", "open_base", "refer_to"]
 
-_EARLIER_NOTE = "image_model"
-"""Entry of the notes in which two-step checkpoints kept the reference before the header had one."""
+_LEGACY_NOTE = "image_model"
+"""Key in the notes of older two-step checkpoints, before the header had an entry for the base."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """What a checkpoint keeps of its base.
+    """Reference from a checkpoint to its base network.
 
     Attributes:
-        model: id or path.
-        sha256: of its tensors; "" where it is not known.
+        model: Id or path.
+        sha256: Hash of the base network's tensors; "" if it was not recorded.
     """
 
     model: str
     sha256: str = ""
 
 
-def open_base(name: str, needed: BaseModel) -> OpenedModel:
-    """Open a model that a composite network can stand on.
+def open_base(name: str, requirements: BaseModel) -> OpenedModel:
+    """Load a model as the frozen base of a composite network.
 
     Args:
-        name: id, name that stands for one model per scale, or path of a checkpoint.
-        needed: what it must be.
+        name: Id, alias for one model per scale, or path of a checkpoint.
+        requirements: Temporal kind and scale that the base must have.
 
     Returns:
-        The model; its parameters need no gradient.
+        The model; its parameters do not require gradients.
 
     Raises:
-        RequestError: no model has this name, or it is of another temporal kind or scale.
-        CheckpointError: the file is missing, damaged, or of no known architecture.
-        ResourceError: published weights cannot be fetched.
+        RequestError: No model has this name, or it has another temporal kind or scale.
+        CheckpointError: The file is missing, damaged, or of an unknown architecture.
+        ResourceError: Published weights cannot be downloaded.
     """
-    opened = open_without_base(name, factor=needed.scale, check=partial(_check, needed))
+    check = partial(_check_requirements, requirements)
+    opened = open_without_base(name, factor=requirements.scale, check=check)
     opened.network.requires_grad_(requires_grad=False)
     return opened
 
 
-def _check(needed: BaseModel, name: str, spec: ModelSpec) -> None:
+def _check_requirements(requirements: BaseModel, name: str, spec: ModelSpec) -> None:
     kind = spec.temporal.kind
-    if kind != needed.kind:
+    if kind != requirements.kind:
         raise RequestError(
-            f"{name} cannot be an {needed.role}: {spec.architecture} is of the kind {kind}; "
-            f"take one of the kind {needed.kind}, as `tubelet models` lists them"
+            f"{name} cannot be an {requirements.role}: {spec.architecture} is of kind "
+            f"{kind!r}; choose a model of kind {requirements.kind!r} from `tubelet models`"
         )
     if spec.base is not None:
         raise RequestError(
-            f"{name} cannot be an {needed.role}: {spec.architecture} stands on another model itself"
+            f"{name} cannot be an {requirements.role}: {spec.architecture} is a composite model "
+            "with a base network itself"
         )
-    if spec.scale != needed.scale:
+    if spec.scale != requirements.scale:
         raise RequestError(
-            f"{name} cannot be this {needed.role}: it enlarges ×{spec.scale}, and ×{needed.scale} is needed"
+            f"{name} cannot be this {requirements.role}: it upscales ×{spec.scale}, and "
+            f"×{requirements.scale} is needed"
         )
 
 
-def attach_base(opened: OpenedModel, needed: BaseModel) -> OpenedModel:
-    """Give a composite network the base that its checkpoint refers to.
+def attach_base(opened: OpenedModel, requirements: BaseModel) -> OpenedModel:
+    """Load the base network that a composite checkpoint refers to, and attach it.
 
     Args:
-        opened: the network, with its own weights alone.
-        needed: what its base must be.
+        opened: The composite network with its own weights only.
+        requirements: Requirements on its base network.
 
     Returns:
-        The network on its base, and how both together are run.
+        The composite network with its base, and the contract of both together.
 
     Raises:
-        CheckpointError: the checkpoint refers to none, or it is missing, cannot be one, or has
-            other weights.
-        ResourceError: it cannot be fetched.
+        CheckpointError: The checkpoint refers to no base, or the base is missing, unsuitable, or
+            has other weights than in training.
+        ResourceError: The base cannot be downloaded.
     """
-    reference = _read_reference(opened, needed)
-    named = f"{opened.name} needs the {needed.role} {reference.model}"
+    reference = _read_reference(opened, requirements)
+    need = f"{opened.name} needs the {requirements.role} {reference.model}"
     try:
-        base, digest = _find(reference, needed, opened.path)
+        base, digest = _find_base(reference, requirements, opened.path)
     except (RequestError, CheckpointError) as error:
-        raise CheckpointError(f"{named}, and {error}") from error
+        raise CheckpointError(f"{need}, but {error}") from error
     except ResourceError as error:
-        raise ResourceError(f"{named}, and {error}") from error
+        raise ResourceError(f"{need}, but {error}") from error
     if digest != reference.sha256:
         raise CheckpointError(
-            f"{opened.name} was trained over other weights than those of {base.name}: its tensors have sha256 "
-            f"{digest[:12]}…, and {reference.sha256[:12]}… is expected; put those weights there"
+            f"{opened.name} was trained with other weights than those of {base.name}: its tensors "
+            f"have sha256 {digest[:12]}…, expected {reference.sha256[:12]}…; replace that file by "
+            "the original one"
         )
     spec = dataclasses.replace(
         opened.spec,
         summary=f"{opened.spec.summary}, over {reference.model}",
-        contract=needed.contract(opened.spec.contract, base.spec.contract),
+        contract=requirements.contract(opened.spec.contract, base.spec.contract),
     )
-    return dataclasses.replace(
-        opened, spec=spec, network=needed.attach(opened.network, base.network)
-    )
+    network = requirements.attach(opened.network, base.network)
+    return dataclasses.replace(opened, spec=spec, network=network)
 
 
-def _read_reference(opened: OpenedModel, needed: BaseModel) -> _Reference:
-    """Read which base a checkpoint refers to, or else the usual one, if there is such a thing."""
+def _read_reference(opened: OpenedModel, requirements: BaseModel) -> _Reference:
+    """Read which base a checkpoint refers to; without a reference, use the default base."""
     header = read_header(opened.path) if opened.path is not None else {}
     try:
         reference = _parse(json.loads(header.get("base", "null")))
         if reference is None:
             notes: Any = json.loads(header.get("notes", "{}"))
-            reference = _parse(notes.get(_EARLIER_NOTE)) if isinstance(notes, dict) else None
+            if isinstance(notes, dict):
+                reference = _parse(cast(dict[str, Any], notes).get(_LEGACY_NOTE))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{opened.name} has a damaged header: {error}") from error
     if reference is not None:
         return reference
-    if needed.usual:
-        return _Reference(needed.usual)
+    if requirements.usual:
+        return _Reference(requirements.usual)
     raise CheckpointError(
-        f"{opened.name} does not name the {needed.role} that it was trained over, as `tubelet train` writes it; "
-        f"in Python, give it one: {needed.remedy}"
+        f"{opened.name} does not name the {requirements.role} that it was trained with; "
+        "`tubelet train` records it in the file. In Python, attach one with "
+        f"{requirements.remedy}"
     )
 
 
 def _parse(content: Any) -> _Reference | None:
-    """Take a reference out of a header, which anyone can have written."""
+    """Validate a reference from a header, whose content is untrusted."""
     if not isinstance(content, dict):
         return None
     entries = cast(Mapping[str, Any], content)
     model = entries.get("model")
     sha256 = entries.get("sha256", "")
-    if isinstance(model, str) and model and isinstance(sha256, str):
-        return _Reference(model, sha256)
-    return None
+    if not isinstance(model, str) or not isinstance(sha256, str):
+        return None
+    return _Reference(model, sha256) if model else None
 
 
-def _find(
-    reference: _Reference, needed: BaseModel, checkpoint: Path | None
+def _find_base(
+    reference: _Reference, requirements: BaseModel, checkpoint: Path | None
 ) -> tuple[OpenedModel, str]:
-    """Open the base: of several files the one with the right tensors, or else the first.
+    """Load the base: of several candidate files the one with the recorded hash, else the first.
 
     Returns:
-        The base, and the sha256 of its tensors; "" where the reference has none to compare it with.
+        The base, and the sha256 of its tensors; "" if the reference has no hash to compare with.
     """
     if checkpoint is None or not is_checkpoint(reference.model):
-        return _open_hashed(reference.model, needed, reference)
-    places = _places(reference.model, checkpoint)
-    files = [place for place in places if place.is_file()]
+        return _open_and_hash(reference.model, requirements, reference)
+    candidates = _candidate_paths(reference.model, checkpoint)
+    files = [path for path in candidates if path.is_file()]
     if not files:
-        raise CheckpointError(f"it is not at {' or '.join(map(str, places))}; put it there")
-    opened: list[tuple[OpenedModel, str]] = []
-    failed: list[RequestError | CheckpointError] = []
+        searched = " or ".join(map(str, candidates))
+        raise CheckpointError(f"it is not at {searched}; put it there")
+
+    other_bases: list[tuple[OpenedModel, str]] = []
+    errors: list[RequestError | CheckpointError] = []
     for file in files:
+        # An unsuitable file must not hide a later candidate with the right tensors.
         try:
-            base, digest = _open_hashed(str(file), needed, reference)
+            base, digest = _open_and_hash(str(file), requirements, reference)
         except (RequestError, CheckpointError) as error:
-            failed.append(error)
+            errors.append(error)
             continue
         if digest == reference.sha256:
             return base, digest
-        opened.append((base, digest))
-    if not opened:
-        raise failed[0]
-    return opened[0]
+        other_bases.append((base, digest))
+    # No file has the right tensors. The caller reports the hash of the first suitable model, or
+    # why the first file is unsuitable.
+    if not other_bases:
+        raise errors[0]
+    return other_bases[0]
 
 
-def _open_hashed(name: str, needed: BaseModel, reference: _Reference) -> tuple[OpenedModel, str]:
-    base = open_base(name, needed)
-    return base, hash_tensors(base.network) if reference.sha256 else ""
+def _open_and_hash(
+    name: str, requirements: BaseModel, reference: _Reference
+) -> tuple[OpenedModel, str]:
+    base = open_base(name, requirements)
+    digest = hash_tensors(base.network) if reference.sha256 else ""
+    return base, digest
 
 
-def _places(path: str, checkpoint: Path) -> list[Path]:
-    """List where a base can lie whose path a checkpoint keeps; never at the checkpoint itself."""
+def _candidate_paths(path: str, checkpoint: Path) -> list[Path]:
+    """List the paths at which a base may be; never the checkpoint of the composite model itself."""
     folder = checkpoint.parent
-    places = dict.fromkeys((folder / path, Path(path), folder / Path(path).name))
-    return [place for place in places if not (place.is_file() and place.samefile(checkpoint))]
+    unique = dict.fromkeys((folder / path, Path(path), folder / Path(path).name))
+    candidates: list[Path] = []
+    for candidate in unique:
+        is_checkpoint_itself = candidate.is_file() and candidate.samefile(checkpoint)
+        if not is_checkpoint_itself:
+            candidates.append(candidate)
+    return candidates
 
 
 def refer_to(base: OpenedModel, folder: Path) -> dict[str, str]:
-    """Make the reference that the header of a checkpoint keeps.
+    """Build the reference to a base network for the header of a checkpoint.
 
     Args:
-        base: what the network was trained over.
-        folder: of the checkpoint. A path is written as it is seen from there, so that both can be
-            moved together.
+        base: Base network of the training.
+        folder: Folder of the checkpoint. A path is stored relative to it, so that both files can
+            be moved together.
     """
+    model = base.name if base.path is None else _relative_path(folder, base.path)
     return {
-        "model": base.name if base.path is None else _seen_from(folder, base.path),
+        "model": model,
         "architecture": base.spec.architecture,
         "sha256": hash_tensors(base.network),
     }
 
 
-def _seen_from(folder: Path, path: Path) -> str:
+def _relative_path(folder: Path, path: Path) -> str:
     try:
         return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # on another drive
+    except ValueError:
+        # Windows: no relative path leads to another drive.
         return path.resolve().as_posix()
 
 
 def fingerprint(model: OpenedModel) -> str:
-    """Compute the sha256 of all that a model's results depend on, wherever its file lies."""
-    known = model.name if model.path is None else ""  # bicubic and lanczos have no tensors
-    shape = repr(getattr(model.network, "config", None))
-    facts = f"{model.spec.architecture} {known} {shape} {hash_tensors(model.network)}"
-    return hashlib.sha256(facts.encode()).hexdigest()
+    """Compute a sha256 of everything that the output of a model depends on, except its path."""
+    # Bicubic and Lanczos have no tensors: only their ids differ. A file may be moved or renamed,
+    # so that its path does not count.
+    id = model.name if model.path is None else ""
+    config = repr(getattr(model.network, "config", None))
+    identity = f"{model.spec.architecture} {id} {config} {hash_tensors(model.network)}"
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def hash_tensors(network: nn.Module) -> str:
-    """Compute the sha256 of the names, shapes, formats and numbers of a state dict."""
+    """Compute the sha256 of a state dict: names, shapes, data types and values, sorted by name."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        # View the numbers as bytes: NumPy has no bfloat16.
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,6 +1,7 @@
-"""The zoo: every model that Tubelet knows, listed by hand.
+"""The model zoo: an explicit list of all models, and lookups by id, file name and hash.
 
-The weights of some come with the package; those of others are published elsewhere, fetched on first use, and kept.
+The package contains the weights of some models. Those of other models are published elsewhere;
+they are downloaded on first use and cached.
 """
 
 from __future__ import annotations
@@ -53,11 +54,15 @@ def make_spec(
     summary: str,
     weights: WeightsSpec | None = None,
 ) -> ModelSpec:
-    """Make the entry of a configured architecture; CheckpointError where it makes no images."""
+    """Build the spec of an architecture with a given configuration.
+
+    Raises:
+        CheckpointError: The architecture is only a component of others and outputs no images.
+    """
     contract = architecture.contract(config)
     if contract is None:
         raise CheckpointError(
-            f"{id} is {architecture.name}, a part of other networks: it makes no images by itself"
+            f"{id} is {architecture.name}, a component of other networks: it cannot upscale alone"
         )
     return ModelSpec(
         id=id,
@@ -73,146 +78,172 @@ def make_spec(
 
 @cache
 def _builder(architecture: Architecture, config: Any) -> Callable[[], nn.Module]:
-    """Make one function for all models of one shape, so that its size is counted once."""
+    """Return the same function object for equal configurations: `_size` caches by it."""
     return partial(architecture.build, config)
 
 
-def _embedded() -> list[ModelSpec]:
-    """List the models whose weights come with the package, as their manifest describes them."""
-    entries = json.loads((_WEIGHTS / "manifest.json").read_text(encoding="utf-8"))
-    return [
-        make_spec(
-            entry["id"],
+def _package_models() -> list[ModelSpec]:
+    """List the models whose weights the package contains, as its manifest describes them."""
+    manifest = json.loads((_WEIGHTS / "manifest.json").read_text(encoding="utf-8"))
+    models: list[ModelSpec] = []
+    for entry in manifest:
+        id = entry["id"]
+        spec = make_spec(
+            id,
             fast.ARCHITECTURE,
             fast.FastConfig(**entry["config"]),
             summary=entry["summary"],
-            weights=WeightsSpec(file=f"{entry['id']}.safetensors", sha256=entry["sha256"]),
+            weights=WeightsSpec(file=f"{id}.safetensors", sha256=entry["sha256"]),
         )
-        for entry in entries
-    ]
+        models.append(spec)
+    return models
 
 
-def _published(known: PublishedWeights) -> ModelSpec:
+def _published_spec(published: PublishedWeights) -> ModelSpec:
+    file = published.file
     return make_spec(
-        known.id,
-        known.architecture,
-        known.config,
-        summary=known.summary,
+        published.id,
+        published.architecture,
+        published.config,
+        summary=published.summary,
         weights=WeightsSpec(
-            file=known.file.name, sha256=known.file.sha256, license=known.license, remote=known.file
+            file=file.name,
+            sha256=file.sha256,
+            license=published.license,
+            remote=file,
         ),
     )
 
 
-_MODELS: tuple[ModelSpec, ...] = (*_embedded(), *BASELINES)
-_BY_SCALE: dict[str, dict[int, str]] = {
+_MODELS: tuple[ModelSpec, ...] = (*_package_models(), *BASELINES)
+_ALIASES: dict[str, dict[int, str]] = {
     "default": {2: "fast-x2-real", 4: "fast-x4-real"},
     "bicubic": {2: "bicubic-x2", 3: "bicubic-x3", 4: "bicubic-x4"},
     "lanczos": {2: "lanczos-x2", 3: "lanczos-x3", 4: "lanczos-x4"},
 }
-"""Names that stand for one model per native scale."""
+"""Alias → scale → id of the model."""
 
 
 @cache
 def _published_by_id() -> dict[str, PublishedWeights]:
-    """Return the published files by id; read when they are asked for, since that loads every architecture."""
+    """Return the published files by id."""
+    # This import loads every architecture, which models of the package do not need.
     from tubelet.zoo.weights_index import PUBLISHED_WEIGHTS
 
-    return {known.id: known for known in PUBLISHED_WEIGHTS}
+    return {published.id: published for published in PUBLISHED_WEIGHTS}
 
 
 def _published_models() -> list[ModelSpec]:
-    return [
-        _published(known)
-        for known in _published_by_id().values()
-        if known.architecture.contract(known.config) is not None
-    ]
+    models: list[ModelSpec] = []
+    for published in _published_by_id().values():
+        # Components of other networks, such as SpyNet, have no contract: they are not models.
+        if published.architecture.contract(published.config) is not None:
+            models.append(_published_spec(published))
+    return models
 
 
 def list_models(*, published: bool = False) -> list[ModelSpec]:
-    """List the models of the zoo, in the order in which they are shown.
+    """List the models of the zoo, in the order in which `tubelet models` shows them.
 
     Args:
-        published: also list those whose weights are fetched on first use.
+        published: Include the models whose weights are downloaded on first use.
     """
-    return [*_MODELS, *(_published_models() if published else ())]
+    models = list(_MODELS)
+    if published:
+        models += _published_models()
+    return models
 
 
 def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
-    """Find a model by its id, or by a name that stands for one model per scale ("default", "bicubic").
+    """Find a model by its id, or by an alias for one model per scale ("default", "bicubic").
 
     Args:
-        name: what `--model` was given.
-        factor: wanted enlargement; of the models that share a name, the smallest that reaches it is taken, or
-            the largest if none does. Default: the largest.
+        name: Id or alias, as `--model` accepts it.
+        factor: Wanted upscaling factor. Of an alias's models, the smallest scale that reaches it is
+            chosen, or the largest if none does. Default: the largest.
 
     Returns:
-        The model's entry.
+        The spec of the model.
 
     Raises:
-        RequestError: no model has this name; the line suggests the nearest.
+        RequestError: No model has this name; the message suggests similar ones.
     """
-    if name in _BY_SCALE:
-        ids = _BY_SCALE[name]
-        enough = [scale for scale in ids if factor is not None and scale >= factor - 1e-6]
-        name = ids[min(enough, default=max(ids))]
+    if name in _ALIASES:
+        name = _resolve_alias(name, factor)
     for spec in _MODELS:
         if spec.id == name:
             return spec
-    fetched = _published_models()
-    for spec in fetched:
+    published_models = _published_models()
+    for spec in published_models:
         if spec.id == name:
             return spec
     if name in _published_by_id():
-        raise RequestError(f"{name} is a part of other networks: it makes no images by itself")
-    here = [*_BY_SCALE, *(spec.id for spec in _MODELS)]
-    known = [*here, *(spec.id for spec in fetched)]
-    listing = f"{', '.join(here)}, and {len(fetched)} that are fetched: `tubelet models` lists them"
-    raise RequestError(
-        f"no model is called {name!r}; {suggest(name, known, count=3, listing=listing)}"
+        raise RequestError(f"{name} is a component of other networks: it cannot upscale alone")
+
+    # Suggest similar names from all models, but list only the short part of them.
+    package_names = [*_ALIASES, *(spec.id for spec in _MODELS)]
+    names = [*package_names, *(spec.id for spec in published_models)]
+    listing = (
+        f"{', '.join(package_names)}, and {len(published_models)} with downloaded weights: "
+        "`tubelet models` lists them"
     )
+    suggestion = suggest(name, names, count=3, listing=listing)
+    raise RequestError(f"no model is called {name!r}; {suggestion}")
+
+
+def _resolve_alias(alias: str, factor: float | None) -> str:
+    """Return the id of the alias's smallest model that reaches the factor, or of its largest."""
+    ids = _ALIASES[alias]
+    largest = max(ids)
+    if factor is None:
+        return ids[largest]
+    # A factor computed from two image sizes may exceed the scale by a rounding error.
+    sufficient = [scale for scale in ids if scale >= factor - 1e-6]
+    return ids[min(sufficient, default=largest)]
 
 
 def is_checkpoint(name: str) -> bool:
-    """Tell a path of a weight file from the id of a model."""
-    if name in _BY_SCALE or any(spec.id == name for spec in _MODELS):
+    """Return whether a name is the path of a weight file, and not the id of a model."""
+    if name in _ALIASES or any(spec.id == name for spec in _MODELS):
         return False
-    is_file = name.endswith((".safetensors", ".pth", ".pt", ".ckpt")) or Path(name).is_file()
-    return is_file and name not in _published_by_id()
+    has_suffix = name.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
+    is_path = has_suffix or Path(name).is_file()
+    return is_path and name not in _published_by_id()
 
 
 def package_folder() -> Path:
-    """Return the folder of the weights that come with the package."""
+    """Return the folder of the weights in the package."""
     return _WEIGHTS
 
 
 def weights_folder() -> Path:
-    """Return the folder of fetched weights; a file that is carried there by hand counts as fetched."""
+    """Return the folder of downloaded weights; files that a user copies there are used, too."""
     return cache_folder() / "models"
 
 
 def model_weights(id: str, *, on_progress: OnProgress | None = None) -> Path:
-    """Return the path of published weights, fetching them if they are not here.
+    """Return the path of published weights; download them if they are not in the cache.
 
     Args:
-        id: of a model whose weights are published, or of a part of models.
-        on_progress: see `tubelet.downloads.fetch`.
+        id: Id of published weights, of a model or of a component of models.
+        on_progress: See `tubelet.downloads.fetch`.
 
     Raises:
-        RequestError: no published weights have this name.
-        ResourceError: they cannot be fetched, or are not what was published.
+        RequestError: No published weights have this id.
+        ResourceError: The weights cannot be downloaded, or do not have the published hash.
     """
-    known = _published_by_id().get(id)
-    if known is None:
-        spec = find_model(id)  # which says what is near
+    published = _published_by_id().get(id)
+    if published is None:
+        # For an unknown id, this raises an error with suggestions.
+        spec = find_model(id)
         raise RequestError(
-            f"the weights of {spec.id} are in the package; there is nothing to fetch"
+            f"the weights of {spec.id} are in the package; there is nothing to download"
         )
-    return fetch(known.file, weights_folder(), on_progress=on_progress)
+    return fetch(published.file, weights_folder(), on_progress=on_progress)
 
 
 def model_size(spec: ModelSpec) -> int:
-    """Count the trained numbers of a model without making them."""
+    """Count the parameters of a model without allocating them."""
     return _size(spec.build)
 
 
@@ -223,27 +254,37 @@ def _size(build: Callable[[], nn.Module]) -> int:
 
 
 def published_weights(id: str) -> PublishedWeights:
-    """Return the published file of a listed model, or of a part of models; KeyError where there is none."""
+    """Return the published weights with this id.
+
+    Raises:
+        KeyError: No published weights have this id.
+    """
     return _published_by_id()[id]
 
 
 def find_published_by_file_name(file_name: str) -> PublishedWeights | None:
-    """Return what is published under a file name, in large or small letters; None for an unknown one."""
-    small = file_name.lower()
-    return next(
-        (known for known in _published_by_id().values() if known.file.name.lower() == small), None
-    )
+    """Find published weights by their file name, ignoring case; None if no file has this name."""
+    lowered = file_name.lower()
+    for published in _published_by_id().values():
+        if published.file.name.lower() == lowered:
+            return published
+    return None
 
 
 def find_published_by_hash(sha256: str) -> list[PublishedWeights]:
-    """List the published files with this hash, as far as hashes are published."""
-    hashed = [known for known in _published_by_id().values() if known.file.sha256]
-    return [known for known in hashed if sha256.startswith(known.file.sha256)]
+    """List the published weights with this hash; files without a published hash never match."""
+    matches: list[PublishedWeights] = []
+    for published in _published_by_id().values():
+        # A publisher may give only the leading digits.
+        published_digits = published.file.sha256
+        if published_digits and sha256.startswith(published_digits):
+            matches.append(published)
+    return matches
 
 
 def published_ids(path: Path) -> list[str]:
     """List the ids under which a file is published, by its hash."""
-    return [known.id for known in find_published_by_hash(hash_file(path))]
+    return [published.id for published in find_published_by_hash(hash_file(path))]
 
 
 def hash_file(path: Path) -> str:

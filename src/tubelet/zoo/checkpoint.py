@@ -1,8 +1,13 @@
-"""Checkpoints: files whose names and shapes tell the architecture and its configuration.
+"""Load checkpoints; tensor names and shapes identify the architecture and its configuration.
 
-    file or state dict → unwrapped → translated by the architecture that knows its names → built → loaded strictly
+    file or state dict
+      → without the wrappers and prefixes of training frameworks
+      → renamed by the first architecture that recognizes the names
+      → network of the inferred configuration
+      → loaded strictly
 
-Files are safetensors, or PyTorch's own, read as data alone: nothing in a checkpoint is ever executed.
+Checkpoints are safetensors files, or files of `torch.save` read as data only: code in a checkpoint
+is never executed.
 """
 
 from __future__ import annotations
@@ -38,23 +43,28 @@ __all__ = [
 ]
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
-"""Keys under which training frameworks put the tensors, the best first."""
+"""Keys under which training frameworks store the tensors, in order of preference."""
+
 _PREFIXES = ("generator_ema.", "generator.", "module.")
-"""What they put before every name; where several are there, the first counts."""
-_MAX_DEPTH = 8
-"""So many wrappings are taken off; a dict can hold itself."""
+"""Prefixes that training frameworks add to every name, in order of preference."""
+
+_MAX_WRAPPER_DEPTH = 8
+"""Bound on nested wrappers: a dict in a hostile file can contain itself."""
+
+_MAX_LISTED_NAMES = 4
+"""Number of tensor names that an error message lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedCheckpoint:
-    """A checkpoint that was recognized.
+    """The network of a checkpoint, and how the checkpoint was recognized.
 
     Attributes:
-        model: the network, loaded, in evaluation mode, float32, on the CPU.
-        architecture: what it is.
-        config: how it was built; of `architecture.config`.
-        wrapping: keys and prefixes that were taken off, from the outside in.
-        renamed: how many names are not ours.
+        model: Loaded network in evaluation mode, float32, on the CPU.
+        architecture: Recognized architecture.
+        config: Configuration of the network, of type `architecture.config`.
+        wrapping: Keys and prefixes that were removed, from the outside in.
+        renamed: Number of tensors whose names differ from Tubelet's.
     """
 
     model: nn.Module
@@ -71,37 +81,42 @@ def save_checkpoint(
     *,
     base: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network, whole or not at all; of a composite network its own weights alone.
+    """Write a network to a .safetensors file, atomically.
+
+    Of a composite network, only its own weights are written, without those of its frozen base.
 
     Args:
-        path: of the .safetensors file.
-        model: the network.
-        notes: what else to keep in the header; anything JSON can hold, paths become text.
-        base: reference to the frozen network that it stands on, as `tubelet.zoo.bases.refer_to` makes it.
+        path: Path of the file; its folder is created.
+        model: Network to save.
+        notes: Additional content of the header: anything that JSON can represent; paths become
+            text.
+        base: Reference to the frozen base network, from `tubelet.zoo.bases.refer_to`.
     """
     header = {"architecture": type(model).__name__, "notes": json.dumps(notes, default=str)}
-    if dataclasses.is_dataclass(config := getattr(model, "config", None)):
-        header["config"] = json.dumps(dataclasses.asdict(cast(Any, config)), default=str)
+    config = getattr(model, "config", None)
+    if dataclasses.is_dataclass(config):
+        fields = dataclasses.asdict(cast(Any, config))
+        header["config"] = json.dumps(fields, default=str)
     if base is not None:
         header["base"] = json.dumps(dict(base))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors refuses views that are not contiguous.
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     with atomic_write(path) as part:
-        save_file(
-            {name: value.contiguous() for name, value in model.state_dict().items()},
-            part,
-            metadata=header,
-        )
-        part.chmod(0o644)  # safetensors writes files that only their owner may read
+        save_file(tensors, part, metadata=header)
+        # safetensors creates files that only their owner can read.
+        part.chmod(0o644)
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` was given as notes.
+    """Read the notes that `save_checkpoint` stored in the header.
 
     Raises:
-        CheckpointError: the file is missing or is not safetensors.
+        CheckpointError: The file is missing or is not a safetensors file.
     """
-    return json.loads(read_safetensors(path)[1].get("notes", "{}"))
+    _, header = read_safetensors(path)
+    return json.loads(header.get("notes", "{}"))
 
 
 def load_model(
@@ -110,19 +125,21 @@ def load_model(
     architecture: str | None = None,
     **config: Any,
 ) -> nn.Module:
-    """Build the network that a checkpoint belongs to, recognized by its names and shapes, and load it strictly.
+    """Build the network of a checkpoint, which names and shapes identify, and load it strictly.
 
     Args:
-        path_or_state_dict: a .safetensors or .pth file, or its tensors by name, wrapped as frameworks do or not.
-        architecture: name of the network's class; by default it is recognized.
-        config: fields of the architecture's configuration, in place of the inferred ones and of those that
-            `save_checkpoint` wrote.
+        path_or_state_dict: A .safetensors or .pth file, or its tensors by name, with or without
+            the wrappers of training frameworks.
+        architecture: Class name of the network. Default: recognized from the tensor names.
+        config: Fields of the architecture's configuration that replace the inferred ones and those
+            that `save_checkpoint` stored.
 
     Returns:
-        the network in evaluation mode, float32, on the CPU.
+        The network in evaluation mode, float32, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing or damaged, is of no known architecture, or does not fit it.
+        CheckpointError: The file is missing or damaged, is of an unknown architecture, or does not
+            fit it.
         ConfigError: `architecture` or a field of `config` is unknown.
     """
     return open_checkpoint(path_or_state_dict, architecture=architecture, **config).model
@@ -134,202 +151,276 @@ def open_checkpoint(
     architecture: str | None = None,
     **config: Any,
 ) -> OpenedCheckpoint:
-    """Do what `load_model` does, and also tell what the checkpoint was recognized as."""
-    candidates = _named(architecture)
-    where = (
-        str(path_or_state_dict) if isinstance(path_or_state_dict, str | Path) else "the state dict"
-    )
+    """Load a network like `load_model`, and return how its checkpoint was recognized, too."""
+    candidates = _candidate_architectures(architecture)
     state, wrapping = read_state(path_or_state_dict)
-    header = read_header(path_or_state_dict) if isinstance(path_or_state_dict, str | Path) else {}
+    header: dict[str, str] = {}
+    source = "the state dict"
+    if isinstance(path_or_state_dict, str | Path):
+        header = read_header(path_or_state_dict)
+        source = str(path_or_state_dict)
+
     for candidate in candidates:
-        own = candidate.translate(state)
-        if own is not None:
-            written = (
-                header.get("config", "{}") if header.get("architecture") == candidate.name else "{}"
+        translated = candidate.translate(state)
+        if translated is None:
+            continue
+        # The stored configuration belongs to the network that was saved, and to no other.
+        is_stored = header.get("architecture") == candidate.name
+        stored_config = header.get("config", "{}") if is_stored else "{}"
+        opened = _build(candidate, translated, config, stored_config, source)
+        renamed = len(state.keys() - translated.keys())
+        return dataclasses.replace(opened, wrapping=wrapping, renamed=renamed)
+
+    unsupported = recognize_unsupported(state)
+    if unsupported is not None:
+        raise CheckpointError(f"{source} is {unsupported.name}: {unsupported.advice}")
+    if architecture is None:
+        loaded = load_by_spandrel(state, source)
+        if loaded is not None:
+            model, spandrel_architecture, spandrel_config = loaded
+            return OpenedCheckpoint(
+                model,
+                spandrel_architecture,
+                spandrel_config,
+                wrapping=wrapping,
+                renamed=len(state),
             )
-            opened = _build(candidate, own, config, written, where)
-            return dataclasses.replace(
-                opened, wrapping=wrapping, renamed=len(state.keys() - own.keys())
-            )
-    if foreign := recognize_unsupported(state):
-        raise CheckpointError(f"{where} is {foreign.name}: {foreign.advice}")
-    if architecture is None and (other := load_by_spandrel(state, where)):
-        return OpenedCheckpoint(*other, wrapping=wrapping, renamed=len(state))
-    known = ", ".join(candidate.name for candidate in candidates)
-    first = ", ".join(list(state)[:3])
-    hint = "" if has_spandrel() else "; more image models come with pip install 'tubelet[spandrel]'"
-    raise CheckpointError(
-        f"{where} is of no architecture that Tubelet knows ({known}); its first tensors are {first}{hint}"
+    raise CheckpointError(_unknown_architecture(state, candidates, source))
+
+
+def _unknown_architecture(state: State, candidates: Iterable[Architecture], source: str) -> str:
+    names = ", ".join(candidate.name for candidate in candidates)
+    first_tensors = ", ".join(list(state)[:3])
+    hint = ""
+    if not has_spandrel():
+        hint = "; pip install 'tubelet[spandrel]' adds more image models"
+    return (
+        f"{source} is of no architecture that Tubelet knows ({names}); its first tensors are "
+        f"{first_tensors}{hint}"
     )
 
 
 def read_state(
     path_or_state_dict: str | Path | Mapping[str, Any],
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Read the tensors of a checkpoint by their plain names.
+    """Read the tensors of a checkpoint, without the wrappers and prefixes of training frameworks.
 
     Args:
-        path_or_state_dict: as for `load_model`.
+        path_or_state_dict: See `load_model`.
 
     Returns:
-        them, and the keys and prefixes that were taken off, from the outside in.
+        Tensors by name, and the keys and prefixes that were removed, from the outside in.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds objects with code, or no tensors.
+        CheckpointError: The file is missing or damaged, contains objects with code, or no tensors.
     """
     if not isinstance(path_or_state_dict, str | Path):
         return _unwrap(path_or_state_dict, "the state dict")
     content = read_content(Path(path_or_state_dict))
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path_or_state_dict} holds a {type(content).__name__}, not tensors by name"
-        )
+        kind = type(content).__name__
+        raise CheckpointError(f"{path_or_state_dict} contains a {kind}, not tensors by name")
     return _unwrap(cast(Mapping[str, Any], content), str(path_or_state_dict))
 
 
-def _named(name: str | None) -> tuple[Architecture, ...]:
+def _candidate_architectures(name: str | None) -> tuple[Architecture, ...]:
     if name is None:
         return ARCHITECTURES
-    found = tuple(candidate for candidate in ARCHITECTURES if candidate.name == name)
-    if not found:
-        known = ", ".join(candidate.name for candidate in ARCHITECTURES)
-        raise ConfigError(f"unknown architecture {name!r}; known are {known}")
-    return found
+    candidates = tuple(candidate for candidate in ARCHITECTURES if candidate.name == name)
+    if not candidates:
+        names = ", ".join(candidate.name for candidate in ARCHITECTURES)
+        raise ConfigError(f"unknown architecture {name!r}; known are {names}")
+    return candidates
 
 
 def _build(
     architecture: Architecture,
     state: dict[str, Tensor],
-    changes: Mapping[str, Any],
-    written: str,
-    where: str,
+    overrides: Mapping[str, Any],
+    stored_config: str,
+    source: str,
 ) -> OpenedCheckpoint:
-    model = architecture.build(config := _configured(architecture, state, changes, written, where))
+    """Build the network of a translated state dict, check that both fit, and load it."""
+    config = _configuration(architecture, state, overrides, stored_config, source)
+    model = architecture.build(config)
     expected = model.state_dict()
-    absent = [
-        n for n in expected if n not in state and not n.endswith(architecture.derived or ("\0",))
-    ]
-    surplus = [name for name in state if name not in expected]
-    other = [
-        f"{name} is {_shape(value)}, not {_shape(expected[name])}"
-        for name, value in state.items()
-        if name in expected and value.shape != expected[name].shape
-    ]
-    faults = [
-        _list("lacks", absent),
-        _list("has too much:", surplus),
-        _list("has other shapes:", other),
-    ]
-    if any(faults):
-        raise CheckpointError(
-            f"{where} does not fit {architecture.name}: it {', and '.join(filter(None, faults))}"
-        )
-    if unfit := [
-        name for name, value in state.items() if not _holds_numbers(value, expected[name])
-    ]:
-        raise CheckpointError(
-            f"{where} does not fit {architecture.name}: {_list('no plain numbers are in', unfit)}"
-        )
+    _check_fit(architecture, state, expected, source)
+    # Entries that the constructor derives may be missing from the file.
     model.load_state_dict({**expected, **state})
     return OpenedCheckpoint(model.float().eval(), architecture, config)
 
 
-def _configured(
-    architecture: Architecture, state: State, changes: Mapping[str, Any], written: str, where: str
+def _check_fit(architecture: Architecture, state: State, expected: State, source: str) -> None:
+    """Check names, shapes and data types of a state dict.
+
+    Raises:
+        CheckpointError: Something does not fit; the message lists missing and unexpected names and
+            different shapes.
+    """
+    missing: list[str] = []
+    for name in expected:
+        is_derived = name.endswith(architecture.derived)
+        if name not in state and not is_derived:
+            missing.append(name)
+
+    unexpected: list[str] = []
+    other_shapes: list[str] = []
+    other_types: list[str] = []
+    for name, value in state.items():
+        if name not in expected:
+            unexpected.append(name)
+            continue
+        target = expected[name]
+        if value.shape != target.shape:
+            other_shapes.append(f"{name} is {_shape(value)}, not {_shape(target)}")
+        if not _is_loadable(value, target):
+            other_types.append(name)
+
+    faults: list[str] = []
+    if missing:
+        faults.append(f"lacks {_first_names(missing)}")
+    if unexpected:
+        faults.append(f"has unexpected tensors: {_first_names(unexpected)}")
+    if other_shapes:
+        faults.append(f"has other shapes: {_first_names(other_shapes)}")
+    if faults:
+        reason = ", and ".join(faults)
+        raise CheckpointError(f"{source} does not fit {architecture.name}: it {reason}")
+    if other_types:
+        raise CheckpointError(
+            f"{source} does not fit {architecture.name}: these tensors have an unusable data type "
+            f"or layout: {_first_names(other_types)}"
+        )
+
+
+def _configuration(
+    architecture: Architecture,
+    state: State,
+    overrides: Mapping[str, Any],
+    stored_config: str,
+    source: str,
 ) -> Any:
-    """Read the configuration off the shapes, complete it by what is written, and change what was asked for."""
+    """Infer the configuration from the shapes, add stored fields, then the caller's overrides."""
     try:
         config = architecture.infer(state)
     except (ConfigError, LookupError, ValueError, ArithmeticError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{where} has names of {architecture.name}, and its shapes are of no configuration of it ({reason})"
+            f"{source} has the tensor names of {architecture.name}, but its shapes fit no "
+            f"configuration of it ({reason})"
         ) from error
     try:
-        return dataclasses.replace(
-            config,
-            **(_plain_fields(written, config) | current_fields(architecture.config, changes)),
-        )
+        stored = _stored_fields(stored_config, config)
+        fields = stored | current_fields(architecture.config, overrides)
+        return dataclasses.replace(config, **fields)
     except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{source}: {error}") from error
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{where} has a damaged header: {error}") from error
+        raise CheckpointError(f"{source} has a damaged header: {error}") from error
 
 
-def _plain_fields(written: str, config: Any) -> dict[str, Any]:
-    """Read the fields that one word or number fills; all others are told by shapes."""
-    content: Any = json.loads(written)
-    found = cast(dict[str, Any], content) if isinstance(content, dict) else {}
-    found = current_fields(cast(type[Any], type(config)), found, quiet=True)
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    plain = {
-        name: value for name, value in fields.items() if isinstance(value, bool | int | float | str)
-    }
-    return {
-        name: found[name] for name, value in plain.items() if type(found.get(name)) is type(value)
-    }
+def _stored_fields(stored_config: str, config: Any) -> dict[str, Any]:
+    """Read the numbers and words of a stored configuration; shapes determine all other fields.
+
+    Args:
+        stored_config: JSON from the header, which is untrusted: unknown fields and values of
+            another type are ignored.
+        config: Inferred configuration.
+    """
+    content: Any = json.loads(stored_config)
+    if not isinstance(content, dict):
+        return {}
+    kind = cast(type[Any], type(config))
+    stored = current_fields(kind, cast(dict[str, Any], content), quiet=True)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        inferred = getattr(config, field.name)
+        value = stored.get(field.name)
+        is_plain = isinstance(inferred, bool | int | float | str)
+        if is_plain and type(value) is type(inferred):
+            fields[field.name] = value
+    return fields
 
 
-def _holds_numbers(value: Tensor, expected: Tensor) -> bool:
-    """Refuse quantized, sparse, complex and absent numbers, and integers where there are fractions."""
-    plain = (
-        value.layout == torch.strided
-        and not value.is_quantized
-        and not value.is_meta
-        and not value.is_complex()
-    )
-    return plain and (value.is_floating_point() or not expected.is_floating_point())
+def _is_loadable(value: Tensor, target: Tensor) -> bool:
+    """Return whether a tensor has ordinary dense real numbers that `target` can represent."""
+    is_dense = value.layout == torch.strided and not value.is_meta
+    is_real = not value.is_quantized and not value.is_complex()
+    # Integers for a floating-point parameter are quantized weights without their scales.
+    has_fractions = value.is_floating_point() or not target.is_floating_point()
+    return is_dense and is_real and has_fractions
 
 
-def _list(verb: str, names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"{verb} {', '.join(names[:4])}{more}" if names else ""
+def _first_names(names: list[str]) -> str:
+    listed = ", ".join(names[:_MAX_LISTED_NAMES])
+    num_hidden = len(names) - _MAX_LISTED_NAMES
+    return f"{listed} and {num_hidden} more" if num_hidden > 0 else listed
 
 
 def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "a number"
 
 
-def _unwrap(content: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Find the tensors in what a framework wrote around them; return them by their plain names, and what was around."""
+def _unwrap(content: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Extract the tensors from the containers and prefixes of a training framework.
+
+    Returns:
+        Tensors by name, and the removed keys and prefixes.
+    """
     wrapping: list[str] = []
-    while len(wrapping) < _MAX_DEPTH:
-        key = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    # Containers: {"state_dict": {"params_ema": {name: tensor}}}.
+    while len(wrapping) < _MAX_WRAPPER_DEPTH:
+        key = _wrapper_key(content)
         if key is None:
             break
         content = cast(Mapping[str, Any], content[key])
         wrapping.append(key)
+
     entries = cast(Mapping[object, object], content)
-    state = {
-        name: value
-        for name, value in entries.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
+    state: dict[str, Tensor] = {}
+    for name, value in entries.items():
+        if isinstance(name, str) and isinstance(value, Tensor):
+            state[name] = value
     if not state:
-        first = ", ".join(
-            key if isinstance(key, str) else type(key).__name__ for key in list(entries)[:3]
+        raise CheckpointError(
+            f"{source} contains no tensors; its entries are {_first_keys(entries)}"
         )
-        raise CheckpointError(f"{where} holds no tensors; its entries are {first or 'none'}")
-    _check_expansion(state, where)
+    _check_expansion(state, source)
+
+    # Prefixes: a GAN's file also contains the discriminator and an average of the generator, so
+    # that names without the prefix belong to another network and are dropped.
     for prefix in _PREFIXES:
-        if any(name.startswith(prefix) for name in state):
-            state = {
-                name.removeprefix(prefix): value
-                for name, value in state.items()
-                if name.startswith(prefix)
-            }
+        names = [name for name in state if name.startswith(prefix)]
+        if names:
+            state = {name.removeprefix(prefix): state[name] for name in names}
             wrapping.append(prefix)
     return state, tuple(wrapping)
 
 
-def _check_expansion(state: Mapping[str, Tensor], where: str) -> None:
-    """Refuse tensors that declare far more numbers than are stored."""
-    dense = [
-        value for value in state.values() if value.layout == torch.strided and not value.is_meta
-    ]
-    storages = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in dense}
-    declared_bytes = sum(value.nbytes for value in dense)
-    stored_bytes = sum(storage.nbytes() for storage in storages.values())
-    if fault := expansion_fault(declared_bytes, stored_bytes):
-        raise CheckpointError(f"{where} {fault}")
+def _wrapper_key(content: Mapping[str, Any]) -> str | None:
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            return key
+    return None
+
+
+def _first_keys(entries: Mapping[object, object]) -> str:
+    keys: list[str] = []
+    for key in list(entries)[:3]:
+        keys.append(key if isinstance(key, str) else type(key).__name__)
+    return ", ".join(keys) or "none"
+
+
+def _check_expansion(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that declare far more numbers than the file stores, as a zip bomb does."""
+    declared_bytes = 0
+    # Expanded or tied tensors share a storage, which counts once.
+    stored_bytes_by_address: dict[int, int] = {}
+    for value in state.values():
+        if value.layout == torch.strided and not value.is_meta:
+            storage = value.untyped_storage()
+            declared_bytes += value.nbytes
+            stored_bytes_by_address[storage.data_ptr()] = storage.nbytes()
+    fault = expansion_fault(declared_bytes, sum(stored_bytes_by_address.values()))
+    if fault:
+        raise CheckpointError(f"{source} {fault}")

@@ -1,4 +1,8 @@
-"""Models with their weights, from the list or from a checkpoint, each without its base."""
+"""Load listed models and checkpoints with their weights; base networks are attached elsewhere.
+
+id ───────── spec ─ weights of the package, or downloaded ones ─┐
+checkpoint ─ hash ─ recognized by tensor names and shapes ──────┴─ OpenedModel
+"""
 
 from __future__ import annotations
 
@@ -19,23 +23,23 @@ from tubelet.zoo import catalog
 from tubelet.zoo.publishers import PublishedWeights
 from tubelet.zoo.spec import ModelSpec, WeightsSpec
 
-__all__ = ["Check", "OpenedModel", "open_listed", "open_without_base"]
+__all__ = ["OpenedModel", "SpecCheck", "open_listed", "open_without_base"]
 
-Check = Callable[[str, ModelSpec], None]
-"""Raises where a model, known by its name and spec, is not what is needed."""
+SpecCheck = Callable[[str, ModelSpec], None]
+"""Raises an error if the model with this name and spec is unsuitable."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """A network with its weights.
+    """A network with its weights and its spec.
 
     Attributes:
-        name: id of the model, or the path of the checkpoint as it was given.
-        spec: how to run it.
-        network: in evaluation mode, float32, on the CPU.
-        weights_sha256: of the weight file; of one that is published elsewhere as many digits as are
-            published; None for a model without weights.
-        path: of the checkpoint; None for a model of the list.
+        name: Id of the model, or the path of the checkpoint as the user wrote it.
+        spec: How the engine must run the network.
+        network: The network in evaluation mode, float32, on the CPU.
+        weights_sha256: Hash of the weight file; for published weights it may be only the leading
+            digits; None for a model without weights.
+        path: Path of the checkpoint; None for a listed model.
     """
 
     name: str
@@ -46,45 +50,45 @@ class OpenedModel:
 
 
 def open_without_base(
-    name: str, *, factor: float | None = None, check: Check | None = None
+    name: str, *, factor: float | None = None, check: SpecCheck | None = None
 ) -> OpenedModel:
-    """Open a model as `open_model` does, but leave a composite network without its base.
+    """Load a model like `open_model`, but do not attach the base of a composite network.
 
     Args:
-        name: id, name that stands for one model per scale, or path of a checkpoint.
-        factor: see `catalog.find_model`.
-        check: is called before weights are fetched.
+        name: Id, alias for one model per scale, or path of a checkpoint.
+        factor: See `catalog.find_model`.
+        check: Called with the name and the spec; for a listed model before its weights are
+            downloaded, so that an unsuitable model costs no download.
 
     Raises:
-        RequestError: no model has this name.
-        CheckpointError: the weight file is missing, damaged, or of no known architecture.
-        ResourceError: published weights cannot be fetched.
+        RequestError: No model has this name.
+        CheckpointError: The weight file is missing, damaged, or of an unknown architecture.
+        ResourceError: Published weights cannot be downloaded.
     """
-    check = check or _accept
     if catalog.is_checkpoint(name):
         opened = _open_file(name)
-        check(name, opened.spec)
+        if check is not None:
+            check(name, opened.spec)
         return opened
     spec = catalog.find_model(name, factor=factor)
-    check(spec.id, spec)
+    if check is not None:
+        check(spec.id, spec)
     return open_listed(spec)
 
 
-def _accept(name: str, spec: ModelSpec) -> None:
-    del name, spec
-
-
 def _open_file(name: str) -> OpenedModel:
+    # Loading the checkpoint reader imports every architecture, which listed models do not need.
     from tubelet.zoo.checkpoint import open_checkpoint
 
     path = Path(name)
     if not path.exists():
         _suggest_published_id(path)
     digest = catalog.hash_file(path) if path.is_file() else ""
-    # The hash of a published file tells what its names and shapes do not.
+    # Some settings, such as the activation, change neither names nor shapes. The hash of a
+    # published file identifies them.
     published = catalog.find_published_by_hash(digest)
-    named = _named(published[0]) if published else {}
-    opened = open_checkpoint(path, **named)
+    settings = _checkpoint_settings(published[0]) if published else {}
+    opened = open_checkpoint(path, **settings)
     spec = catalog.make_spec(
         path.name, opened.architecture, opened.config, summary=f"checkpoint {name}"
     )
@@ -92,11 +96,11 @@ def _open_file(name: str) -> OpenedModel:
 
 
 def open_listed(spec: ModelSpec) -> OpenedModel:
-    """Open a listed model; its weights are fetched where they are published elsewhere.
+    """Load a listed model; download its weights if the package does not contain them.
 
     Raises:
-        CheckpointError: the weight file is missing, damaged, or does not fit.
-        ResourceError: published weights cannot be fetched.
+        CheckpointError: The weight file is missing, damaged, or does not fit.
+        ResourceError: Published weights cannot be downloaded.
     """
     weights = spec.weights
     if weights is None:
@@ -116,39 +120,40 @@ def _load_from_package(network: nn.Module, weights: WeightsSpec) -> nn.Module:
     digest = hashlib.sha256(data).hexdigest()
     if digest != weights.sha256:
         raise CheckpointError(
-            f"weight file {path} has sha256 {digest[:12]}…, expected {weights.sha256[:12]}…; install the package again"
+            f"weight file {path} has sha256 {digest[:12]}…, expected {weights.sha256[:12]}…; "
+            "install the package again"
         )
     try:
         network.load_state_dict(load(data), strict=True)
     except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"weight file {path} does not fit the model: {' '.join(str(error).split())}"
-        ) from error
+        # torch reports one line per tensor; an error message is a single line.
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"weight file {path} does not fit the model: {reason}") from error
     return network.eval()
 
 
-def _load_published(known: PublishedWeights) -> nn.Module:
+def _load_published(published: PublishedWeights) -> nn.Module:
     from tubelet.zoo.checkpoint import open_checkpoint
 
-    path = fetch(known.file, catalog.weights_folder())
+    path = fetch(published.file, catalog.weights_folder())
     try:
-        return open_checkpoint(path, **_named(known)).model
+        return open_checkpoint(path, **_checkpoint_settings(published)).model
     except CheckpointError as error:
         raise CheckpointError(
-            f"{known.id} should be {known.architecture.name}, and {error}; remove the file"
+            f"{published.id} should be {published.architecture.name}, but {error}; remove the file"
         ) from error
 
 
-def _named(known: PublishedWeights) -> dict[str, Any]:
-    """Return what is known of a published file, as arguments of `open_checkpoint`."""
-    fields = {
-        field.name: getattr(known.config, field.name) for field in dataclasses.fields(known.config)
-    }
-    return {"architecture": known.architecture.name, **fields}
+def _checkpoint_settings(published: PublishedWeights) -> dict[str, Any]:
+    """Return the architecture and configuration of a published file for `open_checkpoint`."""
+    settings: dict[str, Any] = {"architecture": published.architecture.name}
+    for field in dataclasses.fields(published.config):
+        settings[field.name] = getattr(published.config, field.name)
+    return settings
 
 
 def _suggest_published_id(path: Path) -> None:
-    """Name the model whose published file is asked for by a path at which it is not."""
-    known = catalog.find_published_by_file_name(path.name)
-    if known is not None:
-        raise CheckpointError(f"no such checkpoint: {path}; --model {known.id} fetches it")
+    """Raise an error that names the model, if a missing file has the name of a published one."""
+    published = catalog.find_published_by_file_name(path.name)
+    if published is not None:
+        raise CheckpointError(f"no such checkpoint: {path}; --model {published.id} downloads it")

@@ -1,4 +1,4 @@
-"""The one door to a model: `open_model` takes the id of one, or the path of a checkpoint."""
+"""`open_model` and `create_model`: load a model by its id, or from a checkpoint file."""
 
 from __future__ import annotations
 
@@ -12,47 +12,51 @@ __all__ = ["OpenedModel", "create_model", "open_model"]
 
 
 def open_model(name: str, *, factor: float | None = None) -> OpenedModel:
-    """Open a model with its weights, and with the base that it stands on if it is a composite one.
+    """Load a model with its weights; a composite model also gets its frozen base network.
 
     Args:
-        name: id of a listed model, name that stands for one model per scale ("default", "bicubic"),
-            or path of a checkpoint.
-        factor: wanted enlargement, which decides between the models that share a name; default: the
-            largest.
+        name: Id of a listed model, an alias for one model per scale ("default", "bicubic"), or the
+            path of a checkpoint.
+        factor: Wanted upscaling factor, which selects the model of an alias. Default: the largest.
 
     Returns:
-        The network, and how to run it. The spec of a checkpoint has the name of the file as its id.
+        The network and its spec. The id in the spec of a checkpoint is the name of its file.
 
     Raises:
-        RequestError: no model has this name; the line suggests the nearest.
-        CheckpointError: the file is missing, damaged, of no known architecture, or a part that
-            makes no images; or its base is missing, or has other weights than those that it was
-            trained over.
-        ResourceError: published weights cannot be fetched.
+        RequestError: No model has this name; the message suggests similar ones.
+        CheckpointError: The file is missing, damaged or of an unknown architecture, or contains
+            only a component of other networks; or its base network is missing, or has other
+            weights than in training.
+        ResourceError: Published weights cannot be downloaded.
     """
-    return _complete(open_without_base(name, factor=factor))
+    opened = open_without_base(name, factor=factor)
+    return _with_base(opened)
 
 
 def create_model(id: str, *, weights: bool = True) -> nn.Module:
     """Build a listed model.
 
     Args:
-        id: a model's id, or a name that stands for one model per scale.
-        weights: load the trained weights, where the model has some; otherwise it is as initialized.
-            Weights that are published elsewhere are fetched on first use, with a line or a bar on
-            the standard error.
+        id: Id of a model, or an alias for one model per scale.
+        weights: Load the trained weights, if the model has some; otherwise keep the initial ones.
+            Published weights are downloaded on first use, with progress on standard error.
 
     Returns:
         The network in evaluation mode, float32, on the CPU.
 
     Raises:
-        RequestError: no model has this id.
-        CheckpointError: the weight file is missing, damaged, or does not fit.
-        ResourceError: published weights cannot be fetched.
+        RequestError: No model has this id.
+        CheckpointError: The weight file is missing, damaged, or does not fit.
+        ResourceError: Published weights cannot be downloaded.
     """
     spec = catalog.find_model(id)
-    return _complete(open_listed(spec)).network if weights else spec.build().eval()
+    if not weights:
+        return spec.build().eval()
+    return _with_base(open_listed(spec)).network
 
 
-def _complete(opened: OpenedModel) -> OpenedModel:
-    return opened if opened.spec.base is None else attach_base(opened, opened.spec.base)
+def _with_base(opened: OpenedModel) -> OpenedModel:
+    """Attach the base network of a composite model; return other models unchanged."""
+    if opened.spec.base is None:
+        return opened
+    return attach_base(opened, opened.spec.base)

@@ -1,4 +1,4 @@
-"""`ModelSpec`: all that the engine, the command line and the documents know of a model."""
+"""`ModelSpec`: the description of a model that the engine, the command line and the docs use."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ __all__ = ["ModelSpec", "WeightsSpec", "count_parameters"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsSpec:
-    """A weight file, and what may be done with it.
+    """A weight file and its license.
 
     Attributes:
-        file: its name, in `tubelet/weights` or, where it is published elsewhere, in the cache.
-        sha256: of its bytes, hexadecimal; of a file that is published elsewhere as many digits as are published.
-        license: SPDX name, or what its publisher says of its use.
-        remote: where it is published; None for a file of the package.
+        file: File name, in `tubelet/weights`, or in the download cache for a published file.
+        sha256: Hash of the file, hexadecimal. For a published file it may be only the leading
+            digits, as many as its publisher gives.
+        license: SPDX name, or the publisher's own terms of use.
+        remote: Where the file is published; None for a file that the package contains.
     """
 
     file: str
@@ -34,18 +35,18 @@ class WeightsSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """One entry of the zoo.
+    """One entry of the model zoo.
 
     Attributes:
-        id: the name that `--model` takes.
-        summary: one line for people who choose a model.
-        architecture: class of the network.
-        contract: how the network is run.
-        build: makes the network as it is initialized, without trained weights.
-        weights: what to load into it; None where there is nothing to load.
-        base: the frozen network that this one stands on; None for a network that stands alone.
-        license: SPDX name of the code's license.
-        source: paper or page that defines the architecture.
+        id: Name that `--model` accepts.
+        summary: One line that helps a user choose between models.
+        architecture: Class name of the network.
+        contract: How the engine must run the network.
+        build: Builds the network with its initial weights, without trained ones.
+        weights: Trained weights to load; None if the model has no parameters.
+        base: Requirements on the frozen base network of a composite model; None for other models.
+        license: SPDX name of the license of the code.
+        source: Paper or page that defines the architecture.
     """
 
     id: str
@@ -60,15 +61,15 @@ class ModelSpec:
 
     @property
     def scale(self) -> int:
-        """Integer factor from lq to sr, as the contract has it."""
+        """Integer upscaling factor, from the contract."""
         return self.contract.scale
 
     @property
     def temporal(self) -> Temporal:
-        """What the network is given along time, as the contract has it."""
+        """Frames that the network needs for one output frame, from the contract."""
         return self.contract.temporal
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the trained numbers of a network, with those of a frozen base that it stands on."""
+    """Count the parameters of a network, including those of its frozen base network."""
     return sum(parameter.numel() for parameter in all_parameters(model))
