@@ -68,7 +68,7 @@ def test_gray_networks_restore_each_color(spandrel):
 
 def test_what_spandrel_cannot_load_is_said_in_one_line(state):
     del state["feats.1.norm2.bias"]
-    with pytest.raises(CheckpointError, match=r"spandrel cannot load it") as info:
+    with pytest.raises(CheckpointError, match=r"but cannot load it") as info:
         load_model(state)
     assert "\n" not in str(info.value)
 

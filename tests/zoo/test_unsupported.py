@@ -31,7 +31,7 @@ def test_each_is_told_by_its_names_and_by_all_of_them(foreign) -> None:
 def test_a_discriminator_is_not_unknown_but_of_no_use() -> None:
     state = {name: torch.zeros(1) for name in ("conv0.weight", "conv1.weight_orig", "conv9.weight")}
     with pytest.raises(
-        CheckpointError, match="is a discriminator of BasicSR: it judges images and makes none"
+        CheckpointError, match="is a discriminator of BasicSR: it scores images and outputs none"
     ):
         load_model({"params": state})
 

@@ -1,1 +1,1 @@
-"""The list of every model: specs, recognition of checkpoints, published weights, and opening a model."""
+"""The model zoo: specs of all models, checkpoint recognition, published weights, and loading."""

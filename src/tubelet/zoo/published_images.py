@@ -1,7 +1,7 @@
-"""Published weights of networks of single images.
+"""Published weights of single-image networks.
 
-Addresses are those that the publishers' own pages give; whole hashes and sizes those that several projects that use the
-files agree on.
+Addresses are from the publishers' own pages. Full hashes and sizes are those on which several
+projects that use the files agree.
 """
 
 from __future__ import annotations
@@ -41,46 +41,93 @@ _SWINIR_REAL_L: Network = (
         resi_connection="3conv",
     ),
 )
+_HAT_X4: Network = (hat.ARCHITECTURE, HATConfig())
 
 
-def _swinir(scale: int) -> Network:
-    return swinir.ARCHITECTURE, SwinIRConfig(scale=scale)
+def _swinir_df2k(scale: int) -> PublishedWeights:
+    return github(
+        f"swinir-df2k-x{scale}",
+        (swinir.ARCHITECTURE, SwinIRConfig(scale=scale)),
+        f"JingyunLiang/SwinIR/v0.0/001_classicalSR_DF2K_s64w8_SwinIR-M_x{scale}.pth",
+        "DF2K, bicubic",
+    )
 
 
-def _swinir_light(scale: int) -> Network:
-    shape = SwinIRConfig(
+def _swinir_div2k(scale: int) -> PublishedWeights:
+    return github(
+        f"swinir-div2k-x{scale}",
+        (swinir.ARCHITECTURE, SwinIRConfig(scale=scale)),
+        f"JingyunLiang/SwinIR/v0.0/001_classicalSR_DIV2K_s48w8_SwinIR-M_x{scale}.pth",
+        "DIV2K, bicubic",
+    )
+
+
+def _swinir_light(scale: int) -> PublishedWeights:
+    config = SwinIRConfig(
         scale=scale,
         channels=60,
         depths=(6,) * 4,
         num_heads=(6,) * 4,
         upsampler="pixelshuffledirect",
     )
-    return swinir.ARCHITECTURE, shape
-
-
-def _hat(scale: int) -> Network:
-    return hat.ARCHITECTURE, HATConfig(scale=scale)
-
-
-def _hat_s(scale: int) -> Network:
-    return hat.ARCHITECTURE, HATConfig(
-        scale=scale, channels=144, compress_ratio=24, squeeze_factor=24
+    return github(
+        f"swinir_light-x{scale}",
+        (swinir.ARCHITECTURE, config),
+        f"JingyunLiang/SwinIR/v0.0/002_lightweightSR_DIV2K_s64w8_SwinIR-S_x{scale}.pth",
+        "DIV2K, bicubic; light",
     )
 
 
-def _hat_l(scale: int) -> Network:
-    return hat.ARCHITECTURE, HATConfig(scale=scale, depths=(6,) * 12, num_heads=(6,) * 12)
+def _hat(scale: int) -> PublishedWeights:
+    return hat_authors(
+        f"hat-x{scale}",
+        (hat.ARCHITECTURE, HATConfig(scale=scale)),
+        f"HAT_SRx{scale}_ImageNet-pretrain.pth",
+        "ImageNet, then DF2K, bicubic",
+    )
 
 
-def _edsr_m(scale: int) -> Network:
-    return edsr.ARCHITECTURE, EDSRConfig(scale=scale)
+def _hat_s(scale: int) -> PublishedWeights:
+    config = HATConfig(scale=scale, channels=144, compress_ratio=24, squeeze_factor=24)
+    return hat_authors(
+        f"hat_s-x{scale}",
+        (hat.ARCHITECTURE, config),
+        f"HAT-S_SRx{scale}.pth",
+        "DF2K, bicubic; small",
+    )
 
 
-def _edsr_l(scale: int) -> Network:
-    return edsr.ARCHITECTURE, EDSRConfig(scale=scale, channels=256, num_blocks=32, res_scale=0.1)
+def _hat_l(scale: int) -> PublishedWeights:
+    config = HATConfig(scale=scale, depths=(6,) * 12, num_heads=(6,) * 12)
+    return hat_authors(
+        f"hat_l-x{scale}",
+        (hat.ARCHITECTURE, config),
+        f"HAT-L_SRx{scale}_ImageNet-pretrain.pth",
+        "ImageNet, then DF2K, bicubic; large",
+    )
+
+
+def _edsr_m(scale: int, sha256_digits: str) -> PublishedWeights:
+    return basicsr(
+        f"edsr_m-x{scale}",
+        (edsr.ARCHITECTURE, EDSRConfig(scale=scale)),
+        f"EDSR_Mx{scale}_f64b16_DIV2K_official-{sha256_digits}.pth",
+        "DIV2K, bicubic; medium",
+    )
+
+
+def _edsr_l(scale: int, sha256_digits: str) -> PublishedWeights:
+    config = EDSRConfig(scale=scale, channels=256, num_blocks=32, res_scale=0.1)
+    return basicsr(
+        f"edsr_l-x{scale}",
+        (edsr.ARCHITECTURE, config),
+        f"EDSR_Lx{scale}_f256b32_DIV2K_official-{sha256_digits}.pth",
+        "DIV2K, bicubic; large",
+    )
 
 
 IMAGE_FILES: tuple[PublishedWeights, ...] = (
+    # Real-ESRGAN, Wang et al., ICCVW 2021: first the small SRVGG networks, then RRDBNet.
     github(
         "realesr-animevideov3",
         _SRVGG_16,
@@ -146,12 +193,14 @@ IMAGE_FILES: tuple[PublishedWeights, ...] = (
         "xinntao/Real-ESRGAN/v0.1.1/RealESRNet_x4plus.pth",
         "real images; smooth",
     ),
+    # ESRGAN, Wang et al., ECCVW 2018.
     github(
         "esrgan-x4",
         _RRDB,
         "xinntao/Real-ESRGAN/v0.1.1/ESRGAN_SRx4_DF2KOST_official-ff704c30.pth",
         "DF2K and OST, bicubic; sharp",
     ),
+    # BSRGAN, Zhang et al., ICCV 2021.
     github(
         "bsrgan-x4",
         _RRDB,
@@ -175,33 +224,10 @@ IMAGE_FILES: tuple[PublishedWeights, ...] = (
         "esrgan/esrgan_psnr_x4c64b23g32_1x16_1000k_div2k_20200420-bf5c993c.pth",
         "DIV2K, bicubic",
     ),
-    *(
-        github(
-            f"swinir-df2k-x{scale}",
-            _swinir(scale),
-            f"JingyunLiang/SwinIR/v0.0/001_classicalSR_DF2K_s64w8_SwinIR-M_x{scale}.pth",
-            "DF2K, bicubic",
-        )
-        for scale in (2, 3, 4, 8)
-    ),
-    *(
-        github(
-            f"swinir-div2k-x{scale}",
-            _swinir(scale),
-            f"JingyunLiang/SwinIR/v0.0/001_classicalSR_DIV2K_s48w8_SwinIR-M_x{scale}.pth",
-            "DIV2K, bicubic",
-        )
-        for scale in (2, 3, 4, 8)
-    ),
-    *(
-        github(
-            f"swinir_light-x{scale}",
-            _swinir_light(scale),
-            f"JingyunLiang/SwinIR/v0.0/002_lightweightSR_DIV2K_s64w8_SwinIR-S_x{scale}.pth",
-            "DIV2K, bicubic; light",
-        )
-        for scale in (2, 3, 4)
-    ),
+    # SwinIR, Liang et al., ICCVW 2021.
+    *map(_swinir_df2k, (2, 3, 4, 8)),
+    *map(_swinir_div2k, (2, 3, 4, 8)),
+    *map(_swinir_light, (2, 3, 4)),
     github(
         "swinir-real-x4",
         _SWINIR_REAL,
@@ -220,61 +246,30 @@ IMAGE_FILES: tuple[PublishedWeights, ...] = (
         "JingyunLiang/SwinIR/v0.0/003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN.pth",
         "real images; sharp, large",
     ),
+    # HAT, Chen et al., CVPR 2023.
     hat_authors(
         "hat-x4",
-        _hat(4),
+        _HAT_X4,
         "HAT_SRx4_ImageNet-pretrain.pth",
         "ImageNet, then DF2K, bicubic",
         "4ee053c42461187846dc0e93aa5abd34591c0725a8e044a59000e92ee215e833",
     ),
     hat_authors(
         "hat-real-x4",
-        _hat(4),
+        _HAT_X4,
         "Real_HAT_GAN_sharper.pth",
         "real images; sharp, invents detail",
         "5800b67136006eb8cab3b4ed7c8d73b6a195bb18e6cc709b674f9aa069c00271",
     ),
-    *(
-        hat_authors(
-            f"hat-x{scale}",
-            _hat(scale),
-            f"HAT_SRx{scale}_ImageNet-pretrain.pth",
-            "ImageNet, then DF2K, bicubic",
-        )
-        for scale in (2, 3)
-    ),
-    *(
-        hat_authors(
-            f"hat_s-x{scale}", _hat_s(scale), f"HAT-S_SRx{scale}.pth", "DF2K, bicubic; small"
-        )
-        for scale in (2, 3, 4)
-    ),
-    *(
-        hat_authors(
-            f"hat_l-x{scale}",
-            _hat_l(scale),
-            f"HAT-L_SRx{scale}_ImageNet-pretrain.pth",
-            "ImageNet, then DF2K, bicubic; large",
-        )
-        for scale in (2, 3, 4)
-    ),
-    *(
-        basicsr(
-            f"edsr_m-x{scale}",
-            _edsr_m(scale),
-            f"EDSR_Mx{scale}_f64b16_DIV2K_official-{digits}.pth",
-            "DIV2K, bicubic; medium",
-        )
-        for scale, digits in ((2, "3ba7b086"), (3, "6908f88a"), (4, "0c287733"))
-    ),
-    *(
-        basicsr(
-            f"edsr_l-x{scale}",
-            _edsr_l(scale),
-            f"EDSR_Lx{scale}_f256b32_DIV2K_official-{digits}.pth",
-            "DIV2K, bicubic; large",
-        )
-        for scale, digits in ((2, "be38e77d"), (3, "3660f70d"), (4, "76ee1c8f"))
-    ),
+    *map(_hat, (2, 3)),
+    *map(_hat_s, (2, 3, 4)),
+    *map(_hat_l, (2, 3, 4)),
+    # EDSR, Lim et al., CVPRW 2017.
+    _edsr_m(2, "3ba7b086"),
+    _edsr_m(3, "6908f88a"),
+    _edsr_m(4, "0c287733"),
+    _edsr_l(2, "be38e77d"),
+    _edsr_l(3, "3660f70d"),
+    _edsr_l(4, "76ee1c8f"),
 )
-"""Hashes are checked as far as they are published."""
+"""Weights of image networks. A download is verified by the published digits of its hash."""

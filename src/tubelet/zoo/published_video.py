@@ -1,7 +1,4 @@
-"""Published weights of networks of video.
-
-Addresses are those that the publishers' own pages give.
-"""
+"""Published weights of video networks; addresses are from the publishers' own pages."""
 
 from __future__ import annotations
 
@@ -61,13 +58,14 @@ _TOFLOW: Network = (toflow.ARCHITECTURE, TOFlowConfig())
 
 
 def _duf(*, scale: int = 4, blocks: int = 21, growth: int = 16) -> Network:
-    """Describe a network whose weights were converted from TensorFlow, which adds more to variances."""
-    return duf.ARCHITECTURE, DUFConfig(
-        scale=scale, num_blocks=blocks, growth_channels=growth, norm_eps=1e-3
-    )
+    """Describe a DUF network whose weights were converted from TensorFlow."""
+    # TensorFlow's batch norm adds 1e-3 to the variance, PyTorch's 1e-5.
+    config = DUFConfig(scale=scale, num_blocks=blocks, growth_channels=growth, norm_eps=1e-3)
+    return duf.ARCHITECTURE, config
 
 
 VIDEO_FILES: tuple[PublishedWeights, ...] = (
+    # BasicVSR, Chan et al., CVPR 2021.
     openmmlab(
         "basicvsr-reds4",
         _BASICVSR,
@@ -86,6 +84,7 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         "basicvsr/basicvsr_vimeo90k_bd_20210409-0154dd64.pth",
         "Vimeo-90K, blurred",
     ),
+    # IconVSR, of the same paper.
     openmmlab(
         "iconvsr-reds4", _ICONVSR, "iconvsr/iconvsr_reds4_20210413-9e09d621.pth", "REDS, bicubic"
     ),
@@ -101,6 +100,7 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         "iconvsr/iconvsr_vimeo90k_bd_20210414-5f38cb34.pth",
         "Vimeo-90K, blurred",
     ),
+    # BasicVSR++, Chan et al., CVPR 2022.
     openmmlab(
         "basicvsr_pp-reds4",
         _PLUS,
@@ -125,6 +125,7 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         "basicvsr_plusplus/basicvsr_plusplus_c128n25_ntire_vsr_20210311-1ff35292.pth",
         "NTIRE 2021, bicubic; large",
     ),
+    # BasicVSR++ for compressed video (scale 1), NTIRE 2021 challenge.
     openmmlab(
         "basicvsr_pp-decompress1",
         _PLUS_FULL,
@@ -143,6 +144,7 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         "basicvsr_plusplus/basicvsr_plusplus_c128n25_ntire_decompress_track3_20210304-6daf4a40.pth",
         "HEVC at fixed bit rate, for fidelity; NTIRE 2021",
     ),
+    # RealBasicVSR, Chan et al., CVPR 2022.
     openmmlab(
         "realbasicvsr-reds",
         _REAL,
@@ -155,6 +157,7 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         "real_basicvsr/realbasicvsr_wogan_c64b20_2x30x8_lr1e-4_300k_reds_20211027-0e2ff207.pth",
         "real videos; smooth",
     ),
+    # EDVR, Wang et al., CVPRW 2019, as MMagic trained it.
     openmmlab(
         "edvr_m-reds", _EDVR_M, "edvr/edvrm_x4_8x4_600k_reds_20210625-e29b71b5.pth", "REDS, bicubic"
     ),
@@ -176,6 +179,7 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         "edvr/edvrl_wotsa_c128b40_8x8_lr2e-4_600k_reds4_20211228-d895a769.pth",
         "REDS, bicubic; without attention",
     ),
+    # TDAN, Tian et al., CVPR 2020.
     openmmlab(
         "tdan-vimeo_bi",
         _TDAN,
@@ -188,9 +192,11 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         "tdan/tdan_vimeo90k_bdx4_20210528-c53ab844.pth",
         "Vimeo-90K, blurred",
     ),
+    # TOFlow, Xue et al., IJCV 2019.
     openmmlab(
         "toflow-vimeo", _TOFLOW, "tof/tof_x4_vimeo90k_official-a569ff50.pth", "Vimeo-90K, bicubic"
     ),
+    # Zooming Slow-Mo, Xiang et al., CVPR 2020.
     PublishedWeights(
         id="zooming_slow_mo-vimeo",
         architecture=zooming_slow_mo.ARCHITECTURE,
@@ -198,11 +204,15 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         summary="Vimeo-90K, bicubic; also doubles the frame rate",
         file=RemoteFile(
             name="xiang2020zooming.pth",
-            url="https://github.com/Mukosame/Zooming-Slow-Mo-CVPR-2020/raw/master/experiments/pretrained_models/xiang2020zooming.pth",
+            url=(
+                "https://github.com/Mukosame/Zooming-Slow-Mo-CVPR-2020/raw/master/"
+                "experiments/pretrained_models/xiang2020zooming.pth"
+            ),
             page="https://github.com/Mukosame/Zooming-Slow-Mo-CVPR-2020",
         ),
         license="GPL-3.0-only",
     ),
+    # EDVR, the authors' weights.
     basicsr(
         "edvr_m-reds_official",
         _EDVR_M,
@@ -245,6 +255,7 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         "EDVR_L_deblurcomp_REDS_official-0e988e5c.pth",
         "REDS, motion blur and compression; the authors'",
     ),
+    # DUF, Jo et al., CVPR 2018.
     basicsr("duf_52-x4", _duf(), "DUF_x4_52L_official-483d2c78.pth", "blurred; 52 layers"),
     basicsr("duf_28-x4", _duf(blocks=9), "DUF_x4_28L_official-cbada450.pth", "blurred; 28 layers"),
     basicsr(
@@ -266,4 +277,4 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         "blurred; 16 layers",
     ),
 )
-"""Hashes are checked as far as they are published."""
+"""Weights of video networks. A download is verified by the published digits of its hash."""

@@ -1,9 +1,9 @@
-"""How near a state dict of no known architecture comes to each of them: for people who wonder why."""
+"""Compare an unknown state dict with all architectures, to explain why none recognizes it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,17 +14,20 @@ from tubelet.zoo.architectures import ARCHITECTURES
 
 __all__ = ["Similarity", "compare", "nearest"]
 
+_MAX_EXAMPLES = 3
+"""Number of names that `Similarity` lists of each kind."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Similarity:
-    """A state dict beside a network of an architecture in its usual size.
+    """Similarity of a state dict to the default network of an architecture.
 
     Attributes:
-        architecture: its name.
-        share: how many of the names are alike, numbers in them aside: from 0, none, to 1, all on both sides.
-        unexpected: names that only the state dict has.
-        missing: names that only the network has.
-        shapes: names of both whose shapes differ, with the two shapes.
+        architecture: Name of the architecture.
+        share: Fraction of the names that both have, ignoring numbers in names: 0 to 1.
+        unexpected: First names that only the state dict has.
+        missing: First names that only the network has.
+        shapes: First names that both have with different shapes, and the two shapes.
     """
 
     architecture: str
@@ -35,46 +38,60 @@ class Similarity:
 
 
 def nearest(state: Mapping[str, Tensor], *, count: int = 2) -> list[Similarity]:
-    """Compare a state dict with every architecture.
+    """Find the architectures whose tensor names are similar to those of a state dict.
 
     Args:
-        state: its tensors by their plain names.
-        count: how many are wanted.
+        state: Tensors by name, without wrappers and prefixes.
+        count: Maximum number of results.
 
     Returns:
-        The nearest, the best first; none that shares no name.
+        The best matches, best first; architectures without a common name are omitted.
     """
-    found = [compare(state, architecture) for architecture in ARCHITECTURES]
-    return sorted((one for one in found if one.share > 0), key=lambda one: -one.share)[:count]
+    similar: list[Similarity] = []
+    for architecture in ARCHITECTURES:
+        similarity = compare(state, architecture)
+        if similarity.share > 0:
+            similar.append(similarity)
+    similar.sort(key=lambda similarity: -similarity.share)
+    return similar[:count]
 
 
 def compare(state: Mapping[str, Tensor], architecture: Architecture) -> Similarity:
-    """Compare a state dict with an architecture in its usual size, by names in our layout and by shapes."""
-    own = architecture.translate(state) or state
+    """Compare the names and shapes of a state dict with the default network of an architecture."""
+    # A layout of other code is renamed, if the architecture recognizes it.
+    state = architecture.translate(state) or state
     with torch.device("meta"):
         expected = architecture.build(architecture.config()).state_dict()
-    theirs, ours = {_form(name) for name in own}, {_form(name) for name in expected}
-    common = theirs & ours
+    state_patterns = {_without_numbers(name) for name in state}
+    expected_patterns = {_without_numbers(name) for name in expected}
+
+    unexpected: list[str] = []
+    shapes: list[str] = []
+    for name, value in state.items():
+        if _without_numbers(name) not in expected_patterns:
+            unexpected.append(name)
+        elif name in expected and value.shape != expected[name].shape:
+            shapes.append(f"{name} {_shape(value)} for {_shape(expected[name])}")
+    missing: list[str] = []
+    for name in expected:
+        if _without_numbers(name) not in state_patterns:
+            missing.append(name)
+
+    # Dice coefficient of the two sets.
+    num_common = len(state_patterns & expected_patterns)
+    num_total = len(state_patterns) + len(expected_patterns)
     return Similarity(
         architecture=architecture.name,
-        share=2 * len(common) / max(1, len(theirs) + len(ours)),
-        unexpected=_first(name for name in own if _form(name) not in ours),
-        missing=_first(name for name in expected if _form(name) not in theirs),
-        shapes=_first(
-            f"{name} {_shape(own[name])} for {_shape(expected[name])}"
-            for name in own
-            if name in expected and own[name].shape != expected[name].shape
-        ),
+        share=2 * num_common / max(1, num_total),
+        unexpected=tuple(unexpected[:_MAX_EXAMPLES]),
+        missing=tuple(missing[:_MAX_EXAMPLES]),
+        shapes=tuple(shapes[:_MAX_EXAMPLES]),
     )
 
 
-def _form(name: str) -> str:
-    """Leave out the numbers: networks differ in length."""
+def _without_numbers(name: str) -> str:
+    """Replace the indexes in a name: networks of one architecture differ in their depth."""
     return re.sub(r"\d+", "#", name)
-
-
-def _first(names: Iterable[str], count: int = 3) -> tuple[str, ...]:
-    return tuple(name for name, _ in zip(names, range(count), strict=False))
 
 
 def _shape(tensor: Tensor) -> str:

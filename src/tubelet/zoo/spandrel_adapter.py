@@ -1,10 +1,12 @@
-"""Image networks that Tubelet does not have, through spandrel where it is installed (the extra `spandrel`).
+"""Run image networks that Tubelet does not have with spandrel, the optional extra `spandrel`.
 
-    lq (B, T, 3, H, W), image by image → the network as spandrel builds and calls it → sr (B, T, 3, sH, sW)
+    lq (B, T, 3, H, W) → image by image → spandrel's network → sr (B, T, 3, sH, sW)
 
-What is handed over are tensors that were read as data alone, so nothing in a file is executed here either.
+spandrel receives tensors that were read as data only, so code in a file is not executed here
+either.
 
-Source: https://github.com/chaiNNer-org/spandrel (MIT), which recognizes networks by the names of their tensors.
+Source: https://github.com/chaiNNer-org/spandrel (MIT), which recognizes networks by their tensor
+names.
 """
 
 from __future__ import annotations
@@ -25,26 +27,41 @@ from tubelet.types import Temporal
 
 __all__ = ["SpandrelConfig", "SpandrelModel", "has_spandrel", "load_by_spandrel"]
 
-_MAX_BLOCKS = 10_000  # spandrel builds as many blocks as the names count, whatever they hold
+_MAX_BLOCKS = 10_000
+"""Largest index in a tensor name. spandrel builds as many blocks as the names count, even if a
+damaged or hostile file has no tensors for them."""
+
 _HALO_PX = 32
-"""Overlap of tiles. spandrel does not know how far its networks see; most users of it let tiles overlap by as much."""
+"""Overlap of tiles, lq pixels. spandrel does not know the receptive fields of its networks; this is
+the usual overlap in programs that use it."""
+
+_LOAD_ERRORS = (
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    AttributeError,
+    ArithmeticError,
+)
+"""Exceptions that spandrel raises on state dicts with missing or odd tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpandrelConfig:
-    """What spandrel says of a network; nothing here can be chosen."""
+    """spandrel's description of a network; nothing in it can be changed."""
 
     spandrel: str
     """Version of spandrel."""
     tags: tuple[str, ...]
-    """Variant, as spandrel calls it."""
+    """Variant of the network, in spandrel's terms."""
 
 
 class SpandrelModel(nn.Module):
-    """A network of spandrel's, called image by image.
+    """A network of spandrel, applied image by image.
 
     Args:
-        descriptor: spandrel's `ImageModelDescriptor`, of one color or of three.
+        descriptor: spandrel's `ImageModelDescriptor` of a network with one or three channels.
     """
 
     def __init__(self, descriptor: Any) -> None:
@@ -53,72 +70,70 @@ class SpandrelModel(nn.Module):
         self._descriptor = descriptor
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW), in [0, 1]; no gradients are recorded."""
-        colors = self._descriptor.input_channels  # of one color: each by itself
-        images = lq.reshape(-1, 1, colors, *lq.shape[-2:])
+        """Upscale `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW), in [0, 1]; records no gradients."""
+        # A grayscale network restores each color channel as an image.
+        channels = self._descriptor.input_channels
+        images = lq.reshape(-1, 1, channels, *lq.shape[-2:])
         sr: Tensor = torch.cat([self._descriptor(image) for image in images])
         return sr.reshape(*lq.shape[:3], *sr.shape[-2:])
 
 
-def _largest_number(state: State) -> int:
-    """Return the largest number in a name."""
-    return max(
-        (int(part) for name in state for part in name.split(".") if part.isdecimal()), default=0
-    )
-
-
 def has_spandrel() -> bool:
-    """Tell whether spandrel is installed."""
+    """Return whether spandrel is installed."""
     return importlib.util.find_spec("spandrel") is not None
 
 
 def load_by_spandrel(
-    state: State, where: str
+    state: State, source: str
 ) -> tuple[SpandrelModel, Architecture, SpandrelConfig] | None:
-    """Offer a state dict to spandrel.
+    """Load a state dict with spandrel.
 
     Args:
-        state: plain names and tensors.
-        where: what errors call the file.
+        state: Tensors by name, without wrappers and prefixes.
+        source: Name of the file for error messages.
 
     Returns:
-        the network, in evaluation mode and float32; what it is; what spandrel says of it. None where spandrel is not
-        installed or does not know it.
+        The network in evaluation mode and float32, its architecture, and spandrel's description of
+        it. None if spandrel is not installed or does not recognize the names.
 
     Raises:
-        CheckpointError: spandrel knows the names and cannot load them, or the network is not from image to image.
+        CheckpointError: spandrel recognizes the names but cannot load the network, or the network
+            does not map one image to one image.
     """
-    if not has_spandrel() or _largest_number(state) > _MAX_BLOCKS:
+    if not has_spandrel() or _largest_index(state) > _MAX_BLOCKS:
         return None
     library: Any = importlib.import_module("spandrel")
     try:
         descriptor = library.ModelLoader(device="cpu").load_from_state_dict(dict(state))
     except library.UnsupportedModelError:
         return None
-    except (
-        RuntimeError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AssertionError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:
+    except _LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"{where} has names that spandrel knows, and spandrel cannot load it: {reason}"
+            f"spandrel recognizes the tensor names of {source} but cannot load it: {reason}"
         ) from error
-    name, colors = (
-        descriptor.architecture.name,
-        (descriptor.input_channels, descriptor.output_channels),
-    )
-    if not isinstance(descriptor, library.ImageModelDescriptor) or colors not in ((1, 1), (3, 3)):
+
+    name = descriptor.architecture.name
+    channels = (descriptor.input_channels, descriptor.output_channels)
+    is_image_model = isinstance(descriptor, library.ImageModelDescriptor)
+    if not is_image_model or channels not in ((1, 1), (3, 3)):
         raise CheckpointError(
-            f"{where} is {name}, by spandrel: it does not make an image of an image alone"
+            f"{source} is {name} of spandrel, which does not map one image to one image"
         )
     model = SpandrelModel(descriptor.float()).eval()
     config = SpandrelConfig(spandrel=library.__version__, tags=tuple(descriptor.tags))
-    return model, _architecture(name, model, config, _contract(descriptor)), config
+    architecture = _architecture(name, model, config, _contract(descriptor))
+    return model, architecture, config
+
+
+def _largest_index(state: State) -> int:
+    """Return the largest number between the dots of the tensor names."""
+    largest = 0
+    for name in state:
+        for component in name.split("."):
+            if component.isdecimal():
+                largest = max(largest, int(component))
+    return largest
 
 
 def _contract(descriptor: Any) -> Contract:
@@ -135,7 +150,7 @@ def _contract(descriptor: Any) -> Contract:
 def _architecture(
     name: str, model: SpandrelModel, config: SpandrelConfig, contract: Contract
 ) -> Architecture:
-    """Describe one network that was loaded; it can be copied, and is made of no other file."""
+    """Describe one loaded network as an architecture that builds copies of it and nothing else."""
 
     def build(_: Any) -> nn.Module:
         return copy.deepcopy(model)

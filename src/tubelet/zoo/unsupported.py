@@ -1,4 +1,4 @@
-"""Published networks that Tubelet can name and not run, told by the names of their tensors."""
+"""Recognize published networks that Tubelet cannot run, to name them in the error message."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["UNSUPPORTED", "Unsupported", "matches", "recognize_unsupported"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsupported:
-    """One network, and what only its files have.
+    """A network that Tubelet recognizes but cannot run.
 
     Attributes:
-        name: as its paper calls it, with the paper.
-        has: patterns of which each matches the beginning of a name.
-        lacks: patterns of which none does.
-        advice: what to do.
+        name: Name of the network and its paper.
+        has: Regular expressions. Each matches the start of one or more tensor names.
+        lacks: Regular expressions that match no tensor name of a file.
+        advice: Rest of the error message: the reason or the remedy.
     """
 
     name: str
@@ -26,7 +26,11 @@ class Unsupported:
     advice: str = "Tubelet has no network for it yet"
 
 
+_DISCRIMINATOR_ADVICE = (
+    "it scores images and outputs none; use the file of the generator, often named net_g"
+)
 UNSUPPORTED: tuple[Unsupported, ...] = (
+    # Transformers and their variants for video restoration.
     Unsupported(
         name="VRT (Liang et al., 2022)",
         has=(r"stage\d+\.pa_deform\.", r"stage\d+\.residual_group1\."),
@@ -50,45 +54,51 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         name="IART (Xu et al., CVPR 2024)",
         has=(r"implicit_warp\.", r"swin_backbone\.backward_\d\."),
     ),
+    # UNetDiscriminatorSN, of Real-ESRGAN.
     Unsupported(
         name="a discriminator of BasicSR",
         has=(r"conv0\.weight", r"conv1\.weight_orig", r"conv9\.weight"),
-        advice="it judges images and makes none; give the generator's file, often named net_g",
+        advice=_DISCRIMINATOR_ADVICE,
     ),
+    # VGGStyleDiscriminator, of ESRGAN.
     Unsupported(
         name="a discriminator of BasicSR",
         has=(r"conv0_0\.weight", r"bn0_1\.weight", r"linear2\.weight"),
-        advice="it judges images and makes none; give the generator's file, often named net_g",
+        advice=_DISCRIMINATOR_ADVICE,
     ),
+    # Components and image generators that users try by mistake.
     Unsupported(
         name="RAFT (Teed and Deng, ECCV 2020)",
         has=(r"fnet\.conv1\.", r"cnet\.conv1\.", r"update_block\."),
-        advice="it estimates motion and makes no images",
+        advice="it estimates motion and outputs no images",
     ),
     Unsupported(
         name="Stable Diffusion (Rombach et al., CVPR 2022)",
         has=(r"model\.diffusion_model\.input_blocks\.",),
     ),
 )
-"""What is not in `ARCHITECTURES`; no file matches two of them."""
+"""Networks that are not in `ARCHITECTURES`; a file matches one of them or none."""
 
 
 def recognize_unsupported(names: Collection[str]) -> Unsupported | None:
-    """Find the network that a state dict is of, among those that Tubelet cannot run.
+    """Find the unsupported network that a state dict belongs to; None if there is none.
 
     Args:
-        names: of its tensors, unwrapped.
+        names: Tensor names, without wrappers and prefixes.
     """
-    return next((foreign for foreign in UNSUPPORTED if matches(foreign, names)), None)
+    for network in UNSUPPORTED:
+        if matches(network, names):
+            return network
+    return None
 
 
-def matches(foreign: Unsupported, names: Collection[str]) -> bool:
-    """Tell whether a state dict with these names is of this network."""
-    return all(_any(pattern, names) for pattern in foreign.has) and not any(
-        _any(pattern, names) for pattern in foreign.lacks
-    )
+def matches(network: Unsupported, names: Collection[str]) -> bool:
+    """Return whether a state dict with these tensor names belongs to an unsupported network."""
+    for pattern in network.has:
+        if not _matches_any(pattern, names):
+            return False
+    return not any(_matches_any(pattern, names) for pattern in network.lacks)
 
 
-def _any(pattern: str, names: Collection[str]) -> bool:
-    match = re.compile(pattern).match
-    return any(match(name) for name in names)
+def _matches_any(pattern: str, names: Collection[str]) -> bool:
+    return any(map(re.compile(pattern).match, names))

@@ -1,4 +1,4 @@
-"""Published weights that Tubelet fetches by a name: where each is, what it is, and its license."""
+"""Index of the published weights that `--model ID` downloads: address, network and license."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ _SPYNET = PublishedWeights(
     id="spynet-sintel",
     architecture=spynet.ARCHITECTURE,
     config=spynet.SpyNetConfig(),
-    summary="optical flow; a part of other networks",
+    summary="optical flow; a component of other networks",
     file=RemoteFile(
         name="spynet_20210409-c6c1bd09.pth",
-        url="https://download.openmmlab.com/mmediting/restorers/basicvsr/spynet_20210409-c6c1bd09.pth",
+        url=(
+            "https://download.openmmlab.com/mmediting/restorers/basicvsr/"
+            "spynet_20210409-c6c1bd09.pth"
+        ),
         sha256="c6c1bd09",
         page="https://github.com/anuragranj/spynet",
     ),
@@ -27,7 +30,7 @@ _SPYNET = PublishedWeights(
 )
 
 PUBLISHED_WEIGHTS: tuple[PublishedWeights, ...] = (*VIDEO_FILES, *IMAGE_FILES, _SPYNET)
-"""Networks of video, networks of single images, and a part of networks."""
+"""Weights of video networks, of single-image networks, and of a component of networks."""
 
 PAGES: Mapping[str, str] = {
     "FRVSR": "https://github.com/skycrapers/TecoGAN-PyTorch",
@@ -38,4 +41,5 @@ PAGES: Mapping[str, str] = {
     "TDAN": "https://github.com/YapengTian/TDAN-VSR-CVPR-2020",
     "TMNet": "https://github.com/CS-GangXu/TMNet",
 }
-"""Class of a network → where its authors publish; such files are fetched by hand and given as `--model PATH`."""
+"""Class of a network → page of its authors. Tubelet does not download these files: a user downloads
+one and runs it with `--model PATH`."""
