@@ -11,7 +11,7 @@ def test_the_best_region_holds_the_texture() -> None:
     best = detailed_regions(rgb, width_px=32, height_px=32, count=3)[0]
     assert abs(best.x_px - 120) <= 4
     assert abs(best.y_px - 64) <= 4
-    assert best.of(rgb).shape == (3, 32, 32)
+    assert best.crop(rgb).shape == (3, 32, 32)
 
 
 def test_regions_do_not_overlap_and_come_best_first() -> None:

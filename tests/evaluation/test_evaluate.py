@@ -310,13 +310,13 @@ def test_memory_does_not_grow_with_the_clip(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting: list[int] = []
-    take = evaluate_module.Pairs.take
+    take = evaluate_module.FramePairs.pop
 
     def counted(self: Any) -> Any:
         waiting.append(len(self._waiting))
         return take(self)
 
-    monkeypatch.setattr(evaluate_module.Pairs, "take", counted)
+    monkeypatch.setattr(evaluate_module.FramePairs, "pop", counted)
     run(clips, tmp_path / "out", "fast-x4-bi")
     assert len(waiting) == 10
     assert max(waiting) <= 3  # the frame, and what an online model looks ahead

@@ -10,16 +10,16 @@ from helpers.videos import make_video
 from tubelet.data.datasets import EvalClip
 from tubelet.degrade import degrade
 from tubelet.errors import InputError
-from tubelet.evaluation.pairs import Pair, Pairs, inspect_clip
+from tubelet.evaluation.pairs import FramePair, FramePairs, inspect_clip
 from tubelet.metrics.protocols import find_protocol
 
 BI, REAL = find_protocol("folder-bi-x4"), find_protocol("folder-real-x4")
 
 
-def pairs_of(clip: EvalClip, protocol=BI, max_frames: int | None = None) -> list[Pair]:
+def pairs_of(clip: EvalClip, protocol=BI, max_frames: int | None = None) -> list[FramePair]:
     subject = inspect_clip(clip, protocol, max_frames=max_frames)
-    with Pairs(subject, protocol, max_frames=max_frames) as pairs:
-        return [pairs.take() for _ in pairs]
+    with FramePairs(subject, protocol, max_frames=max_frames) as pairs:
+        return [pairs.pop() for _ in pairs]
 
 
 @pytest.mark.parametrize("protocol", [BI, REAL], ids=lambda protocol: protocol.name)
@@ -64,8 +64,8 @@ def test_a_clip_without_an_original_has_none(tmp_path: Path) -> None:
     lq = write_frames(tmp_path / "lq", 2, size=(16, 12))
     subject = inspect_clip(EvalClip(name="a", gt=None, lq=lq), find_protocol("videolq-x4"))
     assert (subject.width, subject.height) == (64, 48)
-    with Pairs(subject, BI) as pairs:
-        assert [pairs.take().gt for _ in pairs] == [None, None]
+    with FramePairs(subject, BI) as pairs:
+        assert [pairs.pop().gt for _ in pairs] == [None, None]
 
 
 def test_a_limit_counts_frames(tmp_path: Path) -> None:
@@ -86,7 +86,10 @@ def test_different_numbers_of_frames_are_refused(tmp_path: Path) -> None:
         inspect_clip(EvalClip(name="a", gt=gt, lq=lq), BI)
     gt_video = make_video(tmp_path / "gt.mp4")
     subject = inspect_clip(EvalClip(name="a", gt=gt_video, lq=lq), BI)
-    with Pairs(subject, BI) as pairs, pytest.raises(InputError, match="lq ends after 2 frames"):
+    with (
+        FramePairs(subject, BI) as pairs,
+        pytest.raises(InputError, match="lq ends after 2 frames"),
+    ):
         list(pairs)
 
 

@@ -25,7 +25,7 @@ def test_places_come_from_the_original_alone(tmp_path: Path) -> None:
     found = []
     for name, result in (("good", frame(9)), ("noise", torch.rand(3, 200, 300))):
         collector = CropCollector(0)
-        collector.look(0, sr=result, gt=frame(9), lq=None)
+        collector.add(0, sr=result, gt=frame(9), lq=None)
         collector.save(tmp_path, "clip", name)
         found.append(collector.showcase)
     assert found[0] == found[1]
@@ -44,7 +44,7 @@ def test_without_an_original_the_result_and_the_input_are_shown(tmp_path: Path) 
     collector = CropCollector(1)
     lq = resample(frame(3), (50, 75)).clamp(0, 1)
     for number in range(3):
-        collector.look(number, sr=frame(number), gt=None, lq=lq)
+        collector.add(number, sr=frame(number), gt=None, lq=lq)
     collector.save(tmp_path, "clip", "model")
     assert collector.showcase is not None
     assert collector.showcase.frame == 1
@@ -66,7 +66,7 @@ def test_a_long_clip_has_the_columns_of_its_first_frames(
     monkeypatch.setattr(showcase, "_MAX_COLUMNS", 5)
     collector = CropCollector(8)
     for number in range(9):
-        collector.look(number, sr=frame(number, (48, 64)), gt=frame(number, (48, 64)), lq=None)
+        collector.add(number, sr=frame(number, (48, 64)), gt=frame(number, (48, 64)), lq=None)
     collector.save(tmp_path, "clip", "model")
     profile = np.asarray(Image.open(image_path(tmp_path, "clip", "model", "profile")))
     assert profile.shape[1] == 5
@@ -76,6 +76,6 @@ def test_a_long_clip_has_the_columns_of_its_first_frames(
 
 def test_a_image_smaller_than_a_crop_is_taken_whole() -> None:
     collector = CropCollector(0)
-    collector.look(0, sr=frame(0, (48, 64)), gt=None, lq=None)
+    collector.add(0, sr=frame(0, (48, 64)), gt=None, lq=None)
     assert collector.showcase is not None
     assert collector.showcase.crops == ((0, 0, 64, 48),)

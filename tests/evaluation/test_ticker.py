@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tubelet.evaluation.pairs import Subject
+from tubelet.evaluation.pairs import InspectedClip
 from tubelet.evaluation.results import ClipScore, Identity
 from tubelet.evaluation.ticker import EvaluationTicker, Task
 from tubelet.progress import Progress
 
 
 def task(model: str, clip: str, frames: int, score: ClipScore | None = None) -> Task:
-    subject = Subject(
+    subject = InspectedClip(
         name=clip,
         gt=Path(clip),
         lq=None,

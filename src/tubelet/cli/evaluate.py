@@ -127,9 +127,9 @@ def _show_score(request: EvaluateFlags, score: ClipScore) -> None:
 
 
 def _finite(value: Any) -> Any:
-    from tubelet.evaluation.results import plain
+    from tubelet.evaluation.results import to_jsonable
 
-    return plain(value)
+    return to_jsonable(value)
 
 
 def _words(mean: Any) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tubelet.evaluation.crops import Region, detailed_regions
 from tubelet.evaluation.images import data_url, enlarge, to_image
-from tubelet.evaluation.sampling import frame_near, sample_times
+from tubelet.evaluation.sampling import read_nearest_frame, sample_times
 from tubelet.files import atomic_write
 from tubelet.video.info import VideoInfo
 from tubelet.video.probe import probe
@@ -195,9 +195,12 @@ class _Videos:
 
 def _moment(videos: _Videos, time_s: float) -> _Moment:
     """Read one moment of all videos and keep no more of it than its encoded images."""
-    result = frame_near(videos.after, time_s)
+    result = read_nearest_frame(videos.after, time_s)
     time_s = result.time_s - videos.after.start_s
-    lq, size = frame_near(videos.before, time_s + videos.page.before_start_s).rgb, videos.size
+    lq, size = (
+        read_nearest_frame(videos.before, time_s + videos.page.before_start_s).rgb,
+        videos.size,
+    )
     sr = enlarge(result.rgb, size)
     sides: list[Tensor] = [
         enlarge(lq, size),
@@ -205,10 +208,10 @@ def _moment(videos: _Videos, time_s: float) -> _Moment:
         sr,
     ]
     if videos.truth is not None:
-        sides.append(enlarge(frame_near(videos.truth, time_s).rgb, size))
+        sides.append(enlarge(read_nearest_frame(videos.truth, time_s).rgb, size))
     regions = detailed_regions(sr, width_px=_CROP_PX[0], height_px=_CROP_PX[1], count=_CROPS)
     closeups = [
-        (region, [data_url(to_image(region.of(side)), lossless=True) for side in sides])
+        (region, [data_url(to_image(region.crop(side)), lossless=True) for side in sides])
         for region in regions
     ]
     image = to_image(sr)

@@ -21,7 +21,7 @@ class Region:
     height_px: int
     detail: float
 
-    def of(self, rgb: Tensor) -> Tensor:
+    def crop(self, rgb: Tensor) -> Tensor:
         """Cut it out of (..., H, W)."""
         return rgb[
             ..., self.y_px : self.y_px + self.height_px, self.x_px : self.x_px + self.width_px

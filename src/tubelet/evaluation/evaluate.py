@@ -22,7 +22,7 @@ from tubelet.data.datasets import find_clips
 from tubelet.degrade import RANDOM_PRESETS
 from tubelet.errors import InputError, RequestError
 from tubelet.evaluation.evaluated_models import EvaluatedModel, find_evaluated_models
-from tubelet.evaluation.pairs import Pairs, Subject, inspect_clip
+from tubelet.evaluation.pairs import FramePairs, InspectedClip, inspect_clip
 from tubelet.evaluation.results import (
     ClipScore,
     Identity,
@@ -120,7 +120,7 @@ def evaluate(
 
 
 def _check_metrics(
-    protocol: MetricProtocol, subjects: Sequence[Subject], settings: EvaluateSettings
+    protocol: MetricProtocol, subjects: Sequence[InspectedClip], settings: EvaluateSettings
 ) -> None:
     """Make every meter once: what is absent is told before anything runs."""
     without = [subject.name for subject in subjects if subject.gt is None]
@@ -156,7 +156,7 @@ class _Job:
     out: Path
     on_score: Callable[[ClipScore], None] | None
 
-    def plan(self, model: EvaluatedModel, subjects: Sequence[Subject]) -> list[Task]:
+    def plan(self, model: EvaluatedModel, subjects: Sequence[InspectedClip]) -> list[Task]:
         """List what a model has to do, and what it has done.
 
         Raises:
@@ -249,13 +249,13 @@ class _Job:
         collector = None if task.showcase is None else CropCollector(task.showcase)
         first: int | None = None
         watch = _Stopwatch()
-        with Pairs(subject, self.protocol, max_frames=settings.max_frames) as pairs:
+        with FramePairs(subject, self.protocol, max_frames=settings.max_frames) as pairs:
             for index, frame in enumerate(watch.restored(engine, pairs)):
-                pair = pairs.take()
+                pair = pairs.pop()
                 # The literature measures images that were saved.
                 sr = quantize(frame.rgb[..., : subject.height, : subject.width])
                 if collector is not None:
-                    collector.look(index, sr=sr, gt=pair.gt, lq=pair.lq)
+                    collector.add(index, sr=sr, gt=pair.gt, lq=pair.lq)
                 if subject.scored is None or index in subject.scored:
                     first = index if first is None else first
                     for meter in meters.values():
@@ -288,7 +288,7 @@ class _Stopwatch:
     def __init__(self) -> None:
         self.engine_s = 0.0
 
-    def restored(self, engine: Engine, pairs: Pairs) -> Iterator[Frame]:
+    def restored(self, engine: Engine, pairs: FramePairs) -> Iterator[Frame]:
         """Yield what the engine makes of the pairs."""
         results = engine.restore(pairs)
         while True:

@@ -32,11 +32,11 @@ from tubelet.video.probe import probe
 from tubelet.video.reader import Reader, open_reader
 from tubelet.video.sequence import list_images
 
-__all__ = ["Pair", "Pairs", "Subject", "inspect_clip"]
+__all__ = ["FramePair", "FramePairs", "InspectedClip", "inspect_clip"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class InspectedClip:
     """A clip that was looked at before anything runs.
 
     Attributes:
@@ -60,7 +60,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class FramePair:
     """What belongs to one result: the input (3, H, W), and the original (3, sH, sW) or None, both in [0, 1]."""
 
     lq: Tensor
@@ -69,7 +69,7 @@ class Pair:
 
 def inspect_clip(
     clip: EvalClip, protocol: MetricProtocol, *, max_frames: int | None = None
-) -> Subject:
+) -> InspectedClip:
     """Look whether a clip can be scored.
 
     Args:
@@ -100,7 +100,7 @@ def inspect_clip(
     frames = min(counts.values())
     frames = frames if max_frames is None else min(frames, max_frames)
     plain = protocol.frames == "all" and not protocol.drop_ends
-    return Subject(
+    return InspectedClip(
         name=clip.name,
         gt=clip.gt,
         lq=clip.lq,
@@ -112,7 +112,7 @@ def inspect_clip(
     )
 
 
-class Pairs:
+class FramePairs:
     """Iterates once over the frames for the engine, and keeps of each what its result needs; a context manager.
 
     Attributes:
@@ -121,7 +121,7 @@ class Pairs:
     """
 
     def __init__(
-        self, subject: Subject, protocol: MetricProtocol, *, max_frames: int | None = None
+        self, subject: InspectedClip, protocol: MetricProtocol, *, max_frames: int | None = None
     ) -> None:
         self.busy_s = 0.0
         self.frames = 0
@@ -161,10 +161,10 @@ class Pairs:
         if not self.frames:
             raise InputError(f"{self._subject.name} has no image that can be decoded")
 
-    def take(self) -> Pair:
+    def pop(self) -> FramePair:
         """Give what belongs to the next result, in the order of the frames."""
         lq, gt = self._waiting.popleft()
-        return Pair(lq, None if gt is None else gt.float() / 255)
+        return FramePair(lq, None if gt is None else gt.float() / 255)
 
     def _matched(self) -> Iterator[tuple[Frame, Tensor | None]]:
         """Yield inputs, each with its original as bytes."""

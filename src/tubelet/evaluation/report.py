@@ -18,9 +18,9 @@ from tubelet.evaluation.report_rows import (
     best_values,
     clip_scores,
     comparison_rows,
-    left_out_note,
     metric_heading,
     metric_text,
+    omitted_clips_note,
     parameters_text,
     report_notes,
     time_text,
@@ -96,7 +96,7 @@ def _markdown(results: Results, rows: Sequence[Row]) -> str:
             "",
             *_markdown_table(["Clip", *names], body),
         ]
-        if note := left_out_note(results):
+        if note := omitted_clips_note(results):
             lines += ["", note]
     lines += ["", "## Weights", ""]
     weights = [

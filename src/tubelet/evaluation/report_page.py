@@ -20,9 +20,9 @@ from tubelet.evaluation.report_rows import (
     Row,
     best_values,
     clip_scores,
-    left_out_note,
     metric_heading,
     metric_text,
+    omitted_clips_note,
     parameters_text,
     report_notes,
     time_text,
@@ -132,7 +132,7 @@ def _clips_table(results: Results, name: str) -> str:
             bold = score == best and len(scores) > 1
             lines.append(f'<td class="n">{f"<b>{text}</b>" if bold else text}</td>')
         lines.append("</tr>")
-    more = f"<p>{html.escape(note)}</p>" if (note := left_out_note(results)) else ""
+    more = f"<p>{html.escape(note)}</p>" if (note := omitted_clips_note(results)) else ""
     return (
         f'<div class="wide" tabindex="0"><table class="numbers"><caption>{_text(metric_heading(name))}</caption>'
         f'<thead><tr><th scope="col">Clip</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{more}'

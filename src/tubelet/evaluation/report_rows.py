@@ -18,9 +18,9 @@ __all__ = [
     "best_values",
     "clip_scores",
     "comparison_rows",
-    "left_out_note",
     "metric_heading",
     "metric_text",
+    "omitted_clips_note",
     "parameters_text",
     "report_notes",
     "time_text",
@@ -130,7 +130,7 @@ def clip_scores(results: Results, name: str, *, limit: int) -> list[tuple[str, l
     ]
 
 
-def left_out_note(results: Results) -> str:
+def omitted_clips_note(results: Results) -> str:
     """Say how many clips the tables leave out; empty where they have all."""
     more = len(results.clips) - MAX_CLIPS
     return f"{more} more clips are in report.csv." if more > 0 else ""

@@ -36,10 +36,10 @@ __all__ = [
     "Results",
     "Showcase",
     "describe_run",
-    "plain",
     "protocol_facts",
     "read_clip_score",
     "read_results",
+    "to_jsonable",
     "write_clip_score",
     "write_json",
     "write_results",
@@ -196,7 +196,7 @@ def describe_run(device: torch.device) -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all, without NaN and infinity."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(to_jsonable(content), indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as part:
         part.write_text(text + "\n", "utf-8")
 
@@ -296,14 +296,14 @@ def _clip_from(stored: dict[str, Any]) -> ClipScore:
     return ClipScore(**fields)
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Replace what JSON cannot hold, and shorten floats to what they are worth."""
     if isinstance(value, float):
         return None if math.isnan(value) else str(value) if math.isinf(value) else round(value, 7)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
+        return {str(key): to_jsonable(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in cast(Sequence[Any], value)]
+        return [to_jsonable(item) for item in cast(Sequence[Any], value)]
     return value
 
 

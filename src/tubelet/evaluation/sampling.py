@@ -7,7 +7,7 @@ from tubelet.types import Frame
 from tubelet.video.info import VideoInfo
 from tubelet.video.reader import open_reader
 
-__all__ = ["frame_near", "sample_times"]
+__all__ = ["read_nearest_frame", "sample_times"]
 
 _LEAD_S = (
     0.5  # reading starts this much earlier, so that the frame before the wanted time is seen too
@@ -40,7 +40,7 @@ def sample_times(
     return [start_s + part_s * (i + 0.5) / count for i in range(count)]
 
 
-def frame_near(info: VideoInfo, time_s: float) -> Frame:
+def read_nearest_frame(info: VideoInfo, time_s: float) -> Frame:
     """Read the frame whose time is nearest.
 
     Args:

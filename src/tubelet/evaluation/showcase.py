@@ -47,7 +47,7 @@ class CropCollector:
         self._frames = 0
         self._crops: dict[str, list[Image.Image]] = {}
 
-    def look(self, index: int, *, sr: Tensor, gt: Tensor | None, lq: Tensor | None) -> None:
+    def add(self, index: int, *, sr: Tensor, gt: Tensor | None, lq: Tensor | None) -> None:
         """Keep what is needed of a frame.
 
         Args:
@@ -70,7 +70,7 @@ class CropCollector:
         sides = {"result": sr, ORIGINAL: gt, BICUBIC: None if lq is None else enlarge(lq, size)}
         for name, image in sides.items():
             if image is not None:
-                self._crops[name] = [to_image(region.of(image)) for region in regions]
+                self._crops[name] = [to_image(region.crop(image)) for region in regions]
         boxes = tuple((r.x_px, r.y_px, r.width_px, r.height_px) for r in regions)
         self.showcase = Showcase(frame=index, crops=boxes, column=column)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tubelet.evaluation.pairs import Subject
+from tubelet.evaluation.pairs import InspectedClip
 from tubelet.evaluation.results import ClipScore, Identity
 from tubelet.progress import CancelToken, OnProgress, Ticker
 
@@ -21,7 +21,7 @@ class Task:
     """
 
     model: str
-    subject: Subject
+    subject: InspectedClip
     identity: Identity
     showcase: int | None
     score: ClipScore | None

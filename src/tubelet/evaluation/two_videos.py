@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tubelet.errors import InputError, ResourceError
 from tubelet.evaluation.images import enlarge
-from tubelet.evaluation.results import plain
+from tubelet.evaluation.results import to_jsonable
 from tubelet.metrics.measure import Meter, make_meter, metric_info
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.types import Frame
@@ -78,7 +78,7 @@ class Comparison:
             "left_out": dict(zip(names, self.left_out, strict=False)),
             "width": self.width,
             "height": self.height,
-            "scores": plain(scores),
+            "scores": to_jsonable(scores),
             "notes": list(self.notes),
         }
 
