@@ -96,7 +96,7 @@ def test_different_numbers_of_frames_are_refused(tmp_path: Path) -> None:
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     gt, lq = write_frames(tmp_path / "gt", 2), write_frames(tmp_path / "lq", 2, size=(20, 12))
     with pytest.raises(
-        InputError, match=r"lq is 20×12 and .*gt is 64×48; folder-bi-x4 wants 16×12"
+        InputError, match=r"lq is 20×12 and .*gt is 64×48; folder-bi-x4 needs 16×12"
     ):
         inspect_clip(EvalClip(name="a", gt=gt, lq=lq), BI)
 

@@ -13,7 +13,7 @@ from tubelet.progress import Progress
 
 
 def task(model: str, clip: str, frames: int, score: ClipScore | None = None) -> Task:
-    subject = InspectedClip(
+    inspected = InspectedClip(
         name=clip,
         gt=Path(clip),
         lq=None,
@@ -23,7 +23,7 @@ def task(model: str, clip: str, frames: int, score: ClipScore | None = None) -> 
         scored=None,
         fingerprint="",
     )
-    return Task(model, subject, score_of(model, clip, frames).identity, None, score)
+    return Task(model, inspected, score_of(model, clip, frames).identity, None, score)
 
 
 def score_of(model: str, clip: str, frames: int) -> ClipScore:
@@ -59,11 +59,11 @@ def run(
     frames: int | None = None,
 ) -> None:
     ticker.begin(job)
-    count = job.subject.frames if frames is None else frames
+    count = job.clip.frames if frames is None else frames
     for _ in range(count):
         wait(frame_s)
         ticker.tick()
-    ticker.finish(job, score_of(job.model, job.subject.name, count))
+    ticker.finish(job, score_of(job.model, job.clip.name, count))
 
 
 def test_what_is_left_is_counted_at_each_models_own_speed(wait: Callable[[float], None]) -> None:

@@ -1,9 +1,11 @@
-"""Run models over a benchmark as its protocol says, with the engine that `upscale` runs.
+"""Run models over a benchmark as its protocol defines, with the same engine as `upscale`.
 
-    protocol, root → clips → (lq, gt) frames → Engine → meters → scores/<model>/<clip>.json → results.json
+    protocol, root → clips → (lq, gt) frames → Engine → meters → scores/<model>/<clip>.json
+                                                                          → results.json
 
-Frames are streamed: of a clip, what the engine looks at is in memory, and the gt frames of that. Each clip's score is
-written when it is whole; a run that was stopped goes on behind the last of them.
+Frames are streamed: of a clip, only the frames that the engine works on are in memory, and their
+originals. The scores of a clip are written when it is finished, and a run that was stopped
+continues after the last of them.
 """
 
 from __future__ import annotations
@@ -15,8 +17,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from tubelet.data.datasets import find_clips
 from tubelet.degrade import RANDOM_PRESETS
@@ -34,10 +34,11 @@ from tubelet.evaluation.results import (
     write_clip_score,
     write_results,
 )
+from tubelet.evaluation.sampling import spread_indices
 from tubelet.evaluation.settings import EvaluateSettings
 from tubelet.evaluation.showcase import CropCollector
 from tubelet.evaluation.ticker import EvaluationTicker, Task
-from tubelet.metrics.measure import METRICS, make_meter, metric_info
+from tubelet.metrics.measure import METRICS, Meter, make_meter, metric_info
 from tubelet.metrics.protocols import MetricProtocol, find_protocol
 from tubelet.ops.pixels import quantize
 from tubelet.progress import CancelToken, OnProgress
@@ -47,6 +48,9 @@ from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
 
 __all__ = ["EvaluateSettings", "evaluate"]
+
+_DESCRIPTIVE_FIELDS = ("summary", "used_by", "metrics", "clips")
+"""Fields of a protocol that do not affect the score of a clip in a metric."""
 
 
 def evaluate(
@@ -60,86 +64,107 @@ def evaluate(
     on_score: Callable[[ClipScore], None] | None = None,
     cancel: CancelToken | None = None,
 ) -> list[ModelScore]:
-    """Score models on the clips of a protocol.
+    """Score models on the clips of a protocol, and store the scores.
 
     Args:
-        models: ids of the zoo, names that stand for one model per scale, or paths of checkpoints.
-        protocol: or its name.
-        root: folder of the set, in its published layout.
-        out: folder of the results, made if absent; what an earlier run left there is taken over where it still holds.
-        settings: metrics, device and the like.
-        on_progress: called in this thread, at most ten times a second and after each clip.
-        on_score: called with the score of each clip, once it is stored; not for scores of an earlier run.
-        cancel: stops the evaluation after the frame that it is at; finished clips are kept.
+        models: Ids of the zoo, names that stand for one model per scale, or paths of checkpoints.
+        protocol: The protocol or its name.
+        root: Folder of the benchmark, in its published layout.
+        out: Folder of the results, created if absent. Scores of an earlier run are reused where
+            they are still valid.
+        settings: Metrics, device and the like.
+        on_progress: Called in this thread, up to ten times a second and after each clip.
+        on_score: Called with the scores of each clip after they were stored; not for reused ones.
+        cancel: Stops the evaluation after the current frame; finished clips stay stored.
 
     Returns:
-        A score per model, in their order.
+        The scores of each model, in the order of `models`.
 
     Raises:
-        RequestError: an unknown model, protocol or metric, a model of another scale, a folder of another evaluation.
-        InputError: a clip is missing, damaged, or its frames do not fit together.
-        ResourceError: a metric's package or weights, the device or memory is missing.
+        RequestError: A model, protocol or metric is unknown, a model has another scale, or `out`
+            has the results of another protocol.
+        InputError: A clip is missing or damaged, or its frames do not match.
+        ResourceError: A metric's package or weights, the device, or memory is missing.
         Cancelled: `cancel` was cancelled.
     """
     settings = settings or EvaluateSettings()
-    protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    if isinstance(protocol, str):
+        protocol = find_protocol(protocol)
     if settings.metrics:
-        protocol = replace(protocol, metrics=tuple(dict.fromkeys(settings.metrics)))
+        # dict.fromkeys removes duplicates and keeps the order.
+        metrics = tuple(dict.fromkeys(settings.metrics))
+        protocol = replace(protocol, metrics=metrics)
     job = _Job(protocol, settings, out, on_score)
+
+    # Check everything that can be wrong before the first model runs.
     evaluated = find_evaluated_models(models, scale=protocol.scale)
-    subjects = [
-        inspect_clip(clip, protocol, max_frames=settings.max_frames)
-        for clip in find_clips(protocol, root)
-    ]
-    _check_metrics(protocol, subjects, settings)
+    clips: list[InspectedClip] = []
+    for clip in find_clips(protocol, root):
+        clips.append(inspect_clip(clip, protocol, max_frames=settings.max_frames))
+    _check_metrics(protocol, clips, settings)
     _check_folder(out, protocol)
-    plans = {model.name: job.plan(model, subjects) for model in evaluated}
-    tasks = [task for plan in plans.values() for task in plan]
+    plans = [job.plan(model, clips) for model in evaluated]
+
+    # Run the models one after the other, so that only one is in memory.
+    tasks: list[Task] = []
+    for plan in plans:
+        tasks += plan
     ticker = EvaluationTicker(on_progress, tasks, cancel=cancel)
     scores: list[ModelScore] = []
-    for model in evaluated:
+    for model, plan in zip(evaluated, plans, strict=True):
         scores.append(
             ModelScore(
                 model=model.name,
                 summary=model.spec.summary,
                 weights_sha256=model.weights_sha256,
                 parameters=model.parameters,
-                clips=job.run(model, plans[model.name], ticker),
+                clips=job.run(model, plan, ticker),
             )
         )
-    write_results(
-        out,
-        Results(
-            protocol=protocol_facts(protocol),
-            metrics=protocol.metrics,
-            max_frames=settings.max_frames,
-            models=tuple(scores),
-        ),
+    results = Results(
+        protocol=protocol_facts(protocol),
+        metrics=protocol.metrics,
+        max_frames=settings.max_frames,
+        models=tuple(scores),
     )
+    write_results(out, results)
     return scores
 
 
 def _check_metrics(
-    protocol: MetricProtocol, subjects: Sequence[InspectedClip], settings: EvaluateSettings
+    protocol: MetricProtocol,
+    clips: Sequence[InspectedClip],
+    settings: EvaluateSettings,
 ) -> None:
-    """Make every meter once: what is absent is told before anything runs."""
-    without = [subject.name for subject in subjects if subject.gt is None]
+    """Create every meter once, so that a missing package or weight file is reported early.
+
+    Raises:
+        RequestError: A metric is unknown, or it needs originals and a clip has none.
+        ResourceError: A metric's package or weights are missing.
+    """
+    without_gt = [clip.name for clip in clips if clip.gt is None]
     for name in protocol.metrics:
-        if metric_info(name).needs_reference and without:
-            alone = ", ".join(info.name for info in METRICS if not info.needs_reference)
+        if metric_info(name).needs_reference and without_gt:
+            usable = ", ".join(info.name for info in METRICS if not info.needs_reference)
             raise RequestError(
-                f"{name} compares with an original, and {without[0]} has none; --metrics takes {alone}"
+                f"{name} compares with an original, and {without_gt[0]} has none; "
+                f"use --metrics with {usable}"
             )
         make_meter(name, border=protocol.border, weights=settings.metric_weights)
 
 
 def _check_folder(out: Path, protocol: MetricProtocol) -> None:
-    """Refuse a folder that is something else."""
+    """Check that a folder is usable for the results.
+
+    Raises:
+        RequestError: It is a file, or it has the results of another protocol.
+    """
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is a file; name a folder for the results")
     try:
         stored = json.loads((out / "results.json").read_text("utf-8"))["protocol"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
+        # There are no results yet, or they are damaged and will be replaced.
         return
     if stored != protocol.name:
         raise RequestError(
@@ -149,54 +174,66 @@ def _check_folder(out: Path, protocol: MetricProtocol) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What all models and clips of an evaluation share."""
+    """Settings that all models and clips of an evaluation share."""
 
     protocol: MetricProtocol
     settings: EvaluateSettings
     out: Path
     on_score: Callable[[ClipScore], None] | None
 
-    def plan(self, model: EvaluatedModel, subjects: Sequence[InspectedClip]) -> list[Task]:
-        """List what a model has to do, and what it has done.
+    def plan(self, model: EvaluatedModel, clips: Sequence[InspectedClip]) -> list[Task]:
+        """List the clips that a model must restore, and the stored scores that it can reuse.
 
         Raises:
-            ConfigError, ResourceError: the model cannot run on the device, or not in the precision.
+            ConfigError, ResourceError: The model cannot run on the device or in the precision.
         """
         device = resolve_device(self.settings.device)
         precision = resolve_precision(self.settings.precision, model.spec, device)
-        count, shown = len(subjects), min(self.settings.showcases, len(subjects))
-        places = {(2 * i + 1) * count // (2 * shown) for i in range(shown)}
+        showcases = spread_indices(len(clips), self.settings.showcases)
         tasks: list[Task] = []
-        for place, subject in enumerate(subjects):
+        for index, clip in enumerate(clips):
             identity = Identity(
                 model=model.name,
                 weights_sha256=model.weights_sha256,
-                clip=subject.name,
-                source=subject.fingerprint,
-                protocol=_decisive(self.protocol),
+                clip=clip.name,
+                source=clip.fingerprint,
+                protocol=_score_fields(self.protocol),
                 max_frames=self.settings.max_frames,
                 device=str(device),
                 precision=precision,
                 tubelet=version("tubelet"),
             )
-            showcase = subject.frames // 2 if place in places else None
+            showcase = clip.frames // 2 if index in showcases else None
             tasks.append(
-                Task(model.name, subject, identity, showcase, self._stored(identity, showcase))
+                Task(
+                    model=model.name,
+                    clip=clip,
+                    identity=identity,
+                    showcase=showcase,
+                    score=self._stored_score(identity, showcase),
+                )
             )
         return tasks
 
     def run(
-        self, model: EvaluatedModel, tasks: Sequence[Task], ticker: EvaluationTicker
+        self,
+        model: EvaluatedModel,
+        tasks: Sequence[Task],
+        ticker: EvaluationTicker,
     ) -> tuple[ClipScore, ...]:
-        """Score a model on all clips; it is loaded for the first that is not done, and let go after the last."""
+        """Score a model on all clips.
+
+        The model is loaded for the first clip without a stored score, and released on return.
+        """
         engine: Engine | None = None
         scores: list[ClipScore] = []
         for task in tasks:
             score = task.score
             if score is None:
-                engine = engine or self._engine(model, model.load())
+                if engine is None:
+                    engine = self._load_engine(model)
                 ticker.begin(task)
-                score = self._score(engine, task, ticker)
+                score = self._score_clip(engine, task, ticker)
                 write_clip_score(self.out, score)
                 if self.on_score is not None:
                     self.on_score(score)
@@ -204,108 +241,126 @@ class _Job:
             scores.append(score)
         return tuple(scores)
 
-    def _engine(self, model: EvaluatedModel, network: nn.Module) -> Engine:
-        asked = self.settings
-        return Engine(
-            model.spec,
-            network,
-            UpscaleSettings(device=asked.device, precision=asked.precision, tile=asked.tile),
+    def _load_engine(self, model: EvaluatedModel) -> Engine:
+        upscale_settings = UpscaleSettings(
+            device=self.settings.device,
+            precision=self.settings.precision,
+            tile=self.settings.tile,
         )
+        return Engine(model.spec, model.load(), upscale_settings)
 
-    def _stored(self, identity: Identity, showcase: int | None) -> ClipScore | None:
-        """Take over the score of an earlier run, if it is of the same and has all that is asked for."""
-        score = (
-            None
-            if self.settings.fresh
-            else read_clip_score(self.out, identity.model, identity.clip)
-        )
-        if (
-            score is None
-            or score.identity != identity
-            or (showcase is not None and score.showcase is None)
-        ):
-            return None
-        wanted = self.protocol.metrics
-        if not set(wanted) <= score.mean.keys():
-            return None
-        return replace(
-            score,
-            mean={name: score.mean[name] for name in wanted},
-            per_frame={name: score.per_frame[name] for name in wanted},
-        )
+    def _stored_score(self, identity: Identity, showcase: int | None) -> ClipScore | None:
+        """Read the scores of an earlier run.
 
-    def _score(self, engine: Engine, task: Task, ticker: EvaluationTicker) -> ClipScore:
-        """Restore a clip and measure it, frame by frame."""
-        subject, settings = task.subject, self.settings
-        meters = {
-            name: make_meter(
-                name,
-                border=self.protocol.border,
-                weights=settings.metric_weights,
-                device=str(engine.device),
-            )
-            for name in self.protocol.metrics
-        }
+        Returns:
+            The scores; None if there are none, if they belong to other weights, files or settings,
+            or if a metric or the images of a showcase are missing.
+        """
+        if self.settings.fresh:
+            return None
+        score = read_clip_score(self.out, identity.model, identity.clip)
+        if score is None or score.identity != identity:
+            return None
+        if showcase is not None and score.showcase is None:
+            return None
+        # An earlier run may have measured more metrics; only the requested ones are returned.
+        mean: dict[str, float] = {}
+        per_frame: dict[str, Sequence[float]] = {}
+        for metric in self.protocol.metrics:
+            if metric not in score.mean:
+                return None
+            mean[metric] = score.mean[metric]
+            per_frame[metric] = score.per_frame[metric]
+        return replace(score, mean=mean, per_frame=per_frame)
+
+    def _score_clip(self, engine: Engine, task: Task, ticker: EvaluationTicker) -> ClipScore:
+        """Restore a clip and measure it frame by frame.
+
+        Raises:
+            InputError: A frame is missing or damaged.
+        """
+        clip = task.clip
+        meters = self._make_meters(engine)
         collector = None if task.showcase is None else CropCollector(task.showcase)
-        first: int | None = None
-        watch = _Stopwatch()
-        with FramePairs(subject, self.protocol, max_frames=settings.max_frames) as pairs:
-            for index, frame in enumerate(watch.restored(engine, pairs)):
+        first_scored: int | None = None
+        stopwatch = _EngineStopwatch()
+        with FramePairs(clip, self.protocol, max_frames=self.settings.max_frames) as pairs:
+            for index, frame in enumerate(stopwatch.restore(engine, pairs)):
                 pair = pairs.pop()
-                # The literature measures images that were saved.
-                sr = quantize(frame.rgb[..., : subject.height, : subject.width])
+                # The literature measures images that were saved with 8 bits.
+                sr = quantize(frame.rgb[..., : clip.height, : clip.width])
                 if collector is not None:
                     collector.add(index, sr=sr, gt=pair.gt, lq=pair.lq)
-                if subject.scored is None or index in subject.scored:
-                    first = index if first is None else first
+                if clip.scored is None or index in clip.scored:
+                    if first_scored is None:
+                        first_scored = index
                     for meter in meters.values():
                         meter.update(sr, pair.gt)
                 ticker.tick()
             frames = pairs.frames
-        if subject.scored is not None and frames != subject.frames:
+        # The scored frames were chosen for this number of frames.
+        if clip.scored is not None and frames != clip.frames:
             raise InputError(
-                f"{subject.name} has {frames} frames, and its header said {subject.frames}"
+                f"{clip.name} has {frames} frames, but its header claims {clip.frames}"
             )
         if collector is not None:
-            collector.save(self.out, subject.name, task.model)
+            collector.save(self.out, clip.name, task.model)
         return ClipScore(
             identity=task.identity,
             per_frame={name: meter.values() for name, meter in meters.items()},
             mean={name: meter.mean() for name, meter in meters.items()},
             frames=frames,
-            first_frame=first or 0,
-            width=subject.width,
-            height=subject.height,
-            seconds_per_frame=watch.engine_s / frames,
-            showcase=collector and collector.showcase,
+            first_frame=first_scored or 0,
+            width=clip.width,
+            height=clip.height,
+            seconds_per_frame=stopwatch.engine_s / frames,
+            showcase=None if collector is None else collector.showcase,
             machine=describe_run(engine.device),
         )
 
+    def _make_meters(self, engine: Engine) -> dict[str, Meter]:
+        """Create a meter for each metric of the protocol."""
+        meters: dict[str, Meter] = {}
+        for name in self.protocol.metrics:
+            meters[name] = make_meter(
+                name,
+                border=self.protocol.border,
+                weights=self.settings.metric_weights,
+                device=str(engine.device),
+            )
+        return meters
 
-class _Stopwatch:
-    """Times the engine alone: not the reading and degrading before it, nor the measuring after it."""
+
+class _EngineStopwatch:
+    """Measures the time in the engine, without reading, degrading and measuring.
+
+    Attributes:
+        engine_s: Time so far, seconds.
+    """
 
     def __init__(self) -> None:
         self.engine_s = 0.0
 
-    def restored(self, engine: Engine, pairs: FramePairs) -> Iterator[Frame]:
-        """Yield what the engine makes of the pairs."""
+    def restore(self, engine: Engine, pairs: FramePairs) -> Iterator[Frame]:
+        """Yield the results of the engine for the frames of `pairs`."""
         results = engine.restore(pairs)
         while True:
-            began_s, busy_s = time.perf_counter(), pairs.busy_s
+            started_s = time.perf_counter()
+            busy_before_s = pairs.busy_s
             frame = next(results, None)
-            self.engine_s += time.perf_counter() - began_s - (pairs.busy_s - busy_s)
+            elapsed_s = time.perf_counter() - started_s
+            # The engine reads its input meanwhile, and that time is not its own.
+            self.engine_s += elapsed_s - (pairs.busy_s - busy_before_s)
             if frame is None:
                 return
             yield frame
 
 
-def _decisive(protocol: MetricProtocol) -> dict[str, Any]:
-    """Keep what decides a number: not the words about it, and not which numbers are asked for."""
-    facts = protocol_facts(protocol)
-    facts = {
-        name: value
-        for name, value in facts.items()
-        if name not in ("summary", "used_by", "metrics", "clips")
-    }
-    return {**facts, "edition": RANDOM_PRESETS.get(protocol.degradation)}
+def _score_fields(protocol: MetricProtocol) -> dict[str, Any]:
+    """Select the fields of a protocol that affect scores, and the edition of its degradation."""
+    fields = protocol_facts(protocol)
+    for name in _DESCRIPTIVE_FIELDS:
+        fields.pop(name, None)
+    # The edition changes when a random preset produces other pixels from the same seed.
+    fields["edition"] = RANDOM_PRESETS.get(protocol.degradation)
+    return fields

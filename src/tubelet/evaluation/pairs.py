@@ -1,9 +1,11 @@
-"""The frames of an evaluation clip: what the engine gets, and the original that each result is compared with.
+"""Frames of an evaluation clip: the input of the engine, and the original to compare with.
 
-where there is    the engine gets                      the original is
-gt                gt, degraded as the protocol says    gt, cut at the right and below to a multiple of the scale
-gt and lq         lq                                   gt, cut likewise if lq was made of the cut one
-lq                lq                                   none
+clip has      input of the engine                       original
+gt            gt, degraded as the protocol specifies    gt, cropped to a multiple of the scale
+gt and lq     lq                                        gt, cropped if lq was made from a cropped gt
+lq            lq                                        none
+
+A crop removes columns at the right and rows at the bottom.
 """
 
 from __future__ import annotations
@@ -37,16 +39,16 @@ __all__ = ["FramePair", "FramePairs", "InspectedClip", "inspect_clip"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectedClip:
-    """A clip that was looked at before anything runs.
+    """A clip whose files were checked before the evaluation starts.
 
     Attributes:
-        name: of the clip.
-        gt: the original; None where there is none.
-        lq: the low-quality version; None where the protocol's degradation makes it.
-        frames: how many will be restored; for a video file what its header says.
-        width, height: of the images that are compared, pixels.
-        scored: numbers of the frames that the protocol scores; None is all.
-        fingerprint: of the names, sizes and times of change of its files.
+        name: Name of the clip.
+        gt: Original frames; None where there are none.
+        lq: Low-quality frames; None where the protocol's degradation creates them.
+        frames: Number of frames to restore; for a video file, the number in its header.
+        width, height: Size of the compared images, pixels.
+        scored: Indices of the frames that the protocol scores; None is all.
+        fingerprint: Hash of the names, sizes and modification times of the clip's files.
     """
 
     name: str
@@ -61,45 +63,50 @@ class InspectedClip:
 
 @dataclass(frozen=True, slots=True)
 class FramePair:
-    """What belongs to one result: the input (3, H, W), and the original (3, sH, sW) or None, both in [0, 1]."""
+    """One input frame and its original.
+
+    Attributes:
+        lq: Low-quality frame, (3, H, W), in [0, 1].
+        gt: Original frame, (3, sH, sW), in [0, 1]; None where there is none.
+    """
 
     lq: Tensor
     gt: Tensor | None
 
 
 def inspect_clip(
-    clip: EvalClip, protocol: MetricProtocol, *, max_frames: int | None = None
+    clip: EvalClip,
+    protocol: MetricProtocol,
+    *,
+    max_frames: int | None = None,
 ) -> InspectedClip:
-    """Look whether a clip can be scored.
+    """Check that a clip can be scored, and find its size and number of frames.
 
     Args:
-        clip: where its files are.
-        protocol: says how it is degraded and which frames count.
-        max_frames: what comes later is left out.
+        clip: Files of the clip.
+        protocol: Defines the degradation and the frames that are scored.
+        max_frames: Upper limit on the number of frames; later ones are ignored.
 
     Raises:
-        InputError: nothing can be decoded, or original and low-quality version differ in frames or size.
-        RequestError: the protocol leaves out more frames than there are.
+        InputError: Nothing can be decoded, or the original and the low-quality version differ in
+            their number of frames or do not fit in size.
+        RequestError: The protocol excludes more frames than there are.
     """
-    infos = {path: probe(path) for path in (clip.gt, clip.lq) if path is not None}
-    counts = {
-        path: _count(path, info, exact=protocol.drop_ends > 0 or protocol.frames == "middle")
-        for path, info in infos.items()
-    }
-    if (
-        clip.gt
-        and clip.lq
-        and _is_folder(clip.gt)
-        and _is_folder(clip.lq)
-        and counts[clip.gt] != counts[clip.lq]
-    ):
-        raise InputError(
-            _counts_differ(clip.name, clip.gt, counts[clip.gt], clip.lq, counts[clip.lq])
-        )
+    scores_all_frames = protocol.frames == "all" and not protocol.drop_ends
+    infos: dict[Path, VideoInfo] = {}
+    for path in (clip.gt, clip.lq):
+        if path is not None:
+            infos[path] = probe(path)
+    counts: dict[Path, int] = {}
+    for path, info in infos.items():
+        # Which frames are the last or the middle ones depends on their exact number.
+        counts[path] = _count_frames(path, info, exact=not scores_all_frames)
+    if clip.gt is not None and clip.lq is not None:
+        _check_folder_counts(clip.name, clip.gt, clip.lq, counts)
     width, height = _compared_size(clip, infos, protocol)
     frames = min(counts.values())
-    frames = frames if max_frames is None else min(frames, max_frames)
-    plain = protocol.frames == "all" and not protocol.drop_ends
+    if max_frames is not None:
+        frames = min(frames, max_frames)
     return InspectedClip(
         name=clip.name,
         gt=clip.gt,
@@ -107,166 +114,226 @@ def inspect_clip(
         frames=frames,
         width=width,
         height=height,
-        scored=None if plain else protocol.scored_frames(frames),
+        scored=None if scores_all_frames else protocol.scored_frames(frames),
         fingerprint=_fingerprint(list(infos)),
     )
 
 
 class FramePairs:
-    """Iterates once over the frames for the engine, and keeps of each what its result needs; a context manager.
+    """Iterates once over the input frames of the engine, and queues each with its original.
+
+    The engine may read some frames ahead of its results, so pairs wait until `pop` returns them,
+    in the order of the frames. The object is a context manager that closes the files.
 
     Attributes:
-        busy_s: seconds spent on reading and degrading.
-        frames: given so far.
+        busy_s: Seconds spent on reading and degrading.
+        frames: Number of frames yielded so far.
     """
 
     def __init__(
-        self, subject: InspectedClip, protocol: MetricProtocol, *, max_frames: int | None = None
+        self,
+        clip: InspectedClip,
+        protocol: MetricProtocol,
+        *,
+        max_frames: int | None = None,
     ) -> None:
         self.busy_s = 0.0
         self.frames = 0
-        self._subject = subject
+        self._clip = clip
         self._protocol = protocol
         self._max_frames = max_frames
         self._waiting: deque[tuple[Tensor, Tensor | None]] = deque()
         self._readers: list[Reader] = []
-        self._open = ExitStack()
+        self._open_files = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._open_files.close()
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames that the engine gets.
+        """Yield the input frames of the engine.
 
         Raises:
-            InputError: a frame is missing or damaged, or original and low-quality version differ in number.
+            InputError: A frame is missing or damaged, or the original and the low-quality version
+                differ in their number of frames.
         """
-        began_s = time.perf_counter()
-        for lq, gt in self._matched():
+        # The clock runs while this generator works, and stops while the engine has the frame.
+        started_s = time.perf_counter()
+        for lq, gt in self._input_and_gt():
             self.frames += 1
             self._waiting.append((lq.rgb, gt))
-            self.busy_s += time.perf_counter() - began_s
+            self.busy_s += time.perf_counter() - started_s
             yield lq
-            began_s = time.perf_counter()
-        self.busy_s += time.perf_counter() - began_s
+            started_s = time.perf_counter()
+        self.busy_s += time.perf_counter() - started_s
+        # Readers know all damage only at the end, which they do not reach with a limit of frames.
         if self._max_frames is None:
-            for reader in self._readers:
-                if reader.problems:
-                    raise InputError(
-                        f"{self._subject.name}: {reader.info.source}: {'; '.join(reader.problems)}"
-                    )
+            self._check_readers()
         if not self.frames:
-            raise InputError(f"{self._subject.name} has no image that can be decoded")
+            raise InputError(f"{self._clip.name} has no image that can be decoded")
 
     def pop(self) -> FramePair:
-        """Give what belongs to the next result, in the order of the frames."""
+        """Remove the oldest pair from the queue and return it."""
         lq, gt = self._waiting.popleft()
-        return FramePair(lq, None if gt is None else gt.float() / 255)
+        if gt is None:
+            return FramePair(lq, None)
+        return FramePair(lq, gt.float() / 255)
 
-    def _matched(self) -> Iterator[tuple[Frame, Tensor | None]]:
-        """Yield inputs, each with its original as bytes."""
-        subject = self._subject
-        if subject.lq is None:
-            assert subject.gt is not None
-            yield from self._degraded(self._read(subject.gt))
-        elif subject.gt is None:
-            yield from ((frame, None) for frame in self._read(subject.lq))
+    def _check_readers(self) -> None:
+        for reader in self._readers:
+            if reader.problems:
+                problems = "; ".join(reader.problems)
+                raise InputError(f"{self._clip.name}: {reader.info.source}: {problems}")
+
+    def _input_and_gt(self) -> Iterator[tuple[Frame, Tensor | None]]:
+        """Yield each input frame with its original, (3, H, W), as uint8 to save memory."""
+        clip = self._clip
+        if clip.lq is None:
+            assert clip.gt is not None
+            yield from self._degrade(self._read(clip.gt))
+        elif clip.gt is None:
+            for frame in self._read(clip.lq):
+                yield frame, None
         else:
-            gts = (to_uint8(self._cut(frame.rgb)) for frame in self._read(subject.gt))
-            for count, (lq, gt) in enumerate(zip_longest(self._read(subject.lq), gts)):
-                if lq is None or gt is None:
-                    longer, shorter = (
-                        (subject.gt, subject.lq) if lq is None else (subject.lq, subject.gt)
-                    )
-                    raise InputError(
-                        f"{subject.name}: {shorter} ends after {count} frames and {longer} goes on; "
-                        "they must hold the same frames"
-                    )
-                yield lq, gt
+            yield from self._read_both(clip.lq, clip.gt)
 
     def _read(self, path: Path) -> Iterator[Frame]:
-        reader = self._open.enter_context(
-            open_reader(path, gamut="keep" if path == self._subject.lq else "clip")
-        )
+        # Values outside of [0, 1] are legal in the engine's input; originals are degraded as images
+        # are, whose values are in [0, 1].
+        gamut = "keep" if path == self._clip.lq else "clip"
+        reader = self._open_files.enter_context(open_reader(path, gamut=gamut))
         self._readers.append(reader)
         return islice(reader, self._max_frames)
 
-    def _cut(self, gt: Tensor) -> Tensor:
-        return gt[..., : self._subject.height, : self._subject.width]
+    def _read_both(self, lq_path: Path, gt_path: Path) -> Iterator[tuple[Frame, Tensor]]:
+        """Read the low-quality and the original frames of a clip side by side.
 
-    def _degraded(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Tensor]]:
-        """Degrade as the protocol says; a preset that is drawn takes some frames at once, and draws by the name."""
-        ahead: deque[Frame] = deque()
+        Raises:
+            InputError: One of them has more frames.
+        """
+        gt_frames = self._read(gt_path)
+        lq_frames = self._read(lq_path)
+        for count, (lq, gt) in enumerate(zip_longest(lq_frames, gt_frames)):
+            if lq is None or gt is None:
+                shorter = lq_path if lq is None else gt_path
+                longer = gt_path if lq is None else lq_path
+                raise InputError(
+                    f"{self._clip.name}: {shorter} ends after {count} frames, "
+                    f"but {longer} has more; they must have the same frames"
+                )
+            yield lq, to_uint8(self._crop(gt.rgb))
 
-        def gts() -> Iterator[Tensor]:
+    def _crop(self, gt: Tensor) -> Tensor:
+        return gt[..., : self._clip.height, : self._clip.width]
+
+    def _degrade(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Tensor]]:
+        """Degrade originals with the protocol's preset, seeded with the name of the clip."""
+        # A random preset reads several frames before it yields the first one.
+        originals: deque[Frame] = deque()
+
+        def cropped_originals() -> Iterator[Tensor]:
             for frame in frames:
-                gt = self._cut(frame.rgb)
-                ahead.append(replace(frame, rgb=to_uint8(gt)))
+                gt = self._crop(frame.rgb)
+                originals.append(replace(frame, rgb=to_uint8(gt)))
                 yield gt
 
-        subject, protocol = self._subject, self._protocol
-        size, seed = (subject.height, subject.width), clip_seed(subject.name, 0)
-        preset = cast(Preset, protocol.degradation)
-        for lq in degrade_frames(gts(), preset, size, scale=protocol.scale, seed=seed):
-            frame = ahead.popleft()
-            yield replace(frame, rgb=lq), frame.rgb
+        lq_frames = degrade_frames(
+            cropped_originals(),
+            cast(Preset, self._protocol.degradation),
+            (self._clip.height, self._clip.width),
+            scale=self._protocol.scale,
+            seed=clip_seed(self._clip.name, 0),
+        )
+        for lq in lq_frames:
+            original = originals.popleft()
+            yield replace(original, rgb=lq), original.rgb
 
 
 def _compared_size(
-    clip: EvalClip, infos: dict[Path, VideoInfo], protocol: MetricProtocol
+    clip: EvalClip,
+    infos: dict[Path, VideoInfo],
+    protocol: MetricProtocol,
 ) -> tuple[int, int]:
-    """Find the (width, height) at which results are compared.
+    """Find the (width, height) at which results are compared, pixels.
 
     Raises:
-        InputError: original and low-quality version do not fit, or nothing makes the low-quality one.
+        InputError: The original and the low-quality version do not fit in size, or there is no
+            low-quality version and the protocol does not create one.
     """
     scale = protocol.scale
-    gt, lq = (None if path is None else infos[path] for path in (clip.gt, clip.lq))
+    gt = None if clip.gt is None else infos[clip.gt]
+    lq = None if clip.lq is None else infos[clip.lq]
+
+    # Only the original: it is cropped to a multiple of the scale before it is degraded.
     if lq is None:
         if gt is None or protocol.degradation == "none":
             raise InputError(
                 f"{clip.name} has no low-quality frames, and {protocol.name} makes none"
             )
-        width, height = (n // scale * scale for n in (gt.width, gt.height))
+        width = gt.width // scale * scale
+        height = gt.height // scale * scale
         if not width or not height:
             raise InputError(
                 f"{clip.name} is {gt.width}×{gt.height}, too small to be made {scale} times smaller"
             )
         return width, height
+
+    # Only the low-quality version.
     if gt is None:
         return lq.width * scale, lq.height * scale
-    for fits in (
-        (gt.width // scale, gt.height // scale),
-        (-(-gt.width // scale), -(-gt.height // scale)),
-    ):
-        if (lq.width, lq.height) == fits:
-            return min(gt.width, lq.width * scale), min(gt.height, lq.height * scale)
+
+    # Both: sets round the size of their low-quality version down or up.
+    lq_size = (lq.width, lq.height)
+    rounded_down = (gt.width // scale, gt.height // scale)
+    rounded_up = (-(-gt.width // scale), -(-gt.height // scale))
+    if lq_size in (rounded_down, rounded_up):
+        width = min(gt.width, lq.width * scale)
+        height = min(gt.height, lq.height * scale)
+        return width, height
     raise InputError(
-        f"{clip.name}: {clip.lq} is {lq.width}×{lq.height} and {clip.gt} is {gt.width}×{gt.height}; "
-        f"{protocol.name} wants {gt.width // scale}×{gt.height // scale}"
+        f"{clip.name}: {clip.lq} is {lq.width}×{lq.height} "
+        f"and {clip.gt} is {gt.width}×{gt.height}; "
+        f"{protocol.name} needs {gt.width // scale}×{gt.height // scale}"
     )
 
 
-def _count(path: Path, info: VideoInfo, *, exact: bool) -> int:
-    """Count frames: images are counted, a video's header is believed unless it must be exact."""
-    if _is_folder(path) or not exact:
+def _count_frames(path: Path, info: VideoInfo, *, exact: bool) -> int:
+    """Count the frames of a folder or video; `exact` decodes a video to verify its header."""
+    if path.is_dir() or not exact:
         return info.frames_hint or 1
+    count = 0
     with open_reader(path) as reader:
-        return sum(1 for _ in reader)
+        for _ in reader:
+            count += 1
+    return count
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir()
+def _check_folder_counts(
+    name: str,
+    gt: Path,
+    lq: Path,
+    counts: dict[Path, int],
+) -> None:
+    """Check that two folders have the same number of frames.
 
+    The header of a video can be wrong, so videos are checked while they are read.
 
-def _counts_differ(name: str, gt: Path, gt_count: int, lq: Path, lq_count: int) -> str:
-    return f"{name}: {gt} has {gt_count} frames and {lq} has {lq_count}; they must hold the same frames"
+    Raises:
+        InputError: The numbers differ.
+    """
+    if not (gt.is_dir() and lq.is_dir()):
+        return
+    if counts[gt] != counts[lq]:
+        raise InputError(
+            f"{name}: {gt} has {counts[gt]} frames and {lq} has {counts[lq]}; "
+            "they must have the same frames"
+        )
 
 
 def _fingerprint(paths: list[Path]) -> str:
+    """Hash the names, sizes and modification times of files, and of the images in folders."""
     digest = hashlib.sha256()
     for path in paths:
         for file in list_images(str(path)) or [path]:

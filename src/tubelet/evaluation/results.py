@@ -1,13 +1,13 @@
-"""What an evaluation found, and its files.
+"""Results of an evaluation, and the files that store them.
 
     out/
-      results.json                      the means: per model, and per model and clip
-      scores/<model>/<clip>.json        every frame; written whole as each clip finishes
-      images/<clip>/                  crops and temporal profiles of a few clips
+      results.json                      means per model, and per model and clip
+      scores/<model>/<clip>.json        scores of every frame, written when the clip is finished
+      images/<clip>/                    crops and temporal profiles of a few clips
       report.md .csv .tex .html
 
-JSON has neither infinity (the PSNR of equal frames) nor NaN (a frame that a metric leaves out): they are written as
-"inf" and null.
+JSON has neither infinity (the PSNR of identical frames) nor NaN (a frame without a score); they
+are stored as "inf" and null.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a score belongs to: a stored one is taken over where all of this is equal.
+    """Everything that determines a score: a stored score is reused if all of this is equal.
 
     Attributes:
-        model: id of the model.
-        weights_sha256: of its weight file; None for a model without weights.
-        clip: name of the clip.
-        source: fingerprint of the clip's files (names, sizes, times of change).
-        protocol: the protocol's fields that decide the numbers.
-        max_frames: frames of the clip that were looked at; None is all.
-        device: where the model ran.
-        precision: number format inside the model.
-        tubelet: version.
+        model: Id of the model.
+        weights_sha256: Hash of its weight file; None for a model without weights.
+        clip: Name of the clip.
+        source: Fingerprint of the clip's files (names, sizes, modification times).
+        protocol: The fields of the protocol that affect the scores.
+        max_frames: Upper limit on the number of evaluated frames; None is all frames.
+        device: Device that the model ran on.
+        precision: Number format inside the model.
+        tubelet: Version of Tubelet.
     """
 
     model: str
@@ -75,12 +75,12 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Showcase:
-    """Where the images of a clip were cut out; the same places in the original and in every result.
+    """Regions of a clip that the report shows, the same in the original and in every result.
 
     Attributes:
-        frame: number of the frame of the crops, from 0.
-        crops: x, y, width, height of each crop, pixels of the result.
-        column: x, y, height of the column of pixels of the temporal profile.
+        frame: Index of the frame that the crops are cut from, from 0.
+        crops: (x, y, width, height) of each crop, in pixels of the result.
+        column: (x, y, height) of the pixel column of the temporal profile.
     """
 
     frame: int
@@ -90,18 +90,18 @@ class Showcase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipScore:
-    """What one model reached on one clip.
+    """Scores of one model on one clip.
 
     Attributes:
-        identity: of what the score is.
-        per_frame: metric → one value per scored frame; NaN where a frame has none.
-        mean: metric → the clip's score.
-        frames: frames that were restored.
-        first_frame: number of the first frame that was scored.
-        width, height: of the images that were compared, pixels.
-        seconds_per_frame: time in the engine, reading and measuring left out.
-        showcase: where its images come from; None where none were kept.
-        machine: versions and hardware, as `describe_run` tells them.
+        identity: Everything that determines the score.
+        per_frame: Metric → one value per scored frame; NaN where a frame has none.
+        mean: Metric → score of the clip.
+        frames: Number of frames that were restored.
+        first_frame: Index of the first frame that was scored.
+        width, height: Size of the compared images, pixels.
+        seconds_per_frame: Time in the engine, without reading and measuring.
+        showcase: Regions that the report shows; None where no images were stored.
+        machine: Versions and hardware, as returned by `describe_run`.
     """
 
     identity: Identity
@@ -118,14 +118,14 @@ class ClipScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelScore:
-    """What one model reached on all clips.
+    """Scores of one model on all clips.
 
     Attributes:
-        model: its id.
-        summary: a line about it.
-        weights_sha256: of its weight file, or None.
-        parameters: how many numbers were trained.
-        clips: in the order of the set.
+        model: Id of the model.
+        summary: One-line description of the model.
+        weights_sha256: Hash of its weight file, or None.
+        parameters: Number of trained parameters.
+        clips: Scores of the clips, in the order of the benchmark.
     """
 
     model: str
@@ -136,27 +136,29 @@ class ModelScore:
 
     @property
     def mean(self) -> dict[str, float]:
-        """The mean over clips of each clip's mean over frames."""
-        return {
-            name: mean_of([clip.mean[name] for clip in self.clips]) for name in self.clips[0].mean
-        }
+        """Mean of each metric over clips, each of which is a mean over frames."""
+        means: dict[str, float] = {}
+        for metric in self.clips[0].mean:
+            means[metric] = mean_of([clip.mean[metric] for clip in self.clips])
+        return means
 
     @property
     def seconds_per_frame(self) -> float:
-        """Seconds of all clips by frames of all clips."""
+        """Engine time of all clips, divided by the number of their frames."""
         seconds = sum(clip.seconds_per_frame * clip.frames for clip in self.clips)
         return seconds / sum(clip.frames for clip in self.clips)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """All of an evaluation.
+    """Results of a whole evaluation.
 
     Attributes:
-        protocol: its facts, as `protocol_facts` gives them.
-        metrics: names, the one that models are ranked by first.
-        max_frames: frames of each clip that were looked at; None is all, and only then the numbers are the protocol's.
-        models: in the order in which they were named.
+        protocol: The protocol's fields, as returned by `protocol_facts`.
+        metrics: Names of the metrics; the first one ranks the models.
+        max_frames: Upper limit on the number of evaluated frames of each clip. Scores are those of
+            the protocol only if it is None (all frames).
+        models: Scores of the models, in the order in which they were requested.
     """
 
     protocol: Mapping[str, Any]
@@ -176,55 +178,71 @@ class Results:
 
 
 def protocol_facts(protocol: MetricProtocol) -> dict[str, Any]:
-    """Write a protocol as JSON can hold it."""
-    return cast(dict[str, Any], json.loads(json.dumps(asdict(protocol))))
+    """Convert a protocol to a dictionary that JSON can represent."""
+    # The round trip turns tuples into lists, so that a stored protocol compares equal to a new one.
+    text = json.dumps(asdict(protocol))
+    return cast(dict[str, Any], json.loads(text))
 
 
 def describe_run(device: torch.device) -> dict[str, Any]:
-    """Tell versions and hardware.
+    """Collect the software versions and the hardware of this run.
 
     Args:
-        device: where the model ran.
+        device: Device that the model ran on.
     """
-    versions = {name: version(name) for name in ("tubelet", "torch", "av")}
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {
+            "python": platform.python_version(),
+            "tubelet": version("tubelet"),
+            "torch": version("torch"),
+            "av": version("av"),
+        },
         "hardware": asdict(describe_machine(device)),
     }
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write whole or not at all, without NaN and infinity."""
+    """Write a JSON file atomically, with NaN and infinity replaced by `to_jsonable`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_jsonable(content), indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path) as part:
-        part.write_text(text + "\n", "utf-8")
+    text = json.dumps(
+        to_jsonable(content),
+        indent=1,
+        ensure_ascii=False,
+        allow_nan=False,
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", "utf-8")
 
 
 def write_clip_score(out: Path, score: ClipScore) -> None:
-    """Write one clip's score to its place below `out`."""
-    write_json(_clip_path(out, score.identity.model, score.identity.clip), asdict(score))
+    """Store the scores of one model on one clip in the folder `out`."""
+    path = _clip_path(out, score.identity.model, score.identity.clip)
+    write_json(path, asdict(score))
 
 
 def read_clip_score(out: Path, model: str, clip: str) -> ClipScore | None:
-    """Read what is stored for a model and a clip.
+    """Read the stored scores of a model on a clip.
 
     Returns:
-        The score; None where there is none, or one that another version wrote in another form.
+        The scores; None if there are none, or if another version stored them in another format.
     """
     path = _clip_path(out, model, clip)
     try:
         stored = json.loads(path.read_text("utf-8"))
-        return _clip_from(stored)
+        return _parse_clip_score(stored)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def write_results(out: Path, results: Results) -> Path:
-    """Write results.json: the means, the per-frame values left to the files of the clips."""
+    """Write results.json, which has the means; scores of frames are in the files of the clips."""
     path = out / "results.json"
     models: list[dict[str, Any]] = []
     for model in results.models:
+        # The summary has one mean per clip; the values of each frame stay in the clip's own file.
+        clip_means: dict[str, Mapping[str, float]] = {}
+        for clip in model.clips:
+            clip_means[clip.identity.clip] = clip.mean
         models.append(
             {
                 "model": model.model,
@@ -233,7 +251,8 @@ def write_results(out: Path, results: Results) -> Path:
                 "parameters": model.parameters,
                 "mean": model.mean,
                 "seconds_per_frame": model.seconds_per_frame,
-                "clips": {clip.identity.clip: clip.mean for clip in model.clips},
+                "clips": clip_means,
+                # All clips of a model ran on the same machine.
                 **model.clips[0].machine,
             }
         )
@@ -248,10 +267,10 @@ def write_results(out: Path, results: Results) -> Path:
 
 
 def read_results(out: Path) -> Results:
-    """Read an evaluation back from its folder.
+    """Read the results of an evaluation from its folder.
 
     Raises:
-        InputError: there is none, or a part of it is missing.
+        InputError: results.json or the scores of a clip are missing.
     """
     path = out / "results.json"
     try:
@@ -260,14 +279,15 @@ def read_results(out: Path) -> Results:
         raise InputError(f"{path} is missing or damaged; run `tubelet evaluate` again") from None
     models: list[ModelScore] = []
     for entry in stored["models"]:
-        clips = [read_clip_score(out, entry["model"], clip) for clip in entry["clips"]]
-        whole = tuple(clip for clip in clips if clip is not None)
-        if len(whole) != len(clips):
-            raise InputError(
-                f"{out} lacks scores of {entry['model']}; run `tubelet evaluate` again"
+        models.append(
+            ModelScore(
+                model=entry["model"],
+                summary=entry["summary"],
+                weights_sha256=entry["weights_sha256"],
+                parameters=entry["parameters"],
+                clips=_read_clip_scores(out, entry["model"], entry["clips"]),
             )
-        facts = {name: entry[name] for name in ("model", "summary", "weights_sha256", "parameters")}
-        models.append(ModelScore(**facts, clips=whole))
+        )
     return Results(
         protocol=stored["protocol"],
         metrics=tuple(stored["metrics"]),
@@ -276,36 +296,75 @@ def read_results(out: Path) -> Results:
     )
 
 
-def _clip_path(out: Path, model: str, clip: str) -> Path:
-    return out / "scores" / model / f"{clip}.json"
-
-
-def _clip_from(stored: dict[str, Any]) -> ClipScore:
-    showcase = stored["showcase"]
-    if showcase is not None:
-        crops = tuple(tuple(crop) for crop in showcase["crops"])
-        showcase = Showcase(frame=showcase["frame"], crops=crops, column=tuple(showcase["column"]))
-    numbers: dict[str, Any] = {
-        "per_frame": {
-            name: [_number(v) for v in values] for name, values in stored["per_frame"].items()
-        },
-        "mean": {name: _number(value) for name, value in stored["mean"].items()},
-    }
-    identity = Identity(**stored["identity"])
-    fields: dict[str, Any] = {**stored, **numbers, "identity": identity, "showcase": showcase}
-    return ClipScore(**fields)
-
-
 def to_jsonable(value: Any) -> Any:
-    """Replace what JSON cannot hold, and shorten floats to what they are worth."""
+    """Convert nested values to values that JSON can represent, with floats rounded to 7 decimals.
+
+    NaN becomes null, infinity becomes "inf" or "-inf", tuples become lists.
+    """
     if isinstance(value, float):
-        return None if math.isnan(value) else str(value) if math.isinf(value) else round(value, 7)
+        # JSON has neither NaN nor infinity.
+        if math.isnan(value):
+            return None
+        if math.isinf(value):
+            return str(value)
+        # More digits would only store rounding errors of float32.
+        return round(value, 7)
     if isinstance(value, Mapping):
-        return {str(key): to_jsonable(item) for key, item in cast(Mapping[Any, Any], value).items()}
+        items = cast(Mapping[Any, Any], value).items()
+        return {str(key): to_jsonable(item) for key, item in items}
     if isinstance(value, list | tuple):
         return [to_jsonable(item) for item in cast(Sequence[Any], value)]
     return value
 
 
-def _number(value: Any) -> float:
+def _clip_path(out: Path, model: str, clip: str) -> Path:
+    return out / "scores" / model / f"{clip}.json"
+
+
+def _read_clip_scores(out: Path, model: str, clips: Sequence[str]) -> tuple[ClipScore, ...]:
+    """Read the scores of a model on all clips.
+
+    Raises:
+        InputError: The scores of a clip are missing.
+    """
+    scores: list[ClipScore] = []
+    for clip in clips:
+        score = read_clip_score(out, model, clip)
+        if score is None:
+            raise InputError(f"{out} lacks scores of {model}; run `tubelet evaluate` again")
+        scores.append(score)
+    return tuple(scores)
+
+
+def _parse_clip_score(stored: dict[str, Any]) -> ClipScore:
+    """Build a `ClipScore` from the content of its JSON file."""
+    per_frame: dict[str, list[float]] = {}
+    for metric, values in stored["per_frame"].items():
+        per_frame[metric] = list(map(_parse_score, values))
+    mean: dict[str, float] = {}
+    for metric, value in stored["mean"].items():
+        mean[metric] = _parse_score(value)
+    # A missing or unknown field raises here, and `read_clip_score` then ignores the file.
+    fields: dict[str, Any] = {
+        **stored,
+        "identity": Identity(**stored["identity"]),
+        "per_frame": per_frame,
+        "mean": mean,
+        "showcase": _parse_showcase(stored["showcase"]),
+    }
+    return ClipScore(**fields)
+
+
+def _parse_showcase(stored: dict[str, Any] | None) -> Showcase | None:
+    if stored is None:
+        return None
+    return Showcase(
+        frame=stored["frame"],
+        crops=tuple(map(tuple, stored["crops"])),
+        column=tuple(stored["column"]),
+    )
+
+
+def _parse_score(value: Any) -> float:
+    """Read a score, which `to_jsonable` stored as null if it was NaN and as "inf" if infinite."""
     return math.nan if value is None else float(value)

@@ -1,4 +1,4 @@
-"""How far an evaluation is, and how long it still takes."""
+"""Progress of an evaluation, with an estimate of the remaining time."""
 
 from __future__ import annotations
 
@@ -15,27 +15,33 @@ __all__ = ["EvaluationTicker", "Task"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A model on a clip, with the score of an earlier run if there is one that still holds.
+    """One model on one clip.
 
-    `showcase` is the number of the frame that the report shows, or None.
+    Attributes:
+        model: Name of the model.
+        clip: The clip.
+        identity: Everything that determines the score.
+        showcase: Index of the frame that the report shows; None if it does not show the clip.
+        score: Score of an earlier run that is still valid, or None.
     """
 
     model: str
-    subject: InspectedClip
+    clip: InspectedClip
     identity: Identity
     showcase: int | None
     score: ClipScore | None
 
 
 class EvaluationTicker:
-    """Counts the frames of all models and clips; each report names the model and the clip in `details`.
+    """Counts the frames of all models and clips, and reports the model and clip in `details`.
 
-    What is left is estimated at each model's own speed, or at the mean speed of all where a model has not run yet.
+    The remaining time is estimated from each model's own speed, or from the average speed of all
+    models for a model that has not run yet.
 
     Args:
-        on_progress: called with each report; None reports nothing.
-        tasks: all models and clips; what an earlier run has scored does not count.
-        cancel: looked at after every frame.
+        on_progress: Called with each report; None reports nothing.
+        tasks: All models and clips; those with a score of an earlier run are not counted.
+        cancel: Checked after every frame.
     """
 
     def __init__(
@@ -45,64 +51,81 @@ class EvaluationTicker:
         *,
         cancel: CancelToken | None = None,
     ) -> None:
-        self._left = {task.model: 0 for task in tasks}  # frames to do
+        # Per model: frames to do, frames done, and seconds spent, all in finished clips.
+        self._remaining: dict[str, int] = {}
         for task in tasks:
-            if task.score is None:
-                self._left[task.model] += task.subject.frames
-        self._done = dict.fromkeys(self._left, 0)
-        self._spent_s = dict.fromkeys(self._left, 0.0)
-        self._total = sum(self._left.values())
+            frames = task.clip.frames if task.score is None else 0
+            self._remaining[task.model] = self._remaining.get(task.model, 0) + frames
+        self._done = dict.fromkeys(self._remaining, 0)
+        self._spent_s = dict.fromkeys(self._remaining, 0.0)
+        self._total = sum(self._remaining.values())
+
+        # The clip in progress.
         self._task: Task | None = None
         self._clip_frames = 0
-        self._clip_began_s = 0.0
-        self._began_s = time.monotonic()
+        self._clip_started_s = 0.0
+
+        self._started_s = time.monotonic()
         self._ticker = Ticker(
-            on_progress, unit="frame", total=self._total, cancel=cancel, estimate_s=self._estimate_s
+            on_progress,
+            unit="frame",
+            total=self._total,
+            cancel=cancel,
+            estimate_s=self._estimate_s,
         )
 
     def begin(self, task: Task) -> None:
         """Start a clip."""
         self._task = task
         self._clip_frames = 0
-        self._clip_began_s = time.monotonic()
-        self._ticker.label = f"{task.model}, {task.subject.name}"
-        self._ticker.details = {"model": task.model, "clip": task.subject.name}
+        self._clip_started_s = time.monotonic()
+        self._ticker.label = f"{task.model}, {task.clip.name}"
+        self._ticker.details = {"model": task.model, "clip": task.clip.name}
 
     def tick(self) -> None:
         """Count a frame.
 
         Raises:
-            Cancelled: the token was cancelled.
+            Cancelled: The token was cancelled.
         """
         self._clip_frames += 1
         self._ticker.tick()
 
     def finish(self, task: Task, score: ClipScore) -> None:
-        """End a clip; now its number of frames is known."""
-        self._total += score.frames - task.subject.frames
-        self._left[task.model] -= task.subject.frames
+        """Finish a clip, whose exact number of frames is now known."""
+        self._total += score.frames - task.clip.frames
+        self._remaining[task.model] -= task.clip.frames
         self._done[task.model] += score.frames
-        self._spent_s[task.model] += time.monotonic() - self._clip_began_s
+        self._spent_s[task.model] += time.monotonic() - self._clip_started_s
         self._task = None
         self._clip_frames = 0
         self._ticker.total = self._total
         self._ticker.report()
 
     def _estimate_s(self) -> float | None:
-        """Return the seconds to go; None before the first frame."""
+        """Estimate the remaining seconds; None before the first frame."""
         if not self._ticker.done:
             return None
-        average_s = (time.monotonic() - self._began_s) / self._ticker.done
-        return sum(self._model_s(model, average_s) for model in self._left)
+        average_s = (time.monotonic() - self._started_s) / self._ticker.done
+        remaining_s = 0.0
+        for model in self._remaining:
+            remaining_s += self._model_estimate_s(model, average_s)
+        return remaining_s
 
-    def _model_s(self, model: str, average_s: float) -> float:
-        """Return the seconds that a model still takes."""
-        left = self._left[model]
+    def _model_estimate_s(self, model: str, average_s: float) -> float:
+        """Estimate the remaining seconds of a model.
+
+        Args:
+            model: Name of the model.
+            average_s: Time of a frame over all models, for a model that has not run yet.
+        """
+        remaining = self._remaining[model]
         done = self._done[model]
         spent_s = self._spent_s[model]
+        # Add the clip in progress.
         if self._task is not None and model == self._task.model:
             done += self._clip_frames
-            left = max(0, left - self._clip_frames)
-            spent_s += time.monotonic() - self._clip_began_s
+            remaining = max(0, remaining - self._clip_frames)
+            spent_s += time.monotonic() - self._clip_started_s
         frame_s = spent_s / done if done else average_s
-        return left * frame_s
+        return remaining * frame_s
