@@ -95,7 +95,7 @@ def test_the_stream_of_a_short_clip_is_the_clip(clip):
 
 
 def test_a_long_clip_is_taken_in_parts_of_the_same_steps(clip, monkeypatch):
-    monkeypatch.setattr(module, "_PART_MAX_FRAMES", 2)
+    monkeypatch.setattr(module, "_MAX_PART_FRAMES", 2)
     recipe = DegradationRecipe(
         preset="real",
         seed=0,

@@ -1,4 +1,4 @@
-"""Make low-quality clips from good ones, by named presets."""
+"""Create low-quality clips from high-quality ones, by named presets."""
 
 from tubelet.degrade.presets import PRESETS, Preset, degrade, degrade_frames
 from tubelet.degrade.recipe import (

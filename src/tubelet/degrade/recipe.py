@@ -1,9 +1,11 @@
-"""A degradation as a list of drawn steps: drawn from a seed, printed, saved as JSON, and replayed to the bit.
+"""Random degradations as a list of steps, drawn from a seed, which can be saved and replayed.
 
-real          blur → resize → noise → codec, mild: what a camera and an upload do to a clip
-second-order  two rounds of blur → resize → noise → JPEG → codec, and a last resize with a sinc filter, strong
+real          blur → resize → noise → codec, mild: the effect of a camera and an upload
+second-order  two rounds of blur → resize → noise → JPEG → codec, then a last resize with a sinc
+              filter, strong
 
-A clip that is too long to hold is degraded in parts: the steps are the same for all of them, only noise goes on.
+A replay from JSON is exact to the bit. A clip that does not fit in memory is degraded in parts: the
+steps are the same for all of them, only the noise continues.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from tubelet.degrade.steps import (
     Resize,
     ResizeMethod,
     apply_step,
-    resized,
+    resized_size,
 )
 from tubelet.errors import ConfigError, InputError
 from tubelet.ops.pixels import quantize
@@ -49,7 +51,8 @@ __all__ = [
 
 RandomPreset = Literal["real", "second-order"]
 RANDOM_PRESETS: Mapping[str, int] = {"real": 2, "second-order": 1}
-"""Presets that draw, and the edition of each: raise it when a seed gives other pixels, since caches go by it."""
+"""Random presets, and the edition of each. Increase it when a seed gives other pixels, since caches
+compare it."""
 
 _STEPS: dict[str, type[DegradationStep]] = {
     "blur": Blur,
@@ -58,23 +61,29 @@ _STEPS: dict[str, type[DegradationStep]] = {
     "jpeg": Jpeg,
     "codec": Codec,
 }
-_PART_BYTES = (
-    256 << 20
-)  # of one float32 copy of a part, where it is largest; the encoder needs several at a time
-_PART_MAX_FRAMES = 300
-_PLAIN: list[ResizeMethod] = ["area", "bilinear-plain", "bicubic-plain"]
-_TAPS = tuple(range(7, 22, 2))
+"""Name of each step in JSON."""
+
+_MAX_PART_BYTES = 256 << 20
+"""Size of a part as float32, where its frames are largest; the encoder needs several copies."""
+_MAX_PART_FRAMES = 300
+_BYTES_PER_PX = 3 * 4
+
+_PLAIN_METHODS: list[ResizeMethod] = ["area", "bilinear-plain", "bicubic-plain"]
+_KERNEL_TAPS = tuple(range(7, 22, 2))
+
+Range = tuple[float, float]
+"""Lower and upper bound of a uniform distribution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DegradationRecipe:
-    """What is done to a clip, in order.
+    """Steps that degrade a clip, in order, and the preset and seed that they were drawn from.
 
     Attributes:
-        preset: that it was drawn by.
-        seed: that it was drawn from.
-        scale: factor by which the result is smaller.
-        steps: see `tubelet.degrade.steps`.
+        preset: Name of the random preset.
+        seed: Seed of all draws.
+        scale: Downscaling factor.
+        steps: The steps, see `tubelet.degrade.steps`.
     """
 
     preset: str
@@ -83,11 +92,11 @@ class DegradationRecipe:
     steps: tuple[DegradationStep, ...]
 
     def __str__(self) -> str:
-        """List the steps, a line each."""
+        """List the steps, one per line."""
         lines = [f"{self.preset}, seed {self.seed}, 1/{self.scale}:"]
-        return "\n".join(
-            lines + [f"  {number}. {_line(step)}" for number, step in enumerate(self.steps, 1)]
-        )
+        for number, step in enumerate(self.steps, 1):
+            lines.append(f"  {number}. {_describe_step(step)}")
+        return "\n".join(lines)
 
 
 def draw_recipe(preset: RandomPreset, *, scale: int = 4, seed: int = 0) -> DegradationRecipe:
@@ -95,13 +104,14 @@ def draw_recipe(preset: RandomPreset, *, scale: int = 4, seed: int = 0) -> Degra
 
     Args:
         preset: "real" or "second-order".
-        scale: factor by which the result is smaller.
-        seed: of all draws; the same seed gives the same recipe on every machine.
+        scale: Downscaling factor.
+        seed: Seed of all draws; the same seed gives the same recipe on every machine.
 
     Raises:
-        ConfigError: the preset draws nothing, or is unknown.
+        ConfigError: The preset is unknown, or is not random.
 
-    Source: "second-order" after Wang et al., Real-ESRGAN, ICCVW 2021, and Chan et al., RealBasicVSR, CVPR 2022.
+    Source: "second-order" after Wang et al., Real-ESRGAN, ICCVW 2021, and Chan et al.,
+    RealBasicVSR, CVPR 2022.
     """
     if preset not in RANDOM_PRESETS:
         raise ConfigError(f"{preset!r} draws no recipe; these do: {', '.join(RANDOM_PRESETS)}")
@@ -115,96 +125,102 @@ def apply_recipe(clip: Tensor, recipe: DegradationRecipe, *, part: int = 0) -> T
 
     Args:
         clip: (T, 3, H, W) in [0, 1].
-        recipe: what to do.
-        part: number of the part, where the clip is one of a longer one.
+        recipe: The steps.
+        part: Index of the part, if `clip` is a part of a longer one.
 
     Returns:
         (T, 3, ceil(H/scale), ceil(W/scale)), multiples of 1/255.
 
     Raises:
-        ResourceError: this build of FFmpeg lacks an encoder of the recipe.
+        ResourceError: This build of FFmpeg lacks an encoder of the recipe.
     """
     gt_size = (clip.shape[-2], clip.shape[-1])
-    return quantize(_apply(recipe.steps, clip, gt_size, part))
+    return quantize(_apply_steps(recipe.steps, clip, gt_size, part))
 
 
 def stream_recipe(
-    frames: Iterable[Tensor], recipe: DegradationRecipe, size: tuple[int, int]
+    frames: Iterable[Tensor],
+    recipe: DegradationRecipe,
+    size: tuple[int, int],
 ) -> Iterator[Tensor]:
     """Degrade a clip of any length in bounded memory.
 
-    What works on single frames is done as they come, as far as the first step that needs the clip; from there on the
-    clip is taken in parts of `part_frames`. A clip of no more frames than that comes out as `apply_recipe` gives it.
+    Steps on single frames are applied frame by frame, up to the first step that needs the clip;
+    from there on, the clip is processed in parts of `part_frames`. The result for a clip of not
+    more frames is equal to that of `apply_recipe`.
 
     Args:
-        frames: (3, H, W) each, in [0, 1].
-        recipe: what to do.
+        frames: Frames of the clip, (3, H, W) each, in [0, 1].
+        recipe: The steps.
         size: (H, W), pixels.
 
     Yields:
-        (3, ceil(H/scale), ceil(W/scale)).
+        (3, ceil(H/scale), ceil(W/scale)) per frame.
     """
-    first = next(
-        (n for n, step in enumerate(recipe.steps) if isinstance(step, Noise | Codec)),
-        len(recipe.steps),
-    )
-    single, rest = recipe.steps[:first], recipe.steps[first:]
-    begun = (_apply(single, frame[None], size, 0)[0] for frame in frames)
-    most = part_frames(recipe, size)
+    num_frame_steps = len(recipe.steps)
+    for index, step in enumerate(recipe.steps):
+        if _needs_clip(step):
+            num_frame_steps = index
+            break
+    frame_steps = recipe.steps[:num_frame_steps]
+    clip_steps = recipe.steps[num_frame_steps:]
+
+    # Lazy: a part is read and degraded only when it is needed.
+    prepared = (_apply_steps(frame_steps, frame[None], size, 0)[0] for frame in frames)
+    max_frames = part_frames(recipe, size)
     for part in itertools.count():
-        held = list(itertools.islice(begun, most))
-        if not held:
+        batch = list(itertools.islice(prepared, max_frames))
+        if not batch:
             return
-        clip = torch.stack(held)
-        held.clear()
-        yield from quantize(_apply(rest, clip, size, part))
+        clip = torch.stack(batch)
+        # The stacked copy replaces the frames, which would double the memory of a part.
+        batch.clear()
+        yield from quantize(_apply_steps(clip_steps, clip, size, part))
 
 
 def part_frames(recipe: DegradationRecipe, size: tuple[int, int]) -> int:
-    """Say how many frames `stream_recipe` holds at once, by their size alone.
+    """Compute how many frames `stream_recipe` holds at once, from their size only.
 
     Args:
-        recipe: its steps tell how large the frames become in between.
-        size: (H, W) of the good clip, pixels.
+        recipe: The steps, which determine the size of the frames in between.
+        size: (H, W) of the original clip, pixels.
     """
-    now, largest = math.prod(size), 0
+    # Find the largest frames among those that a step on the clip gets.
+    frame_px = math.prod(size)
+    max_frame_px = 0
     for step in recipe.steps:
         if isinstance(step, Resize):
-            now = math.prod(resized(size, step.factor))
-        elif isinstance(step, Noise | Codec):
-            largest = max(largest, now)
-    return max(1, min(_PART_MAX_FRAMES, _PART_BYTES // max(1, 12 * largest)))
+            frame_px = math.prod(resized_size(size, step.factor))
+        elif _needs_clip(step):
+            max_frame_px = max(max_frame_px, frame_px)
+    frame_bytes = max(1, _BYTES_PER_PX * max_frame_px)
+    num_frames = min(_MAX_PART_FRAMES, _MAX_PART_BYTES // frame_bytes)
+    return max(1, num_frames)
 
 
 def recipe_to_json(recipe: DegradationRecipe) -> str:
-    """Write a recipe as JSON that a user can read and edit."""
-    names = {kind: name for name, kind in _STEPS.items()}
-    steps = [{"step": names[type(step)], **dataclasses.asdict(step)} for step in recipe.steps]
-    record = {"preset": recipe.preset, "seed": recipe.seed, "scale": recipe.scale, "steps": steps}
+    """Convert a recipe to JSON that a user can read and edit."""
+    step_names = {step_type: name for name, step_type in _STEPS.items()}
+    steps: list[dict[str, Any]] = []
+    for step in recipe.steps:
+        steps.append({"step": step_names[type(step)], **dataclasses.asdict(step)})
+    record = {
+        "preset": recipe.preset,
+        "seed": recipe.seed,
+        "scale": recipe.scale,
+        "steps": steps,
+    }
     return json.dumps(record, indent=2) + "\n"
 
 
 def recipe_from_json(text: str) -> DegradationRecipe:
-    """Read a recipe.
+    """Read a recipe from JSON.
 
     Raises:
-        InputError: the text is not JSON, or a step, a field or a value is not one that a recipe has.
+        InputError: The text is not JSON, or a step, a field or a value is not valid in a recipe.
     """
     try:
-        record = cast(dict[str, Any], json.loads(text))
-        steps = tuple(_step_from(fields) for fields in record["steps"])
-        recipe = DegradationRecipe(
-            preset=record["preset"],
-            seed=int(record["seed"]),
-            scale=int(record["scale"]),
-            steps=steps,
-        )
-        last = next((step for step in reversed(steps) if isinstance(step, Resize)), None)
-        if last is None or abs(last.factor * recipe.scale - 1) > 1e-6:
-            raise ValueError(f"the last resize must be to 1/{recipe.scale}")
-        if recipe.preset not in RANDOM_PRESETS:
-            raise ValueError(f"preset {recipe.preset!r} is none of {', '.join(RANDOM_PRESETS)}")
-        return recipe
+        return _parse_recipe(text)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(
@@ -212,182 +228,262 @@ def recipe_from_json(text: str) -> DegradationRecipe:
         ) from error
 
 
-def _step_from(fields: Mapping[str, Any]) -> DegradationStep:
+def _parse_recipe(text: str) -> DegradationRecipe:
+    """Read a recipe from JSON.
+
+    Raises:
+        KeyError, TypeError, ValueError: The text is not valid.
+    """
+    record = cast(dict[str, Any], json.loads(text))
+    steps = tuple(map(_parse_step, record["steps"]))
+    recipe = DegradationRecipe(
+        preset=record["preset"],
+        seed=int(record["seed"]),
+        scale=int(record["scale"]),
+        steps=steps,
+    )
+    # The size of the result is that of the last resize.
+    final_factor = 0.0
+    for step in steps:
+        if isinstance(step, Resize):
+            final_factor = step.factor
+    if abs(final_factor * recipe.scale - 1) > 1e-6:
+        raise ValueError(f"the last resize must be to 1/{recipe.scale}")
+    if recipe.preset not in RANDOM_PRESETS:
+        raise ValueError(f"preset {recipe.preset!r} is none of {', '.join(RANDOM_PRESETS)}")
+    return recipe
+
+
+def _parse_step(fields: Mapping[str, Any]) -> DegradationStep:
     values = dict(fields)
-    kind = _STEPS.get(values.pop("step"))
-    if kind is None:
+    step_type = _STEPS.get(values.pop("step"))
+    if step_type is None:
         raise ValueError(f"step {fields['step']!r} is none of {', '.join(_STEPS)}")
-    return kind(**values)
+    return step_type(**values)
 
 
-def _line(step: DegradationStep) -> str:
+def _describe_step(step: DegradationStep) -> str:
+    """Describe a step in one line."""
     match step:
         case Blur(kernel="sinc"):
             return f"blur: sinc, cut-off {step.cutoff_rad:.2f} rad, {step.taps} taps"
         case Blur():
+            size = f"σ {step.sigma_x:.2f} × {step.sigma_y:.2f} px"
             beta = "" if step.kernel == "gaussian" else f", β {step.beta:.2f}"
-            return f"blur: {step.kernel}, σ {step.sigma_x:.2f} × {step.sigma_y:.2f} px{beta}, {step.taps} taps"
+            return f"blur: {step.kernel}, {size}{beta}, {step.taps} taps"
         case Resize():
             return f"resize: to {step.factor:.3f} of the original, {step.method}"
         case Noise():
-            amount = (
-                f"× {step.strength:.2f}"
-                if step.kind == "poisson"
-                else f"σ {255 * step.strength:.1f} of 255"
-            )
-            return f"noise: {step.kind}, {amount}, {'gray' if step.channels == 1 else 'color'}"
+            amount = f"σ {255 * step.strength:.1f} of 255"
+            if step.kind == "poisson":
+                amount = f"× {step.strength:.2f}"
+            color = "gray" if step.channels == 1 else "color"
+            return f"noise: {step.kind}, {amount}, {color}"
         case Jpeg():
             return f"JPEG: quality {step.quality}"
         case Codec():
-            return f"codec: {step.encoder}, " + ", ".join(
-                f"{name} {value}" for name, value in step.options.items()
-            )
+            options = ", ".join(f"{name} {value}" for name, value in step.options.items())
+            return f"codec: {step.encoder}, {options}"
 
 
-def _apply(
-    steps: Iterable[DegradationStep], clip: Tensor, gt_size: tuple[int, int], part: int
+def _needs_clip(step: DegradationStep) -> bool:
+    """Return whether a step must see the frames of a clip together."""
+    return isinstance(step, Noise | Codec)
+
+
+def _apply_steps(
+    steps: Iterable[DegradationStep],
+    clip: Tensor,
+    gt_size: tuple[int, int],
+    part: int,
 ) -> Tensor:
     for step in steps:
         clip = apply_step(step, clip, gt_size=gt_size, part=part)
     return clip
 
 
+# The order of the draws in the functions below is fixed, and so is their number: another order
+# would give other steps from the same seed, and published models were trained with these.
+
+
 def _draw_real(rng: random.Random, scale: int) -> Iterator[DegradationStep]:
-    """Blur → resize → noise → codec. The order of the draws is fixed: models were trained on what seeds give."""
+    """Draw blur → resize → noise → codec."""
+    # Blur, in half of the draws. σ in pixels of the original: from sharp optics to slightly out
+    # of focus.
     if rng.random() < 0.5:
-        low, high = (
-            0.15 * scale,
-            0.35 * scale,
-        )  # σ in gt pixels: from sharp optics to slightly out of focus
-        taps = 2 * math.ceil(3 * high) + 1
-        sigma_x, sigma_y, angle = (
-            rng.uniform(low, high),
-            rng.uniform(low, high),
-            rng.uniform(0, math.pi),
-        )
+        min_sigma = 0.15 * scale
+        max_sigma = 0.35 * scale
         yield Blur(
             kernel="gaussian",
-            taps=taps,
-            sigma_x=sigma_x,
-            sigma_y=sigma_y,
-            angle_rad=angle,
+            taps=2 * math.ceil(3 * max_sigma) + 1,
+            sigma_x=rng.uniform(min_sigma, max_sigma),
+            sigma_y=rng.uniform(min_sigma, max_sigma),
+            angle_rad=rng.uniform(0, math.pi),
             edge="reflect",
         )
+
     methods: list[ResizeMethod] = ["bicubic", "area", "bilinear"]
     yield Resize(factor=1 / scale, method=rng.choice(methods))
-    kind, seed = rng.choice(["none", "gaussian", "shot"]), rng.getrandbits(62)
-    channels, strength = rng.choice([1, 3]), rng.uniform(0.5, 6.0) / 255
+
+    kind = rng.choice(["none", "gaussian", "shot"])
+    seed = rng.getrandbits(62)
+    channels = rng.choice([1, 3])
+    strength = rng.uniform(0.5, 6.0) / 255
     if kind != "none":
         yield Noise(
-            kind=cast(Any, kind), channels=cast(Any, channels), strength=strength, seed=seed
+            kind=cast(Any, kind),
+            channels=cast(Any, channels),
+            strength=strength,
+            seed=seed,
         )
+
+    # H.264 three times as often as the others, and no encoder in one of six draws.
     encoder = rng.choice(["libx264", "libx264", "libx264", "libx265", "mpeg4", ""])
     if encoder:
         yield _draw_codec(
-            rng, encoder, x264_crf=(16, 30), x265_crf=(18, 32), mpeg4_quantizer=(2, 7)
+            rng,
+            encoder,
+            x264_crf=(16, 30),
+            x265_crf=(18, 32),
+            mpeg4_quantizer=(2, 7),
         )
 
 
 def _draw_second_order(rng: random.Random, scale: int) -> Iterator[DegradationStep]:
-    """Two rounds, then the last resize with a sinc filter before or after the last compression.
+    """Draw two rounds, then the last resize with a sinc filter before or after the compression.
 
-    Deviations: encoders are drawn by quality, since RealBasicVSR's bit rates are those of its crops; the first round
-    has one in half of the draws; whole clips are degraded alike, where RealBasicVSR lets parameters drift a little.
+    Deviations: encoders are drawn by quality, since RealBasicVSR's bit rates are those of its
+    crops; the first round has one in half of the draws; all frames of a clip are degraded alike,
+    where RealBasicVSR lets parameters drift a little.
     """
+    # First round, relative to the original size.
     yield _draw_blur(rng, sigma=(0.2, 3.0), sinc_probability=0.1)
-    yield _draw_resize(rng, 1.0, ways=(0.2, 0.7, 0.1), factors=(0.15, 1.5))
+    yield _draw_resize(rng, 1.0, odds=(0.2, 0.7, 0.1), factors=(0.15, 1.5))
     yield _draw_noise(rng, sigma=(1.0, 30.0), poisson=(0.05, 3.0))
     yield Jpeg(quality=rng.randint(30, 95))
     if rng.random() < 0.5:
         yield _draw_any_codec(rng)
+
+    # Second round, weaker and relative to the size of the result.
     if rng.random() < 0.8:
         yield _draw_blur(rng, sigma=(0.2, 1.5), sinc_probability=0.1)
-    yield _draw_resize(rng, 1 / scale, ways=(0.3, 0.4, 0.3), factors=(0.3, 1.2))
+    yield _draw_resize(rng, 1 / scale, odds=(0.3, 0.4, 0.3), factors=(0.3, 1.2))
     yield _draw_noise(rng, sigma=(1.0, 25.0), poisson=(0.05, 2.5))
-    last: list[DegradationStep] = [Resize(factor=1 / scale, method=rng.choice(_PLAIN))]
+
+    # Last resize and sinc filter, and the compression, in either order.
+    resize: list[DegradationStep] = [Resize(factor=1 / scale, method=rng.choice(_PLAIN_METHODS))]
     if rng.random() < 0.8:
-        last.append(_draw_sinc(rng, low_rad=math.pi / 3))
-    compression: list[DegradationStep] = [Jpeg(quality=rng.randint(30, 95)), _draw_any_codec(rng)]
-    yield from last + compression if rng.random() < 0.5 else compression + last
+        resize.append(_draw_sinc(rng))
+    compression: list[DegradationStep] = [
+        Jpeg(quality=rng.randint(30, 95)),
+        _draw_any_codec(rng),
+    ]
+    resize_first = rng.random() < 0.5
+    yield from resize + compression if resize_first else compression + resize
 
 
-def _draw_blur(rng: random.Random, *, sigma: tuple[float, float], sinc_probability: float) -> Blur:
+def _draw_blur(rng: random.Random, *, sigma: Range, sinc_probability: float) -> Blur:
     if rng.random() < sinc_probability:
-        return _draw_sinc(rng, low_rad=math.pi / 3)
+        return _draw_sinc(rng)
     shapes: list[KernelShape] = ["gaussian", "generalized", "plateau"]
     (shape,) = rng.choices(shapes, [0.70, 0.15, 0.15])
     isotropic = rng.random() < 0.65
-    sigma_x, sigma_y = rng.uniform(*sigma), rng.uniform(*sigma)
-    angle = rng.uniform(-math.pi, math.pi)
+    # All values are drawn even where a kernel does not use them, see above.
+    sigma_x = rng.uniform(*sigma)
+    sigma_y = rng.uniform(*sigma)
+    angle_rad = rng.uniform(-math.pi, math.pi)
     beta = rng.uniform(0.5, 4.0) if shape == "generalized" else rng.uniform(1.0, 2.0)
+    taps = rng.choice(_KERNEL_TAPS)
     return Blur(
         kernel=shape,
-        taps=rng.choice(_TAPS),
+        taps=taps,
         sigma_x=sigma_x,
         sigma_y=sigma_x if isotropic else sigma_y,
-        angle_rad=0.0 if isotropic else angle,
+        angle_rad=0.0 if isotropic else angle_rad,
         beta=1.0 if shape == "gaussian" else beta,
     )
 
 
-def _draw_sinc(rng: random.Random, *, low_rad: float) -> Blur:
-    return Blur(kernel="sinc", taps=rng.choice(_TAPS), cutoff_rad=rng.uniform(low_rad, math.pi))
+def _draw_sinc(rng: random.Random) -> Blur:
+    taps = rng.choice(_KERNEL_TAPS)
+    cutoff_rad = rng.uniform(math.pi / 3, math.pi)
+    return Blur(kernel="sinc", taps=taps, cutoff_rad=cutoff_rad)
 
 
 def _draw_resize(
     rng: random.Random,
-    base: float,
+    base_factor: float,
     *,
-    ways: tuple[float, float, float],
-    factors: tuple[float, float],
+    odds: tuple[float, float, float],
+    factors: Range,
 ) -> Resize:
-    """Draw up, down or keep with the odds `ways`, relative to `base` of the original size."""
-    (way,) = rng.choices(["up", "down", "keep"], ways)
-    up, down, method = (
-        rng.uniform(1.0, factors[1]),
-        rng.uniform(factors[0], 1.0),
-        rng.choice(_PLAIN),
-    )
-    return Resize(factor=base * {"up": up, "down": down, "keep": 1.0}[way], method=method)
+    """Draw a resize up, down or by `base_factor` exactly.
+
+    Args:
+        rng: Source of the draws.
+        base_factor: Fraction of the original size that the drawn factor is multiplied with.
+        odds: Probability of enlarging, shrinking and neither.
+        factors: Smallest factor of shrinking and largest factor of enlarging.
+    """
+    (direction,) = rng.choices(["up", "down", "keep"], odds)
+    # Both factors are drawn in any case, see above.
+    up = rng.uniform(1.0, factors[1])
+    down = rng.uniform(factors[0], 1.0)
+    method = rng.choice(_PLAIN_METHODS)
+    factor_of = {"up": up, "down": down, "keep": 1.0}
+    return Resize(factor=base_factor * factor_of[direction], method=method)
 
 
-def _draw_noise(
-    rng: random.Random, *, sigma: tuple[float, float], poisson: tuple[float, float]
-) -> Noise:
+def _draw_noise(rng: random.Random, *, sigma: Range, poisson: Range) -> Noise:
+    """Draw Gaussian noise with σ in units of 1/255, or Poisson noise with a factor."""
     channels = cast(Any, 1 if rng.random() < 0.4 else 3)
     seed = rng.getrandbits(62)
     if rng.random() < 0.5:
-        return Noise(
-            kind="gaussian", channels=channels, strength=rng.uniform(*sigma) / 255, seed=seed
-        )
-    return Noise(kind="poisson", channels=channels, strength=rng.uniform(*poisson), seed=seed)
+        strength = rng.uniform(*sigma) / 255
+        return Noise(kind="gaussian", channels=channels, strength=strength, seed=seed)
+    strength = rng.uniform(*poisson)
+    return Noise(kind="poisson", channels=channels, strength=strength, seed=seed)
 
 
 def _draw_any_codec(rng: random.Random) -> Codec:
     encoder = rng.choice(["libx264", "libx265", "mpeg4"])
-    return _draw_codec(rng, encoder, x264_crf=(20, 36), x265_crf=(22, 38), mpeg4_quantizer=(3, 12))
+    return _draw_codec(
+        rng,
+        encoder,
+        x264_crf=(20, 36),
+        x265_crf=(22, 38),
+        mpeg4_quantizer=(3, 12),
+    )
 
 
 def _draw_codec(
     rng: random.Random,
     encoder: str,
     *,
-    x264_crf: tuple[float, float],
-    x265_crf: tuple[float, float],
+    x264_crf: Range,
+    x265_crf: Range,
     mpeg4_quantizer: tuple[int, int],
 ) -> Codec:
+    """Draw the quality of an encoder from its range."""
     if encoder == "libx264":
-        crf, preset = rng.uniform(*x264_crf), rng.choice(["veryfast", "medium"])
+        crf = rng.uniform(*x264_crf)
+        preset = rng.choice(["veryfast", "medium"])
         return Codec(encoder=encoder, options={"crf": f"{crf:.1f}", "preset": preset})
     if encoder == "libx265":
         crf = rng.uniform(*x265_crf)
-        options = {"crf": f"{crf:.1f}", "preset": "veryfast", "x265-params": "log-level=none"}
+        options = {
+            "crf": f"{crf:.1f}",
+            "preset": "veryfast",
+            # The encoder would print to the standard error.
+            "x265-params": "log-level=none",
+        }
         return Codec(encoder=encoder, options=options)
-    quality = rng.randint(*mpeg4_quantizer)
+    quantizer = rng.randint(*mpeg4_quantizer)
     options = {
+        # A fixed quantizer; FFmpeg's unit of the quality is FF_QP2LAMBDA = 118 per step.
         "flags": "qscale",
-        "global_quality": str(118 * quality),
-        "qmin": str(quality),
-        "qmax": str(quality),
+        "global_quality": str(118 * quantizer),
+        "qmin": str(quantizer),
+        "qmax": str(quantizer),
     }
     return Codec(encoder=encoder, options=options)
