@@ -82,7 +82,7 @@ def test_a_refused_run_leaves_the_settings_of_the_one_that_is_there(folder, caps
     with monkeypatch.context() as patch:
         patch.setattr(two_step, "train", _interrupt)
         assert main([*args, "--loop.steps", "1"]) == 130
-    assert capsys.readouterr().err.endswith("interrupted; give the same command again to go on\n")
+    assert capsys.readouterr().err.endswith("interrupted; run the same command again to resume\n")
     before = (folder / "a" / "config.yaml").read_text()
     assert main([*args, "--loop.steps", "1", "--loss", "mse"]) == 3
     assert "is of a run with loss=mae, not loss=mse" in capsys.readouterr().err
@@ -159,8 +159,8 @@ def test_ablates_to_the_end(folder, capsys):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["ablate"], 2, "no study ''; there is: two-step"),
-        (["ablate", "one-step"], 2, "no study 'one-step'; there is: two-step"),
+        (["ablate"], 2, "unknown study ''; there is: two-step"),
+        (["ablate", "one-step"], 2, "unknown study 'one-step'; there is: two-step"),
         (["ablate", "two-step", "--image-model", "bicubic-x2"], 2, "no data to train on"),
         (["ablate", "two-step", "--seeds", "0"], 2, "seeds, steps and base must be at least 1"),
         (

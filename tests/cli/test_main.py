@@ -51,7 +51,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscael", "a", "b"]) == 2
-    assert capsys.readouterr().err == "tubelet: error: no verb 'upscael'; did you mean upscale?\n"
+    assert capsys.readouterr().err == "tubelet: error: unknown verb 'upscael'; did you mean upscale?\n"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -
         (InputError("a.mp4\n  is odd"), 3, "a.mp4 is odd"),
         (ResourceError("no room"), 4, "no room"),
         (KeyboardInterrupt(), 130, "interrupted; no unfinished output is left"),
-        (MemoryError(), 4, "memory ran out"),
+        (MemoryError(), 4, "out of memory"),
         (OSError(28, "No space left on device", "out.mp4"), 4, "No space left on device: out.mp4"),
     ],
 )

@@ -25,7 +25,7 @@ def at(frame: int, total: int | None = 20) -> Progress:
 
 
 def test_json_lines_have_the_documented_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_JSON_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "_JSON_INTERVAL_S", 0.0)
     stream = io.StringIO()
     with show_progress("json", label="x", json_to=stream) as update:
         update(at(5))

@@ -105,7 +105,7 @@ def test_dry_run_as_json(clip: Path, capsys: pytest.CaptureFixture[str]) -> None
     )
     assert values["plan"]["output"] == [256, 192]
     assert main(command) == 2
-    assert "--json is for --dry-run" in one_line(capsys)
+    assert "--json works only with --dry-run" in one_line(capsys)
 
 
 def test_a_run_follows_the_plan_that_a_dry_run_printed(
@@ -461,7 +461,7 @@ def test_an_empty_name(
     [
         (["--scale", "2", "--height", "720"], "contradict"),
         (["--preview", "0"], "preview=0"),
-        (["--preview", "2", "--compare"], "contradict"),
+        (["--preview", "2", "--compare"], "cannot be combined"),
         (["--tile", "5"], "tile=5"),
         (["--codec", "prores"], "prores"),
         (["--preset", "sluggish"], "ultrafast"),

@@ -1,7 +1,7 @@
-"""The command `tubelet`: finds the verb, runs it, and turns errors into one line and an exit code.
+"""The command `tubelet`: find the verb, run it, and turn errors into one line and an exit code.
 
-Nothing heavy is imported here: `tubelet --help` answers before torch would be loaded. A verb's module is
-imported when the verb is typed, and has `main(args) -> int`.
+Nothing heavy is imported here, so that `tubelet --help` answers before torch would be loaded. The
+module of a verb is imported when the verb is typed; it has a function `main(args) -> int`.
 """
 
 from __future__ import annotations
@@ -18,37 +18,49 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from tubelet.errors import RequestError, TubeletError, suggest
+from tubelet.errors import RequestError, ResourceError, TubeletError, suggest
 
 __all__ = ["VERBS", "main"]
 
 VERBS = {
-    "upscale": "make a video larger and sharper; audio, subtitles and timing stay",
-    "demo": "see a result in a minute, on a clip that is made on the spot",
-    "models": "list the models",
-    "doctor": "say what this machine can do, and what is missing",
-    "evaluate": "score models on a benchmark, beside the published figures",
-    "compare": "measure two videos, and show them with a slider",
+    "upscale": "upscale a video; audio, subtitles and timing are kept",
+    "demo": "show a result within a minute, on a generated clip",
+    "models": "list the models, identify checkpoints, download weights",
+    "doctor": "check this machine: devices, memory, codecs, weights, speed",
+    "evaluate": "score models on a benchmark, next to the published scores",
+    "compare": "compare two videos: metrics, and a page with a slider",
     "train": "train a model",
-    "ablate": "train the variants of a method several times, and judge what its paper claims",
-    "degrade": "make the low-quality version of a video, by a benchmark's rule or a realistic one",
-    "data": "list, check and prepare the standard sets",
-    "bench": "measure what models cost: parameters, FLOPs, memory, time",
+    "ablate": "train the variants of a method, and test the claims of its paper",
+    "degrade": "make a low-quality version of a video, as in benchmarks or realistic",
+    "data": "list, check and prepare the standard datasets",
+    "bench": "measure the parameters, FLOPs, memory and time of models",
 }
-"""Verb → what it does; `tubelet.cli.<verb>` holds its `main`."""
+"""Verb and summary; the module `tubelet.cli.<verb>` has the `main` of the verb."""
 
 _EXAMPLES = """\
-  tubelet upscale old.mp4 new.mp4                        the default model, its own scale
-  tubelet upscale old.mp4 new.mkv --height 1080          to an exact height
-  tubelet upscale old.mp4 new.mp4 --preview 4            four frames, before and after, in one PNG
-  tubelet upscale old.mp4 new.mp4 --compare              and a page with a before/after slider
+  tubelet upscale old.mp4 new.mp4                        with the default model, at its scale
+  tubelet upscale old.mp4 new.mkv --height 1080          to a height of 1080 pixels
+  tubelet upscale old.mp4 new.mp4 --preview 4            only 4 frames, before and after, as a PNG
+  tubelet upscale old.mp4 new.mp4 --compare              also write a page with a slider
   ffmpeg -i old.avi -f yuv4mpegpipe - | tubelet upscale - - | ffplay -i -
-  tubelet demo"""
-_EXIT_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
+  tubelet demo                                           try it without a video
+"""
+
+_EXIT_INTERRUPTED = 130
+# SIGPIPE has the number 13; Windows does not define it.
+_EXIT_BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
+
+# Errors of the operating system that the user can solve. All others are defects with a traceback.
+_OS_REMEDIES = {
+    errno.ENOSPC: "free disk space and run the command again",
+    errno.EDQUOT: "free disk space and run the command again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n) and run the command again",
+    errno.EROFS: "choose an output on a disk that can be written",
+}
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run as cleanly as Ctrl-C does."""
+    """SIGTERM, raised as an exception: it ends a run as cleanly as Ctrl-C does."""
 
     exit_code = 128 + signal.SIGTERM
 
@@ -57,46 +69,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: arguments after the command's name; by default those of the process.
+        argv: Arguments after the name of the command; by default those of the process.
 
     Returns:
-        0, or the exit code that `tubelet.errors` and docs/command-line.md give.
+        0, or an exit code of `tubelet.errors` and docs/command-line.md.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # as stderr: not every terminal has every letter
+        # Not every terminal can show × or →. Escape them, as stderr does, instead of failing.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _termination_as_interrupt(), _warnings_as_notes():
+        with _termination_as_interrupt(), _renamings_as_notes():
             code = _dispatch(args)
-            sys.stdout.flush()  # so that a reader who left is noticed here, not at exit
+            # A reader that has closed the pipe is noticed here, not at the exit of the interpreter.
+            sys.stdout.flush()
             return code
     except TubeletError as error:
         return _fail(str(error), error.exit_code)
     except _Terminated:
-        return _fail(f"terminated; {_what_is_left(args)}", _Terminated.exit_code)
+        return _fail(f"terminated; {_state_after_stop(args)}", _Terminated.exit_code)
     except KeyboardInterrupt:
-        return _fail(f"interrupted; {_what_is_left(args)}", 130)
+        return _fail(f"interrupted; {_state_after_stop(args)}", _EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # else the interpreter's last flush fails again
-        return _EXIT_PIPE
+        # Without a new stdout, the last flush of the interpreter fails again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _EXIT_BROKEN_PIPE
     except MemoryError:
-        return _fail("memory ran out; try --tile 128, or a smaller model", 4)
+        return _fail("out of memory; try --tile 128, or a smaller model", ResourceError.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EROFS):
+        if error.errno not in _OS_REMEDIES:
             raise
-        return _fail(
-            f"{error.strerror}: {error.filename or 'writing the output'}; free some, run again", 4
-        )
+        file = error.filename or "writing the output"
+        remedy = _OS_REMEDIES[error.errno]
+        return _fail(f"{error.strerror}: {file}; {remedy}", ResourceError.exit_code)
 
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
-        return 0 if args else 2
+        return 0 if args else RequestError.exit_code
     if args[0] in ("-V", "--version"):
         from importlib.metadata import version
 
@@ -104,62 +115,69 @@ def _dispatch(args: list[str]) -> int:
         return 0
     verb = args[0]
     if verb not in VERBS:
-        raise RequestError(f"no verb {verb!r}; {suggest(verb, VERBS)}")
+        raise RequestError(f"unknown verb {verb!r}; {suggest(verb, VERBS)}")
     run: Callable[[list[str]], int] = importlib.import_module(f"tubelet.cli.{verb}").main
     return run(args[1:])
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:9}{summary}" for verb, summary in VERBS.items())
+    verbs = "\n".join(f"  {verb:10}{summary}" for verb, summary in VERBS.items())
     return (
-        "usage: tubelet VERB [OPTIONS]\n\nVideo super-resolution: makes videos larger and sharper.\n\n"
-        f"verbs:\n{verbs}\n\n`tubelet VERB --help` lists the options of a verb; `tubelet --version`.\n\n"
-        f"examples:\n{_EXAMPLES}\n"
+        "usage: tubelet VERB [OPTIONS]\n\n"
+        "Video super-resolution: upscale videos, and evaluate and train the models that do it.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "`tubelet VERB --help` lists the options of a verb; `tubelet --version` prints the version."
+        f"\n\nexamples:\n{_EXAMPLES}"
     )
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"tubelet: error: {' '.join(message.split())}\n")
+    """Print an error as one line, and return the exit code."""
+    line = " ".join(message.split())
+    sys.stderr.write(f"tubelet: error: {line}\n")
     return code
 
 
-def _what_is_left(args: Sequence[str]) -> str:
-    if args[:1] in (["train"], ["ablate"]):
-        return "give the same command again to go on"
+def _state_after_stop(args: Sequence[str]) -> str:
+    """Describe the state of the output after a run was stopped."""
+    if args and args[0] in ("train", "ablate"):
+        return "run the same command again to resume"
     return "no unfinished output is left"
 
 
 @contextmanager
-def _warnings_as_notes() -> Generator[None]:
-    """Print notes about names that were replaced as one line, without a place in the code."""
-    show = warnings.showwarning
+def _renamings_as_notes() -> Generator[None]:
+    """Print a warning about a renamed setting as one line, without its position in the code."""
+    show_warning = warnings.showwarning
 
-    def show_note(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if issubclass(category, FutureWarning) and "old name is accepted" in str(message):
+    def show_note(message: Warning | str, category: type[Warning], *position: Any) -> None:
+        is_renaming = "old name is accepted" in str(message)
+        if is_renaming and issubclass(category, FutureWarning):
             sys.stderr.write(f"tubelet: note: {message}\n")
         else:
-            show(message, category, *where)
+            show_warning(message, category, *position)
 
     warnings.showwarning = show_note
     try:
         yield
     finally:
-        warnings.showwarning = show
+        warnings.showwarning = show_warning
 
 
 @contextmanager
 def _termination_as_interrupt() -> Generator[None]:
-    """Let SIGTERM raise, so that unfinished files are removed; only the main thread may set handlers."""
+    """Raise an exception on SIGTERM, so that unfinished files are removed."""
 
     def raise_terminated(number: int, frame: FrameType | None) -> None:
         raise _Terminated
 
     try:
-        before = signal.signal(signal.SIGTERM, raise_terminated)
+        previous = signal.signal(signal.SIGTERM, raise_terminated)
     except ValueError:
+        # Only the main thread may set a handler. Elsewhere, SIGTERM keeps its meaning.
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,4 +1,4 @@
-"""`tubelet ablate STUDY`: train the variants of a method several times, and judge what its paper claims."""
+"""`tubelet ablate STUDY`: train the variants of a method, and test the claims of its paper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _METAVARS = {
-    "data": "FOLDER",
+    "data": "FOLDER ...",
     "image_model": "NAME",
     "out": "FOLDER",
     "cache": "FOLDER",
@@ -27,35 +27,35 @@ _METAVARS = {
     "base": "N",
     "device": "NAME",
 }
-_EXAMPLE = """
+_EXAMPLES = """\
 studies:
-  two-step    frozen image model alone, MSE, MAE, MAE + SSIM (α 0, 0.4, 0.8), encoder loss (α 0, 0.04, 0.08)
+  two-step    frozen image model, and training with MSE, MAE, MAE + SSIM (α 0, 0.4, 0.8) and
+              encoder loss (α 0, 0.04, 0.08)
 
-A study that was stopped goes on when the same command is given again; finished runs are not run again.
+Run the same command again to resume a study that was stopped; finished runs are not repeated.
 
 example:
-  tubelet ablate two-step --preset small --seeds 3 --scale 4 --data clips/ --image-model fsrcnn.pth
+  tubelet ablate two-step --data clips/ --image-model fsrcnn.pth --scale 4 --seeds 3
 """
 
 
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
     wants_help = not {"-h", "--help"}.isdisjoint(args)
-    if not wants_help and args[:1] != ["two-step"]:
-        raise RequestError(f"no study {' '.join(args[:1])!r}; there is: two-step")
+    study = args[0] if args else ""
+    if study == "two-step":
+        args = args[1:]
+    elif not wants_help:
+        raise RequestError(f"unknown study {study!r}; there is: two-step")
     with loading():
         from tubelet.recipes.two_step_ablation import TwoStepAblation, run
         from tubelet.restore.device import resolve_device
+
     flags = flags_from(TwoStepAblation, metavars=_METAVARS)
-    rest = args[1:] if args[:1] == ["two-step"] else args
-    try:
-        command = parse(flags, rest, verb="ablate two-step")
-    except SystemExit:
-        if wants_help:
-            sys.stdout.write(_EXAMPLE)
-        raise
-    ablation = pick(command, TwoStepAblation)
+    command = parse(flags, args, verb="ablate two-step", examples=_EXAMPLES)
+    ablation: TwoStepAblation = pick(command, TwoStepAblation)
     ablation = replace(ablation, device=str(resolve_device(ablation.device)))
+
     with show_progress("auto", label="two-step", json_to=sys.stdout) as on_progress:
         _, verdicts = run(ablation, on_run=_report, on_progress=on_progress)
     for verdict in verdicts:
@@ -65,5 +65,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _report(run: Run) -> None:
-    scores = f"{run.psnr_y:.3f} dB, {run.psnr_y - run.frozen_psnr_y:+.3f} over the image model"
+    """Print the scores of a finished run."""
+    gain_db = run.psnr_y - run.frozen_psnr_y
+    scores = f"{run.psnr_y:.3f} dB, {gain_db:+.3f} over the image model"
     print(f"{run.variant.name}, seed {run.seed}: {scores}", flush=True)

@@ -1,14 +1,15 @@
-"""Flags from dataclasses: names, types, choices and help texts have one home, the settings of the engine."""
+"""Command-line flags from dataclasses: a field gives the name, type, choices and help of a flag."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import inspect
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -22,89 +23,136 @@ def flags_from(
     aliases: Mapping[str, str] | None = None,
     metavars: Mapping[str, str] | None = None,
 ) -> type[Any]:
-    """Make one dataclass of the fields of several, dressed for the command line.
+    """Join the fields of several dataclasses into one dataclass for the command line.
 
     Args:
-        sources: dataclasses; the docstring below a field is its help text, of the first class the verb's.
-        aliases: field → short flag, for example {"scale": "-s"}.
-        metavars: field → what stands for the value in the help, for example {"height": "PIXELS"}.
+        sources: Dataclasses. The docstring below a field is the help text of its flag, and the
+            docstring of the first class describes the verb.
+        aliases: Short flags by field, for example {"scale": "-s"}.
+        metavars: Placeholders of values in the help by field, for example {"height": "PIXELS"}.
 
     Returns:
-        A keyword-only dataclass for `parse`. Fields without a default come first, as positional arguments.
+        A keyword-only dataclass for `parse`. Fields without a default come first, as positional
+        arguments.
     """
+    aliases = aliases or {}
+    metavars = metavars or {}
     fields: list[tuple[str, Any, Any]] = []
     for source in sources:
-        hints, texts = get_type_hints(source, include_extras=True), field_help(source)
+        hints = get_type_hints(source, include_extras=True)
+        help_texts = field_help(source)
         for field in dataclasses.fields(source):
-            positional = field.default is dataclasses.MISSING
-            kind = tyro.conf.Positional[hints[field.name]] if positional else hints[field.name]
-            dressed = tyro.conf.arg(
-                help=texts.get(field.name, ""),
-                help_behavior_hint=_hint(field.default, texts.get(field.name, "")),
-                aliases=(aliases or {}).get(field.name, "").split() or None,
-                metavar=(metavars or {}).get(field.name),
+            help_text = help_texts.get(field.name, "")
+            argument = tyro.conf.arg(
+                help=help_text,
+                help_behavior_hint=_default_hint(field.default, help_text),
+                aliases=aliases.get(field.name, "").split() or None,
+                metavar=metavars.get(field.name),
             )
-            default = (
-                dataclasses.field() if positional else dataclasses.field(default=field.default)
-            )
-            fields.append((field.name, Annotated[kind, dressed], default))
-    made = dataclasses.make_dataclass("Flags", fields, kw_only=True, frozen=True)
-    made.__doc__ = sources[0].__doc__
-    return made
+            hint = hints[field.name]
+            if field.default is dataclasses.MISSING:
+                hint = tyro.conf.Positional[hint]
+                specification = dataclasses.field()
+            else:
+                specification = dataclasses.field(default=field.default)
+            fields.append((field.name, Annotated[hint, argument], specification))
+    flags = dataclasses.make_dataclass("Flags", fields, kw_only=True, frozen=True)
+    flags.__doc__ = sources[0].__doc__
+    return flags
 
 
-def _hint(default: Any, text: str) -> str:
-    """Name the default, unless it says nothing or the help text already tells it."""
-    if default is dataclasses.MISSING or default in (None, False) or "Default:" in text:
+def _default_hint(default: Any, help_text: str) -> str:
+    """Show a default, unless it is trivial or the help text already mentions it."""
+    if default is dataclasses.MISSING or "Default:" in help_text:
+        return ""
+    if default is None or default is False or default in ("", ()):
         return ""
     return f"(default: {default})"
 
 
 def field_help(source: type[Any]) -> dict[str, str]:
-    """Read the string literals that stand below the fields of a class, on one line each."""
-    body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(source))).body[0]).body
+    """Read the docstrings below the fields of a class, each joined to one line."""
+    module = ast.parse(textwrap.dedent(inspect.getsource(source)))
+    class_definition = module.body[0]
+    assert isinstance(class_definition, ast.ClassDef)
     texts: dict[str, str] = {}
-    for field, text in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            match text:
-                case ast.Expr(value=ast.Constant(value=str(words))):
-                    texts[field.target.id] = " ".join(words.split())
-                case _:
-                    pass
+    for statement, following in pairwise(class_definition.body):
+        match statement, following:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                texts[name] = " ".join(text.split())
+            case _:
+                pass
     return texts
 
 
-def parse(flags: type[Any], args: Sequence[str], *, verb: str) -> Any:
-    """Parse arguments; on `--help` and on wrong usage prints and exits (0 and 2)."""
-    return tyro.cli(flags, args=_gather(flags, args), prog=f"tubelet {verb}", config=_CONFIG)
+def parse(flags: type[Any], args: Sequence[str], *, verb: str, examples: str = "") -> Any:
+    """Parse arguments.
+
+    Args:
+        flags: Dataclass made by `flags_from`.
+        args: Arguments after the verb.
+        verb: Name of the verb, for the usage line.
+        examples: Text printed below the options on `--help`.
+
+    Raises:
+        SystemExit: With code 0 after `--help`, and with code 2 after a usage error.
+    """
+    merged = _merge_repeated_flags(flags, args)
+    try:
+        return tyro.cli(flags, args=merged, prog=f"tubelet {verb}", config=_CONFIG)
+    except SystemExit as stop:
+        if stop.code == 0 and examples:
+            sys.stdout.write(f"\n{examples}")
+        raise
 
 
-def _gather(flags: type[Any], args: Sequence[str]) -> list[str]:
-    """Let a flag that takes several values be given several times: `-m a -m b` is `-m a b`, not `-m b`."""
-    spellings: dict[str, str] = {}
-    for field in dataclasses.fields(flags):
-        kind, dressed, *_ = get_args(field.type)
-        if field.default is not dataclasses.MISSING and any(
-            get_origin(part) is tuple for part in (kind, *get_args(kind))
-        ):
-            name = "--" + field.name.replace("_", "-")
-            spellings |= dict.fromkeys([name, *(dressed.aliases or ())], name)
-    rest: list[str] = []
+def _merge_repeated_flags(flags: type[Any], args: Sequence[str]) -> list[str]:
+    """Join the values of a repeated flag: `-m a -m b` becomes `--model a b`.
+
+    Without this, only the last occurrence of a flag would count.
+    """
+    long_names = _multi_value_flags(flags)
+    merged: list[str] = []
     values: dict[str, list[str]] = {}
-    into = rest
-    for word in args:
-        flag, equals, value = word.partition("=")
-        if flag in spellings:
-            into = values.setdefault(spellings[flag], [])
-            into += [value] if equals else []
-        else:
-            into = rest if word.startswith("-") else into
-            into.append(word)
-    return rest + [word for name, given in values.items() for word in (name, *given)]
+    target = merged
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if flag in long_names:
+            target = values.setdefault(long_names[flag], [])
+            if equals:
+                target.append(value)
+            continue
+        if arg.startswith("-"):
+            # Another flag ends the list of values.
+            target = merged
+        target.append(arg)
+    for name, flag_values in values.items():
+        merged += [name, *flag_values]
+    return merged
+
+
+def _multi_value_flags(flags: type[Any]) -> dict[str, str]:
+    """Map each spelling of a flag that takes several values to its long name."""
+    long_names: dict[str, str] = {}
+    for field in dataclasses.fields(flags):
+        if field.default is dataclasses.MISSING:
+            continue
+        # Fields of `flags_from` are Annotated[type, argument]; the type may be a union with None.
+        hint, argument, *_ = get_args(field.type)
+        is_tuple = get_origin(hint) is tuple
+        has_tuple = any(get_origin(member) is tuple for member in get_args(hint))
+        if not (is_tuple or has_tuple):
+            continue
+        long_name = "--" + field.name.replace("_", "-")
+        for spelling in (long_name, *(argument.aliases or ())):
+            long_names[spelling] = long_name
+    return long_names
 
 
 def pick(command: object, settings: type[Any]) -> Any:
-    """Build `settings` from the fields of the same names of a parsed command."""
-    return settings(
-        **{field.name: getattr(command, field.name) for field in dataclasses.fields(settings)}
-    )
+    """Build `settings` from the fields of a parsed command that have the same names."""
+    values = {field.name: getattr(command, field.name) for field in dataclasses.fields(settings)}
+    return settings(**values)

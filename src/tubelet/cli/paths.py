@@ -1,4 +1,4 @@
-"""Names of what verbs write, and refusing those that must not be written, before any work is done."""
+"""Paths of the files that verbs write, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ __all__ = ["companion", "refuse_existing"]
 
 
 def companion(output: str, ending: str) -> Path:
-    """Name the file beside an output: new.mp4 → new.compare.html, frames/%05d.png → frames.compare.html."""
+    """Return the path of a file next to an output.
+
+    Examples: new.mp4 → new.compare.html, frames/%05d.png → frames.compare.html.
+    """
     path = Path(output)
     if "%" in path.name:
         path = path.parent
-    stem = path.stem or "images"  # the current folder has no name of its own
+    # The current folder, ".", has an empty stem.
+    stem = path.stem or "images"
     return path.parent / f"{stem}{ending}"
 
 
 def refuse_existing(
     path: Path, *, overwrite: bool, remedy: str = "give --overwrite to replace it"
 ) -> None:
-    """Refuse a file that exists, or whose folder does not.
+    """Refuse a path where a file exists already, or whose folder does not exist.
 
     Args:
-        path: of the file to write.
-        overwrite: an existing file may be replaced.
-        remedy: what can be done about one that exists.
+        path: File to write.
+        overwrite: Allow replacing an existing file.
+        remedy: Advice for the error about an existing file.
 
     Raises:
-        RequestError: the file exists and may not be replaced, or its folder does not exist.
+        RequestError: The file exists and must not be replaced, or its folder does not exist.
     """
     if path.exists() and not overwrite:
         raise RequestError(f"{path} exists; {remedy}")
     if not path.parent.is_dir():
-        raise RequestError(f"the folder {path.parent} does not exist; make it first")
+        raise RequestError(f"the folder {path.parent} does not exist; create it first")

@@ -1,7 +1,7 @@
-"""How a run is shown while it goes: a bar on a terminal, a line now and then in a log, JSON for programs.
+"""Progress of a run: a bar on a terminal, plain lines in a log, or JSON lines for programs.
 
-The bar and the lines go to the standard error. JSON lines go to the standard output, or to the standard error
-where the video itself goes to the standard output.
+The bar and the plain lines go to standard error. JSON lines go to standard output, or to standard
+error if the video itself goes to standard output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["ProgressStyle", "error_events", "json_line", "show_progress", "write
 
 ProgressStyle = Literal["auto", "bar", "json", "none"]
 
-_JSON_EVERY_S = 0.25
+_JSON_INTERVAL_S = 0.25
 
 
 @contextmanager
@@ -28,9 +28,9 @@ def show_progress(style: ProgressStyle, *, label: str, json_to: TextIO) -> Gener
     """Show the progress of one run until the block ends.
 
     Args:
-        style: "auto" is a bar where the standard error is a terminal, and a line every ten seconds elsewhere.
-        label: what is being made, for a user.
-        json_to: stream of the JSON lines.
+        style: "auto" is a bar if standard error is a terminal, otherwise a line every ten seconds.
+        label: Name of the output, shown next to the bar.
+        json_to: Stream of the JSON lines.
 
     Yields:
         The function to call with each `Progress`.
@@ -47,47 +47,50 @@ def show_progress(style: ProgressStyle, *, label: str, json_to: TextIO) -> Gener
 
 
 def json_line(stream: TextIO, event: str, **fields: Any) -> None:
-    """Write one event as one line of JSON, at once."""
-    _write(stream, json.dumps({"event": event, **fields}, ensure_ascii=False))
+    """Write one event as one line of JSON, and flush it."""
+    _write_line(stream, json.dumps({"event": event, **fields}, ensure_ascii=False))
 
 
 def write_json(value: object, stream: TextIO) -> None:
-    """Write a value as JSON of several lines, for a user to read too."""
+    """Write a value as indented JSON, which a user can also read."""
     json.dump(value, stream, indent=2, ensure_ascii=False)
     stream.write("\n")
 
 
 @contextmanager
 def error_events(stream: TextIO) -> Generator[None]:
-    """Write the last event where the block fails, and let the error go on."""
+    """Write an `error` event if the block fails, and raise the error again."""
     try:
         yield
     except TubeletError as error:
-        notes = {"notes": list(error.notes)} if isinstance(error, IncompleteError) else {}
-        json_line(stream, "error", exit_code=error.exit_code, message=str(error), **notes)
+        fields: dict[str, Any] = {"exit_code": error.exit_code, "message": str(error)}
+        if isinstance(error, IncompleteError):
+            fields["notes"] = list(error.notes)
+        json_line(stream, "error", **fields)
         raise
     except KeyboardInterrupt as error:
-        json_line(
-            stream, "error", exit_code=getattr(error, "exit_code", 130), message="interrupted"
-        )
+        exit_code = getattr(error, "exit_code", 130)
+        json_line(stream, "error", exit_code=exit_code, message="interrupted")
         raise
 
 
-def _write(stream: TextIO, line: str) -> None:
+def _write_line(stream: TextIO, line: str) -> None:
     stream.write(line + "\n")
     stream.flush()
 
 
 def _json_lines(stream: TextIO) -> OnProgress:
-    """Return a function that writes events now and then, and the one that says that all is done."""
+    """Return a function that writes events at intervals, and always the event of the last unit."""
 
     def write(progress: Progress) -> None:
-        _write(stream, progress.to_json())
+        _write_line(stream, progress.to_json())
 
-    sparse = at_intervals(_JSON_EVERY_S, write)
+    write_at_intervals = at_intervals(_JSON_INTERVAL_S, write)
 
     def update(progress: Progress) -> None:
-        show = write if progress.done == progress.total else sparse
-        show(progress)
+        if progress.done == progress.total:
+            write(progress)
+        else:
+            write_at_intervals(progress)
 
     return update

@@ -1,4 +1,4 @@
-"""Load torch quickly, and let the process keep the memory that every frame needs again."""
+"""Import torch quickly, and keep freed memory in the process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ __all__ = ["loading"]
 
 @contextmanager
 def loading() -> Generator[None]:
-    """Import torch and what hangs on it inside this context.
+    """Import torch and the modules that depend on it inside this context.
 
-    The garbage collector is off during the import, and the imported objects are left out of later collections:
-    searching them took a fifth of the import and two thirds of the exit. Freed memory stays with the process.
+    The garbage collector is disabled during the import, and the imported objects are excluded from
+    later collections: traversing them took a fifth of the import and two thirds of the exit. Freed
+    memory stays with the process, because every frame allocates the same buffers again.
     """
     retain_freed_memory()
     gc.disable()

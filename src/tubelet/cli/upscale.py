@@ -1,4 +1,4 @@
-"""`tubelet upscale`: make a video larger and sharper."""
+"""`tubelet upscale`: upscale a video."""
 
 from __future__ import annotations
 
@@ -41,83 +41,103 @@ _METAVARS = {
     "tile": "PIXELS",
     "memory": "GIB",
 }
+_EXAMPLES = """\
+examples:
+  tubelet upscale old.mp4 new.mp4                            with the default model
+  tubelet upscale old.mp4 new.mkv --height 1080 --crf 18     to a height of 1080 pixels
+  tubelet upscale old.mp4 new.mp4 --preview 4                look at 4 frames first
+  tubelet upscale old.mp4 new.mp4 --dry-run                  show the size, time and disk space
+  tubelet upscale old.mp4 part.mp4 --start 60 --duration 10  only 10 seconds of the video
+  tubelet upscale frames/%05d.png larger/                    images instead of a video
+"""
+
+_MAX_PREVIEW_FRAMES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleFlags:
-    """Make a video larger and sharper; audio, subtitles, chapters and the time of every frame stay."""
+    """Upscale a video. Audio, subtitles, chapters and the time of every frame are kept."""
 
     input: str
-    """Video file, folder of images, pattern like frames/%05d.png, or - for y4m on the standard input."""
+    """Video file, folder of images, numbered images such as frames/%05d.png, or - for y4m on
+    standard input."""
     output: str
-    """Video file, folder or pattern of PNGs, or - for y4m on the standard output. It appears under its name
-    only when it is whole."""
+    """Video file, folder of PNG images, numbered images such as new/%05d.png, or - for y4m on
+    standard output. A file appears under this name only when it is complete."""
     dry_run: bool = False
-    """Only print the plan: sizes, model, device, and about how long and how large."""
+    """Print the plan and exit: sizes, model, device, estimated time and file size."""
     json: bool = False
-    """With --dry-run: write it as JSON, with the whole plan."""
+    """With --dry-run: print the complete plan as JSON."""
     plan: Path | None = None
-    """Restore by this plan: a file with what --dry-run --json printed for the same input and model."""
+    """Follow the plan in this JSON file, printed by --dry-run --json for the same input and
+    model."""
     preview: int | None = None
-    """Instead of the video, write one PNG with this many frames, before and after side by side. It is OUTPUT
-    where that ends in .png, otherwise OUTPUT's name with .preview.png."""
+    """Write one PNG with N frames, 1 to 64, before and after side by side, instead of the video.
+    Its name is OUTPUT if that ends in .png, otherwise OUTPUT's name with .preview.png."""
     compare: bool = False
     """Also write a page with a before/after slider: OUTPUT's name with .compare.html."""
     progress: ProgressStyle = "auto"
-    """auto: a bar on a terminal, otherwise a line every ten seconds. json: an event per line, on the standard
-    output (on the standard error where OUTPUT is -)."""
+    """auto: a bar on a terminal, otherwise a line every ten seconds. json: one event per line, on
+    standard output, or on standard error if OUTPUT is -."""
 
 
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
     flags = flags_from(UpscaleFlags, UpscaleSettings, aliases=_ALIASES, metavars=_METAVARS)
-    command = parse(flags, args, verb="upscale")
-    request, settings = pick(command, UpscaleFlags), pick(command, UpscaleSettings)
+    command = parse(flags, args, verb="upscale", examples=_EXAMPLES)
+    request: UpscaleFlags = pick(command, UpscaleFlags)
+    settings: UpscaleSettings = pick(command, UpscaleSettings)
     _check(request)
     if request.dry_run:
         _print_plan(request, settings)
     elif request.preview is not None:
-        _preview(request, settings)
+        _preview(request, request.preview, settings)
     else:
         _upscale(request, settings)
     return 0
 
 
 def _check(request: UpscaleFlags) -> None:
-    if request.preview is not None and not 1 <= request.preview <= 64:
-        raise ConfigError(f"preview={request.preview} must be between 1 and 64 frames")
-    chosen = [
-        flag
-        for flag, on in (
-            ("--dry-run", request.dry_run),
-            ("--preview", request.preview is not None),
-            ("--compare", request.compare),
-        )
-        if on
-    ]
-    if len(chosen) > 1:
-        raise RequestError(f"{' and '.join(chosen)} contradict; give one of them")
-    if chosen and request.input == "-":
+    """Refuse flags that contradict each other."""
+    preview = request.preview
+    if preview is not None and not 1 <= preview <= _MAX_PREVIEW_FRAMES:
+        raise ConfigError(f"preview={preview} must be between 1 and {_MAX_PREVIEW_FRAMES} frames")
+
+    modes: list[str] = []
+    if request.dry_run:
+        modes.append("--dry-run")
+    if preview is not None:
+        modes.append("--preview")
+    if request.compare:
+        modes.append("--compare")
+    if len(modes) > 1:
+        raise RequestError(f"{' and '.join(modes)} cannot be combined; give one of them")
+    if modes and request.input == "-":
         raise RequestError(
-            f"{chosen[0]} must read the input twice, which a pipe cannot give; name a file"
+            f"{modes[0]} reads the input twice, which a pipe does not allow; give a file as INPUT"
         )
+
     if request.json and not request.dry_run:
-        raise RequestError("--json is for --dry-run; the events of a run come with --progress json")
-    if request.plan is not None and (request.dry_run or request.preview is not None):
-        raise RequestError("--plan is for a run; leave --dry-run and --preview out")
+        raise RequestError(
+            "--json works only with --dry-run; use --progress json for the events of a run"
+        )
+    if request.plan is not None and (request.dry_run or preview is not None):
+        raise RequestError("--plan cannot be combined with --dry-run or --preview; leave them out")
     if request.compare:
         _check_comparable(request.output)
 
 
 def _check_comparable(output: str) -> None:
+    """Refuse --compare for an output that the page cannot read."""
     from tubelet.video.destination import destination_kind
 
     kind = destination_kind(output)
-    if kind != "file":
-        reason = "a pipe cannot be read again" if kind == "pipe" else "images have no times"
-        raise RequestError(
-            f"--compare pairs frames by their times, and {reason}; name a video file as the output"
-        )
+    if kind == "file":
+        return
+    reason = "a pipe cannot be read again" if kind == "pipe" else "images have no times"
+    raise RequestError(
+        f"--compare pairs frames by their times, but {reason}; give a video file as OUTPUT"
+    )
 
 
 def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
@@ -128,19 +148,22 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     page = companion(request.output, ".compare.html")
     if request.compare:
         refuse_existing(page, overwrite=settings.overwrite)
-    stream = sys.stderr if request.output == "-" else sys.stdout
+    # Standard output belongs to the video if OUTPUT is "-".
+    events_to = sys.stderr if request.output == "-" else sys.stdout
+    label = Path(request.input).name
+
     try:
-        with _events(request, stream):
-            with show_progress(
-                request.progress, label=Path(request.input).name, json_to=stream
-            ) as update:
+        with _report_errors(request, events_to):
+            with show_progress(request.progress, label=label, json_to=events_to) as update:
                 result = run(request.input, request.output, settings, on_progress=update, plan=plan)
             if request.progress == "json":
-                json_line(stream, "end", **result.as_dict())
+                json_line(events_to, "end", **result.as_dict())
     except IncompleteError:
+        # The output exists, and has every frame that could be decoded: it can be compared.
         if request.compare:
             _write_page(request, settings, page, {})
         raise
+
     if request.progress != "json":
         _print_summary(request, result)
     if request.compare:
@@ -152,7 +175,7 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
 
 
 def _read_plan(path: Path) -> Plan:
-    """Read a plan, alone or in what --dry-run --json prints."""
+    """Read a plan from a file: the plan itself, or the complete output of --dry-run --json."""
     from tubelet.restore.plan import Plan
 
     try:
@@ -173,39 +196,48 @@ def _write_page(
 ) -> None:
     from tubelet.evaluation.compare import write_compare_page
 
+    start_s = settings.start or 0.0
     write_compare_page(
-        request.input, request.output, page, details=details, before_start_s=settings.start or 0.0
+        request.input,
+        request.output,
+        page,
+        details=details,
+        before_start_s=start_s,
     )
     sys.stderr.write(f"before and after: {page}\n")
 
 
 @contextmanager
-def _events(request: UpscaleFlags, stream: TextIO) -> Generator[None]:
-    """Write the first event, and the last one where the run fails, or the notes of an output that lacks something."""
-    if request.progress != "json":
-        try:
+def _report_errors(request: UpscaleFlags, events_to: TextIO) -> Generator[None]:
+    """Report a failing run: with an event for programs, or with the notes of a partial output.
+
+    For programs, the event `start` is written first.
+    """
+    if request.progress == "json":
+        json_line(events_to, "start", input=request.input, output=request.output)
+        with error_events(events_to):
             yield
-        except IncompleteError as error:
-            _print_notes(error.notes)
-            raise
         return
-    json_line(stream, "start", input=request.input, output=request.output)
-    with error_events(stream):
+    try:
         yield
+    except IncompleteError as error:
+        _print_notes(error.notes)
+        raise
 
 
 def _print_summary(request: UpscaleFlags, result: Result) -> None:
     from tubelet.video.probe import probe
 
     _print_notes(result.notes)
-    before = ""
+    size = f"{result.width}×{result.height}"
     if request.input != "-":
         info = probe(request.input)
-        before = f"{info.width}×{info.height} → "
-    speed = f"{clock(result.elapsed_s)} ({result.frames / result.elapsed_s:.1f} a second)"
+        size = f"{info.width}×{info.height} → {size}"
+    fps = result.frames / result.elapsed_s
+    output = result.path or "standard output"
     sys.stderr.write(
-        f"{result.path or 'standard output'}: {before}{result.width}×{result.height}, "
-        f"{result.frames} frames in {speed}, {result.model}\n"
+        f"{output}: {size}, {result.frames} frames in {clock(result.elapsed_s)} "
+        f"({fps:.1f} a second), {result.model}\n"
     )
 
 
@@ -214,25 +246,25 @@ def _print_notes(notes: Sequence[str]) -> None:
         sys.stderr.write(f"note: {note}\n")
 
 
-def _preview(request: UpscaleFlags, settings: UpscaleSettings) -> None:
+def _preview(request: UpscaleFlags, count: int, settings: UpscaleSettings) -> None:
     from tubelet.evaluation.preview import write_preview
     from tubelet.restore.job import build_engine
     from tubelet.video.probe import probe
 
-    named = request.output.lower().endswith(".png") and "%" not in request.output
-    path = Path(request.output) if named else companion(request.output, ".preview.png")
+    is_image_name = request.output.lower().endswith(".png") and "%" not in request.output
+    path = Path(request.output) if is_image_name else companion(request.output, ".preview.png")
     refuse_existing(path, overwrite=settings.overwrite)
     info = probe(request.input)
     times_s = write_preview(
         build_engine(settings, info),
         info,
         path,
-        count=request.preview or 1,
+        count=count,
         start_s=settings.start or 0.0,
         duration_s=settings.duration,
     )
-    at = ", ".join(f"{time_s:.2f}" for time_s in times_s)
-    sys.stderr.write(f"{path}: input left, result right, at {at} s\n")
+    times = ", ".join(f"{time_s:.2f}" for time_s in times_s)
+    sys.stderr.write(f"{path}: input left, result right, at {times} s\n")
 
 
 def _print_plan(request: UpscaleFlags, settings: UpscaleSettings) -> None:
@@ -260,40 +292,49 @@ def _print_rows(rows: dict[str, str], stream: TextIO) -> None:
 
 
 def _plan_rows(request: UpscaleFlags, description: Description) -> dict[str, str]:
+    """Describe the plan of a run, as rows of a table."""
     info = description.info
     plan = description.plan
     width, height = plan.output
-    kinds = [stream.kind for stream in info.streams]
-    others = ", ".join(
-        f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind != "video"
-    )
-    tiles = f"tiles of {plan.tile_px} input pixels" if plan.tile_px else "whole frames"
-    window = "" if plan.window is None else f", {plan.window.frames} frames at once"
-    rate = "" if info.average_rate is None else f", {_rate(info.average_rate)} frames a second"
+
+    source = f"{request.input}, {info.codec} in {info.container}, {info.pix_fmt}"
+    if info.average_rate is not None:
+        source += f", {_rate(info.average_rate)} frames a second"
+    frames = "unknown"
+    if description.frames is not None:
+        frames = f"{description.frames} (by the header)"
+    runs_on = f"{plan.device}, {plan.precision}, "
+    runs_on += f"tiles of {plan.tile_px} input pixels" if plan.tile_px else "whole frames"
+    if plan.window is not None:
+        runs_on += f", {plan.window.frames} frames at once"
+
     rows = {
-        "input": f"{request.input}, {info.codec} in {info.container}, {info.pix_fmt}{rate}",
+        "input": source,
         "size": f"{info.width}×{info.height} → {width}×{height}",
-        "frames": "unknown"
-        if description.frames is None
-        else f"{description.frames} (by the header)",
+        "frames": frames,
         "frame rate": _new_rate(info.average_rate, description.frame_rate),
-        "also copied": others or "nothing: the video is alone",
+        "also copied": _other_streams([stream.kind for stream in info.streams]),
         "model": description.model,
-        "runs on": f"{plan.device}, {plan.precision}, {tiles}{window}",
-        "model's speed": f"{1 / description.frame_s:.1f} frames a second",
+        "runs on": runs_on,
+        "model speed": f"{1 / description.frame_s:.1f} frames a second",
     }
     if description.restore_s is not None:
-        rows["about"] = (
-            f"{clock(description.restore_s)}, or more where the encoder is slower than the model"
-        )
+        duration = clock(description.restore_s)
+        rows["time"] = f"about {duration}, or more if the encoder is slower than the model"
     if description.output_bytes is not None:
         rows["disk"] = f"about {_megabytes(description.output_bytes)}"
-    rows["output"] = f"{request.output} (nothing is written now)"
+    rows["output"] = f"{request.output} (not written in a dry run)"
     return rows
 
 
+def _other_streams(kinds: Sequence[str]) -> str:
+    """Count the streams that are not video, for example "2 audio, 1 subtitle"."""
+    counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind != "video"]
+    return ", ".join(counts) or "nothing: the input has only video"
+
+
 def _new_rate(before: Fraction | None, after: Fraction | None) -> str:
-    """Say how the frame rate changes, if it does."""
+    """Describe the change of the frame rate."""
     if before is None or after is None or before == after:
         return "as in the input"
     return f"{_rate(before)} → {_rate(after)} a second"
@@ -303,5 +344,7 @@ def _rate(rate: Fraction) -> str:
     return f"{float(rate):.6g}"
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.1f} MB"
+def _megabytes(size_bytes: int) -> str:
+    if size_bytes >= 1e9:
+        return f"{size_bytes / 1e9:.1f} GB"
+    return f"{max(size_bytes / 1e6, 0.1):.1f} MB"
