@@ -184,4 +184,4 @@ def test_help_names_the_studies(capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert "--image-model" in out
-    assert "frozen image model alone, MSE, MAE" in out
+    assert "frozen image model, and training with MSE, MAE" in out

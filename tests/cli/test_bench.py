@@ -97,7 +97,7 @@ def test_a_checkpoint_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
             "it takes fp32",
         ),
         (["absent.safetensors"], 3, "absent.safetensors"),
-        ([], 2, "name a model"),
+        ([], 2, "no model is given"),
     ],
 )
 def test_errors_are_one_line(
@@ -130,9 +130,9 @@ def test_a_busy_machine_is_noticed(times_s: tuple[float, ...], warned: bool) -> 
     measured = replace(cost("a"), times_s=times_s, frames_in=5, frames_out=5, height=28)
     notes = bench._notes(CostReport(machine, CostSettings(size="32x24", runs=9), (measured,), ()))
     assert any("busy" in note for note in notes) is warned
-    assert "a: calls of 5 frames; figures are a frame's share" in notes
+    assert "a: calls of 5 frames; figures are per frame" in notes
     assert "a needs, and was measured at, 32×28" in notes
-    assert "a: 3 calls, then 60 s were over" in notes
+    assert "a: only 3 calls within the limit of 60 s" in notes
 
 
 def test_published_figures_are_found_by_the_name_of_the_method() -> None:
