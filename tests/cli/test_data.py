@@ -59,7 +59,7 @@ def test_prepare_writes_copies_and_the_cache(tmp_path: Path, capsys: pytest.Capt
     args = ["data", "prepare", str(tmp_path / "src"), "--preset", "bi", "--progress", "none"]
     assert main([*args, "--set", "vid4", "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out" / "foliage").glob("*.png"))) == 49
-    assert "4 clips made, 0 were there" in capsys.readouterr().err
+    assert "4 clips written, 0 existed already" in capsys.readouterr().err
     save_frames(tmp_path / "clips" / "a", 3, (24, 24))
     cache = [
         "data",
@@ -78,7 +78,7 @@ def test_prepare_writes_copies_and_the_cache(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [
-        (["chek"], 2, "no action 'chek'"),
+        (["chek"], 2, "unknown action 'chek'"),
         (["check", "nowhere"], 3, "no such folder: nowhere"),
         (["check", ".", "--set", "vid5"], 2, "did you mean vid4"),
         (["check", "."], 3, "no video and no folder of frames"),

@@ -36,9 +36,9 @@ def test_a_folder_of_clips_and_a_image(tmp_path: Path, capsys: pytest.CaptureFix
     for name in ("a", "b"):
         save_frames(tmp_path / "src" / name, 2)
     assert run(tmp_path / "src", tmp_path / "out", "--preset", "bi", "--scale", 2) == 0
-    assert "2 clips made, 0 were there" in capsys.readouterr().err
+    assert "2 clips written, 0 existed already" in capsys.readouterr().err
     assert run(tmp_path / "src", tmp_path / "out", "--preset", "bi", "--scale", 2) == 0
-    assert "0 clips made, 2 were there" in capsys.readouterr().err
+    assert "0 clips written, 2 existed already" in capsys.readouterr().err
     assert run(tmp_path / "src" / "a" / "00000001.png", tmp_path / "one.png", "--preset", "bi") == 0
     assert (tmp_path / "one.png").exists()
 
@@ -46,7 +46,7 @@ def test_a_folder_of_clips_and_a_image(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [
-        (("clip.mp4", "out.mkv"), 2, "give --preset: bi, bi-u8"),
+        (("clip.mp4", "out.mkv"), 2, "give --preset, one of bi, bi-u8"),
         (("clip.mp4", "out.mkv", "--preset", "bx"), 2, "unknown degradation 'bx'"),
         (
             ("clip.mp4", "out.mkv", "--preset", "bi", "--scale", "99"),
@@ -57,7 +57,7 @@ def test_a_folder_of_clips_and_a_image(tmp_path: Path, capsys: pytest.CaptureFix
         (("clip.mp4", "clip.mp4", "--preset", "bi", "-y"), 2, "is the input itself"),
         (("clip.mp4", "nowhere/out.mkv", "--preset", "bi"), 2, "does not exist"),
         (("clip.mp4", "-", "--preset", "bi"), 2, "a video file or a folder"),
-        (("clip.mp4", "out.mkv", "--preset", "bi", "--recipe", "r.json"), 2, "bi draws nothing"),
+        (("clip.mp4", "out.mkv", "--preset", "bi", "--recipe", "r.json"), 2, "bi has no random steps"),
         (("empty", "out", "--preset", "bi"), 3, "no video and no folder of frames"),
     ],
 )

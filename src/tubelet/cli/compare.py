@@ -1,4 +1,4 @@
-"""`tubelet compare`: measure two videos of the same scene, and write the page with the slider."""
+"""`tubelet compare`: measure two videos of the same scene, and write a page with a slider."""
 
 from __future__ import annotations
 
@@ -23,71 +23,81 @@ _ALIASES = {"reference": "-r", "out": "-o", "overwrite": "-y"}
 _METAVARS = {
     "first": "A",
     "second": "B",
-    "reference": "R",
+    "reference": "VIDEO",
     "out": "PAGE.html",
     "metrics": "NAME ...",
     "device": "NAME",
 }
+_EXAMPLES = """\
+examples:
+  tubelet compare old.mp4 new.mp4
+  tubelet compare a.mp4 b.mp4 --reference original.mp4 --metrics psnr-y ssim-y
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareFlags:
-    """Measure two videos of the same scene, and show them on a page with a slider."""
+    """Compare two videos of the same scene: metrics, and a page with a slider between them."""
 
     first: str
-    """Video file or folder of frames; left of the slider."""
+    """Video file or folder of frames, shown left of the slider."""
     second: str
-    """Another of the same scene; right of the slider. A smaller video is enlarged (bicubic)."""
+    """Another video of the same scene, shown right of the slider. The smaller of the two is
+    upscaled with bicubic interpolation."""
     reference: str | None = None
-    """The original: both are measured against it. Without it, B is measured against A."""
+    """Original video. A and B are both measured against it. Default: B is measured against A."""
     out: Path | None = None
-    """The page. Default: B's name with .compare.html."""
+    """Page to write. Default: B's name with .compare.html."""
     metrics: tuple[str, ...] = ()
-    """Names of metrics. Default: those that need no weights."""
+    """Metrics to compute, for example psnr-y ssim-y lpips. Default: metrics that need no weight
+    files."""
     device: str = "cpu"
-    """Where metrics run: cpu, cuda, cuda:1, ..."""
+    """Device that computes the metrics: cpu, cuda, cuda:1 or mps."""
     no_page: bool = False
-    """Only measure."""
+    """Only measure; do not write a page."""
     json: bool = False
-    """Write JSON instead of a table."""
+    """Print JSON instead of a table."""
     progress: ProgressStyle = "auto"
-    """auto: a bar on a terminal, otherwise a line every ten seconds. json: an event per line, on the standard
-    error."""
+    """auto: a bar on a terminal, otherwise a line every ten seconds. json: one event per line, on
+    standard error."""
     overwrite: bool = False
     """Replace the page if it exists."""
 
 
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
-    flags: CompareFlags = parse(
-        flags_from(CompareFlags, aliases=_ALIASES, metavars=_METAVARS), args, verb="compare"
-    )
+    command = flags_from(CompareFlags, aliases=_ALIASES, metavars=_METAVARS)
+    flags: CompareFlags = parse(command, args, verb="compare", examples=_EXAMPLES)
     if "-" in (flags.first, flags.second, flags.reference):
-        raise RequestError("a pipe cannot be read twice; name files or folders of frames")
+        raise RequestError("a pipe cannot be read twice; give files or folders of frames")
+    # The page is checked before the videos are measured, which can take long.
     page = None if flags.no_page else _page_path(flags)
-    found = _measure(flags)
+
+    comparison = _measure(flags)
     if page is not None:
-        _write_page(flags, found, page)
+        _write_page(flags, comparison, page)
     if flags.json:
-        sources = {"first": flags.first, "second": flags.second, "reference": flags.reference}
-        write_json(
-            {**sources, **found.as_dict(), "page": None if page is None else str(page)}, sys.stdout
-        )
-    else:
-        _print_table(flags, found)
-        if page is not None:
-            sys.stdout.write(f"page: {page}\n")
+        report = {
+            "first": flags.first,
+            "second": flags.second,
+            "reference": flags.reference,
+            **comparison.as_dict(),
+            "page": None if page is None else str(page),
+        }
+        write_json(report, sys.stdout)
+        return 0
+    _print_table(flags, comparison)
+    if page is not None:
+        sys.stdout.write(f"page: {page}\n")
     return 0
 
 
 def _page_path(flags: CompareFlags) -> Path:
-    """Name the page, and refuse what cannot be written before anything is measured."""
     path = flags.out or companion(flags.second, ".compare.html")
     if path.suffix.lower() not in (".html", ".htm"):
-        raise RequestError(f"{path} is no name for a page; give one that ends in .html")
-    refuse_existing(
-        path, overwrite=flags.overwrite, remedy="give --overwrite to replace it, or --no-page"
-    )
+        raise RequestError(f"the page {path} must have a name that ends in .html")
+    remedy = "give --overwrite to replace it, or --no-page"
+    refuse_existing(path, overwrite=flags.overwrite, remedy=remedy)
     return path
 
 
@@ -95,9 +105,8 @@ def _measure(flags: CompareFlags) -> Comparison:
     with loading():
         from tubelet.evaluation.two_videos import compare_videos
 
-    with show_progress(
-        flags.progress, label=Path(flags.second).name, json_to=sys.stderr
-    ) as on_progress:
+    label = Path(flags.second).name
+    with show_progress(flags.progress, label=label, json_to=sys.stderr) as on_progress:
         return compare_videos(
             flags.first,
             flags.second,
@@ -109,51 +118,64 @@ def _measure(flags: CompareFlags) -> Comparison:
 
 
 def _labels(flags: CompareFlags) -> tuple[str, str]:
-    """Call the videos by the shortest ends of their paths that differ."""
-    parts = [Path(name).absolute().parts for name in (flags.first, flags.second)]
+    """Label the videos by the shortest ends of their paths that differ."""
+    first_parts = Path(flags.first).absolute().parts
+    second_parts = Path(flags.second).absolute().parts
+    max_depth = max(len(first_parts), len(second_parts))
     depth = 1
-    while parts[0][-depth:] == parts[1][-depth:] and depth < max(map(len, parts)):
+    while first_parts[-depth:] == second_parts[-depth:] and depth < max_depth:
         depth += 1
-    first, second = (str(Path(*part[-depth:])) for part in parts)
-    return (first, second) if first != second else (f"{first} (A)", f"{second} (B)")
+    first = str(Path(*first_parts[-depth:]))
+    second = str(Path(*second_parts[-depth:]))
+    if first == second:
+        return f"{first} (A)", f"{second} (B)"
+    return first, second
 
 
-def _write_page(flags: CompareFlags, found: Comparison, page: Path) -> None:
+def _write_page(flags: CompareFlags, comparison: Comparison, page: Path) -> None:
     from tubelet.evaluation.compare import ComparePage, write_page
     from tubelet.evaluation.report_rows import metric_heading, metric_text
 
-    details: dict[str, str] = {"Frames": str(found.frames)}
-    for score in found.scores:
+    details = {"Frames": str(comparison.frames)}
+    for score in comparison.scores:
         second = metric_text(score.metric, score.second)
         if score.first is None:
-            details[metric_heading(score.metric)] = f"{second}, the second against the first"
+            text = f"{second}, the second against the first"
         else:
-            details[metric_heading(score.metric)] = (
-                f"{metric_text(score.metric, score.first)} and {second}"
-            )
-    details |= {f"Note {number}": note for number, note in enumerate(found.notes, 1)}
+            text = f"{metric_text(score.metric, score.first)} and {second}"
+        details[metric_heading(score.metric)] = text
+    for number, note in enumerate(comparison.notes, 1):
+        details[f"Note {number}"] = note
+
     content = ComparePage(
-        details=details, truth=flags.reference, labels=_labels(flags), size="larger"
+        details=details,
+        truth=flags.reference,
+        labels=_labels(flags),
+        size="larger",
     )
     write_page(flags.first, flags.second, page, content)
 
 
-def _print_table(flags: CompareFlags, found: Comparison) -> None:
+def _print_table(flags: CompareFlags, comparison: Comparison) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from tubelet.evaluation.report_rows import metric_heading, metric_text
 
-    first, second = _labels(flags)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in (first, second):
-        table.add_column(name, justify="right", overflow="fold")
-    for score in found.scores:
-        one = "the reference" if score.first is None else metric_text(score.metric, score.first)
-        table.add_row(metric_heading(score.metric), one, metric_text(score.metric, score.second))
+    for label in _labels(flags):
+        table.add_column(label, justify="right", overflow="fold")
+    for score in comparison.scores:
+        # Without a reference, the first video is the reference of the second.
+        first = "the reference"
+        if score.first is not None:
+            first = metric_text(score.metric, score.first)
+        second = metric_text(score.metric, score.second)
+        table.add_row(metric_heading(score.metric), first, second)
     Console(highlight=False).print(table)
-    for note in found.notes:
+    for note in comparison.notes:
         sys.stderr.write(f"note: {note}\n")
-    sys.stdout.write(f"{found.frames} frames, compared at {found.width}×{found.height}\n")
+    size = f"{comparison.width}×{comparison.height}"
+    sys.stdout.write(f"{comparison.frames} frames, compared at {size}\n")

@@ -1,4 +1,4 @@
-"""`tubelet degrade`: make the low-quality version of a video, an image, or folders of them."""
+"""`tubelet degrade`: make the low-quality version of a video, an image, or a folder of clips."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from tubelet.cli.flags import flags_from, parse
 from tubelet.cli.paths import refuse_existing
@@ -23,89 +23,123 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _ALIASES = {"preset": "-p", "scale": "-s", "overwrite": "-y"}
-_METAVARS = {"input": "INPUT", "output": "OUTPUT", "preset": "NAME", "recipe": "FILE"}
+_METAVARS = {
+    "input": "INPUT",
+    "output": "OUTPUT",
+    "preset": "NAME",
+    "scale": "N",
+    "seed": "N",
+    "recipe": "FILE",
+}
+_EXAMPLES = """\
+examples:
+  tubelet degrade sharp.mp4 small.mkv --preset bi
+  tubelet degrade sharp.mp4 worn.mkv --preset real --seed 3 --recipe worn.json
+  tubelet degrade clips/ clips-bd/ --preset bd --scale 4
+"""
+
+InputKind = Literal["image", "frames", "video", "clips"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DegradeFlags:
-    """Make the low-quality version of a video, an image, a folder of frames, or a folder of clips."""
+    """Make the low-quality version of a video, an image, a folder of frames or a folder of clips.
+
+    A folder of clips that was stopped resumes when the same command is run again.
+    """
 
     input: str
-    """Video file, image, folder of frames, pattern like frames/%05d.png, or folder of clips."""
+    """Video file, image, folder of frames, numbered images such as frames/%05d.png, or folder of
+    clips."""
     output: str
-    """For a video or frames: a video file (lossless) or a folder of PNGs; for an image a .png; for a folder of clips
-    a folder. It appears under its name only when it is whole; a folder of clips goes on where it was stopped."""
+    """Video file (written without loss) or folder of PNGs for a video or frames, .png file for an
+    image, folder for a folder of clips. It appears under this name only when it is complete."""
     preset: str | None = None
-    """bi, bi-u8, bd, bd-b, bd-c: those of benchmarks. real, second-order: of the real world, drawn from the seed."""
+    """Degradation: bi, bi-u8, bd, bd-b or bd-c as in benchmarks; real or second-order for random
+    real-world degradation."""
     scale: int | None = None
-    """Factor by which the result is smaller. Default: 4. Sizes are cropped to multiples of it first."""
+    """Downscaling factor. Frames are first cropped to a multiple of it. Default: 4."""
     seed: int | None = None
-    """Of the draws of real and second-order. Default: 0. Each clip of a folder has its own, made of it and its name."""
+    """Seed of the random presets real and second-order; in a folder, combined with the name of
+    each clip. Default: 0."""
     recipe: Path | None = None
-    """JSON file of the drawn steps: read and replayed where it exists, else written."""
+    """JSON file of the random degradation steps: replayed if the file exists, otherwise written."""
     overwrite: bool = False
-    """Replace an existing output (not a folder of clips)."""
+    """Replace the output if it exists; not for a folder of clips."""
     progress: ProgressStyle = "auto"
-    """auto: a bar on a terminal, otherwise a line every ten seconds. json: an event per line on the standard output."""
+    """auto: a bar on a terminal, otherwise a line every ten seconds. json: one event per line, on
+    standard output."""
 
 
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
-    flags: DegradeFlags = parse(
-        flags_from(DegradeFlags, aliases=_ALIASES, metavars=_METAVARS), args, verb="degrade"
-    )
+    command = flags_from(DegradeFlags, aliases=_ALIASES, metavars=_METAVARS)
+    flags: DegradeFlags = parse(command, args, verb="degrade", examples=_EXAMPLES)
     with loading():
-        kind = _kind(flags.input)  # imports torch
-    degradation = _degradation(flags, kind)
+        # This is the first call that imports torch.
+        kind = _input_kind(flags.input)
+    degradation = _find_degradation(flags, kind)
     if kind == "clips":
-        _clips(flags, degradation)
+        _degrade_clips(flags, degradation)
+    elif kind == "image":
+        _degrade_image(flags, degradation)
     else:
-        _one(flags, degradation, kind)
+        _degrade_video(flags, degradation)
     if flags.recipe is not None and degradation.recipe is not None and not flags.recipe.exists():
-        _write(flags.recipe, degradation.recipe)
+        _write_recipe(flags.recipe, degradation.recipe)
     return 0
 
 
-def _kind(src: str) -> str:
-    """Tell what the input is: image, frames, video or clips."""
+def _input_kind(source: str) -> InputKind:
     from tubelet.data.datasets import count_frames, find_folder_clips
 
-    path = Path(src)
-    if path.is_dir() and not count_frames(path):
-        find_folder_clips(path)  # says what is wrong where there is none
+    path = Path(source)
+    num_frames = count_frames(path)
+    if path.is_dir() and not num_frames:
+        # Raises an error that describes the problem if the folder has no clips either.
+        find_folder_clips(path)
         return "clips"
-    if path.is_dir() or (not path.exists() and "%" in path.name):
+    is_pattern = not path.exists() and "%" in path.name
+    if path.is_dir() or is_pattern:
         return "frames"
-    return "image" if count_frames(path) else "video"
+    return "image" if num_frames else "video"
 
 
-def _degradation(flags: DegradeFlags, kind: str) -> Degradation:
+def _find_degradation(flags: DegradeFlags, kind: InputKind) -> Degradation:
+    """Read the degradation from an existing recipe, or make it from the other flags."""
     from tubelet.data.copies import Degradation
     from tubelet.degrade import PRESETS, RANDOM_PRESETS, draw_recipe
 
     if flags.recipe is not None and flags.recipe.exists():
         return _replayed(flags, flags.recipe)
     if flags.preset is None:
-        raise RequestError(f"give --preset: {', '.join(PRESETS)}")
-    scale, seed = 4 if flags.scale is None else flags.scale, flags.seed or 0
-    degradation = Degradation(preset=flags.preset, scale=scale, seed=seed)  # pyright: ignore[reportArgumentType]
+        raise RequestError(f"give --preset, one of {', '.join(PRESETS)}")
+    scale = 4 if flags.scale is None else flags.scale
+    seed = flags.seed or 0
+    # `Degradation` refuses an unknown preset.
+    preset: Any = flags.preset
+    degradation = Degradation(preset=preset, scale=scale, seed=seed)
     if flags.recipe is None:
         return degradation
+
     if flags.preset not in RANDOM_PRESETS:
         raise RequestError(
-            f"--recipe {flags.recipe}: {flags.preset} draws nothing; {', '.join(RANDOM_PRESETS)} do"
+            f"--recipe {flags.recipe}: {flags.preset} has no random steps; "
+            f"leave --recipe out, or use {' or '.join(RANDOM_PRESETS)}"
         )
     if kind == "clips":
         raise RequestError(
-            "--recipe writes the steps of one clip, and each clip of a folder has its own; name one"
+            "--recipe holds the steps of one clip, but each clip of a folder has different ones; "
+            "give a single clip as INPUT"
         )
     if not flags.recipe.parent.is_dir():
-        raise RequestError(f"the folder {flags.recipe.parent} does not exist; make it first")
-    recipe = draw_recipe(flags.preset, scale=scale, seed=seed)  # pyright: ignore[reportArgumentType]
+        raise RequestError(f"the folder {flags.recipe.parent} does not exist; create it first")
+    recipe = draw_recipe(preset, scale=scale, seed=seed)
     return dataclasses.replace(degradation, recipe=recipe)
 
 
 def _replayed(flags: DegradeFlags, path: Path) -> Degradation:
+    """Read the degradation from a recipe, which must agree with the other flags."""
     from tubelet.data.copies import Degradation
     from tubelet.degrade.recipe import recipe_from_json
 
@@ -113,45 +147,54 @@ def _replayed(flags: DegradeFlags, path: Path) -> Degradation:
         recipe = recipe_from_json(path.read_text(encoding="utf-8"))
     except (InputError, UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be replayed: {error}") from error
-    for name, asked, has in (
-        ("preset", flags.preset, recipe.preset),
-        ("scale", flags.scale, recipe.scale),
-        ("seed", flags.seed, recipe.seed),
-    ):
-        if asked is not None and asked != has:
+    for name in ("preset", "scale", "seed"):
+        flag_value = getattr(flags, name)
+        recipe_value = getattr(recipe, name)
+        if flag_value is not None and flag_value != recipe_value:
             raise RequestError(
-                f"{path} exists and has {name} {has}, not {asked}; leave --{name} out or name a new file"
+                f"{path} exists and has {name} {recipe_value}, not {flag_value}; "
+                f"leave --{name} out, or give the name of a new file"
             )
     sys.stderr.write(f"{recipe}\nsteps read from {path}\n")
-    return Degradation(preset=recipe.preset, scale=recipe.scale, seed=recipe.seed, recipe=recipe)  # pyright: ignore
+    preset: Any = recipe.preset
+    return Degradation(preset=preset, scale=recipe.scale, seed=recipe.seed, recipe=recipe)
 
 
-def _one(flags: DegradeFlags, degradation: Degradation, kind: str) -> None:
-    from tubelet.data.copies import lossless, write_image, write_images, write_video
+def _degrade_image(flags: DegradeFlags, degradation: Degradation) -> None:
+    from tubelet.data.copies import write_image
+
+    output = Path(flags.output)
+    if output.suffix.lower() != ".png":
+        raise RequestError(
+            f"the output of an image must be a .png file, not {output.name!r}; rename the output"
+        )
+    refuse_existing(output, overwrite=flags.overwrite)
+    if output.exists() and output.samefile(flags.input):
+        raise RequestError(f"output {output} is the input itself; choose another name")
+    write_image(Path(flags.input), output, degradation)
+
+
+def _degrade_video(flags: DegradeFlags, degradation: Degradation) -> None:
+    """Degrade a video or frames."""
+    from tubelet.data.copies import lossless, write_images, write_video
     from tubelet.video.destination import check_output, destination_kind
 
-    dst = Path(flags.output)
-    if kind == "image":
-        if dst.suffix.lower() != ".png":
-            raise RequestError(
-                f"an image becomes a PNG, not {dst.name!r}; let the output end in .png"
-            )
-        _check_image(dst, flags)
-        write_image(Path(flags.input), dst, degradation)
-        return
+    output = Path(flags.output)
     target = destination_kind(flags.output)
     if target in ("pipe", "pattern"):
-        raise RequestError(f"the output is a video file or a folder, not {flags.output!r}")
+        raise RequestError(
+            f"the output must be a video file or a folder of images, not {flags.output!r}"
+        )
     check_output(flags.output, source=flags.input, overwrite=flags.overwrite)
-    with show_progress(flags.progress, label=dst.name, json_to=sys.stdout) as on_progress:
+    with show_progress(flags.progress, label=output.name, json_to=sys.stdout) as on_progress:
         if target == "folder":
-            write_images(flags.input, dst, degradation, on_progress=on_progress)
+            write_images(flags.input, output, degradation, on_progress=on_progress)
             return
         notes = write_video(
             flags.input,
-            dst,
+            output,
             degradation,
-            encode=lossless(dst),
+            encode=lossless(output),
             overwrite=flags.overwrite,
             on_progress=on_progress,
         )
@@ -159,30 +202,27 @@ def _one(flags: DegradeFlags, degradation: Degradation, kind: str) -> None:
         sys.stderr.write(f"note: {note}\n")
 
 
-def _clips(flags: DegradeFlags, degradation: Degradation) -> None:
+def _degrade_clips(flags: DegradeFlags, degradation: Degradation) -> None:
     from tubelet.data.copies import write_clips
     from tubelet.data.datasets import find_folder_clips
 
     if flags.overwrite:
         raise RequestError(
-            "a folder of clips goes on where it was stopped; remove it, or name another, to begin anew"
+            "--overwrite is not for a folder of clips, which is resumed; "
+            "remove the output folder, or choose another one, to start again"
         )
-    src, out = Path(flags.input), Path(flags.output)
-    if out.resolve() == src.resolve():
-        raise RequestError(f"output {out} is the input itself; choose another name")
-    clips = find_folder_clips(src)
-    with show_progress(flags.progress, label=out.name, json_to=sys.stdout) as on_progress:
-        made = write_clips(clips, out, degradation, on_progress=on_progress)
-    sys.stderr.write(f"{out}: {made} clips made, {len(clips) - made} were there\n")
+    source = Path(flags.input)
+    output = Path(flags.output)
+    if output.resolve() == source.resolve():
+        raise RequestError(f"output {output} is the input itself; choose another name")
+    clips = find_folder_clips(source)
+    with show_progress(flags.progress, label=output.name, json_to=sys.stdout) as on_progress:
+        num_made = write_clips(clips, output, degradation, on_progress=on_progress)
+    num_skipped = len(clips) - num_made
+    sys.stderr.write(f"{output}: {num_made} clips written, {num_skipped} existed already\n")
 
 
-def _check_image(path: Path, flags: DegradeFlags) -> None:
-    refuse_existing(path, overwrite=flags.overwrite)
-    if path.exists() and path.samefile(flags.input):
-        raise RequestError(f"output {path} is the input itself; choose another name")
-
-
-def _write(path: Path, recipe: DegradationRecipe) -> None:
+def _write_recipe(path: Path, recipe: DegradationRecipe) -> None:
     from tubelet.degrade.recipe import recipe_to_json
 
     with atomic_write(path) as part:
