@@ -57,7 +57,11 @@ def test_a_folder_of_clips_and_a_image(tmp_path: Path, capsys: pytest.CaptureFix
         (("clip.mp4", "clip.mp4", "--preset", "bi", "-y"), 2, "is the input itself"),
         (("clip.mp4", "nowhere/out.mkv", "--preset", "bi"), 2, "does not exist"),
         (("clip.mp4", "-", "--preset", "bi"), 2, "a video file or a folder"),
-        (("clip.mp4", "out.mkv", "--preset", "bi", "--recipe", "r.json"), 2, "bi has no random steps"),
+        (
+            ("clip.mp4", "out.mkv", "--preset", "bi", "--recipe", "r.json"),
+            2,
+            "bi has no random steps",
+        ),
         (("empty", "out", "--preset", "bi"), 3, "no video and no folder of frames"),
     ],
 )

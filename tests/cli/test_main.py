@@ -51,7 +51,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscael", "a", "b"]) == 2
-    assert capsys.readouterr().err == "tubelet: error: unknown verb 'upscael'; did you mean upscale?\n"
+    assert (
+        capsys.readouterr().err == "tubelet: error: unknown verb 'upscael'; did you mean upscale?\n"
+    )
 
 
 @pytest.mark.parametrize(
