@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fmt lint types bench docs models-page clean
+.PHONY: help demo test test-slow fmt lint types bench docs docs-site models-page clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ bench: $(INSTALLED_DEV)  ## speed on this machine: the models that come along, a
 
 docs: $(INSTALLED_DEV)  ## check the links and the commands in the documents
 	$(BIN)/python -m pytest tests/test_docs.py
+
+docs-site: $(INSTALLED_DEV)  ## build the documentation site, with the API reference, into build/site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs build/site
+	@echo "open build/site/index.html"
 
 models-page: $(INSTALLED)  ## write docs/models.md from the specs
 	$(BIN)/python docs/models_page.py

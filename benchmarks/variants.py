@@ -2,7 +2,7 @@
 
     python benchmarks/variants.py --data clips/ --evaluate held-out/ base collapsible
 
-Each variant is one change to the base. The table is for docs/log.md; the budget is far below a full training,
+Each variant is one change to the base. The table is for docs/log/2026-11-21.md; the budget is far below a full training,
 so only differences well above the spread between seeds mean something.
 """
 

@@ -38,7 +38,7 @@ __all__ = [
 _CACHED_TOKENS = 2048
 """Tokens at once on a CPU: of 180 channels, a block's intermediate results stay in the caches of
 two cores. Half or twice as many took the same time within 3 %, all at once up to a quarter more
-(docs/log.md)."""
+(docs/log/2026-11-21.md)."""
 
 
 class WindowSpan(NamedTuple):
