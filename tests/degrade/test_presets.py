@@ -21,9 +21,9 @@ def _smooth_clip(frames: int = 6, height: int = 64, width: int = 96) -> torch.Te
 
 
 @pytest.mark.parametrize("case", ["bd_degradation", "bd_degradation_mod"])
-def test_bd_equals_its_recorded_variants(shared, case):
-    description, outputs = recorded(shared, case)
-    x = recorded_input(shared, case, tuple(description["inputs"]["x"]))[None]
+def test_bd_equals_its_recorded_variants(recordings, case):
+    description, outputs = recorded(recordings, case)
+    x = recorded_input(recordings, case, tuple(description["inputs"]["x"]))[None]
     made = {
         "rsdn_rrn": blur(x, gaussian_taps(1.6, 13), stride=4),
         "tecogan_1.5": blur(x, gaussian_taps(1.5, 9), stride=4),

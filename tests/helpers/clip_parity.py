@@ -14,23 +14,23 @@ from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import open_checkpoint
 
 
-def recorded_network(shared: Path, case: str, **config: Any) -> nn.Module:
+def recorded_network(recordings: Path, case: str, **config: Any) -> nn.Module:
     """Build the network of a case from its state dict alone, and what `config` says that names do not tell."""
-    description, _ = recorded(shared, case)
-    state = recorded_state(shared, description)
+    description, _ = recorded(recordings, case)
+    state = recorded_state(recordings, description)
     return open_checkpoint(
         {n: v for n, v in state.items() if n not in description["kept"]}, **config
     ).model
 
 
-def recorded_clip(shared: Path, case: str) -> Tensor:
+def recorded_clip(recordings: Path, case: str) -> Tensor:
     """Make the input of a case, (B, T, 3, H, W)."""
-    description, _ = recorded(shared, case)
-    return recorded_input(shared, case, tuple(description["inputs"]["x"]))
+    description, _ = recorded(recordings, case)
+    return recorded_input(recordings, case, tuple(description["inputs"]["x"]))
 
 
 def assert_clip_as_recorded(
-    shared: Path,
+    recordings: Path,
     case: str,
     layout: torch.memory_format = torch.contiguous_format,
     *,
@@ -41,17 +41,17 @@ def assert_clip_as_recorded(
     """Compare the result of a case with the first recorded output, within the stated tolerance.
 
     Args:
-        shared: folder of the recorded cases.
+        recordings: folder of the recorded cases.
         case: name.
         layout: of the network's weights in memory.
         prepare: makes the input of what the case names.
         arrange: brings the result into the axes of the recorded one.
         config: what names and shapes do not tell.
     """
-    description, outputs = recorded(shared, case)
-    network = recorded_network(shared, case, **config).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    description, outputs = recorded(recordings, case)
+    network = recorded_network(recordings, case, **config).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     with torch.no_grad():
-        sr = arrange(network(prepare(recorded_clip(shared, case))))
+        sr = arrange(network(prepare(recorded_clip(recordings, case))))
     shape, stats = description["output_shape"], description["output_stats"]
     if isinstance(stats, list):
         shape, stats = shape[0], stats[0]
@@ -62,10 +62,10 @@ def assert_clip_as_recorded(
 
 
 def assert_recognized(
-    shared: Path, file: str, architecture: Architecture, config: Any, parameters: int
+    recordings: Path, file: str, architecture: Architecture, config: Any, parameters: int
 ) -> None:
     """Check that a published list of names is claimed by `architecture` alone, and fits it strictly."""
-    state = published_keys(shared, file)
+    state = published_keys(recordings, file)
     assert [a.name for a in ARCHITECTURES if a.translate(state) is not None] == [architecture.name]
     own = architecture.translate(state)
     assert own is not None

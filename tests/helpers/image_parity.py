@@ -12,9 +12,9 @@ from helpers.recordings import recorded, rules
 from tubelet.models.architecture import Architecture
 
 
-def recorded_state(shared: Path, description: dict[str, Any]) -> dict[str, Tensor]:
+def recorded_state(recordings: Path, description: dict[str, Any]) -> dict[str, Tensor]:
     """Make the weights that a case was recorded with, by their published names."""
-    fill, gains = rules(shared).fill, description.get("fill_gain", {})
+    fill, gains = rules(recordings).fill, description.get("fill_gain", {})
     state: dict[str, Tensor] = {}
     for name, (_, shape) in description["state_dict"].items():
         gain = next((value for ending, value in gains.items() if name.endswith(ending)), 1.0)
@@ -32,9 +32,9 @@ def listed_state(path: Path) -> dict[str, Tensor]:
     return {name: torch.empty(ast.literal_eval(shape), device="meta") for name, shape, _ in lines}
 
 
-def published_keys(shared: Path, name: str) -> dict[str, Tensor]:
+def published_keys(recordings: Path, name: str) -> dict[str, Tensor]:
     """Read the list of a published file by its name."""
-    return listed_state(shared / "keys" / f"{name}.txt")
+    return listed_state(recordings / "keys" / f"{name}.txt")
 
 
 def load(architecture: Architecture, state: dict[str, Tensor], **config: Any) -> nn.Module:
@@ -54,11 +54,13 @@ def _fields(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
-def assert_as_recorded(shared: Path, case: str, architecture: Architecture, **config: Any) -> None:
+def assert_as_recorded(
+    recordings: Path, case: str, architecture: Architecture, **config: Any
+) -> None:
     """Compare the output of a case of an image network with the recorded one, within the stated tolerance."""
-    description, outputs = recorded(shared, case)
-    model = load(architecture, recorded_state(shared, description), **config)
-    lq = torch.from_numpy(rules(shared).image(case, tuple(description["inputs"]["x"])))
+    description, outputs = recorded(recordings, case)
+    model = load(architecture, recorded_state(recordings, description), **config)
+    lq = torch.from_numpy(rules(recordings).image(case, tuple(description["inputs"]["x"])))
     with torch.inference_mode():
         sr = model(lq.unsqueeze(1)).squeeze(1)
     (expected,) = outputs

@@ -16,15 +16,15 @@ from tubelet.zoo.spec import ModelSpec
 
 
 def golden_case(
-    shared: Path, case: str, architecture: Architecture, kept: dict[str, Tensor] | None = None
+    recordings: Path, case: str, architecture: Architecture, kept: dict[str, Tensor] | None = None
 ) -> tuple[nn.Module, Tensor, list[Tensor], Any]:
     """Return the network with the weights of a case, its input, the recorded outputs and the case's description.
 
     `kept` are the constants that the published constructor makes.
     """
-    case_json, outputs = recorded(shared, case)
-    made = rules(shared)
-    state = recorded_state(shared, case_json)
+    case_json, outputs = recorded(recordings, case)
+    made = rules(recordings)
+    state = recorded_state(recordings, case_json)
     state.update(kept or {})
     lq = torch.from_numpy(made.image(case, tuple(case_json["inputs"]["x"])))
     return load(architecture, state), lq, outputs, case_json

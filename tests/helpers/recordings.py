@@ -1,4 +1,4 @@
-"""Read the recorded outputs of published code in the shared folder."""
+"""Read the recorded outputs of published code (tests/recordings)."""
 
 import importlib.util
 import json
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 
-def recorded(shared: Path, case: str) -> tuple[dict[str, Any], list[Tensor]]:
+def recorded(recordings: Path, case: str) -> tuple[dict[str, Any], list[Tensor]]:
     """Return the description of a case and its recorded outputs."""
-    description = json.loads((shared / "golden" / f"{case}.json").read_text(encoding="utf-8"))
-    with np.load(shared / "golden" / f"{case}.npz") as arrays:
+    description = json.loads((recordings / "cases" / f"{case}.json").read_text(encoding="utf-8"))
+    with np.load(recordings / "cases" / f"{case}.npz") as arrays:
         names = sorted(arrays.files, key=lambda n: int(n.split("_")[1]) if "_" in n else 0)
         return description, [torch.from_numpy(arrays[name]) for name in names]
 
 
-def rules(shared: Path) -> ModuleType:
+def rules(recordings: Path) -> ModuleType:
     """Return the module that makes weights (`fill`) and inputs (`image`) from names."""
-    spec = importlib.util.spec_from_file_location("recorded_rules", shared / "golden" / "golden.py")
+    spec = importlib.util.spec_from_file_location("recorded_rules", recordings / "rules.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -29,6 +29,6 @@ def rules(shared: Path) -> ModuleType:
     return module
 
 
-def recorded_input(shared: Path, key: str, shape: tuple[int, ...]) -> Tensor:
+def recorded_input(recordings: Path, key: str, shape: tuple[int, ...]) -> Tensor:
     """Make the input that a case was recorded with."""
-    return torch.from_numpy(rules(shared).image(key, shape))
+    return torch.from_numpy(rules(recordings).image(key, shape))

@@ -5,8 +5,8 @@ from helpers.recordings import recorded
 from tubelet.layers.attention import Mlp, WindowAttention, attend, relative_position_bias
 
 
-def test_positions_are_the_recorded_ones(shared):
-    _, (_, _, _, swinir, hat, _) = recorded(shared, "swin_windows_A")
+def test_positions_are_the_recorded_ones(recordings):
+    _, (_, _, _, swinir, hat, _) = recorded(recordings, "swin_windows_A")
     table = torch.arange(225.0)[:, None]
     assert torch.equal(relative_position_bias(table, (8, 8), (8, 8))[0], swinir.float())
     assert torch.equal(swinir, hat)

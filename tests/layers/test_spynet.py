@@ -11,18 +11,18 @@ from tubelet.ops import backward_warp, imresize
 
 
 @pytest.mark.parametrize("case", ["spynet_32mult", "spynet_odd"])
-def test_recorded_outputs(shared: Path, case: str) -> None:
-    description, (expected,) = recorded(shared, case)
+def test_recorded_outputs(recordings: Path, case: str) -> None:
+    description, (expected,) = recorded(recordings, case)
     network = SpyNet()
     kept = {name: network.state_dict()[name] for name in description["kept"]}
-    fill = rules(shared).fill
+    fill = rules(recordings).fill
     state = {
         name: torch.from_numpy(fill(name, shape))
         for name, (_, shape) in description["state_dict"].items()
     }
     network.load_state_dict({**state, **kept}, strict=True)
     ref, supp = (
-        recorded_input(shared, key, description["inputs"][name])
+        recorded_input(recordings, key, description["inputs"][name])
         for key, name in ((case, "ref"), (f"{case}:supp", "supp"))
     )
     with torch.no_grad():

@@ -38,9 +38,9 @@ def test_a_shift_cuts_the_first_and_the_last_window():
     assert window_spans(2, 4, 3) == [WindowSpan(0, 2, 1)]
 
 
-def test_windows_and_their_shift_are_the_recorded_ones(shared):
-    description, (windows, joined, mask, *_) = recorded(shared, "swin_windows_A")
-    x = recorded_input(shared, "swin_windows_A", tuple(description["inputs"]["x"])).permute(
+def test_windows_and_their_shift_are_the_recorded_ones(recordings):
+    description, (windows, joined, mask, *_) = recorded(recordings, "swin_windows_A")
+    x = recorded_input(recordings, "swin_windows_A", tuple(description["inputs"]["x"])).permute(
         0, 2, 3, 1
     )
     assert torch.equal(joined, x)

@@ -7,9 +7,9 @@ from helpers.recordings import recorded, rules
 from tubelet.metrics import psnr, ssim
 
 
-def _images(shared, row):
+def _images(recordings, row):
     """The two 8-bit images of a recorded row, (3, H, W) RGB in [0, 1]; recorded channel order is BGR."""
-    make, shape = rules(shared), tuple(row["shape"])
+    make, shape = rules(recordings), tuple(row["shape"])
     x = make.image(row["key"], shape)
     kind, amount = row["distortion"]
     if kind == "noise":
@@ -23,12 +23,12 @@ def _images(shared, row):
     return (torch.from_numpy(p).clamp(0, 1).flip(0) for p in (x, y))
 
 
-def test_equals_recorded_values(shared):
-    description, _ = recorded(shared, "psnr_ssim")
+def test_equals_recorded_values(recordings):
+    description, _ = recorded(recordings, "psnr_ssim")
     rows = [row for row in description["results"] if row["shape"][0] == 3]
     assert len(rows) == 24
     for row in rows:
-        x, y = _images(shared, row)
+        x, y = _images(recordings, row)
         convention = {"channel": "y" if row["y_channel"] else "rgb", "border": row["crop_border"]}
         value, expected = psnr(y, x, **convention).item(), float(row["psnr"])
         assert value == expected or abs(value - expected) < 1e-4, row

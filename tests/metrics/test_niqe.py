@@ -18,10 +18,10 @@ from tubelet.metrics.niqe import (
 )
 
 
-def _images(shared):
+def _images(recordings):
     """Recorded rows on luma with their 8-bit images, (3, H, W) RGB in [0, 1]; recorded channel order is BGR."""
-    description, _ = recorded(shared, "niqe")
-    make = rules(shared)
+    description, _ = recorded(recordings, "niqe")
+    make = rules(recordings)
     for row in description["results"]:
         if row["convert_to"] != "y":
             continue
@@ -35,25 +35,25 @@ def _images(shared):
         yield row, torch.from_numpy(x).clamp(0, 1).flip(0)
 
 
-def test_equals_recorded_values_with_the_published_model(shared, request):
+def test_equals_recorded_values_with_the_published_model(recordings, request):
     from pathlib import Path
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / PRISTINE.name
     if not path.is_file():
         pytest.skip(f"{PRISTINE.name} is not in {path.parent}; {PRISTINE.url}")
     model = load_pristine(path)
-    for row, image in _images(shared):
+    for row, image in _images(recordings):
         assert niqe(image, model, border=row["crop_border"]).item() == pytest.approx(
             row["niqe"], rel=1e-3
         ), row
 
 
-def test_the_own_model_follows_recorded_values(shared):
+def test_the_own_model_follows_recorded_values(recordings):
     """Another pristine model gives other numbers; the algorithm being the same, they stay near and in order."""
     model = load_pristine()
     rows = [
         (row["niqe"], niqe(image, model, border=row["crop_border"]).item())
-        for row, image in _images(shared)
+        for row, image in _images(recordings)
     ]
     assert len(rows) == 6
     assert np.corrcoef(np.array(rows).T)[0, 1] > 0.98

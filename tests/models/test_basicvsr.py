@@ -20,23 +20,25 @@ def _seeded(config: BasicVSRConfig = TINY) -> BasicVSR:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", ["basicvsr_A", "basicvsr_A_batch2", "basicvsr_mmagic_A"])
-def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
-    assert_clip_as_recorded(shared, case, layout)
+def test_recorded_outputs(recordings: Path, case: str, layout: torch.memory_format) -> None:
+    assert_clip_as_recorded(recordings, case, layout)
 
 
 @pytest.mark.parametrize("file", ["basicsr_basicvsr_reds_b30", "mmagic_basicvsr"])
-def test_recognizes_published_files(shared: Path, file: str) -> None:
+def test_recognizes_published_files(recordings: Path, file: str) -> None:
     assert_recognized(
-        shared, file, ARCHITECTURE, BasicVSRConfig(channels=64, num_blocks=30), 6_291_311
+        recordings, file, ARCHITECTURE, BasicVSRConfig(channels=64, num_blocks=30), 6_291_311
     )
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
+def test_leaves_other_files_alone(recordings: Path) -> None:
     ours = {"basicsr_basicvsr_reds_b30", "mmagic_basicvsr"}
-    others = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem not in ours]
+    others = [path.stem for path in (recordings / "keys").glob("*.txt") if path.stem not in ours]
     assert len(others) > 40
     assert [
-        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+        file
+        for file in others
+        if ARCHITECTURE.translate(published_keys(recordings, file)) is not None
     ] == []
     assert ARCHITECTURE.translate({}) is None
 

@@ -27,18 +27,18 @@ def _seeded(**changes: Any) -> BasicVSRPlusPlus:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", ["basicvsrpp_A", "basicvsrpp_A_hr", "basicvsrpp_mmagic_A"])
-def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
-    assert_clip_as_recorded(shared, case, layout)
+def test_recorded_outputs(recordings: Path, case: str, layout: torch.memory_format) -> None:
+    assert_clip_as_recorded(recordings, case, layout)
 
 
-def test_recorded_output_of_a_mirrored_clip(shared: Path) -> None:
+def test_recorded_output_of_a_mirrored_clip(recordings: Path) -> None:
     assert_clip_as_recorded(
-        shared, "basicvsrpp_mmagic_A_mirror", prepare=lambda lq: torch.cat([lq, lq.flip(1)], 1)
+        recordings, "basicvsrpp_mmagic_A_mirror", prepare=lambda lq: torch.cat([lq, lq.flip(1)], 1)
     )
 
 
-def test_recorded_output_of_two_frames(shared: Path) -> None:
-    assert_clip_as_recorded(shared, "basicvsrpp_mmagic_A_short", max_residue_magnitude=5)
+def test_recorded_output_of_two_frames(recordings: Path) -> None:
+    assert_clip_as_recorded(recordings, "basicvsrpp_mmagic_A_short", max_residue_magnitude=5)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_recorded_output_of_two_frames(shared: Path) -> None:
     ],
 )
 def test_recognizes_published_files(
-    shared: Path, file: str, config: BasicVSRPlusPlusConfig, parameters: int
+    recordings: Path, file: str, config: BasicVSRPlusPlusConfig, parameters: int
 ) -> None:
-    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
+    assert_recognized(recordings, file, ARCHITECTURE, config, parameters)
 
 
 def test_infers_what_names_and_shapes_tell() -> None:
@@ -74,8 +74,8 @@ def test_infers_what_names_and_shapes_tell() -> None:
     assert (contract.scale, contract.size_multiple) == (1, 4)
 
 
-def test_leaves_damaged_files_alone(shared: Path) -> None:
-    state = published_keys(shared, "basicsr_basicvsrpp_64_7")
+def test_leaves_damaged_files_alone(recordings: Path) -> None:
+    state = published_keys(recordings, "basicsr_basicvsrpp_64_7")
     assert (
         ARCHITECTURE.translate({n: v for n, v in state.items() if not n.startswith("upconv1")})
         is None

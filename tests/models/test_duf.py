@@ -29,9 +29,9 @@ def _seeded(**changes: Any) -> DUF:
     ("case", "changes"), [("duf16_A", {}), ("duf16_A_eps", {"norm_eps": 1e-3})]
 )
 def test_recorded_outputs(
-    shared: Path, case: str, changes: dict[str, Any], layout: torch.memory_format
+    recordings: Path, case: str, changes: dict[str, Any], layout: torch.memory_format
 ) -> None:
-    assert_clip_as_recorded(shared, case, layout, arrange=lambda sr: sr[:, 0], **changes)
+    assert_clip_as_recorded(recordings, case, layout, arrange=lambda sr: sr[:, 0], **changes)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_recorded_outputs(
     ],
 )
 def test_recognizes_published_files(
-    shared: Path, file: str, config: DUFConfig, parameters: int
+    recordings: Path, file: str, config: DUFConfig, parameters: int
 ) -> None:
-    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
+    assert_recognized(recordings, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -53,11 +53,13 @@ def test_loads_its_own_names(scale: int) -> None:
     assert load(ARCHITECTURE, model.state_dict()).config == model.config
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    others = [path.stem for path in (shared / "keys").glob("*.txt") if "duf" not in path.stem]
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    others = [path.stem for path in (recordings / "keys").glob("*.txt") if "duf" not in path.stem]
     assert len(others) > 40
     assert [
-        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+        file
+        for file in others
+        if ARCHITECTURE.translate(published_keys(recordings, file)) is not None
     ] == []
     assert ARCHITECTURE.translate({}) is None
 

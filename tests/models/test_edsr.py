@@ -28,21 +28,21 @@ def _authors_names(state, blocks):
     }
 
 
-def test_gives_the_recorded_output(shared):
-    assert_as_recorded(shared, "edsr_A", ARCHITECTURE)
+def test_gives_the_recorded_output(recordings):
+    assert_as_recorded(recordings, "edsr_A", ARCHITECTURE)
 
 
 @pytest.mark.parametrize(
     ("name", "config"),
     [("M", EDSRConfig()), ("L", EDSRConfig(channels=256, num_blocks=32, res_scale=0.1))],
 )
-def test_recognizes_published_files(shared, name, config):
-    model = load(ARCHITECTURE, listed_state(shared / "keys" / f"basicsr_edsr_{name}_x4.txt"))
+def test_recognizes_published_files(recordings, name, config):
+    model = load(ARCHITECTURE, listed_state(recordings / "keys" / f"basicsr_edsr_{name}_x4.txt"))
     assert model.config == config
 
 
-def test_claims_no_other_published_file(shared):
-    lists = sorted((shared / "keys").glob("*.txt"))
+def test_claims_no_other_published_file(recordings):
+    lists = sorted((recordings / "keys").glob("*.txt"))
     claimed = [
         path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None
     ]

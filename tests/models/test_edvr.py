@@ -71,8 +71,8 @@ def _authors_name(name: str) -> str:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", ["edvr_A", "edvr_A_predeblur", "edvr_A_wotsa", "edvr_mmagic_A"])
-def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
-    assert_clip_as_recorded(shared, case, layout, arrange=lambda sr: sr[:, 0])
+def test_recorded_outputs(recordings: Path, case: str, layout: torch.memory_format) -> None:
+    assert_clip_as_recorded(recordings, case, layout, arrange=lambda sr: sr[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
     ],
 )
 def test_recognizes_published_files(
-    shared: Path, file: str, config: EDVRConfig, parameters: int
+    recordings: Path, file: str, config: EDVRConfig, parameters: int
 ) -> None:
-    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
+    assert_recognized(recordings, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("changes", [{}, {"fusion": "conv"}, {"predeblur": "strided"}])
@@ -117,11 +117,13 @@ def test_loads_its_own_names() -> None:
     assert load(ARCHITECTURE, model.state_dict()).config == model.config
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    others = [path.stem for path in (shared / "keys").glob("*.txt") if "edvr" not in path.stem]
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    others = [path.stem for path in (recordings / "keys").glob("*.txt") if "edvr" not in path.stem]
     assert len(others) > 40
     assert [
-        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+        file
+        for file in others
+        if ARCHITECTURE.translate(published_keys(recordings, file)) is not None
     ] == []
     assert ARCHITECTURE.translate({}) is None
 

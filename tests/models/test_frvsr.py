@@ -23,17 +23,17 @@ def _small(**changes) -> FRVSR:
 
 
 @pytest.mark.parametrize("name", ["frvsr_bd_A", "frvsr_bd_x2_A", "frvsr_bi_A_odd"])
-def test_output_is_the_recorded_one(shared, name):
-    described, _ = recorded(shared, name)
+def test_output_is_the_recorded_one(recordings, name):
+    described, _ = recorded(recordings, name)
     kernels = BicubicUpsampler(described["constructor"]["scale"]).kernels
     kept: dict[str, Tensor] = dict.fromkeys(described["kept"], kernels)
-    model, lq, (expected,), case = golden_case(shared, name, ARCHITECTURE, kept)
+    model, lq, (expected,), case = golden_case(recordings, name, ARCHITECTURE, kept)
     with torch.inference_mode():
         assert_recorded(model(lq), expected, case)
 
 
-def test_published_names_are_recognized(shared):
-    assert_loads_on_meta(ARCHITECTURE, published_keys(shared, "frnet_nb10"), FRVSRConfig())
+def test_published_names_are_recognized(recordings):
+    assert_loads_on_meta(ARCHITECTURE, published_keys(recordings, "frnet_nb10"), FRVSRConfig())
 
 
 @pytest.mark.parametrize("changes", [{"scale": 2}, {"upsample": "bicubic"}, {"num_blocks": 3}])
@@ -49,11 +49,11 @@ def test_configuration_is_inferred(changes):
         {"srnet.conv_in.0.weight": torch.zeros(8, 50, 3, 3)},
     ],
 )
-def test_other_state_dicts_are_not_taken_for_it(shared, changed):
+def test_other_state_dicts_are_not_taken_for_it(recordings, changed):
     state = dict(_small().state_dict())
     assert ARCHITECTURE.translate(state) is not None
     assert ARCHITECTURE.translate({**state, **changed}) is None
-    assert ARCHITECTURE.translate(published_keys(shared, "rrn_5L")) is None
+    assert ARCHITECTURE.translate(published_keys(recordings, "rrn_5L")) is None
     assert ARCHITECTURE.translate({}) is None
 
 

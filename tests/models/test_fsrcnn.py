@@ -14,18 +14,18 @@ from tubelet.ops.resize import imresize
 TINY = FSRCNNConfig(scale=2, channels=6, shrunk_channels=3, num_blocks=1)
 
 
-def test_gives_the_recorded_output(shared):
-    assert_as_recorded(shared, "fsrcnn_x4_A", ARCHITECTURE)
+def test_gives_the_recorded_output(recordings):
+    assert_as_recorded(recordings, "fsrcnn_x4_A", ARCHITECTURE)
 
 
-def test_gives_the_recorded_output_at_the_scale_that_no_file_tells(shared):
-    assert_as_recorded(shared, "fsrcnn_x3_A", ARCHITECTURE, scale=3)
+def test_gives_the_recorded_output_at_the_scale_that_no_file_tells(recordings):
+    assert_as_recorded(recordings, "fsrcnn_x3_A", ARCHITECTURE, scale=3)
 
 
-def test_claims_no_other_published_file(shared):
+def test_claims_no_other_published_file(recordings):
     assert not [
         p
-        for p in (shared / "keys").glob("*.txt")
+        for p in (recordings / "keys").glob("*.txt")
         if ARCHITECTURE.translate(listed_state(p)) is not None
     ]
 

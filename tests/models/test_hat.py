@@ -31,16 +31,16 @@ def _random(config):
 
 
 @pytest.mark.parametrize("case", ["hat_x2_A", "hat_x4_A"])
-def test_gives_the_recorded_output(shared, case):
-    assert_as_recorded(shared, case, ARCHITECTURE)
+def test_gives_the_recorded_output(recordings, case):
+    assert_as_recorded(recordings, case, ARCHITECTURE)
 
 
 @pytest.mark.parametrize("recording", [True, False])
-def test_overlapping_attention_gives_the_recorded_output(shared, recording):
-    description, (expected,) = recorded(shared, "hat_ocab_A")
+def test_overlapping_attention_gives_the_recorded_output(recordings, recording):
+    description, (expected,) = recorded(recordings, "hat_ocab_A")
     block = OCAB(HATConfig(channels=24, depths=(1,), num_heads=(3,), window=8, squeeze_factor=6), 3)
-    block.load_state_dict(recorded_state(shared, description))
-    image = recorded_input(shared, "hat_ocab_A", tuple(description["inputs"]["x"]))
+    block.load_state_dict(recorded_state(recordings, description))
+    image = recorded_input(recordings, "hat_ocab_A", tuple(description["inputs"]["x"]))
     with torch.set_grad_enabled(recording):
         out = block(((image - 0.5) * 2).permute(0, 2, 3, 1).contiguous())
     torch.testing.assert_close(
@@ -48,8 +48,8 @@ def test_overlapping_attention_gives_the_recorded_output(shared, recording):
     )
 
 
-def test_overlapping_positions_are_the_recorded_ones(shared):
-    description, _ = recorded(shared, "hat_ocab_A")
+def test_overlapping_positions_are_the_recorded_ones(recordings):
+    description, _ = recorded(recordings, "hat_ocab_A")
     index = torch.tensor(description["index_table"])  # negative ones count from the end
     bias = overlapping_position_bias(torch.arange(361.0)[:, None], 8, 12)
     assert torch.equal(bias[0], (index % 361).float())
@@ -64,8 +64,8 @@ def test_overlapping_positions_are_the_recorded_ones(shared):
         ("hat_L_x4", HATConfig(depths=(6,) * 12, num_heads=(6,) * 12), 40_846_575),
     ],
 )
-def test_recognizes_published_files(shared, file, config, parameters):
-    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
+def test_recognizes_published_files(recordings, file, config, parameters):
+    assert_recognized(recordings, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: f"x{config.scale}")

@@ -26,9 +26,9 @@ def _seeded(**changes: Any) -> IconVSR:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("case", "stride"), [("iconvsr_A", 3), ("iconvsr_A_tp3", 5)])
 def test_recorded_outputs(
-    shared: Path, case: str, stride: int, layout: torch.memory_format
+    recordings: Path, case: str, stride: int, layout: torch.memory_format
 ) -> None:
-    assert_clip_as_recorded(shared, case, layout, keyframe_stride=stride)
+    assert_clip_as_recorded(recordings, case, layout, keyframe_stride=stride)
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,11 @@ def test_recorded_outputs(
         ("basicsr_iconvsr_vimeo_tp3", 3, 8_711_375),
     ],
 )
-def test_recognizes_published_files(shared: Path, file: str, padding: int, parameters: int) -> None:
+def test_recognizes_published_files(
+    recordings: Path, file: str, padding: int, parameters: int
+) -> None:
     assert_recognized(
-        shared, file, ARCHITECTURE, IconVSRConfig(temporal_padding=padding), parameters
+        recordings, file, ARCHITECTURE, IconVSRConfig(temporal_padding=padding), parameters
     )
 
 
@@ -52,8 +54,8 @@ def test_infers_what_names_and_shapes_tell() -> None:
     assert ARCHITECTURE.infer(state) == config
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    state = published_keys(shared, "mmagic_iconvsr")
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    state = published_keys(recordings, "mmagic_iconvsr")
     assert (
         ARCHITECTURE.translate({n: v for n, v in state.items() if not n.startswith("conv_hr")})
         is None

@@ -12,14 +12,14 @@ from tubelet.models import edsr
 from tubelet.models.msrresnet import ARCHITECTURE, MSRResNet, MSRResNetConfig
 
 
-def test_gives_the_recorded_output(shared):
-    assert_as_recorded(shared, "msrresnet_A", ARCHITECTURE)
+def test_gives_the_recorded_output(recordings):
+    assert_as_recorded(recordings, "msrresnet_A", ARCHITECTURE)
 
 
-def test_claims_no_other_published_file(shared):
+def test_claims_no_other_published_file(recordings):
     assert not [
         p
-        for p in (shared / "keys").glob("*.txt")
+        for p in (recordings / "keys").glob("*.txt")
         if ARCHITECTURE.translate(listed_state(p)) is not None
     ]
 

@@ -22,16 +22,16 @@ def _seeded(**changes: Any) -> OVSR:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", KINDS)
-def test_recorded_outputs(shared: Path, kind: str, layout: torch.memory_format) -> None:
+def test_recorded_outputs(recordings: Path, kind: str, layout: torch.memory_format) -> None:
     assert_clip_as_recorded(
-        shared, f"ovsr_{kind}_A", layout, arrange=lambda sr: sr.transpose(1, 2), kind=kind
+        recordings, f"ovsr_{kind}_A", layout, arrange=lambda sr: sr.transpose(1, 2), kind=kind
     )
 
 
 @pytest.mark.parametrize(("channels", "parameters"), [(80, 7_061_672), (56, 3_480_368)])
-def test_recognizes_published_files(shared: Path, channels: int, parameters: int) -> None:
+def test_recognizes_published_files(recordings: Path, channels: int, parameters: int) -> None:
     assert_recognized(
-        shared, f"govsr_8+4_{channels}", ARCHITECTURE, OVSRConfig(channels=channels), parameters
+        recordings, f"govsr_8+4_{channels}", ARCHITECTURE, OVSRConfig(channels=channels), parameters
     )
 
 
@@ -42,8 +42,8 @@ def test_infers_what_names_and_shapes_tell() -> None:
     assert ARCHITECTURE.infer(state) == config
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    state = published_keys(shared, "govsr_8+4_56")
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    state = published_keys(recordings, "govsr_8+4_56")
     assert ARCHITECTURE.translate({**state, "fusion.weight": torch.zeros(1)}) is None
     assert (
         ARCHITECTURE.translate({**state, "precursor.conv_sup.weight": torch.zeros(56, 12, 3, 3)})

@@ -28,14 +28,14 @@ def _seeded(**changes: Any) -> RBPN:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", ["rbpn_A", "rbpn_x2_A"])
-def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
-    description, (expected,) = recorded(shared, case)
-    model = load(ARCHITECTURE, recorded_state(shared, description)).to(memory_format=layout)
+def test_recorded_outputs(recordings: Path, case: str, layout: torch.memory_format) -> None:
+    description, (expected,) = recorded(recordings, case)
+    model = load(ARCHITECTURE, recorded_state(recordings, description)).to(memory_format=layout)
     assert isinstance(model, RBPN)
-    frames = list(recorded_input(shared, case, tuple(description["inputs"]["x"])).unbind(1))
+    frames = list(recorded_input(recordings, case, tuple(description["inputs"]["x"])).unbind(1))
     shape = tuple(description["inputs"]["flows"])
     flows = (
-        torch.from_numpy(rules(shared).fill(f"flow:{case}:flows", shape))
+        torch.from_numpy(rules(recordings).fill(f"flow:{case}:flows", shape))
         * 3
         * math.sqrt(math.prod(shape[1:]))
     )
@@ -77,11 +77,13 @@ def test_the_published_size() -> None:
     )  # 12.77 M in the paper's Table 2
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    lists = [path.stem for path in (shared / "keys").glob("*.txt")]
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    lists = [path.stem for path in (recordings / "keys").glob("*.txt")]
     assert len(lists) > 40
     assert [
-        file for file in lists if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+        file
+        for file in lists
+        if ARCHITECTURE.translate(published_keys(recordings, file)) is not None
     ] == []
     assert ARCHITECTURE.translate({}) is None
 

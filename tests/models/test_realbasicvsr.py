@@ -19,16 +19,18 @@ def _seeded(**changes: Any) -> RealBasicVSR:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_recorded_outputs(shared: Path, layout: torch.memory_format) -> None:
-    assert_clip_as_recorded(shared, "realbasicvsr_A", layout)
+def test_recorded_outputs(recordings: Path, layout: torch.memory_format) -> None:
+    assert_clip_as_recorded(recordings, "realbasicvsr_A", layout)
 
 
-def test_recorded_output_of_three_cleanings(shared: Path) -> None:
-    assert_clip_as_recorded(shared, "realbasicvsr_A_3clean", dynamic_refine_thres=1)
+def test_recorded_output_of_three_cleanings(recordings: Path) -> None:
+    assert_clip_as_recorded(recordings, "realbasicvsr_A_3clean", dynamic_refine_thres=1)
 
 
-def test_recognizes_published_files(shared: Path) -> None:
-    assert_recognized(shared, "mmagic_realbasicvsr", ARCHITECTURE, RealBasicVSRConfig(), 6_294_834)
+def test_recognizes_published_files(recordings: Path) -> None:
+    assert_recognized(
+        recordings, "mmagic_realbasicvsr", ARCHITECTURE, RealBasicVSRConfig(), 6_294_834
+    )
 
 
 def test_infers_what_names_and_shapes_tell() -> None:
@@ -38,8 +40,8 @@ def test_infers_what_names_and_shapes_tell() -> None:
     assert ARCHITECTURE.infer(state) == config
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    state = published_keys(shared, "mmagic_realbasicvsr")
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    state = published_keys(recordings, "mmagic_realbasicvsr")
     assert (
         ARCHITECTURE.translate(
             {n: v for n, v in state.items() if not n.startswith("basicvsr.conv_hr")}

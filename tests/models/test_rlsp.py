@@ -22,8 +22,8 @@ def _small(**changes: int) -> RLSP:
     ).eval()
 
 
-def test_output_is_the_recorded_one(shared):
-    model, lq, (expected,), case = golden_case(shared, "rlsp_A", ARCHITECTURE)
+def test_output_is_the_recorded_one(recordings):
+    model, lq, (expected,), case = golden_case(recordings, "rlsp_A", ARCHITECTURE)
     with torch.inference_mode():
         assert_recorded(model(lq), expected, case)
 
@@ -46,11 +46,11 @@ def test_configuration_is_inferred(changes):
         {"fc.weight": torch.zeros(1, 1)},
     ],
 )
-def test_other_state_dicts_are_not_taken_for_it(shared, changed):
+def test_other_state_dicts_are_not_taken_for_it(recordings, changed):
     state = dict(_small().state_dict())
     assert ARCHITECTURE.translate(state) is not None
     assert ARCHITECTURE.translate({**state, **changed}) is None
-    assert ARCHITECTURE.translate(published_keys(shared, "rrn_5L")) is None
+    assert ARCHITECTURE.translate(published_keys(recordings, "rrn_5L")) is None
     assert ARCHITECTURE.translate({}) is None
 
 

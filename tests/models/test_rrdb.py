@@ -31,20 +31,20 @@ def _first_release(state, blocks, doublings):
     "case",
     ["rrdbnet_x4_A", "rrdbnet_x2_A", "rrdbnet_x1_A", "rrdbnet_kair_x4_A", "rrdbnet_kair_x2_A"],
 )
-def test_gives_the_recorded_output(shared, case):
-    assert_as_recorded(shared, case, ARCHITECTURE)
+def test_gives_the_recorded_output(recordings, case):
+    assert_as_recorded(recordings, case, ARCHITECTURE)
 
 
 @pytest.mark.parametrize(
     ("name", "blocks"), [("basicsr_rrdb_x4", 23), ("basicsr_rrdb_6b_anime", 6)]
 )
-def test_recognizes_published_files(shared, name, blocks):
-    model = load(ARCHITECTURE, listed_state(shared / "keys" / f"{name}.txt"))
+def test_recognizes_published_files(recordings, name, blocks):
+    model = load(ARCHITECTURE, listed_state(recordings / "keys" / f"{name}.txt"))
     assert model.config == RRDBConfig(num_blocks=blocks)
 
 
-def test_claims_no_other_published_file(shared):
-    lists = sorted((shared / "keys").glob("*.txt"))
+def test_claims_no_other_published_file(recordings):
+    lists = sorted((recordings / "keys").glob("*.txt"))
     claimed = [
         path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None
     ]

@@ -20,15 +20,17 @@ def _small(scale: int = 4) -> RRN:
     return RRN(RRNConfig(scale=scale, channels=8, num_blocks=2)).eval()
 
 
-def test_output_is_the_recorded_one(shared):
-    model, lq, (expected,), case = golden_case(shared, "rrn_A", ARCHITECTURE)
+def test_output_is_the_recorded_one(recordings):
+    model, lq, (expected,), case = golden_case(recordings, "rrn_A", ARCHITECTURE)
     with torch.inference_mode():
         assert_recorded(model(lq), expected, case)
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("rrn_5L", 5), ("rrn_10L", 10)])
-def test_published_names_are_recognized(shared, name, blocks):
-    assert_loads_on_meta(ARCHITECTURE, published_keys(shared, name), RRNConfig(num_blocks=blocks))
+def test_published_names_are_recognized(recordings, name, blocks):
+    assert_loads_on_meta(
+        ARCHITECTURE, published_keys(recordings, name), RRNConfig(num_blocks=blocks)
+    )
 
 
 @pytest.mark.parametrize("scale", [2, 3])
@@ -45,11 +47,11 @@ def test_other_scales_are_inferred(scale):
         {"neuro.conv_o.weight": torch.zeros(47, 8, 3, 3)},
     ],
 )
-def test_other_state_dicts_are_not_taken_for_it(shared, changed):
+def test_other_state_dicts_are_not_taken_for_it(recordings, changed):
     state = dict(_small().state_dict())
     assert ARCHITECTURE.translate(state) is not None
     assert ARCHITECTURE.translate({**state, **changed}) is None
-    assert ARCHITECTURE.translate(published_keys(shared, "rsdn9_128")) is None
+    assert ARCHITECTURE.translate(published_keys(recordings, "rsdn9_128")) is None
     assert ARCHITECTURE.translate({}) is None
 
 

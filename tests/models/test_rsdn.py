@@ -21,8 +21,8 @@ def _small(scale: int = 4) -> RSDN:
 
 
 @pytest.mark.parametrize("name", ["rsdn_A", "rsdn_A_damped"])
-def test_outputs_are_the_recorded_ones(shared, name):
-    model, lq, outputs, case = golden_case(shared, name, ARCHITECTURE)
+def test_outputs_are_the_recorded_ones(recordings, name):
+    model, lq, outputs, case = golden_case(recordings, name, ARCHITECTURE)
     with torch.inference_mode():
         parts = model.forward_parts(lq)
         for part, expected in zip(parts, outputs, strict=True):
@@ -30,8 +30,8 @@ def test_outputs_are_the_recorded_ones(shared, name):
         assert torch.equal(model(lq), parts[0])
 
 
-def test_published_names_are_recognized(shared):
-    assert_loads_on_meta(ARCHITECTURE, published_keys(shared, "rsdn9_128"), RSDNConfig())
+def test_published_names_are_recognized(recordings):
+    assert_loads_on_meta(ARCHITECTURE, published_keys(recordings, "rsdn9_128"), RSDNConfig())
 
 
 @pytest.mark.parametrize("scale", [2, 3])
@@ -48,7 +48,7 @@ def test_our_own_names_and_other_scales_are_recognized(scale):
         {"conv.weight": torch.zeros(47, 96, 3, 3)},
     ],
 )
-def test_other_state_dicts_are_not_taken_for_it(shared, changed):
+def test_other_state_dicts_are_not_taken_for_it(recordings, changed):
     state = dict(_small().state_dict())
     assert ARCHITECTURE.translate(state) is not None
     assert ARCHITECTURE.translate({**state, **changed}) is None
@@ -56,7 +56,7 @@ def test_other_state_dicts_are_not_taken_for_it(shared, changed):
         ARCHITECTURE.translate({name: t for name, t in state.items() if ".blocks." not in name})
         is None
     )
-    assert ARCHITECTURE.translate(published_keys(shared, "rrn_5L")) is None
+    assert ARCHITECTURE.translate(published_keys(recordings, "rrn_5L")) is None
     assert ARCHITECTURE.translate({}) is None
 
 

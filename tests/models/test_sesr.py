@@ -48,10 +48,10 @@ def test_infers_the_configuration_it_was_built_with(scale, p):
     assert load(ARCHITECTURE, SESR(config).state_dict()).config == config
 
 
-def test_claims_no_published_file(shared):
+def test_claims_no_published_file(recordings):
     assert not [
         p
-        for p in (shared / "keys").glob("*.txt")
+        for p in (recordings / "keys").glob("*.txt")
         if ARCHITECTURE.translate(listed_state(p)) is not None
     ]
 

@@ -7,16 +7,16 @@ from helpers.image_parity import published_keys
 from tubelet.models.spynet import ARCHITECTURE, rename_spynet
 
 
-def test_recognizes_the_published_file(shared: Path) -> None:
-    state = ARCHITECTURE.translate(published_keys(shared, "basicsr_spynet"))
+def test_recognizes_the_published_file(recordings: Path) -> None:
+    state = ARCHITECTURE.translate(published_keys(recordings, "basicsr_spynet"))
     assert state is not None
     with torch.device("meta"):
         network = ARCHITECTURE.build(ARCHITECTURE.infer(state))
     network.load_state_dict(state, strict=True, assign=True)
 
 
-def test_recognizes_the_names_of_mmagic(shared: Path) -> None:
-    names = published_keys(shared, "mmagic_basicvsr")
+def test_recognizes_the_names_of_mmagic(recordings: Path) -> None:
+    names = published_keys(recordings, "mmagic_basicvsr")
     state = ARCHITECTURE.translate(
         {
             name.removeprefix("spynet."): value
@@ -37,10 +37,14 @@ def test_names_of_mmagic() -> None:
     }
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    files = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem != "basicsr_spynet"]
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    files = [
+        path.stem for path in (recordings / "keys").glob("*.txt") if path.stem != "basicsr_spynet"
+    ]
     assert [
-        file for file in files if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+        file
+        for file in files
+        if ARCHITECTURE.translate(published_keys(recordings, file)) is not None
     ] == []
 
 

@@ -24,26 +24,26 @@ TINY = SRVGGConfig(scale=2, channels=8, num_blocks=2)
 
 
 @pytest.mark.parametrize("case", ["srvgg_x4_A", "srvgg_x2_A_relu"])
-def test_gives_the_recorded_output(shared, case):
-    assert_as_recorded(shared, case, ARCHITECTURE)
+def test_gives_the_recorded_output(recordings, case):
+    assert_as_recorded(recordings, case, ARCHITECTURE)
 
 
-def test_gives_the_recorded_output_with_the_activation_that_no_file_tells(shared):
-    assert_as_recorded(shared, "srvgg_x4_A_lrelu", ARCHITECTURE, act="leakyrelu")
+def test_gives_the_recorded_output_with_the_activation_that_no_file_tells(recordings):
+    assert_as_recorded(recordings, "srvgg_x4_A_lrelu", ARCHITECTURE, act="leakyrelu")
 
 
 @pytest.mark.parametrize(
     ("name", "num_blocks", "parameters"),
     [("animevideov3", 16, 621_424), ("general_x4v3", 32, 1_213_296)],
 )
-def test_recognizes_published_files(shared, name, num_blocks, parameters):
+def test_recognizes_published_files(recordings, name, num_blocks, parameters):
     assert_recognized(
-        shared, f"srvgg_{name}", ARCHITECTURE, SRVGGConfig(num_blocks=num_blocks), parameters
+        recordings, f"srvgg_{name}", ARCHITECTURE, SRVGGConfig(num_blocks=num_blocks), parameters
     )
 
 
-def test_claims_no_other_published_file(shared):
-    lists = sorted((shared / "keys").glob("*.txt"))
+def test_claims_no_other_published_file(recordings):
+    lists = sorted((recordings / "keys").glob("*.txt"))
     claimed = [
         path.name for path in lists if ARCHITECTURE.translate(listed_state(path)) is not None
     ]

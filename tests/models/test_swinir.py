@@ -40,8 +40,8 @@ def _random(config):
     "case",
     ["swinir_x4_A", "swinir_x2_A", "swinir_x3_3conv_A", "swinir_light_x4_A", "swinir_nearest_x4_A"],
 )
-def test_gives_the_recorded_output(shared, case):
-    assert_as_recorded(shared, case, ARCHITECTURE)
+def test_gives_the_recorded_output(recordings, case):
+    assert_as_recorded(recordings, case, ARCHITECTURE)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_gives_the_recorded_output(shared, case):
         ("real_M_x4", SwinIRConfig(upsampler="nearest+conv"), 11_715_559),
     ],
 )
-def test_recognizes_published_files(shared, file, config, parameters):
-    assert_recognized(shared, f"basicsr_swinir_{file}", ARCHITECTURE, config, parameters)
+def test_recognizes_published_files(recordings, file, config, parameters):
+    assert_recognized(recordings, f"basicsr_swinir_{file}", ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize("config", KINDS, ids=_name)

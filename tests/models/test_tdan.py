@@ -49,14 +49,18 @@ def _seeded(**changes: Any) -> TDAN:
     ],
 )
 def test_recorded_outputs(
-    shared: Path, case: str, subtracted: float, changes: dict[str, Any], layout: torch.memory_format
+    recordings: Path,
+    case: str,
+    subtracted: float,
+    changes: dict[str, Any],
+    layout: torch.memory_format,
 ) -> None:
-    description, expected = recorded(shared, case)
-    model = load(ARCHITECTURE, recorded_state(shared, description), **changes).to(
+    description, expected = recorded(recordings, case)
+    model = load(ARCHITECTURE, recorded_state(recordings, description), **changes).to(
         memory_format=layout
     )
     assert isinstance(model, TDAN)
-    lq = recorded_input(shared, case, tuple(description["inputs"]["x"])) + subtracted
+    lq = recorded_input(recordings, case, tuple(description["inputs"]["x"])) + subtracted
     with torch.inference_mode():
         sr, aligned = model(lq)[:, 0], model.align([model.encode(frame) for frame in lq.unbind(1)])
     for ours, theirs, stats in zip(
@@ -78,9 +82,9 @@ def test_recorded_outputs(
     ],
 )
 def test_recognizes_published_files(
-    shared: Path, file: str, config: TDANConfig, parameters: int
+    recordings: Path, file: str, config: TDANConfig, parameters: int
 ) -> None:
-    assert_recognized(shared, file, ARCHITECTURE, config, parameters)
+    assert_recognized(recordings, file, ARCHITECTURE, config, parameters)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +95,13 @@ def test_loads_its_own_names(changes: dict[str, Any]) -> None:
     assert load(ARCHITECTURE, model.state_dict()).config == model.config
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    others = [path.stem for path in (shared / "keys").glob("*.txt") if "tdan" not in path.stem]
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    others = [path.stem for path in (recordings / "keys").glob("*.txt") if "tdan" not in path.stem]
     assert len(others) > 40
     assert [
-        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+        file
+        for file in others
+        if ARCHITECTURE.translate(published_keys(recordings, file)) is not None
     ] == []
     assert ARCHITECTURE.translate({}) is None
 

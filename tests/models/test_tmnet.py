@@ -25,10 +25,10 @@ def network() -> TMNet:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", ["tmnet_A_none", "tmnet_A_t"])
-def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
-    description, (expected,) = recorded(shared, case)
-    network = load(ARCHITECTURE, recorded_state(shared, description)).to(memory_format=layout)
-    lq = recorded_input(shared, case, tuple(description["inputs"]["x"]))
+def test_recorded_outputs(recordings: Path, case: str, layout: torch.memory_format) -> None:
+    description, (expected,) = recorded(recordings, case)
+    network = load(ARCHITECTURE, recorded_state(recordings, description)).to(memory_format=layout)
+    lq = recorded_input(recordings, case, tuple(description["inputs"]["x"]))
     with torch.inference_mode():
         sr = network(lq, times=description["times"])
     assert list(sr.shape) == description["output_shape"]
@@ -57,11 +57,13 @@ def test_its_own_names_are_recognized(config: TMNetConfig) -> None:
     assert ARCHITECTURE.infer(own) == config
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    files = [path.stem for path in (shared / "keys").glob("*.txt")]
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    files = [path.stem for path in (recordings / "keys").glob("*.txt")]
     assert "zsm_lunatokis" in files
     assert [
-        file for file in files if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+        file
+        for file in files
+        if ARCHITECTURE.translate(published_keys(recordings, file)) is not None
     ] == []
     assert ARCHITECTURE.translate({}) is None
 

@@ -23,9 +23,9 @@ def _seeded(**changes: Any) -> TOFlow:
     return TOFlow(TOFlowConfig(**{"num_frames": 3, **changes})).eval()
 
 
-def _recorded_state(shared: Path, description: dict[str, Any]) -> dict[str, Tensor]:
+def _recorded_state(recordings: Path, description: dict[str, Any]) -> dict[str, Tensor]:
     """Make the weights of a case; what keeps its constructor's value is zero, but for ImageNet's mean and deviation."""
-    state = recorded_state(shared, description)
+    state = recorded_state(recordings, description)
     for name in description["kept"]:
         state[name] = torch.zeros_like(state[name])
     state["mean"] = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
@@ -48,13 +48,13 @@ def _mmagic(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_recorded_outputs(shared: Path, layout: torch.memory_format) -> None:
-    description, (expected,) = recorded(shared, "toflow_A")
-    model = load(ARCHITECTURE, _recorded_state(shared, description), scale=1).to(
+def test_recorded_outputs(recordings: Path, layout: torch.memory_format) -> None:
+    description, (expected,) = recorded(recordings, "toflow_A")
+    model = load(ARCHITECTURE, _recorded_state(recordings, description), scale=1).to(
         memory_format=layout
     )
     with torch.inference_mode():  # of frames that were enlarged before
-        sr = model(recorded_input(shared, "toflow_A", tuple(description["inputs"]["x"])))
+        sr = model(recorded_input(recordings, "toflow_A", tuple(description["inputs"]["x"])))
     tolerance = (
         max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
     )
@@ -68,8 +68,8 @@ def test_frames_are_enlarged_first() -> None:
 
 
 @pytest.mark.parametrize("file", ["basicsr_tof", "mmagic_tof"])
-def test_recognizes_published_files(shared: Path, file: str) -> None:
-    state = ARCHITECTURE.translate(published_keys(shared, file))
+def test_recognizes_published_files(recordings: Path, file: str) -> None:
+    state = ARCHITECTURE.translate(published_keys(recordings, file))
     assert state is not None
     assert ARCHITECTURE.infer(state) == TOFlowConfig()
     with torch.device("meta"):
@@ -83,9 +83,9 @@ def test_recognizes_published_files(shared: Path, file: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == 1_405_899
 
 
-def test_the_converted_file_of_mmagic_wants_the_middle_frame_first(shared: Path) -> None:
+def test_the_converted_file_of_mmagic_wants_the_middle_frame_first(recordings: Path) -> None:
     """Its convolution takes [3, 0, 1, 2, 4, 5, 6]; read, it takes frames in the order of time."""
-    state = _recorded_state(shared, recorded(shared, "toflow_A")[0])
+    state = _recorded_state(recordings, recorded(recordings, "toflow_A")[0])
     first = load(ARCHITECTURE, state, order="middle_first", scale=1)
     own = ARCHITECTURE.translate(_mmagic(state))
     assert own is not None
@@ -101,11 +101,13 @@ def test_loads_its_own_names() -> None:
     assert load(ARCHITECTURE, _seeded().state_dict()).config == TOFlowConfig(num_frames=3)
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    others = [path.stem for path in (shared / "keys").glob("*.txt") if "_tof" not in path.stem]
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    others = [path.stem for path in (recordings / "keys").glob("*.txt") if "_tof" not in path.stem]
     assert len(others) > 40
     assert [
-        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+        file
+        for file in others
+        if ARCHITECTURE.translate(published_keys(recordings, file)) is not None
     ] == []
     assert ARCHITECTURE.translate({}) is None
 

@@ -52,8 +52,8 @@ def inputs(
     )
 
 
-def assert_recorded(shared: Path, case: str, result: Tensor) -> None:
-    description, (expected,) = recorded(shared, case)
+def assert_recorded(recordings: Path, case: str, result: Tensor) -> None:
+    description, (expected,) = recorded(recordings, case)
     tolerance = (
         max(1e-4, 20 * description["float64_max_abs_over_std"]) * description["output_stats"]["std"]
     )
@@ -61,25 +61,27 @@ def assert_recorded(shared: Path, case: str, result: Tensor) -> None:
 
 
 @torch.inference_mode()
-def test_restore_as_recorded(shared: Path) -> None:
-    network = recorded_network(shared, "two_step_A")
+def test_restore_as_recorded(recordings: Path) -> None:
+    network = recorded_network(recordings, "two_step_A")
     assert network.config == TwoStepConfig(**PUBLISHED)
-    description, _ = recorded(shared, "two_step_A")
+    description, _ = recorded(recordings, "two_step_A")
     assert sum(p.numel() for p in network.parameters()) == description["parameters"]
     keys = {"x": "two_step_A", "l": "two_step_A:l", "r": "two_step_A:r"}
     x, left, right = (
-        recorded_input(shared, keys[k], tuple(s)) for k, s in description["inputs"].items()
+        recorded_input(recordings, keys[k], tuple(s)) for k, s in description["inputs"].items()
     )
-    assert_recorded(shared, "two_step_A", network.restore(x, left, right))
+    assert_recorded(recordings, "two_step_A", network.restore(x, left, right))
 
 
 @torch.inference_mode()
-def test_encode_as_recorded(shared: Path) -> None:
-    network = recorded_network(shared, "two_step_encoder_A")
+def test_encode_as_recorded(recordings: Path) -> None:
+    network = recorded_network(recordings, "two_step_encoder_A")
     assert isinstance(network, ConditionalEncoder)
-    shape = tuple(recorded(shared, "two_step_encoder_A")[0]["inputs"]["x"])
+    shape = tuple(recorded(recordings, "two_step_encoder_A")[0]["inputs"]["x"])
     assert_recorded(
-        shared, "two_step_encoder_A", network(recorded_input(shared, "two_step_encoder_A", shape))
+        recordings,
+        "two_step_encoder_A",
+        network(recorded_input(recordings, "two_step_encoder_A", shape)),
     )
 
 

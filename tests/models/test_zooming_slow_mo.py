@@ -25,10 +25,10 @@ def _seeded(config: ZoomingSlowMoConfig = TINY) -> ZoomingSlowMo:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", ["zsm_A", "zsm_A_4to7"])
-def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
-    description, (expected,) = recorded(shared, case)
-    network = load(ARCHITECTURE, recorded_state(shared, description)).to(memory_format=layout)
-    lq = recorded_input(shared, case, tuple(description["inputs"]["x"]))
+def test_recorded_outputs(recordings: Path, case: str, layout: torch.memory_format) -> None:
+    description, (expected,) = recorded(recordings, case)
+    network = load(ARCHITECTURE, recorded_state(recordings, description)).to(memory_format=layout)
+    lq = recorded_input(recordings, case, tuple(description["inputs"]["x"]))
     with torch.inference_mode():
         sr = network(lq)
     assert list(sr.shape) == description["output_shape"]
@@ -39,8 +39,8 @@ def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) 
     torch.testing.assert_close(sr[..., ::step, ::step], expected, rtol=0, atol=tolerance)
 
 
-def test_recognizes_the_published_file(shared: Path) -> None:
-    network = load(ARCHITECTURE, published_keys(shared, "zsm_lunatokis"), groups=8)
+def test_recognizes_the_published_file(recordings: Path) -> None:
+    network = load(ARCHITECTURE, published_keys(recordings, "zsm_lunatokis"), groups=8)
     assert network.config == ZoomingSlowMoConfig()
     assert sum(p.numel() for p in network.parameters()) == 11_102_771
 
@@ -57,11 +57,15 @@ def test_its_own_names_are_recognized(config: ZoomingSlowMoConfig) -> None:
     assert ARCHITECTURE.infer(own) == config
 
 
-def test_leaves_other_files_alone(shared: Path) -> None:
-    others = [path.stem for path in (shared / "keys").glob("*.txt") if path.stem != "zsm_lunatokis"]
+def test_leaves_other_files_alone(recordings: Path) -> None:
+    others = [
+        path.stem for path in (recordings / "keys").glob("*.txt") if path.stem != "zsm_lunatokis"
+    ]
     assert len(others) > 40
     assert [
-        file for file in others if ARCHITECTURE.translate(published_keys(shared, file)) is not None
+        file
+        for file in others
+        if ARCHITECTURE.translate(published_keys(recordings, file)) is not None
     ] == []
     assert ARCHITECTURE.translate({}) is None
     with torch.device("meta"):
@@ -111,15 +115,15 @@ def test_every_frame_depends_on_the_first_and_the_last() -> None:
             assert ((network(other) - sr).abs().amax((0, 2, 3, 4)) > 1e-6).all()
 
 
-def test_the_seam_between_windows_is_invisible(shared: Path) -> None:
-    description, _ = recorded(shared, "zsm_A")
-    network = load(ARCHITECTURE, recorded_state(shared, description)).to(
+def test_the_seam_between_windows_is_invisible(recordings: Path) -> None:
+    description, _ = recorded(recordings, "zsm_A")
+    network = load(ARCHITECTURE, recorded_state(recordings, description)).to(
         memory_format=torch.channels_last
     )
     contract = ARCHITECTURE.contract(network.config)
     assert contract is not None
     overlap = contract.temporal.overlap_frames
-    lq = recorded_input(shared, "zsm_A", (1, overlap + 2, 3, 16, 16))
+    lq = recorded_input(recordings, "zsm_A", (1, overlap + 2, 3, 16, 16))
     with torch.inference_mode():
         whole, first, second = network(lq), network(lq[:, :-1]), network(lq[:, 1:])
     seam = overlap  # of 2·overlap + 3 results; it lies in the middle of the overlap

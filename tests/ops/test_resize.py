@@ -9,9 +9,9 @@ from tubelet.ops import imresize, resample
 
 
 @pytest.mark.parametrize("case", ["imresize_even", "imresize_odd", "imresize_up", "imresize_gray"])
-def test_equals_recorded_values(shared, case):
-    description, outputs = recorded(shared, case)
-    x = recorded_input(shared, case, tuple(description["inputs"]["x"]))
+def test_equals_recorded_values(recordings, case):
+    description, outputs = recorded(recordings, case)
+    x = recorded_input(recordings, case, tuple(description["inputs"]["x"]))
     compared = 0
     for (scale, antialiased), expected in zip(description["variants"], outputs, strict=True):
         if antialiased:

@@ -128,17 +128,17 @@ def test_shapes_that_do_not_fit() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", ["flow_warp_feat", "flow_warp_image"])
-def test_recorded_outputs(shared: Path, case: str, layout: torch.memory_format) -> None:
-    description, expected = recorded(shared, case)
+def test_recorded_outputs(recordings: Path, case: str, layout: torch.memory_format) -> None:
+    description, expected = recorded(recordings, case)
     shape, flow_shape = (tuple(description["inputs"][name]) for name in ("x", "flow"))
-    fill = rules(shared).fill
+    fill = rules(recordings).fill
     flow = (
         torch.from_numpy(fill(f"flow:{case}", flow_shape)).permute(0, 3, 1, 2)
         * 3
         * math.prod(flow_shape[1:]) ** 0.5
     )
     if case == "flow_warp_image":
-        feat = recorded_input(shared, case, shape)
+        feat = recorded_input(recordings, case, shape)
     else:
         feat = torch.from_numpy(fill(f"feat:{case}", shape)) * math.prod(shape[1:]) ** 0.5
         feat = torch.cat([feat, feat], 1)  # wide enough for the rows of channels_last

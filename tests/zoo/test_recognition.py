@@ -115,8 +115,8 @@ def claims(state: dict[str, Tensor]) -> list[str]:
     return own + [foreign.name.split()[0] for foreign in UNSUPPORTED if matches(foreign, state)]
 
 
-def test_each_list_of_keys_is_claimed_by_its_own(shared: Path) -> None:
-    paths = sorted((shared / "keys").glob("*.txt"))
+def test_each_list_of_keys_is_claimed_by_its_own(recordings: Path) -> None:
+    paths = sorted((recordings / "keys").glob("*.txt"))
     assert paths
     for path in paths:
         expected = PUBLISHED.get(path.stem) or FOREIGN_NAMES[path.stem]
@@ -124,8 +124,8 @@ def test_each_list_of_keys_is_claimed_by_its_own(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(("keys", "name"), FOREIGN_NAMES.items())
-def test_a_network_that_cannot_be_run_is_named(shared: Path, keys: str, name: str) -> None:
-    state = published_keys(shared, keys)
+def test_a_network_that_cannot_be_run_is_named(recordings: Path, keys: str, name: str) -> None:
+    state = published_keys(recordings, keys)
     with pytest.raises(
         CheckpointError, match=rf"is {name} \(.*\): Tubelet has no network for it yet"
     ):
@@ -133,8 +133,8 @@ def test_a_network_that_cannot_be_run_is_named(shared: Path, keys: str, name: st
 
 
 @pytest.mark.parametrize(("case", "name"), NAMED.items())
-def test_recorded_names_are_claimed_by_their_own(shared: Path, case: str, name: str) -> None:
-    description, _ = recorded(shared, case)
+def test_recorded_names_are_claimed_by_their_own(recordings: Path, case: str, name: str) -> None:
+    description, _ = recorded(recordings, case)
     assert claims(
         {key: torch.empty(s, device="meta") for key, (_, s) in description["state_dict"].items()}
     ) == [name]
@@ -143,10 +143,10 @@ def test_recorded_names_are_claimed_by_their_own(shared: Path, case: str, name: 
 @pytest.mark.parametrize(("case", "name"), RECORDED.items())
 @pytest.mark.parametrize("prefix", ["", "generator."])
 def test_recorded_weights_load_without_being_told_what_they_are(
-    shared: Path, case: str, name: str, prefix: str
+    recordings: Path, case: str, name: str, prefix: str
 ) -> None:
-    description, _ = recorded(shared, case)
-    state = recorded_state(shared, description)
+    description, _ = recorded(recordings, case)
+    state = recorded_state(recordings, description)
     opened = open_checkpoint(
         {"state_dict": {f"{prefix}{key}": value for key, value in state.items()}}
     )

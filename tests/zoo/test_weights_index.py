@@ -70,9 +70,9 @@ def test_every_entry_is_whole(known: PublishedWeights) -> None:
 
 @pytest.mark.parametrize(("keys", "id"), LISTED.items())
 def test_the_network_is_the_one_that_names_and_shapes_tell(
-    shared: Path, keys: str, id: str
+    recordings: Path, keys: str, id: str
 ) -> None:
-    known, state = BY_ID[id], published_keys(shared, keys)
+    known, state = BY_ID[id], published_keys(recordings, keys)
     own = known.architecture.translate(state)
     assert own is not None
     with torch.device("meta"):
