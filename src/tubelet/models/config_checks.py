@@ -1,0 +1,67 @@
+"""Checks of configuration fields; each error names the configuration, the field and its value.
+
+check_choice(self, "scale", (2, 3, 4))    FastConfig: scale=5 must be 2, 3 or 4
+check_min(self, "channels", 1)            FastConfig: channels=0 must be at least 1
+check_positive(self, "img_range")         EDSRConfig: img_range=0.0 must be greater than 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tubelet.errors import ConfigError
+
+__all__ = ["check_choice", "check_min", "check_positive"]
+
+
+def check_choice(config: object, field: str, choices: Iterable[object]) -> None:
+    """Require that a field has one of the allowed values.
+
+    Args:
+        config: Configuration dataclass.
+        field: Name of the field.
+        choices: Allowed values, in the order in which the error lists them.
+
+    Raises:
+        ConfigError: The field has another value.
+    """
+    allowed = list(choices)
+    if getattr(config, field) in allowed:
+        return
+    *first, last = map(str, allowed)
+    listing = f"{', '.join(first)} or {last}" if first else last
+    raise _error(config, field, listing)
+
+
+def check_min(config: object, field: str, minimum: int) -> None:
+    """Require that a field is not smaller than a minimum.
+
+    Args:
+        config: Configuration dataclass.
+        field: Name of the field.
+        minimum: Smallest allowed value.
+
+    Raises:
+        ConfigError: The field is smaller.
+    """
+    if getattr(config, field) < minimum:
+        raise _error(config, field, f"at least {minimum}")
+
+
+def check_positive(config: object, field: str) -> None:
+    """Require that a field is greater than zero.
+
+    Args:
+        config: Configuration dataclass.
+        field: Name of the field.
+
+    Raises:
+        ConfigError: The field is zero or negative.
+    """
+    if getattr(config, field) <= 0:
+        raise _error(config, field, "greater than 0")
+
+
+def _error(config: object, field: str, requirement: str) -> ConfigError:
+    value = getattr(config, field)
+    return ConfigError(f"{type(config).__name__}: {field}={value!r} must be {requirement}")

@@ -1,0 +1,41 @@
+from dataclasses import dataclass
+
+import pytest
+
+from tubelet.errors import ConfigError
+from tubelet.models.config_checks import check_choice, check_min, check_positive
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    scale: int = 2
+    output: str = "luma"
+    gain: float = 1.0
+
+
+def test_accepts_values_in_range():
+    config = Config()
+    check_choice(config, "scale", (2, 3, 4))
+    check_min(config, "scale", 2)
+    check_positive(config, "gain")
+
+
+def test_names_the_choices():
+    with pytest.raises(ConfigError, match=r"^Config: scale=5 must be 2, 3 or 4$"):
+        check_choice(Config(scale=5), "scale", (2, 3, 4))
+
+
+def test_names_the_only_choice():
+    with pytest.raises(ConfigError, match=r"^Config: output='rgb' must be luma$"):
+        check_choice(Config(output="rgb"), "output", ("luma",))
+
+
+def test_names_the_minimum():
+    with pytest.raises(ConfigError, match=r"^Config: scale=0 must be at least 1$"):
+        check_min(Config(scale=0), "scale", 1)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0])
+def test_refuses_what_is_not_positive(gain):
+    with pytest.raises(ConfigError, match=rf"^Config: gain={gain} must be greater than 0$"):
+        check_positive(Config(gain=gain), "gain")
