@@ -1,21 +1,23 @@
-"""SwinIR: attention within shifted windows, in residual groups that each end with a convolution.
+"""SwinIR: window attention in residual groups, each of which ends with a convolution.
 
-    lq (B, T, 3, H, W), frame by frame; x = (lq − mean) · img_range, mirrored to whole windows
-      conv_first ─┬─ norm ─ group × G ─ norm ─ conv_after_body ─(+)─ upsampler ─ / img_range + mean → sr
-                  └─────────────────────────────────────────────┘       features (B, H, W, C), channels last
-    group           ┬─ block × D ─ conv ─(+)                                                   Eqs. 8 and 9
-    block           x + attention(norm x), then x + MLP(norm x); every second one shifted by half a window
+    lq (B, T, 3, H, W), frame by frame; x = (lq − mean) · img_range, padded to whole windows
+      conv_first ─┬─ LN ─ RSTB × G ─ LN ─ conv_after_body ─(+)─ upsampler ─ / img_range + mean ─ sr
+                  └────────────────────────────────────────┘   features (B, H, W, C), channels last
 
-    upsampler                                                                                   published as
-      pixelshuffle        conv, then (conv ─ shuffle) up to ×s, conv                            classical, ×2 ×3 ×4 ×8
-      pixelshuffledirect  one conv ─ shuffle × s                                                lightweight
-      nearest+conv        conv, then (nearest × 2 ─ conv), conv, conv                           real-world, ×2 ×4
-      none                conv, added to x                                                      denoising, JPEG
+    RSTB         x + conv(D Swin blocks(x))                                          Eqs. 8 and 9
+    Swin block   x + attention(LN x), then x + MLP(LN x);                            Eq. 10
+                 the windows of every second block are shifted by half a window
 
-Published, blocks in groups of 6, windows of 8:
+    upsampler            layers                                        published for
+      pixelshuffle       conv, then (conv ─ shuffle) up to ×s, conv    classical, ×2 ×3 ×4 ×8
+      pixelshuffledirect conv ─ shuffle ×s                             lightweight
+      nearest+conv       conv, then (nearest ×2 ─ conv), conv, conv    real-world, ×2 ×4
+      none               conv, added to x                              denoising, JPEG
+
+Published configurations, 6 blocks a group, windows of 8:
     classical, real-world M, denoising    180 channels, 6 groups, 6 heads
     lightweight                            60 channels, 4 groups, 6 heads
-    real-world L                          240 channels, 9 groups, 8 heads, three convolutions a group
+    real-world L                          240 channels, 9 groups, 8 heads, 3 convolutions a group
     JPEG                                  as classical, with windows of 7 and img_range 255
 
 Source: Liang et al., SwinIR: Image Restoration Using Swin Transformer, ICCVW 2021.
@@ -39,6 +41,7 @@ from tubelet.layers.inference import SwitchableLayer
 from tubelet.layers.upsampling import repeat_and_convolve
 from tubelet.layers.windows import map_windows, pad_to_windows
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_choice, check_min, check_positive
 from tubelet.models.state_dict import (
     Rule,
     State,
@@ -61,19 +64,25 @@ _SCALES: dict[SwinIRUpsampler, tuple[int, ...]] = {
     "nearest+conv": (2, 4),
     "none": (1,),
 }
-_STEPS: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
-"""Factors of the enlargements that make a scale."""
+_UPSAMPLE_FACTORS: dict[int, tuple[int, ...]] = {
+    2: (2,),
+    3: (3,),
+    4: (2, 2),
+    8: (2, 2, 2),
+}
+"""Factors of the successive upsampling steps of each scale."""
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
-_SLOPE = 0.2  # of the activations after repeated pixels
+# Slope of the activations after nearest-neighbor upsampling.
+_NEAREST_CONV_SLOPE = 0.2
 _JPEG_WINDOW = 7
-"""Of the published networks for JPEG alone (Sec. 4.1); they work in [0, 255]."""
+"""Window of the published networks for JPEG (Sec. 4.1), which work in [0, 255]."""
 _HALO_PX = 32
 """Overlap of tiles in the authors' own script."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwinIRConfig:
-    """Shape of a `SwinIR`."""
+    """Configuration of a `SwinIR`."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
         "embed_dim": "channels",
@@ -84,74 +93,84 @@ class SwinIRConfig:
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {"heads": "num_heads", "colours": "image_channels"}
 
     scale: int = 4
-    """Factor of the output size."""
+    """Upscaling factor; the upsampler limits the choice."""
     channels: int = 180
     """Width of the features."""
     depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
-    """Blocks of each group."""
+    """Number of Swin blocks in each group."""
     num_heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
-    """Heads of the attention in each group."""
+    """Number of attention heads in each group."""
     window: int = 8
     """Side of a window, lq pixels."""
     mlp_ratio: float = 2.0
-    """Inner width of the MLPs over `channels`."""
+    """Hidden width of the MLPs divided by `channels`."""
     upsampler: SwinIRUpsampler = "pixelshuffle"
-    """How features become an image."""
+    """Layers that turn features into an image."""
     resi_connection: Literal["1conv", "3conv"] = "1conv"
-    """What ends a group: one convolution, or three over a quarter of the channels."""
+    """End of a group: one convolution, or three over a quarter of the channels."""
     img_range: float = 1.0
-    """What one stands for inside. No file tells it: `infer` takes 255 for windows of 7, as published, otherwise 1."""
+    """Inner value of a full-scale pixel. Checkpoints do not store it: `infer` takes 255 for windows
+    of 7 without upsampling, as published, otherwise 1."""
     image_channels: int = 3
-    """3 for RGB; 1 for a network of gray images, which then restores each color by itself."""
+    """3 for RGB; 1 for a network of gray images, which then restores R, G and B independently."""
     upsample_channels: int = 64
-    """Width behind the groups, where the upsampler has a width of its own."""
+    """Width of the upsampler, where it differs from `channels`."""
     qkv_bias: bool = True
-    """Whether queries, keys and values have biases."""
+    """Add biases to queries, keys and values."""
     patch_norm: bool = True
-    """Whether features are normalized before the first group."""
+    """Normalize the features before the first group."""
 
     def __post_init__(self) -> None:
         if self.scale not in _SCALES[self.upsampler]:
+            scales = ", ".join(map(str, _SCALES[self.upsampler]))
             raise ConfigError(
-                f"SwinIR: scale {self.scale} does not go with the upsampler {self.upsampler!r}"
+                f"SwinIRConfig: scale={self.scale} does not go with upsampler={self.upsampler!r}, "
+                f"which has scale {scales}"
             )
-        if len(self.depths) != len(self.num_heads) or not self.depths or min(self.depths) < 1:
+        if not self.depths or min(self.depths) < 1:
             raise ConfigError(
-                f"SwinIR: depths {self.depths} and heads {self.num_heads} must be of the same length, ≥ 1"
+                f"SwinIRConfig: depths={self.depths} must hold one or more numbers, each at least 1"
+            )
+        if len(self.depths) != len(self.num_heads):
+            raise ConfigError(
+                f"SwinIRConfig: depths={self.depths} and num_heads={self.num_heads} "
+                "must have the same length"
             )
         if any(heads < 1 or self.channels % heads for heads in self.num_heads):
             raise ConfigError(
-                f"SwinIR: heads {self.num_heads} must divide the {self.channels} channels"
+                f"SwinIRConfig: each of num_heads={self.num_heads} must divide "
+                f"channels={self.channels}"
             )
-        if (
-            self.window < 1
-            or self.image_channels not in (1, 3)
-            or self.mlp_ratio <= 0
-            or self.img_range <= 0
-        ):
-            raise ConfigError(
-                f"{self} is out of range: window ≥ 1; colors 1 or 3; mlp_ratio, img_range > 0"
-            )
+        check_min(self, "window", 1)
+        check_choice(self, "image_channels", (1, 3))
+        check_positive(self, "mlp_ratio")
+        check_positive(self, "img_range")
 
 
 class SwinBlock(SwitchableLayer):
-    """Attention within windows, then an MLP, each on normalized features and added (Eq. 10).
+    """Attention within windows, then an MLP, each normalized first and added to its input (Eq. 10).
 
-    Everything passes through `attn` and `mlp`, so that an adapter can replace or wrap them; both
-    keep the shape of their input. `attn(tokens, size)` gets the tokens (n, N, C) of n windows of
-    this size, N = ∏ size, and `mlp(tokens)` gets the same tokens. The block itself, (B, H, W, C) to
-    the same shape, can be wrapped as well: it leaves its input as it is.
+    All data pass through `attn` and `mlp`, so that an adapter can replace or wrap them; both keep
+    the shape of their input. `attn(tokens, size)` gets the tokens (n, N, C) of n windows of `size`,
+    N = ∏ size, and `mlp(tokens)` gets the same tokens. The block itself, (B, H, W, C) to the same
+    shape, can be wrapped as well: it does not modify its input.
 
     Args:
-        config: shape of the network.
-        heads: of the attention.
-        shift: of the windows, lq pixels.
+        config: Configuration of the network.
+        heads: Number of attention heads.
+        shift: Shift of the windows, lq pixels.
     """
 
-    def __init__(self, config: SwinIRConfig, heads: int, shift: int) -> None:
+    def __init__(
+        self,
+        config: SwinIRConfig,
+        heads: int,
+        shift: int,
+    ) -> None:
         super().__init__()
         c = config.channels
-        self.window, self.shift = (config.window, config.window), (shift, shift)
+        self.window = (config.window, config.window)
+        self.shift = (shift, shift)
         self.norm1 = nn.LayerNorm(c)
         self.attn = WindowAttention(c, heads, self.window, qkv_bias=config.qkv_bias)
         self.norm2 = nn.LayerNorm(c)
@@ -167,55 +186,73 @@ class SwinBlock(SwitchableLayer):
             backend=self.backend,
         )
 
-    def _restore_windows(self, windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
-        """Map the tokens of windows, (n, N, C), to the same shape."""
+    def _restore_windows(
+        self,
+        windows: tuple[Tensor, ...],
+        size: tuple[int, ...],
+    ) -> Tensor:
+        """Map the tokens of windows of `size`, (n, N, C), to the same shape."""
         (x,) = windows
+        # Eq. 10
         x = x + self.attn(self.norm1(x), size)
         return x + self.mlp(self.norm2(x))
 
 
-def _residual_conv(channels: int, kind: Literal["1conv", "3conv"]) -> nn.Module:
+def _residual_conv(
+    channels: int,
+    kind: Literal["1conv", "3conv"],
+) -> nn.Module:
     if kind == "1conv":
         return nn.Conv2d(channels, channels, 3, padding=1)
+    inner = channels // 4
     return nn.Sequential(
-        nn.Conv2d(channels, channels // 4, 3, padding=1),
+        nn.Conv2d(channels, inner, 3, padding=1),
         nn.LeakyReLU(0.2, inplace=True),
-        nn.Conv2d(channels // 4, channels // 4, 1),
+        nn.Conv2d(inner, inner, 1),
         nn.LeakyReLU(0.2, inplace=True),
-        nn.Conv2d(channels // 4, channels, 3, padding=1),
+        nn.Conv2d(inner, channels, 3, padding=1),
     )
 
 
 class RSTB(nn.Module):
-    """Residual Swin Transformer block: blocks, every second one shifted, a convolution, a skip (Eqs. 8 and 9).
+    """Residual Swin Transformer block: Swin blocks, a convolution, a skip (Eqs. 8 and 9).
 
     Args:
-        config: shape of the network.
-        depth: number of blocks.
-        heads: of their attention.
+        config: Configuration of the network.
+        depth: Number of Swin blocks.
+        heads: Number of attention heads.
     """
 
-    def __init__(self, config: SwinIRConfig, depth: int, heads: int) -> None:
+    def __init__(
+        self,
+        config: SwinIRConfig,
+        depth: int,
+        heads: int,
+    ) -> None:
         super().__init__()
-        half = config.window // 2
-        self.blocks = nn.ModuleList(
-            SwinBlock(config, heads, half if i % 2 else 0) for i in range(depth)
-        )
+        self.blocks = nn.ModuleList()
+        for i in range(depth):
+            # Every second block shifts its windows, so that information crosses their borders.
+            shift = config.window // 2 if i % 2 else 0
+            self.blocks.append(SwinBlock(config, heads, shift))
         self.conv = _residual_conv(config.channels, config.resi_connection)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
+        # Eq. 8
         y = x
         for block in self.blocks:
             y = block(y)
-        return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
+        # Eq. 9, with the convolution in (B, C, H, W)
+        y = self.conv(y.permute(0, 3, 1, 2))
+        return y.permute(0, 2, 3, 1) + x
 
 
 class SwinIR(nn.Module):
-    """Restore every frame by itself; see the drawing on top of this file.
+    """SwinIR, applied to each frame independently; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     mean: Tensor
@@ -223,171 +260,245 @@ class SwinIR(nn.Module):
     def __init__(self, config: SwinIRConfig) -> None:
         super().__init__()
         self.config = config
-        c, f, colors, kind = (
-            config.channels,
-            config.upsample_channels,
-            config.image_channels,
-            config.upsampler,
-        )
-        mean = torch.tensor(_DIV2K_MEAN if colors == 3 else (0.0,)).view(1, colors, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)
+        c = config.channels
+        colors = config.image_channels
+        mean = torch.tensor(_DIV2K_MEAN if colors == 3 else (0.0,))
+        self.register_buffer("mean", mean.view(1, colors, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(colors, c, 3, padding=1)
         self.patch_norm = nn.LayerNorm(c) if config.patch_norm else nn.Identity()
-        self.layers = nn.ModuleList(
-            RSTB(config, *group) for group in zip(config.depths, config.num_heads, strict=True)
-        )
+        self.layers = nn.ModuleList()
+        for depth, heads in zip(config.depths, config.num_heads, strict=True):
+            self.layers.append(RSTB(config, depth, heads))
         self.norm = nn.LayerNorm(c)
         self.conv_after_body = _residual_conv(c, config.resi_connection)
-        if kind == "pixelshuffledirect":
-            self.upsample = nn.Sequential(
-                nn.Conv2d(c, colors * config.scale**2, 3, padding=1), nn.PixelShuffle(config.scale)
-            )
-            return
-        if kind != "none":
-            self.conv_before_upsample = nn.Sequential(
-                nn.Conv2d(c, f, 3, padding=1), nn.LeakyReLU(inplace=True)
-            )
-        if kind == "pixelshuffle":
-            self.upsample = nn.Sequential()
-            for step in _STEPS[config.scale]:
-                self.upsample.extend(
-                    [nn.Conv2d(f, f * step**2, 3, padding=1), nn.PixelShuffle(step)]
+        self._build_upsampler()
+
+    def _build_upsampler(self) -> None:
+        """Create the layers that `_upsample` applies, under their published names."""
+        c = self.config.channels
+        colors = self.config.image_channels
+        scale = self.config.scale
+        f = self.config.upsample_channels
+        match self.config.upsampler:
+            case "none":
+                self.conv_last = ConvAct(c, colors)
+            case "pixelshuffledirect":
+                self.upsample = nn.Sequential(
+                    nn.Conv2d(c, colors * scale**2, 3, padding=1),
+                    nn.PixelShuffle(scale),
                 )
-        elif kind == "nearest+conv":
-            for i in range(len(_STEPS[config.scale])):
-                self.add_module(f"conv_up{i + 1}", UpsampleConv(f, f, act=LeakyReLU(_SLOPE)))
-            self.conv_hr = ConvAct(f, f, act=LeakyReLU(_SLOPE))
-        self.conv_last = ConvAct(c if kind == "none" else f, colors)
+            case "pixelshuffle":
+                self.conv_before_upsample = _conv_before_upsample(c, f)
+                self.upsample = nn.Sequential()
+                for factor in _UPSAMPLE_FACTORS[scale]:
+                    self.upsample.append(nn.Conv2d(f, f * factor**2, 3, padding=1))
+                    self.upsample.append(nn.PixelShuffle(factor))
+                self.conv_last = ConvAct(f, colors)
+            case "nearest+conv":
+                act = LeakyReLU(_NEAREST_CONV_SLOPE)
+                self.conv_before_upsample = _conv_before_upsample(c, f)
+                for i in range(len(_UPSAMPLE_FACTORS[scale])):
+                    self.add_module(f"conv_up{i + 1}", UpsampleConv(f, f, act=act))
+                self.conv_hr = ConvAct(f, f, act=act)
+                self.conv_last = ConvAct(f, colors)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Restore `lq` (B, T, 3, H, W), one frame after the other: (B, T, 3, sH, sW); values can overshoot [0, 1]."""
-        return stack_frames(self._frames(lq), lq.shape[1])
+        """Restore a clip, one frame after the other.
 
-    def _frames(self, lq: Tensor) -> Iterator[Tensor]:
-        """Yield sr (B, 3, sH, sW) from the first frame to the last."""
-        colors, (height, width) = self.config.image_channels, lq.shape[-2:]
+        Args:
+            lq: Low-quality clip, (B, T, 3, H, W), in [0, 1].
+
+        Returns:
+            (B, T, 3, sH, sW); values can exceed [0, 1].
+        """
+        return stack_frames(self._restored_frames(lq), lq.shape[1])
+
+    def _restored_frames(self, lq: Tensor) -> Iterator[Tensor]:
+        """Yield sr (B, 3, sH, sW) of each frame, from the first to the last."""
+        batch, _, rgb, height, width = lq.shape
+        colors = self.config.image_channels
+        sr_height = height * self.config.scale
         for frame in lq.unbind(1):
-            images = frame.reshape(
-                -1, colors, height, width
-            )  # three for one where the network is gray
-            yield self._restore(images).reshape(
-                lq.shape[0], lq.shape[2], height * self.config.scale, -1
-            )
+            # A network of gray images gets R, G and B as three images.
+            images = frame.reshape(-1, colors, height, width)
+            yield self._restore(images).reshape(batch, rgb, sr_height, -1)
 
-    def _restore(self, frame: Tensor) -> Tensor:
-        """Map (B, C', H, W) to (B, C', sH, sW), C' the colors of the network."""
-        height, width = (self.config.scale * side for side in frame.shape[-2:])
-        x = (pad_to_windows(frame, self.config.window) - self.mean) * self.config.img_range
+    def _restore(self, images: Tensor) -> Tensor:
+        """Map (B, C', H, W) to (B, C', sH, sW), where C' is `image_channels`."""
+        height, width = images.shape[-2:]
+        x = (pad_to_windows(images, self.config.window) - self.mean) * self.config.img_range
         x = x.contiguous(memory_format=torch.channels_last)
-        sr = self._upsample(self._features(x), x)
-        return (sr[..., :height, :width] / self.config.img_range).add_(self.mean)
+        sr = self._upsample(self._extract_features(x), x)
 
-    def _features(self, x: Tensor) -> Tensor:
-        """Map (B, C', H, W) to features (B, C, H, W), channels last (Eqs. 1 to 3)."""
-        shallow = self.conv_first(x)
-        deep = self.patch_norm(shallow.permute(0, 2, 3, 1).contiguous())  # (B, H, W, C)
+        # Cut off the padding.
+        scale = self.config.scale
+        sr = sr[..., : scale * height, : scale * width]
+        return (sr / self.config.img_range).add_(self.mean)
+
+    def _extract_features(self, x: Tensor) -> Tensor:
+        """Map (B, C', H, W) to features (B, C, H, W), channels last in memory (Eqs. 1 to 3)."""
+        shallow = self.conv_first(x)  # Eq. 1
+        deep = shallow.permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
+        # Eqs. 2 and 3
+        deep = self.patch_norm(deep)
         for group in self.layers:
             deep = group(deep)
-        return self.conv_after_body(self.norm(deep).permute(0, 3, 1, 2)).add_(shallow)
+        deep = self.norm(deep).permute(0, 3, 1, 2)  # (B, C, H, W)
+        return self.conv_after_body(deep).add_(shallow)
 
-    def _upsample(self, features: Tensor, x: Tensor) -> Tensor:
-        """Make the image (B, C', sH, sW) of features and what the network was given (Eqs. 4 and 5)."""
-        kind = self.config.upsampler
-        if kind == "none":
-            return self.conv_last(features).add_(x)
-        if kind == "pixelshuffledirect":
-            return self.upsample(features)
-        up = self.conv_before_upsample(features)
-        if kind == "pixelshuffle":
-            return self.conv_last(self.upsample(up))
-        steps = range(len(_STEPS[self.config.scale]))
-        doublings = [cast(UpsampleConv, self.get_submodule(f"conv_up{i + 1}")) for i in steps]
-        return repeat_and_convolve(up, doublings, self.conv_hr, self.conv_last)
+    def _upsample(
+        self,
+        features: Tensor,
+        x: Tensor,
+    ) -> Tensor:
+        """Turn features (B, C, H, W) into an image (B, C', sH, sW) (Eqs. 4 and 5).
+
+        Args:
+            features: Shallow plus deep features, (B, C, H, W).
+            x: Input of the network, (B, C', H, W).
+
+        Returns:
+            (B, C', sH, sW), scaled by `img_range` and without the mean.
+        """
+        match self.config.upsampler:
+            case "none":
+                # Eq. 5
+                return self.conv_last(features).add_(x)
+            case "pixelshuffledirect":
+                return self.upsample(features)
+            case "pixelshuffle":
+                features = self.conv_before_upsample(features)
+                return self.conv_last(self.upsample(features))
+            case "nearest+conv":
+                features = self.conv_before_upsample(features)
+                doublings: list[UpsampleConv] = []
+                for i in range(len(_UPSAMPLE_FACTORS[self.config.scale])):
+                    doublings.append(cast(UpsampleConv, self.get_submodule(f"conv_up{i + 1}")))
+                return repeat_and_convolve(features, doublings, self.conv_hr, self.conv_last)
 
 
-_AUTHORS: tuple[Rule, ...] = ((r"\.residual_group\.", "."), (r"patch_embed\.norm\.", "patch_norm."))
-_DERIVED = r".*(attn_mask|attn\.relative_position_index)"
-"""Of the published files: what follows from the size of the windows and of the training images."""
-_FIRST = "layers.0.blocks.0."
-_TABLE = f"{_FIRST}attn.relative_position_bias_table"
-_NEEDED = {
+def _conv_before_upsample(
+    in_channels: int,
+    out_channels: int,
+) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1),
+        nn.LeakyReLU(inplace=True),
+    )
+
+
+_AUTHORS_RULES: tuple[Rule, ...] = (
+    (r"\.residual_group\.", "."),
+    (r"patch_embed\.norm\.", "patch_norm."),
+)
+_DERIVED_NAMES = r".*(attn_mask|attn\.relative_position_index)"
+"""Tensors of published files that follow from the sizes of the windows and training images."""
+_FIRST_BLOCK = "layers.0.blocks.0."
+_BIAS_TABLE = f"{_FIRST_BLOCK}attn.relative_position_bias_table"
+_REQUIRED_NAMES = {
     "norm.weight",
-    f"{_FIRST}attn.qkv.weight",
-    f"{_FIRST}mlp.fc1.weight",
-    f"{_FIRST}norm2.weight",
+    f"{_FIRST_BLOCK}attn.qkv.weight",
+    f"{_FIRST_BLOCK}mlp.fc1.weight",
+    f"{_FIRST_BLOCK}norm2.weight",
 }
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Map the names of the authors, BasicSR, KAIR and MMagic, which are the same; None where they are others."""
-    if "conv_first.weight" not in state or any(".overlap" in name for name in state):
-        return None  # HAT has such attention besides
-    own = rename(without(state, _DERIVED), _AUTHORS)
-    if not own.keys() >= _NEEDED:
+    """Map the names of the authors, BasicSR, KAIR and MMagic, which are the same, to ours.
+
+    Returns:
+        The renamed tensors, or None if the state dict belongs to another network.
+    """
+    if "conv_first.weight" not in state:
+        return None
+    # HAT has the same attention, and overlapping attention besides.
+    if any(".overlap" in name for name in state):
+        return None
+    own = rename(without(state, _DERIVED_NAMES), _AUTHORS_RULES)
+    if not own.keys() >= _REQUIRED_NAMES:
         return None
     if "layers.0.conv.weight" not in own and "layers.0.conv.4.weight" not in own:
         return None
     first = shape_of(own, "conv_first.weight")
-    if len(first) != 4 or first[1] not in (1, 3) or not is_bias_table(own, _TABLE):
+    if len(first) != 4 or first[1] not in (1, 3):
         return None
-    upsampler = _upsampler(own)
-    return own if _scale(own, upsampler) in _SCALES[upsampler] else None
+    if not is_bias_table(own, _BIAS_TABLE):
+        return None
+    upsampler = _infer_upsampler(own)
+    if _infer_scale(own, upsampler) not in _SCALES[upsampler]:
+        return None
+    return own
 
 
-def _upsampler(state: State) -> SwinIRUpsampler:
+def _infer_upsampler(state: State) -> SwinIRUpsampler:
     if "conv_up1.weight" in state:
         return "nearest+conv"
     if "conv_before_upsample.0.weight" in state:
         return "pixelshuffle"
-    return "pixelshuffledirect" if "upsample.0.weight" in state else "none"
+    if "upsample.0.weight" in state:
+        return "pixelshuffledirect"
+    return "none"
 
 
-def _scale(state: State, upsampler: SwinIRUpsampler) -> int:
-    """Read the scale off the convolutions of the upsampler; 0 where they fit none."""
-    if upsampler == "none":
-        return 1
-    if upsampler == "nearest+conv":
-        return 2 ** count_names(state, r"conv_up\d\.weight")
-    if upsampler == "pixelshuffle":
-        return shuffle_scale(state, "upsample")
-    first = shape_of(state, "upsample.0.weight")
-    return math.isqrt(first[0] // state["conv_first.weight"].shape[1]) if len(first) == 4 else 0
+def _infer_scale(state: State, upsampler: SwinIRUpsampler) -> int:
+    """Infer the scale from the convolutions of the upsampler; 0 if they fit no scale."""
+    match upsampler:
+        case "none":
+            return 1
+        case "nearest+conv":
+            return 2 ** count_names(state, r"conv_up\d\.weight")
+        case "pixelshuffle":
+            return shuffle_scale(state, "upsample")
+        case "pixelshuffledirect":
+            shape = shape_of(state, "upsample.0.weight")
+            if len(shape) != 4:
+                return 0
+            colors = state["conv_first.weight"].shape[1]
+            return math.isqrt(shape[0] // colors)
 
 
 def _infer(state: State) -> SwinIRConfig:
     channels, colors = state["conv_first.weight"].shape[:2]
-    groups = range(count_names(state, r"layers\.\d+\.blocks\.0\.norm1\.weight"))
-    tables = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in groups]
-    upsampler = _upsampler(state)
-    window = (math.isqrt(len(tables[0])) + 1) // 2
-    before = state.get("conv_before_upsample.0.weight")
+    depths: list[int] = []
+    num_heads: list[int] = []
+    for i in range(count_names(state, r"layers\.\d+\.blocks\.0\.norm1\.weight")):
+        depths.append(count_names(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight"))
+        table = state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"]
+        num_heads.append(table.shape[1])
+
+    # The table of relative positions has (2 · window − 1)² entries.
+    window = (math.isqrt(len(state[_BIAS_TABLE])) + 1) // 2
+    upsampler = _infer_upsampler(state)
+    is_jpeg = window == _JPEG_WINDOW and upsampler == "none"
+    conv_before = state.get("conv_before_upsample.0.weight")
     return SwinIRConfig(
-        scale=_scale(state, upsampler),
+        scale=_infer_scale(state, upsampler),
         channels=channels,
-        depths=tuple(
-            count_names(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in groups
-        ),
-        num_heads=tuple(table.shape[1] for table in tables),
+        depths=tuple(depths),
+        num_heads=tuple(num_heads),
         window=window,
-        mlp_ratio=state[f"{_FIRST}mlp.fc1.weight"].shape[0] / channels,
+        mlp_ratio=state[f"{_FIRST_BLOCK}mlp.fc1.weight"].shape[0] / channels,
         upsampler=upsampler,
         resi_connection="1conv" if "layers.0.conv.weight" in state else "3conv",
-        img_range=255.0 if window == _JPEG_WINDOW and upsampler == "none" else 1.0,
+        img_range=255.0 if is_jpeg else 1.0,
         image_channels=colors,
-        upsample_channels=64 if before is None else before.shape[0],
-        qkv_bias=f"{_FIRST}attn.qkv.bias" in state,
+        upsample_channels=64 if conv_before is None else conv_before.shape[0],
+        qkv_bias=f"{_FIRST_BLOCK}attn.qkv.bias" in state,
         patch_norm="patch_norm.weight" in state,
     )
 
 
 def _contract(config: SwinIRConfig) -> Contract:
+    window = config.window
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        # Deviation: a block sees a window and a half further, 36 blocks most of an image, and faintly so.
-        halo_px=math.ceil(_HALO_PX / config.window) * config.window,
-        size_multiple=config.window,
-        min_size_px=config.window // 2 + 1,  # which mirroring can make a whole window of
+        # Deviation: a block reaches one and a half windows further, so that 36 blocks see a large
+        # part of an image; the influence of distant pixels is faint.
+        halo_px=math.ceil(_HALO_PX / window) * window,
+        size_multiple=window,
+        # The smallest size that mirroring can extend to a whole window.
+        min_size_px=window // 2 + 1,
     )
 
 
