@@ -1,13 +1,15 @@
-"""EDSR: residual blocks without normalization, at input resolution; the upsampling comes last.
+"""EDSR: residual blocks without normalization, at input resolution; upsampling at the end.
 
     lq (B, T, 3, H, W), frame by frame; x = (lq − mean) · img_range
-      conv_first ─┬─ (conv ─ ReLU ─ conv, × res_scale, + skip) × num_blocks ─ conv_after_body ─┐
-                  └───────────────────────────────────────────────────────────────────────────┴ (B·T, C, H, W)
-      ─ (conv ─ pixel shuffle) up to ×s ─ conv_last ─ / img_range + mean → sr (B, T, 3, sH, sW)
+      conv_first ─┬─ residual block × num_blocks ─ conv_after_body ─┐
+                  └─────────────────────────────────────────────────┴(+) (B·T, C, H, W)
+      ─ (conv ─ pixel shuffle) up to ×s ─ conv_last ─ / img_range + mean ─ sr (B, T, 3, sH, sW)
+
+    residual block    x + res_scale · conv(ReLU(conv(x)))                              Fig. 2c
 
 Published configurations (Table 1):
-    baseline, "M"     64 features, 16 blocks, res_scale 1
-    EDSR, "L"         256 features, 32 blocks, res_scale 0.1
+    baseline, "M"     64 channels, 16 blocks, res_scale 1
+    EDSR, "L"         256 channels, 32 blocks, res_scale 0.1
 
 Source: Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPRW 2017.
 """
@@ -21,9 +23,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tubelet.errors import ConfigError
 from tubelet.layers.convolution import ConvAct, ConvAdd
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_choice, check_min, check_positive
 from tubelet.models.state_dict import (
     Rule,
     State,
@@ -37,16 +39,21 @@ from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "EDSR", "EDSRConfig"]
 
-_STEPS: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
-"""Factors of the pixel shuffles that make a scale."""
+_UPSAMPLE_FACTORS: dict[int, tuple[int, ...]] = {
+    2: (2,),
+    3: (3,),
+    4: (2, 2),
+    8: (2, 2, 2),
+}
+"""Factors of the successive pixel shuffles of each scale."""
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
-_WIDE = 256
+_WIDE_CHANNELS = 256
 """From this width on, the published networks scale their residuals by 0.1 (Section 3.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EDSRConfig:
-    """Shape of an `EDSR`."""
+    """Configuration of an `EDSR`."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
         "num_feat": "channels",
@@ -54,41 +61,47 @@ class EDSRConfig:
     }
 
     scale: int = 4
-    """Factor of the output size: 2, 3, 4 or 8."""
+    """Upscaling factor: 2, 3, 4 or 8."""
     channels: int = 64
     """Width of the features."""
     num_blocks: int = 16
-    """Residual blocks."""
+    """Number of residual blocks."""
     res_scale: float = 1.0
-    """Factor of each block's residual. No file tells it: `infer` takes 0.1 from 256 features on, as published."""
+    """Factor of each block's residual. Checkpoints do not store it: `infer` takes 0.1 for 256
+    channels or more, as published, otherwise 1."""
     img_range: float = 255.0
-    """What one stands for inside the network."""
+    """Inner value of a full-scale pixel."""
     rgb_mean: tuple[float, float, float] = _DIV2K_MEAN
-    """Subtracted before and added after, in [0, 1]; of DIV2K's images."""
+    """Mean color of DIV2K, in [0, 1]; subtracted from the input and added to the output."""
 
     def __post_init__(self) -> None:
-        if (
-            self.scale not in _STEPS
-            or self.channels < 1
-            or self.num_blocks < 0
-            or self.img_range <= 0
-        ):
-            raise ConfigError(
-                f"{self} is out of range: scale 2, 3, 4 or 8; channels ≥ 1; num_blocks ≥ 0; img_range > 0"
-            )
+        check_choice(self, "scale", _UPSAMPLE_FACTORS)
+        check_min(self, "channels", 1)
+        check_min(self, "num_blocks", 0)
+        check_positive(self, "img_range")
 
 
 class ResidualBlock(nn.Module):
-    """Convolution, ReLU, convolution, skip: (B, C, H, W) → (B, C, H, W) (Fig. 2c)."""
+    """Convolution, ReLU, convolution, and a skip, without normalization (Fig. 2c).
 
-    def __init__(self, channels: int, res_scale: float) -> None:
+    Args:
+        channels: Width of the features.
+        res_scale: Factor of the residual.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        res_scale: float,
+    ) -> None:
         super().__init__()
-        self.conv1 = ConvAct(channels, channels, act="relu")
-        self.conv2 = ConvAdd(channels, channels) if res_scale == 1 else ConvAct(channels, channels)
         self.res_scale = res_scale
+        self.conv1 = ConvAct(channels, channels, act="relu")
+        # Without a factor, the convolution and the skip are fused.
+        self.conv2 = ConvAdd(channels, channels) if res_scale == 1 else ConvAct(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features of the same shape."""
+        """Map (B, C, H, W) to the same shape."""
         y = self.conv1(x)
         if isinstance(self.conv2, ConvAdd):
             return self.conv2(y, x)
@@ -96,10 +109,10 @@ class ResidualBlock(nn.Module):
 
 
 class EDSR(nn.Module):
-    """Enlarge every frame by itself; see the drawing on top of this file.
+    """EDSR, applied to each frame independently; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     mean: Tensor
@@ -108,32 +121,40 @@ class EDSR(nn.Module):
         super().__init__()
         self.config = config
         c = config.channels
-        self.register_buffer(
-            "mean", torch.tensor(config.rgb_mean).view(1, 3, 1, 1), persistent=False
-        )
+        mean = torch.tensor(config.rgb_mean)
+        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, c, 3, padding=1)
-        self.body = nn.Sequential(
-            *(ResidualBlock(c, config.res_scale) for _ in range(config.num_blocks))
-        )
+        self.body = nn.Sequential()
+        for _ in range(config.num_blocks):
+            self.body.append(ResidualBlock(c, config.res_scale))
         self.conv_after_body = ConvAdd(c, c)
         self.upsample = nn.Sequential()
-        for step in _STEPS[config.scale]:
-            self.upsample.extend([ConvAct(c, c * step**2), nn.PixelShuffle(step)])
+        for factor in _UPSAMPLE_FACTORS[config.scale]:
+            self.upsample.append(ConvAct(c, c * factor**2))
+            self.upsample.append(nn.PixelShuffle(factor))
         self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
-        x = self.conv_first(
-            (lq.flatten(0, 1) - self.mean) * self.config.img_range
-        )  # (B·T, C, H, W)
+        """Upscale a clip.
+
+        Args:
+            lq: Low-quality clip, (B, T, 3, H, W), in [0, 1].
+
+        Returns:
+            (B, T, 3, sH, sW); values can exceed [0, 1].
+        """
+        frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
+        x = self.conv_first((frames - self.mean) * self.config.img_range)
         x = self.conv_after_body(self.body(x), x)
-        for layer in self.upsample:  # one by one, so that each input is freed
+        # Layer by layer, so that each input is freed; `nn.Sequential` would hold the first one.
+        for layer in self.upsample:
             x = layer(x)
         x = self.conv_last(x)  # (B·T, 3, sH, sW)
-        return (x / self.config.img_range + self.mean).unflatten(0, lq.shape[:2])
+        x = x / self.config.img_range + self.mean
+        return x.unflatten(0, lq.shape[:2])
 
 
-_AUTHORS: tuple[Rule, ...] = (
+_AUTHORS_RULES: tuple[Rule, ...] = (
     (r"^head\.0\.", "conv_first."),
     (r"^body\.(\d+)\.body\.0\.", r"body.\1.conv1."),
     (r"^body\.(\d+)\.body\.2\.", r"body.\1.conv2."),
@@ -141,23 +162,23 @@ _AUTHORS: tuple[Rule, ...] = (
     (r"^tail\.0\.(\d+)\.", r"upsample.\1."),
     (r"^tail\.1\.", "conv_last."),
 )
-"""Names of the authors' PyTorch version; its `sub_mean` and `add_mean` are constants of the configuration."""
+"""Names of the authors' PyTorch version, whose `sub_mean` and `add_mean` are constants here."""
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     if "head.0.weight" in state and "tail.0.0.weight" in state:
-        state = rename(without(state, r"(sub|add)_mean\..*"), _AUTHORS)
+        state = rename(without(state, r"(sub|add)_mean\..*"), _AUTHORS_RULES)
+    if "conv_last.weight" not in state or "body.0.conv1.weight" not in state:
+        return None
     first = shape_of(state, "conv_first.weight")
-    if (
-        len(first) != 4
-        or first[1] != 3
-        or "conv_last.weight" not in state
-        or "body.0.conv1.weight" not in state
-    ):
+    if len(first) != 4 or first[1] != 3:
         return None
-    if shape_of(state, "conv_after_body.weight") != (first[0], first[0], 3, 3):
+    channels = first[0]
+    if shape_of(state, "conv_after_body.weight") != (channels, channels, 3, 3):
         return None
-    return dict(state) if shuffle_scale(state, "upsample") in _STEPS else None
+    if shuffle_scale(state, "upsample") not in _UPSAMPLE_FACTORS:
+        return None
+    return dict(state)
 
 
 def _infer(state: State) -> EDSRConfig:
@@ -166,16 +187,18 @@ def _infer(state: State) -> EDSRConfig:
         scale=shuffle_scale(state, "upsample"),
         channels=channels,
         num_blocks=count_names(state, r"body\.\d+\.conv1\.weight"),
-        res_scale=0.1 if channels >= _WIDE else 1.0,
+        res_scale=0.1 if channels >= _WIDE_CHANNELS else 1.0,
     )
 
 
 def _contract(config: EDSRConfig) -> Contract:
+    # Two convolutions a block, conv_first, conv_after_body, the first of the upsampling, and less
+    # than a pixel after it.
+    reach_px = 2 * config.num_blocks + 4
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        halo_px=2 * config.num_blocks
-        + 4,  # first, body, first of the upsampling, and less than a pixel after it
+        halo_px=reach_px,
     )
 
 
