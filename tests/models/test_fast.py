@@ -78,5 +78,5 @@ def test_luma_output_leaves_color_differences_to_the_skip():
 
 
 def test_bad_configuration_is_refused():
-    with pytest.raises(ConfigError, match="scale 2, 3 or 4"):
+    with pytest.raises(ConfigError, match="scale=5 must be 2, 3 or 4"):
         FastConfig(scale=5)

@@ -81,5 +81,5 @@ def test_gradients_reach_every_parameter():
 
 
 def test_bad_configuration_is_refused():
-    with pytest.raises(ConfigError, match="scale 2, 3 or 4"):
+    with pytest.raises(ConfigError, match="scale=5 must be 2, 3 or 4"):
         RRNConfig(scale=5)

@@ -150,7 +150,7 @@ def test_harm_is_what_is_worse_than_lanczos(clips, stage, precision):
     ).batch(0)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         if stage == "triplets":
-            network.forget()
+            network.zero_recurrent_path()
             sr = network.step(lq[:, 1:3], (lq[:, 0],))[0][:, None]
             lq, gt = lq[:, 1:2], gt[:, 1:2]
         else:

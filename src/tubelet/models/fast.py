@@ -1,16 +1,19 @@
 """FastVSR: a compact online recurrent network for video super-resolution on a CPU.
 
-    lq (B, 1 + lookahead, 3, H, W)        hidden: the previous frame (B, 3, H, W), features (B, C, H, W)
-      └ previous, current, next ──conv──┐
-        features of the last step ─conv─┴─ act ─ conv, act × depth ─ features ─ conv ─ pixel shuffle ─┐
-        current ────────────────────────── bilinear ×s ───────────────────────────────────────────────┴ sr
+    lq (B, 1 + lookahead, 3, H, W)        hidden: the previous frame (B, 3, H, W) and the features
+                                          of the previous step (B, C, H, W)
+      previous, current, next ── head ──┐
+      features of the previous step ────┴(+)─ act ─ (conv ─ act) × num_blocks ─ features
+                            recall                            └ tail ─ pixel shuffle ─┐
+      current ───────────────── bilinear ×s ──────────────────────────────────────────┴(+) sr
 
-No alignment: neighbors enter side by side, the hidden features follow motions of a pixel or two by themselves.
-The network predicts the detail of luma (s² channels) and adds it to R, G and B alike; color differences come from
-the bilinear skip. With `expansion`, every convolution is trained wide and collapses to a plain 3×3 one (SESR).
+There is no alignment: neighbors are concatenated, and the recurrent features can follow motions of
+a pixel or two. The network predicts the detail of luma (s² channels) and adds it equally to R, G
+and B; color differences are those of the bilinear skip. With `expansion`, each convolution is wide
+during training and collapses to a plain 3×3 convolution (SESR).
 
-Source: this project; hidden state as in RLSP (Fuoli et al., ICCVW 2019), collapsible linear blocks as in SESR
-(Bhardwaj et al., MLSys 2022), sub-pixel output as in ESPCN (Shi et al., CVPR 2016).
+Source: this project; hidden state as in RLSP (Fuoli et al., ICCVW 2019), collapsible linear blocks
+as in SESR (Bhardwaj et al., MLSys 2022), sub-pixel output as in ESPCN (Shi et al., CVPR 2016).
 """
 
 from __future__ import annotations
@@ -23,20 +26,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tubelet.errors import ConfigError
 from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_choice, check_min
 from tubelet.models.state_dict import State, count_names, shape_of
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "CollapsibleConv", "FastConfig", "FastVSR", "infer_config"]
 
-_OUTPUTS: tuple[tuple[int, Literal["luma", "rgb"]], ...] = ((1, "luma"), (3, "rgb"))
+Output = Literal["luma", "rgb"]
+
+_SCALES = (2, 3, 4)
+_OUTPUT_CHANNELS: dict[Output, int] = {"luma": 1, "rgb": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastConfig:
-    """Configuration of `FastVSR`."""
+    """Configuration of a `FastVSR`."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {
         "depth": "num_blocks",
@@ -48,7 +54,7 @@ class FastConfig:
     channels: int = 32
     """Width of the features; multiples of 16 fill the vector units of a CPU."""
     num_blocks: int = 4
-    """3×3 convolutions between the head and the output."""
+    """Number of 3×3 convolutions between the head and the tail."""
     lookahead: Literal[0, 1] = 1
     """Future frames that the network sees."""
     recurrent: bool = True
@@ -56,40 +62,44 @@ class FastConfig:
     recurrent_kernel_px: Literal[1, 3] = 3
     """Kernel size of the convolution over the recurrent features: 3 can follow small motions, 1
     costs a ninth."""
-    output: Literal["luma", "rgb"] = "luma"
+    output: Output = "luma"
     """luma predicts one residual for all three channels; rgb predicts one per channel."""
     expansion: int = 0
     """Width of the collapsible blocks in training, in multiples of `channels`; 0 trains plain
     convolutions."""
 
     def __post_init__(self) -> None:
-        if (
-            self.scale not in (2, 3, 4)
-            or self.channels < 1
-            or self.num_blocks < 0
-            or self.expansion < 0
-        ):
-            raise ConfigError(
-                f"{self} is out of range: scale 2, 3 or 4; channels ≥ 1; depth, expansion ≥ 0"
-            )
-        if (
-            self.lookahead not in (0, 1)
-            or self.output not in dict(_OUTPUTS).values()
-            or self.recurrent_kernel_px not in (1, 3)
-        ):
-            raise ConfigError(
-                f"{self} is out of range: lookahead 0 or 1; output luma or rgb; recurrent_kernel_px 1 or 3"
-            )
+        check_choice(self, "scale", _SCALES)
+        check_min(self, "channels", 1)
+        check_min(self, "num_blocks", 0)
+        check_choice(self, "lookahead", (0, 1))
+        check_choice(self, "recurrent_kernel_px", (1, 3))
+        check_choice(self, "output", _OUTPUT_CHANNELS)
+        check_min(self, "expansion", 0)
 
 
 class CollapsibleConv(nn.Module):
-    """A 3×3 convolution trained as 3×3 (wide) then 1×1, plus a skip inside the body (SESR, Fig. 2).
+    """3×3 convolution trained as a wide 3×3 and a 1×1 convolution plus a skip (SESR, Fig. 2).
 
-    Both are linear, so their product is computed first and the image is convolved once: training costs hardly more
-    than a plain convolution. `collapse()` gives that plain convolution.
+    Both are linear, so the weight of the equivalent convolution is computed first and applied to
+    the image once: training costs hardly more than a plain convolution. `collapse()` returns that
+    plain convolution.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        width: Channels between the two convolutions.
+        residual: Add the input to the output; both must have the same number of channels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, width: int, *, residual: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        *,
+        residual: bool,
+    ) -> None:
         super().__init__()
         self.wide = nn.Parameter(torch.empty(width, in_channels, 3, 3))
         self.narrow = nn.Parameter(torch.empty(out_channels, width))
@@ -99,20 +109,22 @@ class CollapsibleConv(nn.Module):
         self.residual = residual
 
     def weight(self) -> Tensor:
-        """Collapse: (out, in, 3, 3)."""
+        """Return the weight of the equivalent convolution, (out, in, 3, 3)."""
         weight = torch.einsum("ow,wikl->oikl", self.narrow, self.wide)
-        if self.residual:
-            identity = torch.eye(weight.shape[0], device=weight.device, dtype=weight.dtype)
-            weight = weight + functional.pad(identity[:, :, None, None], (1, 1, 1, 1))
-        return weight
+        if not self.residual:
+            return weight
+        # The skip is a 3×3 convolution, too: one in the middle of each channel's own kernel.
+        identity = torch.eye(weight.shape[0], device=weight.device, dtype=weight.dtype)
+        return weight + functional.pad(identity[:, :, None, None], (1, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, in, H, W) → (B, out, H, W) with the collapsed weight."""
+        """Map (B, in, H, W) to (B, out, H, W)."""
         return functional.conv2d(x, self.weight(), self.bias, padding=1)
 
     def collapse(self) -> nn.Conv2d:
-        """Make the plain convolution that gives the same result."""
-        out_channels, in_channels = self.narrow.shape[0], self.wide.shape[1]
+        """Return the equivalent plain convolution."""
+        in_channels = self.wide.shape[1]
+        out_channels = self.narrow.shape[0]
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         with torch.no_grad():
             conv.weight.copy_(self.weight())
@@ -121,54 +133,70 @@ class CollapsibleConv(nn.Module):
 
 
 def _conv(
-    in_channels: int, out_channels: int, config: FastConfig, *, residual: bool = False
+    in_channels: int,
+    out_channels: int,
+    config: FastConfig,
+    *,
+    residual: bool = False,
 ) -> CollapsibleConv | nn.Conv2d:
-    if config.expansion:
-        return CollapsibleConv(
-            in_channels, out_channels, config.expansion * config.channels, residual=residual
-        )
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    """Build a 3×3 convolution, collapsible if the configuration has an expansion."""
+    if config.expansion == 0:
+        return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    width = config.expansion * config.channels
+    return CollapsibleConv(in_channels, out_channels, width, residual=residual)
 
 
-def _recall(config: FastConfig) -> CollapsibleConv | nn.Conv2d:
+def _recurrent_conv(config: FastConfig) -> CollapsibleConv | nn.Conv2d:
     c = config.channels
-    return nn.Conv2d(c, c, 1) if config.recurrent_kernel_px == 1 else _conv(c, c, config)
+    if config.recurrent_kernel_px == 1:
+        return nn.Conv2d(c, c, 1)
+    return _conv(c, c, config)
 
 
 class FastVSR(nn.Module):
-    """Online recurrent super-resolution; see the drawing on top of this file.
+    """Online recurrent network of plain convolutions; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, config: FastConfig) -> None:
         super().__init__()
         self.config = config
-        c, s = config.channels, config.scale
-        self.head = _conv(3 * (2 + config.lookahead), c, config)
-        self.recall = _recall(config) if config.recurrent else None
-        self.body = nn.ModuleList(
-            _conv(c, c, config, residual=True) for _ in range(config.num_blocks)
-        )
-        self.acts = nn.ModuleList(nn.PReLU(c, init=0.1) for _ in range(config.num_blocks + 1))
-        self.tail = _conv(c, s * s * (1 if config.output == "luma" else 3), config)
-        self.forget()
+        c = config.channels
+        in_channels = 3 * (2 + config.lookahead)
+        out_channels = config.scale**2 * _OUTPUT_CHANNELS[config.output]
+        self.head = _conv(in_channels, c, config)
+        # The recurrent convolution; checkpoints have this name.
+        self.recall = _recurrent_conv(config) if config.recurrent else None
+        self.body = nn.ModuleList()
+        for _ in range(config.num_blocks):
+            self.body.append(_conv(c, c, config, residual=True))
+        self.acts = nn.ModuleList()
+        for _ in range(config.num_blocks + 1):
+            self.acts.append(nn.PReLU(c, init=0.1))
+        self.tail = _conv(c, out_channels, config)
+        self.zero_recurrent_path()
 
-    def forget(self) -> None:
-        """Set the path of the memory to zero, so that training begins with the frame and its neighbors alone."""
+    def zero_recurrent_path(self) -> None:
+        """Set the recurrent convolution to zero, so that at first only the frames matter."""
         if self.recall is None:
             return
         for name, parameter in self.recall.named_parameters():
-            if name != "wide":  # zero behind it is enough, and lets it learn
+            # A zero `narrow` after `wide` is enough. With both at zero, neither would learn.
+            if name != "wide":
                 nn.init.zeros_(parameter)
 
-    def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        """Restore one frame.
+    def step(
+        self,
+        lq: Tensor,
+        hidden: Hidden | None,
+    ) -> tuple[Tensor, Hidden]:
+        """Upscale one frame.
 
         Args:
-            lq: (B, 1 + lookahead, 3, H, W), the frame and those that follow it.
-            hidden: what the last step returned, None at the start of a scene.
+            lq: Current frame and the frames after it, (B, 1 + lookahead, 3, H, W).
+            hidden: Hidden state that the previous step returned; None at the start of a scene.
 
         Returns:
             sr (B, 3, sH, sW), and the hidden state for the next step.
@@ -178,68 +206,86 @@ class FastVSR(nn.Module):
         x = self.head(torch.cat([previous, *lq.unbind(1)], 1))
         if self.recall is not None and hidden and len(hidden) > 1:
             x = x + self.recall(hidden[1])
-        x = self.acts[0](x)
-        for conv, act in zip(self.body, list(self.acts)[1:], strict=True):
+        first_act, *acts = self.acts
+        x = first_act(x)
+        for conv, act in zip(self.body, acts, strict=True):
             x = act(conv(x))
-        detail = functional.pixel_shuffle(self.tail(x), self.config.scale)  # (B, 1 or 3, sH, sW)
+        # (B, 1, sH, sW) for luma, (B, 3, sH, sW) for RGB
+        detail = functional.pixel_shuffle(self.tail(x), self.config.scale)
         skip = functional.interpolate(
             current.contiguous(),
             scale_factor=float(self.config.scale),
             mode="bilinear",
             align_corners=False,
         )
-        return skip.add_(detail), (current,) if self.recall is None else (current, x)
+        sr = skip.add_(detail)
+        if self.recall is None:
+            return sr, (current,)
+        return sr, (current, x)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
+        """Upscale a clip, (B, T, 3, H, W) → (B, T, 3, sH, sW), with the results of `step`."""
         sr, _ = run_online(self.step, lq, lookahead=self.config.lookahead)
         return sr
 
     def collapse(self) -> FastVSR:
-        """Replace, in place, every collapsible block by the convolution that it equals; returns self.
+        """Replace each collapsible convolution, in place, by the equivalent plain one.
 
-        A memory path that training left at zero is dropped: it would cost time and change nothing.
+        A recurrent convolution that is still zero after training is dropped: it would cost time
+        without an effect.
+
+        Returns:
+            The network itself.
         """
-        self.head, self.tail = _collapsed(self.head), _collapsed(self.tail)
-        self.recall = _collapsed(self.recall) if self.recall is not None else None
-        if self.recall is not None and not any(
-            bool(parameter.any()) for parameter in self.recall.parameters()
-        ):
-            self.recall = None
-        self.body = nn.ModuleList(_collapsed(conv) for conv in self.body)
+        self.head = _collapsed(self.head)
+        self.tail = _collapsed(self.tail)
+        if self.recall is not None:
+            recurrent_conv = _collapsed(self.recall)
+            is_zero = not any(bool(p.any()) for p in recurrent_conv.parameters())
+            self.recall = None if is_zero else recurrent_conv
+        self.body = nn.ModuleList(map(_collapsed, self.body))
         self.config = replace(self.config, expansion=0, recurrent=self.recall is not None)
         return self
 
 
+def _collapsed(conv: nn.Module) -> nn.Module:
+    return conv.collapse() if isinstance(conv, CollapsibleConv) else conv
+
+
 def infer_config(state: State) -> FastConfig | None:
-    """Read the configuration off the names and shapes of a state dict; None where they are not of a `FastVSR`."""
+    """Infer the configuration from a state dict; None if it belongs to another network."""
     wide = shape_of(state, "head.wide")
     head = shape_of(state, "head.weight") or wide
-    bias = shape_of(state, "head.bias")
-    tail = shape_of(state, "tail.bias")
-    if len(bias) != 1 or len(tail) != 1 or "acts.0.weight" not in state:
+    head_bias = shape_of(state, "head.bias")
+    tail_bias = shape_of(state, "tail.bias")
+    if len(head_bias) != 1 or len(tail_bias) != 1 or "acts.0.weight" not in state:
         return None
-    shapes: dict[int, tuple[int, Literal["luma", "rgb"]]] = {
-        s * s * n: (s, output) for s in (2, 3, 4) for n, output in _OUTPUTS
-    }
-    if tail[0] not in shapes or len(head) != 4 or head[1] not in (6, 9):
+    # Previous and current frame, and the next one with a lookahead.
+    if len(head) != 4 or head[1] not in (6, 9):
         return None
-    scale, output = shapes[tail[0]]
-    channels = bias[0]
+    output = _infer_output(tail_bias[0])
+    if output is None:
+        return None
+    channels = head_bias[0]
     return FastConfig(
-        scale=scale,
+        scale=output[0],
         channels=channels,
         num_blocks=count_names(state, r"body\..*\.bias"),
         lookahead=1 if head[1] == 9 else 0,
         recurrent="recall.bias" in state,
         recurrent_kernel_px=1 if shape_of(state, "recall.weight")[-1:] == (1,) else 3,
-        output=output,
+        output=output[1],
         expansion=wide[0] // channels if wide else 0,
     )
 
 
-def _collapsed(conv: nn.Module) -> nn.Module:
-    return conv.collapse() if isinstance(conv, CollapsibleConv) else conv
+def _infer_output(out_channels: int) -> tuple[int, Output] | None:
+    """Infer scale and output from the channels of the tail; None if they fit no pair."""
+    for scale in _SCALES:
+        for output, colors in _OUTPUT_CHANNELS.items():
+            if out_channels == scale**2 * colors:
+                return scale, output
+    return None
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
@@ -250,7 +296,8 @@ def _contract(config: FastConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("online", lookahead=config.lookahead),
-        halo_px=config.num_blocks + 2,  # every convolution reaches a pixel further
+        # Each 3×3 convolution reaches a pixel further: the head, the body and the tail.
+        halo_px=config.num_blocks + 2,
         precisions=("fp32", "bf16"),
     )
 

@@ -112,7 +112,7 @@ def main(
     )
     crops = Crops(list(clips), scale, config.crops, config.loop.seed)
     if config.stage == "triplets":
-        model.forget()  # what it does not train would disturb what it does
+        model.zero_recurrent_path()  # what it does not train would disturb what it does
     task = _OnlineTask(config, crops)
     average = train(
         model,
