@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from tubelet.errors import ConfigError
-from tubelet.models.config_checks import check_choice, check_min, check_positive
+from tubelet.models.config_checks import check_choice, check_min, check_positive, check_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ def test_accepts_values_in_range():
     check_choice(config, "scale", (2, 3, 4))
     check_min(config, "scale", 2)
     check_positive(config, "gain")
+    check_range(config, "scale", 2, 2)
 
 
 def test_names_the_choices():
@@ -39,3 +40,9 @@ def test_names_the_minimum():
 def test_refuses_what_is_not_positive(gain):
     with pytest.raises(ConfigError, match=rf"^Config: gain={gain} must be greater than 0$"):
         check_positive(Config(gain=gain), "gain")
+
+
+@pytest.mark.parametrize("scale", [0, 5])
+def test_names_the_bounds(scale):
+    with pytest.raises(ConfigError, match=rf"^Config: scale={scale} must be from 1 to 4$"):
+        check_range(Config(scale=scale), "scale", 1, 4)

@@ -253,12 +253,12 @@ def test_what_shapes_say_is_checked() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"scale": 3}, "scale 2 or 4"),
-        ({"channels": 0}, "channels 1 to 512"),
-        ({"variant": "other"}, "variant paper or published"),
-        ({"norm": "layer"}, "norm batch or none"),
-        ({"variant": "published"}, "not what is published"),
-        ({**PUBLISHED, "scale": 4}, "not what is published"),
+        ({"scale": 3}, "scale=3 must be 2 or 4"),
+        ({"channels": 0}, "channels=0 must be from 1 to 512"),
+        ({"variant": "other"}, "variant='other' must be paper or published"),
+        ({"norm": "layer"}, "norm='layer' must be batch or none"),
+        ({"variant": "published"}, "residual=True does not go with variant='published'"),
+        ({**PUBLISHED, "scale": 4}, "scale=4 does not go with variant='published'"),
     ],
 )
 def test_other_shapes_are_refused(changes: dict[str, object], line: str) -> None:

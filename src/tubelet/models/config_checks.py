@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from tubelet.errors import ConfigError
 
-__all__ = ["check_choice", "check_min", "check_positive"]
+__all__ = ["check_choice", "check_min", "check_positive", "check_range"]
 
 
 def check_choice(config: object, field: str, choices: Iterable[object]) -> None:
@@ -60,6 +60,22 @@ def check_positive(config: object, field: str) -> None:
     """
     if getattr(config, field) <= 0:
         raise _error(config, field, "greater than 0")
+
+
+def check_range(config: object, field: str, minimum: int, maximum: int) -> None:
+    """Require that a field is within two bounds.
+
+    Args:
+        config: Configuration dataclass.
+        field: Name of the field.
+        minimum: Smallest allowed value.
+        maximum: Largest allowed value.
+
+    Raises:
+        ConfigError: The field is outside the bounds.
+    """
+    if not minimum <= getattr(config, field) <= maximum:
+        raise _error(config, field, f"from {minimum} to {maximum}")
 
 
 def _error(config: object, field: str, requirement: str) -> ConfigError:

@@ -1,23 +1,31 @@
-"""Two-step: a frozen image model enlarges the frame, then a U-Net restores it, told by its two neighbors.
+"""Two-step: a frozen image model upscales a frame, then a U-Net restores it with two neighbors.
 
-    lq (B, 3, 3, H, W): frames t − 1, t, t + 1
-      t ─ image model, frozen ─ hq (B, 3, sH, sW)
-    left  ─ Φ_L ───────────────────────────────────┐ F_L
-    hq    ─ Ψ's encoder: s0 ─ s1 ─ s2 ─ s3 ─ s4 ─ s5 ─ (+) F_HQ    F_L, F_HQ, F_R (B, 16·base, H/16, W/16)
-    right ─ Φ_R ───────────────────────────────────┘ F_R │
-    sr    ─ head ─ u0 ── u1 ── u2 ── u3 ── u4 ───────────┘ Ψ's decoder; each u is joined by the s of its size
+    lq (B, 3, 3, H, W): frames t − 1 (left), t, t + 1 (right)
 
-A stage (s) is two 3×3 convolutions, with a 2×2 max-pooling before them but for the first; an up-block (u) is a 2×2
-transposed convolution of stride 2, a concatenation with the stage of its size, and two 3×3 convolutions. Stages are
-base, 2, 4, 8, 16, 16 times base wide at ×2. At ×4 one more stage, of width base, comes first, so that the grids meet
-and Φ_L and Φ_R stay as they are. Φ_L and Φ_R have weights of their own, and five stages from base to 16·base.
+    step 1    t ─ image model, frozen ─ hq (B, 3, sH, sW)
 
-What the authors' code adds to the paper: batch normalization after each 3×3 convolution (`norm`), and, in `variant`
-"published", four up-blocks: the one at H/8 (×2) is left out, the first result is padded with zeros to the size after
-it, and the head is 1×1 convolution, batch normalization, tanh, 1×1 convolution.
+    step 2    left  ─ Φ_L ────────────────────────────────┐ F_L
+              hq    ─ s0 ── s1 ── s2 ── s3 ── s4 ── s5 ──(+) F_HQ           Ψ's encoder
+              right ─ Φ_R ────────────────────────────────┤ F_R
+              sr ─ head ─ u0 ── u1 ── u2 ── u3 ── u4 ─────┘                 Ψ's decoder
+                                                      F_L, F_HQ, F_R (B, 16C, H/16, W/16)
 
-Source: Masuda, Shimizu and Ishikawa, Efficient Video Super-Resolution via Two-Step 2D SR and Image-to-Image
-Conditional Generation, Sec. III; Ronneberger et al., U-Net, MICCAI 2015.
+    stage sᵢ       (2×2 max-pooling, except in s0,) conv pair
+    up-block uᵢ    2×2 transposed convolution of stride 2, concatenation with the output of sᵢ,
+                   conv pair
+    conv pair      two 3×3 convolutions with ReLU
+
+At ×2, the stages of Ψ have the widths C, 2C, 4C, 8C, 16C, 16C. At ×4, Ψ has one more stage at the
+beginning, of width C, so that F_HQ has the size of F_L and F_R, and Φ_L and Φ_R stay the same. Φ_L
+and Φ_R do not share weights; each has five stages, of widths C to 16C.
+
+The authors' code differs from the paper: it has batch normalization after each 3×3 convolution
+(`norm`). In `variant` "published", it also leaves out the up-block at H/8 (×2), pads the result of
+the first up-block with zeros to the size after that, and has another head: 1×1 convolution, batch
+normalization, tanh, 1×1 convolution.
+
+Source: Masuda, Shimizu and Ishikawa, Efficient Video Super-Resolution via Two-Step 2D SR and
+Image-to-Image Conditional Generation, Sec. III; Ronneberger et al., U-Net, MICCAI 2015.
 """
 
 from __future__ import annotations
@@ -36,6 +44,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.convolution import Activation, ConvAct, ConvCat
 from tubelet.layers.frozen import FrozenModel
 from tubelet.models.architecture import Architecture, BaseModel, Contract
+from tubelet.models.config_checks import check_choice, check_range
 from tubelet.models.state_dict import (
     Rule,
     State,
@@ -60,43 +69,44 @@ __all__ = [
 
 Norm = Literal["batch", "none"]
 Features = tuple[Tensor, Tensor, Tensor]
-"""F_L, F_HQ, F_R, each (B, 16·base, H/16, W/16)."""
+"""F_L, F_HQ, F_R, each (B, 16C, H/16, W/16)."""
 
-_SIZE_MULTIPLE = 16  # Φ halves four times
-_FACTORS = (1, 2, 4, 8, 16)
-"""Widths of the stages of Φ, in units of `base`: 64 to 1024 (Sec. III-B)."""
-_MAX_BASE = 512  # wider ones are damaged files
+# Φ halves the size four times.
+_SIZE_MULTIPLE = 16
+_WIDTH_FACTORS = (1, 2, 4, 8, 16)
+"""Widths of the stages of Φ in units of `channels`: 64 to 1024 as published (Sec. III-B)."""
+# Wider networks come from damaged files.
+_MAX_CHANNELS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConditionalEncoderConfig:
-    """Shape of a `ConditionalEncoder`."""
+    """Configuration of a `ConditionalEncoder`."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {"base": "channels"}
 
     channels: int = 64
-    """Width of the first stage; the last has sixteen times as much."""
+    """Width C of the first stage; the last stage is 16C wide."""
     norm: Norm = "batch"
-    """What follows each convolution: batch normalization as in the authors' code, or none as in the paper."""
+    """Batch normalization after each convolution as in the authors' code, or none as in the
+    paper."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.channels <= _MAX_BASE or self.norm not in ("batch", "none"):
-            raise ConfigError(
-                f"{self} is out of range: channels 1 to {_MAX_BASE}; norm batch or none"
-            )
+        check_range(self, "channels", 1, _MAX_CHANNELS)
+        check_choice(self, "norm", ("batch", "none"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoStepConfig:
-    """Configuration of `TwoStepRestorer`; the configuration of its image model is not part of it."""
+    """Configuration of a `TwoStepRestorer`, without that of its image model."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {"base": "channels"}
 
     scale: Literal[2, 4] = 2
     """Upscaling factor of the image model."""
     channels: int = 64
-    """Width of the first stage; 64 as published, with 88 million parameters, or 120 in the
-    variant paper."""
+    """Width C of the first stage; 64 as published, with 88 million parameters, or 120 million in
+    the variant paper."""
     variant: Literal["paper", "published"] = "paper"
     """Decoder of the paper, or of the authors' code (published), which supports only ×2."""
     norm: Norm = "batch"
@@ -107,71 +117,142 @@ class TwoStepConfig:
     this: `infer` uses the usual value of the variant."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 4) or not 1 <= self.channels <= _MAX_BASE:
-            raise ConfigError(f"{self} is out of range: scale 2 or 4; channels 1 to {_MAX_BASE}")
-        if self.variant not in ("paper", "published") or self.norm not in ("batch", "none"):
-            raise ConfigError(
-                f"{self} is out of range: variant paper or published; norm batch or none"
-            )
-        if self.variant == "published" and (self.scale, self.norm, self.residual) != (
-            2,
-            "batch",
-            False,
-        ):
-            raise ConfigError(
-                f"{self} is not what is published: that has scale=2, norm=batch, residual=False"
-            )
+        check_choice(self, "scale", (2, 4))
+        check_range(self, "channels", 1, _MAX_CHANNELS)
+        check_choice(self, "variant", ("paper", "published"))
+        check_choice(self, "norm", ("batch", "none"))
+        if self.variant == "paper":
+            return
+        for field, published in (("scale", 2), ("norm", "batch"), ("residual", False)):
+            value = getattr(self, field)
+            if value != published:
+                raise ConfigError(
+                    f"TwoStepConfig: {field}={value!r} does not go with variant='published', "
+                    f"which has {field}={published!r}"
+                )
 
 
 class ConvPair(nn.Module):
-    """Two 3×3 convolutions, each with its normalization and ReLU: (B, C, H, W) → (B, C', H, W)."""
+    """Two 3×3 convolutions, each followed by optional normalization and ReLU.
 
-    def __init__(self, channels_in: int, channels: int, norm: Norm) -> None:
+    Args:
+        in_channels: Channels of all inputs together.
+        channels: Channels of the output.
+        norm: Normalization after each convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        norm: Norm,
+    ) -> None:
         super().__init__()
-        plain = norm == "none"
-        act: Activation = "relu" if plain else "none"
-        self.conv1 = ConvCat(channels_in, channels, act=act, bias=plain)
-        self.conv2 = ConvAct(channels, channels, act=act, bias=plain)
-        self.norm1 = None if plain else nn.BatchNorm2d(channels)
-        self.norm2 = None if plain else nn.BatchNorm2d(channels)
+        has_norm = norm == "batch"
+        # Without normalization, the ReLU is fused with the convolution; with it, the convolution
+        # needs no bias.
+        act: Activation = "none" if has_norm else "relu"
+        self.conv1 = ConvCat(in_channels, channels, act=act, bias=not has_norm)
+        self.conv2 = ConvAct(channels, channels, act=act, bias=not has_norm)
+        self.norm1 = nn.BatchNorm2d(channels) if has_norm else None
+        self.norm2 = nn.BatchNorm2d(channels) if has_norm else None
 
-    def forward(self, *parts: Tensor) -> Tensor:
-        """Convolve what lies in one or several tensors (B, Cᵢ, H, W)."""
-        x = self.conv1(*parts)
-        if self.norm1 is None or self.norm2 is None:
-            return self.conv2(x)
-        return self.norm2(self.conv2(self.norm1(x).relu_())).relu_()
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map one or more tensors (B, Cᵢ, H, W), which are concatenated, to (B, C', H, W)."""
+        x = self.conv1(*inputs)
+        if self.norm1 is not None:
+            x = self.norm1(x).relu_()
+        x = self.conv2(x)
+        if self.norm2 is not None:
+            x = self.norm2(x).relu_()
+        return x
 
 
 class UpBlock(nn.Module):
-    """Double the size, and join what the encoder had there.
+    """Transposed convolution to twice the size, then a conv pair over the result and a skip.
 
     Args:
-        channels_in: of what is doubled.
-        channels: of what is joined, and of the result.
-        norm: after the 3×3 convolutions.
+        in_channels: Channels of the input.
+        channels: Channels of the skip and of the output.
+        norm: Normalization after the 3×3 convolutions.
     """
 
-    def __init__(self, channels_in: int, channels: int, norm: Norm) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        norm: Norm,
+    ) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose2d(channels_in, channels, 2, stride=2)
+        self.up = nn.ConvTranspose2d(in_channels, channels, 2, stride=2)
         self.pair = ConvPair(2 * channels, channels, norm)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Map (B, C, h, w) and skip (B, C', H, W) to (B, C', H, W); a smaller 2h × 2w lies in the middle of zeros."""
+    def forward(
+        self,
+        x: Tensor,
+        skip: Tensor,
+    ) -> Tensor:
+        """Upsample features and join those of the encoder.
+
+        Args:
+            x: Features of the level below, (B, C, h, w).
+            skip: Features of the encoder, (B, C', H, W), at least 2h × 2w.
+
+        Returns:
+            (B, C', H, W); upsampled features that are smaller are centered and padded with zeros.
+        """
         x = self.up(x)
-        down, across = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
-        if down or across:  # the published decoder alone
-            x = functional.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
+        rows = skip.shape[-2] - x.shape[-2]
+        columns = skip.shape[-1] - x.shape[-1]
+        # Only the published decoder, which lacks an up-block, has to pad.
+        if rows or columns:
+            left = columns // 2
+            top = rows // 2
+            x = functional.pad(x, (left, columns - left, top, rows - top))
         return self.pair(x, skip)
 
 
-def _stages(widths: Sequence[int], norm: Norm) -> nn.ModuleList:
-    return nn.ModuleList(ConvPair(c, d, norm) for c, d in zip((3, *widths), widths, strict=False))
+def _build_stages(
+    widths: Sequence[int],
+    norm: Norm,
+) -> nn.ModuleList:
+    stages = nn.ModuleList()
+    in_channels = 3
+    for width in widths:
+        stages.append(ConvPair(in_channels, width, norm))
+        in_channels = width
+    return stages
 
 
-def _begin(network: nn.Module, norm: Norm) -> None:
-    """Keep the variance from layer to layer where no normalization does: else what the neighbors tell dies away.
+def _run_stages(
+    stages: nn.ModuleList,
+    x: Tensor,
+) -> list[Tensor]:
+    """Run stages with max-pooling between them.
+
+    Args:
+        stages: Conv pairs of widths wᵢ.
+        x: Image, (B, 3, H, W).
+
+    Returns:
+        Output of each stage, (B, wᵢ, H/2ⁱ, W/2ⁱ).
+    """
+    outputs: list[Tensor] = []
+    for stage in stages:
+        if outputs:
+            x = functional.max_pool2d(x, 2)
+        x = stage(x)
+        outputs.append(x)
+    return outputs
+
+
+def _init_weights(
+    network: nn.Module,
+    norm: Norm,
+) -> None:
+    """Initialize convolutions without normalization so that each keeps the variance of its input.
+
+    Otherwise the signal of the neighbors vanishes on its way through the network.
 
     Source: He et al., Delving Deep into Rectifiers, ICCV 2015, Sec. 2.2.
     """
@@ -181,33 +262,24 @@ def _begin(network: nn.Module, norm: Norm) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.in_channels == 3 and module.bias is not None:
-                _center(module.weight, module.bias)
-        elif isinstance(
-            module, nn.ConvTranspose2d
-        ):  # each pixel of its result has one tap per channel
+                _standardize_pixels(module.weight, module.bias)
+        elif isinstance(module, nn.ConvTranspose2d):
+            # With a 2×2 kernel of stride 2, each output pixel has one tap per input channel.
             nn.init.normal_(module.weight, std=module.in_channels**-0.5)
 
 
 @torch.no_grad()
-def _center(weight: Tensor, bias: Tensor) -> None:
-    """Make a first convolution see pixels, which lie around a half and spread by a quarter, as around 0 and by 1."""
+def _standardize_pixels(weight: Tensor, bias: Tensor) -> None:
+    """Make a first convolution map pixels of mean 1/2 and deviation 1/4 as if they had 0 and 1."""
     weight.mul_(4)
     bias.copy_(weight.sum((1, 2, 3)).mul_(-0.5))
 
 
-def _contract_path(stages: nn.ModuleList, x: Tensor) -> list[Tensor]:
-    """Run stages with poolings between them: the result of each, (B, wᵢ, H/2ⁱ, W/2ⁱ)."""
-    levels: list[Tensor] = []
-    for stage in stages:
-        levels.append(stage(functional.max_pool2d(levels[-1], 2) if levels else x))
-    return levels
-
-
 class ConditionalEncoder(nn.Module):
-    """Φ_L or Φ_R: what a neighbor tells, without motion or alignment.
+    """Φ_L or Φ_R: encoder of a neighboring frame, without motion compensation or alignment.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the encoder.
 
     Source: Sec. III-B, Eq. 3.
     """
@@ -215,57 +287,72 @@ class ConditionalEncoder(nn.Module):
     def __init__(self, config: ConditionalEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.stages = _stages([config.channels * factor for factor in _FACTORS], config.norm)
-        _begin(self, config.norm)
+        widths = [config.channels * factor for factor in _WIDTH_FACTORS]
+        self.stages = _build_stages(widths, config.norm)
+        _init_weights(self, config.norm)
 
     def forward(self, neighbor: Tensor) -> Tensor:
-        """Encode a frame (B, 3, H, W), sides multiples of 16, to (B, 16·base, H/16, W/16)."""
-        return _contract_path(self.stages, neighbor)[-1]
+        """Encode a frame (B, 3, H, W), H and W multiples of 16, to (B, 16C, H/16, W/16)."""
+        return _run_stages(self.stages, neighbor)[-1]
 
 
 class TwoStepRestorer(nn.Module):
-    """Φ_L, Φ_R and Ψ, over a frozen image model; see the drawing on top of this file.
+    """Φ_L, Φ_R and Ψ with a frozen image model; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
 
     Attributes:
-        image_model: the first step, (B, T, 3, H, W) → (B, T, 3, sH, sW); None until `with_image_model` sets it. It
-            never trains, and is no part of the state dict, the parameters and the training mode.
+        image_model: Network of the first step, (B, T, 3, H, W) → (B, T, 3, sH, sW); None until
+            `with_image_model` sets it. It is never trained, and `state_dict`, `parameters` and
+            `train` do not include it.
     """
 
     def __init__(self, config: TwoStepConfig) -> None:
         super().__init__()
         self.config = config
         widths = _hq_widths(config)
-        encoder = ConditionalEncoderConfig(channels=config.channels, norm=config.norm)
-        self.encoder_l = ConditionalEncoder(encoder)
-        self.encoder_r = ConditionalEncoder(encoder)
-        self.stages = _stages(widths, config.norm)
+        encoder_config = ConditionalEncoderConfig(channels=config.channels, norm=config.norm)
+        self.encoder_l = ConditionalEncoder(encoder_config)
+        self.encoder_r = ConditionalEncoder(encoder_config)
+        self.stages = _build_stages(widths, config.norm)
         self.ups = nn.ModuleList()
-        below = widths[-1]
-        for level in self._joined_levels():
-            self.ups.append(UpBlock(below, widths[level], config.norm))
-            below = widths[level]
-        _begin(self, config.norm)
-        self.head = _head(config)
-        self._base: FrozenModel | None = None
+        in_channels = widths[-1]
+        for level in self._skip_levels():
+            self.ups.append(UpBlock(in_channels, widths[level], config.norm))
+            in_channels = widths[level]
+        _init_weights(self, config.norm)
+        self.head = _build_head(config)
+        self._frozen_image_model: FrozenModel | None = None
 
     @property
     def image_model(self) -> nn.Module | None:
-        """The first step, or None where there is none yet."""
-        return None if self._base is None else self._base.network
+        """Network of the first step, or None if none is set."""
+        if self._frozen_image_model is None:
+            return None
+        return self._frozen_image_model.network
 
     def with_image_model(self, model: nn.Module) -> TwoStepRestorer:
-        """Take a network of single frames, of the same scale, as the first step, and freeze it; return self."""
-        self._base = FrozenModel(model)
+        """Set and freeze the network of the first step.
+
+        Args:
+            model: Network of single frames with the same scale.
+
+        Returns:
+            This network.
+        """
+        self._frozen_image_model = FrozenModel(model)
         return self
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TwoStepRestorer:
-        """Move the image model along to where the network goes."""
+    def _apply(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        recurse: bool = True,
+    ) -> TwoStepRestorer:
+        """Apply `to`, `cuda`, `half` and the like to the image model, too."""
         super()._apply(fn, recurse)
-        if self._base is not None:
-            self._base.network._apply(fn, recurse)
+        if self.image_model is not None:
+            self.image_model._apply(fn, recurse)
         return self
 
     @torch.no_grad()
@@ -273,13 +360,13 @@ class TwoStepRestorer(nn.Module):
         """Run the first step.
 
         Args:
-            lq: (B, 3, H, W).
+            lq: Low-quality frame, (B, 3, H, W), in [0, 1].
 
         Returns:
-            (B, 3, sH, sW), clipped to [0, 1], as images are that lie in files.
+            (B, 3, sH, sW), clipped to [0, 1] like images that were stored in files.
 
         Raises:
-            ConfigError: there is no image model.
+            ConfigError: No image model is set.
         """
         if self.image_model is None:
             raise ConfigError(
@@ -288,78 +375,113 @@ class TwoStepRestorer(nn.Module):
             )
         return self.image_model(lq[:, None])[:, 0].clamp(0, 1)
 
-    def encode(self, hq: Tensor, left: Tensor, right: Tensor) -> Features:
-        """Compute what Eq. 5 adds; arguments as in `restore`."""
-        return self.encoder_l(left), _contract_path(self.stages, hq)[-1], self.encoder_r(right)
+    def encode(
+        self,
+        hq: Tensor,
+        left: Tensor,
+        right: Tensor,
+    ) -> Features:
+        """Compute F_L, F_HQ and F_R, the terms of Eq. 5; arguments as in `restore`."""
+        f_left = self.encoder_l(left)
+        f_hq = _run_stages(self.stages, hq)[-1]
+        f_right = self.encoder_r(right)
+        return f_left, f_hq, f_right
 
-    def restore(self, hq: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def restore(
+        self,
+        hq: Tensor,
+        left: Tensor,
+        right: Tensor,
+    ) -> Tensor:
         """Run the second step.
 
         Args:
-            hq: (B, 3, sH, sW), the frame as the image model enlarged it; H and W multiples of 16.
-            left: (B, 3, H, W), the frame before it, or the frame itself where there is none.
-            right: (B, 3, H, W), the frame after it, or the frame itself.
+            hq: Current frame, upscaled by the image model, (B, 3, sH, sW); H and W are multiples
+                of 16.
+            left: Previous low-quality frame, (B, 3, H, W); the current one at the start of a clip.
+            right: Next low-quality frame, (B, 3, H, W); the current one at the end of a clip.
 
         Returns:
-            (B, 3, sH, sW); values can overshoot [0, 1].
+            (B, 3, sH, sW); values can exceed [0, 1].
         """
         return self.restore_with_features(hq, left, right)[0]
 
     def restore_with_features(
-        self, hq: Tensor, left: Tensor, right: Tensor
+        self,
+        hq: Tensor,
+        left: Tensor,
+        right: Tensor,
     ) -> tuple[Tensor, Features]:
-        """Do what `restore` and `encode` do, at once: the loss of Eq. 11 compares the features too."""
-        features = (
-            self.encoder_l(left),
-            (levels := _contract_path(self.stages, hq))[-1],
-            self.encoder_r(right),
-        )
-        x = features[0] + features[1] + features[2]  # Eq. 5
-        for up, level in zip(self.ups, self._joined_levels(), strict=True):
-            x = up(x, levels[level])
+        """Return the results of `restore` and `encode`; the loss of Eq. 11 compares both."""
+        f_left = self.encoder_l(left)
+        skips = _run_stages(self.stages, hq)
+        f_hq = skips[-1]
+        f_right = self.encoder_r(right)
+        x = f_left + f_hq + f_right  # Eq. 5
+        for up, level in zip(self.ups, self._skip_levels(), strict=True):
+            x = up(x, skips[level])
         x = self.head(x)  # (B, 3, sH, sW)
-        # Deviation: neither the paper nor its code adds hq; a network that has a small width learns what is missing
-        # far sooner than the whole image.
-        return (x + hq if self.config.residual else x), features
+        # Deviation: neither the paper nor its code adds hq; a narrow network learns the missing
+        # detail far sooner than the whole image.
+        if self.config.residual:
+            x = x + hq
+        return x, (f_left, f_hq, f_right)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Enlarge and restore the middle frame: (B, 3, 3, H, W) → (B, 1, 3, sH, sW).
+        """Upscale and restore the middle frame.
+
+        Args:
+            lq: Low-quality frames t − 1, t and t + 1, (B, 3, 3, H, W), in [0, 1].
+
+        Returns:
+            (B, 1, 3, sH, sW).
 
         Raises:
-            ConfigError: there is no image model.
+            ConfigError: No image model is set.
         """
-        left, middle, right = lq.unbind(1)
-        return self.restore(self.enlarge(middle), left, right)[:, None]
+        left, current, right = lq.unbind(1)
+        return self.restore(self.enlarge(current), left, right)[:, None]
 
-    def _joined_levels(self) -> range:
-        """Say which stages join the decoder, from the first up-block to the last."""
+    def _skip_levels(self) -> range:
+        """Return the indexes of the stages that the up-blocks join, from the deepest to the first.
+
+        Deviation of the published code: it lacks the up-block that joins the stage at H/8 of lq.
+        """
         deepest = len(self.stages) - 1
-        # Deviation of the published code: the stage at lq's H/8 is not joined, and its up-block is missing.
-        return range(deepest - (2 if self.config.variant == "published" else 1), -1, -1)
+        if self.config.variant == "published":
+            return range(deepest - 2, -1, -1)
+        return range(deepest - 1, -1, -1)
 
 
 def _hq_widths(config: TwoStepConfig) -> list[int]:
-    """Return the widths of Ψ's stages; the last one is that of Φ, at the same size."""
-    # Deviation: the paper has ×2 alone. A stage more in Ψ, and not one less in Φ, keeps F at H/16 × W/16 × 1024.
-    first = (1,) * (int(math.log2(config.scale)) - 1)
-    return [config.channels * factor for factor in (*first, *_FACTORS, _FACTORS[-1])]
+    """Return the widths of Ψ's stages; the last stage has the width and size of Φ's last one."""
+    factors = [*_WIDTH_FACTORS, _WIDTH_FACTORS[-1]]
+    # Deviation: the paper has ×2 only. At ×4, a stage more in Ψ, and not one less in Φ, keeps the
+    # features at H/16 × W/16 × 1024.
+    if config.scale == 4:
+        factors.insert(0, 1)
+    return [config.channels * factor for factor in factors]
 
 
-def _head(config: TwoStepConfig) -> nn.Module:
+def _build_head(config: TwoStepConfig) -> nn.Module:
     c = config.channels
     if config.variant == "published":
         half = max(1, c // 2)
         return nn.Sequential(
-            nn.Conv2d(c, half, 1), nn.BatchNorm2d(half), nn.Tanh(), nn.Conv2d(half, 3, 1)
+            nn.Conv2d(c, half, 1),
+            nn.BatchNorm2d(half),
+            nn.Tanh(),
+            nn.Conv2d(half, 3, 1),
         )
     head = nn.Conv2d(c, 3, 1)
-    if config.residual:  # at first the result is the image model's
+    # With a residual of zero, training starts from the image of the image model.
+    if config.residual:
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
     return head
 
 
-_AUTHORS: tuple[Rule, ...] = (
+_AUTHORS_RULES: tuple[Rule, ...] = (
     (r"\.double_conv\.0\.", ".conv1."),
     (r"\.double_conv\.1\.", ".norm1."),
     (r"\.double_conv\.3\.", ".conv2."),
@@ -370,49 +492,56 @@ _AUTHORS: tuple[Rule, ...] = (
     (r"\bconvp\.", "stages.0."),
     (r"^out\.out_convb\.", "head."),
 )
-"""From the authors' names, who count up-blocks from 1, to ours."""
-_MARKS = (
-    *("encoder_l.stages.4.conv1", "encoder_l.stages.4.conv2"),
-    *("encoder_r.stages.4.conv1", "encoder_r.stages.4.conv2"),
-    *("stages.0.conv1", "stages.4.conv1", "stages.4.conv2"),
-    *("ups.0.up", "ups.0.pair.conv1", "ups.0.pair.conv2"),
+"""From the authors' names, which count up-blocks from 1, to ours."""
+_REQUIRED_CONVOLUTIONS = (
+    "encoder_l.stages.4.conv1",
+    "encoder_l.stages.4.conv2",
+    "encoder_r.stages.4.conv1",
+    "encoder_r.stages.4.conv2",
+    "stages.0.conv1",
+    "stages.4.conv1",
+    "stages.4.conv2",
+    "ups.0.up",
+    "ups.0.pair.conv1",
+    "ups.0.pair.conv2",
 )
 
 
 def _rename(state: State) -> dict[str, Tensor]:
     is_published = any(".double_conv." in name for name in state)
-    return rename(state, _AUTHORS) if is_published else dict(state)
+    return rename(state, _AUTHORS_RULES) if is_published else dict(state)
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Take our names, or map the authors' to them; None where they are of another network."""
+    """Map the names of the authors to ours; None if the state dict belongs to another network."""
     own = _rename(state)
-    return own if has_convolutions(own, *_MARKS) else None
+    return own if has_convolutions(own, *_REQUIRED_CONVOLUTIONS) else None
 
 
-def _norm(state: State) -> Norm:
+def _infer_norm(state: State) -> Norm:
     return "batch" if "stages.0.norm1.weight" in state else "none"
 
 
 def _infer(state: State) -> TwoStepConfig:
-    published = "head.3.weight" in state
-    stages = count_names(state, r"stages\.\d+\.conv1\.weight")
+    is_published = "head.3.weight" in state
+    num_stages = count_names(state, r"stages\.\d+\.conv1\.weight")
     return TwoStepConfig(
-        scale=2 if stages <= len(_FACTORS) + 1 else 4,
+        scale=2 if num_stages <= len(_WIDTH_FACTORS) + 1 else 4,
         channels=state["stages.0.conv1.weight"].shape[0],
-        variant="published" if published else "paper",
-        norm=_norm(state),
-        residual=not published,
+        variant="published" if is_published else "paper",
+        norm=_infer_norm(state),
+        residual=not is_published,
     )
 
 
 def _contract(config: TwoStepConfig) -> Contract:
-    # One way, in pixels of hq, for n halvings: 2 at each of n + 1 stages and n up-blocks, times 1 to 2ⁿ, and what
-    # poolings and transposed convolutions put together, 2ⁿ − 1. Φ sees less.
+    # Reach of Ψ in pixels of hq with n halvings. The 3×3 convolutions: 2 pixels at each of n + 1
+    # stages and n up-blocks, times 2⁰ to 2ⁿ. Pooling and transposed convolutions: 2ⁿ − 1 in all.
+    # Φ reaches less far.
     halvings = len(_hq_widths(config)) - 1
     reach_px = 2 * (2 ** (halvings + 1) - 1) + 3 * (2**halvings - 1)
-    # Deviation: the published decoder lays the features of the whole image into the middle of zeros, so that no
-    # halo is enough for it; it was trained on images of 64×64, and tiles of that size are what it knows.
+    # Deviation: the published decoder centers the features of the whole image in zeros, so that no
+    # halo is enough for it; it was trained on images of 64×64, and works on tiles of that size.
     return Contract(
         scale=config.scale,
         temporal=Temporal("window", radius=1),
@@ -422,8 +551,8 @@ def _contract(config: TwoStepConfig) -> Contract:
     )
 
 
-def _contract_of_both(own: Contract, image: Contract) -> Contract:
-    """Combine the contracts of the two steps; both see lq, one after the other."""
+def _combine_contracts(own: Contract, image: Contract) -> Contract:
+    """Combine the contracts of the two steps, which both see lq, one after the other."""
     return dataclasses.replace(
         own,
         halo_px=own.halo_px + image.halo_px,
@@ -433,13 +562,16 @@ def _contract_of_both(own: Contract, image: Contract) -> Contract:
 
 
 def needed_image_model(config: TwoStepConfig) -> BaseModel:
-    """Describe what the first step must be. The files of the authors' own code do not name theirs: it is HAT ×2."""
+    """Describe the image model that a configuration needs for its first step.
+
+    Files of the authors' own code do not name their image model: it is HAT ×2.
+    """
     return BaseModel(
         role="image model",
         kind="frame",
         scale=config.scale,
         attach=TwoStepRestorer.with_image_model,
-        contract=_contract_of_both,
+        contract=_combine_contracts,
         usual="hat-x2" if config.variant == "published" else "",
         remedy="load_model(path).with_image_model(create_model(ID))",
     )
@@ -459,6 +591,7 @@ ARCHITECTURE = Architecture(
 
 
 def _translate_encoder(state: State) -> dict[str, Tensor] | None:
+    """Map the names of the authors to ours; None unless the state dict is of an encoder only."""
     own = _rename(state)
     if without(own, r"stages\.[0-4]\.(conv|norm)[12]\..*"):
         return None
@@ -467,12 +600,14 @@ def _translate_encoder(state: State) -> dict[str, Tensor] | None:
 
 def _infer_encoder(state: State) -> ConditionalEncoderConfig:
     return ConditionalEncoderConfig(
-        channels=state["stages.0.conv1.weight"].shape[0], norm=_norm(state)
+        channels=state["stages.0.conv1.weight"].shape[0],
+        norm=_infer_norm(state),
     )
 
 
 def _contract_encoder(config: ConditionalEncoderConfig) -> None:
-    del config  # it makes features, no images
+    """Return no contract: an encoder makes features, not images."""
+    del config
 
 
 ENCODER_ARCHITECTURE = Architecture(
