@@ -1,13 +1,20 @@
-"""FSRCNN: features are shrunk, mapped and expanded at input resolution; a transposed convolution enlarges them.
+"""FSRCNN: convolutions over shrunk features at input resolution, then a transposed convolution.
 
     lq (B, T, 3, H, W), frame by frame
-      luma (B·T, 1, H, W) ─ 5×5, d ─ 1×1, s ─ (3×3, s) × m ─ 1×1, d ─ 9×9 transposed, stride scale ─ luma of sr
-      color ─ bicubic ×scale ────────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
+      luma (B·T, 1, H, W)
+        ─ 5×5, C channels                                          feature extraction
+        ─ 1×1, S channels                                          shrinking
+        ─ (3×3, S channels) × num_blocks                           mapping
+        ─ 1×1, C channels                                          expanding
+        ─ 9×9 transposed convolution of stride s ─ luma of sr      deconvolution
+      color ─ bicubic ×s ─ color of sr                                sr (B, T, 3, sH, sW)
 
-PReLU after every convolution. Luma is Y of BT.601, 16/255 to 235/255. Files with three channels exist too: those
-enlarge R, G and B. Published configuration: d = 56, s = 12, m = 4, luma, ×2, ×3, ×4.
+A PReLU follows each convolution except the last. Luma is Y of BT.601, from 16/255 to 235/255.
+Checkpoints with three image channels exist too: they upscale R, G and B. Published configuration:
+C = 56, S = 12, 4 mapping convolutions, luma, ×2, ×3, ×4.
 
-Source: Dong et al., Accelerating the Super-Resolution Convolutional Neural Network, ECCV 2016, Section 3.
+Source: Dong et al., Accelerating the Super-Resolution Convolutional Neural Network, ECCV 2016,
+Section 3.
 """
 
 from __future__ import annotations
@@ -20,18 +27,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tubelet.errors import ConfigError
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_choice, check_min
 from tubelet.models.state_dict import State, count_names, has_convolutions, shape_of
 from tubelet.ops.resize import resample
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "FSRCNN", "FSRCNNConfig"]
 
+# Weights of R, G and B, in [0, 1], in BT.601 luma, from 16 to 235; their sum is 219.
+_BT601_WEIGHTS = (65.481, 128.553, 24.966)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FSRCNNConfig:
-    """Shape of an `FSRCNN`."""
+    """Configuration of an `FSRCNN`."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
         "d": "channels",
@@ -46,33 +56,30 @@ class FSRCNNConfig:
     }
 
     scale: int = 4
-    """Factor of the output size, up to 4. No file tells it, as the last kernel is 9×9 for all: `infer` takes 4."""
+    """Upscaling factor: 1 to 4. Checkpoints do not store it, as the last kernel is 9×9 for each
+    scale: `infer` takes 4."""
     image_channels: Literal[1, 3] = 1
-    """1 enlarges luma by the network and color by bicubic; 3 enlarges R, G and B by the network."""
+    """1: the network upscales luma, and color is bicubic; 3: the network upscales R, G and B."""
     channels: int = 56
-    """Width of the features."""
+    """Width C of the features."""
     shrunk_channels: int = 12
-    """Width of the shrunk features."""
+    """Width S of the shrunk features."""
     num_blocks: int = 4
-    """3×3 convolutions between shrinking and expanding."""
+    """Number of 3×3 convolutions between shrinking and expanding."""
 
     def __post_init__(self) -> None:
-        if (
-            self.scale not in (1, 2, 3, 4)
-            or self.image_channels not in (1, 3)
-            or min(self.channels, self.shrunk_channels) < 1
-            or self.num_blocks < 0
-        ):
-            raise ConfigError(
-                f"{self} is out of range: scale 1 to 4; channels 1 or 3; d, s ≥ 1; m ≥ 0"
-            )
+        check_choice(self, "scale", (1, 2, 3, 4))
+        check_choice(self, "image_channels", (1, 3))
+        check_min(self, "channels", 1)
+        check_min(self, "shrunk_channels", 1)
+        check_min(self, "num_blocks", 0)
 
 
 class FSRCNN(nn.Module):
-    """Enlarge every frame by itself; see the drawing on top of this file.
+    """FSRCNN, applied to each frame independently; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     luma_of_rgb: Tensor
@@ -80,77 +87,96 @@ class FSRCNN(nn.Module):
     def __init__(self, config: FSRCNNConfig) -> None:
         super().__init__()
         self.config = config
-        d, s, scale = config.channels, config.shrunk_channels, config.scale
+        colors = config.image_channels
+        c = config.channels
+        shrunk = config.shrunk_channels
+        # Feature extraction
         self.first_part = nn.Sequential(
-            nn.Conv2d(config.image_channels, d, 5, padding=2), nn.PReLU(d)
+            nn.Conv2d(colors, c, 5, padding=2),
+            nn.PReLU(c),
         )
-        self.mid_part = nn.Sequential(nn.Conv2d(d, s, 1), nn.PReLU(s))
+        # Shrinking, mapping, expanding
+        self.mid_part = nn.Sequential()
+        self.mid_part.append(nn.Conv2d(c, shrunk, 1))
+        self.mid_part.append(nn.PReLU(shrunk))
         for _ in range(config.num_blocks):
-            self.mid_part.extend([nn.Conv2d(s, s, 3, padding=1), nn.PReLU(s)])
-        self.mid_part.extend([nn.Conv2d(s, d, 1), nn.PReLU(d)])
+            self.mid_part.append(nn.Conv2d(shrunk, shrunk, 3, padding=1))
+            self.mid_part.append(nn.PReLU(shrunk))
+        self.mid_part.append(nn.Conv2d(shrunk, c, 1))
+        self.mid_part.append(nn.PReLU(c))
+        # Deconvolution
         self.last_part = nn.ConvTranspose2d(
-            d, config.image_channels, 9, scale, padding=4, output_padding=scale - 1
+            c,
+            colors,
+            9,
+            stride=config.scale,
+            padding=4,
+            output_padding=config.scale - 1,
         )
-        weights = torch.tensor([65.481, 128.553, 24.966]) / 255  # BT.601, times 219/255
+        weights = torch.tensor(_BT601_WEIGHTS) / 255
         self.register_buffer("luma_of_rgb", weights.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Enlarge a clip.
+        """Upscale a clip.
 
         Args:
-            lq: (B, T, 3, H, W), RGB; or (B, T, 1, H, W), luma from 16/255 to 235/255, if the network has one channel.
+            lq: Low-quality clip, (B, T, 3, H, W), in [0, 1]; or (B, T, 1, H, W), luma from 16/255
+                to 235/255, if the network has one image channel.
 
         Returns:
-            (B, T, 3 or 1, sH, sW); values can overshoot [0, 1].
+            (B, T, 3 or 1, sH, sW); values can exceed [0, 1].
         """
         frames = lq.flatten(0, 1)  # (B·T, 3 or 1, H, W)
-        color = frames.shape[1] > self.config.image_channels
-        x = self._luma(frames) if color else frames
-        x = self.last_part(self.mid_part(self.first_part(x)))  # (B·T, channels, sH, sW)
-        if color:
-            # Y, Cb and Cr are linear in R, G and B: new luma over bicubic Cb and Cr is bicubic RGB plus the same
-            # difference of luma in all three, times 255/219.
+        has_bicubic_color = frames.shape[1] > self.config.image_channels
+        x = self._luma(frames) if has_bicubic_color else frames
+        x = self.last_part(self.mid_part(self.first_part(x)))  # (B·T, image_channels, sH, sW)
+        if has_bicubic_color:
+            # Y, Cb and Cr are linear in R, G and B: new luma with bicubic Cb and Cr is bicubic RGB
+            # plus the difference of luma, times 255/219, in all three channels.
             rgb = resample(frames.contiguous(), (x.shape[-2], x.shape[-1]))
             x = rgb + (x - self._luma(rgb)) * (255 / 219)  # (B·T, 3, sH, sW)
         return x.unflatten(0, lq.shape[:2])
 
     def _luma(self, rgb: Tensor) -> Tensor:
+        """Compute BT.601 luma, (B, 1, H, W) from 16/255 to 235/255, of (B, 3, H, W)."""
         return (rgb * self.luma_of_rgb).sum(1, keepdim=True) + 16 / 255
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    first = shape_of(state, "first_part.0.weight")
-    last = shape_of(state, "last_part.weight")
     if not has_convolutions(state, "first_part.0", "mid_part.0", "last_part"):
         return None
+    first = shape_of(state, "first_part.0.weight")
+    last = shape_of(state, "last_part.weight")
     if first[1] not in (1, 3) or first[2:] != (5, 5) or last[2:] != (9, 9):
         return None
-    return dict(state) if _depth(state) >= 0 else None
+    if _infer_num_blocks(state) < 0:
+        return None
+    return dict(state)
 
 
-def _depth(state: State) -> int:
-    """Count the 3×3 convolutions: those between the first and the last of `mid_part`."""
-    convs = count_names(state, r"mid_part\.\d+\.bias")
-    return convs - 2
+def _infer_num_blocks(state: State) -> int:
+    """Count the convolutions of `mid_part`, without the first and the last."""
+    convolutions = count_names(state, r"mid_part\.\d+\.bias")
+    return convolutions - 2
 
 
 def _infer(state: State) -> FSRCNNConfig:
-    d, channels = state["first_part.0.weight"].shape[:2]
+    channels, colors = state["first_part.0.weight"].shape[:2]
     return FSRCNNConfig(
-        image_channels=1 if channels == 1 else 3,
-        channels=d,
+        image_channels=1 if colors == 1 else 3,
+        channels=channels,
         shrunk_channels=state["mid_part.0.weight"].shape[0],
-        num_blocks=_depth(state),
+        num_blocks=_infer_num_blocks(state),
     )
 
 
 def _contract(config: FSRCNNConfig) -> Contract:
+    # The 3×3 convolutions, the 5×5 one, and 4 output pixels of the 9×9 one.
+    reach_px = config.num_blocks + 2 + math.ceil(4 / config.scale)
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        halo_px=config.num_blocks
-        + 2
-        + math.ceil(4 / config.scale),  # 3×3, 5×5, and 4 output pixels of 9×9
+        halo_px=reach_px,
     )
 
 

@@ -1,17 +1,22 @@
-"""SESR: collapsible linear blocks, trained wide with many skips, run as a plain stack of convolutions.
+"""SESR: collapsible linear blocks, wide during training, a plain stack of convolutions afterwards.
 
     lq (B, T, 3, H, W), frame by frame; luma (B·T, 1, H, W)
-      ├ 5×5, f ─ act ─┬─ (3×3 with inner skip, act) × m ─┐
-      │               └──────────────────────────────────┴─ 5×5 → (B·T, s², H, W) ─┐
-      └ nearest ×s ────────────────────────────────────────────────────────────────┴─ pixel shuffle ─ luma of sr
-      color ─ bicubic ×s ────────────────────────────────────────────────────────────────────────┴ sr (B, T, 3, sH, sW)
+      ├ 5×5 ─ act ─┬─ (3×3 with inner skip ─ act) × num_blocks ─┐
+      │            └────────────────────────────────────────────┴(+)─ 5×5 ─ (B·T, s², H, W) ─┐
+      └ nearest ×s ──────────────────────────────────────────────────────────────────────────┴(+)
+                                                                     ─ pixel shuffle ─ luma of sr
+      color ─ bicubic ×s ─ color of sr                                        sr (B, T, 3, sH, sW)
 
-    block: k×k to p channels, then 1×1; both linear, so they equal one k×k convolution, and so does the inner skip
+    block    k×k convolution to `expanded_channels`, then 1×1; both are linear, so that they and
+             the inner skip equal one k×k convolution
 
-Published configurations (Table 1), p = 256: M3, M5, M7, M11 with f = 16 and XL with f = 32, m = 11; PReLU.
+Published configurations (Table 1), 256 expanded channels, PReLU:
+    M3, M5, M7, M11    16 channels and 3, 5, 7, 11 blocks
+    XL                 32 channels and 11 blocks
 The published weights are for TensorFlow; no layout for PyTorch is in circulation.
 
-Source: Bhardwaj et al., Collapsible Linear Blocks for Super-Efficient Super Resolution, MLSys 2022, Sections 3.1, 3.2.
+Source: Bhardwaj et al., Collapsible Linear Blocks for Super-Efficient Super Resolution, MLSys 2022,
+Sections 3.1, 3.2.
 """
 
 from __future__ import annotations
@@ -25,18 +30,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tubelet.errors import ConfigError
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_choice, check_min
 from tubelet.models.state_dict import State, count_names, shape_of
 from tubelet.ops.resize import resample
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "SESR", "LinearBlock", "SESRConfig"]
 
+_SCALES = (2, 3, 4)
+# Weights of R, G and B, in [0, 1], in BT.601 luma, from 16 to 235; their sum is 219.
+_BT601_WEIGHTS = (65.481, 128.553, 24.966)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SESRConfig:
-    """Shape of a `SESR`."""
+    """Configuration of a `SESR`."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
         "f": "channels",
@@ -45,67 +54,79 @@ class SESRConfig:
     }
 
     scale: int = 4
-    """Factor of the output size: 2, 3 or 4."""
+    """Upscaling factor: 2, 3 or 4."""
     channels: int = 16
     """Width of the features."""
     num_blocks: int = 5
-    """3×3 blocks between the first and the last."""
+    """Number of 3×3 blocks between the first and the last."""
     expanded_channels: int = 256
-    """Width inside the blocks in training; 0 for the collapsed network."""
+    """Width inside the blocks during training; 0 for the collapsed network."""
 
     def __post_init__(self) -> None:
-        if (
-            self.scale not in (2, 3, 4)
-            or self.channels < 1
-            or self.num_blocks < 0
-            or self.expanded_channels < 0
-        ):
-            raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; f ≥ 1; m, p ≥ 0")
+        check_choice(self, "scale", _SCALES)
+        check_min(self, "channels", 1)
+        check_min(self, "num_blocks", 0)
+        check_min(self, "expanded_channels", 0)
 
 
 class LinearBlock(nn.Module):
-    """k×k convolution to `width` channels, then 1×1, plus an inner skip: collapsed before it meets the image.
+    """k×k convolution to `width` channels, 1×1 convolution, and a skip, applied as one convolution.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        side: k.
-        width: channels between the two.
-        skip: add the input to the output; both must have as many channels.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_px: Side of the kernel, k.
+        width: Channels between the two convolutions.
+        skip: Add the input to the output; both must have the same number of channels.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, side: int, width: int, *, skip: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_px: int,
+        width: int,
+        *,
+        skip: bool = False,
     ) -> None:
         super().__init__()
-        self.wide = nn.Conv2d(in_channels, width, side, padding=side // 2)
+        self.wide = nn.Conv2d(in_channels, width, kernel_px, padding=kernel_px // 2)
         self.narrow = nn.Conv2d(width, out_channels, 1)
         self.skip = skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, in, H, W) → (B, out, H, W)."""
+        """Map (B, in, H, W) to (B, out, H, W)."""
         weight, bias = self.collapsed()
         return functional.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
     def collapsed(self) -> tuple[Tensor, Tensor]:
-        """Multiply the two convolutions out (Algorithm 1) and add the skip (Algorithm 2): (out, in, k, k), (out,)."""
+        """Compute the equivalent convolution.
+
+        Returns:
+            Weight (out, in, k, k) and bias (out,).
+
+        Source: Algorithms 1 and 2.
+        """
+        # Algorithm 1: the product of the two convolutions
         narrow = self.narrow.weight[:, :, 0, 0]  # (out, width)
         weight = torch.einsum("ow,wikl->oikl", narrow, self.wide.weight)
+        bias = narrow @ _bias(self.wide) + _bias(self.narrow)
+        # Algorithm 2: the skip is a convolution with one in the middle of the kernels
         if self.skip:
-            middle = self.wide.weight.shape[-1] // 2
+            margin = weight.shape[-1] // 2
             identity = torch.eye(weight.shape[0], device=weight.device, dtype=weight.dtype)
-            weight = weight + functional.pad(identity[:, :, None, None], (middle,) * 4)
-        return weight, narrow @ _bias(self.wide) + _bias(self.narrow)
+            weight = weight + functional.pad(identity[:, :, None, None], (margin,) * 4)
+        return weight, bias
 
     def collapse(self) -> nn.Conv2d:
-        """Make the plain convolution that gives the same result."""
+        """Return the equivalent plain convolution."""
         weight, bias = self.collapsed()
-        out_channels, in_channels, side, _ = weight.shape
+        out_channels, in_channels, kernel_px, _ = weight.shape
         conv = nn.Conv2d(
             in_channels,
             out_channels,
-            side,
-            padding=side // 2,
+            kernel_px,
+            padding=kernel_px // 2,
             device=weight.device,
             dtype=weight.dtype,
         )
@@ -118,19 +139,11 @@ def _bias(conv: nn.Conv2d) -> Tensor:
     return conv.bias
 
 
-def _conv(
-    in_channels: int, out_channels: int, side: int, p: int, *, skip: bool = False
-) -> LinearBlock | nn.Conv2d:
-    if p:
-        return LinearBlock(in_channels, out_channels, side, p, skip=skip)
-    return nn.Conv2d(in_channels, out_channels, side, padding=side // 2)
-
-
 class SESR(nn.Module):
-    """Enlarge every frame by itself; see the drawing on top of this file.
+    """SESR, applied to each frame independently; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     luma_of_rgb: Tensor
@@ -138,36 +151,69 @@ class SESR(nn.Module):
     def __init__(self, config: SESRConfig) -> None:
         super().__init__()
         self.config = config
-        f, p = config.channels, config.expanded_channels
-        self.first = _conv(1, f, 5, p)
-        self.body = nn.ModuleList(_conv(f, f, 3, p, skip=True) for _ in range(config.num_blocks))
-        self.last = _conv(f, config.scale**2, 5, p)
-        self.acts = nn.ModuleList(nn.PReLU(f) for _ in range(config.num_blocks + 1))
-        weights = torch.tensor([65.481, 128.553, 24.966]) / 255  # BT.601, times 219/255
+        c = config.channels
+        width = config.expanded_channels
+        self.first = _build_block(1, c, 5, width)
+        self.body = nn.ModuleList()
+        for _ in range(config.num_blocks):
+            self.body.append(_build_block(c, c, 3, width, skip=True))
+        self.last = _build_block(c, config.scale**2, 5, width)
+        self.acts = nn.ModuleList()
+        for _ in range(config.num_blocks + 1):
+            self.acts.append(nn.PReLU(c))
+        weights = torch.tensor(_BT601_WEIGHTS) / 255
         self.register_buffer("luma_of_rgb", weights.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Enlarge `lq` (B, T, 3, H, W) to (B, T, 3, sH, sW); values can overshoot [0, 1]."""
-        frames, s = lq.flatten(0, 1).contiguous(), self.config.scale  # (B·T, 3, H, W)
+        """Upscale a clip.
+
+        Args:
+            lq: Low-quality clip, (B, T, 3, H, W), in [0, 1].
+
+        Returns:
+            (B, T, 3, sH, sW); values can exceed [0, 1].
+        """
+        frames = lq.flatten(0, 1).contiguous()  # (B·T, 3, H, W)
         luma = self._luma(frames)
-        first = x = self.acts[0](self.first(luma))  # (B·T, f, H, W)
-        for conv, act in zip(self.body, list(self.acts)[1:], strict=True):
+        first_act, *acts = self.acts
+        first = first_act(self.first(luma))  # (B·T, C, H, W)
+        x = first
+        for conv, act in zip(self.body, acts, strict=True):
             x = act(conv(x))
-        luma_sr = functional.pixel_shuffle(self.last(x + first) + luma, s)  # (B·T, 1, sH, sW)
-        # Bicubic color under new luma is bicubic RGB plus the same difference of luma in all three, times 255/219.
+        # The nearest-neighbor skip is equal in all s² sub-pixels: add it before the shuffle.
+        x = self.last(x + first) + luma
+        luma_sr = functional.pixel_shuffle(x, self.config.scale)  # (B·T, 1, sH, sW)
+
+        # Y, Cb and Cr are linear in R, G and B: new luma with bicubic Cb and Cr is bicubic RGB plus
+        # the difference of luma, times 255/219, in all three channels.
         rgb = resample(frames, (luma_sr.shape[-2], luma_sr.shape[-1]))
         sr = rgb + (luma_sr - self._luma(rgb)) * (255 / 219)  # (B·T, 3, sH, sW)
         return sr.reshape(*lq.shape[:2], *sr.shape[1:])
 
     def _luma(self, rgb: Tensor) -> Tensor:
+        """Compute BT.601 luma, (B, 1, H, W) from 16/255 to 235/255, of (B, 3, H, W)."""
         return (rgb * self.luma_of_rgb).sum(1, keepdim=True) + 16 / 255
 
     def collapse(self) -> SESR:
-        """Replace, in place, every block by the convolution that it equals; returns self."""
-        self.first, self.last = _collapsed(self.first), _collapsed(self.last)
-        self.body = nn.ModuleList(_collapsed(conv) for conv in self.body)
+        """Replace each block, in place, by the equivalent convolution; return the network."""
+        self.first = _collapsed(self.first)
+        self.last = _collapsed(self.last)
+        self.body = nn.ModuleList(map(_collapsed, self.body))
         self.config = replace(self.config, expanded_channels=0)
         return self
+
+
+def _build_block(
+    in_channels: int,
+    out_channels: int,
+    kernel_px: int,
+    width: int,
+    *,
+    skip: bool = False,
+) -> LinearBlock | nn.Conv2d:
+    if width == 0:
+        return nn.Conv2d(in_channels, out_channels, kernel_px, padding=kernel_px // 2)
+    return LinearBlock(in_channels, out_channels, kernel_px, width, skip=skip)
 
 
 def _collapsed(conv: nn.Module) -> nn.Module:
@@ -175,21 +221,27 @@ def _collapsed(conv: nn.Module) -> nn.Module:
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Claim our own names: trained (`first.wide.weight`) or collapsed (`first.weight`)."""
-    trained = "first.wide.weight" in state
-    first = shape_of(state, "first.wide.weight" if trained else "first.weight")
-    outputs = shape_of(state, "last.narrow.bias" if trained else "last.bias")
-    if len(first) != 4 or first[1:] != (1, 5, 5) or len(shape_of(state, "acts.0.weight")) != 1:
+    """Take our own names, with blocks (`first.wide.weight`) or collapsed (`first.weight`)."""
+    is_collapsed = "first.wide.weight" not in state
+    first = shape_of(state, "first.weight" if is_collapsed else "first.wide.weight")
+    last_bias = shape_of(state, "last.bias" if is_collapsed else "last.narrow.bias")
+    if len(first) != 4 or first[1:] != (1, 5, 5):
         return None
-    return dict(state) if outputs in ((4,), (9,), (16,)) else None
+    if len(shape_of(state, "acts.0.weight")) != 1:
+        return None
+    if last_bias not in ((4,), (9,), (16,)):
+        return None
+    return dict(state)
 
 
 def _infer(state: State) -> SESRConfig:
     wide = state.get("first.wide.weight")
+    last_bias = state["last.bias" if wide is None else "last.narrow.bias"]
+    num_acts = count_names(state, r"acts\..*")
     return SESRConfig(
-        scale=math.isqrt(state["last.bias" if wide is None else "last.narrow.bias"].shape[0]),
+        scale=math.isqrt(last_bias.shape[0]),
         channels=state["acts.0.weight"].shape[0],
-        num_blocks=count_names(state, r"acts\..*") - 1,
+        num_blocks=num_acts - 1,
         expanded_channels=0 if wide is None else wide.shape[0],
     )
 
@@ -198,7 +250,8 @@ def _contract(config: SESRConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("frame"),
-        halo_px=config.num_blocks + 4,  # two 5×5 and the 3×3 between them
+        # Two 5×5 convolutions, and the 3×3 convolutions between them.
+        halo_px=config.num_blocks + 4,
     )
 
 
