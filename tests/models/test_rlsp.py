@@ -83,5 +83,5 @@ def test_gradients_reach_every_parameter():
     "changes", [{"scale": 5}, {"num_layers": 1}, {"kernel_px": 2}, {"channels": 0}]
 )
 def test_bad_configuration_is_refused(changes):
-    with pytest.raises(ConfigError, match="out of range"):
+    with pytest.raises(ConfigError, match="must be"):
         RLSPConfig(**changes)

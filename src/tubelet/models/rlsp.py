@@ -1,15 +1,21 @@
-"""RLSP: recurrent latent space propagation, a plain stack of convolutions that feeds its output and a state back.
+"""RLSP: recurrent latent space propagation, convolutions that feed an output and a state back.
 
-    previous, current, next (B, 3, H, W) each · last output, space to depth (B, 3·s², H, W) · state (B, S, H, W)
-      └ cat ─ conv, ReLU × (layers − 1) ─ conv_out ─┬─ first 3·s² + current repeated ─ depth to space ─ sr
-                                                    └─ last S, ReLU ─ state of the next step
+    previous, current, next (B, 3, H, W) each ─────────────────┐
+    previous output before depth to space (B, 3·s², H, W) ─────┤
+    state (B, S, H, W) ────────────────────────────────────────┴ cat
+      ─ (conv ─ ReLU) × (num_layers − 1) ─ conv_out ─ (B, 3·s² + S, H, W)
 
-Beyond the ends of a clip the first or last frame is repeated; output and state begin at zero. Depth to space is in
-the order of TensorFlow: channel (dy·s + dx)·3 + c goes to row dy, column dx of color c. Published: ×4, 7 layers of
-64 or 128 filters, state 64 or 128, Vimeo-90K with blur-down degradation (σ = 1.5).
+    output = first 3·s² channels + current, repeated s² times
+    sr = depth to space of output
+    state of the next step = ReLU of the last S channels
 
-Source: Fuoli et al., Efficient Video Super-Resolution through Recurrent Latent Space Propagation, ICCVW 2019; the
-authors' PyTorch version, whose output is RGB (the paper's is luma).
+Beyond the ends of a clip the first or last frame is repeated; output and state start at zero. Depth
+to space is in the order of TensorFlow: channel (dy·s + dx)·3 + c goes to row dy, column dx of color
+c. Published: ×4, 7 layers of 64 or 128 channels, state of 64 or 128 channels, Vimeo-90K with
+blur-down degradation (σ = 1.5).
+
+Source: Fuoli et al., Efficient Video Super-Resolution through Recurrent Latent Space Propagation,
+ICCVW 2019; the authors' PyTorch version, whose output is RGB (the paper's is luma).
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.convolution import ConvAct
 from tubelet.layers.online import Hidden, run_online
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_choice, check_min
 from tubelet.models.state_dict import State, count_blocks, first_words, has_convolutions, shape_of
 from tubelet.types import Temporal
 
@@ -35,65 +42,73 @@ _PUBLISHED_SCALE = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RLSPConfig:
-    """Shape of an `RLSP`."""
+    """Configuration of an `RLSP`."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {"filters": "channels", "layers": "num_layers"}
 
     scale: int = _PUBLISHED_SCALE
-    """Factor of the output size."""
+    """Upscaling factor: 2, 3 or 4."""
     num_layers: int = 7
-    """Convolutions, the first and the last included."""
+    """Number of convolutions, including the first and the last."""
     channels: int = 128
     """Width of the features."""
     state_channels: int = 128
-    """Width of the latent state."""
+    """Width S of the latent state."""
     kernel_px: int = 3
-    """Side of the convolutions, odd."""
+    """Side of the kernels, odd."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4) or self.num_layers < 2 or self.kernel_px % 2 != 1:
-            raise ConfigError(f"{self} is out of range: scale 2, 3 or 4; layers ≥ 2; kernel_px odd")
-        if self.channels < 1 or self.state_channels < 1:
-            raise ConfigError(f"{self} is out of range: filters, state_channels ≥ 1")
+        check_choice(self, "scale", (2, 3, 4))
+        check_min(self, "num_layers", 2)
+        check_min(self, "channels", 1)
+        check_min(self, "state_channels", 1)
+        if self.kernel_px % 2 != 1:
+            raise ConfigError(f"RLSPConfig: kernel_px={self.kernel_px} must be odd")
 
 
 class RLSP(nn.Module):
-    """Recurrent latent space propagation.
+    """Recurrent latent space propagation; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, config: RLSPConfig) -> None:
         super().__init__()
         self.config = config
-        k, width, outputs = (
-            config.kernel_px,
-            config.channels,
-            3 * config.scale**2 + config.state_channels,
-        )
-        self.conv1 = ConvAct(3 * 3 + outputs, width, k, act="relu")
-        self.conv_list = nn.ModuleList(
-            ConvAct(width, width, k, act="relu") for _ in range(config.num_layers - 2)
-        )
-        self.conv_out = nn.Conv2d(width, outputs, k, padding=k // 2)
+        c = config.channels
+        k = config.kernel_px
+        out_channels = 3 * config.scale**2 + config.state_channels
+        # Three frames, the previous output and the state
+        in_channels = 3 * 3 + out_channels
+        self.conv1 = ConvAct(in_channels, c, k, act="relu")
+        self.conv_list = nn.ModuleList()
+        for _ in range(config.num_layers - 2):
+            self.conv_list.append(ConvAct(c, c, k, act="relu"))
+        self.conv_out = nn.Conv2d(c, out_channels, k, padding=k // 2)
 
-    def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        """Restore one frame.
+    def step(
+        self,
+        lq: Tensor,
+        hidden: Hidden | None,
+    ) -> tuple[Tensor, Hidden]:
+        """Upscale one frame.
 
         Args:
-            lq: (B, 2, 3, H, W), the frame and the next one.
-            hidden: previous frame (B, 3, H, W), last output before depth to space (B, 3·s², H, W), state
-                (B, S, H, W); None at the start of a scene.
+            lq: Current frame and the next one, (B, 2, 3, H, W).
+            hidden: Previous frame (B, 3, H, W), previous output before depth to space
+                (B, 3·s², H, W) and state (B, S, H, W); None at the start of a scene.
 
         Returns:
             sr (B, 3, sH, sW), and the hidden state for the next step.
         """
         current, following = lq.unbind(1)
-        pixels = 3 * self.config.scale**2
+        scale = self.config.scale
+        output_channels = 3 * scale**2
         if hidden is None:
-            b, _, h, w = current.shape
-            zeros = lq.new_zeros(b, pixels + self.config.state_channels, h, w)
+            batch, _, height, width = current.shape
+            zero_channels = output_channels + self.config.state_channels
+            zeros = lq.new_zeros(batch, zero_channels, height, width)
             x = torch.cat([current, current, following, zeros], 1)
         else:
             previous, output, state = hidden
@@ -101,31 +116,34 @@ class RLSP(nn.Module):
         x = self.conv1(x)
         for conv in self.conv_list:
             x = conv(x)
-        x = self.conv_out(x)
-        output = x[:, :pixels] + current.repeat(1, self.config.scale**2, 1, 1)
-        return depth_to_space(output, self.config.scale), (current, output, x[:, pixels:].relu())
+        x = self.conv_out(x)  # (B, 3·s² + S, H, W)
+        output = x[:, :output_channels] + current.repeat(1, scale**2, 1, 1)
+        state = x[:, output_channels:].relu()
+        return depth_to_space(output, scale), (current, output, state)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW), the same as `step` by `step`."""
+        """Upscale a clip, (B, T, 3, H, W) → (B, T, 3, sH, sW), with the results of `step`."""
         sr, _ = run_online(self.step, lq, lookahead=1)
         return sr
 
 
 def depth_to_space(x: Tensor, scale: int) -> Tensor:
-    """Move channels (dy·s + dx)·C + c to row dy and column dx of channel c.
+    """Move channel (dy·s + dx)·C + c to row dy and column dx of channel c.
 
     Args:
         x: (B, s²·C, H, W).
-        scale: s.
+        scale: Factor s.
 
     Returns:
         (B, C, sH, sW).
 
     Source: TensorFlow's `depth_to_space`; `pixel_shuffle` has the channels outermost instead.
     """
-    b, channels, h, w = x.shape
-    x = x.reshape(b, scale, scale, channels // scale**2, h, w)  # (B, dy, dx, C, H, W)
-    return x.permute(0, 3, 4, 1, 5, 2).reshape(b, -1, h * scale, w * scale)
+    batch, in_channels, height, width = x.shape
+    channels = in_channels // scale**2
+    x = x.reshape(batch, scale, scale, channels, height, width)  # (B, dy, dx, C, H, W)
+    x = x.permute(0, 3, 4, 1, 5, 2)  # (B, C, H, dy, W, dx)
+    return x.reshape(batch, -1, height * scale, width * scale)
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
@@ -134,15 +152,19 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     if not first_words(state) <= {"conv1", "conv_list", "conv_out"}:
         return None
     first = shape_of(state, "conv1.weight")
-    outputs = shape_of(state, "conv_out.weight")[0]
-    # Any split of the outputs into pixels and state fits the shapes; every published file is for ×4.
-    if first[1] != 3 * 3 + outputs or outputs <= 3 * _PUBLISHED_SCALE**2 or first[-1] % 2 != 1:
+    out_channels = shape_of(state, "conv_out.weight")[0]
+    if first[1] != 3 * 3 + out_channels or first[-1] % 2 != 1:
+        return None
+    # The shapes fit any division of the output channels into pixels and state; all published files
+    # are for ×4.
+    if out_channels <= 3 * _PUBLISHED_SCALE**2:
         return None
     return dict(state)
 
 
 def _infer(state: State) -> RLSPConfig:
-    first, last = state["conv1.weight"], state["conv_out.weight"]
+    first = state["conv1.weight"]
+    last = state["conv_out.weight"]
     return RLSPConfig(
         num_layers=2 + count_blocks(state, "conv_list."),
         channels=first.shape[0],
@@ -155,6 +177,7 @@ def _contract(config: RLSPConfig) -> Contract:
     return Contract(
         scale=config.scale,
         temporal=Temporal("online", lookahead=1),
+        # Each convolution reaches half a kernel further.
         halo_px=config.num_layers * (config.kernel_px // 2),
     )
 
@@ -166,5 +189,6 @@ ARCHITECTURE = Architecture(
     translate=_translate,
     infer=_infer,
     contract=_contract,
-    source="Fuoli et al., Efficient Video Super-Resolution through Recurrent Latent Space Propagation, ICCVW 2019",
+    source="Fuoli et al., Efficient Video Super-Resolution through Recurrent Latent Space "
+    "Propagation, ICCVW 2019",
 )

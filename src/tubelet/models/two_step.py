@@ -7,7 +7,7 @@
     step 2    left  ─ Φ_L ────────────────────────────────┐ F_L
               hq    ─ s0 ── s1 ── s2 ── s3 ── s4 ── s5 ──(+) F_HQ           Ψ's encoder
               right ─ Φ_R ────────────────────────────────┤ F_R
-              sr ─ head ─ u0 ── u1 ── u2 ── u3 ── u4 ─────┘                 Ψ's decoder
+              sr ◄ head ◄ u0 ◄─ u1 ◄─ u2 ◄─ u3 ◄─ u4 ◄────┘                 Ψ's decoder
                                                       F_L, F_HQ, F_R (B, 16C, H/16, W/16)
 
     stage sᵢ       (2×2 max-pooling, except in s0,) conv pair
