@@ -369,7 +369,7 @@ def test_a_stream_that_runs_out_of_memory_goes_on_in_windows():
     model.restore = fails_late
     engine = engine_of(STREAM, model)
     out = torch.stack([frame.rgb for frame in engine.restore(frames_of(clip), starts_scene=NEVER)])
-    assert engine.notes[-1] == "out of memory: continuing with 16 frames at once"
+    assert engine.notes[-1] == "out of memory: continuing with windows of 16 frames"
     torch.testing.assert_close(
         out, expected, rtol=0, atol=0.01
     )  # a seam sees 4 frames on each side
@@ -550,8 +550,6 @@ def test_encodings_are_dropped_when_memory_runs_out():
         [network.encode(frame) for frame in lq.unbind(1)]
     ).unsqueeze(1)
     out = list(engine.restore(frames_of(clip), starts_scene=NEVER, plan=plan))
-    assert engine.notes == [
-        "out of memory: continuing without keeping what is computed of each frame"
-    ]
+    assert engine.notes == ["out of memory: continuing without the cache of frame encodings"]
     for a, b in zip(out, expected, strict=True):
         torch.testing.assert_close(a.rgb, b.rgb, rtol=0, atol=1e-5)

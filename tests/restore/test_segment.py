@@ -176,7 +176,7 @@ def test_context_is_what_makes_them_so(spec: ModelSpec) -> None:
     plan = plan_of(engine, clip, 5)
     engine.follow(plan)
     stream = SegmentStream(frames_of(clip), plan, keeps_state=False, starts_scene=cuts_at())
-    stream._before = stream._after = 0
+    stream._context_before = stream._context_after = 0
     sink = ListSink()
     for frames in stream:
         restore_segment(frames, engine, sink)
@@ -259,7 +259,7 @@ def test_no_more_frames_are_held_than_a_segment_needs(spec: ModelSpec) -> None:
         restore_segment(frames, engine, ListSink())
         done += 20
         assert len(alive) <= done + after + 1
-        assert len(segments._tape._held) <= before + 2 * after + 2
+        assert len(segments._buffer._entries) <= before + 2 * after + 2
 
 
 # From file to file
@@ -290,7 +290,7 @@ def restore_part(job: Job, segment: Segment, path: Path) -> int:
         PartWriter(path) as part,
     ):
         encoder = VideoEncoder(job.form, job.clock, part, segment=segment.index)
-        return restore_segment(frames, engine, encoder).frames
+        return restore_segment(frames, engine, encoder).num_frames
 
 
 def uneven_video(path: Path, *, frames: int = 24) -> Path:

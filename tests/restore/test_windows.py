@@ -82,7 +82,7 @@ def test_windows_hold_no_more_than_one_window_and_the_next_frame():
     done = 0
     while (cut := cutter.cut(done, size=8, overlap=2)) is not None:
         assert len(pulled) <= cut[1].stop + 1
-        assert len(cutter._held) <= 9
+        assert len(cutter._buffer) <= 9
         done = cut[1].keep_stop
 
 

@@ -1,1 +1,1 @@
-"""The restoration engine and the job around it: what `tubelet upscale` runs."""
+"""The restoration engine, and the job that upscales a video with it: `tubelet upscale`."""

@@ -1,4 +1,4 @@
-"""Restore the frames of a window model, each encoded once although it is in several windows."""
+"""Restore the frames of a window model with one encoding per frame, shared by all its windows."""
 
 from __future__ import annotations
 
@@ -14,40 +14,44 @@ __all__ = ["EncodingCache"]
 
 
 class EncodingCache:
-    """Holds the encodings of the frames of one window: 2 · radius + 1 of them.
+    """Caches the encodings of the 2 · radius + 1 frames of one window.
 
     Args:
-        runner: encodes and fuses.
+        runner: Encodes frames and fuses windows.
     """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        # By identity of the frame, which is kept so that no other frame can have the same identity.
-        self._held: dict[int, tuple[Frame, Encoding]] = {}
-        self._made_by: tuple[str, Precision] | None = None
+        # By identity of the frame. The frame is stored, too, so that its identity is not reused.
+        self._encodings: dict[int, tuple[Frame, Encoding]] = {}
+        self._number_format: tuple[str, Precision] | None = None
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._held.clear()
+        """Drop all encodings."""
+        self._encodings.clear()
 
     def restore(self, window: Sequence[Frame], plan: Plan) -> Tensor:
-        """Restore the middle frame of a window: (1, 1, 3, sH, sW).
+        """Restore the center frame of a window: (1, 1, 3, sH, sW).
 
         Args:
-            window: frames in order; the ends of a scene repeat a frame.
-            plan: how to do it.
+            window: Frames in order; a frame is repeated at the ends of a scene.
+            plan: Plan to follow.
         """
-        made_by = (plan.device, plan.precision)
-        if self._made_by != made_by:
-            # Encodings of another device or number format do not go together with new ones.
+        number_format = (plan.device, plan.precision)
+        if self._number_format != number_format:
+            # Encodings of another device or precision cannot be fused with new ones.
             self.clear()
-            self._made_by = made_by
-        present = {id(frame): frame for frame in window}
-        for key in self._held.keys() - present.keys():
-            del self._held[key]
-        for key, frame in present.items():
-            if key not in self._held:
+            self._number_format = number_format
+
+        # Drop the encodings of frames that left the window.
+        window_frames = {id(frame): frame for frame in window}
+        for key in self._encodings.keys() - window_frames.keys():
+            del self._encodings[key]
+
+        # Usually only the last frame of the window is new.
+        for key, frame in window_frames.items():
+            if key not in self._encodings:
                 lq = frame.rgb[None, None]  # (1, 1, 3, H, W)
-                self._held[key] = frame, self._runner.encode(lq, plan)
-        encodings = [self._held[id(frame)][1] for frame in window]
+                self._encodings[key] = (frame, self._runner.encode(lq, plan))
+        encodings = [self._encodings[id(frame)][1] for frame in window]
         return self._runner.fuse(encodings, plan)

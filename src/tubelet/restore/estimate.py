@@ -1,4 +1,4 @@
-"""`describe`: what upscaling a video would do, and about how long it would take; nothing is written."""
+"""`describe`: what upscaling a video would do, and how long it would take. Nothing is written."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ _BITS_PER_PX = {
     "png": 12.0,
     "rawvideo": 12.0,
 }
-"""Of upscaled video at default quality, true to a factor of two or so; it only serves an estimate."""
+"""Bits per pixel of upscaled video at the default quality, accurate to a factor of about two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a run would do, without doing it.
+    """Preview of an upscaling run.
 
     Attributes:
-        info: the input.
-        model: id of the model.
-        plan: how frames would be restored: sizes, tiles, windows, device, precision.
-        codec: of the output; png for images, rawvideo for a pipe.
-        frames: expected number in the output, None where the header does not say.
-        frame_rate: of the output, frames a second; None where that of the input is unknown.
-        frame_s: seconds that the model takes for a frame, from a short run on a part of the image.
-        restore_s: the same for all frames; encoding goes on at the same time and can take longer.
-        output_bytes: rough size of the output, None where the number of frames is unknown.
-        notes: what a user should know of the output, a line each.
+        info: Description of the input.
+        model: Id of the model.
+        plan: Plan of the restoration: sizes, tiles, windows, device, precision.
+        codec: Codec of the output; png for images, rawvideo for a pipe.
+        frames: Expected number of output frames; None if the header does not contain it.
+        frame_rate: Frames per second of the output; None if that of the input is unknown.
+        frame_s: Seconds per frame for the model, from a short run on a section of the image.
+        restore_s: Seconds for all frames; encoding runs in parallel and can take longer.
+        output_bytes: Rough size of the output; None if the number of frames is unknown.
+        notes: Messages for the user about the output, one line each.
     """
 
     info: VideoInfo
@@ -70,8 +70,14 @@ class Description:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `--dry-run --json` prints: plain data, the plan as `Plan.from_json` reads it."""
+        """Return the plain data that `--dry-run --json` prints; `Plan.from_json` reads its plan."""
         width, height = self.plan.output
+        frame_rate = None
+        if self.frame_rate is not None:
+            frame_rate = round(float(self.frame_rate), 6)
+        restore_s = None
+        if self.restore_s is not None:
+            restore_s = round(self.restore_s, 3)
         return {
             "input": self.info.source,
             "model": self.model,
@@ -79,9 +85,9 @@ class Description:
             "height": height,
             "codec": self.codec,
             "frames": self.frames,
-            "frame_rate": None if self.frame_rate is None else round(float(self.frame_rate), 6),
+            "frame_rate": frame_rate,
             "frame_s": round(self.frame_s, 6),
-            "restore_s": None if self.restore_s is None else round(self.restore_s, 3),
+            "restore_s": restore_s,
             "output_bytes": self.output_bytes,
             "notes": list(self.notes),
             "plan": to_plain(self.plan),
@@ -89,59 +95,73 @@ class Description:
 
 
 def describe(src: str | Path, dst: str | Path, settings: UpscaleSettings) -> Description:
-    """Say what `run` would do and about how long it would take; nothing is written.
+    """Describe the run that `run` would do and estimate its time; nothing is written.
 
     Args:
-        src: as in `upscale`, but not a pipe.
-        dst: as in `upscale`; it is checked, and its ending counts for the size.
-        settings: as in `run`.
+        src: Source as in `upscale`, but not a pipe.
+        dst: Output as in `upscale`; it is checked, and its suffix determines the codec.
+        settings: Settings as in `run`.
 
     Raises:
-        RequestError, InputError, ResourceError: as `upscale` would.
+        RequestError, InputError, ResourceError: As `upscale` would.
     """
     check_output(dst, source=src, overwrite=settings.overwrite)
     info = probe(src)
     engine = build_engine(settings, info)
     plan = engine.plan(info.height, info.width)
-    width, height = plan.output
-    frames = expected_frames(info, settings)
-    codec, notes = _choose_codec(dst, info, (width, height), settings)
-    bits_per_px = _bits_per_px(codec, settings.crf)
+    codec, notes = _choose_codec(dst, info, plan.output, settings)
+    # Timing follows another plan, for a smaller image.
     frame_s = _time_frame(engine, info)
+
+    num_frames = expected_frames(info, settings)
+    restore_s = None
+    output_bytes = None
+    if num_frames is not None:
+        width, height = plan.output
+        bits_per_px = _bits_per_px(codec, settings.crf)
+        restore_s = num_frames * frame_s
+        output_bytes = round(num_frames * width * height * bits_per_px / 8)
     return Description(
         info=info,
         model=engine.spec.id,
         plan=plan,
         codec=codec,
-        frames=frames,
+        frames=num_frames,
         frame_rate=output_info(info, settings).average_rate,
         frame_s=frame_s,
-        restore_s=None if frames is None else frames * frame_s,
-        output_bytes=None if frames is None else round(frames * width * height * bits_per_px / 8),
+        restore_s=restore_s,
+        output_bytes=output_bytes,
         notes=notes,
     )
 
 
 def _time_frame(engine: Engine, info: VideoInfo) -> float:
-    """Time the model on noise, on a part of the image, and scale by area."""
+    """Time the model on a small clip of noise, and scale the time by the area."""
     height = min(info.height, _TIMED_SIDE_PX)
     width = min(info.width, _TIMED_SIDE_PX)
-    clip = [
-        Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t)
-        for t in range(_TIMED_FRAMES)
-    ]
+    clip: list[Frame] = []
+    for t in range(_TIMED_FRAMES):
+        noise = torch.rand(3, height, width)
+        clip.append(Frame(noise, pts=t, time_base=Fraction(1, 25), index=t))
+
     frame_s = 0.0
-    for _ in range(2):  # the first run warms up
+    # The first run only warms up.
+    for _ in range(2):
         start_s = time.monotonic()
-        num_frames = sum(1 for _ in engine.restore(clip, starts_scene=lambda _: False))
+        restored = engine.restore(clip, starts_scene=lambda _: False)
+        num_frames = sum(1 for _ in restored)
         frame_s = (time.monotonic() - start_s) / num_frames
     return frame_s * info.height * info.width / (height * width)
 
 
 def _choose_codec(
-    dst: str | Path, info: VideoInfo, size: tuple[int, int], settings: UpscaleSettings
+    dst: str | Path,
+    info: VideoInfo,
+    size: tuple[int, int],
+    settings: UpscaleSettings,
 ) -> tuple[str, tuple[str, ...]]:
-    """Ask the writer's rules for the codec and what there is to know about it."""
+    """Choose the codec as the writer would; return it with the notes on the output."""
+    # Folders and patterns hold PNG files, and a pipe carries y4m.
     kind = destination_kind(dst)
     if kind in ("folder", "pattern"):
         return "png", ()
@@ -151,7 +171,9 @@ def _choose_codec(
 
 
 def _bits_per_px(codec: str, crf: float | None) -> float:
-    default = CODECS[codec].crf if codec in CODECS else None
-    if crf is None or default is None:
-        return _BITS_PER_PX[codec]
-    return _BITS_PER_PX[codec] * 2 ** ((default - crf) / 6)  # six steps double the rate
+    bits_per_px = _BITS_PER_PX[codec]
+    default_crf = CODECS[codec].crf if codec in CODECS else None
+    if crf is None or default_crf is None:
+        return bits_per_px
+    # Six steps of the CRF double the bit rate.
+    return bits_per_px * 2 ** ((default_crf - crf) / 6)

@@ -1,4 +1,4 @@
-"""`upscale`: a video file in, a larger one out, segment by segment.
+"""`upscale`: read a video, restore it segment by segment, and write the larger video.
 
 reader (thread) → segments → engine (this thread) → encoder, muxer (thread)
 """
@@ -39,7 +39,9 @@ from tubelet.zoo.opening import open_model
 __all__ = ["build_engine", "encode_settings", "expected_frames", "output_info", "run", "upscale"]
 
 _QUEUE_BYTES = 256 << 20
-"""Of frames, in floats, that may wait on each side of the engine."""
+"""Size of the queue on each side of the engine, in bytes of float frames."""
+_BYTES_PER_PX = 12
+"""Three channels of float32."""
 
 
 def upscale(
@@ -56,28 +58,33 @@ def upscale(
     """Upscale a video, as `tubelet upscale` does.
 
     Args:
-        src: video file, folder of images, printf pattern (frames/%05d.png), or "-": y4m on standard input.
-        dst: video file, folder or pattern of PNGs, or "-" for y4m on the standard output.
-        model: id of a model, or a name that stands for one per scale ("default", "bicubic", "lanczos").
-        scale: factor of the output size; default: the model's own.
-        on_progress: called in this thread, at most ten times a second and once at the end.
-        cancel: stops the run from another thread, or from `on_progress`.
-        plan: how to restore the frames, as `describe` and `--dry-run --json` give it; by default it is made now.
-        settings: other fields of `UpscaleSettings`.
+        src: Video file, folder of images, printf pattern (frames/%05d.png), or "-" for y4m on the
+            standard input.
+        dst: Video file, folder or pattern of PNGs, or "-" for y4m on the standard output.
+        model: Id of a model, or a name that selects a model by the scale ("default", "bicubic",
+            "lanczos").
+        scale: Upscaling factor; default: that of the model.
+        on_progress: Called in this thread, up to ten times a second and once at the end.
+        cancel: Stops the run from another thread, or from `on_progress`.
+        plan: Plan to follow, as `describe` and `--dry-run --json` return it; by default it is made
+            now.
+        settings: Other fields of `UpscaleSettings`.
 
     Returns:
-        What was done.
+        A summary of the run.
 
     Raises:
-        RequestError: the model's name or the output's path makes no sense; ConfigError: a setting does not.
-        InputError: the input cannot be read.
-        IncompleteError: the output has every frame that could be decoded, but something was missing.
-        ResourceError: memory or disk did not suffice, or the device is absent.
+        RequestError: The name of the model or the path of the output is invalid.
+        ConfigError: A setting is invalid.
+        InputError: The input cannot be read.
+        IncompleteError: The output has every frame that could be decoded, but the input was damaged
+            or incomplete.
+        ResourceError: Memory or disk space did not suffice, or the device is not available.
         Cancelled: `cancel` was cancelled; no output is left.
     """
-    known = sorted(field.name for field in fields(UpscaleSettings))
-    for name in settings.keys() - set(known):
-        raise ConfigError(f"upscale has no setting {name!r}; {suggest(name, known)}")
+    names = sorted(field.name for field in fields(UpscaleSettings))
+    for name in settings.keys() - set(names):
+        raise ConfigError(f"upscale has no setting {name!r}; {suggest(name, names)}")
     request = UpscaleSettings(model=model, scale=scale, **settings)
     return run(src, dst, request, on_progress=on_progress, cancel=cancel, plan=plan)
 
@@ -91,16 +98,20 @@ def run(
     cancel: CancelToken | None = None,
     plan: Plan | None = None,
 ) -> Result:
-    """Upscale a video with settings that are already made; see `upscale`."""
+    """Upscale a video with a complete `UpscaleSettings`; see `upscale`."""
     began_s = time.monotonic()
     ticker = Ticker(on_progress, unit="frame", label=Path(src).name, cancel=cancel)
     check_output(dst, source=src, overwrite=settings.overwrite)
     start_s = settings.start or 0.0
-    cores = torch.get_num_threads()
+    num_threads = torch.get_num_threads()
     try:
         with open_reader(
-            src, start_s=start_s, duration_s=settings.duration, gamut="keep"
+            src,
+            start_s=start_s,
+            duration_s=settings.duration,
+            gamut="keep",
         ) as reader:
+            # Choose the model, and plan the restoration.
             engine = build_engine(settings, reader.info)
             if plan is None:
                 plan = engine.plan(reader.info.height, reader.info.width)
@@ -108,52 +119,59 @@ def run(
                 check_plan(plan, engine.spec, settings, reader.info.width, reader.info.height)
                 settings = replace(settings, fps="x2" if plan.doubles_rate else None)
             engine.follow(plan)
+
+            # Choose the format of the output.
             ticker.total = expected_frames(reader.info, settings)
             info = output_info(reader.info, settings)
+            width, height = plan.output
             form = choose_output_format(
                 dst,
                 like=info,
-                width=plan.output[0],
-                height=plan.output[1],
+                width=width,
+                height=height,
                 settings=encode_settings(settings),
                 start_s=start_s,
                 duration_s=settings.duration,
             )
+
             with open_output(dst, form, like=info, overwrite=settings.overwrite) as output:
                 _restore_segments(reader, engine, form, output, ticker, cancel)
                 if not ticker.done:
-                    raise InputError(_nothing_to_restore(src, reader, settings))
+                    raise InputError(_empty_input_message(src, reader, settings))
     finally:
-        # The threads set it to 1, which new threads would inherit.
-        torch.set_num_threads(cores)
+        # The reader and writer threads set it to 1, which new threads would inherit.
+        torch.set_num_threads(num_threads)
     ticker.finish()
+
     notes = (*engine.notes, *output.notes)
     if reader.problems:
         problems = "; ".join(reader.problems)
         raise IncompleteError(
-            f"{dst} has the {ticker.done} frames that could be decoded, but {problems}", notes=notes
+            f"{dst} has the {ticker.done} frames that could be decoded, but {problems}",
+            notes=notes,
         )
     return Result(
         path=None if str(dst) == "-" else Path(dst),
         model=engine.spec.id,
         frames=ticker.done,
-        width=plan.output[0],
-        height=plan.output[1],
+        width=width,
+        height=height,
         elapsed_s=time.monotonic() - began_s,
         notes=notes,
     )
 
 
 def build_engine(settings: UpscaleSettings, info: VideoInfo) -> Engine:
-    """Make the engine that `run` would use for this input.
+    """Build the engine that `run` would use for this input.
 
     Args:
-        settings: as in `run`.
-        info: of the input; its height decides between models where `settings.height` is given.
+        settings: Settings as in `run`.
+        info: Description of the input; with `settings.height`, its height selects the model.
 
     Raises:
-        RequestError, CheckpointError, ResourceError: as `upscale` would.
+        RequestError, CheckpointError, ResourceError: As `upscale` would.
     """
+    # A name such as "default" stands for one model per scale; the factor selects it.
     factor = settings.height / info.height if settings.height else settings.scale
     opened = open_model(settings.model, factor=factor)
     return Engine(opened.spec, opened.network, settings)
@@ -167,113 +185,133 @@ def _restore_segments(
     ticker: Ticker,
     cancel: CancelToken | None,
 ) -> None:
-    """Run the three stages until the input ends."""
+    """Decode, restore and encode in three threads until the input ends."""
     plan = engine.current_plan
-    frames_before = _depth(reader.info.width, reader.info.height)
-    frames_after = _depth(*plan.output)
+    input_depth = _queue_depth(reader.info.width, reader.info.height)
+    output_depth = _queue_depth(*plan.output)
     with (
-        read_ahead(reader, depth=frames_before, cancel=cancel) as source,
-        write_behind(_do, depth=frames_after) as steps,
+        read_ahead(reader, depth=input_depth, cancel=cancel) as source,
+        write_behind(_call, depth=output_depth) as encoder_calls,
     ):
         stream = SegmentStream(
-            source, plan, keeps_state=True, starts_scene=scene_detector(plan.contract)
+            source,
+            plan,
+            keeps_state=True,
+            starts_scene=scene_detector(plan.contract),
         )
+        # The clock of the output starts with the first frame.
         first_s = stream.first_s()
         if first_s is None:
             return
         clock = form.clock(first_s)
+
         hidden: Hidden = None
         for index, frames in enumerate(stream):
             if cancel is not None:
                 cancel.raise_if_cancelled()
             open_encoder = partial(VideoEncoder, form, clock, output, segment=index)
-            known = hidden if frames.continues_scene else None
-            part = restore_segment(
+            # The state of an online model never crosses a cut.
+            if not frames.continues_scene:
+                hidden = None
+            result = restore_segment(
                 frames,
                 engine,
-                _QueuedEncoder(steps, open_encoder),
-                hidden=known,
+                _QueuedEncoder(encoder_calls, open_encoder),
+                hidden=hidden,
                 on_frame=lambda frame: ticker.tick(time_s=frame.time_s),
             )
-            hidden = part.hidden
+            hidden = result.hidden
 
 
 class _QueuedEncoder:
-    """A `FrameSink` whose encoder works in the writer's thread, where it is also opened: encoders take turns there.
+    """A `FrameSink` that queues the calls of an encoder for the writer thread.
+
+    The encoder is also opened there: so the encoders of consecutive segments follow one another.
 
     Args:
-        steps: done one after the other in that thread.
-        open_encoder: opens the encoder of the segment.
+        calls: Queue of functions that the writer thread calls in order.
+        open_encoder: Opens the encoder of the segment.
     """
 
     def __init__(
-        self, steps: WriteBehind[Callable[[], None]], open_encoder: Callable[[], VideoEncoder]
+        self,
+        calls: WriteBehind[Callable[[], None]],
+        open_encoder: Callable[[], VideoEncoder],
     ) -> None:
-        self._steps = steps
+        self._calls = calls
         self._open_encoder = open_encoder
         self._encoder: VideoEncoder | None = None
 
     def write(self, frame: Frame) -> None:
         """Queue a frame."""
-        self._steps.put(partial(self._write, frame))
+        self._calls.put(partial(self._write, frame))
 
     def finish(self, next_s: Fraction | None = None) -> None:
         """Queue the end of the segment."""
-        self._steps.put(partial(self._finish, next_s))
+        self._calls.put(partial(self._finish, next_s))
 
     def _write(self, frame: Frame) -> None:
-        self._opened().write(frame)
+        self._opened_encoder().write(frame)
 
     def _finish(self, next_s: Fraction | None) -> None:
-        self._opened().finish(next_s)
+        self._opened_encoder().finish(next_s)
 
-    def _opened(self) -> VideoEncoder:
+    def _opened_encoder(self) -> VideoEncoder:
         if self._encoder is None:
             self._encoder = self._open_encoder()
         return self._encoder
 
 
-def _do(step: Callable[[], None]) -> None:
-    step()
+def _call(function: Callable[[], None]) -> None:
+    function()
 
 
-def _depth(width: int, height: int) -> int:
-    """Frames of a queue: enough to even out the stages, bounded in bytes."""
-    return min(8, max(2, _QUEUE_BYTES // (12 * width * height)))
+def _queue_depth(width: int, height: int) -> int:
+    """Choose the length of a queue: enough to even out the stages, limited in bytes."""
+    frame_bytes = _BYTES_PER_PX * width * height
+    return min(8, max(2, _QUEUE_BYTES // frame_bytes))
 
 
 def expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:
-    """Guess the number of frames of the output from the header."""
-    frames = _frames_to_read(info, settings)
-    return doubled_frames(frames) if settings.fps and frames is not None else frames
+    """Estimate the number of output frames from the header; None if it is not known."""
+    num_frames = _expected_input_frames(info, settings)
+    if num_frames is None:
+        return None
+    return doubled_frames(num_frames) if settings.fps else num_frames
 
 
-def _frames_to_read(info: VideoInfo, settings: UpscaleSettings) -> int | None:
+def _expected_input_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:
     if settings.start is None and settings.duration is None:
         return info.frames_hint
-    rest_s = (
-        None if info.duration_s is None else max(0.0, info.duration_s - (settings.start or 0.0))
-    )
-    known_s = [seconds for seconds in (rest_s, settings.duration) if seconds is not None]
-    if info.average_rate is None or not known_s:
+    # The section ends after the requested duration, or with the video.
+    limits_s: list[float] = []
+    if info.duration_s is not None:
+        start_s = settings.start or 0.0
+        limits_s.append(max(0.0, info.duration_s - start_s))
+    if settings.duration is not None:
+        limits_s.append(settings.duration)
+    if info.average_rate is None or not limits_s:
         return None
-    return round(min(known_s) * info.average_rate)
+    return round(min(limits_s) * info.average_rate)
 
 
 def output_info(info: VideoInfo, settings: UpscaleSettings) -> VideoInfo:
-    """Describe the input as the writer should take it: with the times and the rate of the output."""
+    """Describe the input with the time base and frame rate of the output, for the writer."""
     return doubled_info(info) if settings.fps else info
 
 
-def _nothing_to_restore(src: str | Path, reader: Reader, settings: UpscaleSettings) -> str:
+def _empty_input_message(src: str | Path, reader: Reader, settings: UpscaleSettings) -> str:
     if reader.problems:
         return f"{src} has no image that can be decoded: {'; '.join(reader.problems)}"
-    until = "" if settings.duration is None else f" for {settings.duration:g} s"
-    known_s = reader.info.duration_s
-    length = "" if known_s is None else f"; its video is {known_s:.2f} s long"
-    return f"{src} has no image from {settings.start or 0:g} s on{until}{length}"
+    span = f"from {settings.start or 0:g} s on"
+    if settings.duration is not None:
+        span += f" for {settings.duration:g} s"
+    length = ""
+    if reader.info.duration_s is not None:
+        length = f"; its video is {reader.info.duration_s:.2f} s long"
+    return f"{src} has no image {span}{length}"
 
 
 def encode_settings(settings: UpscaleSettings) -> EncodeSettings:
-    """Take the settings that are the encoder's."""
+    """Select the settings of the encoder."""
     return EncodeSettings(codec=settings.codec, crf=settings.crf, preset=settings.preset)

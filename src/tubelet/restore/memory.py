@@ -1,4 +1,4 @@
-"""How much memory there is, how much a model takes, and how to recognize that it ran out."""
+"""Measure free memory and the memory use of a model, and recognize out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tubelet.restore.plan import MemoryBudget
 __all__ = ["free_bytes", "is_out_of_memory", "measure_budget", "peak_tensor_bytes", "spare_bytes"]
 
 _MEMORY_FRACTION = 0.5
-"""Of the free memory; the rest is for queues, the encoder and other programs."""
+"""Share of the free memory to use; the remainder is for queues, the encoder and other programs."""
 
 _OUT_OF_MEMORY_MESSAGES = (
     "out of memory",
@@ -34,28 +34,34 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Tell how many bytes can still be allocated on a device; on a CPU, container limits are respected."""
+    """Return the number of bytes that can still be allocated on a device.
+
+    On a CPU, the limits of a container are respected.
+    """
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, _ = torch.cuda.mem_get_info(device)
+        # Memory that torch reserved and does not use can be allocated, too.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
     available = psutil.virtual_memory().available
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup v2, or the limit is "max"
+    except (OSError, ValueError):
+        # There is no cgroup v2, or the limit is "max".
         return available
     return min(available, max(0, limit - used))
 
 
 def measure_budget(device: torch.device, memory_gib: float | None = None) -> MemoryBudget:
-    """Decide how many bytes a run may take.
+    """Choose how many bytes a run may use.
 
-    Free memory changes from moment to moment, and a plan should not: it is rounded down to a power of two, or to one
-    and a half times such a power.
+    Free memory changes from moment to moment, and a plan should not: it is rounded down to a power
+    of two, or to one and a half times such a power.
 
     Args:
-        device: that computes.
-        memory_gib: what the settings allow on it; None: half of what is free.
+        device: Device of the model.
+        memory_gib: Memory that the settings allow on it; None: half of the free memory.
     """
     cpu = torch.device("cpu")
     host_bytes = _round_down(_MEMORY_FRACTION * free_bytes(cpu))
@@ -64,7 +70,8 @@ def measure_budget(device: torch.device, memory_gib: float | None = None) -> Mem
         device_bytes = _round_down(_MEMORY_FRACTION * free_bytes(device))
     if memory_gib is not None:
         device_bytes = int(memory_gib * 2**30)
-        host_bytes = device_bytes if device.type == "cpu" else host_bytes
+        if device.type == "cpu":
+            host_bytes = device_bytes
     return MemoryBudget(
         device_bytes=device_bytes,
         host_bytes=host_bytes,
@@ -77,37 +84,49 @@ def _round_down(num_bytes: float) -> int:
     if num_bytes < 2:
         return int(num_bytes)
     power = 2 ** math.floor(math.log2(num_bytes))
-    return power * 3 // 2 if num_bytes >= 1.5 * power else power
+    if num_bytes >= 1.5 * power:
+        return power * 3 // 2
+    return power
 
 
 def spare_bytes(folder: Path | None) -> int:
-    """Tell how many bytes of features a temporary file may hold: half of what is free, none in a folder in memory.
+    """Return the number of bytes of features that a temporary file may hold.
+
+    It is half of the free disk space, and 0 if the folder is in memory.
 
     Args:
-        folder: of the file; None: the system's for temporary files.
+        folder: Folder of the file; None is the system's folder for temporary files.
     """
-    place = (folder or Path(tempfile.gettempdir())).resolve()
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
-    kind = next((mounts[parent] for parent in (place, *place.parents) if parent in mounts), "")
-    return 0 if kind in {"tmpfs", "ramfs"} else shutil.disk_usage(place).free // 2
+    path = (folder or Path(tempfile.gettempdir())).resolve()
+    file_systems: dict[Path, str] = {}
+    for mount in psutil.disk_partitions(all=True):
+        file_systems[Path(mount.mountpoint)] = mount.fstype
+    # The nearest mount point above the folder determines its file system.
+    for parent in (path, *path.parents):
+        if parent in file_systems:
+            if file_systems[parent] in ("tmpfs", "ramfs"):
+                return 0
+            break
+    return shutil.disk_usage(path).free // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means that memory ran out; torch says so in several ways."""
+    """Return whether an exception means out of memory, for which torch has several messages."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error).lower() for sign in _OUT_OF_MEMORY_MESSAGES
-    )
+    if not isinstance(error, RuntimeError):
+        return False
+    message = str(error).lower()
+    return any(phrase in message for phrase in _OUT_OF_MEMORY_MESSAGES)
 
 
 def peak_tensor_bytes(run: Callable[[], object]) -> int:
-    """Measure the most bytes of tensors that live at once while `run` computes.
+    """Measure the peak memory of the tensors that exist at the same time during a call.
 
-    Work space inside an operation is not seen: callers add a margin.
+    Work space inside an operation is not measured, so callers add a margin.
 
     Args:
-        run: called once; tensors that exist before are not counted.
+        run: Function to call once; tensors that exist before are not counted.
     """
     with _LiveTensors() as live:
         run()
@@ -115,45 +134,45 @@ def peak_tensor_bytes(run: Callable[[], object]) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Counts every storage that an operation makes, until it is freed."""
+    """Counts the bytes of every storage that an operation allocates, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now_bytes = 0
+        self.live_bytes = 0
         self.peak_bytes = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
+        self._storages: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {
-            _storage_id(leaf)
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, torch.Tensor)
-        }
+        # Views and in-place operations return storages of their arguments.
+        input_ids: set[int] = set()
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor):
+                input_ids.add(_storage_id(leaf))
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and _storage_id(leaf) not in before:
-                self._watch(leaf)
+            if isinstance(leaf, torch.Tensor) and _storage_id(leaf) not in input_ids:
+                self._count(leaf)
         return out
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return (
-            False  # True wraps the method above so that its first call imports torch._dynamo: 1.5 s
-        )
+        # True wraps the method above so that its first call imports torch._dynamo: 1.5 s.
+        return False
 
-    def _watch(self, tensor: torch.Tensor) -> None:
+    def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = _storage_id(tensor), storage.nbytes()
-        if key in self._known:
+        key = _storage_id(tensor)
+        size_bytes = storage.nbytes()
+        if key in self._storages:
             return
 
-        def freed(_: object) -> None:
-            self.now_bytes -= size
-            self._known.pop(key, None)
+        def on_freed(_: object) -> None:
+            self.live_bytes -= size_bytes
+            self._storages.pop(key, None)
 
-        self._known[key] = weakref.ref(storage, freed)
-        self.now_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
+        self._storages[key] = weakref.ref(storage, on_freed)
+        self.live_bytes += size_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
 
 def _storage_id(tensor: torch.Tensor) -> int:

@@ -1,8 +1,8 @@
-"""Overlap decoding, restoring and encoding: a thread on each side of the engine, with bounded queues between.
+"""Overlap decoding, restoration and encoding: one thread on each side of the engine.
 
-    reader thread → queue → engine (calling thread) → queue → writer thread
+    reader thread → bounded queue → engine (calling thread) → bounded queue → writer thread
 
-An exception in any of them stops the other two promptly and is raised in the calling thread.
+An exception in one of the threads stops the other two promptly and is raised in the calling thread.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ __all__ = ["WriteBehind", "read_ahead", "write_behind"]
 
 T = TypeVar("T")
 
-_POLL_S = 0.2  # lets Ctrl-C through on platforms where waiting for a lock cannot be interrupted
-_JOIN_S = 3.0  # a reader that is stuck in a pipe is left behind after this
+_POLL_S = 0.2
+"""Waits are split into this time: on some platforms Ctrl-C cannot interrupt a wait for a lock."""
+_JOIN_S = 3.0
+"""A reader thread that is blocked in a pipe is abandoned after this time."""
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error: the other side left
-    """The queue was stopped by the other side."""
+    """The other side stopped the queue."""
 
 
 class _Queue(Generic[T]):
-    """A bounded queue that either side can end: `close` after the last item, `stop` at once."""
+    """A bounded queue that either side can end: `close` after the last item, `stop` immediately."""
 
     def __init__(self, depth: int, cancel: CancelToken | None = None) -> None:
         self._items: deque[T] = deque()
@@ -43,14 +45,14 @@ class _Queue(Generic[T]):
 
     def put(self, item: T) -> None:
         with self._changed:
-            self._wait(lambda: len(self._items) < self._depth)
+            self._wait(self._has_space)
             self._items.append(item)
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[T]:
         while True:
             with self._changed:
-                self._wait(lambda: bool(self._items) or self._closed or self._is_cancelled())
+                self._wait(self._can_continue_reading)
                 if self._cancel is not None:
                     self._cancel.raise_if_cancelled()
                 if not self._items:
@@ -68,14 +70,20 @@ class _Queue(Generic[T]):
         with self._changed:
             self._stopped = True
             self._items.clear()
+            # The first error is the cause of the others.
             self.error = self.error or error
             self._changed.notify_all()
 
-    def _is_cancelled(self) -> bool:
-        return self._cancel is not None and self._cancel.cancelled
+    def _has_space(self) -> bool:
+        return len(self._items) < self._depth
 
-    def _wait(self, ready: Callable[[], bool]) -> None:
-        while not (self._stopped or ready()):
+    def _can_continue_reading(self) -> bool:
+        """Return whether there is an item, or there will be none."""
+        is_cancelled = self._cancel is not None and self._cancel.cancelled
+        return bool(self._items) or self._closed or is_cancelled
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        while not self._stopped and not condition():
             self._changed.wait(_POLL_S)
         if self._stopped:
             raise _Stopped
@@ -83,40 +91,45 @@ class _Queue(Generic[T]):
 
 @contextmanager
 def read_ahead(
-    source: Iterable[T], *, depth: int, cancel: CancelToken | None = None
+    source: Iterable[T],
+    *,
+    depth: int,
+    cancel: CancelToken | None = None,
 ) -> Generator[Iterator[T]]:
-    """Iterate over `source` in a thread of its own.
+    """Iterate over `source` in a separate thread.
 
     Args:
-        source: used by the thread alone until the context ends.
-        depth: items that may wait.
-        cancel: ends the wait for the next item, too.
+        source: Items; only the thread uses it until the context ends.
+        depth: Maximum number of waiting items.
+        cancel: Also ends a wait for the next item.
 
     Yields:
-        The items; an exception of `source` is raised after those that came before it.
+        The items. An exception of `source` is raised after the items before it.
 
     Raises:
-        Cancelled: from the items, where `cancel` was cancelled.
+        Cancelled: While iterating, if `cancel` was cancelled.
     """
     queue: _Queue[T] = _Queue(depth, cancel)
-    failure: list[BaseException] = []
+    failures: list[BaseException] = []
 
     def work() -> None:
-        torch.set_num_threads(1)  # the setting is per thread: the cores are for the model
+        # The setting is per thread: the cores are for the model.
+        torch.set_num_threads(1)
         try:
             for item in source:
                 queue.put(item)
         except _Stopped:
             pass
-        except BaseException as error:  # handed to the calling thread, whatever it is
-            failure.append(error)
+        except BaseException as error:
+            # Any exception is raised again in the calling thread.
+            failures.append(error)
         finally:
             queue.close()
 
     def items() -> Iterator[T]:
         yield from queue
-        if failure:
-            raise failure[0]
+        if failures:
+            raise failures[0]
 
     thread = _start(work, "tubelet-reader")
     try:
@@ -127,13 +140,13 @@ def read_ahead(
 
 
 class WriteBehind(Generic[T]):
-    """What `write_behind` gives: `put` hands an item to the thread."""
+    """Hands items to the thread of `write_behind`."""
 
     def __init__(self, queue: _Queue[T]) -> None:
         self._queue = queue
 
     def put(self, item: T) -> None:
-        """Queue an item, or raise what the thread failed with."""
+        """Queue an item, or raise the exception that ended the thread."""
         try:
             self._queue.put(item)
         except _Stopped:
@@ -143,12 +156,12 @@ class WriteBehind(Generic[T]):
 
 @contextmanager
 def write_behind(consume: Callable[[T], None], *, depth: int) -> Generator[WriteBehind[T]]:
-    """Call `consume` for each item in a thread of its own; a clean exit waits until all are consumed.
+    """Call `consume` with each item in a separate thread; a clean exit waits for all items.
 
     Args:
-        consume: called in the thread; what it raises is raised in the calling thread, at the next `put` or at
-            the end.
-        depth: items that may wait.
+        consume: Called in the thread; its exception is raised in the calling thread, at the next
+            `put` or at the end.
+        depth: Maximum number of waiting items.
     """
     queue: _Queue[T] = _Queue(depth)
 
@@ -159,7 +172,8 @@ def write_behind(consume: Callable[[T], None], *, depth: int) -> Generator[Write
                 consume(item)
         except _Stopped:
             pass
-        except BaseException as error:  # handed to the calling thread, whatever it is
+        except BaseException as error:
+            # Any exception is raised again in the calling thread.
             queue.stop(error)
 
     thread = _start(work, "tubelet-writer")
@@ -177,7 +191,8 @@ def write_behind(consume: Callable[[T], None], *, depth: int) -> Generator[Write
 
 
 def _start(work: Callable[[], None], name: str) -> threading.Thread:
-    torch.get_num_threads()  # fixes the calling thread's number before the new thread sets its own
+    # Fix the number of threads of this thread before the new thread sets its own.
+    torch.get_num_threads()
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
     return thread

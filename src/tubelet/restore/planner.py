@@ -1,4 +1,4 @@
-"""Make plans for a model: from its measured memory, and from the memory that is free."""
+"""Make plans for a model from its measured memory use and the memory that is free."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ __all__ = ["Planner", "check_plan"]
 
 
 class Planner:
-    """Plans restorations with one model, as the settings say.
+    """Plans restorations with one model under fixed settings.
 
     Args:
-        spec: the model's entry in the zoo.
-        settings: scale, height, fps, device, precision, tile and memory are used.
+        spec: Entry of the model in the zoo.
+        settings: Settings, of which scale, height, fps, device, precision, tile and memory are
+            used.
 
     Attributes:
-        device: where the model is to run.
-        precision: number format there.
+        device: Device on which the model is to run.
+        precision: Number format on that device.
 
     Raises:
-        ConfigError: the device's name, the precision or the frame rate does not fit this model.
-        ResourceError: the device is absent.
+        ConfigError: The device name, the precision or the frame rate does not fit this model.
+        ResourceError: The device is not available.
     """
 
     def __init__(self, spec: ModelSpec, settings: UpscaleSettings) -> None:
@@ -44,15 +45,15 @@ class Planner:
         self._cost: MemoryCost | None = None
 
     def plan(self, height: int, width: int, runner: Runner) -> Plan:
-        """Plan the restoration of frames of one size, for the memory that is free now.
+        """Plan the restoration of frames of one size within the memory that is free now.
 
         Args:
-            height: of the input, pixels.
-            width: of the input, pixels.
-            runner: is measured, once.
+            height: Height of the input, pixels.
+            width: Width of the input, pixels.
+            runner: Runner whose memory use is measured at the first call.
         """
         if self._cost is None:
-            self._cost = self._measure(runner)
+            self._cost = self._measure_cost(runner)
         cpu = torch.device("cpu")
         return plan_restoration(
             height,
@@ -66,31 +67,37 @@ class Planner:
             cpu_precision=resolve_precision("auto", self._spec, cpu),
         )
 
-    def _measure(self, runner: Runner) -> MemoryCost:
-        """Measure the model, unless settings and contract leave nothing to decide."""
+    def _measure_cost(self, runner: Runner) -> MemoryCost:
+        """Measure the model, unless no decision of the plan depends on its memory use."""
+        # A measurement takes up to seconds.
         contract = self._spec.contract
         is_clip = contract.temporal.kind == "clip"
-        decides_window = is_clip and not contract.temporal.window_frames
-        if self._settings.tile is None or decides_window or contract.encodes:
+        needs_tile = self._settings.tile is None
+        needs_window = is_clip and not contract.temporal.window_frames
+        if needs_tile or needs_window or contract.encodes:
             return runner.memory_cost()
         return MemoryCost(call_bytes_per_px=None)
 
 
 def check_plan(
-    plan: Plan, spec: ModelSpec, settings: UpscaleSettings, width: int, height: int
+    plan: Plan,
+    spec: ModelSpec,
+    settings: UpscaleSettings,
+    width: int,
+    height: int,
 ) -> None:
-    """See that a plan that was made before is for this input, model and machine, and agrees with the settings.
+    """Check that an existing plan fits this input, model and machine, and agrees with the settings.
 
     Args:
-        plan: that is to be followed.
-        spec: of the model.
-        settings: those that are left at their defaults agree with any plan.
-        width: of the input, pixels.
-        height: of the input, pixels.
+        plan: Plan to be followed.
+        spec: Entry of the model in the zoo.
+        settings: Settings of the run; those left at their defaults agree with any plan.
+        width: Width of the input, pixels.
+        height: Height of the input, pixels.
 
     Raises:
-        ConfigError: it does not; the line says what contradicts it.
-        ResourceError: its device is absent.
+        ConfigError: The plan does not fit; the message names the contradiction.
+        ResourceError: The device of the plan is not available.
     """
     if (plan.width, plan.height) != (width, height):
         raise ConfigError(
@@ -99,17 +106,20 @@ def check_plan(
         )
     if plan.contract != spec.contract:
         raise ConfigError(
-            f"the plan is for a model that is run otherwise than {spec.id}; give the model that it was made with"
+            f"the plan is for a model with another contract than {spec.id}; "
+            "give the model that it was made with"
         )
     resolve_device(plan.device)
     for name in _contradictions(plan, spec, settings):
         raise ConfigError(
-            f"{name}={getattr(settings, name)} contradicts the plan; leave it out, or make a plan with it"
+            f"{name}={getattr(settings, name)} contradicts the plan; "
+            "leave it out, or make a plan with it"
         )
 
 
 def _contradictions(plan: Plan, spec: ModelSpec, settings: UpscaleSettings) -> list[str]:
-    """Name the settings that were given and that the plan does not have."""
+    """List the settings that differ from the plan; settings at their defaults never do."""
+    # The plan stores the output size, not the scale or height from which it follows.
     size = output_size(
         plan.width,
         plan.height,
@@ -117,7 +127,7 @@ def _contradictions(plan: Plan, spec: ModelSpec, settings: UpscaleSettings) -> l
         scale=settings.scale,
         target_height=settings.height,
     )
-    is_other = {
+    differs = {
         "scale": settings.scale is not None and size != plan.output,
         "height": settings.height is not None and size != plan.output,
         "fps": settings.fps is not None and not plan.doubles_rate,
@@ -125,7 +135,8 @@ def _contradictions(plan: Plan, spec: ModelSpec, settings: UpscaleSettings) -> l
         "precision": settings.precision not in ("auto", plan.precision),
     }
     if settings.device != "auto":
-        is_other["device"] = str(resolve_device(settings.device)) != plan.device
+        differs["device"] = str(resolve_device(settings.device)) != plan.device
     if settings.memory is not None:
-        is_other["memory"] = int(settings.memory * 2**30) != plan.budget.device_bytes
-    return [name for name, differs in is_other.items() if differs]
+        memory_bytes = int(settings.memory * 2**30)
+        differs["memory"] = memory_bytes != plan.budget.device_bytes
+    return [name for name, is_different in differs.items() if is_different]

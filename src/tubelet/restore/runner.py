@@ -1,9 +1,9 @@
-"""Runners: what computes the calls of a plan. Today a torch module; other backends keep the same protocol.
+"""Runners compute the calls of a plan: `TorchRunner` with a torch module, others may follow.
 
     frames of one call (1, T, 3, H, W) ── pad ── tiles ── model ── crop ── (1, T', 3, sH, sW)
 
-The engine decides which frames a call sees, and the plan everything else. States and encodings are whole images, padded
-as the plan says, so that the tiles may change between two calls.
+The engine chooses the frames of a call, the plan everything else. States and encodings are whole
+images, padded as planned, so that the tiles may change between two calls.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from tubelet.types import Precision
 __all__ = ["Encoding", "Runner", "TorchRunner"]
 
 _WORKSPACE_FACTOR = 2.0
-"""Memory inside convolutions and copies between layouts, which the probe does not see."""
+"""Accounts for work space of convolutions and copies between memory layouts, which the probe does
+not measure."""
 _PROBE_PX = 64
 _PROBE_FRAMES = 5
 _STREAM_PROBE_PX = 32
-"""Small: networks that stream are slow, and their memory is linear in the pixels."""
+"""Small because streaming networks are slow, and their memory is linear in the pixels."""
 _STREAM_PROBE_FRAMES = 3
 
 
@@ -47,13 +48,13 @@ class Runner(Protocol):
     """Computes the calls of a plan.
 
     Attributes:
-        contract: of the model; it says which of the methods may be called.
+        contract: Contract of the model; it determines which of the methods may be called.
     """
 
     contract: Contract
 
     def memory_cost(self) -> MemoryCost:
-        """Measure how much memory the model takes, on a small image."""
+        """Measure the memory use of the model on a small image."""
         ...
 
     def run(
@@ -68,11 +69,11 @@ class Runner(Protocol):
         """Restore the frames of one call.
 
         Args:
-            lq: (1, T, 3, H, W), of the plan's size, on any device.
-            hidden: state of an online model; None at the start of a scene and for other kinds.
-            plan: how to do it.
-            first_frame: position of the first frame in its scene.
-            ends_scene: whether the scene ends with the last frame.
+            lq: Frames, (1, T, 3, H, W), of the size in the plan, on any device.
+            hidden: State of an online model; None at the start of a scene and for other kinds.
+            plan: Plan to follow.
+            first_frame: Position of the first frame in its scene.
+            ends_scene: Whether the scene ends with the last frame.
 
         Returns:
             sr (1, T', 3, sH, sW), and the new state.
@@ -80,53 +81,63 @@ class Runner(Protocol):
         ...
 
     def stream(
-        self, lq: Tensor, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True
+        self,
+        lq: Tensor,
+        plan: Plan,
+        *,
+        first_frame: int = 0,
+        ends_scene: bool = True,
     ) -> Iterator[Tensor]:
-        """Restore a window of a clip model that gives its frames one by one.
+        """Restore a window with a clip model that returns its frames one by one.
 
         Args:
-            lq: (1, T, 3, H, W).
-            plan: how to do it.
-            first_frame: position of the first frame in its scene.
-            ends_scene: whether the scene ends with the last frame.
+            lq: Frames, (1, T, 3, H, W).
+            plan: Plan to follow.
+            first_frame: Position of the first frame in its scene.
+            ends_scene: Whether the scene ends with the last frame.
 
         Yields:
-            T' times (3, sH, sW), in order.
+            T' tensors (3, sH, sW), in order.
         """
         ...
 
     def encode(self, lq: Tensor, plan: Plan) -> Encoding:
-        """Compute what a window model needs of one frame, lq (1, 1, 3, H, W), for every window that it is in."""
+        """Encode one frame, lq (1, 1, 3, H, W), for every window of a window model that uses it."""
         ...
 
     def fuse(self, window: Sequence[Encoding], plan: Plan) -> Tensor:
-        """Restore the middle frame from the encodings of its window: (1, 1, 3, sH, sW)."""
+        """Restore the center frame, (1, 1, 3, sH, sW), from the encodings of its window."""
         ...
 
 
 class TorchRunner:
-    """Runs a torch module; it is moved to the device of the plan when a call needs it there.
+    """Runs a torch module, and moves it to the device of the plan when necessary.
 
     Args:
-        model: the network, which keeps `contract`; it is prepared for inference, in place.
-        contract: how it is run.
-        device: where it computes.
-        precision: number format inside it.
+        model: Network that fulfills `contract`; it is prepared for inference, in place.
+        contract: Contract of the network.
+        device: Device on which it computes.
+        precision: Number format inside it.
 
     Raises:
-        ConfigError: the network lacks a method that its contract promises.
+        ConfigError: The network lacks a method that its contract promises.
     """
 
     def __init__(
-        self, model: nn.Module, contract: Contract, *, device: torch.device, precision: Precision
+        self,
+        model: nn.Module,
+        contract: Contract,
+        *,
+        device: torch.device,
+        precision: Precision,
     ) -> None:
         retain_freed_memory()
         check_contract(model, contract)
         self.contract = contract
         self.device = device
         self.precision: Precision = precision
-        # Once, in place, for every call on any device: a prepared layer looks at the size, device and
-        # number format of its input. Whoever wants to train the network again calls `reference_form`.
+        # Once, in place, for every call on any device: a prepared layer looks at the size, device
+        # and number format of its input. To train the network again, call `reference_form`.
         self._model = prepare_for_inference(_move(model.eval(), device))
 
     @torch.no_grad()
@@ -144,26 +155,32 @@ class TorchRunner:
         lq = pad_to(lq.to(self.device), *plan.padded)
         if hidden is not None:
             hidden = tuple(state.to(self.device) for state in hidden)
+
         call = self.call
         if self.contract.streams:
             before, after = _edges(lq, first_frame, ends_scene)
             call = partial(self.call, before=before, after=after)
-        sr, hidden = self._over_tiles(call, lq, hidden, plan, scale=self.contract.scale)
+        sr, hidden = self._call_on_tiles(call, lq, hidden, plan, scale=self.contract.scale)
         return self._crop(sr, plan), hidden
 
     @torch.no_grad()
     def stream(
-        self, lq: Tensor, plan: Plan, *, first_frame: int = 0, ends_scene: bool = True
+        self,
+        lq: Tensor,
+        plan: Plan,
+        *,
+        first_frame: int = 0,
+        ends_scene: bool = True,
     ) -> Iterator[Tensor]:
         """Restore a window frame by frame; see `Runner`."""
         self._follow(plan)
         lq = _channels_last(pad_to(lq.to(self.device), *plan.padded))
         before, after = _edges(lq, first_frame, ends_scene)
         store = FeatureStore(plan.features)
-        results = iter(
-            as_streaming(self._model).restore(lq, before=before, after=after, store=store)
-        )
+        network = as_streaming(self._model)
+        results = iter(network.restore(lq, before=before, after=after, store=store))
         while True:
+            # The caller gets control between two frames, which must not run under autocast.
             with self._number_format():
                 sr = next(results, None)
             if sr is None:
@@ -172,7 +189,7 @@ class TorchRunner:
 
     @torch.no_grad()
     def encode(self, lq: Tensor, plan: Plan) -> Encoding:
-        """Compute what a window model needs of one frame; see `Runner`."""
+        """Encode one frame of a window model; see `Runner`."""
         self._follow(plan)
         lq = pad_to(lq.to(self.device), *plan.padded)
 
@@ -182,37 +199,41 @@ class TorchRunner:
                 encoding = as_encoding(self._model).encode(_channels_last(tile)[:, 0])
             return tile, encoding
 
-        _, encoding = self._over_tiles(call, lq, None, plan, scale=1)
+        # The encoding takes the place of a state, whose tiles are assembled into whole images.
+        _, encoding = self._call_on_tiles(call, lq, None, plan, scale=1)
         assert encoding is not None
         return encoding
 
     @torch.no_grad()
     def fuse(self, window: Sequence[Encoding], plan: Plan) -> Tensor:
-        """Restore the middle frame of a window; see `Runner`."""
+        """Restore the center frame of a window; see `Runner`."""
         self._follow(plan)
-        width = len(window[0])
+        # The encodings of all frames take the place of one state, which is cut into tiles.
+        num_tensors = len(window[0])
         joined: list[Tensor] = []
         for encoding in window:
-            joined += [part.to(self.device) for part in encoding]
+            joined += [tensor.to(self.device) for tensor in encoding]
 
         def call(tile: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
             del tile
             assert hidden is not None
-            frames = [hidden[first : first + width] for first in range(0, len(hidden), width)]
+            encodings = [
+                hidden[first : first + num_tensors] for first in range(0, len(hidden), num_tensors)
+            ]
             with self._number_format():
-                return as_encoding(self._model).fuse(frames)[:, None], None
+                return as_encoding(self._model).fuse(encodings)[:, None], None
 
-        # The tiles are cut out of the encodings; the image itself is only a stand-in for its size.
+        # An image without memory: only its size is used.
         lq = joined[0].new_empty(()).expand(1, 1, 1, *plan.padded)
-        sr, _ = self._over_tiles(call, lq, tuple(joined), plan, scale=self.contract.scale)
+        sr, _ = self._call_on_tiles(call, lq, tuple(joined), plan, scale=self.contract.scale)
         return self._crop(sr, plan)
 
     def call(self, lq: Tensor, hidden: Hidden, **edges: Edge) -> tuple[Tensor, Hidden]:
-        """Run the network once, as on every tile: memory layout and number format are the engine's.
+        """Run the network once, with the memory layout and number format of every tile.
 
         Args:
-            lq: (1, T, 3, h, w) on the device, of a size that the network takes.
-            hidden: state of an online model, None at the start of a scene and for other kinds.
+            lq: Frames, (1, T, 3, h, w), on the device, of a size that the network accepts.
+            hidden: State of an online model; None at the start of a scene and for other kinds.
             edges: `before` and `after` of a streaming model.
 
         Returns:
@@ -227,15 +248,16 @@ class TorchRunner:
 
     @torch.no_grad()
     def memory_cost(self) -> MemoryCost:
-        """Measure how much memory the model takes; see `Runner`."""
+        """Measure the memory use of the model; see `Runner`."""
         try:
-            # A small image has to take the memory that a large one takes for each of its pixels.
+            # Large images use Winograd convolutions, so the small probe image has to use them, too.
             with use_backend(self._model, "winograd"):
                 if self.contract.streams:
                     return self._measure_stream()
                 encoding_bytes = self._measure_encoding() if self.contract.encodes else 0.0
                 return MemoryCost(
-                    call_bytes_per_px=self._measure_call(), encoding_bytes_per_px=encoding_bytes
+                    call_bytes_per_px=self._measure_call(),
+                    encoding_bytes_per_px=encoding_bytes,
                 )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -243,49 +265,54 @@ class TorchRunner:
             return MemoryCost(call_bytes_per_px=None)
 
     def _measure_call(self) -> float:
-        """Measure a call whose results come all at once: bytes per lq pixel."""
+        """Measure a call that returns all its frames at once: bytes per lq pixel."""
         temporal = self.contract.temporal
-        frames = {
+        num_frames_by_kind = {
             "frame": 1,
             "window": 2 * temporal.radius + 1,
             "online": 1 + temporal.lookahead,
             "clip": min(temporal.window_frames or _PROBE_FRAMES, _PROBE_FRAMES),
-        }[temporal.kind]
-        lq = self._probe_image(_PROBE_PX, frames)
+        }
+        num_frames = num_frames_by_kind[temporal.kind]
+        lq = self._probe_image(_PROBE_PX, num_frames)
         hidden: Hidden = None
         if temporal.kind == "online":
-            # The second step is the one to measure: it has a state.
+            # The first step has no state, so the second one is measured.
             _, hidden = self.call(lq, None)
         peak_bytes = peak_tensor_bytes(lambda: self.call(lq, hidden))
         pixels = math.prod(lq.shape[-2:])
         if temporal.kind == "clip":
-            pixels *= frames
+            pixels *= num_frames
         return _WORKSPACE_FACTOR * max(peak_bytes, lq.nbytes) / pixels
 
     def _measure_encoding(self) -> float:
-        """Measure what is kept of one frame of a window model: bytes per lq pixel."""
+        """Measure the encoding of one frame of a window model: bytes per lq pixel."""
         lq = self._probe_image(_PROBE_PX, 1)
         with self._number_format():
             encoding = as_encoding(self._model).encode(_channels_last(lq)[:, 0])
-        return sum(part.nbytes for part in encoding) / math.prod(lq.shape[-2:])
+        encoding_bytes = sum(tensor.nbytes for tensor in encoding)
+        return encoding_bytes / math.prod(lq.shape[-2:])
 
     def _measure_stream(self) -> MemoryCost:
-        """Measure a model that gives frames one by one: its features lie in a file meanwhile, and are counted apart.
+        """Measure a model that returns frames one by one.
 
-        A call whose results come all at once needs no measurement of its own, which would take seconds: it is a stream
-        that keeps features and results in memory.
+        Its features go to a file meanwhile and are counted separately. A call that returns all
+        frames at once is a stream that keeps features and results in memory; so it is estimated
+        instead of measured, which would take seconds.
         """
         lq = _channels_last(self._probe_image(_STREAM_PROBE_PX, _STREAM_PROBE_FRAMES))
         store = FeatureStore(FeatureLimits(device_bytes=0, host_bytes=0))
 
         def run() -> None:
             with self._number_format():
+                # Exhaust the results without keeping them.
                 deque(as_streaming(self._model).restore(lq, store=store), maxlen=0)
 
         peak_bytes = peak_tensor_bytes(run)
         pixels = math.prod(lq.shape[-2:])
         stream_bytes = _WORKSPACE_FACTOR * peak_bytes / pixels
         feature_bytes = max(store.peak_bytes, lq.nbytes) / (_STREAM_PROBE_FRAMES * pixels)
+        # One frame of lq and one of sr, per lq pixel.
         frame_bytes = 3 * lq.element_size() * (1 + self.contract.scale**2)
         return MemoryCost(
             # The work of one frame is spread over the frames of a short window.
@@ -299,7 +326,7 @@ class TorchRunner:
         return torch.zeros(1, num_frames, 3, height, width, device=self.device)
 
     def _follow(self, plan: Plan) -> None:
-        """Move the network where the plan wants it."""
+        """Adopt the precision of a plan, and move the network to its device."""
         self.precision = plan.precision
         device = torch.device(plan.device)
         if device != self.device:
@@ -311,7 +338,7 @@ class TorchRunner:
     def _number_format(self) -> torch.autocast:
         return number_format(self.device, self.precision)
 
-    def _over_tiles(
+    def _call_on_tiles(
         self,
         call: Callable[[Tensor, Hidden], tuple[Tensor, Hidden]],
         lq: Tensor,
@@ -320,6 +347,7 @@ class TorchRunner:
         *,
         scale: int,
     ) -> tuple[Tensor, Hidden]:
+        """Run a call on the whole image if the plan has one tile, otherwise tile by tile."""
         if len(plan.tiles) == 1:
             return call(lq, hidden)
         return run_tiled(
@@ -332,20 +360,25 @@ class TorchRunner:
         )
 
     def _crop(self, sr: Tensor, plan: Plan) -> Tensor:
-        """Cut off the padding."""
+        """Crop the padding."""
         scale = self.contract.scale
         return sr[..., : plan.height * scale, : plan.width * scale]
 
 
 def _edges(lq: Tensor, first_frame: int, ends_scene: bool) -> tuple[Edge, Edge]:
-    """Tell a streaming model where in its scene a window (1, T, 3, H, W) lies; no states are known there."""
+    """Give the position of a window (1, T, 3, H, W) in its scene as edges without states."""
     before = Edge(frame_index=first_frame - 1)
-    after = Edge() if ends_scene else Edge(frame_index=first_frame + lq.shape[1])
-    return before, after
+    if ends_scene:
+        return before, Edge()
+    num_frames = lq.shape[1]
+    return before, Edge(frame_index=first_frame + num_frames)
 
 
 def _move(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network; 4-D weights become channels last, which CPUs and tensor cores convolve faster."""
+    """Move a network to a device, and lay out its 4-D weights channels last.
+
+    CPUs and tensor cores convolve channels-last weights faster.
+    """
     model = model.to(device)
     for parameter in all_parameters(model):
         if parameter.ndim == 4:
@@ -354,5 +387,8 @@ def _move(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _channels_last(lq: Tensor) -> Tensor:
-    """Order (B, T, C, H, W) in memory so that any frame, or all frames as one batch, is channels last."""
+    """Lay out (B, T, C, H, W) in memory as (B, T, H, W, C).
+
+    Then any frame, and all frames as one batch, are channels last.
+    """
     return lq.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)

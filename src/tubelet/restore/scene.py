@@ -1,7 +1,9 @@
-"""Frames scene by scene: a scene, a part of one with its context, and the segments into which a stream is cut.
+"""Frames scene by scene: the scenes of a segment, and the segments of a stream.
 
-stream ── FrameTape ── SegmentStream ── SegmentFrames ── SceneFrames ── engine
-by number    ends segments    ends scenes      wanted, or context
+    stream ── FrameBuffer ── SegmentStream ── SegmentFrames ── SceneFrames ── engine
+              by number      ends segments    ends scenes      output or context
+
+An output frame is restored and written. A context frame is only seen by the model.
 """
 
 from __future__ import annotations
@@ -18,24 +20,25 @@ from tubelet.restore.plan import Plan
 from tubelet.types import Frame
 from tubelet.video.scenes import CutDetector
 
-__all__ = ["FrameTape", "SceneFrames", "SegmentFrames", "SegmentStream", "scene_detector"]
+__all__ = ["FrameBuffer", "SceneFrames", "SegmentFrames", "SegmentStream", "scene_detector"]
 
 
 class SceneFrames:
-    """Frames that are restored together, and which of them are wanted.
+    """Frames that are restored together: a scene, or a section of one with its context.
 
-    Frames have positions in their scene, from 0. Those before `start` and from `stop` on are context: the model sees
-    them, and their results are dropped.
+    Frames have positions in their scene, from 0. Positions in [start, stop) are output frames, the
+    others are context: the model sees them, and their results are dropped.
 
     Args:
-        frames: in order; whoever provides them may set `stop` while they are read, before the first frame behind it.
-        first: position of the first frame.
-        start: position of the first frame that is wanted.
-        stop: position behind the last one; None: all that come are wanted.
+        frames: Frames in order. Their source may set `stop` during the iteration, before it yields
+            the first frame after the output.
+        first: Position of the first frame.
+        start: Position of the first output frame.
+        stop: Position after the last output frame; None if the output reaches to the end.
 
     Attributes:
-        frames, first, start, stop: as given.
-        reaches_end: whether the scene ends with the last of the frames; known when they were read.
+        frames, first, start, stop: See the arguments.
+        reaches_end: Whether the scene ends with the last of the frames; valid after the iteration.
     """
 
     def __init__(
@@ -55,47 +58,51 @@ class SceneFrames:
     def __iter__(self) -> Iterator[Frame]:
         return iter(self.frames)
 
-    def is_behind(self, position: int) -> bool:
-        """Tell whether a frame comes after the last one that is wanted."""
+    def is_past_output(self, position: int) -> bool:
+        """Return whether a position is after the last output frame."""
         return self.stop is not None and position >= self.stop
 
-    def wants(self, position: int) -> bool:
-        """Tell whether the result of a frame is wanted."""
-        return position >= self.start and not self.is_behind(position)
+    def is_output(self, position: int) -> bool:
+        """Return whether the frame at a position is an output frame."""
+        return position >= self.start and not self.is_past_output(position)
 
 
 class SegmentFrames:
     """Frames of one segment with their context, scene by scene.
 
+    Frames are numbered in the whole stream.
+
     Args:
-        tape: the frames, by number.
-        scene_start: first frame of the scene in which the segment starts.
-        read_start: first frame that is read.
-        start: first wanted frame.
-        ends_before: tells whether the segment ends before a frame that was read.
-        after: frames of context behind the segment, within the scene.
+        buffer: Frames of the stream by number.
+        scene_start: First frame of the scene in which the segment starts.
+        read_start: First frame to read, context included.
+        start: First output frame.
+        ends_before: Called with the number of a frame that was read; returns whether the segment
+            ends before it.
+        context_after: Maximum number of context frames after the segment, within the scene.
 
     Attributes:
-        start: as given.
-        stop: frame behind the last wanted one; known when the frames were read, as all that follows.
-        cuts: frames inside the segment with which a scene starts.
-        last_scene_start: first frame of the scene in which it ends.
-        reaches_scene_end: whether the frames that were read reach to the end of that scene.
-        next_pts: time of frame `stop`, in ticks of `time_base`; None at the end of the video.
-        read_stop_pts: time of the frame behind those that were read.
-        time_base: seconds per tick.
-        problems: damage of the video that came to light, a line each.
+        start: First output frame.
+        stop: Frame after the last output frame. This and all following attributes are valid after
+            the frames were read.
+        cuts: Frames inside the segment that start a scene.
+        last_scene_start: First frame of the scene in which the segment ends.
+        reaches_scene_end: Whether the frames that were read reach to the end of that scene.
+        next_pts: Time of frame `stop` in ticks of `time_base`; None at the end of the video.
+        read_stop_pts: Time of the frame after the last one that was read; None at the end.
+        time_base: Seconds per tick.
+        problems: Damage of the video that was detected, one line each.
     """
 
     def __init__(
         self,
-        tape: FrameTape,
+        buffer: FrameBuffer,
         *,
         scene_start: int,
         read_start: int,
         start: int,
         ends_before: Callable[[int], bool],
-        after: int,
+        context_after: int,
     ) -> None:
         self.start = start
         self.stop: int | None = None
@@ -107,78 +114,94 @@ class SegmentFrames:
         self.time_base = Fraction(1)
         self.problems: list[str] = []
         self.read_start = read_start
-        self._tape = tape
+        self._buffer = buffer
         self._ends_before = ends_before
-        self._after = after
+        self._context_after = context_after
         self._position = read_start
 
     @property
     def continues_scene(self) -> bool:
-        """Whether the segment starts inside a scene; ask before its frames are read."""
+        """Whether the segment starts inside a scene; valid before its frames are read."""
         return self.start > self.last_scene_start
 
     def scenes(self) -> Iterator[SceneFrames]:
-        """Yield the scenes, the first and the last perhaps in part; use each up before asking for the next."""
+        """Yield the scenes of the segment; the first and the last one may be incomplete.
+
+        Exhaust each scene before the next one is requested.
+        """
         while True:
             scene_start = self.last_scene_start
+            output_start = max(self.start, scene_start)
             scene = SceneFrames(
                 (),
                 first=self._position - scene_start,
-                start=max(self.start, scene_start) - scene_start,
+                start=output_start - scene_start,
             )
-            scene.frames = self._read(scene)
+            scene.frames = self._read_scene(scene)
             yield scene
+
             if self.stop is not None:
                 return
+            # The segment goes on after the cut that ended the scene.
             self.last_scene_start = self._position
             self.cuts.append(self._position)
 
-    def _read(self, scene: SceneFrames) -> Iterator[Frame]:
-        """Yield the frames of a scene, and tell it before the first unwanted one where the wanted ones stop."""
+    def _read_scene(self, scene: SceneFrames) -> Iterator[Frame]:
+        """Yield the frames of a scene; set `scene.stop` before the first frame after the output."""
         while True:
-            position = self._position
-            frame = self._tape.frame(position)
-            is_cut = (
-                frame is not None
-                and position > self.last_scene_start
-                and self._tape.is_cut(position)
-            )
-            if self.stop is None and self._is_end(position, frame):
-                self._end_at(position, frame)
+            number = self._position
+            frame = self._buffer.frame(number)
+            is_cut = self._is_next_scene(number, frame)
+
+            # `scene.stop` has to be set before the engine sees a frame after the output.
+            if self.stop is None and self._is_segment_end(number, frame):
+                self._end_before(number, frame)
             if self.stop is not None:
                 scene.stop = self.stop - self.last_scene_start
-            if frame is None or is_cut or self._is_behind_context(position):
-                scene.reaches_end = is_cut or (frame is None and self._tape.ends_scene)
+
+            if frame is None or is_cut or self._is_past_context(number):
+                # The scene ends here, or is left incomplete because no context is needed any more.
+                is_stream_end = frame is None
+                scene.reaches_end = is_cut or (is_stream_end and self._buffer.ends_scene)
                 self.reaches_scene_end = scene.reaches_end
                 self.read_stop_pts = None if frame is None else frame.pts
                 return
+
             yield frame
             self._position += 1
-            self._tape.forget(self._position)
+            self._buffer.discard_before(self._position)
 
-    def _is_end(self, position: int, frame: Frame | None) -> bool:
-        return frame is None or (position > self.start and self._ends_before(position))
+    def _is_next_scene(self, number: int, frame: Frame | None) -> bool:
+        if frame is None or number <= self.last_scene_start:
+            return False
+        return self._buffer.is_cut(number)
 
-    def _end_at(self, position: int, frame: Frame | None) -> None:
-        """End the segment before a frame; context may follow."""
-        self.stop = position
+    def _is_segment_end(self, number: int, frame: Frame | None) -> bool:
+        if frame is None:
+            return True
+        return number > self.start and self._ends_before(number)
+
+    def _end_before(self, number: int, frame: Frame | None) -> None:
+        """End the segment before a frame; context frames may follow."""
+        self.stop = number
         if frame is not None:
             self.next_pts = frame.pts
             self.time_base = frame.time_base
 
-    def _is_behind_context(self, position: int) -> bool:
-        return self.stop is not None and position >= self.stop + self._after
+    def _is_past_context(self, number: int) -> bool:
+        return self.stop is not None and number >= self.stop + self._context_after
 
 
 class SegmentStream:
-    """Cuts a stream into segments while it passes: for pipes, and for one process that reads once.
+    """Cuts a stream into segments in one pass, as needed for pipes and for a single process.
 
     Args:
-        frames: of the whole video, in order.
-        plan: says how long segments are and which context they get.
-        keeps_state: whether the state of an online model goes from one segment to the next, so that no warm-up is
-            needed.
-        starts_scene: given each frame's rgb in order, tells whether a new scene starts with it.
+        frames: Frames of the whole video in order.
+        plan: Plan that determines the length and the context of the segments.
+        keeps_state: Whether the state of an online model passes from segment to segment, so that
+            no warm-up frames are needed.
+        starts_scene: Called with the rgb of each frame in order; returns True if the frame starts
+            a new scene.
     """
 
     def __init__(
@@ -190,55 +213,64 @@ class SegmentStream:
         starts_scene: Callable[[Tensor], bool],
     ) -> None:
         self._plan = plan
-        self._before, self._after = plan.context_frames
+        self._context_before, self._context_after = plan.context_frames
         if keeps_state and plan.contract.temporal.kind == "online":
-            self._before = 0
-        keep = self._before + self._after
-        self._tape = FrameTape(frames, lambda frame: starts_scene(frame.rgb), keep=keep)
+            self._context_before = 0
+        # A segment reads `context_after` frames past its end, and the next one then starts to read
+        # `context_before` frames before that end.
+        num_previous = self._context_before + self._context_after
+        self._buffer = FrameBuffer(
+            frames,
+            lambda frame: starts_scene(frame.rgb),
+            num_previous=num_previous,
+        )
 
     def first_s(self) -> Fraction | None:
-        """Read the first frame and tell its time in seconds; None where there is none."""
-        frame = self._tape.frame(0)
+        """Read the first frame and return its time in seconds; None if the stream is empty."""
+        frame = self._buffer.frame(0)
         return None if frame is None else frame.pts * frame.time_base
 
     def __iter__(self) -> Iterator[SegmentFrames]:
-        """Yield the segments; each must be used up before the next is asked for."""
+        """Yield the segments; exhaust each before the next one is requested."""
         start = 0
         scene_start = 0
-        while self._tape.frame(start) is not None:
-            if self._tape.is_cut(start):
+        while self._buffer.frame(start) is not None:
+            # The segment before may have ended at a cut.
+            if self._buffer.is_cut(start):
                 scene_start = start
             segment = SegmentFrames(
-                self._tape,
+                self._buffer,
                 scene_start=scene_start,
-                read_start=max(scene_start, start - self._before),
+                # Context never reaches into the scene before.
+                read_start=max(scene_start, start - self._context_before),
                 start=start,
-                ends_before=partial(self._ends, start),
-                after=self._after,
+                ends_before=partial(self._ends_before, start),
+                context_after=self._context_after,
             )
             yield segment
             assert segment.stop is not None, "a segment must be used up before the next"
             start = segment.stop
             scene_start = segment.last_scene_start
 
-    def _ends(self, start: int, number: int) -> bool:
-        """Tell whether the segment that starts with one frame ends before another."""
+    def _ends_before(self, start: int, number: int) -> bool:
+        """Return whether the segment that starts at frame `start` ends before frame `number`."""
         num_frames = number - start
-        is_cut = self._tape.is_cut(number)
+        is_cut = self._buffer.is_cut(number)
+        # Short scenes share a segment.
         if is_cut and num_frames >= self._plan.min_segment_frames:
             return True
         return num_frames >= self._plan.segment_frames
 
 
-class FrameTape:
-    """A stream of which the last frames can be read again, by number.
+class FrameBuffer:
+    """Gives access by number to a stream of frames, of which it holds the last ones.
 
     Args:
-        frames: in order.
-        starts_scene: called once for each frame, in order.
-        first: number of the first frame.
-        keep: frames before the one that is read next that stay.
-        ends_scene: whether the last frame ends its scene.
+        frames: Frames in order.
+        starts_scene: Called once with each frame, in order; returns whether it starts a scene.
+        first: Number of the first frame.
+        num_previous: Number of frames to hold before the current one.
+        ends_scene: Whether the last frame ends its scene.
     """
 
     def __init__(
@@ -247,41 +279,44 @@ class FrameTape:
         starts_scene: Callable[[Frame], bool],
         *,
         first: int = 0,
-        keep: int = 0,
+        num_previous: int = 0,
         ends_scene: bool = True,
     ) -> None:
         self.ends_scene = ends_scene
-        self._frames = iter(frames)
+        self._stream = iter(frames)
         self._starts_scene = starts_scene
-        self._held: deque[tuple[Frame, bool]] = deque()
+        # Frames from number `_first` on, each with whether it starts a scene.
+        self._entries: deque[tuple[Frame, bool]] = deque()
         self._first = first
-        self._keep = keep
+        self._num_previous = num_previous
         self._ended = False
 
     def frame(self, number: int) -> Frame | None:
-        """Return a frame, reading up to it; None behind the last one."""
-        while not self._ended and number >= self._first + len(self._held):
-            frame = next(self._frames, None)
+        """Return a frame, reading up to it if necessary; None after the last one."""
+        while not self._ended and number >= self._first + len(self._entries):
+            frame = next(self._stream, None)
             if frame is None:
                 self._ended = True
-                break
-            self._held.append((frame, self._starts_scene(frame)))
-        place = number - self._first
-        return self._held[place][0] if place < len(self._held) else None
+            else:
+                self._entries.append((frame, self._starts_scene(frame)))
+        index = number - self._first
+        if index >= len(self._entries):
+            return None
+        return self._entries[index][0]
 
     def is_cut(self, number: int) -> bool:
-        """Tell whether a scene starts with a frame that was read."""
-        return self._held[number - self._first][1]
+        """Return whether a frame that was read starts a scene."""
+        return self._entries[number - self._first][1]
 
-    def forget(self, number: int) -> None:
-        """Let go of the frames that are further before this one than `keep`."""
-        while self._first < number - self._keep and self._held:
-            self._held.popleft()
+    def discard_before(self, number: int) -> None:
+        """Drop the frames before a number, except the `num_previous` last of them."""
+        while self._first < number - self._num_previous and self._entries:
+            self._entries.popleft()
             self._first += 1
 
 
 def scene_detector(contract: Contract) -> Callable[[Tensor], bool]:
-    """Make what finds the scenes for a model; those that see single frames need none."""
+    """Build the cut detector for a model; a model of single frames needs no cuts."""
     if contract.temporal.kind == "frame":
         return lambda _: False
     return CutDetector().is_cut

@@ -1,12 +1,13 @@
-"""Segments: the unit of work below a video. Each is restored by itself, in any order, by any process.
+"""Segments: the unit of work within a video. Each can be restored in any order, by any process.
 
     video     |-- scene --|- scene -|----------------- long scene -----------------|-- scene --|
     segments  |--------- 0 ---------|----------- 1 -----------|--------- 2 --------|---- 3 ----|
                                     reads         ... context |--------- 2 --------|
 
-A segment ends at a cut, once it has the plan's `min_segment_frames`, or inside a scene when it has `segment_frames`.
-There it is read with the context that the contract asks for: neighbors of a window model, warm-up frames of a recurrent
-one. An online model needs no warm-up where the state of the segment before is at hand.
+A segment ends at the first cut after the plan's `min_segment_frames`, or inside a scene once it has
+`segment_frames`. In the second case it is read with the context that the contract requires:
+neighbors of a window model, warm-up frames of a recurrent model. An online model needs no warm-up
+if the state after the segment before is available.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -24,15 +25,15 @@ from torch import Tensor
 from tubelet.restore.engine import Engine
 from tubelet.restore.plan import Plan
 from tubelet.restore.rate import double_rate
-from tubelet.restore.scene import FrameTape, SegmentFrames, SegmentStream, scene_detector
+from tubelet.restore.scene import FrameBuffer, SegmentFrames, SegmentStream, scene_detector
 from tubelet.restore.tiling import Hidden
 from tubelet.types import Frame
 from tubelet.video.reader import Span, open_reader
 
 __all__ = [
     "FrameSink",
-    "Part",
     "Segment",
+    "SegmentResult",
     "find_segments",
     "open_segment",
     "restore_segment",
@@ -41,51 +42,59 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A span of the input that is restored by itself. Frames are numbered from the first that is read of the video."""
+    """A span of the input that is restored independently of the others.
+
+    Frames are numbered from the first frame that is read of the video.
+    """
 
     index: int
     """Number of the segment, from 0."""
     scene_start: int
-    """First frame of the scene in which it starts."""
+    """First frame of the scene in which the segment starts."""
     start: int
     """First frame of the segment."""
     stop: int
     """First frame after the segment."""
     read_start: int
-    """First frame that is read: context comes before `start`."""
+    """First frame to read: the context before `start` begins with it."""
     read_start_pts: int
     """Time of that frame, in ticks of the input."""
     read_stop_pts: int | None
-    """Time of the first frame behind the context that comes after `stop`; None reads to the end."""
+    """Time of the first frame after the context that follows `stop`; None reads to the end."""
     cuts: tuple[int, ...]
-    """Frames inside the segment with which a scene starts."""
+    """Frames inside the segment that start a scene."""
     reaches_scene_end: bool
-    """Whether the frames that are read reach to the end of the last scene."""
+    """Whether the frames to read reach to the end of the last scene."""
     stop_pts: int | None
     """Time of frame `stop`; None at the end of the video."""
     may_seek: bool
-    """Whether the reader may seek to the segment; otherwise it decodes from the beginning of the video."""
+    """Whether the reader may seek to the segment; otherwise it decodes from the start of the
+    video."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What `restore_segment` leaves behind: the frames are with the sink."""
+class SegmentResult:
+    """Outcome of `restore_segment`, which writes the frames to its sink."""
 
-    frames: int
-    """Frames given to the sink."""
+    num_frames: int
+    """Number of frames written to the sink."""
     hidden: Hidden
     """State of an online model after the last frame; None for other kinds."""
 
 
 class FrameSink(Protocol):
-    """Takes the restored frames of one segment: a `VideoEncoder`, or what hands them to one."""
+    """Takes the restored frames of one segment: a `VideoEncoder`, or a queue in front of one."""
 
     def write(self, frame: Frame) -> None:
         """Take the next frame."""
         ...
 
     def finish(self, next_s: Fraction | None = None) -> None:
-        """End the segment; `next_s` is the time of the first frame of the next one, None at the end of the video."""
+        """End the segment.
+
+        Args:
+            next_s: Time of the first frame of the next segment; None at the end of the video.
+        """
         ...
 
 
@@ -96,40 +105,50 @@ def restore_segment(
     *,
     hidden: Hidden = None,
     on_frame: Callable[[Frame], None] | None = None,
-) -> Part:
+) -> SegmentResult:
     """Restore one segment under the plan that the engine follows.
 
     Args:
-        frames: of the segment.
-        engine: with its model; `engine.follow(plan)` comes first.
-        sink: gets the restored frames.
-        hidden: state of an online model after the frame before the first one, where that is inside the same scene.
-        on_frame: called after each frame that the sink took.
+        frames: Frames of the segment.
+        engine: Engine with its model, after `engine.follow(plan)`.
+        sink: Takes the restored frames.
+        hidden: State of an online model after the frame before the segment, if that frame is in the
+            same scene.
+        on_frame: Called after each frame that was written to the sink.
 
     Raises:
-        ResourceError: memory does not suffice for the smallest tile on the CPU.
+        ResourceError: Memory does not suffice for the smallest tile on the CPU.
     """
-    states = [hidden]
+    last_hidden = hidden
 
+    # A generator has no other way to return the state than a variable of the function around it.
     def restored() -> Iterator[Frame]:
+        nonlocal last_hidden
+        # Only the first scene continues from a state.
+        first_hidden = hidden
         for scene in frames.scenes():
-            states.append((yield from engine.restore_scene(scene, states[0])))
-            # Only the first scene goes on from a state.
-            states[0] = None
+            last_hidden = yield from engine.restore_scene(scene, first_hidden)
+            first_hidden = None
 
     output: Iterable[Frame] = restored()
     if engine.current_plan.doubles_rate:
-        first = 2 * frames.start
-        output = double_rate(output, first=first, next_pts=lambda: frames.next_pts)
-    count = 0
+        output = double_rate(
+            output,
+            first=2 * frames.start,
+            # Valid only after the frames were read.
+            next_pts=lambda: frames.next_pts,
+        )
+    num_frames = 0
     for frame in output:
         sink.write(frame)
-        count += 1
+        num_frames += 1
         if on_frame is not None:
             on_frame(frame)
-    next_pts = frames.next_pts
-    sink.finish(None if next_pts is None else next_pts * frames.time_base)
-    return Part(count, states[-1])
+    next_s = None
+    if frames.next_pts is not None:
+        next_s = frames.next_pts * frames.time_base
+    sink.finish(next_s)
+    return SegmentResult(num_frames, last_hidden)
 
 
 def find_segments(
@@ -143,43 +162,51 @@ def find_segments(
     """Read a video once and cut it into segments, without restoring anything.
 
     Args:
-        src: as in `open_reader`, but no pipe.
-        plan: of its restoration.
-        start_s: as in `open_reader`.
-        duration_s: as in `open_reader`.
-        starts_scene: given each frame's rgb in order, tells whether a new scene starts with it. Default: a
-            `CutDetector`.
+        src: Source as in `open_reader`, but not a pipe.
+        plan: Plan of the restoration.
+        start_s: Start time as in `open_reader`.
+        duration_s: Duration as in `open_reader`.
+        starts_scene: Called with the rgb of each frame in order; returns True if the frame starts
+            a new scene. Default: `scene_detector`.
 
     Raises:
-        InputError: there is nothing that can be decoded.
+        InputError: The source cannot be decoded.
     """
-    detect = starts_scene or scene_detector(plan.contract)
-    found: list[tuple[SegmentFrames, int, int]] = []
-    with open_reader(src, start_s=start_s, duration_s=duration_s, gamut="keep") as reader:
-        for segment in SegmentStream(reader, plan, keeps_state=False, starts_scene=detect):
-            scene_start = segment.last_scene_start
-            times = [frame.pts for scene in segment.scenes() for frame in scene]
-            found.append((segment, scene_start, times[0]))
-        may_seek = reader.may_seek
+    detect_cut = starts_scene or scene_detector(plan.contract)
     segments: list[Segment] = []
-    for index, (frames, scene_start, read_start_pts) in enumerate(found):
-        assert frames.stop is not None
-        segments.append(
-            Segment(
-                index=index,
-                scene_start=scene_start,
-                start=frames.start,
-                stop=frames.stop,
-                cuts=tuple(frames.cuts),
-                read_start=frames.read_start,
-                read_start_pts=read_start_pts,
-                read_stop_pts=frames.read_stop_pts,
-                reaches_scene_end=frames.reaches_scene_end,
-                stop_pts=frames.next_pts,
-                may_seek=may_seek,
-            )
-        )
-    return segments
+    with open_reader(src, start_s=start_s, duration_s=duration_s, gamut="keep") as reader:
+        stream = SegmentStream(reader, plan, keeps_state=False, starts_scene=detect_cut)
+        for index, frames in enumerate(stream):
+            segments.append(_read_segment(index, frames))
+        # Only the reader of the whole video knows whether seeking is safe.
+        may_seek = reader.may_seek
+    return [replace(segment, may_seek=may_seek) for segment in segments]
+
+
+def _read_segment(index: int, frames: SegmentFrames) -> Segment:
+    """Read the frames of a segment, and describe it."""
+    # This attribute moves on while the frames are read.
+    scene_start = frames.last_scene_start
+    read_start_pts: int | None = None
+    for scene in frames.scenes():
+        for frame in scene:
+            if read_start_pts is None:
+                read_start_pts = frame.pts
+    assert read_start_pts is not None
+    assert frames.stop is not None
+    return Segment(
+        index=index,
+        scene_start=scene_start,
+        start=frames.start,
+        stop=frames.stop,
+        cuts=tuple(frames.cuts),
+        read_start=frames.read_start,
+        read_start_pts=read_start_pts,
+        read_stop_pts=frames.read_stop_pts,
+        reaches_scene_end=frames.reaches_scene_end,
+        stop_pts=frames.next_pts,
+        may_seek=False,
+    )
 
 
 @contextmanager
@@ -193,10 +220,10 @@ def open_segment(
     """Open the frames of a segment.
 
     Args:
-        src: as for `find_segments`.
-        segment: as `find_segments` gave it.
-        start_s: as for `find_segments`.
-        duration_s: as for `find_segments`.
+        src: Source as for `find_segments`.
+        segment: Segment that `find_segments` returned.
+        start_s: Start time as for `find_segments`.
+        duration_s: Duration as for `find_segments`.
     """
     span = Span(
         start=segment.read_start_pts,
@@ -205,21 +232,26 @@ def open_segment(
         may_seek=segment.may_seek,
     )
     with open_reader(
-        src, start_s=start_s, duration_s=duration_s, gamut="keep", span=span
+        src,
+        start_s=start_s,
+        duration_s=duration_s,
+        gamut="keep",
+        span=span,
     ) as reader:
-        tape = FrameTape(
+        buffer = FrameBuffer(
             reader,
             lambda frame: frame.index in segment.cuts,
             first=segment.read_start,
             ends_scene=segment.reaches_scene_end,
         )
         frames = SegmentFrames(
-            tape,
+            buffer,
             scene_start=segment.scene_start,
             read_start=segment.read_start,
             start=segment.start,
             ends_before=lambda number: number == segment.stop,
-            after=sys.maxsize,  # the span ends with the context
+            # The span of the reader ends with the context.
+            context_after=sys.maxsize,
         )
         frames.next_pts = segment.stop_pts
         frames.time_base = reader.info.time_base

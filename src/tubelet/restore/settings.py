@@ -1,4 +1,4 @@
-"""`UpscaleSettings`: what a user may ask of an upscaling run; the command's flags come from here."""
+"""Settings of an upscaling run, from which the flags of the command derive, and its result."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from tubelet.errors import ConfigError
 from tubelet.types import Precision
 
 __all__ = ["Result", "UpscaleSettings"]
+
+_MIN_HEIGHT_PX = 16
+_MAX_HEIGHT_PX = 16384
+# Equal to tiles.MIN_TILE_PX, whose import would load torch before the flags are parsed.
+_MIN_TILE_PX = 32
+_MAX_CRF = 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,41 +63,52 @@ class UpscaleSettings:
     """Replace the output if it exists."""
 
     def __post_init__(self) -> None:
+        self._check_size()
+        self._check_time()
+        if self.tile is not None and self.tile != 0 and self.tile < _MIN_TILE_PX:
+            raise ConfigError(
+                f"tile={self.tile} must be 0 (none) or at least {_MIN_TILE_PX} input pixels"
+            )
+        if self.memory is not None and self.memory <= 0:
+            raise ConfigError(f"memory={self.memory} must be more than 0 GiB")
+        if self.crf is not None and not 0 <= self.crf <= _MAX_CRF:
+            raise ConfigError(f"crf={self.crf} must be between 0 and {_MAX_CRF}")
+
+    def _check_size(self) -> None:
         if self.scale is not None and self.height is not None:
             raise ConfigError(
                 f"scale={self.scale} and height={self.height} contradict; give one of the two"
             )
         if self.scale not in (None, 2, 3, 4):
             raise ConfigError(f"scale={self.scale} must be 2, 3 or 4; for other sizes give height")
-        if self.height is not None and not 16 <= self.height <= 16384:
-            raise ConfigError(f"height={self.height} must be between 16 and 16384 pixels")
+        if self.height is not None and not _MIN_HEIGHT_PX <= self.height <= _MAX_HEIGHT_PX:
+            raise ConfigError(
+                f"height={self.height} must be between {_MIN_HEIGHT_PX} and {_MAX_HEIGHT_PX} pixels"
+            )
+
+    def _check_time(self) -> None:
         if self.fps not in (None, "x2"):
             raise ConfigError(
-                f"fps={self.fps} must be x2, twice the frames of the input: no model gives another rate"
+                f"fps={self.fps} must be x2, twice the frame rate of the input: "
+                "no model supports another rate"
             )
-        if self.tile is not None and self.tile != 0 and self.tile < 32:
-            raise ConfigError(f"tile={self.tile} must be 0 (none) or at least 32 input pixels")
-        if self.memory is not None and self.memory <= 0:
-            raise ConfigError(f"memory={self.memory} must be more than 0 GiB")
         if self.start is not None and self.start < 0:
             raise ConfigError(f"start={self.start} must be 0 or more seconds")
         if self.duration is not None and self.duration <= 0:
             raise ConfigError(f"duration={self.duration} must be more than 0 seconds")
-        if self.crf is not None and not 0 <= self.crf <= 63:
-            raise ConfigError(f"crf={self.crf} must be between 0 and 63")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an upscaling run did.
+    """Summary of an upscaling run.
 
     Attributes:
-        path: the output, or None where it went to a pipe.
-        model: id of the model that ran.
-        frames: frames written.
-        width, height: of the output, pixels.
-        elapsed_s: wall-clock seconds.
-        notes: what a user should know, a line each (a converted subtitle, a guessed color matrix).
+        path: Path of the output; None if it was written to a pipe.
+        model: Id of the model.
+        frames: Number of frames written.
+        width, height: Size of the output, pixels.
+        elapsed_s: Wall-clock seconds.
+        notes: Messages for the user, one line each (a converted subtitle, a guessed color matrix).
     """
 
     path: Path | None
@@ -103,7 +120,7 @@ class Result:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what the last event of `--progress json` holds."""
+        """Return the content of the last event of `--progress json`."""
         return {
             "output": None if self.path is None else str(self.path),
             "model": self.model,

@@ -1,7 +1,7 @@
-"""Sizes in space: what a network takes, what the output is, and the tiles that cover an image.
+"""Spatial sizes: the padded input of a network, the output, and the tiles that cover an image.
 
-    Span    along one axis: a call sees [start, stop), and [keep_start, keep_stop) of its result is kept
-    Tile    a Span down and a Span across
+    TileSpan    along one axis: a call sees [start, stop), and [keep_start, keep_stop) is output
+    Tile        a vertical and a horizontal TileSpan
 
 Everything here is a pure function of its arguments.
 """
@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 MIN_TILE_PX = 32
-"""Tiles are not made smaller than this: below it, more than nine tenths of the work are overlap."""
+"""Smallest side of a tile: below it, more than nine tenths of the work is overlap."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileSpan:
-    """A stretch of one axis: what a call sees, and which part of its result is kept."""
+    """An interval of one axis: the range that a call sees, and the part of its result to keep."""
 
     start: int
     stop: int
@@ -48,7 +48,7 @@ class Tile:
 
     @property
     def area_px(self) -> int:
-        """Pixels that a call sees, halo included."""
+        """Area that a call sees in pixels, halo included."""
         return (self.y.stop - self.y.start) * (self.x.stop - self.x.start)
 
 
@@ -63,24 +63,25 @@ def output_size(
     """Compute the size of the output.
 
     Args:
-        width: of the input, pixels.
-        height: of the input, pixels.
-        native: factor of the model.
-        scale: requested factor, or None for the model's own.
-        target_height: requested height, pixels. The width follows and is even, as codecs want it.
+        width: Width of the input, pixels.
+        height: Height of the input, pixels.
+        native: Upscaling factor of the model.
+        scale: Requested upscaling factor; None for that of the model.
+        target_height: Requested height, pixels. The width follows and is even, as codecs need it.
 
     Returns:
         (width, height), pixels.
     """
     if target_height is not None:
-        even_width = 2 * round(width * target_height / height / 2)
+        exact_width = width * target_height / height
+        even_width = 2 * round(exact_width / 2)
         return max(2, even_width), target_height
     factor = scale or native
     return width * factor, height * factor
 
 
 def padded_size(height: int, width: int, contract: Contract) -> tuple[int, int]:
-    """Round a size up to one that the network takes: (height, width) in lq pixels."""
+    """Round a size up to one that the network accepts: (height, width) in lq pixels."""
     return _padded_side(height, contract), _padded_side(width, contract)
 
 
@@ -88,13 +89,13 @@ def plan_tiles(height: int, width: int, tile_px: int, contract: Contract) -> lis
     """Cover a padded image with tiles that overlap by the model's receptive field.
 
     Args:
-        height: of the padded input, lq pixels.
-        width: of the padded input, lq pixels.
-        tile_px: side of the part that a tile keeps; 0 is the whole image.
-        contract: of the model; its halo and size multiple are respected.
+        height: Height of the padded input, lq pixels.
+        width: Width of the padded input, lq pixels.
+        tile_px: Side of a tile without its halo; 0 is the whole image.
+        contract: Contract of the model, whose halo, size multiple and minimum size are respected.
 
     Returns:
-        Tiles from top left to bottom right; the kept parts partition the image.
+        Tiles from top left to bottom right; the regions to keep partition the image.
     """
     rows = _tile_axis(height, tile_px or height, contract)
     columns = _tile_axis(width, tile_px or width, contract)
@@ -102,23 +103,25 @@ def plan_tiles(height: int, width: int, tile_px: int, contract: Contract) -> lis
 
 
 def choose_tile(height: int, width: int, contract: Contract, *, max_area_px: float) -> int:
-    """Choose the largest tile that a model can see whole within `max_area_px`.
+    """Choose the largest tile that fits into `max_area_px` with its halo.
 
     Args:
-        height: of the input, lq pixels.
-        width: of the input, lq pixels.
-        contract: of the model.
-        max_area_px: lq pixels, halo included, that memory allows in one call.
+        height: Height of the input, lq pixels.
+        width: Width of the input, lq pixels.
+        contract: Contract of the model.
+        max_area_px: Area in lq pixels, halo included, that memory allows in one call.
 
     Returns:
-        Side of the tile in lq pixels, at least `MIN_TILE_PX`; 0 where the whole image fits.
+        Side of the tile in lq pixels, `MIN_TILE_PX` or more; 0 if the whole image fits.
     """
     padded_height, padded_width = padded_size(height, width, contract)
     if padded_height * padded_width <= max_area_px:
         return 0
-    step = math.lcm(contract.size_multiple, 8)
+    # Invert (side + 2 · halo)² ≤ max_area_px.
     halo = round_up(contract.halo_px, contract.size_multiple)
-    side = math.floor((math.sqrt(max_area_px) - 2 * halo) / step) * step
+    max_side = math.sqrt(max_area_px) - 2 * halo
+    step = math.lcm(contract.size_multiple, 8)
+    side = math.floor(max_side / step) * step
     return max(side, round_up(MIN_TILE_PX, contract.size_multiple))
 
 
@@ -127,16 +130,18 @@ def _padded_side(side: int, contract: Contract) -> int:
 
 
 def _tile_axis(size: int, tile_px: int, contract: Contract) -> list[TileSpan]:
+    """Cut one axis into spans of nearly equal size, rather than leave a thin one at the end."""
     multiple = contract.size_multiple
     halo = round_up(contract.halo_px, multiple)
-    smallest = round_up(contract.min_size_px, multiple)
-    # Tiles of nearly equal size, rather than a thin one at the end.
+    min_size = round_up(contract.min_size_px, multiple)
     num_tiles = math.ceil(size / tile_px)
     step = round_up(math.ceil(size / num_tiles), multiple)
     spans: list[TileSpan] = []
     for keep_start in range(0, size, step):
         keep_stop = min(keep_start + step, size)
-        stop = min(size, max(keep_stop + halo, keep_start + smallest))
-        start = max(0, min(keep_start - halo, stop - smallest))
+        # At the borders of the image the halo is cut off, and the span moves inwards or grows
+        # where it would be smaller than the network accepts.
+        stop = min(size, max(keep_stop + halo, keep_start + min_size))
+        start = max(0, min(keep_start - halo, stop - min_size))
         spans.append(TileSpan(start, stop, keep_start, keep_stop))
     return spans

@@ -1,8 +1,8 @@
-"""Cut the frames of a stream: into scenes, neighborhoods and windows, holding no more than needed.
+"""Cut a stream of frames into scenes, neighborhoods and windows, holding no more than necessary.
 
 scene         frames between two cuts
-neighborhood  a frame with those around it (window and online models)
-window        consecutive frames that a clip model sees at once; a Span in time
+neighborhood  a frame with its neighbors on both sides (window and online models)
+window        consecutive frames that a clip model sees at once; a TileSpan in time
 """
 
 from __future__ import annotations
@@ -20,111 +20,127 @@ T = TypeVar("T")
 
 
 def scenes(frames: Iterable[T], starts_scene: Callable[[T], bool]) -> Iterator[Iterator[T]]:
-    """Split a stream at its cuts, lazily: use each scene up before asking for the next.
+    """Split a stream at its cuts, lazily: exhaust each scene before the next one is requested.
 
     Args:
-        frames: the stream.
-        starts_scene: called once for each frame in order; true if a new scene starts with it.
+        frames: Frames of the stream in order.
+        starts_scene: Called once with each frame, in order; returns whether it starts a scene.
     """
-    number = 0
+    scene_number = 0
 
-    def scene_number(frame: T) -> int:
-        nonlocal number
-        number += starts_scene(frame)
-        return number
+    def number_of(frame: T) -> int:
+        nonlocal scene_number
+        if starts_scene(frame):
+            scene_number += 1
+        return scene_number
 
-    for _, scene in groupby(frames, key=scene_number):
+    for _, scene in groupby(frames, key=number_of):
         yield scene
 
 
 def neighborhoods(scene: Iterable[T], *, before: int, after: int) -> Iterator[tuple[T, ...]]:
-    """Yield each frame of a scene with those around it; the ends repeat the first or last frame.
+    """Yield each frame of a scene with its neighbors; the first and last frames are repeated.
 
     Args:
-        scene: frames in order.
-        before: neighbors before the frame.
-        after: neighbors after the frame.
+        scene: Frames in order.
+        before: Number of neighbors before the frame.
+        after: Number of neighbors after the frame.
 
     Yields:
-        `before + 1 + after` frames; the one at `before` is the frame itself.
+        `before + 1 + after` frames; the one at index `before` is the frame itself.
     """
     size = before + 1 + after
-    around: deque[T] = deque(maxlen=size)
-    seen = 0
+    window: deque[T] = deque(maxlen=size)
+    num_read = 0
     for frame in scene:
-        # The first frame fills the whole neighborhood: it stands for those before it.
-        around.extend([frame] * (1 if seen else size))
-        seen += 1
-        if seen > after:
-            yield tuple(around)
-    if not seen:
+        if num_read == 0:
+            # The first frame also takes the places of the frames before it.
+            window.extend([frame] * size)
+        else:
+            window.append(frame)
+        num_read += 1
+        # The neighborhood of a frame is complete once `after` more frames were read.
+        if num_read > after:
+            yield tuple(window)
+    if num_read == 0:
         return
-    for behind in range(1, after + 1):
-        around.append(around[-1])
-        if seen + behind > after:
-            yield tuple(around)
+    # The last frames have no successors: the last frame takes their places.
+    for num_repeats in range(1, after + 1):
+        window.append(window[-1])
+        if num_read + num_repeats > after:
+            yield tuple(window)
 
 
 class WindowCutter(Generic[T]):
-    """Cuts a scene of unknown length into overlapping windows, whose size may change on the way.
+    """Cuts a scene of unknown length into overlapping windows whose size may change.
 
     It holds the frames of one window and the next frame, never the scene.
 
     Args:
-        frames: of the scene, in order.
+        frames: Frames of the scene in order.
     """
 
     def __init__(self, frames: Iterable[T]) -> None:
         self._frames = iter(frames)
-        self._held: deque[T] = deque()
-        self._first = 0  # number of the first frame that is held
+        # Frames of the scene from number `_first` on.
+        self._buffer: deque[T] = deque()
+        self._first = 0
         self._ended = False
 
     def cut(self, done: int, *, size: int, overlap: int) -> tuple[list[T], TileSpan] | None:
-        """Cut the window that gives the frames from `done` on.
+        """Cut the window whose results start at frame `done`.
 
         Args:
-            done: frames whose results are there already; never less than in the last call.
-            size: frames of a window.
-            overlap: frames that consecutive windows share, below `size`. The seam lies in their
-                middle. The last window begins earlier, so that it has `size` frames too.
+            done: Number of frames that have results; it never decreases from call to call.
+            size: Number of frames of a window.
+            overlap: Number of frames shared by consecutive windows, below `size`. The seam is in
+                the middle of the overlap. The last window starts earlier so that it has `size`
+                frames, too.
 
         Returns:
-            The frames of the window, and where they lie in the scene; None where all are done.
+            The frames of the window, and its position in the scene; None if all frames have
+            results.
         """
         start = max(0, done - overlap // 2)
+        # One frame more than the window shows whether the scene continues.
         self._read_until(start + size + 1, start=start, size=size)
-        end = self._first + len(self._held)
+        end = self._first + len(self._buffer)
         if done >= end:
             return None
-        stop, keep_stop = start + size, start + size - (overlap + 1) // 2
+
+        stop = start + size
+        keep_stop = stop - (overlap + 1) // 2
         if end <= stop:
-            # The scene ends within this window.
+            # The scene ends in this window, so there is no seam after it.
             stop = keep_stop = end
             start = max(self._first, min(start, end - size))
-        window = [self._held[t - self._first] for t in range(start, stop)]
+        window = [self._buffer[t - self._first] for t in range(start, stop)]
         return window, TileSpan(start, stop, done, keep_stop)
 
     def _read_until(self, end: int, *, start: int, size: int) -> None:
-        """Read frames up to number `end`: one more than the window, to know whether the scene goes on."""
-        while not self._ended and self._first + len(self._held) < end:
+        """Read the frames before number `end`, and drop those that no window needs any more."""
+        while not self._ended and self._first + len(self._buffer) < end:
             frame = next(self._frames, None)
             if frame is None:
                 self._ended = True
                 return
-            self._held.append(frame)
-            # A last window begins earlier, so the frames of a window are held whatever comes.
-            while len(self._held) > size + 1 and self._first < start:
-                self._held.popleft()
+            self._buffer.append(frame)
+            # The last window starts earlier, so the frames of a whole window stay in any case.
+            while len(self._buffer) > size + 1 and self._first < start:
+                self._buffer.popleft()
                 self._first += 1
 
 
 def cut_windows(
-    frames: Iterable[T], *, size: int, overlap: int
+    frames: Iterable[T],
+    *,
+    size: int,
+    overlap: int,
 ) -> Iterator[tuple[list[T], TileSpan]]:
     """Yield all windows of a scene; see `WindowCutter.cut`."""
     cutter = WindowCutter(frames)
-    done = 0
-    while (cut := cutter.cut(done, size=size, overlap=overlap)) is not None:
+    cut = cutter.cut(0, size=size, overlap=overlap)
+    while cut is not None:
         yield cut
-        done = cut[1].keep_stop
+        _, span = cut
+        cut = cutter.cut(span.keep_stop, size=size, overlap=overlap)
