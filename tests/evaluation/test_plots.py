@@ -116,7 +116,7 @@ def test_values_close_together_have_ticks_on_a_logarithmic_axis() -> None:
 
 def test_frames_are_whole() -> None:
     svg = line_plot(
-        [Line("a", range(3), [20, 21, 22], 0)], x=Axis("frame", whole=True), y=DB, title="t"
+        [Line("a", range(3), [20, 21, 22], 0)], x=Axis("frame", integers=True), y=DB, title="t"
     )
     labels = re.findall(r'text-anchor="middle">([^<]+)', svg)
     assert labels[:3] == ["0", "1", "2"]

@@ -133,7 +133,7 @@ def test_ours_stand_beside_the_published_in_order(tmp_path: Path) -> None:
     rows = comparison_rows(results)
     values = [row.values["psnr-y"] for row in rows]
     assert values == sorted(values, reverse=True)
-    (ours,) = [row for row in rows if row.ours]
+    (ours,) = [row for row in rows if row.measured_here]
     assert ours.method == "mine_1"
     assert ours.parameters == 12345
     basic = next(row for row in rows if row.method == "BasicVSR++")
@@ -183,7 +183,7 @@ def test_tables_that_disagree_or_have_nothing_in_common_do_not(
     ]
     monkeypatch.setattr("tubelet.evaluation.report_rows.published_scores", lambda _: scores)
     rows = comparison_rows(read_results(made_up(tmp_path, "vid4-bi-x4", {"mine": [20.0]})))
-    found = {row.source: row.values for row in rows if not row.ours}
+    found = {row.source: row.values for row in rows if not row.measured_here}
     assert found == {
         "D": {"psnr-y": 25.3},
         "B": {"psnr-y": 25.2},
@@ -238,7 +238,7 @@ def test_latex_is_a_booktabs_table(tmp_path: Path) -> None:
 def test_notes_warn_of_a_part_and_of_mixed_conventions(tmp_path: Path) -> None:
     whole = read_results(made_up(tmp_path / "whole", "vid4-bi-x4", {"mine": [20.0]}))
     assert not any(
-        "not the protocol's numbers" in note for note in report_notes(whole, comparison_rows(whole))
+        "not the protocol's scores" in note for note in report_notes(whole, comparison_rows(whole))
     )
     part = read_results(made_up(tmp_path / "part", "vid4-bd-b-x4", {"mine": [20.0]}, max_frames=3))
     notes = report_notes(part, comparison_rows(part))
@@ -311,6 +311,14 @@ def test_profiles_are_a_column_of_every_frame(measured: Path) -> None:
     expected = np.stack([frame[y : y + height, x] for frame in frames], 1)
     np.testing.assert_array_equal(image(images["Temporal profile of original, a"]), expected)
     assert image(images["Temporal profile of lanczos-x4, a"]).shape == expected.shape
+
+
+def test_images_of_the_former_folder_are_shown(measured: Path) -> None:
+    expected = (measured / "report.html").read_text("utf-8")
+    assert "Temporal profile of original, a" in expected
+    (measured / "images").rename(measured / "pictures")
+    write_report(measured)
+    assert (measured / "report.html").read_text("utf-8") == expected
 
 
 def test_a_large_set_has_readable_tables_and_few_curves(tmp_path: Path) -> None:

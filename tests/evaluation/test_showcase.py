@@ -8,7 +8,13 @@ import torch
 from PIL import Image
 
 from tubelet.evaluation import showcase
-from tubelet.evaluation.showcase import BICUBIC, ORIGINAL, CropCollector, image_path
+from tubelet.evaluation.showcase import (
+    BICUBIC,
+    ORIGINAL,
+    CropCollector,
+    find_image,
+    image_path,
+)
 from tubelet.ops.resize import resample
 
 
@@ -74,7 +80,19 @@ def test_a_long_clip_has_the_columns_of_its_first_frames(
     assert collector.showcase.frame == 8
 
 
-def test_a_image_smaller_than_a_crop_is_taken_whole() -> None:
+def test_an_image_of_the_former_folder_is_found_if_there_is_no_new_one(tmp_path: Path) -> None:
+    assert find_image(tmp_path, "clip", "model", 0) is None
+    former = tmp_path / "pictures" / "clip" / "model.0.png"
+    former.parent.mkdir(parents=True)
+    former.touch()
+    assert find_image(tmp_path, "clip", "model", 0) == former
+    new = image_path(tmp_path, "clip", "model", 0)
+    new.parent.mkdir(parents=True)
+    new.touch()
+    assert find_image(tmp_path, "clip", "model", 0) == new
+
+
+def test_an_image_smaller_than_a_crop_is_taken_whole() -> None:
     collector = CropCollector(0)
     collector.add(0, sr=frame(0, (48, 64)), gt=None, lq=None)
     assert collector.showcase is not None

@@ -1,1 +1,1 @@
-"""Show and measure results: before/after pages, previews, and a scene drawn for the demo."""
+"""Evaluation: scores, costs, reports, before/after pages, previews, and the demo scene."""

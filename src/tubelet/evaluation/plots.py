@@ -49,7 +49,7 @@ class Axis:
 
     label: str
     logarithmic: bool = False
-    whole: bool = False
+    integers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ def _scale(
     ticks = (
         _log_ticks(low, high)
         if axis.logarithmic
-        else _linear_ticks(low, high, least=1 if axis.whole else 0)
+        else _linear_ticks(low, high, least=1 if axis.integers else 0)
     )
     if (
         len(ticks) < 2 and axis.logarithmic

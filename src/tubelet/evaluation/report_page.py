@@ -1,10 +1,10 @@
-"""The page of a report: one HTML file with its plots and images inside, which needs no network."""
+"""HTML page of a report: one file with its plots and images inside, which needs no network."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -18,6 +18,7 @@ from tubelet.evaluation.report_rows import (
     MAX_CLIPS,
     MEASURED,
     Row,
+    best_value,
     best_values,
     clip_scores,
     metric_heading,
@@ -28,318 +29,428 @@ from tubelet.evaluation.report_rows import (
     time_text,
 )
 from tubelet.evaluation.results import ClipScore, ModelScore, Results
-from tubelet.evaluation.showcase import BICUBIC, ORIGINAL, image_path
+from tubelet.evaluation.sampling import spread_indices
+from tubelet.evaluation.showcase import BICUBIC, ORIGINAL, find_image
 from tubelet.metrics.measure import metric_info
 
 __all__ = ["report_page"]
 
 _MEGAPIXEL = 1e6
 _MAX_CURVES = 8
-_PROFILE_PX = 240  # width of a temporal profile on the page
+_PROFILE_PX = 240
+"""Width of a temporal profile on the page."""
+_MAX_PROFILE_ZOOM = 8
+_CROP_ZOOM = 2
 
 
 def report_page(results: Results, rows: Sequence[Row], out: Path) -> str:
     """Write the page.
 
     Args:
-        results: of the evaluation.
-        rows: of the table of results.
-        out: folder with the images.
+        results: Results of the evaluation.
+        rows: Rows of the table of results.
+        out: Folder of the evaluation, which has the images.
 
     Returns:
         The HTML.
     """
-    page = Template(
-        resources.files("tubelet.evaluation").joinpath("report_page.html").read_text("utf-8")
-    )
-    first = results.metrics[0]
-    return page.substitute(
-        title=html.escape(
-            f"{results.name}: {len(results.models)} models on {len(results.clips)} clips"
-        ),
-        notes="\n".join(f"<p>{_code(note)}</p>" for note in report_notes(results, rows)),
+    template_file = resources.files("tubelet.evaluation").joinpath("report_page.html")
+    template = Template(template_file.read_text("utf-8"))
+    title = f"{results.name}: {len(results.models)} models on {len(results.clips)} clips"
+    notes: list[str] = []
+    for note in report_notes(results, rows):
+        notes.append(f"<p>{_escape_note(note)}</p>")
+    clip_tables: list[str] = []
+    for metric in results.metrics:
+        clip_tables.append(_clips_table(results, metric))
+    about: list[str] = []
+    for name, value in _about(results):
+        about.append(f"<dt>{_escape(name)}</dt><dd>{_escape(value)}</dd>")
+    return template.substitute(
+        title=_escape(title),
+        notes="\n".join(notes),
         results=_results_table(results, rows),
-        clips="\n".join(_clips_table(results, name) for name in results.metrics),
+        clips="\n".join(clip_tables),
         legend=_legend(results),
-        metric=html.escape(first.upper()),
+        metric=_escape(results.metrics[0].upper()),
         curves=_curves(results),
         costs=_cost_plots(results, rows),
         crops=_crops(results, out),
         profiles=_profiles(results, out),
-        about="\n".join(
-            f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in _about(results)
-        ),
+        about="\n".join(about),
     )
 
 
-def _text(value: object) -> str:
+def _escape(value: object) -> str:
     return html.escape(str(value))
 
 
-def _code(note: str) -> str:
-    """Escape a note, `...` becoming code."""
-    parts = html.escape(note).split("`")
-    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+def _escape_note(note: str) -> str:
+    """Escape a note, and mark text between backticks as code."""
+    escaped: list[str] = []
+    # Every second piece was between two backticks.
+    for index, piece in enumerate(html.escape(note).split("`")):
+        escaped.append(f"<code>{piece}</code>" if index % 2 else piece)
+    return "".join(escaped)
 
 
-def _nothing(why: str) -> str:
-    return f"<p>Nothing to show: {html.escape(why)}.</p>"
+def _empty_section(reason: str) -> str:
+    return f"<p>Nothing to show: {html.escape(reason)}.</p>"
+
+
+def _table(content: str) -> str:
+    """Wrap a table of numbers so that it scrolls sideways on a narrow screen."""
+    return f'<div class="wide" tabindex="0"><table class="numbers">{content}</table></div>'
 
 
 def _results_table(results: Results, rows: Sequence[Row]) -> str:
+    """Write a row per method, with the best score of each metric in bold."""
+    number_headings = [
+        *map(metric_heading, results.metrics),
+        "Parameters, M",
+        "Time, ms",
+    ]
+    cells = ['<th scope="col">Method</th>']
+    for heading in number_headings:
+        cells.append(f'<th scope="col" class="n">{_escape(heading)}</th>')
+    cells.append('<th scope="col">Source</th>')
+    lines = [f"<thead><tr>{''.join(cells)}</tr></thead><tbody>"]
+
     best = best_values(rows, results.metrics)
-    colors = {model.model: place % COLORS for place, model in enumerate(results.models)}
-    head = ["Method", *map(metric_heading, results.metrics), "Parameters, M", "Time, ms", "Source"]
-    numbers = len(results.metrics) + 2
-    cells = "".join(
-        f'<th scope="col"{_align(0 < place <= numbers)}>{_text(name)}</th>'
-        for place, name in enumerate(head)
-    )
-    lines = [f"<thead><tr>{cells}</tr></thead><tbody>"]
+    colors = _model_colors(results)
     for row in rows:
-        swatch = f'<i class="swatch c{colors[row.method]}"></i>' if row.ours else ""
-        lines.append(
-            f'<tr{" class=ours" if row.ours else ""}><th scope="row">{swatch}{_text(row.method)}</th>'
-        )
-        for name in results.metrics:
-            value = row.values.get(name)
-            text = metric_text(name, value)
-            lines.append(
-                f"<td{_align(True)}>{f'<b>{text}</b>' if value == best.get(name) else text}</td>"
-            )
-        lines.append(f"<td{_align(True)}>{parameters_text(row.parameters)}</td>")
-        lines.append(f"<td{_align(True)}>{time_text(row.seconds_per_frame)}</td>")
-        lines.append(f'<td class="source">{_text(row.source)}</td></tr>')
-    return f'<div class="wide" tabindex="0"><table class="numbers">{"".join(lines)}</tbody></table></div>'
+        row_class = ""
+        swatch = ""
+        if row.measured_here:
+            row_class = " class=ours"
+            swatch = f'<i class="swatch c{colors[row.method] % COLORS}"></i>'
+        lines.append(f'<tr{row_class}><th scope="row">{swatch}{_escape(row.method)}</th>')
+        for metric in results.metrics:
+            value = row.values.get(metric)
+            text = metric_text(metric, value)
+            if value == best.get(metric):
+                text = f"<b>{text}</b>"
+            lines.append(_number_cell(text))
+        lines.append(_number_cell(parameters_text(row.parameters)))
+        lines.append(_number_cell(time_text(row.seconds_per_frame)))
+        lines.append(f'<td class="source">{_escape(row.source)}</td></tr>')
+    lines.append("</tbody>")
+    return _table("".join(lines))
 
 
-def _align(number: bool) -> str:
-    return ' class="n"' if number else ""
+def _number_cell(text: str) -> str:
+    return f'<td class="n">{text}</td>'
 
 
-def _clips_table(results: Results, name: str) -> str:
-    """Write the scores of one metric, a clip per line."""
-    head = "".join(
-        f'<th scope="col" class="n"><i class="swatch c{place % COLORS}"></i>{_text(model.model)}</th>'
-        for place, model in enumerate(results.models)
-    )
-    lines: list[str] = []
-    for clip, scores in clip_scores(results, name, limit=MAX_CLIPS):
-        best = best_values([Row("", {name: score}) for score in scores], [name]).get(name)
-        lines.append(f'<tr><th scope="row">{_text(clip)}</th>')
+def _model_colors(results: Results) -> dict[str, int]:
+    """Number the models, in the order of their colors on the page."""
+    colors: dict[str, int] = {}
+    for index, model in enumerate(results.models):
+        colors[model.model] = index
+    return colors
+
+
+def _clips_table(results: Results, metric: str) -> str:
+    """Write a row per clip with the score of every model in one metric."""
+    cells = ['<th scope="col">Clip</th>']
+    for index, model in enumerate(results.models):
+        swatch = f'<i class="swatch c{index % COLORS}"></i>'
+        cells.append(f'<th scope="col" class="n">{swatch}{_escape(model.model)}</th>')
+    lines = [
+        f"<caption>{_escape(metric_heading(metric))}</caption>",
+        f"<thead><tr>{''.join(cells)}</tr></thead><tbody>",
+    ]
+    for clip, scores in clip_scores(results, metric, limit=MAX_CLIPS):
+        best = best_value(metric, scores)
+        lines.append(f'<tr><th scope="row">{_escape(clip)}</th>')
         for score in scores:
-            text = metric_text(name, score)
-            bold = score == best and len(scores) > 1
-            lines.append(f'<td class="n">{f"<b>{text}</b>" if bold else text}</td>')
+            text = metric_text(metric, score)
+            if score == best and len(scores) > 1:
+                text = f"<b>{text}</b>"
+            lines.append(_number_cell(text))
         lines.append("</tr>")
-    more = f"<p>{html.escape(note)}</p>" if (note := omitted_clips_note(results)) else ""
-    return (
-        f'<div class="wide" tabindex="0"><table class="numbers"><caption>{_text(metric_heading(name))}</caption>'
-        f'<thead><tr><th scope="col">Clip</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{more}'
-    )
+    lines.append("</tbody>")
+    table = _table("".join(lines))
+    note = omitted_clips_note(results)
+    return f"{table}<p>{html.escape(note)}</p>" if note else table
 
 
 def _legend(results: Results) -> str:
-    items = "".join(
-        f"<span>{line_sample(place)}{_text(model.model)}</span>"
-        for place, model in enumerate(results.models)
-    )
-    return f'<p class="legend">{items}</p>'
+    """Write the names of the models with a sample of their lines."""
+    items: list[str] = []
+    for index, model in enumerate(results.models):
+        items.append(f"<span>{line_sample(index)}{_escape(model.model)}</span>")
+    return f'<p class="legend">{"".join(items)}</p>'
 
 
-def _clip(model: ModelScore, name: str) -> ClipScore:
-    return next(clip for clip in model.clips if clip.identity.clip == name)
+def _find_clip(model: ModelScore, name: str) -> ClipScore:
+    for clip in model.clips:
+        if clip.identity.clip == name:
+            return clip
+    raise KeyError(name)
 
 
 def _curves(results: Results) -> str:
-    """Draw the clips, or as many of them, evenly spread, as a user looks at."""
-    count = len(results.clips)
-    shown = min(count, _MAX_CURVES)
-    clips = [results.clips[(2 * i + 1) * count // (2 * shown)] for i in range(shown)]
-    drawn = [plot for plot in (_curve(results, clip) for clip in clips) if plot]
-    return "\n".join(drawn) or _nothing("no clip has more than one frame that was scored")
+    """Plot the scores over time of some clips, evenly spread over the benchmark."""
+    plots: list[str] = []
+    for index in spread_indices(len(results.clips), _MAX_CURVES):
+        plot = _curve(results, results.clips[index])
+        if plot:
+            plots.append(plot)
+    if not plots:
+        return _empty_section("no clip has more than one scored frame")
+    return "\n".join(plots)
 
 
-def _curve(results: Results, name: str) -> str:
-    """Draw the first metric of every model over the frames of one clip."""
+def _curve(results: Results, clip_name: str) -> str:
+    """Plot the first metric of every model over the frames of one clip; empty if it has one."""
     metric = results.metrics[0]
     lines: list[Line] = []
-    for place, model in enumerate(results.models):
-        clip = _clip(model, name)
+    for index, model in enumerate(results.models):
+        clip = _find_clip(model, clip_name)
         values = clip.per_frame[metric]
         if len(values) < 2:
             return ""
-        lines.append(
-            Line(
-                model.model, range(clip.first_frame, clip.first_frame + len(values)), values, place
-            )
-        )
+        frames = range(clip.first_frame, clip.first_frame + len(values))
+        lines.append(Line(model.model, frames, values, index))
+    # Without the arrow, which follows the last space.
     label = metric_heading(metric).rsplit(" ", 1)[0]
     plot = line_plot(
-        lines, x=Axis("frame", whole=True), y=Axis(label), title=f"{label} of each frame of {name}"
+        lines,
+        x=Axis("frame", integers=True),
+        y=Axis(label),
+        title=f"{label} of each frame of {clip_name}",
     )
-    return f"<figure><figcaption>{_text(name)}</figcaption>{plot}</figure>" if plot else ""
+    if not plot:
+        return ""
+    return f"<figure><figcaption>{_escape(clip_name)}</figcaption>{plot}</figure>"
 
 
 def _cost_plots(results: Results, rows: Sequence[Row]) -> str:
-    """Draw quality against parameters and against time, with the methods whose costs are published."""
+    """Plot the first metric against parameters and time, with published methods."""
+    by_parameters, by_time = _cost_points(results, rows)
+    figures = [
+        _cost_plot(
+            results,
+            by_parameters,
+            caption="Quality against parameters",
+            x_label="parameters, millions",
+        ),
+        _cost_plot(
+            results,
+            by_time,
+            caption="Quality against time",
+            x_label="ms per megapixel of output",
+        ),
+    ]
+    direction = metric_info(results.metrics[0]).direction
+    better = "Up" if direction == "higher" else "Down"
+    text = f"{better} and to the left is better."
+    without_parameters = [model.model for model in results.models if not model.parameters]
+    if without_parameters:
+        names = _escape(", ".join(without_parameters))
+        text += f" Without parameters, and so not in the first plot: {names}."
+    if any(point.color is None for point in by_time):
+        text += (
+            " Gray times were measured by the papers, each on another GPU: compare them with care."
+        )
+    return f'<div class="plots">{"".join(figures)}</div><p>{text}</p>'
+
+
+def _cost_plot(results: Results, points: Sequence[Point], *, caption: str, x_label: str) -> str:
+    label = metric_heading(results.metrics[0])
+    plot = point_plot(
+        points,
+        x=Axis(x_label, logarithmic=True),
+        y=Axis(label),
+        title=f"{label}: {caption.lower()}",
+    )
+    if not plot:
+        plot = _empty_section("no figure is known")
+    return f"<figure><figcaption>{caption}</figcaption>{plot}</figure>"
+
+
+def _cost_points(results: Results, rows: Sequence[Row]) -> tuple[list[Point], list[Point]]:
+    """Collect the points of the plots against millions of parameters and against time."""
     metric = results.metrics[0]
-    label = metric_heading(metric)
+    # Where papers disagree on the cost of a method, the first one is used.
     costs: dict[str, PublishedCost] = {}
     for cost in published_costs():
         if cost.runtime_ms is not None:
-            costs.setdefault(cost.method, cost)  # of papers that disagree, the first
-    colors = {model.model: place for place, model in enumerate(results.models)}
+            costs.setdefault(cost.method, cost)
+
+    colors = _model_colors(results)
     by_parameters: list[Point] = []
     by_time: list[Point] = []
-    seen: set[str] = set()
+    plotted: set[str] = set()
     for row in rows:
-        if row.method in seen or metric not in row.values:
-            continue  # tables that disagree on a method: the better figure is drawn
-        seen.add(row.method)
-        value, color = row.values[metric], colors.get(row.method) if row.ours else None
+        # Where tables disagree on a score, the better one comes first and is plotted.
+        if row.method in plotted or metric not in row.values:
+            continue
+        plotted.add(row.method)
+        score = row.values[metric]
+        if row.measured_here:
+            color = colors.get(row.method)
+            time_s = _time_per_megapixel_s(results, row.method)
+        else:
+            color = None
+            time_s = _published_time_per_megapixel_s(costs.get(row.method))
         if row.parameters:
-            by_parameters.append(Point(row.method, row.parameters / 1e6, value, color))
-        seconds = (
-            _per_megapixel(results, row) if row.ours else _published_time(costs.get(row.method))
-        )
-        if seconds is not None:
-            by_time.append(Point(row.method, 1e3 * seconds, value, color))
-    across = (
-        (
-            "Quality against parameters",
-            by_parameters,
-            Axis("parameters, millions", logarithmic=True),
-        ),
-        ("Quality against time", by_time, Axis("ms per megapixel of output", logarithmic=True)),
-    )
-    figures = ""
-    for caption, points, x in across:
-        plot = point_plot(points, x=x, y=Axis(label), title=f"{label}: {caption.lower()}")
-        figures += f"<figure><figcaption>{caption}</figcaption>{plot or _nothing('no figure is known')}</figure>"
-    none = [model.model for model in results.models if not model.parameters]
-    words = f" Without parameters, and so not in the first plot: {', '.join(none)}." if none else ""
-    if any(point.color is None for point in by_time):
-        words += " Gray times are those that the papers measured, each on a GPU of its own: compare them with care."
-    return f'<div class="plots">{figures}</div><p>{_better(metric)} and to the left is better.{_text(words)}</p>'
+            by_parameters.append(Point(row.method, row.parameters / 1e6, score, color))
+        if time_s is not None:
+            by_time.append(Point(row.method, 1e3 * time_s, score, color))
+    return by_parameters, by_time
 
 
-def _better(metric: str) -> str:
-    return "Up" if metric_info(metric).direction == "higher" else "Down"
+def _time_per_megapixel_s(results: Results, model_name: str) -> float:
+    """Compute the engine time per megapixel of output over all clips of a model."""
+    seconds = 0.0
+    pixels = 0
+    for model in results.models:
+        if model.model == model_name:
+            for clip in model.clips:
+                seconds += clip.seconds_per_frame * clip.frames
+                pixels += clip.width * clip.height * clip.frames
+    return seconds * _MEGAPIXEL / pixels
 
 
-def _per_megapixel(results: Results, row: Row) -> float:
-    model = next(model for model in results.models if model.model == row.method)
-    seconds = sum(clip.seconds_per_frame * clip.frames for clip in model.clips)
-    return (
-        seconds * _MEGAPIXEL / sum(clip.width * clip.height * clip.frames for clip in model.clips)
-    )
-
-
-def _published_time(cost: PublishedCost | None) -> float | None:
-    """Seconds per megapixel of output; the papers' sizes are those of the ×4 input."""
+def _published_time_per_megapixel_s(cost: PublishedCost | None) -> float | None:
+    """Convert a published time; None if the time or its image size is unknown."""
     if cost is None or cost.runtime_ms is None or "x" not in cost.size:
         return None
-    width, height = (int(n) for n in cost.size.split("x"))
+    # Papers give the size of the input of ×4 models: the output has 16 times as many pixels.
+    width, height = map(int, cost.size.split("x"))
     return cost.runtime_ms / 1e3 * _MEGAPIXEL / (16 * width * height)
 
 
-def _sides(results: Results) -> list[tuple[str, str]]:
-    """List what stands side by side: the name of the images, and what a user reads."""
-    bicubic = any(model.model.startswith("bicubic") for model in results.models)
-    inputs = [] if bicubic else [(BICUBIC, "bicubic")]
-    return [
-        (ORIGINAL, "original"),
-        *inputs,
-        *((model.model, model.model) for model in results.models),
-    ]
+def _sides(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield the images to show side by side: their names in files, and their captions."""
+    yield ORIGINAL, "original"
+    # A bicubic model shows the enlarged input already.
+    if not any(model.model.startswith("bicubic") for model in results.models):
+        yield BICUBIC, "bicubic"
+    for model in results.models:
+        yield model.model, model.model
 
 
 def _crops(results: Results, out: Path) -> str:
-    """Set the same places of the original and of each result side by side."""
+    """Show the same crops of the original and of each result side by side."""
     blocks: list[str] = []
     for clip in results.models[0].clips:
         if clip.showcase is None:
             continue
         name = clip.identity.clip
+        frame = clip.showcase.frame
         for number, (x, y, width, height) in enumerate(clip.showcase.crops):
-            sides: list[str] = []
-            for who, label in _sides(results):
-                image = _image(image_path(out, name, who, number), f"{label}, {name}")
-                score = _frame_score(results, who, name, clip.showcase.frame)
-                if image:
-                    sides.append(
-                        f"<figure>{image}<figcaption>{_text(label)}{score}</figcaption></figure>"
-                    )
-            place = f"frame {clip.showcase.frame}, {width}×{height} pixels at {x}, {y}"
-            blocks.append(
-                f'<h3>{_text(name)} <small>{place}</small></h3><div class="strip crops" tabindex="0">'
-                f"{''.join(sides)}</div>"
-            )
-    return "\n".join(blocks) or _nothing("no images were kept (--showcases)")
+            figures = _crop_figures(results, out, name, frame, number)
+            region = f"frame {frame}, {width}×{height} pixels at {x}, {y}"
+            blocks.append(_strip("crops", name, region, figures))
+    return "\n".join(blocks) or _empty_section("no images were stored (--showcases)")
 
 
-def _frame_score(results: Results, who: str, clip: str, frame: int) -> str:
-    """Tell the score of the frame that a crop is from, where it was scored."""
+def _crop_figures(
+    results: Results,
+    out: Path,
+    clip_name: str,
+    frame: int,
+    number: int,
+) -> list[str]:
+    """Show one crop of the original and of each result, with the scores of its frame."""
+    figures: list[str] = []
+    for side, caption in _sides(results):
+        path = find_image(out, clip_name, side, number)
+        if path is not None:
+            image = _crop_image(path, f"{caption}, {clip_name}")
+            score = _frame_score(results, side, clip_name, frame)
+            figures.append(_image_figure(image, _escape(caption) + score))
+    return figures
+
+
+def _frame_score(results: Results, side: str, clip_name: str, frame: int) -> str:
+    """Write the score of the frame that a crop was cut from; empty if it has none."""
     metric = results.metrics[0]
     for model in results.models:
-        if model.model == who:
-            score = _clip(model, clip)
-            values, place = score.per_frame[metric], frame - score.first_frame
-            if 0 <= place < len(values) and not math.isnan(values[place]):
-                return f"<small>{metric_text(metric, values[place])}</small>"
+        if model.model == side:
+            clip = _find_clip(model, clip_name)
+            values = clip.per_frame[metric]
+            index = frame - clip.first_frame
+            if 0 <= index < len(values) and not math.isnan(values[index]):
+                return f"<small>{metric_text(metric, values[index])}</small>"
     return ""
 
 
 def _profiles(results: Results, out: Path) -> str:
-    """Set the temporal profiles of the original and of each result side by side."""
+    """Show the temporal profiles of the original and of each result side by side."""
     blocks: list[str] = []
     for clip in results.models[0].clips:
         if clip.showcase is None:
             continue
-        name, (x, y, height) = clip.identity.clip, clip.showcase.column
-        sides: list[str] = []
-        for who, label in _sides(results):
-            path = image_path(out, name, who, "profile")
-            image = _image(path, f"Temporal profile of {label}, {name}", profile=True)
-            if image:
-                sides.append(f"<figure>{image}<figcaption>{_text(label)}</figcaption></figure>")
-        place = f"column x = {x}, y = {y} to {y + height - 1}"
-        blocks.append(
-            f'<h3>{_text(name)} <small>{place}</small></h3><div class="strip profiles" tabindex="0">'
-            f"{''.join(sides)}</div>"
-        )
-    return "\n".join(blocks) or _nothing("no images were kept (--showcases)")
+        name = clip.identity.clip
+        x, y, height = clip.showcase.column
+        figures: list[str] = []
+        for side, caption in _sides(results):
+            path = find_image(out, name, side, "profile")
+            if path is not None:
+                image = _profile_image(path, f"Temporal profile of {caption}, {name}")
+                figures.append(_image_figure(image, _escape(caption)))
+        column = f"column x = {x}, y = {y} to {y + height - 1}"
+        blocks.append(_strip("profiles", name, column, figures))
+    return "\n".join(blocks) or _empty_section("no images were stored (--showcases)")
 
 
-def _image(path: Path, told: str, *, profile: bool = False) -> str:
-    """Put a stored image into the page, every pixel twice as large; the frames of a short profile are wider."""
-    if not path.is_file():
-        return ""
+def _strip(kind: str, clip_name: str, region: str, figures: Sequence[str]) -> str:
+    """Write a heading and a row of images that scrolls sideways."""
+    return (
+        f"<h3>{_escape(clip_name)} <small>{region}</small></h3>"
+        f'<div class="strip {kind}" tabindex="0">{"".join(figures)}</div>'
+    )
+
+
+def _image_figure(image: str, caption: str) -> str:
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _crop_image(path: Path, alt: str) -> str:
+    """Embed a crop, with every pixel twice as large."""
     with Image.open(path) as image:
-        width, height = image.size
-        url = data_url(image.convert("RGB"), lossless=True)
-    across = min(8, max(1, _PROFILE_PX // width)) if profile else 2
-    return f'<img src="{url}" width="{width * across}" height="{height * 2}" alt="{_text(told)}">'
+        return _image_tag(image, alt, zoom_x=_CROP_ZOOM)
+
+
+def _profile_image(path: Path, alt: str) -> str:
+    """Embed a temporal profile, whose frames are wider if there are few of them."""
+    with Image.open(path) as image:
+        zoom = _PROFILE_PX // image.width
+        return _image_tag(image, alt, zoom_x=min(_MAX_PROFILE_ZOOM, max(1, zoom)))
+
+
+def _image_tag(image: Image.Image, alt: str, *, zoom_x: int) -> str:
+    url = data_url(image.convert("RGB"), lossless=True)
+    width = image.width * zoom_x
+    height = image.height * _CROP_ZOOM
+    return f'<img src="{url}" width="{width}" height="{height}" alt="{_escape(alt)}">'
 
 
 def _about(results: Results) -> list[tuple[str, str]]:
-    machine: Mapping[str, Mapping[str, object]] = results.models[0].clips[0].machine
-    versions = ", ".join(f"{name} {number}" for name, number in machine.get("versions", {}).items())
-    hardware = ", ".join(f"{name} {value}" for name, value in machine.get("hardware", {}).items())
-    facts = results.protocol
-    told = [
+    """List the protocol, the clips, the machine and the models, as names and values."""
+    protocol = results.protocol
+    first_model = results.models[0]
+    clips: list[str] = []
+    for clip in first_model.clips:
+        clips.append(f"{clip.identity.clip} ({clip.frames})")
+    machine: Mapping[str, Mapping[str, object]] = first_model.clips[0].machine
+    entries = [
         ("Protocol", results.name),
-        ("Used by", ", ".join(facts["used_by"]) or "–"),
-        (
-            "Clips",
-            ", ".join(f"{clip.identity.clip} ({clip.frames})" for clip in results.models[0].clips),
-        ),
-        ("Versions", versions),
-        ("Hardware", hardware),
+        ("Used by", ", ".join(protocol["used_by"]) or "–"),
+        ("Clips", ", ".join(clips)),
+        ("Versions", _join_items(machine.get("versions", {}))),
+        ("Hardware", _join_items(machine.get("hardware", {}))),
     ]
     for model in results.models:
         precision = model.clips[0].identity.precision
         weights = f"SHA-256 {model.weights_sha256}" if model.weights_sha256 else "no weights"
-        told.append((model.model, f"{model.summary}; {precision}, {weights}; {MEASURED}"))
-    return told
+        entries.append((model.model, f"{model.summary}; {precision}, {weights}; {MEASURED}"))
+    return entries
+
+
+def _join_items(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

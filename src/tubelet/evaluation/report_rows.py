@@ -1,9 +1,9 @@
-"""The rows of a report's tables, and how their numbers and notes are worded."""
+"""Rows of the tables in a report, and the wording of their numbers and notes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ __all__ = [
     "MAX_CLIPS",
     "MEASURED",
     "Row",
+    "best_value",
     "best_values",
     "clip_scores",
     "comparison_rows",
@@ -27,9 +28,11 @@ __all__ = [
 ]
 
 MEASURED = "measured here"
+"""Source of a row that this evaluation measured."""
 MAX_CLIPS = 60
-"""Lines of a table of clips; all of them are in the CSV."""
+"""Number of clips in a table; the CSV has all of them."""
 _ARROWS = {"higher": "↑", "lower": "↓"}
+_NO_VALUE = "–"
 
 
 @dataclass(slots=True)
@@ -37,11 +40,11 @@ class Row:
     """A method in the table of results.
 
     Attributes:
-        method: name of a model, or of a method of the literature.
-        values: metric → score; what is not known is absent.
-        sources: where a published row was printed; empty for one that was measured.
-        parameters: how many numbers were trained, None where that is not known.
-        seconds_per_frame: measured; None for a published row.
+        method: Name of a model, or of a method of the literature.
+        values: Metric → score; unknown scores are absent.
+        sources: Tables that print the scores of a published row; empty for a measured row.
+        parameters: Number of trained parameters; None where it is unknown.
+        seconds_per_frame: Measured time; None for a published row.
     """
 
     method: str
@@ -51,51 +54,60 @@ class Row:
     seconds_per_frame: float | None = None
 
     @property
-    def ours(self) -> bool:
-        """Say whether it was measured here."""
+    def measured_here(self) -> bool:
+        """Whether this evaluation measured the row, instead of a paper."""
         return not self.sources
 
     @property
     def source(self) -> str:
-        """Say where its figures are from."""
+        """The papers and tables of the scores, or `MEASURED`."""
         return "; ".join(self.sources) or MEASURED
 
 
 def comparison_rows(results: Results) -> list[Row]:
-    """Set what was measured beside what is published, the best first by the first metric."""
-    rows = [
-        Row(
-            model.model,
-            model.mean,
-            parameters=model.parameters,
-            seconds_per_frame=model.seconds_per_frame,
+    """Combine the measured scores with published ones, sorted by the first metric, best first."""
+    rows: list[Row] = []
+    for model in results.models:
+        rows.append(
+            Row(
+                method=model.model,
+                values=model.mean,
+                parameters=model.parameters,
+                seconds_per_frame=model.seconds_per_frame,
+            )
         )
-        for model in results.models
-    ]
     rows += _published_rows(results)
-    first = results.metrics[0]
-    sign = -1 if metric_info(first).direction == "higher" else 1
-    return sorted(rows, key=lambda row: _rank(row.values.get(first, math.nan), sign))
 
+    first_metric = results.metrics[0]
+    sign = -1 if metric_info(first_metric).direction == "higher" else 1
 
-def _rank(value: float, sign: int) -> float:
-    return math.inf if math.isnan(value) else sign * value
+    def sort_key(row: Row) -> float:
+        value = row.values.get(first_metric, math.nan)
+        # Rows without a score are last.
+        return math.inf if math.isnan(value) else sign * value
+
+    return sorted(rows, key=sort_key)
 
 
 def _published_rows(results: Results) -> list[Row]:
-    """Bring the published scores of each table into rows; tables that agree on a method share one."""
+    """Collect the published scores, with one row for tables that agree on a method."""
+    # (method, table) → metric → score.
     printed: dict[tuple[str, str], dict[str, float]] = {}
     for score in published_scores(results.name):
-        if score.metric in results.metrics:
-            for source in score.source.split("; "):
-                printed.setdefault((score.method, source), {})[score.metric] = score.value
-    parameters = {
-        cost.method: 1e6 * cost.params_m for cost in published_costs() if cost.params_m is not None
-    }
+        if score.metric not in results.metrics:
+            continue
+        for source in score.source.split("; "):
+            values = printed.setdefault((score.method, source), {})
+            values[score.metric] = score.value
+
+    parameters: dict[str, float] = {}
+    for cost in published_costs():
+        if cost.params_m is not None:
+            parameters[cost.method] = 1e6 * cost.params_m
+
     rows: list[Row] = []
     for (method, source), values in printed.items():
-        same = (row for row in rows if row.method == method and _agree(row.values, values))
-        row = next(same, None)
+        row = _find_agreeing_row(rows, method, values)
         if row is None:
             rows.append(Row(method, values, [source], parameters.get(method)))
         else:
@@ -104,110 +116,151 @@ def _published_rows(results: Results) -> list[Row]:
     return rows
 
 
-def _agree(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
-    shared = a.keys() & b.keys()
-    return bool(shared) and all(a[name] == b[name] for name in shared)
+def _find_agreeing_row(
+    rows: Sequence[Row],
+    method: str,
+    values: Mapping[str, float],
+) -> Row | None:
+    """Find a row of a method that has some of the given scores and contradicts none."""
+    for row in rows:
+        if row.method != method:
+            continue
+        shared_metrics = row.values.keys() & values.keys()
+        equal_scores = row.values.items() & values.items()
+        if shared_metrics and len(equal_scores) == len(shared_metrics):
+            return row
+    return None
+
+
+def best_value(metric: str, values: Iterable[float]) -> float | None:
+    """Find the best score in a metric; None if all scores are NaN."""
+    valid = [value for value in values if not math.isnan(value)]
+    if not valid:
+        return None
+    return max(valid) if metric_info(metric).direction == "higher" else min(valid)
 
 
 def best_values(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, float]:
-    """Find the best value of each metric, as it will be printed."""
+    """Find the best score of each metric; a metric without scores is absent."""
     best: dict[str, float] = {}
-    for name in metrics:
-        values = [
-            row.values[name] for row in rows if not math.isnan(row.values.get(name, math.nan))
-        ]
-        if values:
-            best[name] = max(values) if metric_info(name).direction == "higher" else min(values)
+    for metric in metrics:
+        values = [row.values.get(metric, math.nan) for row in rows]
+        value = best_value(metric, values)
+        if value is not None:
+            best[metric] = value
     return best
 
 
-def clip_scores(results: Results, name: str, *, limit: int) -> list[tuple[str, list[float]]]:
+def clip_scores(
+    results: Results,
+    metric: str,
+    *,
+    limit: int,
+) -> list[tuple[str, list[float]]]:
     """List the first `limit` clips with the score of every model in one metric."""
-    clips = results.clips[:limit]
-    return [
-        (clip, [model.clips[place].mean[name] for model in results.models])
-        for place, clip in enumerate(clips)
-    ]
+    table: list[tuple[str, list[float]]] = []
+    for index, clip in enumerate(results.clips[:limit]):
+        scores = [model.clips[index].mean[metric] for model in results.models]
+        table.append((clip, scores))
+    return table
 
 
 def omitted_clips_note(results: Results) -> str:
-    """Say how many clips the tables leave out; empty where they have all."""
-    more = len(results.clips) - MAX_CLIPS
-    return f"{more} more clips are in report.csv." if more > 0 else ""
+    """Write how many clips the tables omit; empty if they have all."""
+    omitted = len(results.clips) - MAX_CLIPS
+    return f"{omitted} more clips are in report.csv." if omitted > 0 else ""
 
 
-def metric_heading(name: str) -> str:
-    """Write a metric's name, its unit, and which way is better."""
-    info = metric_info(name)
+def metric_heading(metric: str) -> str:
+    """Write a metric's name, its unit, and an arrow in the direction of better scores."""
+    info = metric_info(metric)
     unit = f" ({info.unit})" if info.unit else ""
-    return f"{name.upper()}{unit} {_ARROWS[info.direction]}"
+    return f"{metric.upper()}{unit} {_ARROWS[info.direction]}"
 
 
-def metric_text(name: str, value: float | None) -> str:
-    """Write a score with the decimals that papers print; a dash where there is none."""
+def metric_text(metric: str, value: float | None) -> str:
+    """Write a score with as many decimals as papers print; a dash if it is unknown."""
     if value is None or math.isnan(value):
-        return "–"
+        return _NO_VALUE
     if math.isinf(value):
         return "∞"
-    return f"{value:.2f}" if metric_info(name).unit == "dB" else f"{value:.4f}"
+    decimals = 2 if metric_info(metric).unit == "dB" else 4
+    return f"{value:.{decimals}f}"
 
 
 def parameters_text(count: float | None) -> str:
-    """Write a number of parameters in millions; a dash where it is not known."""
+    """Write a number of parameters in millions; a dash if it is unknown."""
     if count is None:
-        return "–"
-    return "0" if count == 0 else f"{count / 1e6:.3g}"
+        return _NO_VALUE
+    if count == 0:
+        return "0"
+    return f"{count / 1e6:.3g}"
 
 
 def time_text(seconds: float | None) -> str:
-    """Write the time of a frame in milliseconds; a dash where it is not known."""
+    """Write the time of a frame in milliseconds; a dash if it is unknown."""
     if seconds is None:
-        return "–"
-    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
+        return _NO_VALUE
+    time_ms = 1e3 * seconds
+    # From a second on, three significant digits would switch to the exponent notation.
+    return f"{time_ms:.3g}" if seconds < 1 else f"{time_ms:.0f}"
 
 
 def report_notes(results: Results, rows: Sequence[Row]) -> list[str]:
-    """Say what a reader of the numbers must know, a line each."""
-    facts = results.protocol
-    ends = f", without {facts['drop_ends']} frames at each end" if facts["drop_ends"] else ""
-    which = "all frames" if facts["frames"] == "all" else "the middle frame of each clip"
+    """Write the conditions of the numbers that a reader must know, one per paragraph."""
+    protocol = results.protocol
+    scored_frames = "all frames"
+    if protocol["frames"] != "all":
+        scored_frames = "the middle frame of each clip"
+    if protocol["drop_ends"]:
+        scored_frames += f", without {protocol['drop_ends']} frames at each end"
     notes = [
-        f"{facts['summary']}.",
-        f"Degradation `{facts['degradation']}`, scale {facts['scale']}, border {facts['border']} px, {which}{ends}; "
-        "the mean over the frames of a clip, then over clips.",
+        f"{protocol['summary']}.",
+        f"Degradation `{protocol['degradation']}`, scale {protocol['scale']}, "
+        f"border {protocol['border']} px, {scored_frames}; "
+        "scores are means over the frames of a clip, then over clips.",
     ]
     if results.max_frames is not None:
         notes.append(
-            f"Only the first {results.max_frames} frames of each clip were looked at: these are not the protocol's "
-            "numbers, and the published ones beside them are of whole clips."
+            f"Only the first {results.max_frames} frames of each clip were evaluated: these are "
+            "not the protocol's scores, and published ones are for all frames."
         )
-    hardware = _hardware(results)
     notes.append(
-        f"Time is that of the engine for one frame, without reading and measuring, on {hardware}."
+        "Time is that of the engine per frame, without reading and measuring, "
+        f"on {_hardware(results)}."
     )
-    if any(not row.ours for row in rows):
+    published_methods = [row.method for row in rows if not row.measured_here]
+    if published_methods:
+        notes += _published_notes(results, published_methods)
+    return notes
+
+
+def _published_notes(results: Results, methods: Sequence[str]) -> list[str]:
+    """Write the conditions of published scores."""
+    notes = [
+        "Published figures are as printed in the papers of the last column; "
+        "the times of papers are in the plot."
+    ]
+    if "PFVSR" in methods:
         notes.append(
-            "Published figures are as printed in the papers named beside them; their times are in the plot."
+            "PFVSR's parameters are the trained ones; its frozen image model is not counted."
         )
-        if any(row.method == "PFVSR" and not row.ours for row in rows):
-            notes.append(
-                "PFVSR's parameters are those that it trains; its frozen image model is not counted."
-            )
-        plain = {score.protocol for score in published_scores(results.name)}
-        if plain - {results.name}:
-            notes.append(
-                f"The papers do not say which variant of {', '.join(sorted(plain))} they follow; a difference can lie "
-                "in that alone."
-            )
+    protocols = {score.protocol for score in published_scores(results.name)}
+    if protocols - {results.name}:
+        notes.append(
+            f"The papers do not specify which variant of {', '.join(sorted(protocols))} they use; "
+            "this can explain a difference."
+        )
     return notes
 
 
 def _hardware(results: Results) -> str:
+    """Name the machine that the first model ran on."""
     machine = results.models[0].clips[0].machine
     hardware: dict[str, Any] = machine.get("hardware", {})
-    if hardware.get("device") == "cpu":
-        threads = hardware.get("torch_threads")
-        return (
-            f"{hardware.get('processor')} with {threads} {'thread' if threads == 1 else 'threads'}"
-        )
-    return str(hardware.get("device", "an unknown machine"))
+    device = hardware.get("device", "an unknown machine")
+    if device != "cpu":
+        return str(device)
+    threads = hardware.get("torch_threads")
+    noun = "thread" if threads == 1 else "threads"
+    return f"{hardware.get('processor')} with {threads} {noun}"

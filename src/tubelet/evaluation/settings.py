@@ -1,4 +1,4 @@
-"""`EvaluateSettings`: what a user may ask of an evaluation; the command's flags come from here."""
+"""Settings of an evaluation; the flags of `tubelet evaluate` are generated from them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Keep of a clip what a page shows of it: crops of one frame, and a column of pixels over time.
+"""Collect the images of a clip that the report shows: crops of a frame, and a temporal profile.
 
-The places are chosen on the original alone, so they are the same for every model. What is kept in memory is a column
-per frame and a few crops.
+A temporal profile is one column of pixels over time: time runs to the right. Regions are chosen in
+the original, so they are the same for every model. Memory is bounded: one column per frame, up to a
+limit, and a few crops.
 """
 
 from __future__ import annotations
@@ -20,104 +21,187 @@ from tubelet.evaluation.results import Showcase
 from tubelet.files import atomic_write
 from tubelet.ops.pixels import to_uint8
 
-__all__ = ["CropCollector", "image_path"]
+__all__ = ["BICUBIC", "ORIGINAL", "CropCollector", "find_image", "image_path"]
 
-ORIGINAL, BICUBIC = "original", "input-bicubic"
-_CROP_PX = (
-    128,
-    96,
-)  # width, height: four side by side fit a desktop at twice their size, two a phone
-_CANDIDATES = 8
+ORIGINAL = "original"
+"""Name of the original among the sides of a comparison; the others are models and `BICUBIC`."""
+BICUBIC = "input-bicubic"
+"""Name of the input, enlarged with bicubic interpolation."""
+
+Column = tuple[int, int, int]
+"""(x, y, height) of a column of pixels."""
+
+_RESULT = "result"
+"""Name of the model's result until `CropCollector.save` replaces it by that of the model."""
+
+_IMAGES_FOLDER = "images"
+_FORMER_IMAGES_FOLDER = "pictures"
+"""Folder of the images in results that were written before it was renamed."""
+
+# At twice their size, four crops side by side fit a desktop, and two fit a phone.
+_CROP_WIDTH_PX = 128
+_CROP_HEIGHT_PX = 96
+_NUM_CANDIDATES = 8
 _COLUMN_PX = 160
-_MAX_COLUMNS = 240  # frames of a profile; what comes later is left out
+_MAX_COLUMNS = 240
+"""Frames of a temporal profile; later frames are left out."""
 
 
 class CropCollector:
-    """Takes the frames of one clip as they come.
+    """Collects the crops and the temporal profile of one clip, frame by frame.
 
     Args:
-        frame: number of the frame of the crops.
+        frame: Index of the frame that the crops are cut from.
     """
 
     def __init__(self, frame: int) -> None:
         self.frame = frame
         self.showcase: Showcase | None = None
-        self._column: tuple[int, int, int] | None = None
+        self._column: Column | None = None
         self._profiles: dict[str, NDArray[np.uint8]] = {}
-        self._frames = 0
+        self._num_columns = 0
         self._crops: dict[str, list[Image.Image]] = {}
 
     def add(self, index: int, *, sr: Tensor, gt: Tensor | None, lq: Tensor | None) -> None:
-        """Keep what is needed of a frame.
+        """Add a frame.
 
         Args:
-            index: its number, from 0.
-            sr: (3, H, W) in [0, 1].
-            gt: as `sr`, or None where there is no original.
-            lq: (3, H/s, W/s); needed for the frame of the crops only.
+            index: Index of the frame, from 0.
+            sr: Result, (3, H, W) in [0, 1].
+            gt: Original, as `sr`; None where there is none.
+            lq: Input, (3, H/s, W/s); used only for the frame of the crops.
         """
         reference = sr if gt is None else gt
-        column = self._column = self._column or _choose_column(reference)
+        if self._column is None:
+            self._column = _choose_column(reference)
         if index < _MAX_COLUMNS:
-            self._frames = index + 1
-            for name, image in (("result", sr), (ORIGINAL, gt)):
-                if image is not None:
-                    self._profile(name, column[2])[:, index] = _pixels(image, column)
-        if index != self.frame:
-            return
-        regions = _choose_regions(reference)
-        size = (reference.shape[-2], reference.shape[-1])
-        sides = {"result": sr, ORIGINAL: gt, BICUBIC: None if lq is None else enlarge(lq, size)}
-        for name, image in sides.items():
-            if image is not None:
-                self._crops[name] = [to_image(region.crop(image)) for region in regions]
-        boxes = tuple((r.x_px, r.y_px, r.width_px, r.height_px) for r in regions)
-        self.showcase = Showcase(frame=index, crops=boxes, column=column)
-
-    def _profile(self, name: str, height: int) -> NDArray[np.uint8]:
-        """Give the (height, frames, 3) of a side, made once: an array per frame would hold the heap open behind it."""
-        if name not in self._profiles:
-            self._profiles[name] = np.zeros((height, _MAX_COLUMNS, 3), np.uint8)
-        return self._profiles[name]
+            self._num_columns = index + 1
+            self._add_column(_RESULT, index, sr, self._column)
+            if gt is not None:
+                self._add_column(ORIGINAL, index, gt, self._column)
+        if index == self.frame:
+            self._add_crops(sr, gt, lq, self._column)
 
     def save(self, out: Path, clip: str, model: str) -> None:
-        """Write the images below `out`, those of the original and of the input too."""
+        """Write the images of the result, the original and the input.
+
+        Args:
+            out: Folder of the evaluation.
+            clip: Name of the clip.
+            model: Name of the model.
+        """
         for side, crops in self._crops.items():
+            name = model if side == _RESULT else side
             for number, crop in enumerate(crops):
-                _save(crop, image_path(out, clip, model if side == "result" else side, number))
+                _save(crop, image_path(out, clip, name, number))
         for side, profile in self._profiles.items():
-            image = Image.fromarray(np.ascontiguousarray(profile[:, : self._frames]))
-            _save(image, image_path(out, clip, model if side == "result" else side, "profile"))
+            name = model if side == _RESULT else side
+            columns = np.ascontiguousarray(profile[:, : self._num_columns])
+            _save(Image.fromarray(columns), image_path(out, clip, name, "profile"))
+
+    def _add_column(
+        self,
+        side: str,
+        index: int,
+        rgb: Tensor,
+        column: Column,
+    ) -> None:
+        """Copy the pixel column of a frame into the temporal profile of a side."""
+        x, y, height = column
+        if side not in self._profiles:
+            # Allocated once: small arrays per frame would fragment the heap, which then grows.
+            self._profiles[side] = np.zeros((height, _MAX_COLUMNS, 3), np.uint8)
+        # (3, height) → (height, 3)
+        pixels = to_uint8(rgb[:, y : y + height, x]).T.contiguous()
+        self._profiles[side][:, index] = pixels.cpu().numpy()
+
+    def _add_crops(
+        self,
+        sr: Tensor,
+        gt: Tensor | None,
+        lq: Tensor | None,
+        column: Column,
+    ) -> None:
+        """Cut the same regions out of all sides, and record them in `showcase`."""
+        reference = sr if gt is None else gt
+        regions = _choose_regions(reference)
+        sides = {_RESULT: sr}
+        if gt is not None:
+            sides[ORIGINAL] = gt
+        if lq is not None:
+            sides[BICUBIC] = enlarge(lq, (reference.shape[-2], reference.shape[-1]))
+        for side, rgb in sides.items():
+            self._crops[side] = [to_image(region.crop(rgb)) for region in regions]
+        boxes: list[tuple[int, int, int, int]] = []
+        for region in regions:
+            boxes.append((region.x_px, region.y_px, region.width_px, region.height_px))
+        self.showcase = Showcase(frame=self.frame, crops=tuple(boxes), column=column)
 
 
-def image_path(out: Path, clip: str, who: str, what: int | str) -> Path:
-    """Name an image's file: crops are numbered, "profile" is the temporal profile."""
-    return out / "images" / clip / f"{who}.{what}.png"
+def image_path(out: Path, clip: str, side: str, name: int | str) -> Path:
+    """Return the path at which an image of an evaluation is stored.
+
+    Args:
+        out: Folder of the evaluation.
+        clip: Name of the clip.
+        side: Name of a model, `ORIGINAL` or `BICUBIC`.
+        name: Number of a crop, or "profile" for the temporal profile.
+    """
+    return out / _IMAGES_FOLDER / clip / f"{side}.{name}.png"
+
+
+def find_image(out: Path, clip: str, side: str, name: int | str) -> Path | None:
+    """Find a stored image, also one of a former version, which used another folder.
+
+    An evaluation may have images in both folders, if it was continued with this version.
+
+    Args:
+        out: Folder of the evaluation.
+        clip: Name of the clip.
+        side: Name of a model, `ORIGINAL` or `BICUBIC`.
+        name: Number of a crop, or "profile" for the temporal profile.
+
+    Returns:
+        The path; None if there is no such image.
+    """
+    path = image_path(out, clip, side, name)
+    former_path = out / _FORMER_IMAGES_FOLDER / clip / path.name
+    for candidate in (path, former_path):
+        if candidate.is_file():
+            return candidate
+    return None
 
 
 def _choose_regions(rgb: Tensor) -> list[Region]:
-    """Take the most detailed place, and of the next ones that which is farthest from it."""
+    """Choose the region of highest detail, and of the next ones the one farthest from it."""
     first, *others = detailed_regions(
-        rgb, width_px=_CROP_PX[0], height_px=_CROP_PX[1], count=_CANDIDATES
+        rgb,
+        width_px=_CROP_WIDTH_PX,
+        height_px=_CROP_HEIGHT_PX,
+        count=_NUM_CANDIDATES,
     )
-    others.sort(key=lambda other: -math.hypot(other.x_px - first.x_px, other.y_px - first.y_px))
-    return [first, *others[:1]]
+    if not others:
+        return [first]
+
+    def distance_px(region: Region) -> float:
+        return math.hypot(region.x_px - first.x_px, region.y_px - first.y_px)
+
+    return [first, max(others, key=distance_px)]
 
 
-def _choose_column(rgb: Tensor) -> tuple[int, int, int]:
-    """Take the column through the most detailed place: x, y, height."""
-    (region,) = detailed_regions(rgb, width_px=_CROP_PX[0], height_px=_COLUMN_PX, count=1)
-    return region.x_px + region.width_px // 2, region.y_px, region.height_px
-
-
-def _pixels(rgb: Tensor, column: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Cut a column out of (3, H, W): (height, 3) uint8."""
-    x, y, height = column
-    pixels = rgb[:, y : y + height, x]
-    return to_uint8(pixels).T.contiguous().cpu().numpy()
+def _choose_column(rgb: Tensor) -> Column:
+    """Choose the column through the middle of the region of highest detail."""
+    (region,) = detailed_regions(
+        rgb,
+        width_px=_CROP_WIDTH_PX,
+        height_px=_COLUMN_PX,
+        count=1,
+    )
+    x = region.x_px + region.width_px // 2
+    return x, region.y_px, region.height_px
 
 
 def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
-        image.save(part, "PNG", optimize=True)
+    with atomic_write(path) as temporary:
+        image.save(temporary, "PNG", optimize=True)
