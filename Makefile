@@ -50,7 +50,7 @@ models-page: $(INSTALLED)  ## write docs/models.md from the specs
 	$(BIN)/python docs/models_page.py
 
 clean:  ## remove what was built, the environment too
-	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist demo .hypothesis .pytest_cache .ruff_cache .import_linter_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
