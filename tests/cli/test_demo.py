@@ -39,7 +39,7 @@ def test_a_length_that_makes_no_sense(frames: str, capsys: pytest.CaptureFixture
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert main(["demo", str(tmp_path / "file" / "show")]) == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert "cannot create the folder" in capsys.readouterr().err
 
 
 def test_no_browser_opens_in_automation(monkeypatch: pytest.MonkeyPatch) -> None:

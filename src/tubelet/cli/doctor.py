@@ -1,4 +1,4 @@
-"""`tubelet doctor`: what this machine can do, what is missing, and what to do about it."""
+"""`tubelet doctor`: check this machine, and advise about missing parts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,40 @@ from typing import Literal
 
 from tubelet.cli.flags import flags_from, parse
 from tubelet.cli.progress import write_json
-from tubelet.errors import TubeletError
+from tubelet.errors import ResourceError, TubeletError
 
 __all__ = ["Finding", "main"]
 
-_GB = 1 << 30
-EXTRAS = (("train", "tensorboard"), ("metrics", "piq"), ("spandrel", "spandrel"))
-"""Optional extras, and a package that each of them brings."""
+_GIB = 1 << 30
+# Below this, upscaling is possible but memory and disk limit it.
+_LOW_SPACE_BYTES = 2 * _GIB
 
+EXTRAS = (("train", "tensorboard"), ("metrics", "piq"), ("spandrel", "spandrel"))
+"""Optional extras of the package, each with one of the distributions that it installs."""
+
+_REQUIRED_MODULES = ("torch", "av", "numpy", "PIL", "safetensors")
+_REINSTALL = "pip install --force-reinstall tubelet"
+
+# Height and width of the low-quality frames, and number of frames, of the speed test.
 _SPEED_SIZE = (180, 320)
 _SPEED_FRAMES = 12
+_SPEED_WARMUP_FRAMES = 2
+
+_EXAMPLES = """\
+example:
+  tubelet doctor
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags:
-    """Say what this machine can do, and what is missing."""
+    """Check this machine: processor, GPU, memory, codecs, weights, speed and optional packages.
+
+    The exit code is 4 if something is missing that upscaling needs.
+    """
 
     json: bool = False
-    """Write JSON instead of a table."""
+    """Print JSON instead of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +58,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: what was looked at.
-        value: what was found.
-        state: "ok", "note" for something that can be better, "missing" for what upscaling cannot do without.
-        advice: what to do, where there is something to do.
+        name: Subject of the line.
+        value: Result of the check.
+        state: "ok"; "note" if something can be improved; "missing" if upscaling needs it.
+        advice: Remedy, or "" if there is nothing to do.
     """
 
     name: str
@@ -55,142 +71,129 @@ class Finding:
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the verb; 4 where something is missing that upscaling needs."""
-    flags: DoctorFlags = parse(flags_from(DoctorFlags), args, verb="doctor")
+    """Run the verb; return 4 if something is missing that upscaling needs."""
+    flags: DoctorFlags = parse(flags_from(DoctorFlags), args, verb="doctor", examples=_EXAMPLES)
     findings = list(_examine())
     if flags.json:
         write_json([asdict(finding) for finding in findings], sys.stdout)
     else:
         _print_table(findings)
-    return 4 if any(finding.state == "missing" for finding in findings) else 0
+    if any(finding.state == "missing" for finding in findings):
+        return ResourceError.exit_code
+    return 0
 
 
 def _examine() -> Iterator[Finding]:
-    yield Finding(
-        "Python",
-        f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}",
-    )
-    broken = [name for name in ("torch", "av", "numpy", "PIL", "safetensors") if not _imports(name)]
+    """Run all checks; without the required modules, the others cannot run."""
+    system = platform.platform(terse=True)
+    yield Finding("Python", f"{platform.python_version()} on {system}, {platform.machine()}")
+    broken = [name for name in _REQUIRED_MODULES if not _imports(name)]
     if broken:
-        yield Finding(
-            "packages",
-            f"cannot import {', '.join(broken)}",
-            "missing",
-            "pip install --force-reinstall tubelet",
-        )
+        yield Finding("packages", f"cannot import {', '.join(broken)}", "missing", _REINSTALL)
         return
-    yield from _processor()
-    yield from _devices()
-    yield from _space()
-    yield from _video()
-    yield from _weights()
-    yield _speed()
-    yield from _extras()
+    yield from _check_processor()
+    yield from _check_gpus()
+    yield _check_memory()
+    yield _check_disk()
+    yield from _check_video()
+    yield from _check_weights()
+    yield _measure_speed()
+    yield from _check_extras()
 
 
 def _imports(name: str) -> bool:
     try:
         importlib.import_module(name)
-    except (
-        ImportError,
-        OSError,
-    ):  # OSError: a shared library is missing or of another architecture
+    except (ImportError, OSError):
+        # OSError: a shared library is missing, or is for another architecture.
         return False
     return True
 
 
-def _processor() -> Iterator[Finding]:
+def _check_processor() -> Iterator[Finding]:
     import psutil
     import torch
 
     from tubelet.restore.device import fast_precision
 
-    capability = torch.backends.cpu.get_cpu_capability()
-    cores = f"{psutil.cpu_count(logical=False) or '?'} cores, {os.cpu_count()} threads"
-    cores += f", torch uses {torch.get_num_threads()}"
     yield Finding("torch", torch.__version__)
+    capability = torch.backends.cpu.get_cpu_capability()
+    num_cores = psutil.cpu_count(logical=False) or "?"
+    cores = f"{num_cores} cores, {os.cpu_count()} threads, torch uses {torch.get_num_threads()}"
     if capability in ("DEFAULT", "NO AVX"):
-        yield Finding(
-            "processor",
-            f"{cores}; no AVX2",
-            "note",
-            "expect a fraction of the usual speed; prefer --device cuda",
-        )
-    else:
-        low = ", multiplies bf16" if fast_precision(torch.device("cpu")) == "bf16" else ""
-        yield Finding("processor", f"{cores}, {capability}{low}")
+        advice = "expect a fraction of the usual speed; prefer --device cuda"
+        yield Finding("processor", f"{cores}; no AVX2", "note", advice)
+        return
+    has_bf16 = fast_precision(torch.device("cpu")) == "bf16"
+    bf16 = ", fast bf16" if has_bf16 else ""
+    yield Finding("processor", f"{cores}, {capability}{bf16}")
 
 
-def _devices() -> Iterator[Finding]:
+def _check_gpus() -> Iterator[Finding]:
     import torch
 
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
+        free_bytes, total_bytes = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        yield Finding(f"cuda:{index}", f"{name}, {free / _GB:.1f} of {total / _GB:.1f} GiB free")
-    if torch.backends.mps.is_available():
+        memory = f"{free_bytes / _GIB:.1f} of {total_bytes / _GIB:.1f} GiB free"
+        yield Finding(f"cuda:{index}", f"{name}, {memory}")
+    has_mps = torch.backends.mps.is_available()
+    if has_mps:
         yield Finding("mps", "Apple GPU")
-    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
-        built = (
-            "is built for CUDA but finds no GPU" if torch.version.cuda else "is built without CUDA"
-        )
-        yield Finding(
-            "GPU",
-            f"none; torch {built}",
-            "note",
-            "the fast models run well on a CPU; for others see pytorch.org",
-        )
+    if not torch.cuda.is_available() and not has_mps:
+        build = "is built without CUDA"
+        if torch.version.cuda:
+            build = "is built for CUDA but finds no GPU"
+        advice = "the fast models run well on a CPU; for the other models see pytorch.org"
+        yield Finding("GPU", f"none; torch {build}", "note", advice)
 
 
-def _space() -> Iterator[Finding]:
+def _check_memory() -> Finding:
     import torch
 
     from tubelet.restore.memory import free_bytes
 
     free = free_bytes(torch.device("cpu"))
-    low = free < 2 * _GB
-    yield Finding(
-        "memory",
-        f"{free / _GB:.1f} GiB free",
-        "note" if low else "ok",
-        "close other programs; large videos will be cut into tiles" if low else "",
-    )
-    disk = shutil.disk_usage(Path.cwd()).free
-    low = disk < 2 * _GB
-    yield Finding(
-        "disk",
-        f"{disk / _GB:.1f} GiB free here",
-        "note" if low else "ok",
-        "free some" if low else "",
-    )
+    value = f"{free / _GIB:.1f} GiB free"
+    if free < _LOW_SPACE_BYTES:
+        advice = "close other programs; large videos will be cut into tiles"
+        return Finding("memory", value, "note", advice)
+    return Finding("memory", value)
 
 
-def _video() -> Iterator[Finding]:
+def _check_disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    value = f"{free / _GIB:.1f} GiB free in the current folder"
+    if free < _LOW_SPACE_BYTES:
+        return Finding("disk", value, "note", "free disk space, or write to another disk")
+    return Finding("disk", value)
+
+
+def _check_video() -> Iterator[Finding]:
     from tubelet.video.capabilities import library_versions, working_codecs
 
     versions = library_versions()
-    names = ("PyAV", "libavcodec", "libavformat")
-    yield Finding(
-        "video", ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
-    )
+    names = [name for name in ("PyAV", "libavcodec", "libavformat") if name in versions]
+    yield Finding("video", ", ".join(f"{name} {versions[name]}" for name in names))
+
     codecs = working_codecs()
-    works = ", ".join(name for name, on in codecs.items() if on)
-    fails = [name for name, on in codecs.items() if not on]
-    if "h264" in fails:
+    working = [name for name, works in codecs.items() if works]
+    failing = [name for name, works in codecs.items() if not works]
+    value = ", ".join(working)
+    if not failing:
+        yield Finding("encoders", value)
+        return
+    value += f"; not {', '.join(failing)}"
+    if "h264" in failing:
+        # H.264 is the default codec.
         advice = "pip install --force-reinstall --only-binary av av"
-        yield Finding("encoders", f"{works}; not {', '.join(fails)}", "missing", advice)
-    elif fails:
-        yield Finding(
-            "encoders",
-            f"{works}; not {', '.join(fails)}",
-            "note",
-            "NVENC needs an NVIDIA GPU and driver",
-        )
+        yield Finding("encoders", value, "missing", advice)
     else:
-        yield Finding("encoders", works)
+        yield Finding("encoders", value, "note", "NVENC needs an NVIDIA GPU and driver")
 
 
-def _weights() -> Iterator[Finding]:
+def _check_weights() -> Iterator[Finding]:
+    """Load the weights in the package, whose checksums are verified by that."""
     from tubelet.zoo.catalog import list_models
     from tubelet.zoo.opening import create_model
 
@@ -200,14 +203,16 @@ def _weights() -> Iterator[Finding]:
             continue
         try:
             create_model(spec.id)
-            intact.append(spec.id)
         except TubeletError as error:
-            yield Finding("weights", str(error), "missing", "pip install --force-reinstall tubelet")
+            yield Finding("weights", str(error), "missing", _REINSTALL)
+        else:
+            intact.append(spec.id)
     if intact:
         yield Finding("weights", f"{', '.join(intact)}: present and unchanged")
 
 
-def _speed() -> Finding:
+def _measure_speed() -> Finding:
+    """Time the default model on random frames."""
     import torch
 
     from tubelet.restore.engine import Engine
@@ -218,38 +223,36 @@ def _speed() -> Finding:
     opened = open_model("default")
     spec = opened.spec
     engine = Engine(spec, opened.network)
-    frames = [
-        Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t)
-        for t in range(_SPEED_FRAMES)
-    ]
-    began_s = 0.0
-    for count, _ in enumerate(engine.restore(frames, starts_scene=lambda _: False)):
-        if count == 1:  # the first two warm up
-            began_s = time.perf_counter()
-    fps = (len(frames) - 2) / (time.perf_counter() - began_s)
-    scaled = f"{width}×{height} → {width * spec.scale}×{height * spec.scale}"
-    return Finding(
-        "speed", f"{fps:.1f} frames a second with {spec.id} on {engine.device}, {scaled}"
-    )
+    frames: list[Frame] = []
+    for t in range(_SPEED_FRAMES):
+        frames.append(Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t))
+
+    start_s = 0.0
+    restored = engine.restore(frames, starts_scene=lambda _: False)
+    for number, _ in enumerate(restored, 1):
+        if number == _SPEED_WARMUP_FRAMES:
+            start_s = time.perf_counter()
+    elapsed_s = time.perf_counter() - start_s
+    fps = (len(frames) - _SPEED_WARMUP_FRAMES) / elapsed_s
+    size = f"{width}×{height} → {width * spec.scale}×{height * spec.scale}"
+    return Finding("speed", f"{fps:.1f} frames a second with {spec.id} on {engine.device}, {size}")
 
 
-def _extras() -> Iterator[Finding]:
-    """Packages of the optional extras; none of them is needed to upscale."""
+def _check_extras() -> Iterator[Finding]:
+    """Look for the packages of the optional extras; upscaling needs none of them."""
     for extra, package in EXTRAS:
+        name = f"[{extra}]"
         try:
-            yield Finding(f"[{extra}]", f"{package} {version(package)}")
+            yield Finding(name, f"{package} {version(package)}")
         except PackageNotFoundError:
-            yield Finding(
-                f"[{extra}]",
-                f"{package} is not installed",
-                "note",
-                f"pip install 'tubelet[{extra}]'",
-            )
+            advice = f"pip install 'tubelet[{extra}]'"
+            yield Finding(name, f"{package} is not installed", "note", advice)
 
 
 def _print_table(findings: list[Finding]) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
@@ -258,10 +261,8 @@ def _print_table(findings: list[Finding]) -> None:
     table.add_column(overflow="fold")
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
     for finding in findings:
-        advice = f"\n→ {finding.advice}" if finding.advice else ""
-        table.add_row(
-            marks[finding.state],
-            finding.name.replace("[", r"\["),
-            (finding.value + advice).replace("[", r"\["),
-        )
+        value = finding.value
+        if finding.advice:
+            value += f"\n→ {finding.advice}"
+        table.add_row(marks[finding.state], escape(finding.name), escape(value))
     Console(highlight=False).print(table)

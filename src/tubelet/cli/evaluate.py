@@ -1,14 +1,13 @@
-"""`tubelet evaluate`: score models on a benchmark as its protocol says, and write a report."""
+"""`tubelet evaluate`: score models on a benchmark by its protocol, and write a report."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tubelet.cli.flags import flags_from, parse, pick
 from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
@@ -35,33 +34,46 @@ _METAVARS = {
     "max_frames": "N",
     "showcases": "N",
 }
+_EXAMPLES = """\
+examples:
+  tubelet evaluate -m fast-x4-bi bicubic -p vid4-bi-x4 --data datasets/
+  tubelet evaluate -m runs/mine/model.safetensors -p folder-bi-x4 --data clips/ --out scores/
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateFlags:
-    """Score models on a benchmark, as its protocol says, with the engine that upscaling uses; write a report."""
+    """Score models on a benchmark by its protocol, and write a report next to published scores.
+
+    The models run exactly as in `tubelet upscale`.
+    """
 
     model: tuple[str, ...] | None = None
-    """Ids of the models, names that stand for one per scale (bicubic), or paths of checkpoints."""
+    """Models to score: ids, listed by `tubelet models`, paths of checkpoints, or bicubic and
+    lanczos, which exist for every scale."""
     protocol: str | None = None
-    """What a score means: clips, degradation, scale, channel, border, frames. For example vid4-bi-x4, reds4-bi-x4,
-    or folder-bi-x4 for any folder of clips. A wrong name lists them."""
+    """Protocol of the scores: dataset, degradation, scale, channel, border and frames; for example
+    vid4-bi-x4, reds4-bi-x4, or folder-bi-x4 for any folder of clips. A wrong name lists all
+    protocols."""
     data: Path = Path()
-    """Folder of the set in its published layout, or one that holds it. Default: this folder."""
+    """Folder of the dataset in its published layout, or folder that contains it. Default: the
+    current folder."""
     out: Path | None = None
-    """Folder of the results. What is measured there already is not measured again. Default: evaluation-PROTOCOL."""
+    """Folder of the scores and the report; scores that are in it already are reused. Default:
+    evaluation-PROTOCOL."""
     progress: ProgressStyle = "auto"
-    """auto: a bar on a terminal, otherwise a line every ten seconds. json: an event per line, on the standard
-    output."""
+    """auto: a bar on a terminal, otherwise a line every ten seconds. json: one event per line, on
+    standard output."""
 
 
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
     flags = flags_from(EvaluateFlags, EvaluateSettings, aliases=_ALIASES, metavars=_METAVARS)
-    command = parse(flags, args, verb="evaluate")
+    command = parse(flags, args, verb="evaluate", examples=_EXAMPLES)
     request: EvaluateFlags = pick(command, EvaluateFlags)
+    settings: EvaluateSettings = pick(command, EvaluateSettings)
     with _events(request):
-        _evaluate(request, pick(command, EvaluateSettings))
+        _evaluate(request, settings)
     return 0
 
 
@@ -69,11 +81,12 @@ def _evaluate(request: EvaluateFlags, settings: EvaluateSettings) -> None:
     with loading():
         from tubelet.evaluation.evaluate import evaluate
         from tubelet.evaluation.report import write_report
+        from tubelet.evaluation.results import to_jsonable
     from tubelet.metrics.protocols import PROTOCOLS, find_protocol
 
     if not request.protocol:
-        known = ", ".join(protocol.name for protocol in PROTOCOLS)
-        raise RequestError(f"no protocol is named; give --protocol, one of {known}, folder-bi-x4")
+        names = ", ".join(protocol.name for protocol in PROTOCOLS)
+        raise RequestError(f"no protocol is given; use --protocol with {names} or folder-bi-x4")
     protocol = find_protocol(request.protocol)
     out = request.out or Path(f"evaluation-{protocol.name}")
     with show_progress(request.progress, label=protocol.name, json_to=sys.stdout) as on_progress:
@@ -84,22 +97,24 @@ def _evaluate(request: EvaluateFlags, settings: EvaluateSettings) -> None:
             out,
             settings=settings,
             on_progress=on_progress,
-            on_score=partial(_show_score, request),
+            on_score=lambda score: _show_score(request, score),
         )
     reports = write_report(out)
     if request.progress == "json":
         means = {score.model: score.mean for score in scores}
-        json_line(sys.stdout, "end", mean=_finite(means), reports=[str(path) for path in reports])
+        paths = [str(path) for path in reports]
+        json_line(sys.stdout, "end", mean=to_jsonable(means), reports=paths)
     else:
         _print_table(scores)
+        report = out / "report.html"
         sys.stdout.write(
-            f"report: {out / 'report.html'} (and .md, .csv, .tex; the numbers: results.json, scores/)\n"
+            f"report: {report} (and .md, .csv, .tex; the numbers: results.json, scores/)\n"
         )
 
 
 @contextmanager
 def _events(request: EvaluateFlags) -> Generator[None]:
-    """Write the first event, and the last one where the run fails."""
+    """For programs, write the event `start`, and the event `error` if the run fails."""
     if request.progress != "json":
         yield
         return
@@ -109,30 +124,26 @@ def _events(request: EvaluateFlags) -> Generator[None]:
 
 
 def _show_score(request: EvaluateFlags, score: ClipScore) -> None:
-    """Tell the score of a clip, as an event or as a line."""
-    model, clip = score.identity.model, score.identity.clip
+    """Print the score of one clip, as an event or as a line."""
+    from tubelet.evaluation.results import to_jsonable
+
+    model = score.identity.model
+    clip = score.identity.clip
     if request.progress == "json":
-        seconds = round(score.seconds_per_frame, 6)
         json_line(
             sys.stdout,
             "score",
             model=model,
             clip=clip,
-            mean=_finite(score.mean),
-            seconds_per_frame=seconds,
+            mean=to_jsonable(score.mean),
+            seconds_per_frame=round(score.seconds_per_frame, 6),
         )
     elif request.progress != "none":
-        sys.stderr.write(f"{model}  {clip}  {_words(score.mean)}\n")
+        sys.stderr.write(f"{model}  {clip}  {_metric_texts(score.mean)}\n")
         sys.stderr.flush()
 
 
-def _finite(value: Any) -> Any:
-    from tubelet.evaluation.results import to_jsonable
-
-    return to_jsonable(value)
-
-
-def _words(mean: Any) -> str:
+def _metric_texts(mean: Mapping[str, float]) -> str:
     from tubelet.evaluation.report_rows import metric_text
 
     return "  ".join(f"{name} {metric_text(name, value)}" for name, value in mean.items())
