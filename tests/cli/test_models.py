@@ -99,7 +99,7 @@ def test_download_and_cache(
     assert main(["models", "cache"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{path.parent}: 2 files, 0.0 MB"
-    assert "not whole" in lines[2]
+    assert "incomplete" in lines[2]
     assert main(["models", "cache", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "folder": str(path.parent),
@@ -110,7 +110,7 @@ def test_download_and_cache(
 @pytest.mark.parametrize(
     ("ids", "code", "said"),
     [
-        ([], 2, "no model is named"),
+        ([], 2, "no model id is given"),
         (["edvrm"], 2, "did you mean edvr_m-reds"),
         (["fast-x4-bi"], 2, "in the package"),
         (["edsr_l-x4"], 4, "must be fetched by hand: from https://github.com/XPixelGroup/BasicSR"),
@@ -158,7 +158,7 @@ def test_identify_says_what_comes_nearest(
     assert main(["models", "identify", str(tmp_path / "a.pth")]) == 3
     said = capsys.readouterr()
     assert said.out.startswith("nearest: ")
-    assert "it has too much: other" in said.out
+    assert "unexpected: other" in said.out
     assert "is of no architecture that Tubelet knows" in said.err
     assert main(["models", "identify", str(tmp_path / "a.pth"), "--json"]) == 3
     facts = json.loads(capsys.readouterr().out)

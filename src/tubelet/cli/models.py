@@ -1,4 +1,4 @@
-"""`tubelet models`: the zoo as a table, what a checkpoint is, and the weights that are fetched."""
+"""`tubelet models`: list the models, identify checkpoints, and download published weights."""
 
 from __future__ import annotations
 
@@ -14,47 +14,57 @@ from tubelet.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
     from tubelet.zoo.checkpoint import OpenedCheckpoint
+    from tubelet.zoo.similarity import Similarity
     from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["main"]
 
+_METAVARS = {"file": "FILE", "ids": "ID [ID ...]"}
+_EXAMPLES = """\
+actions:
+  tubelet models identify FILE      identify a checkpoint: architecture, scale and configuration
+  tubelet models download ID ...    download published weights before their first use
+  tubelet models cache              show the folder of downloaded weights, and its files
+
+examples:
+  tubelet models
+  tubelet models identify net_g_latest.pth
+  tubelet models download basicvsr_pp-reds4
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsFlags:
-    """List the models: what they are called, what they enlarge, how they see time, and whose they are.
-
-    `tubelet models identify FILE` tells what a checkpoint is; `tubelet models download ID...` fetches published weights
-    beforehand; `tubelet models cache` tells where they are kept.
-    """
+    """List the models: id, scale, kind, size, weights and license."""
 
     json: bool = False
-    """Write JSON instead of a table."""
+    """Print JSON instead of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IdentifyFlags:
-    """Tell what a checkpoint is: its architecture and configuration, read off names and shapes."""
+    """Identify a checkpoint: architecture and configuration, by the names and shapes of tensors."""
 
     file: str
-    """A .safetensors or .pth file."""
+    """Checkpoint, a .safetensors or .pth file."""
     json: bool = False
-    """Write JSON instead of lines."""
+    """Print JSON instead of lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadFlags:
-    """Fetch published weights, so that later runs need no network."""
+    """Download published weights, so that later runs need no network."""
 
     ids: tuple[str, ...]
-    """Models, as `tubelet models` lists them."""
+    """Model ids, listed by `tubelet models`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheFlags:
-    """Tell where fetched weights are kept, and which are there. TUBELET_HOME names another place."""
+    """Show the folder of downloaded weights, and its files. TUBELET_HOME sets another folder."""
 
     json: bool = False
-    """Write JSON instead of lines."""
+    """Print JSON instead of lines."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -65,14 +75,17 @@ def main(args: Sequence[str]) -> int:
         "cache": (CacheFlags, _cache),
     }
     if args and args[0] in actions:
-        flags, action = actions[args[0]]
-        return action(parse(flags_from(flags), args[1:], verb=f"models {args[0]}"))
-    wanted: ModelsFlags = parse(flags_from(ModelsFlags), args, verb="models")
+        name = args[0]
+        flags_class, action = actions[name]
+        flags = flags_from(flags_class, metavars=_METAVARS)
+        return action(parse(flags, args[1:], verb=f"models {name}"))
+
+    command: ModelsFlags = parse(flags_from(ModelsFlags), args, verb="models", examples=_EXAMPLES)
     rows = _rows()
-    if wanted.json:
+    if command.json:
         write_json(rows, sys.stdout)
-        return 0
-    _print_table(rows)
+    else:
+        _print_table(rows)
     return 0
 
 
@@ -87,40 +100,42 @@ def _identify(flags: IdentifyFlags) -> int:
     facts = _facts(flags.file, opened)
     if flags.json:
         write_json(facts, sys.stdout)
-        return 0
-    scale = f" ×{facts['scale']}" if facts["scale"] else ", a part of other networks"
-    write = sys.stdout.write
-    write(
-        f"{flags.file}: {facts['architecture']}{scale}, {_short(facts['parameters'])} parameters\n"
-    )
+    else:
+        _print_facts(flags.file, opened, facts)
+    return 0
+
+
+def _print_facts(file: str, opened: OpenedCheckpoint, facts: dict[str, Any]) -> None:
+    # A component, such as an optical-flow network, has no scale and cannot upscale.
+    scale = facts["scale"]
+    kind = f" ×{scale}" if scale else ", a component of other networks"
+    print(f"{file}: {facts['architecture']}{kind}, {_short(facts['parameters'])} parameters")
     for name in ("temporal", "config"):
         if facts[name]:
-            write(
-                f"  {name}: {', '.join(f'{key}={value}' for key, value in facts[name].items())}\n"
-            )
-    write(f"  layout: {_layout(opened, facts['tensors'])}\n")
+            values = [f"{key}={value}" for key, value in facts[name].items()]
+            print(f"  {name}: {', '.join(values)}")
+    print(f"  layout: {_layout(opened, facts['tensors'])}")
     if facts["published_as"]:
-        write(f"  published as: {', '.join(facts['published_as'])}\n")
-    write(f"  source: {facts['source']}\n")
-    if facts["scale"]:
-        write(f"  tubelet upscale IN OUT --model {flags.file}\n")
-    return 0
+        print(f"  published as: {', '.join(facts['published_as'])}")
+    print(f"  source: {facts['source']}")
+    if scale:
+        print(f"  tubelet upscale IN OUT --model {file}")
 
 
 def _facts(file: str, opened: OpenedCheckpoint) -> dict[str, Any]:
     from tubelet.zoo.catalog import published_ids
     from tubelet.zoo.spec import count_parameters
 
+    scale: int | None = None
+    temporal: dict[str, Any] = {}
     contract = opened.architecture.contract(opened.config)
-    temporal = (
-        {name: value for name, value in asdict(contract.temporal).items() if value}
-        if contract
-        else {}
-    )
+    if contract:
+        scale = contract.scale
+        temporal = {name: value for name, value in asdict(contract.temporal).items() if value}
     return {
         "file": file,
         "architecture": opened.architecture.name,
-        "scale": contract.scale if contract else None,
+        "scale": scale,
         "temporal": temporal,
         "config": asdict(opened.config),
         "parameters": count_parameters(opened.model),
@@ -132,22 +147,19 @@ def _facts(file: str, opened: OpenedCheckpoint) -> dict[str, Any]:
     }
 
 
-def _layout(opened: OpenedCheckpoint, tensors: int) -> str:
-    inside = (
-        f"in {' → '.join(name.rstrip('.') for name in opened.wrapping)}, "
-        if opened.wrapping
-        else ""
-    )
-    names = (
-        f"{opened.renamed} of {tensors} names translated"
-        if opened.renamed
-        else f"all {tensors} names are ours"
-    )
-    return f"recognized by names and shapes; {inside}{names}"
+def _layout(opened: OpenedCheckpoint, num_tensors: int) -> str:
+    """Describe how the tensors were recognized: wrapping entries, prefixes and translated names."""
+    layout = "recognized by names and shapes; "
+    if opened.wrapping:
+        path = " → ".join(name.rstrip(".") for name in opened.wrapping)
+        layout += f"in {path}, "
+    if opened.renamed:
+        return layout + f"{opened.renamed} of {num_tensors} names translated"
+    return layout + f"all {num_tensors} names as in this package"
 
 
-def _explain(flags: IdentifyFlags, fault: str) -> None:
-    """Say what comes nearest, where the file holds tensors at all."""
+def _explain(flags: IdentifyFlags, error: str) -> None:
+    """Describe the architectures that are nearest to an unrecognized checkpoint."""
     from tubelet.zoo.checkpoint import read_state
     from tubelet.zoo.similarity import nearest
     from tubelet.zoo.unsupported import recognize_unsupported
@@ -155,39 +167,53 @@ def _explain(flags: IdentifyFlags, fault: str) -> None:
     try:
         state, _ = read_state(flags.file)
     except CheckpointError:
+        # The file holds no tensors that could be compared.
         return
-    near = [] if recognize_unsupported(state) else nearest(state)
-    if flags.json:
-        write_json(
-            {
-                "file": flags.file,
-                "fault": fault,
-                "tensors": len(state),
-                "nearest": [asdict(n) for n in near],
-            },
-            sys.stdout,
-        )
+    # For an architecture that is known but not supported, the error explains enough.
+    similar = [] if recognize_unsupported(state) else nearest(state)
+    if not flags.json:
+        for similarity in similar:
+            _print_similarity(similarity)
         return
-    for one in near:
-        sys.stdout.write(f"nearest: {one.architecture}, {one.share:.0%} of the names alike\n")
-        for verb, names in (
-            ("it lacks", one.missing),
-            ("it has too much", one.unexpected),
-            ("shapes", one.shapes),
-        ):
-            if names:
-                sys.stdout.write(f"  {verb}: {', '.join(names)}\n")
+    report = {
+        "file": flags.file,
+        "fault": error,
+        "tensors": len(state),
+        "nearest": [_similarity_as_json(similarity) for similarity in similar],
+    }
+    write_json(report, sys.stdout)
+
+
+def _similarity_as_json(similarity: Similarity) -> dict[str, Any]:
+    # The keys are those of version 0.1.
+    return {
+        "architecture": similarity.architecture,
+        "share": similarity.share,
+        "foreign": similarity.unexpected,
+        "absent": similarity.missing,
+        "shapes": similarity.shapes,
+    }
+
+
+def _print_similarity(similarity: Similarity) -> None:
+    print(f"nearest: {similarity.architecture}, {similarity.share:.0%} of the names are equal")
+    differences = {
+        "missing": similarity.missing,
+        "unexpected": similarity.unexpected,
+        "other shapes": similarity.shapes,
+    }
+    for kind, names in differences.items():
+        if names:
+            print(f"  {kind}: {', '.join(names)}")
 
 
 def _download(flags: DownloadFlags) -> int:
     from tubelet.zoo.catalog import model_weights
 
     if not flags.ids:
-        raise RequestError(
-            "no model is named; `tubelet models` lists those whose weights are fetched"
-        )
-    for id in flags.ids:
-        sys.stdout.write(f"{id}: {model_weights(id)}\n")
+        raise RequestError("no model id is given; `tubelet models` lists those with a download")
+    for model_id in flags.ids:
+        print(f"{model_id}: {model_weights(model_id)}")
     return 0
 
 
@@ -195,17 +221,20 @@ def _cache(flags: CacheFlags) -> int:
     from tubelet.zoo.catalog import weights_folder
 
     folder = weights_folder()
-    files = sorted(
-        path for path in folder.glob("*") if path.is_file() and not path.name.startswith(".")
-    )
-    sizes = {path.name: path.stat().st_size for path in files}
+    sizes_bytes: dict[str, int] = {}
+    for path in sorted(folder.glob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            sizes_bytes[path.name] = path.stat().st_size
     if flags.json:
-        write_json({"folder": str(folder), "files": sizes}, sys.stdout)
+        write_json({"folder": str(folder), "files": sizes_bytes}, sys.stdout)
         return 0
-    sys.stdout.write(f"{folder}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB\n")
-    for name, size_bytes in sizes.items():
-        note = ", not whole: the next use completes it" if name.endswith(".part") else ""
-        sys.stdout.write(f"  {name}  {size_bytes / 1e6:.1f} MB{note}\n")
+    total_mb = sum(sizes_bytes.values()) / 1e6
+    print(f"{folder}: {len(sizes_bytes)} files, {total_mb:.1f} MB")
+    for name, size_bytes in sizes_bytes.items():
+        note = ""
+        if name.endswith(".part"):
+            note = ", incomplete: resumed on the next use"
+        print(f"  {name}  {size_bytes / 1e6:.1f} MB{note}")
     return 0
 
 
@@ -218,8 +247,10 @@ def _rows() -> list[dict[str, Any]]:
 def _row(spec: ModelSpec) -> dict[str, Any]:
     from tubelet.zoo.catalog import model_size, weights_folder
 
-    remote = spec.weights.remote if spec.weights else None
-    here = remote is None or (weights_folder() / remote.name).is_file()
+    weights = spec.weights
+    remote = weights.remote if weights else None
+    # Weights without a remote file are in the package, or the model has none, as bicubic.
+    is_here = remote is None or (weights_folder() / remote.name).is_file()
     return {
         "id": spec.id,
         "scale": spec.scale,
@@ -227,11 +258,11 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
         "architecture": spec.architecture,
         "parameters": model_size(spec),
         "summary": spec.summary,
-        "license": spec.weights.license if spec.weights else spec.license,
+        "license": weights.license if weights else spec.license,
         "source": spec.source,
-        "here": here,
-        "file": spec.weights.file if spec.weights else None,
-        "sha256": spec.weights.sha256 if spec.weights else None,
+        "here": is_here,
+        "file": weights.file if weights else None,
+        "sha256": weights.sha256 if weights else None,
         "size_bytes": remote.size_bytes if remote else None,
         "url": (remote.url or None) if remote else None,
         "page": remote.page if remote else None,
@@ -252,40 +283,45 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("license", no_wrap=True)
     table.add_column("summary")
     for row in rows:
-        count = _short(row["parameters"])
         table.add_row(
             row["id"],
             f"×{row['scale']}",
             row["kind"],
-            count,
-            _weights(row),
+            _short(row["parameters"]),
+            _weights_text(row),
             row["license"],
             row["summary"],
         )
     console = Console()
     console.print(table)
     console.print(
-        "kind: a frame model sees one frame, window its neighbors, online those before, clip all.\n"
-        "`--model default` is the one for real videos, in the scale that is asked for.\n"
-        "weights: those with a size are fetched on first use, or by `tubelet models download ID`; for those by hand,\n"
-        "that command says from where to where.",
+        "kind: the frames that the model sees for one output frame: frame, only that one; window,\n"
+        "also its neighbors; online, also the frames before it; clip, all frames.\n"
+        "weights: a size means that they are downloaded on first use, or by `tubelet models\n"
+        "download ID`; by hand means that this command prints the source and the target folder.\n"
+        "`--model default` is the model for real-world videos, in the variant that fits the scale.",
         highlight=False,
         style="dim",
         soft_wrap=True,
     )
 
 
-def _weights(row: dict[str, Any]) -> str:
-    """Say whether weights are here, or how much is fetched; unknown sizes are those of the numbers, roughly."""
+def _weights_text(row: dict[str, Any]) -> str:
+    """Return "here", "by hand", or the size of the download."""
     if row["here"]:
         return "here" if row["parameters"] else "–"
     if row["url"] is None:
         return "by hand"
     size_bytes = row["size_bytes"]
-    return f"{size_bytes / 1e6:.1f} MB" if size_bytes else f"≈ {4 * row['parameters'] / 1e6:.0f} MB"
+    if size_bytes:
+        return f"{size_bytes / 1e6:.1f} MB"
+    # Without a published size, estimate it as fp32 parameters.
+    return f"≈ {4 * row['parameters'] / 1e6:.0f} MB"
 
 
 def _short(parameters: int) -> str:
     if parameters == 0:
         return "–"
-    return f"{parameters / 1e6:.2f} M" if parameters >= 1_000_000 else f"{parameters / 1e3:.1f} k"
+    if parameters >= 1_000_000:
+        return f"{parameters / 1e6:.2f} M"
+    return f"{parameters / 1e3:.1f} k"
