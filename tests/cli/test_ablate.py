@@ -64,7 +64,7 @@ def test_trains_two_step_over_an_image_model(folder, capsys):
     )
     assert "2 steps of 2 crops" in capsys.readouterr().out
     assert main(["train", "two-step", "--config", "b/config.yaml", "--preset", "paper"]) == 2
-    assert "leave one of both out" in capsys.readouterr().err
+    assert "leave one of them out" in capsys.readouterr().err
 
 
 def test_a_refused_run_leaves_the_settings_of_the_one_that_is_there(folder, capsys, monkeypatch):
@@ -166,7 +166,7 @@ def test_ablates_to_the_end(folder, capsys):
         (
             ["train", "two-step", "--preset", "large"],
             2,
-            "no preset 'large'; there are: paper, small",
+            "unknown preset 'large'; there are: paper, small",
         ),
         (["train", "two-step", "--data", "clips"], 2, "which image model?"),
     ],

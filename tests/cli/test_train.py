@@ -120,7 +120,7 @@ def test_trains_spynet_on_images(folder, capsys):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["train", "offline"], 2, "no recipe 'offline'"),
+        (["train", "offline"], 2, "unknown recipe 'offline'"),
         (["train", "online", "--config"], 2, "--config needs"),
         (["train", "online", "--progress", "jsn"], 2, "did you mean json?"),
         (
@@ -188,7 +188,7 @@ def test_supervised_lists_its_networks(capsys):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        ([], 2, "which network? --model NAME"),
+        ([], 2, "no network is given; use --model NAME"),
         (["--model"], 2, "--model needs the name of a network"),
         (["--model", "edvr-n"], 2, "did you mean edvr-m"),
         (["--model", "spynet"], 2, "no network to train is called 'spynet'"),

@@ -1,128 +1,168 @@
-"""`tubelet train RECIPE`: the training procedures, their settings as flags or as a YAML file."""
+"""`tubelet train RECIPE`: train a model, with settings from flags or from a YAML file."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-import tyro
-
+from tubelet.cli.nested_flags import parse_nested
 from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
 from tubelet.errors import RequestError, suggest
 from tubelet.field_names import current_path
 
 __all__ = ["main"]
 
-_HELP = """usage: tubelet train RECIPE [--config FILE.yaml] [OPTIONS]
+_HELP = """\
+usage: tubelet train RECIPE [--config FILE.yaml] [--progress STYLE] [OPTIONS]
+
+Train a model. A run that was stopped resumes when the same command is run again.
 
 recipes:
   online       FastVSR, the compact recurrent network of the embedded models
-  supervised   any network of the zoo, with its published recipe: --model NAME
-  spynet       SpyNet, the optical flow of the BasicVSR family, on photographs that move
-  two-step     three networks that lift any image model by what its neighbors show: --image-model ID
+  supervised   any other network, with its published recipe: --model NAME
+  spynet       SpyNet, the optical flow of the BasicVSR family, from still images
+  two-step     a network that adds temporal information to any image model: --image-model ID
 
-`tubelet train RECIPE --help` lists the options. A run that was stopped goes on where it was when the same command
-is given again. --config reads the options from a file, flags after it override them; the run writes its own
-config.yaml beside its log, which --config reads again. --progress auto, bar, json or none: a bar on a terminal beside
-the lines of the log, or an event per line on the standard output.
+options of every recipe:
+  --config FILE.yaml   read the options from a file; flags override them. A run writes its options
+                       to config.yaml in its folder.
+  --progress STYLE     auto, bar, json or none. auto: a bar on a terminal, below the log lines.
+                       json: one event per line on standard output. (default: auto)
 
-example:
+`tubelet train RECIPE --help` lists all options of a recipe.
+
+examples:
   tubelet train online --data clips/ --out runs/mine --evaluate held-out/ --loop.steps 20000
+  tubelet train online --config runs/mine/config.yaml --out runs/longer --loop.steps 40000
   tubelet upscale old.mp4 new.mp4 --model runs/mine/model.safetensors
 """
-_HELP_SUPERVISED = """usage: tubelet train supervised --model NAME [--config FILE.yaml] [OPTIONS]
+_HELP_SUPERVISED = """\
+usage: tubelet train supervised --model NAME [--config FILE.yaml] [OPTIONS]
 
-networks with a recipe of their own, as published:
+Train a network with its published recipe, or with a general one.
+
+networks with a published recipe:
 {recipes}
 
-networks that one plain recipe trains:
+networks with the general recipe:
   {others}
 
-`tubelet train supervised --model NAME --help` lists the options, with the recipe's numbers as defaults.
+`tubelet train supervised --model NAME --help` lists the options, with the defaults of the recipe.
 
 example:
-  tubelet train supervised --model edvr-m --data clips/ --out runs/edvr --crops.batch 8 --loop.device cuda
+  tubelet train supervised --model edvr-m --data clips/ --out runs/edvr --loop.device cuda
 """
-_HELP_TWO_STEP = """Two-step lifts an image model that you have: the model enlarges every frame by itself and stays as
-it is; what is trained here restores each result, told by the frames before and after. The image model runs once on
-every crop, and what it made is kept. A tenth of the videos validates, a tenth tests: give ten or more.
+_HELP_TWO_STEP = """\
+The two-step network adds temporal information to an existing image model. The image model, which
+stays frozen, upscales every frame; the network restores each result with the help of the frames
+before and after it. The image model runs once on every crop, and its results are stored.
+A tenth of the videos is used for validation and a tenth for testing: give ten videos or more.
 
-  tubelet train two-step --data clips/ --image-model hat.pth --scale 2 --preset small --out runs/two-step
-  tubelet train two-step --data clips/ --image-model runs/fsrcnn/model.safetensors --scale 4 --network.channels 16
-  tubelet ablate two-step --data clips/ --image-model hat.pth           which loss is best?
+  --image-model NAME    id of `tubelet models`, or checkpoint, of a single-image network
+  --preset small        8 channels, minutes on a laptop (the default)
+  --preset paper        as published, for a GPU: 64 channels, 64 px, batch 64, 10 epochs
+  --scale 2 | 4         scale of the image model
 
-  --image-model NAME    an id of `tubelet models`, or a checkpoint, of a network of single frames
-  --preset small        a network of base width 8, minutes on a laptop (the default)
-  --preset paper        as published: base width 64, 64 px, batch 64, 10 epochs; for a GPU
-  --scale 2 | 4         that of the image model
+examples:
+  tubelet train two-step --data clips/ --image-model hat.pth --scale 2 --out runs/two-step
+  tubelet train two-step --data clips/ --image-model bicubic-x4 --scale 4 --network.channels 16
+  tubelet ablate two-step --data clips/ --image-model hat.pth     compare the losses
 
 All options, with the defaults of the preset:
 
 """
 
+_UPSCALE_WITH_IT = "use it with: tubelet upscale IN OUT --model {}"
+# Files that mark the folder of an existing run.
+_RUN_FILES = ("state.pt", "run.json")
 
-class _Recipe(NamedTuple):
-    config: type[Any]  # has `out` and `loop`
+
+def _no_description(config: Any) -> list[str]:
+    del config
+    return []
+
+
+def _num_steps(config: Any) -> int | None:
+    return config.loop.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """A training procedure.
+
+    Attributes:
+        config: Class of its settings, which have `out` and `loop`.
+        run: Trains, and returns the path of the result.
+        next_step: Command for the result; {} is a placeholder for its path.
+        describe: Lists lines to print before the training.
+        steps: Returns the number of steps; None if it depends on the data.
+        parse: Parses the flags, if the settings class is not enough for that. Returns None if only
+            help was requested.
+    """
+
+    config: type[Any]
     run: Callable[..., Path]
-    use: str  # of the result; {} is its path
-    describe: Callable[[Any], list[str]] = lambda config: []  # what to print before it begins
-    steps: Callable[[Any], int | None] = lambda config: (
-        config.loop.steps
-    )  # None where only the data tells
-    parse: Callable[[Sequence[str]], Any] | None = (
-        None  # where it is not by the configuration alone
-    )
+    next_step: str = _UPSCALE_WITH_IT
+    describe: Callable[[Any], list[str]] = _no_description
+    steps: Callable[[Any], int | None] = _num_steps
+    parse: Callable[[Sequence[str]], Any] | None = None
 
 
 def main(args: Sequence[str]) -> int:
     """Run the verb."""
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(_HELP)
-        return 0 if args else 2
-    recipe = _find_recipe(args[0])
-    from tubelet.recipes.configs import write_config
-
-    style, rest = _take_style(args[1:])
-    config = recipe.parse(rest) if recipe.parse else _parse(args[0], recipe.config, rest)
+        return 0 if args else RequestError.exit_code
+    name = args[0]
+    recipe = _find_recipe(name)
+    style, recipe_args = _take_style(args[1:])
+    if recipe.parse is not None:
+        config = recipe.parse(recipe_args)
+    else:
+        config = _parse(name, recipe.config, recipe_args)
     if config is None:
         return 0
+
+    from tubelet.recipes.configs import write_config
     from tubelet.restore.device import resolve_device
 
-    config = replace(
-        config, loop=replace(config.loop, device=str(resolve_device(config.loop.device)))
-    )
+    device = str(resolve_device(config.loop.device))
+    config = replace(config, loop=replace(config.loop, device=device))
     if style != "json":
         for line in recipe.describe(config):
             print(line)
     config.out.mkdir(parents=True, exist_ok=True)
-    if not any(
-        (config.out / name).exists() for name in ("state.pt", "run.json")
-    ):  # of a run that is there
+    # An existing run keeps its settings file: the new settings may still be refused.
+    is_new_run = not any((config.out / file).exists() for file in _RUN_FILES)
+    if is_new_run:
         write_config(config.out / "config.yaml", config)
     _run(recipe, config, style)
     return 0
 
 
 def _run(recipe: _Recipe, config: Any, style: ProgressStyle) -> None:
-    """Train, with a bar on a terminal, a line for every log record, or events."""
+    """Train, and show a bar on a terminal, a line for every log record, or events."""
+    label = config.out.name
     if style == "json":
         json_line(sys.stdout, "start", output=str(config.out))
         with (
             error_events(sys.stdout),
-            show_progress(style, label=config.out.name, json_to=sys.stdout) as on_progress,
+            show_progress(style, label=label, json_to=sys.stdout) as on_progress,
         ):
             path = recipe.run(config, on_log=_write_record, on_progress=on_progress)
         json_line(sys.stdout, "end", output=str(path))
         return
     if style == "auto" and not sys.stderr.isatty():
-        style = "none"  # the lines of the log say the same
-    with show_progress(style, label=config.out.name, json_to=sys.stdout) as on_progress:
-        path = recipe.run(config, on_log=_Report(recipe.steps(config)), on_progress=on_progress)
-    print(f"wrote {path}; {recipe.use.format(path)}")
+        # Without a terminal, the log lines already show the progress.
+        style = "none"
+    with show_progress(style, label=label, json_to=sys.stdout) as on_progress:
+        log = _LogPrinter(recipe.steps(config))
+        path = recipe.run(config, on_log=log, on_progress=on_progress)
+    print(f"wrote {path}; {recipe.next_step.format(path)}")
 
 
 def _write_record(record: dict[str, Any]) -> None:
@@ -130,178 +170,204 @@ def _write_record(record: dict[str, Any]) -> None:
 
 
 def _find_recipe(name: str) -> _Recipe:
-    if name == "online":
-        from tubelet.recipes import online
+    """Import a recipe. Only one is imported, because some need seconds."""
+    match name:
+        case "online":
+            from tubelet.recipes import online
 
-        return _Recipe(
-            online.OnlineConfig, online.main, "use it with: tubelet upscale IN OUT --model {}"
-        )
-    if name == "spynet":
-        from tubelet.recipes import spynet
+            return _Recipe(config=online.OnlineConfig, run=online.main)
+        case "spynet":
+            from tubelet.recipes import spynet
 
-        return _Recipe(
-            spynet.SpynetConfig,
-            spynet.main,
-            "train finer levels from it with: --levels N --init {}",
-        )
-    if name == "supervised":
-        from tubelet.recipes import supervised
+            return _Recipe(
+                config=spynet.SpynetConfig,
+                run=spynet.main,
+                next_step="train finer levels from it with: --levels N --init {}",
+            )
+        case "supervised":
+            from tubelet.recipes import supervised
 
-        use = "use it with: tubelet upscale IN OUT --model {}"
-        return _Recipe(
-            supervised.SupervisedConfig,
-            supervised.main,
-            use,
-            supervised.describe,
-            parse=_parse_supervised,
-        )
-    if name == "two-step":
-        from tubelet.recipes import two_step
+            return _Recipe(
+                config=supervised.SupervisedConfig,
+                run=supervised.main,
+                describe=supervised.describe,
+                parse=_parse_supervised,
+            )
+        case "two-step":
+            from tubelet.recipes import two_step
 
-        return _Recipe(
-            two_step.TwoStepTraining,
-            two_step.main,
-            "use it with: tubelet upscale IN OUT --model {}",
-            two_step.describe,
-            steps=_steps_unless_epochs,
-            parse=_parse_two_step,
-        )
-    raise RequestError(f"no recipe {name!r}; there are: online, supervised, spynet, two-step")
+            return _Recipe(
+                config=two_step.TwoStepTraining,
+                run=two_step.main,
+                describe=two_step.describe,
+                steps=_num_steps_unless_epochs,
+                parse=_parse_two_step,
+            )
+        case _:
+            raise RequestError(
+                f"unknown recipe {name!r}; there are: online, supervised, spynet, two-step"
+            )
 
 
-def _steps_unless_epochs(config: Any) -> int | None:
+def _num_steps_unless_epochs(config: Any) -> int | None:
     return config.loop.steps if config.epochs is None else None
 
 
-def _parse(name: str, kind: type[Any], args: Sequence[str]) -> Any:
+def _parse(name: str, config_class: type[Any], args: Sequence[str]) -> Any:
+    """Parse the flags of a recipe; the defaults are those of the settings class or of --config."""
     from tubelet.recipes.configs import read_config
 
-    prog = f"tubelet train {name}"
-    path, args = _take(args, "--config", "the name of a YAML file")
-    if path is None:
-        return tyro.cli(kind, args=_current_flags(kind, args), prog=prog)
-    default = read_config(Path(path), kind)
-    return tyro.cli(kind, args=_current_flags(kind, args), default=default, prog=prog)
+    path, args = _take_flag(args, "--config", "the name of a YAML file")
+    default = None if path is None else read_config(Path(path), config_class)
+    args = _current_flags(config_class, args)
+    return parse_nested(config_class, args, verb=f"train {name}", default=default)
 
 
 def _parse_supervised(args: Sequence[str]) -> Any:
-    """Read the options of a network, whose defaults its recipe gives; None where only a list was asked for."""
+    """Parse the flags of `supervised`; the defaults are those of the network's recipe.
+
+    Returns:
+        The configuration, or None after printing the list of networks.
+    """
     from tubelet.recipes.configs import read_config, read_entry
-    from tubelet.recipes.published import RECIPES, find_recipe, list_names
+    from tubelet.recipes.published import find_recipe
     from tubelet.recipes.supervised import configure
 
-    path, rest = _take(args, "--config", "the name of a YAML file")
-    model, rest = _take(rest, "--model", "the name of a network")
-    written = None if path is None else read_entry(Path(path), "model")
-    if model is None and written is None:
-        own = [recipe.name for recipe in RECIPES]
-        if not {"-h", "--help"} & set(rest):
+    path, args = _take_flag(args, "--config", "the name of a YAML file")
+    model, args = _take_flag(args, "--model", "the name of a network")
+    file_model = None if path is None else read_entry(Path(path), "model")
+    if model is None and file_model is None:
+        if not _wants_help(args):
             raise RequestError(
-                "which network? --model NAME; `tubelet train supervised --help` lists them"
+                "no network is given; use --model NAME "
+                "(`tubelet train supervised --help` lists the names)"
             )
-        recipes = "\n".join(f"  {recipe.name:<16} {recipe.source}" for recipe in RECIPES)
-        others = ", ".join(name for name in list_names() if name not in own)
-        sys.stdout.write(_HELP_SUPERVISED.format(recipes=recipes, others=others))
+        _print_networks()
         return None
-    default = configure(str(model or written))
-    if written is not None and find_recipe(str(written)).name != default.model:
+
+    default = configure(str(model or file_model))
+    if file_model is not None and find_recipe(str(file_model)).name != default.model:
         raise RequestError(
-            f"{path} is for model {written}, not {model}; leave --model out, or --config"
+            f"{path} is for model {file_model}, not {model}; leave out --model or --config"
         )
     if path is not None:
         default = read_config(Path(path), type(default), default=default)
-    prog = f"tubelet train supervised --model {default.model}"
-    return tyro.cli(
-        type(default), args=_current_flags(type(default), rest), default=default, prog=prog
-    )
+    args = _current_flags(type(default), args)
+    verb = f"train supervised --model {default.model}"
+    return parse_nested(type(default), args, verb=verb, default=default)
+
+
+def _print_networks() -> None:
+    from tubelet.recipes.published import RECIPES, list_names
+
+    published = [recipe.name for recipe in RECIPES]
+    recipes = "\n".join(f"  {recipe.name:<16} {recipe.source}" for recipe in RECIPES)
+    others = ", ".join(name for name in list_names() if name not in published)
+    sys.stdout.write(_HELP_SUPERVISED.format(recipes=recipes, others=others))
 
 
 def _parse_two_step(args: Sequence[str]) -> Any:
-    """Read the options of two-step, whose defaults a preset gives."""
+    """Parse the flags of `two-step`; the defaults are those of a preset."""
     from tubelet.recipes.configs import read_config
     from tubelet.recipes.two_step import PRESETS, TwoStepTraining, configure
 
-    path, rest = _take(args, "--config", "the name of a YAML file")
-    preset, rest = _take(rest, "--preset", "paper or small")
-    scale, rest = _take(rest, "--scale", "2 or 4")
-    if (name := preset or "small") not in PRESETS:
-        raise RequestError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+    path, args = _take_flag(args, "--config", "the name of a YAML file")
+    preset, args = _take_flag(args, "--preset", "paper or small")
+    scale, args = _take_flag(args, "--scale", "2 or 4")
+    preset_name = preset or "small"
+    if preset_name not in PRESETS:
+        raise RequestError(f"unknown preset {preset_name!r}; there are: {', '.join(PRESETS)}")
     if preset is not None and path is not None:
         raise RequestError(
-            f"{path} has all that --preset {preset} would set; leave one of both out"
+            f"{path} sets everything that --preset {preset} would set; leave one of them out"
         )
-    default = configure(name)
+
+    default = configure(preset_name)
     if path is not None:
         default = read_config(Path(path), TwoStepTraining, default=default)
-    if {"-h", "--help"} & set(rest):
+    if _wants_help(args):
         sys.stdout.write(_HELP_TWO_STEP)
-    given = ["--network.scale", scale] if scale is not None else []
-    rest = _current_flags(TwoStepTraining, rest)
-    config = tyro.cli(
-        TwoStepTraining, args=[*given, *rest], default=default, prog="tubelet train two-step"
-    )
-    named = {arg.split("=")[0].replace("_", "-") for arg in rest}
-    if (
-        "--loop.steps" in named and "--epochs" not in named
-    ):  # else the preset's epochs would say how long
+    args = _current_flags(TwoStepTraining, args)
+    if scale is not None:
+        args = ["--network.scale", scale, *args]
+    config = parse_nested(TwoStepTraining, args, verb="train two-step", default=default)
+
+    # The epochs of the preset would otherwise take precedence over --loop.steps.
+    flags = {arg.split("=")[0].replace("_", "-") for arg in args}
+    if "--loop.steps" in flags and "--epochs" not in flags:
         config = replace(config, epochs=None)
     return config
 
 
-def _current_flags(kind: type[Any], args: Sequence[str]) -> list[str]:
-    """Rename the flags that are other names of settings: `--loop.optimiser.kind`, `--network.num-feat`."""
-    renamed: list[str] = []
+def _wants_help(args: Sequence[str]) -> bool:
+    return "-h" in args or "--help" in args
+
+
+def _current_flags(config_class: type[Any], args: Sequence[str]) -> list[str]:
+    """Replace former and published names of flags, such as `--loop.optimiser.kind`."""
+    current: list[str] = []
     for arg in args:
         flag, equals, value = arg.partition("=")
         if flag.startswith("--") and flag != "--":
-            path = current_path(kind, flag[2:].replace("-", "_"))
-            flag = "--" + path.replace("_", "-")
-        renamed.append(flag + equals + value)
-    return renamed
+            field_path = flag.removeprefix("--").replace("-", "_")
+            field_path = current_path(config_class, field_path)
+            flag = "--" + field_path.replace("_", "-")
+        current.append(flag + equals + value)
+    return current
 
 
 def _take_style(args: Sequence[str]) -> tuple[ProgressStyle, list[str]]:
     """Take --progress out of the arguments."""
-    known: tuple[ProgressStyle, ...] = get_args(ProgressStyle)
-    value, rest = _take(args, "--progress", ", ".join(known))
-    for style in known:
-        if style == (value or "auto"):
-            return style, rest
-    raise RequestError(f"no way to show progress is called {value!r}; {suggest(str(value), known)}")
+    styles: tuple[ProgressStyle, ...] = get_args(ProgressStyle)
+    value, remaining = _take_flag(args, "--progress", ", ".join(styles))
+    value = value or "auto"
+    for style in styles:
+        if style == value:
+            return style, remaining
+    raise RequestError(f"unknown value {value!r} of --progress; {suggest(value, styles)}")
 
 
-def _take(args: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:
-    """Take a flag and its value out of the arguments."""
-    rest = [
-        part
-        for arg in args
-        for part in (arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg])
-    ]
-    if flag not in rest:
-        return None, rest
-    place = rest.index(flag)
-    if place + 1 == len(rest):
-        raise RequestError(f"{flag} needs {what}")
-    return rest[place + 1], rest[:place] + rest[place + 2 :]
+def _take_flag(args: Sequence[str], flag: str, expected: str) -> tuple[str | None, list[str]]:
+    """Take a flag and its value out of the arguments.
+
+    Args:
+        args: Arguments of the command.
+        flag: Flag with a value: `--config FILE` or `--config=FILE`.
+        expected: Description of the value, for the error.
+
+    Returns:
+        The value, None without the flag, and the remaining arguments.
+    """
+    remaining: list[str] = []
+    for arg in args:
+        if arg.startswith(f"{flag}="):
+            remaining += arg.split("=", 1)
+        else:
+            remaining.append(arg)
+    if flag not in remaining:
+        return None, remaining
+    position = remaining.index(flag)
+    if position + 1 == len(remaining):
+        raise RequestError(f"{flag} needs {expected}")
+    value = remaining[position + 1]
+    del remaining[position : position + 2]
+    return value, remaining
 
 
-class _Report:
-    """Prints a line for every log record: progress with the time left, or scores."""
+class _LogPrinter:
+    """Prints a line for every log record: progress with the remaining time, or scores."""
 
     def __init__(self, steps: int | None) -> None:
-        self._of = f"/{steps}" if steps is not None else ""
+        self._total = "" if steps is None else f"/{steps}"
 
     def __call__(self, record: dict[str, Any]) -> None:
-        step = f"step {record['step']}{self._of}"
+        step = f"step {record['step']}{self._total}"
         if "loss" in record:
-            left = time.strftime("%H:%M:%S", time.gmtime(record["eta_s"]))
+            remaining = time.strftime("%H:%M:%S", time.gmtime(record["eta_s"]))
+            loss = f"loss {record['loss']:.5f}"
+            lr = f"lr {record['lr']:.1e}"
             speed = f"{record['s_per_step']:.2f} s/step"
-            print(
-                f"{step}  loss {record['loss']:.5f}  lr {record['lr']:.1e}  {speed}  {left} left",
-                flush=True,
-            )
-        else:
-            scores = "  ".join(
-                f"{name} {value:.3f}" for name, value in record.items() if name != "step"
-            )
-            print(f"{step}  {scores}", flush=True)
+            print(f"{step}  {loss}  {lr}  {speed}  {remaining} left", flush=True)
+            return
+        scores = [f"{name} {value:.3f}" for name, value in record.items() if name != "step"]
+        print(f"{step}  {'  '.join(scores)}", flush=True)
