@@ -107,5 +107,5 @@ def test_gradients_reach_every_parameter():
 
 @pytest.mark.parametrize("changes", [{"scale": 3}, {"num_blocks": 0}, {"upsample": "nearest"}])
 def test_bad_configuration_is_refused(changes):
-    with pytest.raises(ConfigError, match=r"out of range|bilinear or bicubic"):
+    with pytest.raises(ConfigError, match="must be"):
         FRVSRConfig(**changes)

@@ -1,12 +1,15 @@
-"""Optical flow without learned weights: the least of an energy, found from coarse to fine.
+"""Variational optical flow, without learned weights: minimizes an energy from coarse to fine.
 
-    E(u, v) = Σ ψ(features of supp at (x + u, y + v) − features of ref) + α ψ(|∇u|² + |∇v|²),   ψ(s²) = √(s² + ε²)
+    E(u, v) = Σ ψ(features of supp at (x + u, y + v) − features of ref) + α ψ(|∇u|² + |∇v|²),
+    ψ(s²) = √(s² + ε²)
 
-      for every size, from the smallest on: enlarge the flow; a few times over:
-        warp supp with the flow; linearise; solve for the change of the flow (B, 2, H, W) by conjugate gradients
+    for each level of the image pyramid, from the smallest:
+      upsample the flow of the previous level
+      repeat: warp supp with the flow; linearize the energy around the flow;
+              solve for the change of the flow (B, 2, H, W) by conjugate gradients; add it
 
-RBPN was trained with such flow as a part of its input, computed beforehand by C. Liu's program; this is the same energy
-with that program's settings, solved in another way.
+RBPN was trained with such flow as an input, computed beforehand by the program of C. Liu. This is
+the same energy with the settings of that program, and another solver.
 
 Source: Brox et al., ECCV 2004, Secs. 2 and 3; Liu, "Beyond Pixels", PhD thesis, MIT, 2009, App. A.
 """
@@ -24,11 +27,16 @@ from tubelet.ops.warp import backward_warp
 
 __all__ = ["estimate_flow"]
 
-_SMOOTHNESS = 0.012  # α, for images in [0, 1]
-_RATIO = 0.75  # of the sizes of two levels
-_MIN_PX = 20  # smaller images are not made
-_WARPS = 7  # linearisations a level
-_ITERATIONS = 30  # of the solver
+# Weight α of the smoothness, for images in [0, 1].
+_SMOOTHNESS = 0.012
+# Ratio of the sizes of successive pyramid levels.
+_LEVEL_RATIO = 0.75
+# Smallest side of a pyramid level.
+_MIN_PX = 20
+# Warps, and linearizations, at each level.
+_NUM_WARPS = 7
+# Iterations of the solver.
+_NUM_ITERATIONS = 30
 _EPS = 1e-3
 _DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
 _LUMA = (0.299, 0.587, 0.114)
@@ -36,110 +44,184 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @torch.no_grad()
 def estimate_flow(ref: Tensor, supp: Tensor) -> Tensor:
-    """Estimate where each pixel of `ref` lies in `supp`.
+    """Estimate the position in `supp` of each pixel of `ref`.
 
     Args:
-        ref: (B, 3, H, W), RGB in [0, 1].
-        supp: (B, 3, H, W), the other frame.
+        ref: Reference frames, (B, 3, H, W), RGB in [0, 1].
+        supp: Supporting frames, (B, 3, H, W).
 
     Returns:
-        (B, 2, H, W), pixels, dx then dy; no gradients.
+        Flow (B, 2, H, W), pixels, dx then dy, without gradients.
     """
     height, width = ref.shape[-2:]
-    sizes = [(height, width)]
-    while min(sizes[-1]) * _RATIO >= _MIN_PX:
-        factor = _RATIO ** len(sizes)
-        sizes.append((round(height * factor), round(width * factor)))
+    sizes = _pyramid_sizes(height, width)
     flow = ref.new_zeros(ref.shape[0], 2, *sizes[-1])
     for size in reversed(sizes):
-        flow = _enlarge(flow, size)
-        features = [_features(resample(frame, size)) for frame in (ref, supp)]
-        for _ in range(_WARPS):
-            flow = flow + _change(features[0], features[1], flow)
+        flow = _upsample_flow(flow, size)
+        ref_features = _features(resample(ref, size))
+        supp_features = _features(resample(supp, size))
+        for _ in range(_NUM_WARPS):
+            flow = flow + _flow_change(ref_features, supp_features, flow)
     return flow
 
 
-def _enlarge(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    if flow.shape[-2:] == size:
+def _pyramid_sizes(
+    height: int,
+    width: int,
+) -> list[tuple[int, int]]:
+    """List the heights and widths of the pyramid levels, from the largest to the smallest."""
+    sizes = [(height, width)]
+    while min(sizes[-1]) * _LEVEL_RATIO >= _MIN_PX:
+        factor = _LEVEL_RATIO ** len(sizes)
+        sizes.append((round(height * factor), round(width * factor)))
+    return sizes
+
+
+def _upsample_flow(
+    flow: Tensor,
+    size: tuple[int, int],
+) -> Tensor:
+    """Resize flow (B, 2, h, w) to a height and width, in size and in value."""
+    old_height, old_width = flow.shape[-2:]
+    height, width = size
+    if (old_height, old_width) == (height, width):
         return flow
-    factors = flow.new_tensor([size[1] / flow.shape[-1], size[0] / flow.shape[-2]]).view(1, 2, 1, 1)
-    return functional.interpolate(flow, size, mode="bilinear", align_corners=False) * factors
+    factors = flow.new_tensor([width / old_width, height / old_height]).view(1, 2, 1, 1)
+    resized = functional.interpolate(flow, size, mode="bilinear", align_corners=False)
+    return resized * factors
 
 
 def _features(frame: Tensor) -> Tensor:
-    """Describe a frame (B, 3, H, W): luma, its two derivatives, and two differences of colors, (B, 5, H, W)."""
-    red, green, blue = frame[:, :1], frame[:, 1:2], frame[:, 2:]
+    """Compute luma, its two derivatives and two color differences, (B, 5, H, W)."""
+    red = frame[:, :1]
+    green = frame[:, 1:2]
+    blue = frame[:, 2:]
     luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-    return torch.cat([luma, *_derive(luma), green - red, green - blue], 1)
+    dx, dy = _derivatives(luma)
+    return torch.cat([luma, dx, dy, green - red, green - blue], 1)
 
 
-def _derive(x: Tensor) -> tuple[Tensor, Tensor]:
+def _derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
     """Differentiate (B, C, H, W) along x and along y."""
     batch, channels, height, width = x.shape
-    planes = functional.pad(
-        x.reshape(batch * channels, 1, height, width), [2] * 4, mode="replicate"
-    )
+    planes = x.reshape(batch * channels, 1, height, width)
+    planes = functional.pad(planes, [2] * 4, mode="replicate")
     taps = x.new_tensor(_DERIVATIVE)
     dx = functional.conv2d(planes[:, :, 2:-2], taps.view(1, 1, 1, 5))
     dy = functional.conv2d(planes[..., 2:-2], taps.view(1, 1, 5, 1))
     return dx.view_as(x), dy.view_as(x)
 
 
-def _change(ref: Tensor, supp: Tensor, flow: Tensor) -> Tensor:
-    """Linearise the energy around `flow` and find the change (B, 2, H, W) that lowers it."""
+def _flow_change(
+    ref: Tensor,
+    supp: Tensor,
+    flow: Tensor,
+) -> Tensor:
+    """Linearize the energy around the flow, and solve for the change that minimizes it.
+
+    Args:
+        ref: Features of the reference frames, (B, 5, H, W).
+        supp: Features of the supporting frames, (B, 5, H, W).
+        flow: Current estimate, (B, 2, H, W).
+
+    Returns:
+        Change of the flow, (B, 2, H, W).
+    """
     warped = backward_warp(supp, flow, padding="border")
-    dx, dy = _derive(0.4 * ref + 0.6 * warped)
-    dt = (warped - ref) * _lands_inside(flow)  # what leaves the image says nothing
+    dx, dy = _derivatives(0.4 * ref + 0.6 * warped)
+    # Pixels whose flow leaves the image give no information.
+    dt = (warped - ref) * _ends_inside(flow)
+
+    # Data term: entries of the structure tensor (B, 1, H, W), weighted by ψ' and averaged over the
+    # features.
     robust = 0.5 * (dt.square() + _EPS**2).rsqrt()
-    data = [
-        (robust * product).mean(1, keepdim=True)
-        for product in (dx * dx, dx * dy, dy * dy, dx * dt, dy * dt)
-    ]
-    xx, xy, yy, xt, yt = data
-    horizontal, vertical = _steps(flow)
-    slope = functional.pad(horizontal, (0, 1)).square().sum(1, keepdim=True)
-    slope = slope + functional.pad(vertical, (0, 0, 0, 1)).square().sum(1, keepdim=True)
-    stiffness = _SMOOTHNESS * 0.5 * (slope + _EPS**2).rsqrt()  # (B, 1, H, W)
+    xx = (robust * (dx * dx)).mean(1, keepdim=True)
+    xy = (robust * (dx * dy)).mean(1, keepdim=True)
+    yy = (robust * (dy * dy)).mean(1, keepdim=True)
+    xt = (robust * (dx * dt)).mean(1, keepdim=True)
+    yt = (robust * (dy * dt)).mean(1, keepdim=True)
 
-    def apply(change: Tensor) -> Tensor:
-        u, v = change[:, :1], change[:, 1:]
-        return torch.cat([xx * u + xy * v, xy * u + yy * v], 1) + _roughness(change, stiffness)
+    # Smoothness term: α ψ'(|∇u|² + |∇v|²), (B, 1, H, W)
+    horizontal, vertical = _forward_differences(flow)
+    gradient_x = functional.pad(horizontal, (0, 1))
+    gradient_y = functional.pad(vertical, (0, 0, 0, 1))
+    square = gradient_x.square().sum(1, keepdim=True)
+    square = square + gradient_y.square().sum(1, keepdim=True)
+    stiffness = _SMOOTHNESS * 0.5 * (square + _EPS**2).rsqrt()
 
-    return _solve(apply, -torch.cat([xt, yt], 1) - _roughness(flow, stiffness))
+    def system(change: Tensor) -> Tensor:
+        """Apply the matrix of the linear system to a change of the flow."""
+        u = change[:, :1]
+        v = change[:, 1:]
+        data_u = xx * u + xy * v
+        data_v = xy * u + yy * v
+        data = torch.cat([data_u, data_v], 1)
+        return data + _smoothness_gradient(change, stiffness)
+
+    right_side = -torch.cat([xt, yt], 1) - _smoothness_gradient(flow, stiffness)
+    return _solve(system, right_side)
 
 
-def _lands_inside(flow: Tensor) -> Tensor:
+def _ends_inside(flow: Tensor) -> Tensor:
+    """Return a mask (B, 1, H, W) of the pixels whose flow ends inside the image."""
     height, width = flow.shape[-2:]
     x = torch.arange(width, device=flow.device) + flow[:, :1]
     y = torch.arange(height, device=flow.device)[:, None] + flow[:, 1:]
-    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    inside_x = (x >= 0) & (x <= width - 1)
+    inside_y = (y >= 0) & (y <= height - 1)
+    return inside_x & inside_y
 
 
-def _steps(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences to the next column (B, C, H, W - 1) and to the next line (B, C, H - 1, W)."""
-    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+def _forward_differences(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtract (B, C, H, W) from its next columns (B, C, H, W − 1) and rows (B, C, H − 1, W)."""
+    horizontal = x[..., 1:] - x[..., :-1]
+    vertical = x[..., 1:, :] - x[..., :-1, :]
+    return horizontal, vertical
 
 
-def _roughness(x: Tensor, stiffness: Tensor) -> Tensor:
-    """Differentiate the weighted smoothness of x (B, 2, H, W): how far each value is from its neighbors."""
-    horizontal, vertical = _steps(x)
-    horizontal, vertical = horizontal * stiffness[..., :-1], vertical * stiffness[..., :-1, :]
-    out = functional.pad(horizontal, (1, 0)) - functional.pad(horizontal, (0, 1))
-    return out + functional.pad(vertical, (0, 0, 1, 0)) - functional.pad(vertical, (0, 0, 0, 1))
+def _smoothness_gradient(x: Tensor, stiffness: Tensor) -> Tensor:
+    """Differentiate the weighted smoothness of x (B, 2, H, W): differences to the neighbors."""
+    horizontal, vertical = _forward_differences(x)
+    horizontal = horizontal * stiffness[..., :-1]
+    vertical = vertical * stiffness[..., :-1, :]
+    # Each difference counts for both of its pixels, with opposite signs.
+    to_left = functional.pad(horizontal, (1, 0))
+    to_right = functional.pad(horizontal, (0, 1))
+    to_top = functional.pad(vertical, (0, 0, 1, 0))
+    to_bottom = functional.pad(vertical, (0, 0, 0, 1))
+    return to_left - to_right + to_top - to_bottom
 
 
-def _solve(apply: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
-    """Solve apply(x) = right (B, 2, H, W) by conjugate gradients (Hestenes and Stiefel, 1952), each clip apart."""
+def _solve(
+    system: Callable[[Tensor], Tensor],
+    right_side: Tensor,
+) -> Tensor:
+    """Solve a linear system by conjugate gradients, independently for each item of the batch.
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum((1, 2, 3), keepdim=True)
+    Args:
+        system: Symmetric positive semidefinite linear map, (B, 2, H, W) → (B, 2, H, W).
+        right_side: (B, 2, H, W).
 
-    x, residue, direction = torch.zeros_like(right), right, right
-    norm = dot(residue, residue)
-    for _ in range(_ITERATIONS):
-        image = apply(direction)
-        step = norm / dot(direction, image).clamp_min(1e-20)
-        x, residue = x + step * direction, residue - step * image
-        before, norm = norm, dot(residue, residue)
-        direction = residue + norm / before.clamp_min(1e-20) * direction
+    Returns:
+        x (B, 2, H, W), so that system(x) ≈ right_side.
+
+    Source: Hestenes and Stiefel, 1952.
+    """
+    x = torch.zeros_like(right_side)
+    residual = right_side
+    direction = right_side
+    norm = _dot(residual, residual)
+    for _ in range(_NUM_ITERATIONS):
+        image = system(direction)
+        step = norm / _dot(direction, image).clamp_min(1e-20)
+        x = x + step * direction
+        residual = residual - step * image
+        previous_norm = norm
+        norm = _dot(residual, residual)
+        direction = residual + norm / previous_norm.clamp_min(1e-20) * direction
     return x
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the inner products of (B, 2, H, W), (B, 1, 1, 1)."""
+    return (a * b).sum((1, 2, 3), keepdim=True)
