@@ -1,7 +1,8 @@
 """Attention within windows, with a learned bias for every relative position.
 
     x (n, N, C) tokens of n windows ─ q, k, v (n, heads, N, C / heads)
-    softmax(q kᵀ / √d + bias) v,    bias (heads, N, N) read from a table of (2w − 1)² relative positions
+    softmax(q kᵀ / √d + bias) v
+    bias (heads, N, N) is read from a table of (2w − 1)² relative positions
 
 Source: Liu et al., Swin Transformer, ICCV 2021, Eq. 4; the MLP: Dosovitskiy et al., ViT, ICLR 2021.
 """
@@ -23,29 +24,33 @@ def relative_position_bias(table: Tensor, window: Sequence[int], size: Sequence[
 
     Args:
         table: (∏ (2·window − 1), heads); the last axis of the window changes fastest, and an entry
-            belongs to the position of the query less that of the key, plus window − 1.
-        window: the size that the table is for.
-        size: of the window that is asked for, at most `window` along each axis.
+            belongs to the position of the query minus that of the key, plus window − 1.
+        window: Window size that the table was made for.
+        size: Size of the actual window, at most `window` along each axis.
 
     Returns:
         (heads, N, N), query by key, N = ∏ size.
     """
-    axes = range(1, len(window) + 1)
     heads = table.shape[-1]
-    bias = table.T.reshape(heads, *(2 * w - 1 for w in window)).flip(list(axes))
-    for axis, w, s in zip(axes, window, size, strict=True):
-        # Entry [i, j] is that of the distance size - 1 - i - j: of query size - 1 - i and key j.
-        bias = bias.narrow(axis, w - s, 2 * s - 1).unfold(axis, s, 1)
+    axes = range(1, len(window) + 1)
+    table_shape = [2 * side - 1 for side in window]
+    # (heads, 2·w₁ − 1, 2·w₂ − 1, …), with distances descending along each axis.
+    bias = table.T.reshape(heads, *table_shape).flip(list(axes))
+    for axis, max_side, side in zip(axes, window, size, strict=True):
+        distances = bias.narrow(axis, max_side - side, 2 * side - 1)
+        # Entry [i, j] is that of the distance side - 1 - i - j: of query side - 1 - i and key j.
+        bias = distances.unfold(axis, side, 1)
+    # (heads, *queries, *keys); undo the reversed order of the queries.
     return bias.flip(list(axes)).reshape(heads, prod(size), prod(size))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Let every query look at the keys of its window (Eq. 4).
+    """Attend from every query to the keys of its window (Eq. 4).
 
     Args:
-        q: (n, heads, N, d).
-        k: (n, heads, M, d).
-        v: (n, heads, M, d).
+        q: Queries, (n, heads, N, d).
+        k: Keys, (n, heads, M, d).
+        v: Values, (n, heads, M, d).
         bias: (heads, N, M), added to the scores.
 
     Returns:
@@ -59,10 +64,10 @@ class WindowAttention(nn.Module):
     """Self-attention of the tokens of each window: (n, N, C) → the same shape.
 
     Args:
-        channels: width of the tokens.
-        heads: of the attention; a divisor of `channels`.
-        window: size of a whole window along each axis.
-        qkv_bias: whether queries, keys and values have biases.
+        channels: Width of the tokens.
+        heads: Number of heads, a divisor of `channels`.
+        window: Size of a full window along each axis.
+        qkv_bias: Give queries, keys and values learned biases.
     """
 
     def __init__(
@@ -71,25 +76,27 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.window = tuple(window)
-        entries = prod(2 * w - 1 for w in window)
-        self.relative_position_bias_table = nn.Parameter(torch.empty(entries, heads))
+        num_positions = prod([2 * side - 1 for side in window])
+        self.relative_position_bias_table = nn.Parameter(torch.empty(num_positions, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """Let the tokens of each window look at each other.
+        """Attend among the tokens of each window.
 
         Args:
-            x: (n, N, C), the tokens of n windows.
-            size: of these windows along each axis, N = ∏ size; less than `window` where a shift
-                cuts them.
+            x: Tokens of n windows, (n, N, C).
+            size: Size of these windows along each axis, N = ∏ size; less than `window` where a
+                shift cuts them.
 
         Returns:
             (n, N, C).
         """
         bias = relative_position_bias(self.relative_position_bias_table, self.window, size)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        # (n, N, 3, heads, d) → (3, n, heads, N, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(attend(q, k, v, bias))
 
 
@@ -97,8 +104,8 @@ class Mlp(nn.Module):
     """Two linear layers with the exact GELU between them, token by token.
 
     Args:
-        channels: width of the tokens.
-        hidden: width between the layers.
+        channels: Width of the tokens.
+        hidden: Width between the layers.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:

@@ -2,15 +2,15 @@
 
     ConvAct       act(conv(x))
     ConvAdd       conv(x) + other
-    ConvCat       act(conv(cat(parts))), without copying the parts together
-    UpsampleConv  act(conv(x, each pixel four times)), with four products for each of nine
+    ConvCat       act(conv(cat(inputs))), without copying the inputs into one tensor
+    UpsampleConv  act(conv(x, each pixel repeated 2×2)), with 4/9 of the multiplications
 
 Each is an `nn.Conv2d` that keeps the size of its input, with its parameters under the same names.
-The reference form takes one step after the other. The form for inference
+The reference form runs one operation after the other. The form for inference
 (`tubelet.layers.inference`) writes features once instead of two to five times: on an x86 processor
-and in float32, oneDNN computes the rest in the pass that writes the result, and large 3×3
-convolutions of channels-last images take half the multiplications (`winograd.py`). Elsewhere it
-works in place.
+and in float32, oneDNN applies the activation or the sum in the pass that writes the result, and
+large 3×3 convolutions of channels-last images take half the multiplications (`winograd.py`).
+Elsewhere it works in place.
 
 Source: post-operations of oneDNN, as torch's own compiler uses them.
 """
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers.inference import SwitchableLayer, without_gradient
-from tubelet.layers.winograd import Finish, TransformCache, convolve_columns
+from tubelet.layers.winograd import Finish, Region, TransformCache, convolve_columns
 
 __all__ = ["Activation", "ConvAct", "ConvAdd", "ConvCat", "LeakyReLU", "UpsampleConv"]
 
@@ -43,24 +43,28 @@ class LeakyReLU:
 Activation = Literal["none", "relu"] | LeakyReLU
 
 _HAS_ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()
-_ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)  # a sum, and no activation after it
 
-# Winograd pays from these on, measured with AVX-512 (benchmarks/convolution.py).
-_MIN_CHANNELS = 24  # in · out / (in + out): below this, the transforms cost more than the products
-_MIN_MULTIPLICATIONS = 2**29  # of an image and thread: below this, dispatch overhead dominates
-_MIN_PIXELS = 1024  # below this, transforming the weights dominates
-_MIN_LINES = 16  # below this, padding to whole groups of lines dominates
+# Winograd is faster from these bounds on, measured with AVX-512 (benchmarks/convolution.py).
+
+# Bound of in · out / (in + out): below it, the transforms cost more than they save.
+_MIN_CHANNELS = 24
+# For each image and thread: below it, dispatch overhead dominates.
+_MIN_MULTIPLICATIONS = 2**29
+# Below it, transforming the weights dominates.
+_MIN_PIXELS = 1024
+# Below it, padding to whole groups of lines dominates.
+_MIN_LINES = 16
 
 
 class _FusedConv(SwitchableLayer, nn.Conv2d):
-    """A convolution to the same size, and the choice of how it is computed.
+    """A convolution that keeps the image size and chooses how it is computed.
 
     Args:
         in_channels: C of the input.
         out_channels: C' of the result.
-        kernel_px: side of the kernel, odd.
-        act: activation after the convolution.
-        bias: whether there is a bias.
+        kernel_px: Side of the kernel, odd.
+        act: Activation after the convolution.
+        bias: Add a learned bias to every output channel.
     """
 
     def __init__(
@@ -79,52 +83,70 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         """Describe the layer."""
         return f"{super().extra_repr()}, act={self.act}, backend={self.backend}"
 
-    def _fuses(self, *inputs: Tensor) -> bool:
-        """Tell whether oneDNN may fuse this call."""
-        if self.backend in ("reference", "unfused") or not _HAS_ONEDNN:
+    @property
+    def _padding_px(self) -> list[int]:
+        # (vertical, horizontal); `padding` is never a string in these layers.
+        return list(self.padding)  # pyright: ignore[reportReturnType]
+
+    def _can_fuse(self, *inputs: Tensor) -> bool:
+        """Return whether oneDNN may compute this call as one operation."""
+        if self.backend in ("reference", "unfused"):
             return False
-        if not torch.backends.mkldnn.enabled:
+        if not _HAS_ONEDNN or not torch.backends.mkldnn.enabled:
             return False
         # Operations of torch obey autocast by themselves; the kernels used here do not.
         if torch.is_autocast_enabled("cpu"):
             return False
         return all(_is_float32_on_cpu(tensor) for tensor in (self.weight, *inputs))
 
-    def _takes_winograd(self, parts: Sequence[Tensor]) -> bool:
-        """Tell whether half the multiplications are worth the transforms that they take."""
+    def _prefers_winograd(self, inputs: Sequence[Tensor]) -> bool:
+        """Return whether half the multiplications are worth the transforms that they take."""
         if self.kernel_size != (3, 3):
             return False
-        if not all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
+        if not all(_is_channels_last(x) for x in inputs):
             return False
-        channels = self.in_channels * self.out_channels / (self.in_channels + self.out_channels)
-        if channels < _MIN_CHANNELS:
+        channel_sum = self.in_channels + self.out_channels
+        if self.in_channels * self.out_channels / channel_sum < _MIN_CHANNELS:
             return False
         if self.backend == "winograd":
             return True
-        height, width = parts[0].shape[2:]
-        multiplications = self.weight.numel() * height * width
-        enough = multiplications >= _MIN_MULTIPLICATIONS * torch.get_num_threads()
-        return enough and height >= _MIN_LINES and height * width >= _MIN_PIXELS
 
-    def _convolve_parts(
+        height, width = inputs[0].shape[2:]
+        multiplications = self.weight.numel() * height * width
+        if multiplications < _MIN_MULTIPLICATIONS * torch.get_num_threads():
+            return False
+        return height >= _MIN_LINES and height * width >= _MIN_PIXELS
+
+    def _convolve_onednn(
         self,
-        parts: Sequence[Tensor],
+        inputs: Sequence[Tensor],
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Convolve by oneDNN: one part with bias and activation, further ones added in place."""
-        onednn = _operators()
-        geometry = self._geometry
-        first, *others = torch.split(weight, [part.shape[1] for part in parts], 1)
-        act = _onednn_activation("none" if others else self.act)
-        y = onednn._convolution_pointwise(parts[0], first, bias, *geometry, *act, None)
-        for x, part in zip(parts[1:], others, strict=True):
-            y = onednn._convolution_pointwise_.binary(y, x, part, None, *geometry, *_ADD)
-        return _activate(y, self.act) if others else y
+        """Convolve the concatenation of `inputs`: the first one, then add the others in place."""
+        first_weight, *other_weights = torch.split(weight, [x.shape[1] for x in inputs], 1)
+        if not other_weights:
+            return _onednn_conv(inputs[0], first_weight, bias, self._padding_px, self.act)
 
-    @property
-    def _geometry(self) -> tuple[Any, ...]:
-        return list(self.padding), [1, 1], [1, 1], 1
+        y = _onednn_conv(inputs[0], first_weight, bias, self._padding_px, "none")
+        for x, other_weight in zip(inputs[1:], other_weights, strict=True):
+            y = _onednn_conv_add_(y, x, other_weight, self._padding_px)
+        # The activation applies to the sum, so oneDNN cannot fuse it into the first pass.
+        return _activate(y, self.act)
+
+    def _convolve_winograd(
+        self,
+        inputs: Sequence[Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
+        cache: TransformCache | None = None,
+    ) -> Tensor:
+        """Convolve the concatenation of `inputs` by Winograd's algorithm, then activate."""
+
+        def finish(y: Tensor, region: Region) -> None:
+            _activate(y, self.act)
+
+        return _convolve_columns(inputs, weight, bias, finish, cache)
 
 
 class ConvAct(_FusedConv):
@@ -133,21 +155,21 @@ class ConvAct(_FusedConv):
     Args:
         in_channels: C of the input.
         out_channels: C' of the result.
-        kernel_px: side of the kernel, odd.
-        act: activation after the convolution.
-        bias: whether there is a bias.
+        kernel_px: Side of the kernel, odd.
+        act: Activation after the convolution.
+        bias: Add a learned bias to every output channel.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map (B, C, H, W) to (B, C', H, W)."""
-        if not self._fuses(x):
+        if not self._can_fuse(x):
             return _activate(super().forward(x), self.act)
         return without_gradient(self._fused, x, self.weight, self.bias)
 
     def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._takes_winograd([x]):
-            return _convolve_columns([x], weight, bias, lambda y, _: _activate(y, self.act))
-        return self._convolve_parts([x], weight, bias)
+        if self._prefers_winograd([x]):
+            return self._convolve_winograd([x], weight, bias)
+        return self._convolve_onednn([x], weight, bias)
 
 
 class ConvAdd(_FusedConv):
@@ -156,7 +178,7 @@ class ConvAdd(_FusedConv):
     Args:
         in_channels: C of the input.
         out_channels: C' of the result.
-        kernel_px: side of the kernel, odd.
+        kernel_px: Side of the kernel, odd.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_px: int = 3) -> None:
@@ -167,18 +189,29 @@ class ConvAdd(_FusedConv):
         x: Tensor,
         other: Tensor,
     ) -> Tensor:
-        """Map (B, C, H, W) and (B, C', H, W), or what broadcasts to it, to (B, C', H, W)."""
+        """Return `conv(x) + other`.
+
+        Args:
+            x: (B, C, H, W).
+            other: (B, C', H, W), or a shape that broadcasts to it.
+
+        Returns:
+            (B, C', H, W).
+        """
         if not self.is_prepared:
             return super().forward(x) + other
-        if not self._fuses(x, other) or not _same_layout(x, other):
+        if not self._can_fuse(x, other) or not _same_layout(x, other):
             return super().forward(x).add_(other)
         return without_gradient(self._fused, x, other, self.weight, self.bias)
 
     def _fused(self, x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._takes_winograd([x]):
-            return _convolve_columns([x], weight, bias, lambda y, region: y.add_(other[region]))
-        binary = _operators()._convolution_pointwise.binary
-        return binary(x, other, weight, bias, *self._geometry, *_ADD)
+        if not self._prefers_winograd([x]):
+            return _onednn_conv_add(x, other, weight, bias, self._padding_px)
+
+        def finish(y: Tensor, region: Region) -> None:
+            y.add_(other[region])
+
+        return _convolve_columns([x], weight, bias, finish)
 
 
 class ConvCat(_FusedConv):
@@ -187,36 +220,34 @@ class ConvCat(_FusedConv):
     Args:
         in_channels: C of all inputs together.
         out_channels: C' of the result.
-        kernel_px: side of the kernel, odd.
-        act: activation after the convolution.
-        bias: whether there is a bias.
+        kernel_px: Side of the kernel, odd.
+        act: Activation after the convolution.
+        bias: Add a learned bias to every output channel.
     """
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *parts: Tensor, cache: TransformCache | None = None
+        self, *inputs: Tensor, cache: TransformCache | None = None
     ) -> Tensor:
         """Convolve.
 
         Args:
-            parts: (B, C₁, H, W), (B, C₂, H, W), …: the channels of the input, in order.
-            cache: shared by convolutions whose inputs begin with the same tensors, as in a dense
-                block; it holds half as much again as these tensors. The reference form leaves it
-                alone.
+            inputs: (B, C₁, H, W), (B, C₂, H, W), …: the channels of the input, in order.
+            cache: Shared by convolutions whose inputs begin with the same tensors, as in a dense
+                block; it holds 1.5 times the size of these tensors. The reference form ignores it.
 
         Returns:
             (B, C', H, W).
         """
-        if not self._fuses(*parts):
-            whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-            return _activate(super().forward(whole), self.act)
+        if not self._can_fuse(*inputs):
+            x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
+            return _activate(super().forward(x), self.act)
 
         def fused(weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
-            if not self._takes_winograd(inputs):
-                return self._convolve_parts(inputs, weight, bias)
-            finish: Finish = lambda y, _: _activate(y, self.act)  # noqa: E731
-            return _convolve_columns(inputs, weight, bias, finish, cache)
+            if self._prefers_winograd(inputs):
+                return self._convolve_winograd(inputs, weight, bias, cache)
+            return self._convolve_onednn(inputs, weight, bias)
 
-        return without_gradient(fused, self.weight, self.bias, *parts)
+        return without_gradient(fused, self.weight, self.bias, *inputs)
 
 
 class UpsampleConv(_FusedConv):
@@ -228,7 +259,7 @@ class UpsampleConv(_FusedConv):
     Args:
         in_channels: C of the input.
         out_channels: C' of the result.
-        act: activation after the convolution.
+        act: Activation after the convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, act: Activation = "none") -> None:
@@ -236,36 +267,52 @@ class UpsampleConv(_FusedConv):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map (B, C, H, W) to (B, C', 2H, 2W)."""
-        if self._fuses(x):
+        if self._can_fuse(x):
             return without_gradient(self._fused, x, self.weight, self.bias)
         repeated = functional.interpolate(x, scale_factor=2.0, mode="nearest")
         return _activate(super().forward(repeated), self.act)
 
     def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # A transposed convolution applies its kernel mirrored.
         flipped = functional.pad(weight.flip(2, 3), (1, 1, 1, 1))
-        # Sums over 2×2 equal pixels: (C', C, 4, 4).
-        sums = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)
-        y = functional.conv_transpose2d(x, sums.transpose(0, 1), bias, stride=2, padding=1)
+        # Weights of 2×2 equal pixels, summed: (C', C, 4, 4).
+        summed = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)
+        y = functional.conv_transpose2d(x, summed.transpose(0, 1), bias, stride=2, padding=1)
         return _activate(y, self.act)
-
-
-def _operators() -> Any:
-    return torch.ops.mkldnn
 
 
 def _is_float32_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _same_layout(x: Tensor, other: Tensor) -> bool:
+    """Return whether both are channels last (as the result will be) and differ only in channels."""
+    if x.shape[0] != other.shape[0] or x.shape[2:] != other.shape[2:]:
+        return False
+    return _is_channels_last(x) and _is_channels_last(other)
+
+
+def _activate(y: Tensor, act: Activation) -> Tensor:
+    """Apply an activation in place: `y` is a convolution's own output."""
+    if isinstance(act, LeakyReLU):
+        return functional.leaky_relu_(y, act.slope)
+    return functional.relu_(y) if act == "relu" else y
+
+
 def _convolve_columns(
-    parts: Sequence[Tensor],
+    inputs: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
     finish: Finish,
     cache: TransformCache | None = None,
 ) -> Tensor:
+    """Convolve by Winograd's algorithm, with oneDNN for its 1×3 convolutions."""
     return convolve_columns(
-        parts,
+        inputs,
         weight,
         bias,
         convolve_rows=_convolve_rows,
@@ -276,28 +323,53 @@ def _convolve_columns(
 
 def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
     """Convolve along the rows, padded by a pixel at both ends; add to a total if there is one."""
-    onednn = _operators()
-    geometry = ([0, 1], [1, 1], [1, 1], 1)
+    padding_px = [0, 1]
     if total is None:
-        act = _onednn_activation("none")
-        return onednn._convolution_pointwise(x, weight, bias, *geometry, *act, None)
-    return onednn._convolution_pointwise_.binary(total, x, weight, None, *geometry, *_ADD)
+        return _onednn_conv(x, weight, bias, padding_px, "none")
+    return _onednn_conv_add_(total, x, weight, padding_px)
 
 
-def _same_layout(x: Tensor, other: Tensor) -> bool:
-    """Tell whether both have the same size, and are channels last, as the result will be."""
-    same_size = (x.shape[0], *x.shape[2:]) == (other.shape[0], *other.shape[2:])
-    return same_size and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, other))
+# Calls of oneDNN. All convolutions here have stride 1, dilation 1 and one group.
+_GEOMETRY = ([1, 1], [1, 1], 1)
+# Binary operation, alpha, then no activation after it (name, scalars, algorithm).
+_ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)
 
 
-def _onednn_activation(act: Activation) -> tuple[str, list[float]]:
+def _operators() -> Any:
+    return torch.ops.mkldnn
+
+
+def _onednn_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding_px: list[int],
+    act: Activation,
+) -> Tensor:
+    """Compute `act(conv(x))`."""
     if isinstance(act, LeakyReLU):
-        return "leaky_relu", [act.slope]
-    return act, []
+        act_name = "leaky_relu"
+        act_scalars = [act.slope]
+    else:
+        act_name = act
+        act_scalars = []
+    conv = _operators()._convolution_pointwise
+    return conv(x, weight, bias, padding_px, *_GEOMETRY, act_name, act_scalars, None)
 
 
-def _activate(y: Tensor, act: Activation) -> Tensor:
-    """Apply an activation in place: `y` is a convolution's own output."""
-    if isinstance(act, LeakyReLU):
-        return functional.leaky_relu_(y, act.slope)
-    return functional.relu_(y) if act == "relu" else y
+def _onednn_conv_add(
+    x: Tensor,
+    other: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding_px: list[int],
+) -> Tensor:
+    """Compute `conv(x) + other`."""
+    conv_add = _operators()._convolution_pointwise.binary
+    return conv_add(x, other, weight, bias, padding_px, *_GEOMETRY, *_ADD)
+
+
+def _onednn_conv_add_(total: Tensor, x: Tensor, weight: Tensor, padding_px: list[int]) -> Tensor:
+    """Add `conv(x)` to `total` in place, and return it."""
+    conv_add_ = _operators()._convolution_pointwise_.binary
+    return conv_add_(total, x, weight, None, padding_px, *_GEOMETRY, *_ADD)

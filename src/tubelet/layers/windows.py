@@ -4,8 +4,8 @@
     windows  (n, *size, C), flattened by the caller to (n, N, C) tokens
 
 Swin's cyclic shift joins tokens of opposite borders in one window and then masks their attention.
-What is left is the same as a partition whose first and last windows are cut: `shift` and `window −
-shift` long, all between them whole.
+The tokens that still attend to each other are those of a plain partition whose first and last
+windows are cut, to `shift` and `window − shift` positions:
 
     length 12, window 4, shift 2      ▏0 1▕▏2 3 4 5▕▏6 7 8 9▕▏10 11▕
 
@@ -36,89 +36,118 @@ __all__ = [
 ]
 
 _CACHED_TOKENS = 2048
-"""Tokens at once on a CPU: of 180 channels, a block's intermediate results stay in the caches of
-two cores. Half or twice as many took the same time within 3 %, all at once up to a quarter more
+"""Tokens of a block on a CPU: at 180 channels, its intermediate results stay in the caches of two
+cores. Half or twice as many took the same time within 3 %, one block for all up to 25 % more
 (docs/log/2026-11-21.md)."""
 
 
 class WindowSpan(NamedTuple):
-    """`windows` of `size` positions each, one behind the other from `start`, along one axis."""
+    """Adjacent windows of equal size along one axis."""
 
     start: int
+    """First position of the first window."""
     size: int
+    """Positions of each window."""
     windows: int
+    """Number of windows."""
 
 
 def window_spans(length: int, window: int, shift: int) -> list[WindowSpan]:
-    """Partition an axis into windows; those that a shift cuts stand alone.
+    """Partition an axis into windows; those that the shift cuts are spans of one window.
 
     Args:
-        length: of the axis, at least 1.
-        window: size of a window.
-        shift: how far the partition is moved, 0 to window − 1; the first cut is at `shift`.
+        length: Length of the axis, at least 1.
+        window: Size of a window.
+        shift: Position of the first cut, 0 to window − 1.
 
     Returns:
-        spans that cover the axis, in order.
+        Spans that cover the axis, in order.
     """
-    first = min(shift, length)
-    whole, last = divmod(length - first, window)
+    first_size = min(shift, length)
+    num_full, last_size = divmod(length - first_size, window)
+    last_start = first_size + num_full * window
     spans = [
-        WindowSpan(0, first, 1),
-        WindowSpan(first, window, whole),
-        WindowSpan(first + whole * window, last, 1),
+        WindowSpan(0, first_size, 1),
+        WindowSpan(first_size, window, num_full),
+        WindowSpan(last_start, last_size, 1),
     ]
     return [span for span in spans if span.size and span.windows]
 
 
 def pad_to_windows(image: Tensor, window: int) -> Tensor:
-    """Extend (B, C, H, W) to whole windows: mirrored, or repeated where it is too small."""
+    """Extend (B, C, H, W) to a multiple of the window size.
+
+    The image is mirrored, or its last line and column repeated where it is too small to mirror.
+    """
     height, width = image.shape[-2:]
     return pad_to(image, round_up(height, window), round_up(width, window))
 
 
 def split_windows(block: Tensor, size: Sequence[int]) -> Tensor:
-    """Cut (B, *grid, C), whose grid is whole windows, into (n, N, C), both in order."""
-    return _parted(block, size).reshape(-1, prod(size), block.shape[-1])
+    """Cut a block into its windows.
+
+    Args:
+        block: (B, *grid, C); each side of the grid is a multiple of the window's.
+        size: Size of a window along each axis.
+
+    Returns:
+        (n, N, C), windows and tokens in the order of the grid, N = ∏ size.
+    """
+    return _view_as_windows(block, size).reshape(-1, prod(size), block.shape[-1])
 
 
 def join_windows(windows: Tensor, size: Sequence[int], block: Tensor) -> None:
-    """Write windows (n, N, C) to their places in `block` (B, *grid, C); see `split_windows`."""
-    parted = _parted(block, size)
-    parted.copy_(windows.view(parted.shape))
+    """Write windows (n, N, C) into `block` (B, *grid, C): the inverse of `split_windows`."""
+    view = _view_as_windows(block, size)
+    view.copy_(windows.view(view.shape))
 
 
-def _parted(block: Tensor, size: Sequence[int]) -> Tensor:
-    """View (B, *grid, C) as (B, *counts, *size, C)."""
-    dims = len(size)
-    pairs = ((length // s, s) for length, s in zip(block.shape[1:-1], size, strict=True))
-    parted = block.view(block.shape[0], *(side for pair in pairs for side in pair), block.shape[-1])
-    return parted.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
+def _view_as_windows(block: Tensor, size: Sequence[int]) -> Tensor:
+    """View (B, *grid, C) as (B, *counts, *size, C), counts being the windows along each axis."""
+    batch, *grid, channels = block.shape
+    shape = [batch]
+    for length, side in zip(grid, size, strict=True):
+        shape += [length // side, side]
+    # (B, count₁, size₁, count₂, size₂, …, C)
+    split = block.view(*shape, channels)
+
+    num_axes = len(size)
+    count_axes = range(1, 2 * num_axes, 2)
+    size_axes = range(2, 2 * num_axes + 1, 2)
+    return split.permute(0, *count_axes, *size_axes, 2 * num_axes + 1)
 
 
 def window_blocks(
     x: Tensor, window: Sequence[int], shift: Sequence[int], backend: Backend
 ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Go through the windows of an image or clip, block by block.
+    """Iterate over the windows of an image or clip, block by block.
 
     In the reference form a block holds all windows of the same size. In the form for inference, and
-    on a CPU, it holds a few of them, so that everything computed of a block stays in the cache.
+    on a CPU, it holds a few of them, so that all intermediate results of a block stay in the cache.
 
     Args:
         x: (B, *grid, C).
-        window: size along each axis of the grid.
-        shift: of the partition along each axis.
-        backend: form of the calling layer.
+        window: Window size along each axis of the grid.
+        shift: Shift of the partition along each axis.
+        backend: Form of the calling layer.
 
     Yields:
-        the size of these windows along each axis, and where they are: an index of (B, *grid, C) to
-            a block of them.
+        The size of the windows of a block along each axis, and the block as an index of
+            (B, *grid, C).
     """
-    few = x.device.type == "cpu" and backend != "reference"
-    max_tokens = _CACHED_TOKENS // x.shape[0] if few else x.numel()
-    axes = zip(x.shape[1:-1], window, shift, strict=True)
-    for part in product(*(window_spans(*axis) for axis in axes)):
-        size = tuple(span.size for span in part)
-        for block in _blocks(part, max_tokens):
+    if x.device.type == "cpu" and backend != "reference":
+        max_tokens = _CACHED_TOKENS // x.shape[0]
+    else:
+        max_tokens = x.numel()
+
+    spans_by_axis: list[list[WindowSpan]] = []
+    for length, side, offset in zip(x.shape[1:-1], window, shift, strict=True):
+        spans_by_axis.append(window_spans(length, side, offset))
+
+    # One span of each axis: a box of windows of equal size.
+    for spans in product(*spans_by_axis):
+        size = tuple(span.size for span in spans)
+        for block in _blocks(spans, max_tokens):
             yield size, (slice(None), *block)
 
 
@@ -133,32 +162,39 @@ def map_windows(
     """Apply a function to every window of an image or clip.
 
     Args:
-        apply: gets the same windows of each input, (n, N, C), and their size along each axis (the
-            window's, or less where a shift cuts it); returns (n, N, C) like the first. Windows do
-            not see each other.
-        inputs: (B, *grid, C), contiguous, the same grid; the first is like the output.
-        window: size along each axis of the grid.
-        shift: of the partition along each axis.
-        backend: form of the calling layer; see `window_blocks`.
+        apply: Called with the same windows of each input, (n, N, C), and their size along each
+            axis (the window's, or less where the shift cuts it); returns (n, N, C) like the first.
+            It must treat windows independently.
+        inputs: Contiguous tensors (B, *grid, C) over the same grid; the first has the shape of
+            the result.
+        window: Window size along each axis of the grid.
+        shift: Shift of the partition along each axis.
+        backend: Form of the calling layer; see `window_blocks`.
 
     Returns:
-        (B, *grid, C), a tensor of its own.
+        A new tensor, (B, *grid, C).
     """
     x = inputs[0]
     out = torch.empty_like(x)
-    for size, place in window_blocks(x, window, shift, backend):
-        windows = tuple(split_windows(tensor[place], size) for tensor in inputs)
-        join_windows(apply(windows, size), size, out[place])
+    for size, block in window_blocks(x, window, shift, backend):
+        windows = tuple(split_windows(tensor[block], size) for tensor in inputs)
+        join_windows(apply(windows, size), size, out[block])
     return out
 
 
-def _blocks(part: Sequence[WindowSpan], max_tokens: int) -> Iterator[tuple[slice, ...]]:
-    """Cut a product of spans into blocks of whole windows, of about the same number of tokens."""
-    room = max_tokens // prod([span.size for span in part])  # windows
-    axes: list[list[slice]] = []
-    for span in reversed(part):  # along rows first
-        pieces = ceil(span.windows / max(1, min(span.windows, room)))
-        cuts = [span.start + span.size * (span.windows * i // pieces) for i in range(pieces + 1)]
-        axes.insert(0, [slice(a, b) for a, b in pairwise(cuts)])
-        room //= ceil(span.windows / pieces)
-    return product(*axes)
+def _blocks(spans: Sequence[WindowSpan], max_tokens: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a box of windows, given as one span per axis, into blocks of similar token counts."""
+    max_windows = max_tokens // prod([span.size for span in spans])
+    slices_by_axis: list[list[slice]] = []
+    # From the last axis on, so that a block is long along the rows, which are contiguous.
+    for span in reversed(spans):
+        windows_per_block = max(1, min(span.windows, max_windows))
+        num_blocks = ceil(span.windows / windows_per_block)
+        cuts: list[int] = []
+        for i in range(num_blocks + 1):
+            first_window = span.windows * i // num_blocks
+            cuts.append(span.start + span.size * first_window)
+        slices_by_axis.insert(0, [slice(start, stop) for start, stop in pairwise(cuts)])
+        # Windows that each block may still span along the axes that follow.
+        max_windows //= ceil(span.windows / num_blocks)
+    return product(*slices_by_axis)
