@@ -1,1 +1,1 @@
-"""Parts that several networks share."""
+"""Building blocks that several networks share."""

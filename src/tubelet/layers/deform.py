@@ -1,10 +1,11 @@
-"""Alignment by deformable convolution: offsets are predicted from a guide, features are read where they point.
+"""Alignment by deformable convolution: offsets predicted from a guide move the kernel's taps.
 
     guide (B, C', H, W) ── conv_offset ── offset, mask
     x (B, C, H, W) ── deformable convolution ── (B, O, H, W)
 
-Source: Zhu et al. (Deformable ConvNets v2), CVPR 2019; as in Wang et al. (EDVR), CVPRW 2019, Sec. 3.2; second-order
-flow-guided alignment: Chan et al. (BasicVSR++), CVPR 2022, Sec. 3.2, Eqs. 1 to 6.
+Source: Zhu et al. (Deformable ConvNets v2), CVPR 2019; as in Wang et al. (EDVR), CVPRW 2019,
+Sec. 3.2; second-order flow-guided alignment: Chan et al. (BasicVSR++), CVPR 2022, Sec. 3.2,
+Eqs. 1 to 6.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ __all__ = ["ModulatedDeformConv", "SecondOrderAlign"]
 
 
 class ModulatedDeformConv(nn.Module):
-    """Convolve with taps that are moved, and weighted, by a convolution of a guide.
+    """Deformable convolution whose offsets and mask are predicted from a guide.
 
-    Parameters: `weight` (O, C, k, k), `bias` (O,), `conv_offset` (a convolution C → 3·G·k² or 2·G·k²).
+    Parameters: `weight` (O, C, k, k), `bias` (O,), `conv_offset` (a convolution C → 3·G·k² or
+    2·G·k²).
 
     Args:
         in_channels: C of the input and of the guide.
         out_channels: O.
-        kernel_px: side of the kernel, odd.
-        groups: groups of channels with offsets of their own.
-        modulation: "sigmoid": samples are weighted by a predicted mask; "none": offsets alone.
-        bias: whether there is a bias.
-        border: see `deform_conv2d`.
+        kernel_px: Side of the kernel, odd.
+        groups: G, the number of channel groups that have their own offsets.
+        modulation: "sigmoid": samples are weighted by a predicted mask; "none": offsets only.
+        bias: Add a learned bias to every output channel.
+        border: See `deform_conv2d`.
     """
 
     def __init__(
@@ -52,29 +54,45 @@ class ModulatedDeformConv(nn.Module):
         self.padding_px = kernel_px // 2
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_px, kernel_px))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
-        parts = 3 if modulation == "sigmoid" else 2
+        # dy and dx of each tap, and its mask.
+        values_per_tap = 3 if modulation == "sigmoid" else 2
         self.conv_offset = nn.Conv2d(
-            in_channels, parts * groups * kernel_px**2, kernel_px, padding=kernel_px // 2
+            in_channels,
+            values_per_tap * groups * kernel_px**2,
+            kernel_px,
+            padding=kernel_px // 2,
         )
-        _start(self.weight, self.bias, self.conv_offset)
+        _reset_parameters(self.weight, self.bias, self.conv_offset)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """Align x (B, C, H, W) with offsets from guide (B, C, H, W): (B, O, H, W)."""
+        """Align features with offsets from a guide.
+
+        Args:
+            x: (B, C, H, W).
+            guide: (B, C, H, W).
+
+        Returns:
+            (B, O, H, W).
+        """
         predicted = self.conv_offset(guide)
         if self.modulation == "sigmoid" and self.border == "zeros":
             return guided_deform_conv2d(
-                x, predicted, self.weight, self.bias, padding=self.padding_px
+                x,
+                predicted,
+                self.weight,
+                self.bias,
+                padding=self.padding_px,
             )
+
+        offset = predicted
         mask: Tensor | None = None
         if self.modulation == "sigmoid":
-            samples = predicted.shape[1] // 3
-            predicted, mask = (
-                predicted[:, : 2 * samples],
-                torch.sigmoid(predicted[:, 2 * samples :]),
-            )
+            num_samples = predicted.shape[1] // 3
+            offset = predicted[:, : 2 * num_samples]
+            mask = torch.sigmoid(predicted[:, 2 * num_samples :])
         return deform_conv2d(
             x,
-            predicted,
+            offset,
             self.weight,
             self.bias,
             mask=mask,
@@ -86,12 +104,14 @@ class ModulatedDeformConv(nn.Module):
 class SecondOrderAlign(nn.Module):
     """Align the features of the last two steps with the current frame, around their flows.
 
-    Parameters: `weight` (C, 2C, 3, 3), `bias` (C,), `conv_offset.{0, 2, 4, 6}` (convolutions 3C+4 → C → C → C → 27·G).
+    Parameters: `weight` (C, 2C, 3, 3), `bias` (C,), `conv_offset.{0, 2, 4, 6}` (convolutions
+    3C+4 → C → C → C → 27·G).
 
     Args:
         channels: C of the features of one step.
-        groups: offset groups of the two steps together; the first half reads the first step's features.
-        max_residue_px: how far an offset can be from its flow, pixels.
+        groups: G, offset groups of the two steps together; the first half reads the first step's
+            features.
+        max_residue_px: Largest distance of an offset from its flow, pixels.
     """
 
     def __init__(self, channels: int, *, groups: int = 16, max_residue_px: float = 10.0) -> None:
@@ -106,17 +126,20 @@ class SecondOrderAlign(nn.Module):
             nn.LeakyReLU(0.1, inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.LeakyReLU(0.1, inplace=True),
-            last := nn.Conv2d(channels, 27 * groups, 3, padding=1),
+            # dy, dx and mask of each of the nine taps of each group.
+            nn.Conv2d(channels, 27 * groups, 3, padding=1),
         )
-        _start(self.weight, self.bias, last)
+        last = self.conv_offset[-1]
+        assert isinstance(last, nn.Conv2d)
+        _reset_parameters(self.weight, self.bias, last)
 
     def forward(self, x: Tensor, guide: Tensor, flow_1: Tensor, flow_2: Tensor) -> Tensor:
         """Align two steps.
 
         Args:
             x: (B, 2C, H, W), features of step t-1, then of step t-2.
-            guide: (B, 3C, H, W): features of t-1 warped by `flow_1`, the current frame's, those of t-2 warped by
-                `flow_2`.
+            guide: (B, 3C, H, W): features of t-1 warped by `flow_1`, the current frame's, those of
+                t-2 warped by `flow_2`.
             flow_1: (B, 2, H, W), pixels, dx then dy: from the current frame to t-1.
             flow_2: (B, 2, H, W): from the current frame to t-2.
 
@@ -124,18 +147,23 @@ class SecondOrderAlign(nn.Module):
             (B, C, H, W).
         """
         predicted = self.conv_offset(torch.cat([guide, flow_1, flow_2], 1))
-        flows, reach = (flow_1, flow_2), self.max_residue_px
         return guided_deform_conv2d(
-            x, predicted, self.weight, self.bias, flows=flows, max_residue_px=reach, padding=1
+            x,
+            predicted,
+            self.weight,
+            self.bias,
+            flows=(flow_1, flow_2),
+            max_residue_px=self.max_residue_px,
+            padding=1,
         )
 
 
-def _start(weight: Tensor, bias: Tensor | None, last: nn.Conv2d) -> None:
-    """Start as half an ordinary convolution: no offsets."""
+def _reset_parameters(weight: Tensor, bias: Tensor | None, conv_offset: nn.Conv2d) -> None:
+    """Start as half an ordinary convolution: all offsets are 0, and the mask is sigmoid(0)."""
     bound = 1 / math.sqrt(weight[0].numel())
     nn.init.uniform_(weight, -bound, bound)
     if bias is not None:
         nn.init.zeros_(bias)
-    nn.init.zeros_(last.weight)
-    assert last.bias is not None
-    nn.init.zeros_(last.bias)
+    nn.init.zeros_(conv_offset.weight)
+    assert conv_offset.bias is not None
+    nn.init.zeros_(conv_offset.bias)

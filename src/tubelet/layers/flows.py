@@ -13,17 +13,17 @@ __all__ = ["ClipFlows"]
 
 
 class ClipFlows:
-    """The flows that the sweeps over a clip ask for, kept from their first use to their last.
+    """The flows that the sweeps over a clip use, cached from their first use to their last.
 
-    A sweep of first order asks at frame t for the flow to the frame before it, one of second order
-    also for the flow from there to the frame before that.
+    At frame t, a sweep of first order uses the flow to the frame before it; a sweep of second order
+    also uses the flow from there to the frame before that.
 
     Args:
-        spynet: estimates them.
-        frames: (B, 3, H, W) by their number, those of the edges included (see `clip_frames`).
+        spynet: Network that estimates the flows.
+        frames: Frames (B, 3, H, W) by number, those of the edges included (see `clip_frames`).
         num_frames: T of the clip.
-        store: keeps them, under names of their own.
-        sweeps: how many sweeps there are in each direction.
+        store: Cache of the flows, under names that no sweep uses.
+        sweeps: Number of sweeps in each direction.
         order: 1 or 2, of every sweep.
     """
 
@@ -43,25 +43,39 @@ class ClipFlows:
         self._store = store
         self._sweeps = sweeps
         self._order = order
+        # By flow: how often it will still be used.
         self._uses_left: dict[Key, int] = {}
 
     def between(self, t: int, other: int) -> Tensor:
-        """Return the flow (B, 2, H, W) from frame t to its neighbor: where t's pixels lie there."""
-        key = ("flow to the next" if other > t else "flow to the last", t)
-        left = self._uses_left.get(key, self._num_uses(t, other)) - 1
-        self._uses_left[key] = left
+        """Return the flow from a frame to a neighbor.
+
+        Args:
+            t: Number of the frame.
+            other: Number of its neighbor, t - 1 or t + 1.
+
+        Returns:
+            (B, 2, H, W), pixels: displacement of each pixel of frame t to its position in `other`.
+        """
+        name = "flow to the next" if other > t else "flow to the last"
+        key = (name, t)
+        uses_left = self._uses_left.get(key, self._num_uses(t, other)) - 1
+        self._uses_left[key] = uses_left
         if key in self._store:
-            (flow,) = self._store.get(key) if left else self._store.pop(key)
+            (flow,) = self._store.get(key) if uses_left else self._store.pop(key)
             return flow
         flow = self._spynet(self._frames[t], self._frames[other])
-        if left:
+        if uses_left:
             self._store.append(key, flow)
         return flow
 
     def _num_uses(self, t: int, other: int) -> int:
-        """Count how often all sweeps together ask for a flow."""
-        following = 2 * t - other  # frame at which a sweep of second order asks for it
-        uses = int(0 <= t < self._num_frames)
+        """Return how often all sweeps together use a flow."""
+        uses = 0
+        if 0 <= t < self._num_frames:
+            uses += 1
         if self._order > 1:
-            uses += 0 <= following < self._num_frames
+            # Frame at which a sweep of second order uses it as its second flow.
+            following = 2 * t - other
+            if 0 <= following < self._num_frames:
+                uses += 1
         return uses * self._sweeps

@@ -1,4 +1,4 @@
-"""Clips that are made frame by frame."""
+"""Clips that are assembled frame by frame."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["stack_frames"]
 def stack_frames(
     frames: Iterable[Tensor], num_frames: int, *, like: Tensor | None = None
 ) -> Tensor:
-    """Stack frames as they come; each is freed once it is copied, unless a graph needs it.
+    """Stack frames as they are computed; each is freed once copied, unless autograd needs it.
 
     Args:
         frames: `num_frames` tensors (B, C, H, W).
         num_frames: T, at least 1.
-        like: (B, T, C, H, W), whose layout in memory the copies take; None is channels first.
+        like: (B, T, C, H, W), whose memory layout the result takes; None: channels first.
 
     Returns:
         (B, T, C, H, W).
@@ -27,10 +27,15 @@ def stack_frames(
     first = next(stream)
     if first.requires_grad:
         return torch.stack([first, *stream], 1)
-    shape = (first.shape[0], num_frames, *first.shape[1:])
-    clip = first.new_empty(shape) if like is None else torch.empty_like(like)
+
+    if like is None:
+        batch, *image_shape = first.shape
+        clip = first.new_empty((batch, num_frames, *image_shape))
+    else:
+        clip = torch.empty_like(like)
     clip[:, 0] = first
-    del first  # before the next one is made
+    # Free it before the next one is computed.
+    del first
     for t in range(1, num_frames):
         clip[:, t] = next(stream)
     return clip

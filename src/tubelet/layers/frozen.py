@@ -1,8 +1,8 @@
-"""Frozen networks that another network stands on, held outside of its module tree.
+"""Frozen networks that another network builds on, held outside of its module tree.
 
 A plain attribute that PyTorch does not register is by construction no part of `state_dict()`,
-`parameters()` and `train()` of the network that holds it. What has to reach it all the same (moves
-to a device, counts of parameters) asks for it by the functions below.
+`parameters()` and `train()` of the network that holds it. Code that must reach it nevertheless
+(moves to a device, parameter counts) uses the functions below.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ __all__ = ["FrozenModel", "all_modules", "all_parameters", "all_tensors"]
 
 
 class FrozenModel:
-    """Hold a network that never trains.
+    """A holder of a network that never trains.
 
-    A network with such an attribute moves it along in its `_apply`, which is what `to`, `cuda`,
-    `half` and the like call.
+    A network with such an attribute moves it along in its `_apply`, which `to`, `cuda`, `half` and
+    the like call.
 
     Args:
-        network: is set to evaluation, and its parameters to need no gradient.
+        network: Network to freeze: it is set to evaluation mode, without gradients.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -29,7 +29,7 @@ class FrozenModel:
 
 
 def all_modules(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules of a network and of the frozen networks that it stands on, each once."""
+    """Yield the modules of a network and of the frozen networks that it builds on, each once."""
     seen: set[int] = set()
     for module in _walk(network):
         if id(module) not in seen:
@@ -40,13 +40,14 @@ def all_modules(network: nn.Module) -> Iterator[nn.Module]:
 def _walk(network: nn.Module) -> Iterator[nn.Module]:
     for module in network.modules():
         yield module
+        # Unregistered, so `modules()` does not find them.
         for value in vars(module).values():
             if isinstance(value, FrozenModel):
                 yield from _walk(value.network)
 
 
 def all_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of a network and of the frozen networks that it stands on, each once."""
+    """Yield the parameters of a network and of the frozen networks it builds on, each once."""
     seen: set[int] = set()
     for module in all_modules(network):
         for parameter in module.parameters(recurse=False):
@@ -56,7 +57,7 @@ def all_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def all_tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Yield what `all_parameters` yields, then all buffers."""
+    """Yield the parameters, as `all_parameters` does, then all buffers."""
     yield from all_parameters(network)
     for module in all_modules(network):
         yield from module.buffers(recurse=False)

@@ -1,10 +1,10 @@
 """The two forms of a network: one for training and export, one for inference.
 
 A network is built in its reference form: plain operations of torch, which can be differentiated,
-exported, compiled and counted. Some layers know a faster or more frugal way that has no gradient.
-They are switched to it once, in place:
+exported, compiled and counted. Some layers have a second form, faster or with less memory, without
+gradients. They are switched to it once, in place:
 
-    prepare_for_inference(model)    the engine does so when it takes a network
+    prepare_for_inference(model)    called by the engine when it takes a network
     reference_form(model)           undoes it, for training or export
 
 The form is an attribute of each layer, so it survives `copy.deepcopy`, `torch.save` and
@@ -33,12 +33,15 @@ __all__ = [
 ]
 
 InferenceBackend = Literal["auto", "winograd", "unfused"]
-"""auto: the fastest way for the size of each input; winograd: whatever the size, the way of large
-images, so that a small image tells what memory a large one takes; unfused: one operation after the
-other, so that operations can be counted, and with no more memory than auto."""
+"""Form for inference of a layer.
+
+auto: the fastest algorithm for the size of each input.
+winograd: the algorithm of large images at any size, to estimate their memory with a small one.
+unfused: one operation after the other, to count operations; takes no more memory than auto.
+"""
 
 Backend = Literal["reference"] | InferenceBackend
-"""How a layer computes: the reference form, or a form for inference."""
+"""Form of a layer: the reference form, or a form for inference."""
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -47,7 +50,7 @@ class SwitchableLayer(nn.Module):
     """A layer with a reference form and a form for inference.
 
     Attributes:
-        backend: which of them `forward` takes; set by `prepare_for_inference` and `reference_form`.
+        backend: The form in use; set by `prepare_for_inference` and `reference_form`.
     """
 
     backend: Backend = "reference"
@@ -65,11 +68,11 @@ def prepare_for_inference(model: _Network, backend: InferenceBackend = "auto") -
     but back-propagation through its fused convolutions raises RuntimeError.
 
     Args:
-        model: the network.
-        backend: "winograd" and "unfused" serve estimates alone.
+        model: The network.
+        backend: Form to switch to; "winograd" and "unfused" are for estimates only.
 
     Returns:
-        the network itself.
+        The network itself.
     """
     _set_backend(model, backend)
     return model
@@ -83,22 +86,21 @@ def reference_form(model: _Network) -> _Network:
 
 @contextmanager
 def use_backend(model: nn.Module, backend: Backend) -> Generator[None]:
-    """Give every layer of a network another form within this context, and its own afterwards."""
+    """Switch every layer of a network to another form within this context, and back afterwards."""
     layers = _switchable_layers(model)
     previous: list[Backend] = [layer.backend for layer in layers]
     _set_backend(model, backend)
     try:
         yield
     finally:
-        for i, layer in enumerate(layers):
-            layer.backend = previous[i]
+        for layer, layer_backend in zip(layers, previous, strict=True):
+            layer.backend = layer_backend
 
 
 def without_gradient(compute: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """Return `compute(*tensors)`, through which back-propagation raises RuntimeError.
+    """Return `compute(*tensors)`; back-propagation through it raises RuntimeError.
 
-    Kernels that autograd does not know would otherwise give no gradient, or a wrong one, without a
-    word.
+    Kernels that autograd does not know would otherwise silently give no gradient, or a wrong one.
     """
     apply: Callable[..., Tensor] = _WithoutGradient.apply  # pyright: ignore[reportUnknownMemberType]
     return apply(compute, *tensors)

@@ -12,10 +12,10 @@ from tubelet.layers.recurrence import Edge
 __all__ = ["Hidden", "OnlineStep", "run_online"]
 
 Hidden = tuple[Tensor, ...]
-"""State of an online network; None stands for it at the start of the video."""
+"""State of an online network; at the start of the video it is None instead."""
 
 OnlineStep = Callable[[Tensor, Hidden | None], tuple[Tensor, Hidden]]
-"""Maps lq (B, 1 + lookahead, 3, H, W) and the last state to sr (B, 3, sH, sW) and the next."""
+"""Maps lq (B, 1 + lookahead, 3, H, W) and the last state to sr (B, 3, sH, sW) and the next one."""
 
 
 def run_online(
@@ -29,12 +29,12 @@ def run_online(
     """Restore a clip step by step.
 
     Args:
-        step: of the network.
-        lq: (B, T, 3, H, W), T at least 1.
-        hidden: state after the frame before the clip; None where the video begins.
-        lookahead: frames after the current one that a step sees.
-        after: `lookahead` frames after the clip, fewer where the video ends; beyond its end the last
-            is repeated.
+        step: Step of the network.
+        lq: Low-quality clip, (B, T, 3, H, W), T at least 1.
+        hidden: State after the frame before the clip; None where the video begins.
+        lookahead: Number of frames after the current one that a step takes.
+        after: `lookahead` frames after the clip, fewer where the video ends; the last frame of the
+            video is repeated beyond its end.
 
     Returns:
         sr (B, T, 3, sH, sW), and the state after the last frame.

@@ -1,8 +1,9 @@
 """Residual blocks without normalization, as the recurrent networks stack them.
 
-Source: Lim et al. (EDSR), CVPRW 2017, Fig. 2; the trunk as in Chan et al. (BasicVSR), CVPR 2021, Fig. 3.
+    x (B, C, H, W) → (B, C, H, W)
 
-x (B, C, H, W) → (B, C, H, W)
+Source: Lim et al. (EDSR), CVPRW 2017, Fig. 2; the trunk as in Chan et al. (BasicVSR), CVPR 2021,
+Fig. 3.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class ResidualBlock(nn.Module):
     """Convolution, ReLU, convolution, skip.
 
     Args:
-        channels: width.
+        channels: Width, C.
     """
 
     def __init__(self, channels: int) -> None:
@@ -35,9 +36,9 @@ class ResidualTrunk(nn.Module):
     """One convolution to the width of the trunk, then residual blocks.
 
     Args:
-        in_channels: of the input.
-        channels: width of the trunk.
-        num_blocks: residual blocks.
+        in_channels: Channels of the input.
+        channels: Width of the trunk, C.
+        num_blocks: Number of residual blocks.
     """
 
     def __init__(self, in_channels: int, channels: int, num_blocks: int) -> None:
@@ -49,5 +50,5 @@ class ResidualTrunk(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in, H, W) to (B, C, H, W)."""
+        """Map (B, in_channels, H, W) to (B, C, H, W)."""
         return self.main(x)

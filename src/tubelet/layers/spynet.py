@@ -1,14 +1,15 @@
-"""SpyNet: optical flow from coarse to fine, one small network a level.
+"""SpyNet: optical flow from coarse to fine, with one small network per pyramid level.
 
     ref, supp (B, 3, H, W) ── resize up to multiples of 32, normalize, halve 5 times
-      level 0 (1/32)  [ref, supp, 0] ──────────────────────────── 5 convolutions ── flow
-      level l (1/16 … 1)  flow = 2 · up(flow);  [ref, warp(supp, flow), flow] ── 5 convolutions ──(+)── flow
+      level 0 (1/32)       [ref, supp, 0] ──────────── 5 convolutions ── flow
+      level l (1/16 … 1)   flow = 2 · up(flow)
+                           [ref, warp(supp, flow), flow] ── 5 convolutions ──(+ flow)── flow
     resize back, in pixels of the input ── flow (B, 2, H, W)
 
 Warping `supp` with the flow gives `ref`.
 
-Source: Ranjan and Black, CVPR 2017, Sec. 3 and Fig. 1; sizes, padding and normalization as in the PyTorch networks that
-the published recurrent models were trained with.
+Source: Ranjan and Black, CVPR 2017, Sec. 3 and Fig. 1; sizes, padding and normalization as in the
+PyTorch networks that the published recurrent models were trained with.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ __all__ = ["SpyNet", "load_spynet"]
 
 _LEVELS = 6
 _MULTIPLE = 2 ** (_LEVELS - 1)
-_WIDTHS = (8, 32, 64, 32, 16, 2)  # Sec. 3.2: ref, warped supp and flow in; flow out
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, R, G, B
+# Sec. 3.2: channels from the input (ref, warped supp and flow) to the output (flow).
+_WIDTHS = (8, 32, 64, 32, 16, 2)
+# Of ImageNet, R, G, B.
+_MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 _WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -44,7 +47,9 @@ class _Level(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for in_channels, out_channels in pairwise(_WIDTHS):
-            layers += [nn.Conv2d(in_channels, out_channels, 7, padding=3), nn.ReLU(inplace=True)]
+            layers.append(nn.Conv2d(in_channels, out_channels, 7, padding=3))
+            layers.append(nn.ReLU(inplace=True))
+        # Flow can be negative: no activation at the end.
         self.basic_module = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +57,7 @@ class _Level(nn.Module):
 
 
 class SpyNet(nn.Module):
-    """Estimate optical flow; see the drawing on top of this file."""
+    """Network that estimates optical flow; see the drawing on top of this file."""
 
     mean: Tensor
     std: Tensor
@@ -64,7 +69,7 @@ class SpyNet(nn.Module):
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
 
     def forward(self, ref: Tensor, supp: Tensor) -> Tensor:
-        """Estimate where each pixel of `ref` lies in `supp`.
+        """Estimate the displacement of each pixel of `ref` to its position in `supp`.
 
         Args:
             ref: (B, 3, H, W), RGB in [0, 1].
@@ -76,28 +81,33 @@ class SpyNet(nn.Module):
         height, width = ref.shape[-2:]
         # Published weights expect the frame stretched, not padded.
         size = (round_up(height, _MULTIPLE), round_up(width, _MULTIPLE))
-        flow = self._estimate(
-            self._pyramid(ref, _LEVELS, size), self._pyramid(supp, _LEVELS, size)
-        )[-1]
+        refs = self._pyramid(ref, _LEVELS, size)
+        supps = self._pyramid(supp, _LEVELS, size)
+        flow = self._estimate(refs, supps)[-1]
         if size == (height, width):
             return flow
+
         flow = functional.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
-        return flow * flow.new_tensor([width / size[1], height / size[0]]).view(1, 2, 1, 1)
+        # From pixels of the stretched frame to pixels of the input.
+        unit = flow.new_tensor([width / size[1], height / size[0]])
+        return flow * unit.view(1, 2, 1, 1)
 
     def levels(self, ref: Tensor, supp: Tensor, levels: int = _LEVELS) -> list[Tensor]:
-        """Estimate flow with the coarsest networks alone, and keep what each of them gives: for training.
+        """Estimate flow with the coarsest networks only and return all their results, for training.
 
         Args:
             ref: (B, 3, H, W), RGB in [0, 1]; both sides are multiples of 2 ** (levels - 1).
             supp: (B, 3, H, W), the other frame.
-            levels: how many networks work; the frames are the input of the finest of them.
+            levels: Number of networks to run; the frames are the input of the finest of them.
 
         Returns:
-            flow after each, coarsest first, in pixels of its level: (B, 2, H / 2 ** (levels - 1), ...) to
-            (B, 2, H, W).
+            Flow after each network, coarsest first, in pixels of its level:
+            (B, 2, H / 2 ** (levels - 1), ...) to (B, 2, H, W).
         """
         size = (ref.shape[-2], ref.shape[-1])
-        return self._estimate(self._pyramid(ref, levels, size), self._pyramid(supp, levels, size))
+        refs = self._pyramid(ref, levels, size)
+        supps = self._pyramid(supp, levels, size)
+        return self._estimate(refs, supps)
 
     def _pyramid(self, frame: Tensor, levels: int, size: tuple[int, int]) -> list[Tensor]:
         """Normalize a frame and halve it: coarsest first."""
@@ -109,50 +119,59 @@ class SpyNet(nn.Module):
         return pyramid[::-1]
 
     def _estimate(self, refs: list[Tensor], supps: list[Tensor]) -> list[Tensor]:
+        """Estimate the flow of every level of two pyramids, coarsest first."""
         flows: list[Tensor] = []
         for level, ref, supp in zip(self.basic_module, refs, supps, strict=False):
-            if not flows:  # nothing is known yet: the flow to start from is zero
-                flows.append(
-                    level(torch.cat([ref, supp, torch.zeros_like(ref[:, :2])], 1)).to(ref.dtype)
-                )
+            if not flows:
+                # The coarsest level starts from a flow of zero, which moves nothing.
+                zero_flow = torch.zeros_like(ref[:, :2])
+                residual = level(torch.cat([ref, supp, zero_flow], 1))
+                flows.append(residual.to(ref.dtype))
                 continue
+
             flow = 2 * functional.interpolate(
-                flows[-1], scale_factor=2.0, mode="bilinear", align_corners=True
+                flows[-1],
+                scale_factor=2.0,
+                mode="bilinear",
+                align_corners=True,
             )
             warped = backward_warp(supp, flow, padding="border")
-            # Eq. 6; under autocast the sum keeps full precision, which the flow in pixels needs
-            flows.append(flow + level(torch.cat([ref, warped, flow], 1)).to(ref.dtype))
+            residual = level(torch.cat([ref, warped, flow], 1))
+            # Eq. 6; under autocast the sum keeps full precision, which the flow in pixels needs.
+            flows.append(flow + residual.to(ref.dtype))
         return flows
 
 
 def load_spynet(network: nn.Module) -> int:
-    """Give every SpyNet within a network the weights that come with Tubelet.
+    """Load the weights that are shipped with Tubelet into every SpyNet of a network.
 
-    Published checkpoints of flow-based models bring the flow that they were trained with; training one from the start
-    begins with this one.
+    Published checkpoints of flow-based models contain the flow network that they were trained with;
+    training from scratch begins with this one.
 
     Args:
-        network: a SpyNet, or a network that holds some.
+        network: A SpyNet, or a network that contains some.
 
     Returns:
-        how many there are; 0 leaves the network as it was.
+        The number of SpyNets; 0 leaves the network unchanged.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: The file is missing or damaged.
     """
-    found = [module for module in network.modules() if isinstance(module, SpyNet)]
-    if found:
-        state = _read_embedded()
-        for spynet in found:
-            spynet.load_state_dict({**spynet.state_dict(), **state})
-    return len(found)
+    spynets = [module for module in network.modules() if isinstance(module, SpyNet)]
+    if spynets:
+        weights = _read_embedded()
+        for spynet in spynets:
+            # The file has the parameters; the buffers are those of the network.
+            spynet.load_state_dict({**spynet.state_dict(), **weights})
+    return len(spynets)
 
 
 def _read_embedded() -> dict[str, Tensor]:
-    entry = json.loads((_WEIGHTS / "parts.json").read_text(encoding="utf-8"))["spynet"]
+    """Read the weights in the package, after checking their hash."""
+    index = json.loads((_WEIGHTS / "parts.json").read_text(encoding="utf-8"))
     path = _WEIGHTS / "spynet.safetensors"
     data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    if hashlib.sha256(data).hexdigest() != index["spynet"]["sha256"]:
         raise CheckpointError(
             f"weight file {path} is missing or damaged; install the package again"
         )

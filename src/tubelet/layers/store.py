@@ -1,10 +1,10 @@
 """Features of a clip between the passes of a network, in bounded memory.
 
-    append ── device, up to its bound ── host memory, up to its bound ── temporary file ── get, pop
+    append ── device, up to its limit ── host memory, up to its limit ── temporary file ── get, pop
 
 A network that runs over a clip several times keeps the features of every frame. The store holds
-them by frame and moves what is over a bound one place further out; what comes back is equal to the
-bit, in the layout that went in.
+them by frame and moves tensors that exceed a limit to the next place on the right. It returns them
+bit for bit, in their original memory layout.
 """
 
 from __future__ import annotations
@@ -23,85 +23,86 @@ from tubelet.errors import ConfigError, ResourceError
 __all__ = ["FeatureLimits", "FeatureStore", "Key", "open_store"]
 
 Key = int | tuple[str, int]
-"""A frame; or a name and a frame, where several sequences share a store and its bounds."""
+"""A frame; or a name and a frame, where several sequences share a store and its limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureLimits:
-    """How many bytes of features may lie where; what is over goes one place further out."""
+    """Memory limits of a `FeatureStore`: features beyond one go to the next slower place."""
 
     device_bytes: int | None = None
-    """On the device that computes, where it has memory of its own; None: no bound."""
+    """Limit on the computing device, if it has its own memory; None: unlimited."""
     host_bytes: int | None = 2**30
-    """In the memory of the host; None: no bound."""
+    """Limit in host memory; None: unlimited."""
     folder: Path | None = None
-    """Of the temporary file, not a folder that lies in memory; None: the system's."""
+    """Folder of the temporary file, which must be on a disk; None: the system's."""
 
     def __post_init__(self) -> None:
         for name in ("device_bytes", "host_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"{name}={value} must be at least 0; None lifts the bound")
+            limit = getattr(self, name)
+            if limit is not None and limit < 0:
+                raise ConfigError(f"{name}={limit} must be at least 0; None lifts the limit")
 
 
 class FeatureStore:
-    """Features by frame, each frame's in the order in which they came.
+    """Features by frame, each frame's in the order in which they were added.
 
     Close it, or use it as a context. A closed store is empty and can be filled again. Tensors that
-    belong to an autograd graph stay as they are: they are never moved.
+    belong to an autograd graph are never moved, and do not count.
 
     Args:
-        limits: bounds; None takes the default ones.
+        limits: Memory limits; None: the default ones.
 
     Attributes:
-        limits: bounds.
-        peak_bytes: the most that it has held at once, wherever that lay.
+        limits: Memory limits.
+        peak_bytes: Largest total size of its tensors so far, in all places together.
     """
 
     def __init__(self, limits: FeatureLimits | None = None) -> None:
         self.limits = limits or FeatureLimits()
         self.peak_bytes = 0
-        self._kept: dict[Key, list[_Held]] = {}
+        self._entries: dict[Key, list[_Entry]] = {}
+        self._total_bytes = 0
         self._device_bytes = 0
         self._host_bytes = 0
-        self._spill: _SpillFile | None = None
-        self._held_bytes = 0
+        # Created when the first tensor does not fit into memory.
+        self._spill_file: _SpillFile | None = None
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     def __contains__(self, frame: Key) -> bool:
-        return frame in self._kept
+        return frame in self._entries
 
     def append(self, frame: Key, feat: Tensor) -> None:
-        """Keep `feat` as the last of the features of `frame`; it must not be changed afterwards.
+        """Add `feat` to the features of `frame`; it must not be changed afterwards.
 
         Raises:
-            ResourceError: the temporary file cannot grow.
+            ResourceError: The temporary file cannot grow.
         """
-        self._kept.setdefault(frame, []).append(self._hold(feat))
+        self._entries.setdefault(frame, []).append(self._store(feat))
 
     def get(self, frame: Key) -> list[Tensor]:
-        """Return the features of `frame`, none if there are none, and keep them."""
-        return [self._fetch(held) for held in self._kept.get(frame, [])]
+        """Return the features of `frame` (an empty list if there are none) and keep them."""
+        return [self._load(entry) for entry in self._entries.get(frame, [])]
 
     def pop(self, frame: Key) -> list[Tensor]:
-        """Return the features of `frame` and free their place."""
-        held = self._kept.pop(frame, [])
-        feats = [self._fetch(one) for one in held]
-        for one in held:
-            self._release(one)
+        """Return the features of `frame` and remove them."""
+        entries = self._entries.pop(frame, [])
+        feats = [self._load(entry) for entry in entries]
+        for entry in entries:
+            self._release(entry)
         return feats
 
     def close(self) -> None:
-        """Forget everything, and remove the temporary file."""
-        self._kept.clear()
-        self._held_bytes = 0
+        """Remove all features and the temporary file."""
+        self._entries.clear()
+        self._total_bytes = 0
         self._device_bytes = 0
         self._host_bytes = 0
-        if self._spill is not None:
-            self._spill.close()
-            self._spill = None
+        if self._spill_file is not None:
+            self._spill_file.close()
+            self._spill_file = None
 
     def __enter__(self) -> FeatureStore:
         return self
@@ -114,40 +115,46 @@ class FeatureStore:
     ) -> None:
         self.close()
 
-    def _hold(self, feat: Tensor) -> _Held:
-        """Decide the place of a tensor, and bring it there."""
+    def _store(self, feat: Tensor) -> _Entry:
+        """Move a tensor to the fastest place that has room for it."""
         if feat.requires_grad:
-            return _Held(feat, None, feat.device, 0)
+            return _Entry(feat, None, feat.device, num_bytes=0)
+
         num_bytes = feat.numel() * feat.element_size()
-        self._held_bytes += num_bytes
-        self.peak_bytes = max(self.peak_bytes, self._held_bytes)
-        if feat.device.type != "cpu" and _fits(
-            self._device_bytes + num_bytes, self.limits.device_bytes
-        ):
+        self._total_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self._total_bytes)
+
+        on_device = feat.device.type != "cpu"
+        if on_device and _fits(self._device_bytes + num_bytes, self.limits.device_bytes):
             self._device_bytes += num_bytes
-            return _Held(feat, None, feat.device, num_bytes)
+            return _Entry(feat, None, feat.device, num_bytes)
+
         if _fits(self._host_bytes + num_bytes, self.limits.host_bytes):
             self._host_bytes += num_bytes
-            return _Held(feat.cpu(), None, feat.device, num_bytes)
-        if self._spill is None:
-            self._spill = _SpillFile(self.limits.folder)
-        return _Held(None, self._spill.write(feat.cpu()), feat.device, num_bytes)
+            return _Entry(feat.cpu(), None, feat.device, num_bytes)
 
-    def _fetch(self, held: _Held) -> Tensor:
-        if held.feat is not None:
-            return held.feat.to(held.device)
-        assert self._spill is not None
-        assert held.slot is not None
-        return self._spill.read(held.slot).to(held.device)
+        if self._spill_file is None:
+            self._spill_file = _SpillFile(self.limits.folder)
+        slot = self._spill_file.write(feat.cpu())
+        return _Entry(None, slot, feat.device, num_bytes)
 
-    def _release(self, held: _Held) -> None:
-        self._held_bytes -= held.num_bytes
-        if held.slot is not None and self._spill is not None:
-            self._spill.free(held.slot)
-        elif held.feat is not None and held.feat.device.type != "cpu":
-            self._device_bytes -= held.num_bytes
+    def _load(self, entry: _Entry) -> Tensor:
+        """Return the tensor of an entry, on its original device."""
+        if entry.feat is not None:
+            return entry.feat.to(entry.device)
+        assert self._spill_file is not None
+        assert entry.slot is not None
+        return self._spill_file.read(entry.slot).to(entry.device)
+
+    def _release(self, entry: _Entry) -> None:
+        """Give the memory of an entry back to the limit that it counts for."""
+        self._total_bytes -= entry.num_bytes
+        if entry.slot is not None and self._spill_file is not None:
+            self._spill_file.free(entry.slot)
+        elif entry.feat is not None and entry.feat.device.type != "cpu":
+            self._device_bytes -= entry.num_bytes
         else:
-            self._host_bytes -= held.num_bytes
+            self._host_bytes -= entry.num_bytes
 
 
 def open_store(store: FeatureStore | None) -> FeatureStore:
@@ -155,9 +162,13 @@ def open_store(store: FeatureStore | None) -> FeatureStore:
     return FeatureStore() if store is None else store
 
 
+def _fits(num_bytes: int, limit: int | None) -> bool:
+    return limit is None or num_bytes <= limit
+
+
 @dataclass(slots=True)
 class _Slot:
-    """Where a tensor lies in the file, and what it was."""
+    """Position of a tensor in the temporary file, and how to rebuild it."""
 
     offset: int
     num_bytes: int
@@ -167,46 +178,50 @@ class _Slot:
 
 
 @dataclass(slots=True)
-class _Held:
-    """A tensor in memory, or its slot in the file; and the device that it belongs to."""
+class _Entry:
+    """A stored tensor, either in memory or in a slot of the file."""
 
     feat: Tensor | None
     slot: _Slot | None
     device: torch.device
+    """Original device, to which it returns."""
     num_bytes: int
+    """Bytes that count for a limit."""
 
 
 class _SpillFile:
-    """A nameless temporary file of tensors, which uses freed places again for the same size.
+    """A nameless temporary file of tensors, which reuses freed slots for tensors of the same size.
 
     It is read and written, not mapped: pages of a mapping would count as memory of the process.
     """
 
     def __init__(self, folder: Path | None) -> None:
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 closed by close
+            # The store closes it, in `close`.
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise ResourceError(
-                f"cannot make a temporary file for features: {error}; set TMPDIR"
+                f"cannot create a temporary file for features: {error}; set TMPDIR"
             ) from error
         self._end = 0
-        self._freed: dict[int, list[int]] = {}
+        # Offsets of freed slots, by size in bytes.
+        self._free_offsets: dict[int, list[int]] = {}
 
     def write(self, feat: Tensor) -> _Slot:
-        if not (
-            feat.is_contiguous()
-            or (feat.ndim == 4 and feat.is_contiguous(memory_format=torch.channels_last))
-        ):
-            feat = feat.contiguous()  # it has gaps
+        """Write a tensor to a free slot of its size, or at the end."""
+        if not _is_dense(feat):
+            feat = feat.contiguous()
         num_bytes = feat.numel() * feat.element_size()
-        freed = self._freed.get(num_bytes)
-        offset = freed.pop() if freed else self._end
+        free_offsets = self._free_offsets.get(num_bytes)
+        offset = free_offsets.pop() if free_offsets else self._end
         self._end = max(self._end, offset + num_bytes)
-        content, done = _bytes_of(feat), 0
+
+        content = _bytes_of(feat)
+        num_written = 0
         self._file.seek(offset)
         try:
-            while done < num_bytes:
-                done += self._file.write(content[done:])
+            while num_written < num_bytes:
+                num_written += self._file.write(content[num_written:])
         except OSError as error:
             raise ResourceError(
                 f"cannot write {num_bytes} bytes of features to a temporary file: {error}"
@@ -214,30 +229,36 @@ class _SpillFile:
         return _Slot(offset, num_bytes, feat.shape, feat.stride(), feat.dtype)
 
     def read(self, slot: _Slot) -> Tensor:
+        """Read the tensor of a slot."""
         feat = torch.empty_strided(slot.shape, slot.stride, dtype=slot.dtype)
-        content, done = _bytes_of(feat), 0
-        self._file.seek(slot.offset)
-        while done < slot.num_bytes:
-            got = cast(int, cast(Any, self._file).readinto(content[done:]))
-            if not got:
-                raise ResourceError(
-                    "the temporary file of features was cut short by another program"
-                )
-            done += got
+        content = _bytes_of(feat)
+        file = cast(Any, self._file)
+        num_read = 0
+        file.seek(slot.offset)
+        while num_read < slot.num_bytes:
+            count = cast(int, file.readinto(content[num_read:]))
+            if not count:
+                raise ResourceError("another program truncated the temporary file of features")
+            num_read += count
         return feat
 
     def free(self, slot: _Slot) -> None:
-        self._freed.setdefault(slot.num_bytes, []).append(slot.offset)
+        """Make a slot available to tensors of the same size."""
+        self._free_offsets.setdefault(slot.num_bytes, []).append(slot.offset)
 
     def close(self) -> None:
+        """Close the file, which removes it."""
         self._file.close()
 
 
+def _is_dense(feat: Tensor) -> bool:
+    """Return whether the elements of a tensor fill its memory without gaps."""
+    if feat.is_contiguous():
+        return True
+    return feat.ndim == 4 and feat.is_contiguous(memory_format=torch.channels_last)
+
+
 def _bytes_of(feat: Tensor) -> memoryview:
-    """See a tensor without gaps as its bytes in the order of the memory."""
+    """View a dense tensor as its bytes, in memory order."""
     flat = feat.detach().as_strided((feat.numel(),), (1,))
     return memoryview(cast(Any, flat.view(torch.uint8).numpy()))
-
-
-def _fits(num_bytes: int, bound: int | None) -> bool:
-    return bound is None or num_bytes <= bound

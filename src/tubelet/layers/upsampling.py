@@ -1,10 +1,12 @@
-"""From features to a larger image: the end of most networks, and their largest tensors by far.
+"""Upsampling ends of networks: from features to a larger image, with the largest tensors by far.
+
+The end of the networks after EDVR:
 
     x (B, C, H, W) ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ──(+)── sr (B, 3, 4H, 4W)
     base (B, 3, 4H, 4W) ─────────────────────────────────────────────────────┘
 
-is that of the networks after EDVR. Prepared for inference, such ends are run in strips of lines:
-each step gets the lines that the next one needs, so strips equal the whole.
+Prepared for inference, such ends are run in strips of lines: each step gets the lines that the next
+one needs, so that the strips together equal the result of one run.
 
 Source: Wang et al. (EDVR), CVPRW 2019, Fig. 2; sub-pixel convolution: Shi et al., CVPR 2016;
 nearest neighbor and convolution: Wang et al. (ESRGAN), ECCVW 2018.
@@ -37,24 +39,31 @@ __all__ = [
 TailConvs = tuple[ConvAct, ConvAct, ConvAct, ConvAct]
 """Two before the shuffles, two after; all but the last end with an activation."""
 
-_SLOPE = 0.1  # of the activations of EDVR's end
-_MIN_ROWS = 8  # of the input: less is mostly halo
-_STRIP_BYTES = 2**25  # about a processor's last cache: faster than the whole, smaller ones are not
+# Negative slope of the activations at the end of EDVR.
+_SLOPE = 0.1
+# Lines of the input in a strip: a shorter strip is mostly halo.
+_MIN_ROWS = 8
+# About the last-level cache of a processor: faster than one run; smaller strips are not faster.
+_STRIP_BYTES = 2**25
 _STRIP_BYTES_DEVICE = 2**28
 
 
 class UpsampleStep(NamedTuple):
-    """Something that makes features of features, and looks at most one line up and down."""
+    """A step from features to features whose result depends on at most one line up and down."""
 
     run: Callable[[Tensor], Tensor]
     """(B, C, H, W) → (B, C', factor · H, factor · W)."""
     factor: int = 1
+    """Factor of both sides."""
 
 
 def enlarge(frame: Tensor, scale: int) -> Tensor:
     """Enlarge an image bilinearly, as the skip of these networks: (B, C, H, W) → (B, C, sH, sW)."""
     return functional.interpolate(
-        frame, scale_factor=float(scale), mode="bilinear", align_corners=False
+        frame,
+        scale_factor=float(scale),
+        mode="bilinear",
+        align_corners=False,
     )
 
 
@@ -63,7 +72,7 @@ def shuffle_x4_convs(channels: int, hr_channels: int) -> TailConvs:
 
     Args:
         channels: C of the features.
-        hr_channels: width after the shuffles.
+        hr_channels: Width after the shuffles.
 
     Returns:
         3×3 convolutions C → 4C and C → 4·hr before the two shuffles, hr → hr and hr → 3 after them.
@@ -78,12 +87,12 @@ def shuffle_x4_convs(channels: int, hr_channels: int) -> TailConvs:
 
 
 def shuffle_x4(x: Tensor, base: Tensor, convs: TailConvs) -> Tensor:
-    """Turn features into the detail that a plain enlargement lacks, and add it.
+    """Reconstruct the detail that interpolation lacks, at four times the size, and add it.
 
     Args:
-        x: (B, C, H, W).
-        base: (B, 3, 4H, 4W), the plain enlargement.
-        convs: of `shuffle_x4_convs`.
+        x: Features, (B, C, H, W).
+        base: Interpolated frame, (B, 3, 4H, 4W).
+        convs: Convolutions of `shuffle_x4_convs`.
 
     Returns:
         (B, 3, 4H, 4W), in the precision of `base` or better.
@@ -113,8 +122,8 @@ def repeat_and_convolve(
     """Turn features into an image as the networks after ESRGAN: doublings, then two convolutions.
 
     Args:
-        x: (B, C, H, W).
-        doublings: C → C, n of them.
+        x: Features, (B, C, H, W).
+        doublings: n layers C → C, each of which doubles the size.
         detail: 3×3 convolution C → C, at the final size.
         last: 3×3 convolution C → C'.
 
@@ -129,7 +138,15 @@ def repeat_and_convolve(
 
 
 def run_steps(x: Tensor, steps: Sequence[UpsampleStep]) -> Tensor:
-    """Run steps one after the other: (B, C, H, W) → (B, C', sH, sW), s of all factors."""
+    """Run steps one after the other.
+
+    Args:
+        x: (B, C, H, W).
+        steps: Steps whose factors multiply to s.
+
+    Returns:
+        (B, C', sH, sW).
+    """
     for step in steps:
         x = step.run(x)
     return x
@@ -146,8 +163,8 @@ def run_in_strips(
 
     Args:
         x: (B, C, H, W).
-        steps: their factors' product is s.
-        widest: most channels of any result at the final size; memory at once is bounded by it.
+        steps: Steps whose factors multiply to s.
+        widest: Largest channel count of any result at the final size, which bounds the memory.
         base: (B, C', sH, sW), added at the end.
 
     Returns:
@@ -155,35 +172,61 @@ def run_in_strips(
     """
     factor = math.prod(step.factor for step in steps)
     height = x.shape[2]
-    rows = _strip_rows(x, widest * factor**2)
+    strip_rows = _strip_rows(x, values_per_pixel=widest * factor**2)
     strips: list[Tensor] = []
-    for top in range(0, height, rows):
-        lines = slice(factor * top, factor * min(top + rows, height))
-        strip = run_steps(x, steps) if rows >= height else _run_strip(x, steps, lines)
-        strips.append(strip if base is None else base[:, :, lines] + strip)
+    for top in range(0, height, strip_rows):
+        bottom = min(top + strip_rows, height)
+        lines = slice(factor * top, factor * bottom)
+        strip = run_steps(x, steps) if strip_rows >= height else _run_strip(x, steps, lines)
+        if base is not None:
+            strip = base[:, :, lines] + strip
+        strips.append(strip)
     return torch.cat(strips, 2) if len(strips) > 1 else strips[0]
 
 
-def _strip_rows(x: Tensor, pixel_values: int) -> int:
-    """Count the lines of `x` that fill a strip, by the values that each pixel of `x` becomes."""
-    bound = _STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES_DEVICE
-    line_bytes = x.shape[0] * pixel_values * x.shape[3] * x.element_size()
-    return max(bound // line_bytes, _MIN_ROWS)
+def _strip_rows(x: Tensor, values_per_pixel: int) -> int:
+    """Return the number of lines of `x` in a strip.
+
+    Args:
+        x: (B, C, H, W).
+        values_per_pixel: Values of the widest result that each pixel of `x` becomes.
+    """
+    max_bytes = _STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES_DEVICE
+    batch, _, _, width = x.shape
+    line_bytes = batch * values_per_pixel * width * x.element_size()
+    return max(max_bytes // line_bytes, _MIN_ROWS)
 
 
 def _run_strip(x: Tensor, steps: Sequence[UpsampleStep], lines: slice) -> Tensor:
-    """Run the steps for these lines of the result; no step takes more than the next one needs."""
+    """Run the steps for some lines of the result; no step gets more lines than the next one needs.
+
+    Args:
+        x: (B, C, H, W).
+        steps: Steps whose factors multiply to s.
+        lines: Lines of the result, of sH.
+
+    Returns:
+        (B, C', number of lines, sW).
+    """
+    # Backward from the result: the lines (top, bottom) that each step needs as its input.
     height = x.shape[2] * math.prod(step.factor for step in steps)
-    spans = [(lines.start, lines.stop)]  # lines that each step takes, from the last step on
+    top = lines.start
+    bottom = lines.stop
+    spans = [(top, bottom)]
     for step in reversed(steps):
-        top, bottom = spans[-1]
         height //= step.factor
-        spans.append((max(top // step.factor - 1, 0), min(-(-bottom // step.factor) + 1, height)))
-    first, *behind = reversed(spans)
-    start = first[0]
-    x = x[:, :, slice(*first)]
-    for step, (top, bottom) in zip(steps, behind, strict=True):
-        start *= step.factor
-        x = step.run(x)[:, :, top - start : bottom - start]
-        start = top
+        # One line more on each side, within the image.
+        top = max(top // step.factor - 1, 0)
+        bottom = min(-(-bottom // step.factor) + 1, height)
+        spans.append((top, bottom))
+
+    # Forward: cut the result of each step to the lines that the next one needs.
+    spans.reverse()
+    first_line, last_line = spans[0]
+    x = x[:, :, first_line:last_line]
+    for step, (top, bottom) in zip(steps, spans[1:], strict=True):
+        # Line of the full result at which the result of this step begins.
+        first_line *= step.factor
+        x = step.run(x)[:, :, top - first_line : bottom - first_line]
+        first_line = top
     return x
