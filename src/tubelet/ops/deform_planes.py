@@ -4,8 +4,8 @@
     image (C, H, W) ── sampled at the grid, groups as a batch ── columns (C·K, n)
     out (O, n) = weight · columns + bias
 
-Where the channels lie in planes (PyTorch's default layout) and a group has few of them this is faster than rows of a
-table: nothing is transposed. And the sampler has a gradient.
+For images in planes (PyTorch's default layout) with few channels per group this is faster than
+gathering rows of a table: nothing is transposed. The sampler also has a gradient.
 """
 
 from __future__ import annotations
@@ -29,20 +29,41 @@ _STRIP_SAMPLES = 1 << 19
 
 
 def convolve_planes(
-    x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, taps: Taps
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    taps: Taps,
 ) -> Tensor:
-    """Compute the same as `convolve`, for tensors whose channels are planes: (B, O, H', W')."""
-    out = x.new_empty(len(x), len(weight), offset.shape[2] * offset.shape[3])
-    for image in range(len(x)):
-        factors = None if mask is None else mask[image]
-        for pixels, columns in _Planes(x[image], taps).strips(offset[image], factors):
+    """Compute the same as `deform_rows.convolve`, for tensors whose channels are planes.
+
+    Args:
+        x: (B, C, H, W).
+        offset: (B, 2·G·K, H', W').
+        mask: (B, G·K, H', W'); None: no factors.
+        weight: (O, C, kh, kw).
+        bias: (O,).
+        taps: Geometry of the kernel.
+
+    Returns:
+        (B, O, H', W').
+    """
+    batch = len(x)
+    out_channels = len(weight)
+    out_h, out_w = offset.shape[2:]
+    out = x.new_empty(batch, out_channels, out_h * out_w)
+    for image in range(batch):
+        planes = _Planes(x[image], taps)
+        image_mask = None if mask is None else mask[image]
+        for pixels, columns in planes.strips(offset[image], image_mask):
             multiply(
                 weight.flatten(1),
                 columns,
-                bias if bias is None else bias[:, None],
+                None if bias is None else bias[:, None],
                 out[image, :, pixels],
             )
-    return out.view(len(x), len(weight), *offset.shape[2:])
+    return out.view(batch, out_channels, out_h, out_w)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +77,55 @@ class Gradients:
 
 
 def gradients(
-    upstream: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, taps: Taps
+    upstream: Tensor,
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    taps: Taps,
 ) -> Gradients:
-    """Differentiate `convolve`; upstream (B, O, H', W') is the gradient of its result."""
-    upstream, offset = upstream.contiguous(), offset.contiguous()
+    """Differentiate a deformable convolution, one tap at a time.
+
+    Args:
+        upstream: Gradient of its result, (B, O, H', W').
+        x: (B, C, H, W).
+        offset: (B, 2·G·K, H', W').
+        mask: (B, G·K, H', W'); None: no factors.
+        weight: (O, C, kh, kw).
+        taps: Geometry of the kernel.
+    """
+    upstream = upstream.contiguous()
+    offset = offset.contiguous()
+    mask = None if mask is None else mask.contiguous()
     x_grad = torch.zeros_like(x, memory_format=torch.contiguous_format)
     offset_grad = torch.empty_like(offset)
-    mask = None if mask is None else mask.contiguous()
     mask_grad = None if mask is None else torch.empty_like(mask)
     weight_grad = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     for image in range(len(x)):
         planes = _Planes(x[image], taps)
-        flat = upstream[image].flatten(1)  # (O, H'·W')
+        # (O, H'·W')
+        out_grad = upstream[image].flatten(1)
         for tap in range(taps.num):
             sample = planes.sample(planes.of_tap(offset[image], tap), tap)
-            pulled = (weight.flatten(2)[..., tap].t() @ flat).view_as(
-                sample.values
-            )  # gradient of the samples
+            # (O, C) → (C, O), then (G, C/G, H', W').
+            tap_weight = weight.flatten(2)[..., tap]
+            samples_grad = (tap_weight.t() @ out_grad).view_as(sample.values)
+
             if mask is not None and mask_grad is not None:
-                (factors,) = planes.of_tap(mask[image], tap).unbind(1)
-                planes.of_tap(mask_grad[image], tap)[:, 0] = (pulled * sample.values).sum(1)
+                # (G, H', W')
+                factors = planes.of_tap(mask[image], tap)[:, 0]
+                factors_grad = planes.of_tap(mask_grad[image], tap)[:, 0]
+                factors_grad.copy_((samples_grad * sample.values).sum(1))
+                # From here on, the samples times the mask, and the gradient of the plain samples.
                 sample.values.mul_(factors[:, None])
-                pulled.mul_(factors[:, None])
-            weight_grad.flatten(2)[..., tap].add_(flat @ sample.values.flatten(0, 1).flatten(1).t())
-            pixels_grad, moved_grad = planes.scatter(sample, pulled)
-            x_grad[image] += pixels_grad
-            planes.of_tap(offset_grad[image], tap).copy_(moved_grad)
+                samples_grad.mul_(factors[:, None])
+
+            # (C, H'·W')
+            tap_columns = sample.values.flatten(0, 1).flatten(1)
+            weight_grad.flatten(2)[..., tap].add_(out_grad @ tap_columns.t())
+            image_grad, tap_offset_grad = planes.scatter(sample, samples_grad)
+            x_grad[image] += image_grad
+            planes.of_tap(offset_grad[image], tap).copy_(tap_offset_grad)
     return Gradients(x_grad, offset_grad, mask_grad, weight_grad)
 
 
@@ -94,108 +138,155 @@ class _Sample:
     values: Tensor
     """(G, C/G, H', W')."""
     inside: Tensor | None
-    """(G, H', W'): whether the sample counts; None is everywhere."""
+    """(G, H', W'): True where the sample counts; None: everywhere."""
     free: Tensor | None
-    """(G, 2, H', W'): whether y, x follow their offsets; None is everywhere."""
+    """(G, 2, H', W'): True where y, x follow their offsets; None: everywhere."""
 
 
 class _Planes:
-    """One image as planes of pixels, sampled a tap at a time by PyTorch's own sampler.
+    """One image as planes of pixels, sampled by PyTorch's own sampler.
 
-    The image is padded with zeros until positions between -1 and 1 are pixels times a power of two: whole pixels stay
-    whole, and other positions are as exact as in pixels.
+    The sampler's positions are -1 to 1. The image is padded with zeros until that is a power of two
+    times a pixel: integer positions remain exact, and others are as exact as in pixels.
     """
 
     def __init__(self, image: Tensor, taps: Taps) -> None:
         self.taps = taps
         _, self.height, self.width = image.shape
-        high, wide = (1 << max(size - 2, 0).bit_length() for size in (self.height, self.width))
-        image = functional.pad(image, (0, wide + 1 - self.width, 0, high + 1 - self.height))
-        self.pixels = image.contiguous().view(taps.groups, -1, high + 1, wide + 1)
-        self.step = image.new_tensor([2 / high, 2 / wide]).view(2, 1, 1)
-        self.lines, self.columns = taps.lines(image), taps.columns(image)
+        # Distance in pixels from the first pixel to the last of the padded image.
+        span_y = _power_of_two_from(self.height - 1)
+        span_x = _power_of_two_from(self.width - 1)
+        missing_lines = span_y + 1 - self.height
+        missing_columns = span_x + 1 - self.width
+        image = functional.pad(image, (0, missing_columns, 0, missing_lines))
+        # (G, C/G, H + missing lines, W + missing columns)
+        self.pixels = image.contiguous().view(taps.groups, -1, span_y + 1, span_x + 1)
+        # Grid units of a pixel, y and x: (2, 1, 1).
+        self.step = image.new_tensor([2 / span_y, 2 / span_x]).view(2, 1, 1)
+        self.lines = taps.lines(image)
+        self.columns = taps.columns(image)
 
     def strips(self, offset: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-        """Yield ranges of output pixels and their columns (C·K, n); offset (2·G·K, H', W'), mask (G·K, H', W')."""
-        taps, (out_h, out_w) = self.taps, offset.shape[1:]
-        num_lines = max(1, min(_STRIP_SAMPLES // (taps.groups * taps.num * out_w), out_h))
+        """Sample all taps, a strip of output lines at a time.
+
+        Args:
+            offset: (2·G·K, H', W').
+            mask: (G·K, H', W'); None: no factors.
+
+        Yields:
+            A range of n output pixels and their columns (C·K, n).
+        """
+        taps = self.taps
+        out_h, out_w = offset.shape[1:]
+        samples_per_line = taps.groups * taps.num * out_w
+        num_lines = max(1, min(_STRIP_SAMPLES // samples_per_line, out_h))
         moved = offset.view(taps.groups, taps.num, 2, out_h, out_w)
-        step_y, step_x = (2 / (size - 1) for size in self.pixels.shape[2:])
-        y = (
-            self.lines[:, None] + torch.arange(out_h, dtype=offset.dtype) * taps.stride[0]
-        )  # (K, H')
-        x = self.columns[:, None] + torch.arange(out_w, dtype=offset.dtype) * taps.stride[1]
-        y, x = (
-            y[:, :, None].mul(step_y).sub_(1).expand(-1, -1, out_w),
-            x[:, None].mul(step_x).sub_(1),
-        )
+
+        # Positions of the taps before they are moved, in pixels: (K, H') and (K, W').
+        out_y = torch.arange(out_h, dtype=offset.dtype) * taps.stride[0]
+        out_x = torch.arange(out_w, dtype=offset.dtype) * taps.stride[1]
+        y = self.lines[:, None] + out_y
+        x = self.columns[:, None] + out_x
+        # In grid units, which begin at -1: (K, H', W') and (K, 1, W').
+        padded_h, padded_w = self.pixels.shape[2:]
+        step_y = 2 / (padded_h - 1)
+        step_x = 2 / (padded_w - 1)
+        y = y[:, :, None].mul(step_y).sub_(1).expand(-1, -1, out_w)
+        x = x[:, None].mul(step_x).sub_(1)
+
+        # x and y of the samples of a strip.
         buffer = offset.new_empty(2, taps.groups, taps.num, num_lines, out_w)
         for start in range(0, out_h, num_lines):
-            lines = slice(start, min(start + num_lines, out_h))
-            grid = buffer[:, :, :, : lines.stop - start]  # x, y
-            torch.add(x, moved[:, :, 1, lines], alpha=step_x, out=grid[0]).clamp_(
-                -3, 3
-            )  # far is as good as infinite
-            torch.add(y[:, lines], moved[:, :, 0, lines], alpha=step_y, out=grid[1]).clamp_(-3, 3)
+            stop = min(start + num_lines, out_h)
+            lines = slice(start, stop)
+            grid = buffer[:, :, :, : stop - start]
+            # Any position outside samples zero, so clamping infinite ones changes nothing.
+            torch.add(x, moved[:, :, 1, lines], alpha=step_x, out=grid[0])
+            grid[0].clamp_(-3, 3)
+            torch.add(y[:, lines], moved[:, :, 0, lines], alpha=step_y, out=grid[1])
+            grid[1].clamp_(-3, 3)
+            # (G, C/G, K·lines, W')
             columns = functional.grid_sample(
-                self.pixels, grid.flatten(2, 3).permute(1, 2, 3, 0), align_corners=True
-            )  # (G, C/G, K·lines, W')
-            if mask is not None:
-                columns = columns.view(taps.groups, -1, taps.num, lines.stop - start, out_w)
-                columns.mul_(mask.view(taps.groups, 1, taps.num, out_h, out_w)[:, :, :, lines])
-            yield (
-                slice(start * out_w, lines.stop * out_w),
-                columns.view(-1, (lines.stop - start) * out_w),
+                self.pixels,
+                grid.flatten(2, 3).permute(1, 2, 3, 0),
+                align_corners=True,
             )
+            if mask is not None:
+                columns = columns.view(taps.groups, -1, taps.num, stop - start, out_w)
+                factors = mask.view(taps.groups, 1, taps.num, out_h, out_w)
+                columns.mul_(factors[:, :, :, lines])
+            yield slice(start * out_w, stop * out_w), columns.view(-1, (stop - start) * out_w)
 
     def of_tap(self, planes: Tensor, tap: int) -> Tensor:
-        """View what belongs to a tap: (G·K·n, H', W') → (G, n, H', W')."""
+        """View the planes of a tap: (G·K·n, H', W') → (G, n, H', W')."""
         return planes.view(self.taps.groups, self.taps.num, -1, *planes.shape[1:])[:, tap]
 
     def sample(self, moved: Tensor, tap: int) -> _Sample:
-        """Sample where a tap lies, moved by (G, 2, H', W')."""
+        """Sample the image at a tap that is moved by offsets (G, 2, H', W')."""
         out_h, out_w = moved.shape[-2:]
-        line = (
-            torch.arange(out_h, dtype=moved.dtype, device=moved.device) * self.taps.stride[0]
-            + self.lines[tap]
-        )
-        column = (
-            torch.arange(out_w, dtype=moved.dtype, device=moved.device) * self.taps.stride[1]
-            + self.columns[tap]
-        )
-        y, x = moved[:, 0] + line[:, None], moved[:, 1] + column  # (G, H', W')
+        out_y = torch.arange(out_h, dtype=moved.dtype, device=moved.device) * self.taps.stride[0]
+        out_x = torch.arange(out_w, dtype=moved.dtype, device=moved.device) * self.taps.stride[1]
+        line = out_y + self.lines[tap]
+        column = out_x + self.columns[tap]
+        # Positions in pixels: (G, H', W').
+        y = moved[:, 0] + line[:, None]
+        x = moved[:, 1] + column
+
         inside: Tensor | None = None
         free: Tensor | None = None
         if self.taps.border == "original":
             inside = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width)
-            free = torch.stack(
-                [y < self.height - 1, x < self.width - 1], 1
-            )  # beyond, the last pixel is repeated
-            y, x = y.clamp_(0, self.height - 1), x.clamp_(0, self.width - 1)
-        else:  # further out all is zero
-            y, x = y.clamp_(-2, self.height + 1), x.clamp_(-2, self.width + 1)
+            # Beyond the last pixel, it is repeated: the offset has no influence.
+            free = torch.stack([y < self.height - 1, x < self.width - 1], 1)
+            y.clamp_(0, self.height - 1)
+            x.clamp_(0, self.width - 1)
+        else:
+            # Further out all is zero.
+            y.clamp_(-2, self.height + 1)
+            x.clamp_(-2, self.width + 1)
+
+        # (2, G, H', W') in pixels → (G, H', W', 2) in grid units.
         grid = torch.stack([x, y]).mul_(self.step.flip(0)[:, None]).sub_(1).permute(1, 2, 3, 0)
         values = functional.grid_sample(self.pixels, grid, align_corners=True)
-        return _Sample(
-            grid, values if inside is None else values.mul_(inside[:, None]), inside, free
-        )
+        if inside is not None:
+            values.mul_(inside[:, None])
+        return _Sample(grid, values, inside, free)
 
     def scatter(self, sample: _Sample, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of the image (C, H, W) and of the offsets (G, 2, H', W').
+        """Propagate the gradient of samples to the image and to the offsets.
 
         Args:
-            sample: as `sample` returned it.
+            sample: Result of `sample`.
             upstream: (G, C/G, H', W'), gradient of its values; overwritten.
+
+        Returns:
+            Gradients of the image (C, H, W) and of the offsets (G, 2, H', W').
         """
         if sample.inside is not None:
             upstream.mul_(sample.inside[:, None])
+        bilinear = 0
+        zeros_outside = 0
         pixels_grad, grid_grad = cast(
             tuple[Tensor, Tensor],
             torch.ops.aten.grid_sampler_2d_backward(
-                upstream, self.pixels, sample.grid, 0, 0, True, [True, True]
+                upstream,
+                self.pixels,
+                sample.grid,
+                bilinear,
+                zeros_outside,
+                True,  # align_corners
+                [True, True],  # gradients of both
             ),
         )
-        moved_grad = grid_grad.permute(0, 3, 1, 2).flip(1) * self.step
+        # (G, H', W', 2), x and y → (G, 2, H', W'), y and x.
+        offset_grad = grid_grad.permute(0, 3, 1, 2).flip(1) * self.step
         if sample.free is not None:
-            moved_grad *= sample.free
-        return pixels_grad[..., : self.height, : self.width].flatten(0, 1), moved_grad
+            offset_grad *= sample.free
+        # Without the padding.
+        image_grad = pixels_grad[..., : self.height, : self.width].flatten(0, 1)
+        return image_grad, offset_grad
+
+
+def _power_of_two_from(value: int) -> int:
+    """Return the smallest power of two that is not below `value`, at least 1."""
+    return 1 << max(value - 1, 0).bit_length()

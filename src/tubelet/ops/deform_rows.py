@@ -1,12 +1,12 @@
-"""Deformable convolution on rows: samples are weighted sums of rows of a table, in strips that stay in the cache.
+"""Deformable convolution on rows: samples are weighted sums of rows of a table, strip by strip.
 
-    x (B, C, H, W) ── table of pixels and groups (H·W·G, C/G), a frame of zeros around the image
+    x (B, C, H, W) ── table of pixels and groups (H·W·G, C/G), with zeros around the image
     strip of n output pixels:
       positions y, x (n, G·K) ── 4 rows and 4 weights (bilinear · mask) of each sample
-      columns (n, G·K·C/G) = embedding_bag(table, rows, weights)       one pass, nothing of it is stored four times
+      columns (n, G·K·C/G) = embedding_bag(table, rows, weights)   one pass, nothing stored 4 times
       out (n, O) = columns · weight + bias
 
-Scratch memory is made once a call.
+A strip stays in the cache. Scratch memory is allocated once per call.
 """
 
 from __future__ import annotations
@@ -18,54 +18,58 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Border", "Reader", "Strip", "Taps", "convolve", "multiply", "read_plainly", "rows_of"]
+__all__ = ["Border", "Reader", "Strip", "Taps", "convolve", "multiply", "read_offsets", "rows_of"]
 
 Border = Literal["zeros", "original"]
 _STRIP_SAMPLES = 1 << 17
-"""Samples (pixels · groups · taps) of a strip: some megabytes of scratch, and enough for each thread."""
+"""Samples (pixels · groups · taps) of a strip: some megabytes of scratch memory, and enough work
+for each thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taps:
-    """Where the taps of a kernel lie before they are moved."""
+    """Geometry of a kernel before its taps are moved; pairs are (vertical, horizontal)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
-    """Groups of channels with offsets of their own."""
+    """Groups of channels that have their own offsets."""
     border: Border
 
     @property
     def num(self) -> int:
-        """Taps of the kernel."""
+        """Number of taps of the kernel."""
         return self.kernel[0] * self.kernel[1]
 
     def lines(self, like: Tensor) -> Tensor:
-        """Vertical place of each tap (K,), relative to the output pixel times the stride."""
+        """Vertical position of each tap (K,), relative to the output pixel times the stride."""
         line = torch.arange(self.kernel[0], dtype=like.dtype, device=like.device)
         return (line * self.dilation[0] - self.padding[0]).repeat_interleave(self.kernel[1])
 
     def columns(self, like: Tensor) -> Tensor:
-        """Horizontal place of each tap (K,)."""
+        """Horizontal position of each tap (K,), relative to the output pixel times the stride."""
         column = torch.arange(self.kernel[1], dtype=like.dtype, device=like.device)
         return (column * self.dilation[1] - self.padding[1]).repeat(self.kernel[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """What moves the samples of n output pixels; the groups fall into F equal parts with an origin each."""
+    """Displacements and factors of the samples of n output pixels.
+
+    The groups form F equal parts, each with an origin to which its offsets are relative.
+    """
 
     offset: Tensor
     """(n, 2·G·K), dy and dx of each sample."""
     gain: float
     """Factor of the offsets."""
     origin_y: Tensor | None
-    """(n, F), added to the place of the output pixel; None is zero."""
+    """(n, F), relative to the position of the output pixel; None: zero."""
     origin_x: Tensor | None
     mask: Tensor | None
-    """(n, G·K), factors of the samples; None is one."""
+    """(n, G·K), factors of the samples; None: no factors."""
 
 
 Reader = Callable[[int, slice], Strip]
@@ -73,19 +77,34 @@ Reader = Callable[[int, slice], Strip]
 
 
 def rows_of(plane: Tensor, pixels: slice, scratch: Tensor | None = None) -> Tensor:
-    """Read pixels of an image (C, H, W) as rows (n, C), values of a pixel side by side."""
+    """Read pixels of an image as rows.
+
+    Args:
+        plane: (C, H, W).
+        pixels: Range of n pixels.
+        scratch: (at least n, C), memory for rows that must be copied; None allocates.
+
+    Returns:
+        (n, C), the values of a pixel adjacent in memory.
+    """
     rows = plane.permute(1, 2, 0).flatten(0, 1)[pixels]
     if rows.stride(1) == 1:
         return rows
     return rows.contiguous() if scratch is None else scratch[: len(rows)].copy_(rows)
 
 
-def read_plainly(offset: Tensor, mask: Tensor | None) -> Reader:
-    """Read offsets (B, 2·G·K, H', W') and mask (B, G·K, H', W') as they are."""
+def read_offsets(offset: Tensor, mask: Tensor | None) -> Reader:
+    """Return a reader of offsets (B, 2·G·K, H', W') and a mask (B, G·K, H', W')."""
 
     def read(image: int, pixels: slice) -> Strip:
-        factors = None if mask is None else rows_of(mask[image], pixels)
-        return Strip(rows_of(offset[image], pixels), 1.0, None, None, factors)
+        strip_mask = None if mask is None else rows_of(mask[image], pixels)
+        return Strip(
+            offset=rows_of(offset[image], pixels),
+            gain=1.0,
+            origin_y=None,
+            origin_x=None,
+            mask=strip_mask,
+        )
 
     return read
 
@@ -98,37 +117,55 @@ def convolve(
     bias: Tensor | None,
     taps: Taps,
 ) -> Tensor:
-    """Convolve x (B, C, H, W) with weight (O, C, kh, kw): (B, O, H', W') in the layout of x."""
+    """Convolve with moved taps.
+
+    Args:
+        x: (B, C, H, W).
+        read: Reader of the offsets and masks.
+        out_size: (H', W').
+        weight: (O, C, kh, kw).
+        bias: (O,).
+        taps: Geometry of the kernel.
+
+    Returns:
+        (B, O, H', W') in the layout of `x`.
+    """
     batch, channels, _, _ = x.shape
-    last = channels > 1 and x.is_contiguous(memory_format=torch.channels_last)
-    num_pixels, depth = out_size[0] * out_size[1], channels // taps.groups
-    matrix = (
-        weight.view(-1, taps.groups, depth, taps.num).permute(1, 3, 2, 0).reshape(-1, len(weight))
-    )
-    out = x.new_empty(
-        (batch, num_pixels, len(weight)) if last else (batch, len(weight), num_pixels)
-    )
+    out_channels = len(weight)
+    num_pixels = out_size[0] * out_size[1]
+    group_channels = channels // taps.groups
+    channels_last = channels > 1 and x.is_contiguous(memory_format=torch.channels_last)
+
+    # (O, G, C/G, K) → (G·K·C/G, O), in the order of the columns.
+    matrix = weight.view(-1, taps.groups, group_channels, taps.num)
+    matrix = matrix.permute(1, 3, 2, 0).reshape(-1, out_channels)
+    if channels_last:
+        out = x.new_empty((batch, num_pixels, out_channels))
+    else:
+        out = x.new_empty((batch, out_channels, num_pixels))
+
     sampler = _Sampler(x, taps, out_size)
     for image in range(batch):
         sampler.fill(x[image])
         for pixels in sampler.strips():
             columns = sampler.sample(read(image, pixels), pixels)
-            if last:
+            if channels_last:
                 multiply(columns, matrix, bias, out[image, pixels])
             else:
                 multiply(
                     matrix.t(),
                     columns.t(),
-                    bias if bias is None else bias[:, None],
+                    None if bias is None else bias[:, None],
                     out[image, :, pixels],
                 )
-    if last:
+
+    if channels_last:
         return out.view(batch, *out_size, -1).permute(0, 3, 1, 2)
     return out.view(batch, -1, *out_size)
 
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """Write a · b + bias."""
+    """Write a · b + bias into `out`."""
     if bias is None:
         torch.mm(a, b, out=out)
     else:
@@ -136,136 +173,212 @@ def multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:
 
 
 class _Sampler:
-    """Samples of one image after the other, in scratch memory that is made once.
+    """Sampler of one image after the other, with scratch memory that is allocated once.
 
-    Positions count from the frame of zeros around the image: pixel (0, 0) lies at (1, 1).
+    Positions count from the zeros around the image: pixel (0, 0) has the position (1, 1).
     """
 
     def __init__(self, x: Tensor, taps: Taps, out_size: tuple[int, int]) -> None:
         _, channels, self.height, self.width = x.shape
-        self.taps, self.out_size = taps, out_size
-        self.depth, samples = channels // taps.groups, taps.groups * taps.num
-        self.table = x.new_zeros(
-            self.height + 3, self.width + 3, channels
-        )  # positions reach H + 1, their pairs H + 2
-        self.num_pixels = max(1, min(_STRIP_SAMPLES // samples, out_size[0] * out_size[1]))
-        shape = (self.num_pixels, samples)
-        self.floats = [x.new_empty(shape) for _ in range(4)]
-        self.ints = [torch.empty(shape, dtype=torch.int32, device=x.device) for _ in range(4)]
+        self.taps = taps
+        self.out_size = out_size
+        self.group_channels = channels // taps.groups
+        # Positions reach H + 1, and the second line of their pairs H + 2.
+        self.table = x.new_zeros(self.height + 3, self.width + 3, channels)
+
+        # Scratch memory of a strip of n pixels, (n, G·K) each.
+        num_samples = taps.groups * taps.num
+        self.max_pixels = max(1, min(_STRIP_SAMPLES // num_samples, out_size[0] * out_size[1]))
+        shape = (self.max_pixels, num_samples)
+        self.y = x.new_empty(shape)
+        self.x = x.new_empty(shape)
+        self.lower_weight = x.new_empty(shape)
+        self.upper_weight = x.new_empty(shape)
+        self.line = torch.empty(shape, dtype=torch.int32, device=x.device)
+        self.row = torch.empty(shape, dtype=torch.int32, device=x.device)
+        self.row_below = torch.empty(shape, dtype=torch.int32, device=x.device)
+        self.row_below_right = torch.empty(shape, dtype=torch.int32, device=x.device)
+
+        # The four rows and weights of each sample, and where those of a sample begin.
         self.rows = torch.empty(*shape, 4, dtype=torch.int32, device=x.device)
         self.weights = x.new_empty(*shape, 4)
         self.bags = torch.arange(0, self.rows.numel() + 1, 4, dtype=torch.int32, device=x.device)
-        self.group = torch.arange(
-            taps.groups, dtype=torch.int32, device=x.device
-        ).repeat_interleave(taps.num)
-        self.lines = taps.lines(x).repeat(taps.groups) + 1
-        self.columns = taps.columns(x).repeat(taps.groups) + 1
-        pixels_y = torch.arange(out_size[0], dtype=x.dtype, device=x.device) * taps.stride[0]
-        pixels_x = torch.arange(out_size[1], dtype=x.dtype, device=x.device) * taps.stride[1]
-        self.pixels_y = pixels_y.repeat_interleave(out_size[1])[:, None]
-        self.pixels_x = pixels_x.repeat(out_size[0])[:, None]
+
+        # Group and position of each tap of each group: (G·K,).
+        groups = torch.arange(taps.groups, dtype=torch.int32, device=x.device)
+        self.group = groups.repeat_interleave(taps.num)
+        self.tap_y = taps.lines(x).repeat(taps.groups) + 1
+        self.tap_x = taps.columns(x).repeat(taps.groups) + 1
+        # Position of each output pixel: (H'·W', 1).
+        out_y = torch.arange(out_size[0], dtype=x.dtype, device=x.device) * taps.stride[0]
+        out_x = torch.arange(out_size[1], dtype=x.dtype, device=x.device) * taps.stride[1]
+        self.out_y = out_y.repeat_interleave(out_size[1])[:, None]
+        self.out_x = out_x.repeat(out_size[0])[:, None]
 
     def fill(self, image: Tensor) -> None:
-        """Take the next image (C, H, W)."""
+        """Copy the next image (C, H, W) into the table."""
         self.table[1 : self.height + 1, 1 : self.width + 1].copy_(image.permute(1, 2, 0))
 
     def strips(self) -> Iterator[slice]:
         """Yield ranges of output pixels."""
-        end = self.out_size[0] * self.out_size[1]
-        for start in range(0, end, self.num_pixels):
-            yield slice(start, min(start + self.num_pixels, end))
+        num_pixels = self.out_size[0] * self.out_size[1]
+        for start in range(0, num_pixels, self.max_pixels):
+            yield slice(start, min(start + self.max_pixels, num_pixels))
 
     def sample(self, strip: Strip, pixels: slice) -> Tensor:
         """Return the columns (n, G·K·C/G) of a strip."""
-        num = len(strip.offset)
-        y, x = self._place(strip, pixels)
+        num_pixels = len(strip.offset)
+        y, x = self._positions(strip, pixels)
         mask = strip.mask
         if self.taps.border == "original":
-            mask = self._cut(y, x, mask)
-        self._find_rows(y, x)
-        self._weigh(y, x, mask)
-        samples = num * y.shape[1]
+            mask = self._clamp_to_image(y, x, mask)
+        self._write_rows(y, x)
+        self._write_weights(y, x, mask)
+
+        num_samples = num_pixels * y.shape[1]
+        sum_mode = 0
         sampled, _, _, _ = torch.embedding_bag(
-            self.table.view(-1, self.depth),
-            self.rows[:num].view(-1),
-            self.bags[: samples + 1],
-            False,
-            0,  # sum
-            False,
-            self.weights[:num].view(-1),
-            True,  # the last bag's end is among the offsets
+            self.table.view(-1, self.group_channels),
+            self.rows[:num_pixels].view(-1),
+            self.bags[: num_samples + 1],
+            False,  # scale_grad_by_freq
+            sum_mode,
+            False,  # sparse
+            self.weights[:num_pixels].view(-1),
+            True,  # include_last_offset: `bags` has the end of the last bag, too
         )
-        return sampled.view(num, -1)
+        return sampled.view(num_pixels, -1)
 
-    def _place(self, strip: Strip, pixels: slice) -> tuple[Tensor, Tensor]:
-        """Return the positions y, x (n, G·K) of the samples, none further out than the frame."""
-        num = len(strip.offset)
-        placed: list[Tensor] = []
-        moved = strip.offset.view(num, -1, 2)
-        for i, (origin, pixel, tap, size) in enumerate(
-            (
-                (strip.origin_y, self.pixels_y, self.lines, self.height),
-                (strip.origin_x, self.pixels_x, self.columns, self.width),
-            )
-        ):
-            origin = pixel[pixels] if origin is None else origin + pixel[pixels]  # (n, F)
-            position = self.floats[i][:num]
-            parts = origin.shape[1]
-            torch.add(origin[:, :, None], tap.view(parts, -1), out=position.view(num, parts, -1))
-            position.add_(moved[..., i], alpha=strip.gain)
-            placed.append(
-                position if self.taps.border == "original" else position.clamp_(0, size + 1)
-            )
-        return placed[0], placed[1]
+    def _positions(self, strip: Strip, pixels: slice) -> tuple[Tensor, Tensor]:
+        """Compute the positions y, x (n, G·K) of the samples, within the zeros around the image."""
+        num_pixels = len(strip.offset)
+        y = self.y[:num_pixels]
+        x = self.x[:num_pixels]
+        # (n, G·K, 2), dy and dx.
+        moved = strip.offset.view(num_pixels, -1, 2)
 
-    def _cut(self, y: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Move positions (n, G·K) into the image, in place; return factors that are zero where they were outside."""
+        out_y = self.out_y[pixels]
+        origin_y = out_y if strip.origin_y is None else strip.origin_y + out_y
+        _add_parts(origin_y, self.tap_y, out=y)
+        y.add_(moved[..., 0], alpha=strip.gain)
+
+        out_x = self.out_x[pixels]
+        origin_x = out_x if strip.origin_x is None else strip.origin_x + out_x
+        _add_parts(origin_x, self.tap_x, out=x)
+        x.add_(moved[..., 1], alpha=strip.gain)
+
+        # The original border needs to know which positions are outside.
+        if self.taps.border != "original":
+            y.clamp_(0, self.height + 1)
+            x.clamp_(0, self.width + 1)
+        return y, x
+
+    def _clamp_to_image(self, y: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Move positions (n, G·K) into the image, in place.
+
+        Returns:
+            The mask, or ones, with zeros where the positions were outside: (n, G·K).
+        """
         inside = (y >= 1) & (y < self.height + 1) & (x >= 1) & (x < self.width + 1)
         y.clamp_(1, self.height)
         x.clamp_(1, self.width)
         return inside.to(y.dtype) if mask is None else inside * mask
 
-    def _find_rows(self, y: Tensor, x: Tensor) -> None:
-        """Write the four rows of the table around each position (n, G·K); positions become their fractions."""
-        line, row, below, below_right = (buffer[: len(y)] for buffer in self.ints)
-        right_step, line_step = self.taps.groups, (self.width + 3) * self.taps.groups
-        line.copy_(y)  # cuts the fraction off: positions are not negative
+    def _write_rows(self, y: Tensor, x: Tensor) -> None:
+        """Write the four rows of the table around each position.
+
+        The row of a pixel and group is (line · (W + 3) + column) · G + group.
+
+        Args:
+            y: (n, G·K), replaced by its fraction.
+            x: (n, G·K), replaced by its fraction.
+        """
+        num_pixels = len(y)
+        line = self.line[:num_pixels]
+        row = self.row[:num_pixels]
+        row_below = self.row_below[:num_pixels]
+        row_below_right = self.row_below_right[:num_pixels]
+        column_step = self.taps.groups
+        line_step = (self.width + 3) * self.taps.groups
+
+        # Conversion to integers truncates, which is floor: positions are not negative.
+        line.copy_(y)
         row.copy_(x)
         y.frac_()
         x.frac_()
-        torch.add(self.group, row, alpha=right_step, out=row)
-        row.add_(line, alpha=line_step)
-        row.clamp_(
-            0, (self.height + 1) * line_step + (self.width + 2) * right_step - 1
-        )  # of NaN, too
-        right = torch.add(row, right_step, out=line)
-        torch.add(row, line_step, out=below)
-        torch.add(below, right_step, out=below_right)
-        real = torch.float32  # only moved
-        corners = [corner.view(real) for corner in (row, right, below, below_right)]
-        _interleave(corners, self.rows[: len(y)].view(real))
 
-    def _weigh(self, y: Tensor, x: Tensor, mask: Tensor | None) -> None:
-        """Write the four weights of each sample from the fractions of its position (n, G·K), which are overwritten."""
-        _, _, lower, upper = (buffer[: len(y)] for buffer in self.floats)
+        torch.add(self.group, row, alpha=column_step, out=row)
+        row.add_(line, alpha=line_step)
+        # NaN becomes an arbitrary integer: keep all four rows within the table.
+        row.clamp_(0, (self.height + 1) * line_step + (self.width + 2) * column_step - 1)
+        # `line` is free again.
+        row_right = torch.add(row, column_step, out=line)
+        torch.add(row, line_step, out=row_below)
+        torch.add(row_below, column_step, out=row_below_right)
+
+        # Integers viewed as floats, for which `_interleave` is written; they are only copied.
+        as_float = torch.float32
+        _interleave(
+            row.view(as_float),
+            row_right.view(as_float),
+            row_below.view(as_float),
+            row_below_right.view(as_float),
+            out=self.rows[:num_pixels].view(as_float),
+        )
+
+    def _write_weights(self, y: Tensor, x: Tensor, mask: Tensor | None) -> None:
+        """Write the four weights of each sample.
+
+        Args:
+            y: (n, G·K), fraction of the position; overwritten.
+            x: (n, G·K), fraction of the position; overwritten.
+            mask: (n, G·K), factors of the samples; None: no factors.
+        """
+        num_pixels = len(y)
+        lower = self.lower_weight[:num_pixels]
+        upper = self.upper_weight[:num_pixels]
+        # mask · y and mask · (1 - y)
         if mask is None:
             lower.copy_(y)
             torch.sub(1, y, out=upper)
         else:
             torch.mul(y, mask, out=lower)
             torch.sub(mask, lower, out=upper)
+        # Each times x and 1 - x, in buffers that are free again.
         upper_right = torch.mul(upper, x, out=y)
         upper_left = upper.sub_(upper_right)
         lower_right = torch.mul(lower, x, out=x)
         lower_left = lower.sub_(lower_right)
-        _interleave([upper_left, upper_right, lower_left, lower_right], self.weights[: len(y)])
+        _interleave(
+            upper_left,
+            upper_right,
+            lower_left,
+            lower_right,
+            out=self.weights[:num_pixels],
+        )
 
 
-def _interleave(corners: list[Tensor], out: Tensor) -> None:
-    """Write four (n, m) side by side into (n, m, 4).
+def _add_parts(origin: Tensor, tap: Tensor, out: Tensor) -> None:
+    """Write the position of each tap plus the origin of its part of the groups.
+
+    Args:
+        origin: (n, F).
+        tap: (G·K,), F equal parts.
+        out: (n, G·K).
+    """
+    num_parts = origin.shape[1]
+    torch.add(
+        origin[:, :, None],
+        tap.view(num_parts, -1),
+        out=out.view(len(out), num_parts, -1),
+    )
+
+
+def _interleave(first: Tensor, second: Tensor, third: Tensor, fourth: Tensor, out: Tensor) -> None:
+    """Write four tensors (n, m) next to each other into (n, m, 4).
 
     As pairs: complex numbers are stored in half as many strided steps, three times as fast.
     """
     pairs = torch.view_as_complex(out.view(*out.shape[:2], 2, 2))
-    torch.complex(corners[0], corners[1], out=pairs[..., 0])
-    torch.complex(corners[2], corners[3], out=pairs[..., 1])
+    torch.complex(first, second, out=pairs[..., 0])
+    torch.complex(third, fourth, out=pairs[..., 1])

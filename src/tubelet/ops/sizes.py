@@ -1,4 +1,4 @@
-"""Sizes that networks take, and padding to them."""
+"""Rounding of image sizes, and padding to them."""
 
 from __future__ import annotations
 
@@ -9,35 +9,42 @@ __all__ = ["pad_to", "round_up"]
 
 
 def round_up(value: int, multiple: int) -> int:
-    """Return the smallest multiple that is not below a value."""
+    """Return the smallest multiple of `multiple` that is not below `value`."""
     return -(-value // multiple) * multiple
 
 
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Extend images to the right and below: mirrored where they are large enough for that, otherwise repeated.
+    """Extend images to the right and below.
+
+    Images are mirrored where they are large enough for that; otherwise their last line and column
+    are repeated.
 
     Args:
-        x: (..., C, H, W) of at least four dimensions.
-        height: of the result, at least H.
-        width: of the result, at least W.
+        x: (..., C, H, W), four dimensions or more.
+        height: Height of the result, not below H.
+        width: Width of the result, not below W.
 
     Returns:
-        (..., C, height, width); `x` itself where nothing is missing.
+        (..., C, height, width); `x` itself if it already has this size.
 
     Raises:
-        ValueError: the images are larger than that.
+        ValueError: The images are larger than the requested size.
     """
-    down = height - x.shape[-2]
-    across = width - x.shape[-1]
-    if not down and not across:
+    missing_lines = height - x.shape[-2]
+    missing_columns = width - x.shape[-1]
+    if not missing_lines and not missing_columns:
         return x
-    if down < 0 or across < 0:
+    if missing_lines < 0 or missing_columns < 0:
         raise ValueError(
             f"images of {x.shape[-1]}x{x.shape[-2]} cannot be padded to {width}x{height}"
         )
-    can_mirror = down < x.shape[-2] and across < x.shape[-1]
-    images = x.reshape(-1, *x.shape[-3:])  # torch mirrors four dimensions, not five
+
+    can_mirror = missing_lines < x.shape[-2] and missing_columns < x.shape[-1]
+    # (N, C, H, W): torch mirrors four dimensions, not five.
+    images = x.reshape(-1, *x.shape[-3:])
     padded = functional.pad(
-        images, (0, across, 0, down), mode="reflect" if can_mirror else "replicate"
+        images,
+        (0, missing_columns, 0, missing_lines),
+        mode="reflect" if can_mirror else "replicate",
     )
     return padded.reshape(*x.shape[:-2], height, width)

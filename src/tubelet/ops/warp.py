@@ -1,4 +1,4 @@
-"""Backward warp: sample an image, or features, where a flow field points."""
+"""Backward warp: sample an image, or features, at the positions that a flow field gives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch.nn import functional
 
 __all__ = ["backward_warp"]
 
-_MIN_ROW = 16
-"""Channels from which gathering whole rows of them is faster than sampling channel by channel."""
+_MIN_CHANNELS = 16
+"""From this channel count on, gathering all channels of a pixel at once is faster than sampling
+channel by channel."""
 
 
 def backward_warp(
@@ -26,76 +27,106 @@ def backward_warp(
     Args:
         feat: (B, C, H, W).
         flow: (B, 2, H, W), pixels of `feat`, dx then dy.
-        mode: how to sample between pixels.
-        padding: what lies outside: zero, the nearest pixel of the edge, or the mirrored image (about the centers of
-            its outermost pixels).
+        mode: Interpolation between pixels.
+        padding: Values outside of the image: zero, the nearest pixel of the border, or the mirrored
+            image (about the centers of its outermost pixels).
 
     Returns:
-        (B, C, H, W) in the type of `feat`. The positions are computed in float32 or better: half precision cannot
-        tell neighbors apart in a large image.
+        (B, C, H, W) in the type of `feat`. The positions are computed in float32 or better: half
+        precision cannot distinguish neighboring pixels of a large image.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: The shapes do not fit.
 
-    Source: Jaderberg et al., NeurIPS 2015, Eq. 5; pixel (x, y) of the result is `feat` at (x + dx, y + dy).
+    Source: Jaderberg et al., NeurIPS 2015, Eq. 5; pixel (x, y) of the result is `feat` at
+    (x + dx, y + dy).
     """
     if feat.ndim != 4 or flow.shape != (feat.shape[0], 2, *feat.shape[2:]):
         raise ValueError(
-            f"flow {tuple(flow.shape)} does not fit feat {tuple(feat.shape)}; they are (B, 2, H, W) and (B, C, H, W)"
+            f"flow {tuple(flow.shape)} does not fit feat {tuple(feat.shape)}; "
+            "they are (B, 2, H, W) and (B, C, H, W)"
         )
-    flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
     height, width = feat.shape[-2:]
-    x = torch.arange(width, dtype=flow.dtype, device=flow.device) + flow[:, 0]  # (B, H, W)
-    y = torch.arange(height, dtype=flow.dtype, device=flow.device)[:, None] + flow[:, 1]
+    flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
+    columns = torch.arange(width, dtype=flow.dtype, device=flow.device)
+    lines = torch.arange(height, dtype=flow.dtype, device=flow.device)
+    # Positions to sample, pixels: (B, H, W).
+    x = columns + flow[:, 0]
+    y = lines[:, None] + flow[:, 1]
+
     if mode == "bilinear" and padding != "reflection" and _has_rows(feat):
         return _gather_rows(feat, x, y, padding)
-    # align_corners: -1 and 1 are the centers of the first and the last pixel
+
+    # align_corners: -1 and 1 are the centers of the first and the last pixel.
+    # (B, H, W, 2)
     grid = torch.stack(
-        [x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], -1
-    )  # (B, H, W, 2)
+        [
+            x * (2 / max(width - 1, 1)) - 1,
+            y * (2 / max(height - 1, 1)) - 1,
+        ],
+        -1,
+    )
     sampled = functional.grid_sample(
-        feat.to(grid.dtype), grid, mode=mode, padding_mode=padding, align_corners=True
+        feat.to(grid.dtype),
+        grid,
+        mode=mode,
+        padding_mode=padding,
+        align_corners=True,
     )
     return sampled.to(feat.dtype)
 
 
 def _has_rows(feat: Tensor) -> bool:
-    """Tell whether a pixel's channels lie together in the memory of a CPU."""
-    last = feat.is_contiguous(memory_format=torch.channels_last)
-    return feat.device.type == "cpu" and feat.shape[1] >= _MIN_ROW and last
+    """Return whether the channels of a pixel are adjacent in the memory of a CPU."""
+    if feat.device.type != "cpu" or feat.shape[1] < _MIN_CHANNELS:
+        return False
+    return feat.is_contiguous(memory_format=torch.channels_last)
 
 
 def _gather_rows(feat: Tensor, x: Tensor, y: Tensor, padding: Literal["zeros", "border"]) -> Tensor:
-    """Sum, for every pixel, the rows of its four neighbors with their bilinear weights.
+    """Interpolate bilinearly: for every pixel, sum the weighted rows of its four neighbors.
 
     Args:
-        feat: (B, C, H, W) in channels_last; seen as a table of B·H·W rows of C values.
+        feat: (B, C, H, W) in channels_last; used as a table of B·H·W rows of C values.
         x: (B, H, W), columns to sample, pixels.
         y: (B, H, W), lines to sample, pixels.
-        padding: see `backward_warp`.
+        padding: See `backward_warp`.
 
     Returns:
         (B, C, H, W) in channels_last.
     """
     batch, channels, height, width = feat.shape
-    beyond = 0 if padding == "border" else 2  # further out nothing changes: indexes cannot overflow
-    x, y = x.clamp(-beyond, width - 1 + beyond), y.clamp(-beyond, height - 1 + beyond)
-    left, top = x.detach().floor(), y.detach().floor()
-    right_part, lower_part = x - left, y - top
-    first = torch.arange(batch, device=feat.device)[:, None, None] * (height * width)
-    columns = ((left.long(), 1 - right_part), (left.long() + 1, right_part))
-    lines = ((top.long(), 1 - lower_part), (top.long() + 1, lower_part))
+
+    # Further out nothing changes; clamped positions cannot overflow as indexes.
+    margin = 0 if padding == "border" else 2
+    x = x.clamp(-margin, width - 1 + margin)
+    y = y.clamp(-margin, height - 1 + margin)
+
+    # The two columns and the two lines around each position, with their weights: (B, H, W).
+    left = x.detach().floor()
+    top = y.detach().floor()
+    x_fraction = x - left
+    y_fraction = y - top
+    columns = ((left.long(), 1 - x_fraction), (left.long() + 1, x_fraction))
+    lines = ((top.long(), 1 - y_fraction), (top.long() + 1, y_fraction))
+
+    # Row of each of the four neighbors in the table, and its weight.
+    first_row = torch.arange(batch, device=feat.device)[:, None, None] * (height * width)
     indexes: list[Tensor] = []
     weights: list[Tensor] = []
     for line, line_weight in lines:
         for column, column_weight in columns:
             inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
-            indexes.append(first + line.clamp(0, height - 1) * width + column.clamp(0, width - 1))
+            indexes.append(
+                first_row + line.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+            )
             weights.append(line_weight * column_weight * inside)
-    rows = feat.permute(0, 2, 3, 1).reshape(-1, channels)
+
+    table = feat.permute(0, 2, 3, 1).reshape(-1, channels)
+    # (B·H·W, C)
     sampled = functional.embedding_bag(
         torch.stack(indexes, -1).view(-1, 4),
-        rows,
+        table,
         mode="sum",
         per_sample_weights=torch.stack(weights, -1).view(-1, 4).to(feat.dtype),
     )
