@@ -1,4 +1,4 @@
-"""Numbers that say how good a result is."""
+"""Metrics of the quality of restored videos."""
 
 from tubelet.metrics.fidelity import psnr, ssim
 from tubelet.metrics.measure import METRICS, Meter, MetricInfo, make_meter, metric_info

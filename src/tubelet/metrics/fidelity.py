@@ -12,11 +12,12 @@ from tubelet.ops.ssim import SSIM_TAPS, gaussian_taps, require_window, similarit
 __all__ = ["Channel", "psnr", "ssim", "to_channel"]
 
 Channel = Literal["y", "rgb"]
-_STRIP_ROWS = 64  # of an image at once: what is computed on the way stays in the processor's cache
+# Lines of an image that SSIM processes at once: intermediate results stay in the cache.
+_STRIP_ROWS = 64
 
 
 def to_channel(x: Tensor, channel: Channel) -> Tensor:
-    """Round to 8 bit, then take luma (BT.601 limited range, not rounded) or all three channels.
+    """Round to 8 bit, then convert to luma (BT.601 limited range, not rounded) or keep RGB.
 
     Args:
         x: (..., 3, H, W) in [0, 1].
@@ -26,42 +27,45 @@ def to_channel(x: Tensor, channel: Channel) -> Tensor:
         (..., 1 or 3, H, W), float64, in [0, 255].
 
     Raises:
-        ValueError: the channel is unknown.
+        ValueError: The channel is unknown.
     """
     if channel not in ("y", "rgb"):
         raise ValueError(f"channel={channel!r} must be 'y' or 'rgb'")
-    x = (
-        x.to(torch.float64, copy=True).clamp_(0, 1).mul_(255).round_()
-    )  # in place: pages are dearer than sums
+    # In place: allocating pages takes longer than the arithmetic.
+    levels = x.to(torch.float64, copy=True)
+    levels.clamp_(0, 1).mul_(255).round_()
     if channel == "rgb":
-        return x
-    red, green, blue = (x.narrow(-3, index, 1) for index in range(3))
-    return (
-        (65.481 / 255 * red)
-        .add_(green, alpha=128.553 / 255)
-        .add_(blue, alpha=24.966 / 255)
-        .add_(16)
-    )
+        return levels
+
+    red = levels.narrow(-3, 0, 1)
+    green = levels.narrow(-3, 1, 1)
+    blue = levels.narrow(-3, 2, 1)
+    luma = 65.481 / 255 * red
+    luma.add_(green, alpha=128.553 / 255)
+    luma.add_(blue, alpha=24.966 / 255)
+    return luma.add_(16)
 
 
 def _crop(x: Tensor, border: int) -> Tensor:
-    return x[..., border : x.shape[-2] - border, border : x.shape[-1] - border]
+    height, width = x.shape[-2:]
+    return x[..., border : height - border, border : width - border]
 
 
 def psnr(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> Tensor:
-    """Peak signal-to-noise ratio; higher is better, infinite for equal images.
+    """Compute the peak signal-to-noise ratio; higher is better, infinite for equal images.
 
     Args:
-        sr: (..., 3, H, W) in [0, 1].
-        gt: as `sr`.
+        sr: Restored image, (..., 3, H, W) in [0, 1].
+        gt: Ground truth, the same shape.
         channel: "y" (BT.601 limited, not rounded) or "rgb".
-        border: pixels left out on each side.
+        border: Pixels left out on each side.
 
     Returns:
         (...), dB, float64.
 
     Raises:
-        ValueError: the shapes differ or are not (..., 3, H, W), the channel is unknown, or the border leaves nothing.
+        ValueError: The shapes differ or are not (..., 3, H, W), the channel is unknown, or the
+            border leaves no pixels.
 
     Source: docs/protocols.md; the convention of BasicSR and KAIR.
     """
@@ -72,42 +76,56 @@ def psnr(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> 
 
 
 def ssim(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> Tensor:
-    """Structural similarity, 11×11 Gaussian window σ 1.5, valid area only; higher is better, 1 for equal images.
+    """Compute the structural similarity; higher is better, 1 for equal images.
 
-    Args and conventions: as `psnr`.
+    The window is a Gaussian of 11×11 pixels with σ 1.5; only windows within the image count.
+
+    Args:
+        sr: Restored image, (..., 3, H, W) in [0, 1].
+        gt: Ground truth, the same shape.
+        channel: "y" (BT.601 limited, not rounded) or "rgb".
+        border: Pixels left out on each side.
 
     Returns:
         (...), float64, the mean over pixels and channels.
 
     Raises:
-        ValueError: as `psnr`, or fewer than 11×11 pixels are left.
+        ValueError: As `psnr`, or fewer than 11×11 pixels are left.
 
     Source: Wang et al., IEEE TIP 2004.
     """
     _check(sr, gt, border)
-    a, b = (_crop(to_channel(x, channel), border) for x in (sr, gt))
-    shape, (height, width) = a.shape[:-3], a.shape[-2:]
+    a = _crop(to_channel(sr, channel), border)
+    b = _crop(to_channel(gt, channel), border)
+    *batch_shape, _, height, width = a.shape
     require_window(a)
-    a, b = (x.reshape(-1, height, width) for x in (a, b))
-    rows, columns = height - SSIM_TAPS + 1, width - SSIM_TAPS + 1
+    # (N, H, W), images and channels
+    a = a.reshape(-1, height, width)
+    b = b.reshape(-1, height, width)
+
+    num_rows = height - SSIM_TAPS + 1
+    num_columns = width - SSIM_TAPS + 1
     total = a.new_zeros(len(a))
-    for top in range(0, rows, _STRIP_ROWS):
-        strip = slice(top, top + _STRIP_ROWS + SSIM_TAPS - 1)
-        total = total + similarity_map(a[:, strip], b[:, strip], peak=255.0, blur=_blur).sum((1, 2))
-    return (total / (rows * columns)).reshape(*shape, -1).mean(-1)
+    for top in range(0, num_rows, _STRIP_ROWS):
+        # The lines under the windows of these rows.
+        lines = slice(top, top + _STRIP_ROWS + SSIM_TAPS - 1)
+        similarity = similarity_map(a[:, lines], b[:, lines], peak=255.0, blur=_blur)
+        total = total + similarity.sum((1, 2))
+    mean = total / (num_rows * num_columns)
+    return mean.reshape(*batch_shape, -1).mean(-1)
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Weigh (..., H, W) by the window of SSIM, valid area only.
+    """Convolve (..., H, W) with the window of SSIM, valid area only.
 
-    Sums of shifted images: the convolutions of torch take twenty times as long in float64.
+    The convolution is a sum of shifted images: those of torch take twenty times as long in float64.
     """
     taps = gaussian_taps()
     for axis in (-2, -1):
         size = x.shape[axis] - SSIM_TAPS + 1
         blurred = x.narrow(axis, 0, size) * taps[0]
         for start, tap in enumerate(taps[1:], start=1):
-            blurred = blurred.add_(x.narrow(axis, start, size), alpha=tap)
+            blurred.add_(x.narrow(axis, start, size), alpha=tap)
         x = blurred
     return x
 
@@ -117,5 +135,6 @@ def _check(sr: Tensor, gt: Tensor, border: int) -> None:
         raise ValueError(f"sr is {tuple(sr.shape)} but gt is {tuple(gt.shape)}; they must agree")
     if sr.ndim < 3 or sr.shape[-3] != 3:
         raise ValueError(f"sr is {tuple(sr.shape)}; it must be (..., 3, H, W)")
-    if border < 0 or min(sr.shape[-2:]) <= 2 * border:
-        raise ValueError(f"border={border} leaves nothing of {sr.shape[-1]}×{sr.shape[-2]} pixels")
+    height, width = sr.shape[-2:]
+    if border < 0 or min(height, width) <= 2 * border:
+        raise ValueError(f"border={border} leaves nothing of {width}×{height} pixels")

@@ -21,17 +21,17 @@ Direction = Literal["higher", "lower"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricInfo:
-    """What a metric measures and how its numbers read.
+    """Description of a metric: its convention, and the unit and range of its values.
 
     Attributes:
-        name: as `make_meter` takes it.
-        summary: the convention in a line.
-        unit: of its values, "" for a pure number.
-        direction: which way is better.
-        low: smallest value that can occur.
-        high: largest value that can occur.
-        needs_reference: every frame must come with its ground truth.
-        temporal: it looks at more than one frame.
+        name: Name, as `make_meter` takes it.
+        summary: The convention in a line.
+        unit: Unit of its values, "" for a pure number.
+        direction: Whether higher or lower values are better.
+        low: Smallest possible value.
+        high: Largest possible value.
+        needs_reference: Every frame must have its ground truth.
+        temporal: It compares several frames.
     """
 
     name: str
@@ -45,26 +45,30 @@ class MetricInfo:
 
 
 class Meter(Protocol):
-    """Scores a clip whose frames come one after another; its memory does not grow with the video."""
+    """Meter of one clip, frame by frame; its memory does not grow with the video."""
 
     def update(self, sr: Tensor, gt: Tensor | None) -> None:
-        """Take the next frame.
+        """Add the next frame.
 
         Args:
-            sr: (3, H, W) in [0, 1].
-            gt: the ground truth, of the same size; None where there is none.
+            sr: Restored frame, (3, H, W) in [0, 1].
+            gt: Ground truth, of the same size; None where there is none.
 
         Raises:
-            InputError: the sizes disagree, the frame is too small, or a reference that is needed is absent.
+            InputError: The sizes disagree, the frame is too small, or a reference that is needed is
+                absent.
         """
         ...
 
     def values(self) -> list[float]:
-        """Return a score for each frame; NaN where a frame has none, as the first one of a temporal metric."""
+        """Return a score for each frame.
+
+        It is NaN for a frame without one, such as the first frame of a temporal metric.
+        """
         ...
 
     def mean(self) -> float:
-        """Return the clip's score: the mean over its frames, NaN left out; NaN where no frame has one."""
+        """Return the clip's score: the mean of the scores that are not NaN, or NaN."""
         ...
 
 
@@ -82,7 +86,12 @@ def _fidelity(name: str, summary: str, unit: str, high: float) -> MetricInfo:
 
 
 def _perceptual(
-    name: str, summary: str, direction: Direction, high: float, *, needs_reference: bool
+    name: str,
+    summary: str,
+    direction: Direction,
+    high: float,
+    *,
+    needs_reference: bool,
 ) -> MetricInfo:
     return MetricInfo(
         name=name,
@@ -97,7 +106,12 @@ def _perceptual(
 
 
 def _temporal(
-    name: str, summary: str, unit: str, *, high: float = math.inf, needs_reference: bool = True
+    name: str,
+    summary: str,
+    unit: str,
+    *,
+    high: float = math.inf,
+    needs_reference: bool = True,
 ) -> MetricInfo:
     return MetricInfo(
         name=name,
@@ -122,13 +136,24 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     _fidelity("ssim-y", f"SSIM of {_LUMA}; 11×11 Gaussian σ 1.5, valid area", "", 1.0),
     _fidelity(
-        "ssim-rgb", "SSIM of R, G and B, averaged; 11×11 Gaussian σ 1.5, valid area, 8 bit", "", 1.0
+        "ssim-rgb",
+        "SSIM of R, G and B, averaged; 11×11 Gaussian σ 1.5, valid area, 8 bit",
+        "",
+        1.0,
     ),
     _perceptual(
-        "lpips", "LPIPS v0.1 with AlexNet features", "lower", math.inf, needs_reference=True
+        "lpips",
+        "LPIPS v0.1 with AlexNet features",
+        "lower",
+        math.inf,
+        needs_reference=True,
     ),
     _perceptual(
-        "lpips-vgg", "LPIPS v0.1 with VGG-16 features", "lower", math.inf, needs_reference=True
+        "lpips-vgg",
+        "LPIPS v0.1 with VGG-16 features",
+        "lower",
+        math.inf,
+        needs_reference=True,
     ),
     _perceptual(
         "dists",
@@ -160,8 +185,8 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     _temporal(
         "warp-error",
-        "squared RGB difference of a frame and the next one warped to it by DIS flow of the reference (of the clip "
-        "itself where there is none), over pixels that are not occluded",
+        "squared RGB difference of a frame and the next one warped to it by DIS flow of the "
+        "reference (of the clip itself where there is none), over pixels that are not occluded",
         "",
         high=3.0,
         needs_reference=False,
@@ -178,7 +203,8 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     _temporal(
         "flicker",
-        "temporal standard deviation of luma where the reference does not change, from consecutive frames",
+        "temporal standard deviation of luma where the reference does not change, from "
+        "consecutive frames",
         "levels of 255",
         high=255.0,
     ),
@@ -199,31 +225,36 @@ def metric_info(name: str) -> MetricInfo:
     """Find a metric by its name.
 
     Raises:
-        RequestError: there is none; the message has the nearest name.
+        RequestError: There is none; the message has the nearest name.
     """
-    names = [info.name for info in METRICS]
-    if name in names:
-        return METRICS[names.index(name)]
-    raise RequestError(f"there is no metric {name!r}; {suggest(name, names)}")
+    by_name = {info.name: info for info in METRICS}
+    if name in by_name:
+        return by_name[name]
+    raise RequestError(f"there is no metric {name!r}; {suggest(name, list(by_name))}")
 
 
 def make_meter(
-    name: str, *, border: int = 0, weights: Path | None = None, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    border: int = 0,
+    weights: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> Meter:
-    """Make a meter for one clip.
+    """Create a meter for one clip.
 
     Args:
-        name: of a metric in `METRICS`.
-        border: pixels left out on each side of every frame. Frames are cropped before they are compared, but for
-            `warp-error`, `tof` and `flicker`, whose flow and masks see the whole frame.
-        weights: folder of the metric's weight files, or one of them; by default torch's cache, then a download. For
-            `vmaf` a model file. Metrics without weights ignore it.
-        device: where networks run and tensors are compared; flow and VMAF are computed on the CPU.
+        name: Name of a metric in `METRICS`.
+        border: Pixels left out on each side of every frame. Frames are cropped before they are
+            compared, except for `warp-error`, `tof` and `flicker`, whose flow and masks use the
+            whole frame.
+        weights: Folder of the metric's weight files, or one of them; None: torch's cache, then a
+            download. For `vmaf` a model file. Metrics without weights ignore it.
+        device: Device of networks and of comparisons; flow and VMAF are computed on the CPU.
 
     Raises:
-        RequestError: there is no such metric, or the border is negative.
-        ResourceError: a package, a program or a weight file is absent, or the device is.
-        CheckpointError: a weight file is damaged or of another network.
+        RequestError: There is no such metric, or the border is negative.
+        ResourceError: A package, a program, a weight file or the device is absent.
+        CheckpointError: A weight file is damaged or has another network.
     """
     info = metric_info(name)
     if border < 0:
@@ -234,17 +265,18 @@ def make_meter(
 def _find_device(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+    # AssertionError: torch was built without CUDA.
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ResourceError(f"device {str(device)!r} cannot be used: {reason}") from error
 
 
 def _build(info: MetricInfo, border: int, weights: Path | None, device: torch.device) -> Meter:
-    """Make the meter; what a metric needs is imported only here."""
-    kind, _, variant = info.name.partition("-")
-    if kind in ("psnr", "ssim"):
+    """Build the meter; the packages that a metric needs are imported only here."""
+    family, _, variant = info.name.partition("-")
+    if family in ("psnr", "ssim"):
         return _fidelity_meter(info, "y" if variant == "y" else "rgb", border, device)
-    if kind == "niqe":
+    if family == "niqe":
         from tubelet.metrics.niqe import niqe_meter
 
         return niqe_meter(info.name, border=border, weights=weights, device=device)
@@ -262,10 +294,10 @@ def _build(info: MetricInfo, border: int, weights: Path | None, device: torch.de
 
 
 def _fidelity_meter(info: MetricInfo, channel: Channel, border: int, device: torch.device) -> Meter:
-    function = psnr if info.name.startswith("psnr") else ssim
+    metric = psnr if info.name.startswith("psnr") else ssim
 
     def score(sr: Tensor, gt: Tensor | None) -> float:
         assert gt is not None
-        return function(sr.to(device), gt.to(device), channel=channel, border=border).item()
+        return metric(sr.to(device), gt.to(device), channel=channel, border=border).item()
 
     return FrameMeter(info.name, score, needs_reference=True)

@@ -1,4 +1,4 @@
-"""The two shapes of a meter: one score a frame, and one score for each pair of frames that follow each other."""
+"""The two kinds of meters: one scores each frame, the other each pair of consecutive frames."""
 
 from __future__ import annotations
 
@@ -16,66 +16,81 @@ __all__ = ["FrameMeter", "PairMeter", "Reference", "mean_of"]
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """Average values, those that are NaN left out; NaN where nothing is left."""
-    kept = [value for value in values if not math.isnan(value)]
-    return math.fsum(kept) / len(kept) if kept else math.nan
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    numbers = [value for value in values if not math.isnan(value)]
+    if not numbers:
+        return math.nan
+    return math.fsum(numbers) / len(numbers)
 
 
 class Reference:
-    """Checks that the frames of a clip fit together, and says of which frame it was otherwise.
+    """Checker of the shapes of a clip's frames and of their references; its errors name the frame.
 
     Args:
-        name: of the metric, for the message.
-        required: whether every frame must come with its ground truth.
+        name: Name of the metric, for messages.
+        required: Every frame must have its ground truth.
     """
 
     def __init__(self, name: str, *, required: bool) -> None:
         self._name = name
         self._required = required
+        # Of the frame before: its shape, and whether it had a reference.
         self._shape: torch.Size | None = None
-        self._referenced: bool | None = None
-        self._frames = 0
+        self._has_reference: bool | None = None
+        self._num_frames = 0
 
     def check(self, sr: Tensor, gt: Tensor | None) -> None:
         """Check the next frame.
 
+        Args:
+            sr: Restored frame, (3, H, W).
+            gt: Ground truth, or None.
+
         Raises:
-            InputError: a shape is not (3, H, W), differs from the frame before or from the reference, or the
-                reference is absent.
+            InputError: A shape is not (3, H, W) or differs from the frame before or from the
+                reference, or the reference is absent.
         """
-        at = f"{self._name}, frame {self._frames}"
+        frame = f"{self._name}, frame {self._num_frames}"
         if sr.ndim != 3 or sr.shape[0] != 3:
-            raise InputError(f"{at} is {tuple(sr.shape)}; it must be (3, H, W)")
-        if gt is None and (self._required or self._referenced):
-            raise InputError(f"{at} has no reference, and {self._name} compares with one")
+            raise InputError(f"{frame} is {tuple(sr.shape)}; it must be (3, H, W)")
+        if gt is None and (self._required or self._has_reference):
+            raise InputError(f"{frame} has no reference, and {self._name} compares with one")
         if gt is not None and gt.shape != sr.shape:
             raise InputError(
-                f"{at} is {_size(sr)} but its reference is {_size(gt)}; they must be of one size"
+                f"{frame} is {_format_size(sr)} but its reference is {_format_size(gt)}; "
+                "they must have the same size"
             )
         if self._shape is not None and sr.shape != self._shape:
+            _, height, width = self._shape
             raise InputError(
-                f"{at} is {_size(sr)} after frames of {self._shape[2]}×{self._shape[1]}; one clip, one size"
+                f"{frame} is {_format_size(sr)} after frames of {width}×{height}; "
+                "all frames of a clip must have the same size"
             )
-        self._shape, self._referenced = sr.shape, gt is not None
-        self._frames += 1
+        self._shape = sr.shape
+        self._has_reference = gt is not None
+        self._num_frames += 1
 
 
-def _size(x: Tensor) -> str:
+def _format_size(x: Tensor) -> str:
     return f"{x.shape[-1]}×{x.shape[-2]}" if x.ndim == 3 else str(tuple(x.shape))
 
 
 class FrameMeter:
-    """Scores every frame alone.
+    """A meter that scores every frame by itself.
 
     Args:
-        name: of the metric, for messages.
-        score: maps a frame (3, H, W) in [0, 1] and its reference, which is None for a metric without one, to a
-            number.
-        needs_reference: whether `score` compares with the ground truth; otherwise it never sees it.
+        name: Name of the metric, for messages.
+        score: Maps a frame (3, H, W) in [0, 1] and its reference to a number. The reference is None
+            for a metric without one.
+        needs_reference: `score` compares with the ground truth; otherwise it never gets it.
     """
 
     def __init__(
-        self, name: str, score: Callable[[Tensor, Tensor | None], float], *, needs_reference: bool
+        self,
+        name: str,
+        score: Callable[[Tensor, Tensor | None], float],
+        *,
+        needs_reference: bool,
     ) -> None:
         self._name = name
         self._score = score
@@ -85,7 +100,8 @@ class FrameMeter:
 
     def update(self, sr: Tensor, gt: Tensor | None) -> None:
         """Score the next frame."""
-        gt = gt if self._needs_reference else None
+        if not self._needs_reference:
+            gt = None
         self._reference.check(sr, gt)
         try:
             with torch.inference_mode():
@@ -103,13 +119,14 @@ class FrameMeter:
 
 
 class PairMeter:
-    """Scores every frame together with the one before; the first has NaN.
+    """A meter that scores every frame together with the one before; the first frame has NaN.
 
     Args:
-        name: of the metric, for messages.
-        prepare: maps a frame and its reference to what `score` needs of them, kept until the next frame came.
-        score: maps what was prepared of the frame before and of this one to a number.
-        needs_reference: whether a frame without ground truth is an error.
+        name: Name of the metric, for messages.
+        prepare: Maps a frame and its reference to the data that `score` needs, which is kept until
+            the next frame is scored.
+        score: Maps the data of the frame before and of the current one to a number.
+        needs_reference: A frame without ground truth is an error.
     """
 
     def __init__(
@@ -124,7 +141,7 @@ class PairMeter:
         self._prepare = prepare
         self._score = score
         self._reference = Reference(name, required=needs_reference)
-        self._before: Any = None
+        self._previous: Any = None
         self._values = array("d")
 
     def update(self, sr: Tensor, gt: Tensor | None) -> None:
@@ -132,14 +149,15 @@ class PairMeter:
         self._reference.check(sr, gt)
         try:
             with torch.inference_mode():
-                now = self._prepare(sr, gt)
-                self._values.append(self._score(self._before, now) if self._values else math.nan)
+                current = self._prepare(sr, gt)
+                score = self._score(self._previous, current) if self._values else math.nan
+                self._values.append(score)
         except ValueError as error:
             raise InputError(f"{self._name}: {error}") from error
-        self._before = now
+        self._previous = current
 
     def values(self) -> list[float]:
-        """Return a score for each frame, NaN for the first and for those where nothing could be measured."""
+        """Return a score for each frame, NaN for the first one and where none could be computed."""
         return list(self._values)
 
     def mean(self) -> float:

@@ -1,4 +1,11 @@
-"""NIQE: how far the statistics of an image are from those of good photographs, without a reference."""
+"""NIQE: distance of an image's statistics from those of good photographs, without a reference.
+
+    image ── luma ── normalized by local mean and contrast, at two scales
+    blocks of 96×96 pixels ── 18 features per scale: shapes and scales of fitted distributions
+    Gaussian of the image's features ── distance from the pristine model
+
+Source: Mittal et al., IEEE Signal Processing Letters 2013.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +35,16 @@ PRISTINE = WeightFile(
 )
 """The published pristine model, with MATLAB's parameters, as BasicSR ships it."""
 
-_OWN = Path(__file__).with_name("niqe_pristine.npz")
-_BLOCK = 96  # pixels a side
-_FEATURES = 36  # 18 of each of two scales
-_WINDOW_PX, _WINDOW_SIGMA = 7, 7 / 6
-_SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # down, right
-_SHARP = 0.75  # of the sharpest block: the pristine model is made of blocks above
+_TUBELET_PRISTINE = Path(__file__).with_name("niqe_pristine.npz")
+_BLOCK_PX = 96
+# 18 for each of two scales.
+_FEATURES = 36
+_WINDOW_PX = 7
+_WINDOW_SIGMA_PX = 7 / 6
+# Neighbors of a pixel: down, right.
+_SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
+# Relative to the sharpest block of an image: the pristine model uses the blocks above.
+_MIN_SHARPNESS = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,46 +61,48 @@ class Pristine:
 
 
 def niqe_meter(name: str, *, border: int, weights: Path | None, device: torch.device) -> FrameMeter:
-    """Make the meter of `niqe` or of `niqe-tubelet`.
+    """Create the meter of `niqe` or of `niqe-tubelet`.
 
     Args:
-        name: "niqe" takes the published pristine model, "niqe-tubelet" the one in this package.
-        border: pixels cropped from each side.
-        weights: of "niqe", see `find_weights`.
-        device: where it is computed.
+        name: "niqe" uses the published pristine model, "niqe-tubelet" the one in this package.
+        border: Pixels cropped from each side.
+        weights: Location of the published model, see `find_weights`.
+        device: Device that computes.
 
     Raises:
-        ResourceError: the published model is not there and cannot be downloaded.
-        CheckpointError: its file is not what it should be.
+        ResourceError: The published model is absent and cannot be downloaded.
+        CheckpointError: Its file is not a pristine model.
     """
-    path = find_weights("niqe", [PRISTINE], weights)[0] if name == "niqe" else _OWN
+    path = _TUBELET_PRISTINE
+    if name == "niqe":
+        (path,) = find_weights("niqe", [PRISTINE], weights)
     model = load_pristine(path)
     model = Pristine(model.mean.to(device), model.cov.to(device))
-    return FrameMeter(
-        name, lambda sr, gt: niqe(sr.to(device), model, border=border).item(), needs_reference=False
-    )
+
+    def score(sr: Tensor, gt: Tensor | None) -> float:
+        return niqe(sr.to(device), model, border=border).item()
+
+    return FrameMeter(name, score, needs_reference=False)
 
 
 def load_pristine(path: Path | None = None) -> Pristine:
     """Read a pristine model.
 
     Args:
-        path: an .npz with `mu_pris_param` (36) and `cov_pris_param` (36, 36); by default Tubelet's own.
+        path: An .npz with `mu_pris_param` (36) and `cov_pris_param` (36, 36); None: Tubelet's own.
 
     Raises:
-        CheckpointError: the file is missing or holds something else.
+        CheckpointError: The file is missing or has other content.
     """
-    path = path or _OWN
+    path = path or _TUBELET_PRISTINE
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            mean, cov = (
-                torch.from_numpy(arrays[f"{key}_pris_param"]).double() for key in ("mu", "cov")
-            )
+            mean = torch.from_numpy(arrays["mu_pris_param"]).double()
+            cov = torch.from_numpy(arrays["cov_pris_param"]).double()
             return Pristine(mean.reshape(_FEATURES), cov.reshape(_FEATURES, _FEATURES))
     except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path} is not a pristine model of NIQE: {' '.join(str(error).split())}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is not a pristine model of NIQE: {reason}") from error
 
 
 def niqe(x: Tensor, model: Pristine, *, border: int = 0) -> Tensor:
@@ -97,89 +110,126 @@ def niqe(x: Tensor, model: Pristine, *, border: int = 0) -> Tensor:
 
     Args:
         x: (3, H, W) in [0, 1], rounded to 8 bit first; luma is BT.601, limited range, rounded.
-        model: what it is compared with.
-        border: pixels left out on each side.
+        model: Pristine model to compare with.
+        border: Pixels left out on each side.
 
     Returns:
         (), float64.
 
     Raises:
-        ValueError: the image has fewer than two blocks of 96×96 pixels.
+        ValueError: The image has fewer than two blocks of 96×96 pixels.
 
-    Source: Mittal et al., IEEE Signal Processing Letters 2013; the convention of BasicSR, without flat blocks.
+    Source: Mittal et al., IEEE Signal Processing Letters 2013; the convention of BasicSR, without
+    flat blocks.
     """
-    x = x[:, border : x.shape[-2] - border, border : x.shape[-1] - border]
+    _, height, width = x.shape
+    x = x[:, border : height - border, border : width - border]
     features, _ = _describe(to_channel(x, "y")[0].round())
     if len(features) < 2:
         raise ValueError(
-            f"NIQE needs two blocks of {_BLOCK}×{_BLOCK} pixels, got {x.shape[-1]}×{x.shape[-2]}"
+            f"NIQE needs two blocks of {_BLOCK_PX}×{_BLOCK_PX} pixels, "
+            f"got {x.shape[-1]}×{x.shape[-2]}"
         )
     difference = model.mean - features.nanmean(0)
-    cov = features[~features.isnan().any(1)].T.cov()
+    # Flat blocks have undefined features.
+    is_flat = features.isnan().any(1)
+    cov = features[~is_flat].T.cov()
+    # Distance of the two Gaussians.
     inverse = cast(Tensor, torch.linalg.pinv((model.cov + cov) / 2, rtol=1e-15))
     return (difference @ inverse @ difference).sqrt()
 
 
 def fit_pristine(images: Iterable[Tensor]) -> Pristine:
-    """Fit a pristine model to good photographs, of whose blocks the sharp ones count.
+    """Fit a pristine model to the sharp blocks of good photographs.
 
     Args:
-        images: each (3, H, W) in [0, 1], free of noise and of coding artifacts.
+        images: Photographs, each (3, H, W) in [0, 1], free of noise and of coding artifacts.
 
     Returns:
         The mean and covariance of the features of their sharp blocks.
 
     Source: Mittal et al., 2013, Sec. II-C: blocks sharper than 0.75 of the sharpest of the image.
     """
-    chosen: list[Tensor] = []
+    features_by_image: list[Tensor] = []
     for image in images:
         features, sharpness = _describe(to_channel(image, "y")[0].round())
-        good = (sharpness > _SHARP * sharpness.max()) & ~features.isnan().any(1)
-        chosen.append(features[good])
-    stacked = torch.cat(chosen)
-    return Pristine(stacked.mean(0), stacked.T.cov())
+        is_sharp = sharpness > _MIN_SHARPNESS * sharpness.max()
+        is_flat = features.isnan().any(1)
+        features_by_image.append(features[is_sharp & ~is_flat])
+    features = torch.cat(features_by_image)
+    return Pristine(features.mean(0), features.T.cov())
 
 
 def _describe(luma: Tensor) -> tuple[Tensor, Tensor]:
-    """(H, W) in [0, 255] → features (N, 36) and sharpness (N,) of its whole blocks."""
-    rows, columns = (n // _BLOCK for n in luma.shape)
+    """Compute the features and the sharpness of the complete blocks of an image.
+
+    Args:
+        luma: (H, W) in [0, 255].
+
+    Returns:
+        Features (N, 36) and sharpness (N,) of N blocks.
+    """
+    rows, columns = (side // _BLOCK_PX for side in luma.shape)
     if not rows * columns:
         return luma.new_empty(0, _FEATURES), luma.new_empty(0)
-    luma = luma[: rows * _BLOCK, : columns * _BLOCK]
+    luma = luma[: rows * _BLOCK_PX, : columns * _BLOCK_PX]
     normalized, deviation = _normalize(luma)
-    sharpness = _blocks(deviation, _BLOCK).mean((1, 2))
-    half, _ = _normalize(imresize(luma / 255, 0.5) * 255)
+    sharpness = _blocks(deviation, _BLOCK_PX).mean((1, 2))
+    normalized_half, _ = _normalize(imresize(luma / 255, 0.5) * 255)
     features = [
-        _features(_blocks(x, side)) for x, side in ((normalized, _BLOCK), (half, _BLOCK // 2))
+        _features(_blocks(normalized, _BLOCK_PX)),
+        _features(_blocks(normalized_half, _BLOCK_PX // 2)),
     ]
     return torch.cat(features, 1), sharpness
 
 
 def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide contrast out: (H, W) → the same, with local mean 0, and its local standard deviation."""
-    taps = torch.arange(_WINDOW_PX, dtype=x.dtype, device=x.device) - _WINDOW_PX // 2
-    taps = torch.exp(-taps.square() / (2 * _WINDOW_SIGMA**2))
+    """Subtract the local mean and divide by the local contrast.
+
+    Args:
+        x: (H, W).
+
+    Returns:
+        The normalized image and the local standard deviation, both (H, W).
+    """
+    distance_px = torch.arange(_WINDOW_PX, dtype=x.dtype, device=x.device) - _WINDOW_PX // 2
+    taps = torch.exp(-distance_px.square() / (2 * _WINDOW_SIGMA_PX**2))
     taps = taps / taps.sum()
+
+    # Local means of x and x²: (2, H, W).
     pad = _WINDOW_PX // 2
-    both = functional.pad(torch.stack([x, x * x])[:, None], (pad, pad, pad, pad), mode="replicate")
-    both = functional.conv2d(
-        functional.conv2d(both, taps.reshape(1, 1, -1, 1)), taps.reshape(1, 1, 1, -1)
-    )[:, 0]
-    mean, deviation = both[0], (both[1] - both[0].square()).abs().sqrt()
+    moments = torch.stack([x, x * x])[:, None]
+    moments = functional.pad(moments, (pad, pad, pad, pad), mode="replicate")
+    moments = functional.conv2d(moments, taps.reshape(1, 1, -1, 1))
+    moments = functional.conv2d(moments, taps.reshape(1, 1, 1, -1))
+    mean, mean_square = moments[:, 0]
+
+    deviation = (mean_square - mean.square()).abs().sqrt()
     return (x - mean) / (deviation + 1), deviation
 
 
 def _blocks(x: Tensor, side: int) -> Tensor:
+    """Cut (H, W) into blocks (N, side, side)."""
     return x.unfold(0, side, side).unfold(1, side, side).reshape(-1, side, side)
 
 
 def _features(blocks: Tensor) -> Tensor:
-    """(N, side, side) → (N, 18): the shape of the values, and of the products with four neighbors."""
+    """Describe the distribution of the values, and of their products with four neighbors.
+
+    Args:
+        blocks: Normalized blocks, (N, side, side).
+
+    Returns:
+        (N, 18).
+    """
     alpha, left, right = _fit_asymmetric(blocks.flatten(1))
     features = [alpha, (left + right) / 2]
     for shift in _SHIFTS:
-        alpha, left, right = _fit_asymmetric((blocks * blocks.roll(shift, (1, 2))).flatten(1))
-        mean = (right - left) * (torch.lgamma(2 / alpha) - torch.lgamma(1 / alpha)).exp()
+        products = blocks * blocks.roll(shift, (1, 2))
+        alpha, left, right = _fit_asymmetric(products.flatten(1))
+        # Mean of the fitted distribution: the ratio is Γ(2/α) / Γ(1/α).
+        gamma_ratio = (torch.lgamma(2 / alpha) - torch.lgamma(1 / alpha)).exp()
+        mean = (right - left) * gamma_ratio
         features += [alpha, mean, left, right]
     return torch.stack(features, 1)
 
@@ -188,33 +238,44 @@ def _fit_asymmetric(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fit an asymmetric generalized Gaussian to the rows of (N, P) by moments.
 
     Returns:
-        shape, left and right scale, each (N,); NaN scales where a row has values of one sign only.
+        Shape, left and right scale, each (N,); NaN scales where a row has values of one sign only.
 
     Source: Lasmar et al., ICIP 2009.
     """
     square = x.square()
-    left, right = ((square * side).sum(1) / side.sum(1) for side in (x < 0, x > 0))
-    left, right = left.sqrt(), right.sqrt()
-    ratio = left / right
-    wanted = x.abs().mean(1).square() / square.mean(1)
-    wanted = wanted * (ratio**3 + 1) * (ratio + 1) / (ratio.square() + 1).square()
+    left_deviation = _mean_where(square, x < 0).sqrt()
+    right_deviation = _mean_where(square, x > 0).sqrt()
+
+    # The moment of the data that determines the shape.
+    ratio = left_deviation / right_deviation
+    moment = x.abs().mean(1).square() / square.mean(1)
+    moment = moment * (ratio**3 + 1) * (ratio + 1) / (ratio.square() + 1).square()
+
+    # The shape in the table whose moment is nearest.
     shapes, moments = (table.to(x.device) for table in _shape_table())
-    after = torch.searchsorted(moments, wanted.nan_to_num(0.0).contiguous()).clamp(
-        1, len(moments) - 1
-    )
-    nearest = (
-        after - ((wanted - moments[after - 1]).abs() <= (moments[after] - wanted).abs()).long()
-    )
-    alpha = shapes[torch.where(wanted.isnan(), 0, nearest)]
+    above = torch.searchsorted(moments, moment.nan_to_num(0.0).contiguous())
+    above = above.clamp(1, len(moments) - 1)
+    below_is_nearer = (moment - moments[above - 1]).abs() <= (moments[above] - moment).abs()
+    nearest = above - below_is_nearer.long()
+    alpha = shapes[torch.where(moment.isnan(), 0, nearest)]
+
+    # sqrt(Γ(1/α) / Γ(3/α)): from the deviation to the scale.
     scale = ((torch.lgamma(1 / alpha) - torch.lgamma(3 / alpha)) / 2).exp()
-    return alpha, left * scale, right * scale
+    return alpha, left_deviation * scale, right_deviation * scale
+
+
+def _mean_where(x: Tensor, mask: Tensor) -> Tensor:
+    """Average the selected values of each row of (N, P): (N,), NaN where there are none."""
+    return (x * mask).sum(1) / mask.sum(1)
 
 
 @lru_cache(maxsize=1)
 def _shape_table() -> tuple[Tensor, Tensor]:
-    """Shapes 0.2, 0.201, ..., 10 and their Γ(2/α)² / (Γ(1/α) Γ(3/α)), which rises with α."""
+    """Tabulate shapes α = 0.2, 0.201, ..., 10 and their moments Γ(2/α)² / (Γ(1/α) Γ(3/α)).
+
+    The moments rise with α.
+    """
     shapes = torch.from_numpy(np.arange(0.2, 10.001, 0.001))
     inverse = 1 / shapes
-    return shapes, (
-        2 * torch.lgamma(2 * inverse) - torch.lgamma(inverse) - torch.lgamma(3 * inverse)
-    ).exp()
+    log_moments = 2 * torch.lgamma(2 * inverse) - torch.lgamma(inverse) - torch.lgamma(3 * inverse)
+    return shapes, log_moments.exp()

@@ -1,4 +1,7 @@
-"""LPIPS, DISTS and CLIP-IQA by piq, with weights that are found before anything is built, and tLPIPS on top."""
+"""LPIPS, DISTS and CLIP-IQA by piq, and tLPIPS, which is based on LPIPS.
+
+Weight files are found before a network is built.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ _ALEXNET = WeightFile(
     "7be5be79",
 )
 _VGG16 = WeightFile(
-    "vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"
+    "vgg16-397923af.pth",
+    "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "397923af",
 )
 _PIQ = "https://github.com/photosynthesis-team"
 
@@ -44,7 +49,10 @@ WEIGHTS: dict[str, tuple[WeightFile, ...]] = {
     ),
     "dists": (
         _VGG16,
-        WeightFile("dists_weights.pt", f"{_PIQ}/piq/releases/download/v0.4.1/dists_weights.pt"),
+        WeightFile(
+            "dists_weights.pt",
+            f"{_PIQ}/piq/releases/download/v0.4.1/dists_weights.pt",
+        ),
     ),
     "clip-iqa": (
         WeightFile(
@@ -61,36 +69,49 @@ WEIGHTS: dict[str, tuple[WeightFile, ...]] = {
         ),
     ),
 }
-"""The files of each metric: the backbone first, then what was learned on top of it."""
+"""The files of each metric: first the backbone, then the weights that the metric learned for it."""
 
+# Layers of torchvision's `features` whose outputs are compared, and their channels.
 _LAYERS = {
+    # relu1 .. relu5
     "alexnet": (1, 4, 7, 9, 11),
+    # relu1_2 .. relu5_3
     "vgg16": (3, 8, 15, 22, 29),
-}  # relu1 .. relu5; relu1_2 .. relu5_3
-_CHANNELS = {"alexnet": (64, 192, 384, 256, 256), "vgg16": (64, 128, 256, 512, 512)}
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_MIN_PX = 32  # AlexNet's and VGG's pooling leave nothing of less
+}
+_CHANNELS = {
+    "alexnet": (64, 192, 384, 256, 256),
+    "vgg16": (64, 128, 256, 512, 512),
+}
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# The pooling of AlexNet and VGG leaves no pixels of smaller images.
+_MIN_PX = 32
 
 
 def perceptual_meter(
-    name: str, *, border: int, weights: Path | None, device: torch.device
+    name: str,
+    *,
+    border: int,
+    weights: Path | None,
+    device: torch.device,
 ) -> FrameMeter | PairMeter:
-    """Make the meter of `lpips`, `lpips-vgg`, `dists`, `clip-iqa` or `tlpips`.
+    """Create the meter of `lpips`, `lpips-vgg`, `dists`, `clip-iqa` or `tlpips`.
 
     Args:
-        name: of the metric.
-        border: pixels cropped from each side.
-        weights: see `find_weights`.
-        device: where the network runs.
+        name: Name of the metric.
+        border: Pixels cropped from each side.
+        weights: Location of the weight files, see `find_weights`.
+        device: Device of the network.
 
     Raises:
         ResourceError: piq, torchvision or a weight file is absent.
-        CheckpointError: a weight file does not fit.
+        CheckpointError: A weight file does not fit.
     """
 
-    def ready(x: Tensor) -> Tensor:
-        """Round to 8 bit, as images are that the field scores from files, crop, and make a batch of one."""
-        x = x[:, border : x.shape[-2] - border, border : x.shape[-1] - border]
+    def prepare(x: Tensor) -> Tensor:
+        """Crop a frame, round it to 8 bit (as in image files) and make it a batch of one."""
+        _, height, width = x.shape
+        x = x[:, border : height - border, border : width - border]
         if min(x.shape[-2:]) < _MIN_PX:
             raise ValueError(
                 f"{x.shape[-1]}×{x.shape[-2]} pixels are too few; at least {_MIN_PX} a side"
@@ -98,36 +119,43 @@ def perceptual_meter(
         return quantize(x.to(device).float())[None]
 
     if name == "tlpips":
-        return _tlpips(load_lpips("alex", weights).to(device), ready)
+        return _tlpips(load_lpips("alex", weights).to(device), prepare)
+
     if name == "clip-iqa":
         rate = load_clip_iqa(weights, device)
-        return FrameMeter(name, lambda sr, gt: rate(ready(sr)).item(), needs_reference=False)
-    network = (
-        load_dists(weights)
-        if name == "dists"
-        else load_lpips("vgg" if name == "lpips-vgg" else "alex", weights)
-    )
+
+        def score_without_reference(sr: Tensor, gt: Tensor | None) -> float:
+            return rate(prepare(sr)).item()
+
+        return FrameMeter(name, score_without_reference, needs_reference=False)
+
+    if name == "dists":
+        network = load_dists(weights)
+    else:
+        network = load_lpips("vgg" if name == "lpips-vgg" else "alex", weights)
     network.to(device)
 
     def score(sr: Tensor, gt: Tensor | None) -> float:
         assert gt is not None
-        return network(ready(sr), ready(gt)).item()
+        return network(prepare(sr), prepare(gt)).item()
 
     return FrameMeter(name, score, needs_reference=True)
 
 
-def _tlpips(lpips: nn.Module, ready: Callable[[Tensor], Tensor]) -> PairMeter:
-    """Compare how much consecutive frames differ.
+def _tlpips(lpips: nn.Module, prepare_frame: Callable[[Tensor], Tensor]) -> PairMeter:
+    """Create the meter of tLPIPS, which compares the differences of consecutive frames.
 
     Source: Chu et al., TecoGAN, ACM TOG 2020, Sec. 5.2.
     """
 
     def prepare(sr: Tensor, gt: Tensor | None) -> tuple[Tensor, Tensor]:
         assert gt is not None
-        return ready(sr), ready(gt)
+        return prepare_frame(sr), prepare_frame(gt)
 
-    def score(before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> float:
-        return abs(lpips(before[0], now[0]).item() - lpips(before[1], now[1]).item())
+    def score(previous: tuple[Tensor, Tensor], current: tuple[Tensor, Tensor]) -> float:
+        previous_sr, previous_gt = previous
+        sr, gt = current
+        return abs(lpips(previous_sr, sr).item() - lpips(previous_gt, gt).item())
 
     return PairMeter("tlpips", prepare, score, needs_reference=True)
 
@@ -137,24 +165,31 @@ def _import_piq(metric: str) -> Any:
         import piq
     except ImportError as error:
         raise ResourceError(
-            f"{metric} needs piq and torchvision ({error}); install them: pip install 'tubelet[metrics]'"
+            f"{metric} needs piq and torchvision ({error}); install them: "
+            "pip install 'tubelet[metrics]'"
         ) from error
     return piq
 
 
 def _load_features(network: Literal["alexnet", "vgg16"], path: Path) -> nn.Module:
-    """Load the layers of a classifier of torchvision, up to the last one that counts, from its published file."""
+    """Load the feature layers of a classifier of torchvision from its published file.
+
+    Layers after the last one that is compared are left out.
+    """
     from torchvision import models
 
-    with torch.device("meta"):  # the classifier is never allocated
-        classifier: Any = (models.alexnet if network == "alexnet" else models.vgg16)(weights=None)
-    features: nn.Module = classifier.features[: _LAYERS[network][-1] + 1]
+    build: Any = models.alexnet if network == "alexnet" else models.vgg16
+    # On "meta", the classifier is never allocated.
+    with torch.device("meta"):
+        classifier: Any = build(weights=None)
+    num_layers = _LAYERS[network][-1] + 1
+    features: nn.Module = classifier.features[:num_layers]
+
     prefix = "features."
-    state = {
-        name.removeprefix(prefix): v.float()
-        for name, v in read_tensors(path).items()
-        if name.startswith(prefix)
-    }
+    state: dict[str, Tensor] = {}
+    for name, value in read_tensors(path).items():
+        if name.startswith(prefix):
+            state[name.removeprefix(prefix)] = value.float()
     try:
         features.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -166,28 +201,38 @@ def load_lpips(network: Literal["alex", "vgg"], weights: Path | None = None) -> 
     """Build LPIPS v0.1.
 
     Args:
-        network: "alex" is what its authors use to measure, "vgg" what piq has.
-        weights: see `find_weights`.
+        network: "alex" is the choice of its authors for measuring, "vgg" that of piq.
+        weights: Location of the weight files, see `find_weights`.
 
     Returns:
-        a module that maps two (N, 3, H, W) in [0, 1] to the mean distance.
+        A module that maps two (N, 3, H, W) in [0, 1] to the mean distance.
 
     Raises:
         ResourceError: piq, torchvision or a weight file is absent.
-        CheckpointError: a weight file does not fit.
+        CheckpointError: A weight file does not fit.
 
     Source: Zhang et al., CVPR 2018.
     """
-    name, base = ("lpips", "alexnet") if network == "alex" else ("lpips-vgg", "vgg16")
-    piq = _import_piq(name)
-    backbone, learned = find_weights(name, WEIGHTS[name], weights)
-    features = _load_features(base, backbone)
-    linear = [value for _, value in sorted(read_tensors(learned).items())]
-    if [tuple(w.shape) for w in linear] != [(1, size, 1, 1) for size in _CHANNELS[base]]:
-        raise CheckpointError(f"{learned} does not hold the linear layers of LPIPS with {base}")
+    if network == "alex":
+        metric = "lpips"
+        backbone: Literal["alexnet", "vgg16"] = "alexnet"
+    else:
+        metric = "lpips-vgg"
+        backbone = "vgg16"
+    piq = _import_piq(metric)
+    backbone_path, linear_path = find_weights(metric, WEIGHTS[metric], weights)
+    features = _load_features(backbone, backbone_path)
+
+    # One linear layer for each compared layer: the weights of its channels.
+    linear = [value for _, value in sorted(read_tensors(linear_path).items())]
+    shapes = [tuple(value.shape) for value in linear]
+    if shapes != [(1, channels, 1, 1) for channels in _CHANNELS[backbone]]:
+        raise CheckpointError(
+            f"{linear_path} does not hold the linear layers of LPIPS with {backbone}"
+        )
     return piq.ContentLoss(
         feature_extractor=features,
-        layers=[str(layer) for layer in _LAYERS[base]],
+        layers=[str(layer) for layer in _LAYERS[backbone]],
         weights=linear,
         normalize_features=True,
         reduction="mean",
@@ -195,41 +240,35 @@ def load_lpips(network: Literal["alex", "vgg"], weights: Path | None = None) -> 
 
 
 def load_dists(weights: Path | None = None) -> nn.Module:
-    """Build DISTS, for frames at their own size; the authors' script first shrinks images to 256 pixels.
+    """Build DISTS for frames at their original size.
+
+    The authors' script first shrinks images to 256 pixels.
 
     Args:
-        weights: see `find_weights`.
+        weights: Location of the weight files, see `find_weights`.
 
     Returns:
-        a module that maps two (N, 3, H, W) in [0, 1] to the mean distance.
+        A module that maps two (N, 3, H, W) in [0, 1] to the mean distance.
 
     Raises:
         ResourceError: piq, torchvision or a weight file is absent.
-        CheckpointError: a weight file does not fit.
+        CheckpointError: A weight file does not fit.
 
     Source: Ding et al., IEEE TPAMI 2022.
     """
     piq = _import_piq("dists")
-    backbone, learned = find_weights("dists", WEIGHTS["dists"], weights)
-    features = _load_features("vgg16", backbone)
-    found = read_tensors(learned)
-    channels = (3, *_CHANNELS["vgg16"])  # the image itself is the first feature
-    if {name: tuple(value.shape) for name, value in found.items()} != {
-        name: (1, sum(channels), 1, 1) for name in ("alpha", "beta")
-    }:
-        raise CheckpointError(f"{learned} does not hold the weights alpha and beta of DISTS")
-    total = found["alpha"].sum() + found["beta"].sum()
-    split: list[Tensor] = [
-        p for key in ("alpha", "beta") for p in torch.split(found[key] / total, list(channels), 1)
-    ]
+    backbone_path, learned_path = find_weights("dists", WEIGHTS["dists"], weights)
+    features = _load_features("vgg16", backbone_path)
+    layer_weights = _read_dists_weights(learned_path)
 
-    class LocalDists(piq.DISTS):  # piq's constructor downloads; its `forward` resizes
+    # piq's constructor downloads, and its `forward` resizes.
+    class LocalDists(piq.DISTS):
         def __init__(self) -> None:
             piq.ContentLoss.__init__(
                 self,
                 feature_extractor=features,
                 layers=[str(layer) for layer in _LAYERS["vgg16"]],
-                weights=split,
+                weights=layer_weights,
                 replace_pooling=True,
                 allow_layers_weights_mismatch=True,
             )
@@ -240,49 +279,65 @@ def load_dists(weights: Path | None = None) -> nn.Module:
     return LocalDists()
 
 
+def _read_dists_weights(path: Path) -> list[Tensor]:
+    """Read the weights of texture (alpha), then of structure (beta), layer by layer; they sum to 1.
+
+    Raises:
+        CheckpointError: The file does not hold them.
+    """
+    # The image itself is the first feature.
+    channels = [3, *_CHANNELS["vgg16"]]
+    tensors = read_tensors(path)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    expected_shape = (1, sum(channels), 1, 1)
+    if shapes != {"alpha": expected_shape, "beta": expected_shape}:
+        raise CheckpointError(f"{path} does not hold the weights alpha and beta of DISTS")
+
+    total = tensors["alpha"].sum() + tensors["beta"].sum()
+    alpha = torch.split(tensors["alpha"] / total, channels, 1)
+    beta = torch.split(tensors["beta"] / total, channels, 1)
+    return [*alpha, *beta]
+
+
 def load_clip_iqa(weights: Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Build CLIP-IQA: how much nearer an image is to "Good photo." than to "Bad photo." in CLIP's space.
+    """Build CLIP-IQA: the similarity of an image to "Good photo." against "Bad photo." in CLIP.
 
     Args:
-        weights: see `find_weights`.
-        device: where the network runs.
+        weights: Location of the weight files, see `find_weights`.
+        device: Device of the network.
 
     Returns:
-        a function of one image (1, 3, H, W) in [0, 1], to a score in [0, 1].
+        A function that maps one image (1, 3, H, W) in [0, 1] to a score in [0, 1].
 
     Raises:
         ResourceError: piq, torchvision or a weight file is absent.
-        CheckpointError: a weight file does not fit.
+        CheckpointError: A weight file does not fit.
 
     Source: Wang et al., AAAI 2023; ResNet-50 without position embedding, so images keep their size.
     """
     _import_piq("clip-iqa")
     from piq.feature_extractors import clip as networks
 
-    network, tokens = find_weights("clip-iqa", WEIGHTS["clip-iqa"], weights)
+    clip_path, tokens_path = find_weights("clip-iqa", WEIGHTS["clip-iqa"], weights)
     try:
-        clip: Any = (
-            cast(Any, networks)
-            .build_model(read_tensors(network))
-            .float()
-            .requires_grad_(False)
-            .to(device)
-        )
+        clip: Any = cast(Any, networks).build_model(read_tensors(clip_path))
+        clip = clip.float().requires_grad_(False).to(device)
     except (KeyError, RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{network} does not hold CLIP: {_one_line(error)}") from error
-    mean, std = (
-        torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in (_CLIP_MEAN, _CLIP_STD)
-    )
-    prompts = list(read_tensors(tokens).values())
-    if [tuple(prompt.shape) for prompt in prompts] != [(2, clip.context_length)]:
-        raise CheckpointError(f"{tokens} does not hold the tokens of two prompts")
-    anchors = functional.normalize(clip.encode_text(prompts[0].to(device)), dim=-1)
+        raise CheckpointError(f"{clip_path} does not hold CLIP: {_one_line(error)}") from error
+
+    tokens = list(read_tensors(tokens_path).values())
+    if [tuple(prompts.shape) for prompts in tokens] != [(2, clip.context_length)]:
+        raise CheckpointError(f"{tokens_path} does not hold the tokens of two prompts")
+    # (2, features): of the good and of the bad prompt.
+    anchors = functional.normalize(clip.encode_text(tokens[0].to(device)), dim=-1)
+    mean = torch.tensor(_CLIP_MEAN, device=device).reshape(1, 3, 1, 1)
+    std = torch.tensor(_CLIP_STD, device=device).reshape(1, 3, 1, 1)
 
     def rate(x: Tensor) -> Tensor:
-        feature = functional.normalize(
-            clip.encode_image((x - mean) / std, pos_embedding=False), dim=-1
-        )
-        return (clip.logit_scale.exp() * feature @ anchors.T).softmax(-1)[:, 0]
+        encoding = clip.encode_image((x - mean) / std, pos_embedding=False)
+        feature = functional.normalize(encoding, dim=-1)
+        logits = clip.logit_scale.exp() * feature @ anchors.T
+        return logits.softmax(-1)[:, 0]
 
     return rate
 

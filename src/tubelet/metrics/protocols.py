@@ -1,9 +1,9 @@
-"""What each published number was measured on: clips, degradation, color channel, border, frames.
+"""Protocols of published scores: clips, degradation, color channel, border, frames.
 
-A name reads dataset, degradation, scale, and what else differs: vid4-bd-x4-crop8. The conventions themselves are told
-in docs/protocols.md.
+A name has the dataset, the degradation, the scale, and further differences: vid4-bd-x4-crop8.
+docs/protocols.md describes the conventions.
 
-folder-<degradation>-x<scale>   any folder of clips: Y, border 0, all frames
+    folder-<degradation>-x<scale>   any folder of clips: Y, border 0, all frames
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tubelet.errors import RequestError, suggest
 __all__ = ["DEGRADATIONS", "PROTOCOLS", "MetricProtocol", "find_protocol"]
 
 DEGRADATIONS = ("bi", "bi-u8", "bd", "bd-b", "bd-c", "real", "second-order")
-"""The presets of `tubelet.degrade`, which stands beside this package and is not imported by it."""
+"""The presets of `tubelet.degrade`, which this package must not import: it is of the same level."""
 SCALES = range(2, 9)
-"""Scales of the free protocols."""
+"""Scales of the protocols of folders."""
 
 _Y = ("psnr-y", "ssim-y")
 _RGB = ("psnr-rgb", "ssim-rgb")
@@ -42,20 +42,23 @@ _RECURRENT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricProtocol:
-    """All that a score depends on besides the model.
+    """The conditions of a score, except for the model.
 
     Attributes:
-        name: what a user types.
-        dataset: name of the set in `tubelet.data.datasets`, or "folder" for any folder of clips.
-        clips: clips of the set that count, None for all.
-        degradation: preset that makes the low-quality frames; "none" where the set has only those.
-        scale: factor between low-quality and restored frames.
-        metrics: names in `tubelet.metrics.measure`, the first is the one that papers lead with.
-        border: pixels left out on each side before a frame is scored.
-        drop_ends: frames left out of the score at each end of a clip; they are restored with the rest.
-        frames: "all" that are left, or the "middle" one only.
-        summary: one line for a user.
-        used_by: methods whose papers report numbers under it.
+        name: Name for users.
+        dataset: Name of the dataset in `tubelet.data.datasets`, or "folder" for any folder of
+            clips.
+        clips: Clips of the dataset that count; None: all.
+        degradation: Preset that makes the low-quality frames; "none" for a dataset that has only
+            those.
+        scale: Factor between low-quality and restored frames.
+        metrics: Names in `tubelet.metrics.measure`; the first is the main one of the papers.
+        border: Pixels left out on each side before a frame is scored.
+        drop_ends: Frames left out of the score at each end of a clip; they are restored like the
+            others.
+        frames: "all" remaining frames count, or only the "middle" one.
+        summary: One line for users.
+        used_by: Methods whose papers report numbers under it.
     """
 
     name: str
@@ -71,23 +74,25 @@ class MetricProtocol:
     used_by: tuple[str, ...] = ()
 
     def scored_frames(self, count: int) -> range:
-        """Tell which frames of a clip of `count` frames are scored.
+        """Return the frames of a clip of `count` frames that are scored.
 
         Raises:
-            RequestError: none is left.
+            RequestError: There are none.
         """
         if self.frames == "middle" and count:
-            return range(count // 2, count // 2 + 1)
+            middle = count // 2
+            return range(middle, middle + 1)
         if count <= 2 * self.drop_ends:
             raise RequestError(
-                f"{self.name} leaves out {self.drop_ends} frames at each end, but a clip has only {count} frames"
+                f"{self.name} leaves out {self.drop_ends} frames at each end, "
+                f"but a clip has only {count} frames"
             )
         return range(self.drop_ends, count - self.drop_ends)
 
 
 def _vid4(degradation: str, summary: str, used_by: tuple[str, ...]) -> tuple[MetricProtocol, ...]:
-    """Vid4 under one degradation, with the three borders and ends in use."""
-    plain = MetricProtocol(
+    """Return the protocols of Vid4 under one degradation, with the borders and ends in use."""
+    full = MetricProtocol(
         name=f"vid4-{degradation}-x4",
         dataset="vid4",
         clips=_VID4,
@@ -96,20 +101,20 @@ def _vid4(degradation: str, summary: str, used_by: tuple[str, ...]) -> tuple[Met
         used_by=used_by,
     )
     crop = dataclasses.replace(
-        plain,
-        name=f"{plain.name}-crop8",
+        full,
+        name=f"{full.name}-crop8",
         border=8,
         summary=f"Vid4, {summary}; Y, without 8 px at the borders, all frames",
         used_by=("RRN", "RSDN", "RLSP") if degradation == "bd" else (),
     )
-    drop = dataclasses.replace(
+    crop_and_drop = dataclasses.replace(
         crop,
         name=f"{crop.name}-drop2",
         drop_ends=2,
         summary=f"Vid4, {summary}; Y, without 8 px at the borders and two frames at each end",
         used_by=("DUF", "PFNL") if degradation == "bd" else (),
     )
-    return plain, crop, drop
+    return full, crop, crop_and_drop
 
 
 PROTOCOLS: tuple[MetricProtocol, ...] = (
@@ -119,7 +124,8 @@ PROTOCOLS: tuple[MetricProtocol, ...] = (
         clips=_REDS4,
         degradation="bi-u8",
         metrics=_RGB,
-        summary="REDS clips 000, 011, 015, 020, MATLAB bicubic of 8-bit images (sharp_bicubic); RGB, all frames",
+        summary="REDS clips 000, 011, 015, 020, MATLAB bicubic of 8-bit images (sharp_bicubic); "
+        "RGB, all frames",
         used_by=("EDVR", *_RECURRENT, "SATeCo", "LRTI-VSR"),
     ),
     *_vid4("bi", "MATLAB bicubic", (*_RECURRENT, "EDVR", "TDAN", "SATeCo")),
@@ -153,7 +159,8 @@ PROTOCOLS: tuple[MetricProtocol, ...] = (
         dataset="vimeo90k-t",
         degradation="bd",
         frames="middle",
-        summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 13 taps; Y, whole frames, the 4th of 7",
+        summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 13 taps; Y, whole frames, "
+        "the 4th of 7",
         used_by=(*_RECURRENT, "RRN", "RSDN"),
     ),
     MetricProtocol(
@@ -161,7 +168,8 @@ PROTOCOLS: tuple[MetricProtocol, ...] = (
         dataset="vimeo90k-t",
         degradation="bd-b",
         frames="middle",
-        summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 12 taps, block centers; Y, whole frames, the 4th of 7",
+        summary="Vimeo-90K test septuplets, Gaussian σ 1.6 of 12 taps, block centers; "
+        "Y, whole frames, the 4th of 7",
         used_by=_RECURRENT,
     ),
     MetricProtocol(
@@ -188,30 +196,40 @@ PROTOCOLS: tuple[MetricProtocol, ...] = (
         used_by=("RealBasicVSR", "LRTI-VSR"),
     ),
 )
-"""Every protocol with a name of its own; `find_protocol` also makes the free ones."""
+"""All protocols except those of folders, which `find_protocol` creates."""
 
-_SHORT = {f"vid4-{bd}-x4-drop2": f"vid4-{bd}-x4-crop8-drop2" for bd in ("bi", "bd", "bd-b", "bd-c")}
-_FREE = re.compile(rf"folder-({'|'.join(DEGRADATIONS)})-x(\d+)")
+# As DUF does, "-drop2" also leaves out the borders.
+_ALIASES = {
+    f"vid4-{degradation}-x4-drop2": f"vid4-{degradation}-x4-crop8-drop2"
+    for degradation in ("bi", "bd", "bd-b", "bd-c")
+}
+_FOLDER_NAME = re.compile(rf"folder-({'|'.join(DEGRADATIONS)})-x(\d+)")
 
 
 def find_protocol(name: str) -> MetricProtocol:
     """Look up a protocol.
 
     Args:
-        name: of a protocol; "-drop2" without "-crop8" means both, as DUF does.
+        name: Name of a protocol; "-drop2" without "-crop8" means both, as DUF does.
 
     Raises:
-        RequestError: there is none; the line names the nearest.
+        RequestError: There is none; the message has the nearest name.
     """
-    wanted = _SHORT.get(name, name)
+    full_name = _ALIASES.get(name, name)
     for protocol in PROTOCOLS:
-        if protocol.name == wanted:
+        if protocol.name == full_name:
             return protocol
-    free = _FREE.fullmatch(name)
-    if free and int(free.group(2)) in SCALES:
-        return _folder(free.group(1), int(free.group(2)))
-    known = [p.name for p in PROTOCOLS] + [f"folder-{d}-x4" for d in DEGRADATIONS]
-    raise RequestError(f"no protocol {name!r}; {suggest(name, known)}")
+
+    match = _FOLDER_NAME.fullmatch(name)
+    if match is not None:
+        degradation = match.group(1)
+        scale = int(match.group(2))
+        if scale in SCALES:
+            return _folder(degradation, scale)
+
+    names = [protocol.name for protocol in PROTOCOLS]
+    names += [f"folder-{degradation}-x4" for degradation in DEGRADATIONS]
+    raise RequestError(f"no protocol {name!r}; {suggest(name, names)}")
 
 
 def _folder(degradation: str, scale: int) -> MetricProtocol:
@@ -220,5 +238,6 @@ def _folder(degradation: str, scale: int) -> MetricProtocol:
         dataset="folder",
         degradation=degradation,
         scale=scale,
-        summary=f"every clip of a folder, degraded by {degradation} to 1/{scale}; Y, whole frames, all frames",
+        summary=f"every clip of a folder, degraded by {degradation} to 1/{scale}; "
+        "Y, whole frames, all frames",
     )

@@ -1,4 +1,4 @@
-"""Find the weight files of metrics: in a folder that was named, in torch's cache, or by download."""
+"""Find the weight files of metrics: at a given path, in torch's cache, or by download."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["WeightFile", "find_weights", "read_tensors"]
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """One published file.
+    """A published weight file.
 
     Attributes:
-        name: under which it is published and looked for.
-        url: where it is published.
-        sha256: its hash or the first digits of it; "" where none is published.
-        also_in: another folder in which other programs keep it; "~" is the home folder.
+        name: File name under which it is published and searched.
+        url: Address of the download.
+        sha256: Its hash or the first digits of it; "" if none is published.
+        also_in: Another folder to search, where other programs cache it; "~" is the home folder.
     """
 
     name: str
@@ -36,27 +36,31 @@ class WeightFile:
 
 
 def find_weights(metric: str, files: Sequence[WeightFile], explicit: Path | None) -> list[Path]:
-    """Find all files that a metric needs, downloading those that are nowhere.
+    """Find all files that a metric needs, and download missing ones.
 
     Args:
-        metric: its name, for messages.
-        files: what it needs.
-        explicit: a folder that holds them all under their published names, or one of them with the others beside
-            it; the only file of a metric can have any name. None: torch's cache, then a download into it.
+        metric: Name of the metric, for messages.
+        files: The files that it needs.
+        explicit: A folder with all of them under their published names, or one of them with the
+            others in the same folder; the only file of a metric can have any name. None: torch's
+            cache, then a download into it.
 
     Returns:
         A path for each file.
 
     Raises:
-        ResourceError: one is not there and cannot be downloaded; the message names the file, the folder and the URL.
+        ResourceError: A file is absent and cannot be downloaded; the message names the file, the
+            folder and the URL.
     """
     if explicit is not None:
-        return [_named(metric, file, explicit, only=len(files) == 1) for file in files]
+        is_only_file = len(files) == 1
+        return [_explicit(metric, file, explicit, any_name=is_only_file) for file in files]
     return [_cached(metric, file) for file in files]
 
 
-def _named(metric: str, file: WeightFile, explicit: Path, *, only: bool) -> Path:
-    if explicit.is_file() and (only or explicit.name == file.name):
+def _explicit(metric: str, file: WeightFile, explicit: Path, *, any_name: bool) -> Path:
+    """Find a file at the user's path: the path itself, or the published name in its folder."""
+    if explicit.is_file() and (any_name or explicit.name == file.name):
         return explicit
     folder = explicit.parent if explicit.is_file() else explicit
     path = folder / file.name
@@ -68,10 +72,15 @@ def _named(metric: str, file: WeightFile, explicit: Path, *, only: bool) -> Path
 
 
 def _cached(metric: str, file: WeightFile) -> Path:
+    """Find a file in a cache, or download it into that of torch."""
     cache = Path(torch.hub.get_dir()) / "checkpoints"
-    for folder in (cache, *([Path(file.also_in).expanduser()] if file.also_in else [])):
-        if (folder / file.name).is_file():
-            return folder / file.name
+    folders = [cache]
+    if file.also_in:
+        folders.append(Path(file.also_in).expanduser())
+    for folder in folders:
+        path = folder / file.name
+        if path.is_file():
+            return path
     try:
         return fetch(RemoteFile(name=file.name, url=file.url, sha256=file.sha256), cache)
     except ResourceError as error:
@@ -81,18 +90,25 @@ def _cached(metric: str, file: WeightFile) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of tensors without running code from it: torch's format, safetensors, or a TorchScript archive.
+    """Read a file of tensors without running code from it.
+
+    Args:
+        path: A file of torch, of safetensors, or a TorchScript archive.
 
     Returns:
-        Its tensors by name; those of a list by number, a single one as "0".
+        Its tensors by name; those of a list by their number, a single one as "0".
 
     Raises:
-        CheckpointError: it is none of these.
+        CheckpointError: It has another format, or no tensors.
     """
-    found = (
-        _read_torchscript(path) if path.is_file() and is_torchscript(path) else read_content(path)
-    )
-    tensors = {name: value for name, value in _named_items(found) if isinstance(value, Tensor)}
+    if path.is_file() and is_torchscript(path):
+        content = _read_torchscript(path)
+    else:
+        content = read_content(path)
+    tensors: dict[str, Tensor] = {}
+    for name, value in _named_items(content):
+        if isinstance(value, Tensor):
+            tensors[name] = value
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
     return tensors
@@ -101,7 +117,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_torchscript(path: Path) -> dict[str, Any]:
     """Read the weights of a program without calling it."""
     try:
-        with warnings.catch_warnings():  # torch deprecates the format in which CLIP is published
+        with warnings.catch_warnings():
+            # torch deprecates the format in which CLIP is published.
             warnings.simplefilter("ignore", FutureWarning)
             return cast(Any, torch.jit).load(path, map_location="cpu").state_dict()
     except (OSError, RuntimeError, ValueError) as error:
@@ -111,8 +128,9 @@ def _read_torchscript(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _named_items(found: Any) -> list[tuple[str, Any]]:
-    if isinstance(found, dict):
-        return [(str(name), value) for name, value in cast(dict[Any, Any], found).items()]
-    values = cast(list[Any], found) if isinstance(found, list | tuple) else [found]
+def _named_items(content: Any) -> list[tuple[str, Any]]:
+    """List the entries of a dict by name, or those of a list by number."""
+    if isinstance(content, dict):
+        return [(str(name), value) for name, value in cast(dict[Any, Any], content).items()]
+    values = cast(list[Any], content) if isinstance(content, list | tuple) else [content]
     return [(str(number), value) for number, value in enumerate(values)]
