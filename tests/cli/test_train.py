@@ -193,7 +193,7 @@ def test_supervised_lists_its_networks(capsys):
         (["--model", "edvr-n"], 2, "did you mean edvr-m"),
         (["--model", "spynet"], 2, "no network to train is called 'spynet'"),
         (["--model", "edvr-m"], 2, "no data to train on"),
-        (["--model", "edvr-m", "--data", "clips", "--crops.patch-px", "30"], 2, "32 would do"),
+        (["--model", "edvr-m", "--data", "clips", "--crops.patch-px", "30"], 2, "use 32"),
         (
             ["--model", "edvr-m", "--data", "clips", "--network.num-frames", "7"],
             2,

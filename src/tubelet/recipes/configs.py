@@ -1,4 +1,4 @@
-"""Configurations in YAML: nested dataclasses out and in, where an unknown key or a wrong type is an error."""
+"""Read and write configuration dataclasses as YAML; unknown keys and wrong types are errors."""
 
 from __future__ import annotations
 
@@ -16,43 +16,49 @@ T = TypeVar("T")
 
 
 def write_config(path: Path, config: Any) -> None:
-    """Write a configuration dataclass as YAML that `read_config` reads back to an equal one."""
-    path.write_text(
-        yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    """Write a configuration dataclass as YAML, from which `read_config` restores an equal one."""
+    text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def read_config(path: Path, kind: type[T], *, default: T | None = None) -> T:
-    """Read a configuration.
+    """Read a configuration from a YAML file.
 
     Args:
-        path: of a YAML file; fields it leaves out keep their defaults.
-        kind: the dataclass.
-        default: what they keep instead.
+        path: Path of the file.
+        kind: Dataclass of the configuration.
+        default: Values of the fields that the file omits. Default: the defaults of `kind`.
 
     Returns:
-        an instance of `kind`.
+        An instance of `kind`.
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown key, a missing one, or a value of the wrong type.
+        ConfigError: The file is missing or is not YAML, or has an unknown key, lacks a required
+            one, or has a value of the wrong type.
     """
     return build(kind, _read(path), str(path), default)
 
 
 def read_entry(path: Path, name: str) -> Any:
-    """Read one entry of a configuration, None where there is none, for what must be known before the others.
+    """Read one entry of a configuration file without validating the others; None if it is missing.
+
+    `tubelet train` needs the name of the recipe first, which determines the type of the rest.
 
     Raises:
-        ConfigError: no such file, or not YAML.
+        ConfigError: The file is missing or is not YAML.
     """
     data = _read(path)
-    return cast("dict[str, Any]", data).get(name) if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        return None
+    return cast("dict[str, Any]", data).get(name)
 
 
 def _read(path: Path) -> Any:
     try:
+        # An empty file is an empty configuration.
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not YAML: {reason}") from error

@@ -1,4 +1,4 @@
-"""Weights to begin a training with."""
+"""Initialize a network before training, from a checkpoint or from SpyNet weights."""
 
 from __future__ import annotations
 
@@ -14,66 +14,70 @@ __all__ = ["copy_matching_weights", "find_spynets", "init_spynets", "load_spynet
 
 
 def copy_matching_weights(model: nn.Module, path: Path) -> None:
-    """Copy the tensors of a checkpoint that agree in name and shape; others stay random.
+    """Copy the tensors of a checkpoint that match in name and shape; others keep their values.
 
     Raises:
-        CheckpointError: see `load_model`.
-        InputError: nothing agrees.
+        CheckpointError: See `load_model`.
+        InputError: No convolution matches.
     """
     source = load_model(path).state_dict()
-    own = model.state_dict()
-    fitting: dict[str, Tensor] = {}
+    state = model.state_dict()
+    matching: dict[str, Tensor] = {}
     for name, value in source.items():
-        if name in own and own[name].shape == value.shape:
-            fitting[name] = value
-    if not any(value.ndim == 4 for value in fitting.values()):
+        if name in state and state[name].shape == value.shape:
+            matching[name] = value
+    # Biases and slopes often match by chance; without a convolution the checkpoint is unrelated.
+    has_convolution = any(value.ndim == 4 for value in matching.values())
+    if not has_convolution:
         raise InputError(
-            f"{path} shares no convolution with this network; give a checkpoint of the same channels"
+            f"{path} shares no convolution with this network; give a checkpoint with the same "
+            "number of channels"
         )
-    model.load_state_dict({**own, **fitting})
+    model.load_state_dict({**state, **matching})
 
 
 def find_spynets(model: nn.Module) -> list[SpyNet]:
-    """List the flow networks within a network."""
+    """List the SpyNets within a network."""
     return [module for module in model.modules() if isinstance(module, SpyNet)]
 
 
 def init_spynets(model: nn.Module, source: str) -> None:
-    """Give every SpyNet within a network its weights; a network without any stays as it is.
+    """Load weights into every SpyNet of a network.
 
     Args:
-        model: the network.
-        source: "own" for those of the package, "random" to leave them as they are, or the path of a
-            checkpoint.
+        model: Network; without a SpyNet it does not change.
+        source: "own" for the weights in the package, "random" to keep the current weights, or the
+            path of a checkpoint.
 
     Raises:
-        CheckpointError: see `load_model`.
-        InputError: the file is no SpyNet, or there is a file and the network has no SpyNet.
+        CheckpointError: See `load_model`.
+        InputError: The file is not a SpyNet, or a file is given for a network without a SpyNet.
     """
+    if source == "random":
+        return
     if source == "own":
         load_spynet(model)
-    if source in ("own", "random"):
         return
-    flows = find_spynets(model)
-    if not flows:
+    spynets = find_spynets(model)
+    if not spynets:
         raise InputError(
-            f"{type(model).__name__} estimates no flow by SpyNet; leave spynet={source} out"
+            f"{type(model).__name__} has no SpyNet that could be loaded; remove spynet={source}"
         )
     weights = load_spynet_checkpoint(Path(source)).state_dict()
-    for flow in flows:
-        flow.load_state_dict(weights)
+    for spynet in spynets:
+        spynet.load_state_dict(weights)
 
 
 def load_spynet_checkpoint(path: Path) -> SpyNet:
-    """Load a SpyNet.
+    """Load a SpyNet from a checkpoint.
 
     Raises:
-        CheckpointError: see `load_model`.
-        InputError: the file holds another network.
+        CheckpointError: See `load_model`.
+        InputError: The checkpoint is another network.
     """
     model = load_model(path)
     if not isinstance(model, SpyNet):
         raise InputError(
-            f"{path} is {type(model).__name__}, not SpyNet; give a checkpoint of a SpyNet"
+            f"{path} is {type(model).__name__}, not SpyNet; give the path of a SpyNet checkpoint"
         )
     return model

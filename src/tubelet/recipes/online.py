@@ -1,4 +1,4 @@
-"""Train `FastVSR`, the embedded online model, from folders of clips and images."""
+"""Train `FastVSR`, the recurrent network of the models in the package, on folders of clips."""
 
 from __future__ import annotations
 
@@ -80,21 +80,21 @@ def main(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> Path:
-    """Train to the end, or resume; write the collapsed network.
+    """Train a FastVSR, or resume its training, and save its collapsed form.
 
     Args:
-        config: see there.
-        on_log: called with every log line.
-        on_progress: called after steps, at most ten times a second, and at the end.
-        cancel: stops the run after the step that it is at; the same call goes on from its last
+        config: Configuration of the run.
+        on_log: Called with every log record.
+        on_progress: Called after steps, up to ten times a second, and at the end.
+        cancel: Stops the run after the current step; the same call resumes from the last
             checkpoint.
 
     Returns:
-        path of the finished model.safetensors, which `tubelet upscale --model` takes.
+        Path of the finished model.safetensors, for `tubelet upscale --model`.
 
     Raises:
-        InputError: no clips.
-        CheckpointError: the output folder holds another run.
+        InputError: There are no clips.
+        CheckpointError: The output folder contains another run.
         Cancelled: `cancel` was cancelled.
     """
     torch.manual_seed(config.loop.seed)
@@ -112,11 +112,11 @@ def main(
     )
     crops = Crops(list(clips), scale, config.crops, config.loop.seed)
     if config.stage == "triplets":
-        model.zero_recurrent_path()  # what it does not train would disturb what it does
-    task = _OnlineTask(config, crops)
+        # Single steps do not train the recurrent path, which would disturb the trained layers.
+        model.zero_recurrent_path()
     average = train(
         model,
-        task,
+        _OnlineTask(config, crops),
         config.loop,
         config.out,
         evaluate=_scorer(config),
@@ -127,6 +127,7 @@ def main(
     assert isinstance(average, FastVSR)
     notes = {"training": asdict(config)}
     if config.model.expansion:
+        # Only the expanded form can be trained further.
         save_checkpoint(config.out / "wide.safetensors", average, notes)
     path = config.out / "model.safetensors"
     save_checkpoint(path, average.collapse(), notes)
@@ -134,7 +135,7 @@ def main(
 
 
 class _OnlineTask:
-    """Restore clips as the network runs, or single steps of it without memory."""
+    """Restore clips with recurrence, or single frames without it."""
 
     def __init__(self, config: OnlineConfig, crops: Crops) -> None:
         self._crops = crops
@@ -143,18 +144,21 @@ class _OnlineTask:
         self._is_triplets = config.stage == "triplets"
 
     def batch(self, step: int) -> Batch:
-        """Cut clips: lq and gt (B, T, 3, H, W); gt has the frames that are restored."""
+        """Crop lq and gt (B, T, 3, H, W); gt contains only the frames that are restored."""
         lq, gt = self._crops.batch(step)
-        return {"lq": lq, "gt": gt[:, 1:-1] if self._is_triplets else gt}
+        if self._is_triplets:
+            # The first and the last frame are only neighbors.
+            gt = gt[:, 1:-1]
+        return {"lq": lq, "gt": gt}
 
     def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
-        """Compare with gt, and with what Lanczos would make of lq."""
+        """Compare with gt; `harm` adds the error beyond that of Lanczos upscaling."""
         del step
         assert isinstance(model, FastVSR)
         lq = batch["lq"]
         gt = batch["gt"]
         if self._is_triplets:
-            sr = _restore_inner(model, lq)
+            sr = _restore_inner_frames(model, lq)
             lq = lq[:, 1:-1]
         else:
             sr = model(lq)
@@ -164,41 +168,46 @@ class _OnlineTask:
         yield losses
 
 
-def _restore_inner(model: FastVSR, lq: Tensor) -> Tensor:
-    """Restore the inner frames, each by a single step without memory.
+def _restore_inner_frames(model: FastVSR, lq: Tensor) -> Tensor:
+    """Restore all frames but the first and the last, each by a single step without recurrence.
 
     Args:
-        model: the network.
+        model: Network.
         lq: (B, T, 3, H, W).
 
     Returns:
-        (B, T - 2, 3, sH, sW): all but the first and the last frame.
+        (B, T - 2, 3, sH, sW).
     """
-    ahead = model.config.lookahead
+    lookahead = model.config.lookahead
     frames: list[Tensor] = []
     for t in range(1, lq.shape[1] - 1):
-        sr, _ = model.step(lq[:, t : t + 1 + ahead], (lq[:, t - 1],))
+        window = lq[:, t : t + 1 + lookahead]
+        # A state of only the previous frame: no hidden features.
+        state = (lq[:, t - 1],)
+        sr, _ = model.step(window, state)
         frames.append(sr)
     return torch.stack(frames, 1)
 
 
 def _harm(sr: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
-    """Compute by how much samples come out worse than Lanczos would leave them.
+    """Compute the squared luma error of samples beyond the error of Lanczos upscaling.
 
     Args:
-        sr: (B, T, 3, sH, sW), restored.
-        gt: the same shape.
-        lq: (B, T, 3, H, W), the same frames.
+        sr: Restored frames, (B, T, 3, sH, sW).
+        gt: Target frames of the same shape.
+        lq: Input of the same frames, (B, T, 3, H, W).
 
     Returns:
-        scalar: the excess of the squared error of luma, 0 for samples without one, on average.
+        Scalar: the mean over the batch, where samples that are better than Lanczos count as 0.
     """
+    # The reference must not lose precision to autocast.
     with torch.autocast(sr.device.type, enabled=False):
-        plain = resample(luma(lq), (gt.shape[-2], gt.shape[-1]), kernel="lanczos3")
+        lanczos = resample(luma(lq), (gt.shape[-2], gt.shape[-1]), kernel="lanczos3")
     error = luma(sr - gt).square()
-    plain_error = (plain - luma(gt)).square()
-    worse = (error - plain_error).mean((1, 2, 3, 4)).relu()  # (B,)
-    return worse.mean()
+    lanczos_error = (lanczos - luma(gt)).square()
+    # (B, T, 1, sH, sW) → (B,)
+    excess = (error - lanczos_error).mean((1, 2, 3, 4)).relu()
+    return excess.mean()
 
 
 def _scorer(config: OnlineConfig) -> Callable[[nn.Module], dict[str, float]] | None:
@@ -211,19 +220,27 @@ def _scorer(config: OnlineConfig) -> Callable[[nn.Module], dict[str, float]] | N
 def load_pairs(
     root: Path, preset: Preset, scale: int, frames: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read the first frames of every folder, and degrade them: {name: (lq, gt)}, each (T, 3, H, W).
+    """Read the first frames of every folder of frames, and degrade them.
+
+    Args:
+        root: Folder of folders of frames.
+        preset: Degradation.
+        scale: Factor between lq and gt.
+        frames: Maximum number of frames of each clip.
+
+    Returns:
+        {name of the folder: (lq, gt)}, both (T, 3, H, W) in [0, 1].
 
     Raises:
-        InputError: there is no such folder, or no folder within.
+        InputError: The folder does not exist or contains no folders.
     """
     if not root.is_dir():
         raise InputError(f"no such folder of clips to evaluate: {root}")
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for seed, folder in enumerate(sorted(p for p in root.iterdir() if p.is_dir())):
-        gt = (
-            torch.from_numpy(read_clip(folder, max_frames=frames, size_multiple=scale)).float()
-            / 255
-        )
+    for seed, folder in enumerate(folders):
+        pixels = read_clip(folder, max_frames=frames, size_multiple=scale)
+        gt = torch.from_numpy(pixels).float() / 255
         pairs[folder.name] = (degrade(gt, preset, scale=scale, seed=seed), gt)
     if not pairs:
         raise InputError(f"no folders of frames in {root}")
@@ -234,7 +251,15 @@ def load_pairs(
 def score_clips(
     network: Callable[[Tensor], Tensor], pairs: dict[str, tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
-    """Score a network on clips: mean Y-PSNR of each, dB, and of all."""
+    """Compute the mean Y-PSNR of a network on each clip, and the mean over clips, in dB.
+
+    Args:
+        network: Maps lq (1, T, 3, H, W) to sr (1, T, 3, sH, sW).
+        pairs: Clips from `load_pairs`.
+
+    Returns:
+        {"psnr_y/name of the clip": …, "psnr_y": mean over the clips}.
+    """
     scores: dict[str, float] = {}
     for name, (lq, gt) in pairs.items():
         sr = network(lq[None])[0]

@@ -1,7 +1,8 @@
-"""How the published networks were trained, and one plain recipe for those whose training is not told here.
+"""Training recipes of published networks, and a default recipe for all other networks.
 
-Batches are whole: of all GPUs together. Where a source states the square of Charbonnier's eps, its root stands here.
-What a source does not state is Tubelet's, and `assumed` names it.
+Batch sizes are totals over all GPUs. `loss_eps` is the eps of Charbonnier's sqrt(x² + eps²); some
+sources give its square. `assumed` lists the settings that a source does not give: they are chosen
+by this project.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ __all__ = ["RECIPES", "PublishedRecipe", "find_recipe", "list_names"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedRecipe:
-    """How one network was trained.
+    """Training settings of one network.
 
     Attributes:
-        name: what `--model` takes.
-        architecture: of the network.
-        network: its configuration.
-        crops: size of the samples.
-        loop: how long, how fast, by which loss.
-        preset: degradation.
-        mirrored: whether samples run back to their start.
-        cleaning_weight: of the loss of cleaned frames.
-        source: who states it.
-        assumed: what the source leaves open.
+        name: Name that `--model` accepts.
+        architecture: Architecture of the network.
+        network: Configuration of the network.
+        crops: Size of the training samples.
+        loop: Steps, learning rate and loss.
+        preset: Degradation of the low-quality frames.
+        mirrored: Append the frames of each sample in reverse order.
+        cleaning_weight: Weight of the loss on cleaned frames, for RealBasicVSR.
+        source: Paper and code that the settings are from.
+        assumed: Settings that the source does not give.
     """
 
     name: str
@@ -71,20 +72,25 @@ def _crops(patch_px: int, frames: int, batch: int) -> CropSettings:
     return CropSettings(patch_px=patch_px, frames=frames, batch=batch, candidates=1)
 
 
-_ROOT_1E12 = 1e-6  # of the eps of BasicSR and MMagic, 1e-12
 _BASE = LoopSettings(
     lr_final=1e-7,
     warmup_steps=0,
     grad_clip=math.inf,
-    loss_eps=_ROOT_1E12,
+    # BasicSR and MMagic give the square, 1e-12.
+    loss_eps=1e-6,
     log_every=100,
     save_every=5000,
 )
-"""What most of them share."""
+"""Settings that the recipes share, unless they override them."""
+
+# A pretrained flow network: frozen at first, then trained with a lower learning rate.
 _FLOW = OptimizerSettings(low_lr_modules=("spynet",), lr_multiplier=0.125, freeze_steps=5000)
-_SLOW_TAIL = OptimizerSettings(betas=(0.9, 0.999))
+# PyTorch's default betas. The default of `OptimizerSettings` is that of BasicSR, 0.9 and 0.99.
+_PYTORCH_BETAS = OptimizerSettings(betas=(0.9, 0.999))
 
 _BASICVSR = replace(_BASE, steps=300_000, lr=2e-4, optimizer=_FLOW)
+# The temporal and spatial attention of EDVR is trained alone at first, on the weights of a network
+# without it.
 _EDVR = replace(
     _BASE,
     steps=600_000,
@@ -106,8 +112,11 @@ _EDVR_LARGE = EDVRConfig(channels=128, num_reconstruct_blocks=40)
 _EDVR_SOURCE = "Wang et al., CVPRW 2019; option files of BasicSR"
 _EDVR_ASSUMED = "eps; betas"
 _HAT_SOURCE = "Chen et al., CVPR 2023; option files of HAT"
-_RRN_EPOCH = 64_612 // 4  # steps: the clips of Vimeo-90K's training list over the batch
-_SESR_EPOCH = 800 * 64 // 32  # steps: 64 crops of each image of DIV2K over the batch
+
+# Steps of an epoch: 64 612 clips of Vimeo-90K's training list in batches of 4.
+_RRN_EPOCH = 64_612 // 4
+# Steps of an epoch: 64 crops of each of the 800 images of DIV2K in batches of 32.
+_SESR_EPOCH = 800 * 64 // 32
 
 
 def _steps(*milestones: int, factor: float = 0.5) -> ScheduleSettings:
@@ -148,7 +157,10 @@ def _sesr(scale: int) -> PublishedRecipe:
             _BASE, steps=300 * _SESR_EPOCH, lr=2e-4, lr_final=2e-4, loss="l1", loss_on="luma"
         ),
         source="Bhardwaj et al., MLSys 2022",
-        assumed="crops; 64 of them an image make an epoch of DIV2K; constant rate. x4 begins with x2: --init",
+        assumed=(
+            "crops; 64 crops of each image in an epoch of DIV2K; constant learning rate. "
+            "x4 starts from x2: --init"
+        ),
     )
 
 
@@ -194,13 +206,13 @@ RECIPES: tuple[PublishedRecipe, ...] = (
             steps=70 * _RRN_EPOCH,
             lr=1e-4,
             schedule=_steps(60 * _RRN_EPOCH, factor=0.1),
-            optimizer=replace(_SLOW_TAIL, weight_decay=5e-4),
+            optimizer=replace(_PYTORCH_BETAS, weight_decay=5e-4),
             loss_eps=1e-3,
             loss_reduction="sum",
         ),
         preset="bd",
         source="Isobe et al., BMVC 2020; their code",
-        assumed="epochs of Vimeo-90K; crops, where their code takes whole frames; EMA; betas",
+        assumed="epochs of Vimeo-90K; crops, while their code trains on whole frames; EMA; betas",
     ),
     PublishedRecipe(
         name="ovsr",
@@ -213,12 +225,15 @@ RECIPES: tuple[PublishedRecipe, ...] = (
             lr=1e-3,
             lr_final=1e-4,
             schedule=ScheduleSettings(kind="linear", periods=(120_000,)),
-            optimizer=_SLOW_TAIL,
+            optimizer=_PYTORCH_BETAS,
             loss_eps=1e-3,
         ),
         preset="bd",
         source="Yi et al., ICCV 2021; their options",
-        assumed="EMA; betas; their loss also weighs the precursor's images, and leaves out the outermost frames",
+        assumed=(
+            "EMA; betas; their loss also includes the results of the precursor network, and omits "
+            "the outermost frames"
+        ),
     ),
     PublishedRecipe(
         name="zsm",
@@ -246,7 +261,7 @@ RECIPES: tuple[PublishedRecipe, ...] = (
             steps=500_000,
             lr=2e-4,
             schedule=_steps(250_000, 400_000, 450_000, 475_000),
-            optimizer=_SLOW_TAIL,
+            optimizer=_PYTORCH_BETAS,
             loss="l1",
         ),
         source="Liang et al., ICCVW 2021; options of KAIR",
@@ -265,7 +280,7 @@ RECIPES: tuple[PublishedRecipe, ...] = (
     _hat(
         "hat-x4-finetune",
         replace(_BASE, steps=250_000, lr=1e-5, schedule=_steps(125_000, 200_000, 225_000, 240_000)),
-        "8 GPUs. Begins with hat-x4: --init",
+        "8 GPUs. Starts from hat-x4: --init",
     ),
     PublishedRecipe(
         name="realesrgan-x4",
@@ -275,7 +290,7 @@ RECIPES: tuple[PublishedRecipe, ...] = (
         loop=replace(_BASE, steps=400_000, lr=1e-4, lr_final=1e-4, loss="l1"),
         preset="second-order",
         source="Wang et al., ICCVW 2021",
-        assumed="4 GPUs; EMA; the L1 term alone, without VGG and discriminator",
+        assumed="4 GPUs; EMA; only the L1 loss, without VGG and discriminator",
     ),
     PublishedRecipe(
         name="realbasicvsr",
@@ -293,76 +308,90 @@ RECIPES: tuple[PublishedRecipe, ...] = (
         mirrored=True,
         cleaning_weight=1.0,
         source="Chan et al., CVPR 2022; configuration of MMagic",
-        assumed="its first stage alone, without VGG and discriminator; EMA; gt is not sharpened",
+        assumed="only its first stage, without VGG and discriminator; EMA; gt is not sharpened",
     ),
     _sesr(2),
     _sesr(4),
 )
-"""By the names that `--model` takes; the first of an architecture also goes by the architecture's name."""
+"""Recipes by the name that `--model` accepts. The first recipe of an architecture is also found by
+the name of the architecture."""
 
 
 def list_names() -> list[str]:
-    """List what `find_recipe` takes: the recipes, then the architectures that have none of their own."""
-    told = {recipe.architecture.name for recipe in RECIPES}
-    rest = [architecture.name for architecture in _trainable() if architecture.name not in told]
-    return [recipe.name for recipe in RECIPES] + sorted(rest, key=str.lower)
+    """List the names for `find_recipe`: recipes, then architectures without a published recipe."""
+    names = [recipe.name for recipe in RECIPES]
+    with_recipe = {recipe.architecture.name for recipe in RECIPES}
+    others: list[str] = []
+    for architecture in _trainable_architectures():
+        if architecture.name not in with_recipe:
+            others.append(architecture.name)
+    return names + sorted(others, key=str.lower)
 
 
 def find_recipe(name: str) -> PublishedRecipe:
-    """Find a recipe by its name or that of an architecture; case and punctuation do not count.
+    """Find a recipe by its name or by its architecture, ignoring case and punctuation.
 
     Raises:
-        RequestError: there is none; the line suggests the nearest.
+        RequestError: No recipe has this name; the message suggests similar ones.
     """
-    wanted = _key(name)
+    key = _search_key(name)
     for recipe in RECIPES:
-        if wanted == _key(recipe.name):
+        if key == _search_key(recipe.name):
             return recipe
     for recipe in RECIPES:
-        if wanted == _key(recipe.architecture.name):
+        if key == _search_key(recipe.architecture.name):
             return recipe
-    for architecture in _trainable():
-        if wanted == _key(architecture.name):
-            return _plain(architecture)
-    raise RequestError(
-        f"no network to train is called {name!r}; {suggest(name, list_names(), count=3)}"
-    )
+    for architecture in _trainable_architectures():
+        if key == _search_key(architecture.name):
+            return _default_recipe(architecture)
+    suggestion = suggest(name, list_names(), count=3)
+    raise RequestError(f"no network to train is called {name!r}; {suggestion}")
 
 
-def _key(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower().replace("+", "p"))
+def _search_key(name: str) -> str:
+    # "BasicVSR++" is basicvsr_pp.
+    name = name.lower().replace("+", "p")
+    return re.sub(r"[^a-z0-9]", "", name)
 
 
-def _trainable() -> list[Architecture]:
-    """List the networks that make images by themselves; composite ones have recipes of their own."""
-    alone = [architecture for architecture in ARCHITECTURES if architecture.base is None]
-    return [
-        architecture
-        for architecture in alone
-        if architecture.contract(architecture.config()) is not None
-    ]
+def _trainable_architectures() -> list[Architecture]:
+    """List the networks that output images; composite networks have other training procedures."""
+    trainable: list[Architecture] = []
+    for architecture in ARCHITECTURES:
+        if architecture.base is not None:
+            continue
+        outputs_images = architecture.contract(architecture.config()) is not None
+        if outputs_images:
+            trainable.append(architecture)
+    return trainable
 
 
-def _plain(architecture: Architecture) -> PublishedRecipe:
-    """Make a recipe of what most of the published ones have in common."""
-    contract = architecture.contract(network := architecture.config())
+def _default_recipe(architecture: Architecture) -> PublishedRecipe:
+    """Build a recipe from the settings that most published recipes have in common."""
+    network = architecture.config()
+    contract = architecture.contract(network)
     assert contract is not None
+    batch = 16 if contract.temporal.kind == "frame" else 8
     return PublishedRecipe(
         name=architecture.name,
         architecture=architecture,
         network=network,
-        crops=_crops(
-            64, _frames(contract.temporal), 16 if contract.temporal.kind == "frame" else 8
-        ),
+        crops=_crops(64, _default_frames(contract.temporal), batch),
         loop=replace(_BASE, steps=300_000, lr=2e-4),
         source="Tubelet",
         assumed="everything",
     )
 
 
-def _frames(temporal: Temporal) -> int:
-    if temporal.kind == "window":
-        return 2 * temporal.radius + 1
-    if temporal.kind == "frame":
-        return 1
-    return 7 if temporal.kind == "online" or temporal.between_frames else 15
+def _default_frames(temporal: Temporal) -> int:
+    """Return the number of frames of a training sample."""
+    match temporal.kind:
+        case "window":
+            return 2 * temporal.radius + 1
+        case "frame":
+            return 1
+        case "online":
+            return 7
+        case "clip":
+            # A space-time network needs an odd number.
+            return 7 if temporal.between_frames else 15

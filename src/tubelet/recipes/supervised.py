@@ -1,15 +1,15 @@
-"""Train any network that restores images or video, on pairs of clips.
+"""Train any network that restores images or video, on pairs of low- and high-quality clips.
 
-lq is made from gt by a preset of degradation.
+A degradation preset makes lq from gt. The temporal kind of the network determines the samples:
 
-kind      the network sees              and is compared with
+kind      input                         target
 frame     lq (B, T, …), frame by frame  gt of all T frames
 window    lq (B, 2r + 1, …)             gt of the middle frame
 online    lq (B, T, …), step by step    gt of all T frames
 clip      lq (B, T, …)                  gt of all T frames
 
-A space-time network sees every second frame of lq. Which network, and how it learns, comes from a
-recipe (`published.py`), and every field of it can be changed.
+The input of a space-time network is every second frame of lq. A recipe (`published.py`) provides
+the network and the training settings; every field of it can be overridden.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from tubelet.zoo.spec import ModelSpec, count_parameters
 
 __all__ = ["SupervisedConfig", "configure", "describe", "main"]
 
-_CACHED_MULTIPLE = 12  # of the sizes of cached clips
+_CACHED_MULTIPLE = 12
+"""`tubelet.data` crops cached gt clips to multiples of this, which every scale must divide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +94,12 @@ class SupervisedConfig:
 
 
 @cache
-def _kind(network: type[Any]) -> type[SupervisedConfig]:
-    """Make the configuration with a `network` of this type, which files and flags must fit."""
-    made = make_dataclass(
+def _config_class(network: type[Any]) -> type[SupervisedConfig]:
+    """Build a subclass of the configuration with a `network` of this type.
+
+    The parsers of YAML files and flags take the fields of the network from the annotation.
+    """
+    config_class = make_dataclass(
         "SupervisedConfig",
         [("network", network)],
         bases=(SupervisedConfig,),
@@ -103,25 +107,26 @@ def _kind(network: type[Any]) -> type[SupervisedConfig]:
         slots=True,
         kw_only=True,
     )
-    made.__doc__ = SupervisedConfig.__doc__
-    return cast(type[SupervisedConfig], made)
+    config_class.__doc__ = SupervisedConfig.__doc__
+    return cast(type[SupervisedConfig], config_class)
 
 
 def configure(model: str, **changes: Any) -> SupervisedConfig:
-    """Make the configuration of a recipe.
+    """Build the configuration of a recipe.
 
     Args:
-        model: its name; see `find_recipe`.
-        changes: fields of `SupervisedConfig` that differ.
+        model: Name of the recipe; see `find_recipe`.
+        changes: Fields of `SupervisedConfig` to override.
 
     Returns:
-        of a subclass, whose `network` is of the type of the architecture's configuration.
+        An instance of a subclass whose `network` has the type of the architecture's configuration.
 
     Raises:
-        RequestError: no recipe has this name.
+        RequestError: No recipe has this name.
     """
     recipe = find_recipe(model)
-    config = _kind(recipe.architecture.config)(
+    config_class = _config_class(recipe.architecture.config)
+    config = config_class(
         model=recipe.name,
         network=recipe.network,
         out=Path("runs") / recipe.name,
@@ -135,27 +140,28 @@ def configure(model: str, **changes: Any) -> SupervisedConfig:
 
 
 def describe(config: SupervisedConfig) -> list[str]:
-    """Say, a line each, what will be trained, how, and what a user should know of it."""
+    """Describe a training in a few lines: network, settings, source, and deviations from it."""
     recipe = find_recipe(config.model)
-    contract = _contract(recipe.architecture, config)
+    contract = _check_config(recipe.architecture, config)
     with torch.device("meta"):
         network = recipe.architecture.build(config.network)
+    size = f"{count_parameters(network) / 1e6:.2f} M parameters"
     crops = config.crops
-    temporal = contract.temporal
+    frames = f"{crops.frames} frame{'s' if crops.frames > 1 else ''}"
     lines = [
-        f"{config.model}: {recipe.architecture.name} x{contract.scale}, {count_parameters(network) / 1e6:.2f} M "
-        f"parameters, {temporal.kind}; {config.loop.steps} steps of {crops.batch} samples of {crops.frames} "
-        f"frame{'s' if crops.frames > 1 else ''}, {crops.patch_px} px",
+        f"{config.model}: {recipe.architecture.name} x{contract.scale}, {size}, "
+        f"{contract.temporal.kind}; {config.loop.steps} steps of {crops.batch} samples of "
+        f"{frames}, {crops.patch_px} px",
         f"recipe: {recipe.source}; assumed: {recipe.assumed}",
     ]
-    own = config.loop.optimizer
-    loop = _loop(config, network)
-    if own.warmup_only_steps and not loop.optimizer.warmup_only_steps:
-        lines.append(
-            f"without --init, {', '.join(own.warmup_only_modules)} does not learn alone at first"
-        )
-    if find_spynets(network) and config.init is None and config.spynet == "random":
-        lines.append("the flow begins at random, and learns as the rest does")
+    optimizer = config.loop.optimizer
+    effective = _effective_loop(config, network).optimizer
+    if optimizer.warmup_only_steps and not effective.warmup_only_steps:
+        modules = ", ".join(optimizer.warmup_only_modules)
+        lines.append(f"without --init, all modules are trained from the start, not only {modules}")
+    has_random_flow = config.init is None and config.spynet == "random"
+    if has_random_flow and find_spynets(network):
+        lines.append("the flow network starts from random weights and is trained like the rest")
     return lines
 
 
@@ -166,34 +172,38 @@ def main(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> Path:
-    """Train to the end, or resume; write the network.
+    """Train a network, or resume its training, and save it.
 
     Args:
-        config: see there; `configure` makes one.
-        on_log: called with every log line.
-        on_progress: called after steps, at most ten times a second, and at the end.
-        cancel: stops the run after the step that it is at; the same call goes on from its last
+        config: Configuration, from `configure`.
+        on_log: Called with every log record.
+        on_progress: Called after steps, up to ten times a second, and at the end.
+        cancel: Stops the run after the current step; the same call resumes from the last
             checkpoint.
 
     Returns:
-        path of the finished model.safetensors, which `tubelet upscale --model` takes.
+        Path of the finished model.safetensors, for `tubelet upscale --model`.
 
     Raises:
-        ConfigError: crops, network and degradation do not fit each other.
-        InputError: no clips.
-        CheckpointError: the output folder holds another run, or the weights to begin with cannot be
+        ConfigError: Crops, network and degradation do not fit together.
+        InputError: There are no clips.
+        CheckpointError: The output folder contains another run, or the initial weights cannot be
             read.
         Cancelled: `cancel` was cancelled.
     """
     recipe = find_recipe(config.model)
-    contract = _contract(recipe.architecture, config)
+    contract = _check_config(recipe.architecture, config)
+
+    # Network and its initial weights.
     torch.manual_seed(config.loop.seed)
     network = recipe.architecture.build(config.network)
     if config.init is None:
         init_spynets(network, config.spynet)
     else:
         copy_matching_weights(network, config.init)
-    loop = _loop(config, network)
+    loop = _effective_loop(config, network)
+
+    # Training data.
     clips = prepare_clips(
         config.data,
         config.cache,
@@ -203,6 +213,7 @@ def main(
         cancel=cancel,
     )
     crops = Crops(list(clips), contract.scale, config.crops, loop.seed)
+
     average = train(
         network.to(memory_format=torch.channels_last),
         _SupervisedTask(config, crops, contract.temporal),
@@ -216,66 +227,71 @@ def main(
     return _save(config, average)
 
 
-def _contract(architecture: Architecture, config: SupervisedConfig) -> Contract:
-    """Check that network, data and degradation fit each other.
+def _check_config(architecture: Architecture, config: SupervisedConfig) -> Contract:
+    """Check that network, data and degradation fit together, and return the network's contract.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: They do not.
     """
     contract = architecture.contract(config.network)
     name = architecture.name
     if contract is None:
-        raise ConfigError(f"{name} makes no images; train a network that does")
+        raise ConfigError(f"{name} outputs no images; train a network that does")
     if not config.data:
         raise ConfigError("no data to train on; name folders of clips: --data FOLDER")
     _check_crops(contract, config, name)
     if _CACHED_MULTIPLE % contract.scale:
         raise ConfigError(
-            f"{name} enlarges x{contract.scale}; clips are cut for factors of {_CACHED_MULTIPLE}"
+            f"{name} upscales x{contract.scale}; clips are cropped for scales that divide "
+            f"{_CACHED_MULTIPLE}"
         )
     if contract.scale == 1 and config.preset not in RANDOM_PRESETS:
-        known = " or ".join(RANDOM_PRESETS)
+        presets = " or ".join(RANDOM_PRESETS)
         raise ConfigError(
-            f"preset={config.preset} only changes the size, which {name} keeps; take {known}"
+            f"preset={config.preset} only changes the size, but {name} has scale 1; use {presets}"
         )
     if config.cleaning_weight and not architecture.cleans:
         raise ConfigError(
-            f"cleaning_weight={config.cleaning_weight} is for networks that clean; {name} cleans nothing"
+            f"cleaning_weight={config.cleaning_weight} is for networks with a cleaning module; "
+            f"{name} has none"
         )
     return contract
 
 
 def _check_crops(contract: Contract, config: SupervisedConfig, name: str) -> None:
-    """Check that a network can take the samples.
+    """Check that the size of the samples suits a network.
 
     Raises:
-        ConfigError: it cannot; the line says which size it would take.
+        ConfigError: It does not; the message suggests a size.
     """
     crops = config.crops
     multiple = contract.size_multiple
-    temporal = contract.temporal
-    least = round_up(contract.min_size_px, multiple)
-    if crops.patch_px % multiple or crops.patch_px < least:
-        fitting = max(least, round_up(crops.patch_px, multiple))
+    min_px = round_up(contract.min_size_px, multiple)
+    if crops.patch_px % multiple or crops.patch_px < min_px:
+        suitable_px = max(min_px, round_up(crops.patch_px, multiple))
         raise ConfigError(
-            f"crops.patch_px={crops.patch_px} does not fit {name}, which takes multiples of {multiple} from {least} "
-            f"px on; {fitting} would do"
+            f"crops.patch_px={crops.patch_px} does not fit {name}, which needs a multiple of "
+            f"{multiple}, {min_px} or larger; use {suitable_px}"
         )
+
+    temporal = contract.temporal
     window = 2 * temporal.radius + 1
     if temporal.kind == "window" and (crops.frames != window or config.mirrored):
         raise ConfigError(
-            f"crops.frames={crops.frames}, mirrored={config.mirrored} does not fit {name}, which restores the middle "
-            f"one of {window} frames"
+            f"crops.frames={crops.frames}, mirrored={config.mirrored} does not fit {name}, which "
+            f"restores the middle one of {window} frames"
         )
-    if temporal.between_frames and (crops.frames < 3 or crops.frames % 2 == 0):
+    # A space-time network needs two input frames with one between them, or more.
+    is_odd = crops.frames % 2 == 1
+    if temporal.between_frames and not (is_odd and crops.frames >= 3):
         raise ConfigError(
-            f"crops.frames={crops.frames} does not fit {name}, which gives 2T - 1 frames of T: take an odd number "
-            "from 3 on"
+            f"crops.frames={crops.frames} does not fit {name}, which outputs 2T - 1 frames for T "
+            "frames: use an odd number, 3 or larger"
         )
 
 
-def _loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
-    """Leave out what a recipe does with weights that it begins with, where it begins with none."""
+def _effective_loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
+    """Disable freezing and lower learning rates that only make sense for pretrained weights."""
     optimizer = config.loop.optimizer
     if config.init is None:
         optimizer = replace(optimizer, warmup_only_steps=0)
@@ -285,7 +301,7 @@ def _loop(config: SupervisedConfig, network: nn.Module) -> LoopSettings:
 
 
 class _SupervisedTask:
-    """Restore clips, and compare with gt; of a network that cleans, the cleaned frames too."""
+    """Restore clips and compare them with gt; for RealBasicVSR, also the cleaned frames."""
 
     def __init__(self, config: SupervisedConfig, crops: Crops, temporal: Temporal) -> None:
         self._crops = crops
@@ -295,23 +311,28 @@ class _SupervisedTask:
         self._pixel_loss = pixel_loss(config.loop)
 
     def batch(self, step: int) -> Batch:
-        """Cut clips, (B, T, 3, H, W): what the network sees, and what it is compared with."""
+        """Crop the input and the target of the network, lq and gt (B, T, 3, H, W)."""
         lq, gt = self._crops.batch(step)
         if self._temporal.kind == "window":
-            return {"lq": lq, "gt": gt[:, self._temporal.radius, None]}
-        lq = lq[:, :: 1 + self._temporal.between_frames]
+            # (B, T, 3, H, W) → (B, 1, 3, H, W)
+            middle = gt[:, self._temporal.radius, None]
+            return {"lq": lq, "gt": middle}
+        # A space-time network restores the omitted frames between its inputs.
+        frame_step = 1 + self._temporal.between_frames
+        lq = lq[:, ::frame_step]
         if self._is_mirrored:
-            return {"lq": _run_back(lq), "gt": _run_back(gt)}
+            return {"lq": _append_reversed(lq), "gt": _append_reversed(gt)}
         return {"lq": lq, "gt": gt}
 
     def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
-        """Compare the restored frames with gt, and cleaned ones with gt as small as they are."""
+        """Compare restored frames with gt, and cleaned frames with gt downscaled to their size."""
         del step
         lq = batch["lq"]
         gt = batch["gt"]
         if not self._cleaning_weight:
             yield {"pixel": self._pixel_loss(model(lq), gt)}
             return
+        # Clean once for both losses.
         network = as_cleaning(model)
         cleaned = network.clean(lq)
         sr = network.enlarge_cleaned(cleaned)
@@ -322,15 +343,15 @@ class _SupervisedTask:
         }
 
 
-def _run_back(clip: Tensor) -> Tensor:
-    """Play a clip to its end and back: (B, T, ...) → (B, 2T, ...)."""
+def _append_reversed(clip: Tensor) -> Tensor:
+    """Append the frames of a clip in reverse order: (B, T, ...) → (B, 2T, ...)."""
     return torch.cat([clip, clip.flip(1)], 1)
 
 
 def _scorer(
     config: SupervisedConfig, recipe: PublishedRecipe, contract: Contract
 ) -> Callable[[nn.Module], dict[str, float]] | None:
-    """Make what scores a network on clips, through the engine that upscales videos."""
+    """Build a function that scores a network with the same engine that upscales videos."""
     if config.evaluate is None:
         return None
     pairs = load_pairs(config.evaluate, config.preset, contract.scale, config.evaluate_frames)
@@ -343,7 +364,8 @@ def _scorer(
             contract=contract,
             build=lambda: network,
         )
-        engine = Engine(spec, network, UpscaleSettings(device=config.loop.device, precision="fp32"))
+        settings = UpscaleSettings(device=config.loop.device, precision="fp32")
+        engine = Engine(spec, network, settings)
         return score_clips(lambda lq: _restore(engine, lq), pairs)
 
     return score
@@ -352,15 +374,17 @@ def _scorer(
 def _restore(engine: Engine, lq: Tensor) -> Tensor:
     """Restore a clip: (1, T, 3, H, W) → (1, T, 3, sH, sW)."""
     frames = (Frame(rgb, t, Fraction(1, 25), index=t) for t, rgb in enumerate(lq[0]))
-    return torch.stack([frame.rgb for frame in engine.restore(frames)])[None]
+    restored = [frame.rgb for frame in engine.restore(frames)]
+    return torch.stack(restored)[None]
 
 
 def _save(config: SupervisedConfig, average: nn.Module) -> Path:
-    """Write the network; one whose blocks collapse is kept as it was trained as well."""
+    """Write the network; of a network with collapsible blocks, both forms."""
     path = config.out / "model.safetensors"
     notes = {"training": asdict(config)}
     collapse = getattr(average, "collapse", None)
     if collapse is not None:
+        # Only the expanded form can be trained further.
         save_checkpoint(config.out / "wide.safetensors", average, notes)
         average = collapse()
     save_checkpoint(path, average, notes)
