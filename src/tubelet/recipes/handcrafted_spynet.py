@@ -1,18 +1,25 @@
-"""The weights that the training of SpyNet begins with: an estimator from differences in space and time, by hand.
+"""Handcrafted initial weights of SpyNet: a gradient-based flow estimator in five convolutions.
 
-From random weights the loss stays for long where no motion is the best guess, since motion shows only in products of
-differences in time, t, and in space, s. A network of rectified sums can hold such products from the start:
+From random weights, the training stays for a long time at the best constant guess, no motion:
+motion appears only in products of the temporal difference t and the spatial gradient s, which a
+network of ReLUs must learn first. These weights compute such products from the start:
 
-    1  |t ± s|, as rectified sums, at two scales along four directions              (32 = 2 scales · 4 · 4)
-    2  pooled: |t + s| - |t - s| = 2 sign(t s) min(|t|, |s|) is the product, |t + s| + |t - s| = 2 max(|t|, |s|) its
-       measure. How far product - r · measure is above 0, and above a small bound   (64 = 4 · 4 r · 2 signs · 2)
-    3  the difference of the two, from 0 to 1: the motion is longer than r          (32 = 4 · 4 r · 2 signs)
-    4  their sum, by the steps between the r: the motion along each direction       (8 of 16; the others are free)
-    5  the flow
+    layer  channels, and what they compute
+    1      32 = 2 scales · 4 directions · 4 signs: relu(±t ± s)
+    2      64 = 4 directions · 4 lengths r · 2 signs · 2: relu(product - r · measure), and the
+           same minus 1
+    3      32 = 4 directions · 4 lengths r · 2 signs: difference of these two, 0 to 1, which is
+           above 0 where the motion is longer than r
+    4      8 of 16 = 4 directions · 2 signs: motion, a sum over the lengths; 8 more are random
+    5      2: flow
 
-Every layer also pools. Where there is no texture nothing is above 0, and the motion is none.
+    product = |t + s| - |t - s| = 2 sign(t s) min(|t|, |s|)
+    measure = |t + s| + |t - s| = 2 max(|t|, |s|)
 
-Source: the product of differences over a measure of texture: Lucas and Kanade, IJCAI 1981.
+Layers 1 to 5 also smooth with Gaussian windows. Without texture, no channel is above 0 and the
+flow is zero.
+
+Source: the product of differences over a measure of texture is from Lucas and Kanade, IJCAI 1981.
 """
 
 from __future__ import annotations
@@ -27,23 +34,33 @@ from tubelet.layers.spynet import SpyNet
 
 __all__ = ["handcrafted_spynet"]
 
-# What follows was chosen by the end-point error on training pairs.
-_SIGMAS_PX = (0.7, 1.3)  # of the differences
-# Weight of differences in time to those in space. Below 1, the length of a motion shows up to 1.5 px.
+_DIRECTIONS = 4
+_SCALES = 2
+
+# The following constants minimize the end-point error on training pairs.
+# Standard deviations of the derivatives of Gaussians.
+_SIGMAS_PX = (0.7, 1.3)
+# Weight of temporal differences relative to spatial gradients. Below 1, motion is measurable up to
+# 1.5 px.
 _TIME = 0.6
+# Lengths r that the motion is compared with.
 _LENGTHS_PX = (0.1, 0.3, 0.6, 1.1)
-# Amplifications of layers 1 and 2; their product sets the contrast from which on a pixel counts.
+# Gains of layers 1 and 2; their product sets the minimum contrast of a pixel that counts.
 _GAIN = 40.0
 _STEEP = 120.0
-_ALONG = 0.6  # of the motion along four directions in the flow; 0.5 were right if none were weak
+# Weight of the motion along each of four directions in the flow: 0.5 in theory, more because some
+# directions have little texture.
+_ALONG = 0.6
+
 _LUMA = torch.tensor([0.3, 0.6, 0.1])[:, None, None]
-_SIGNS = ((1, 1), (-1, -1), (1, -1), (-1, 1))  # of t and s
+# Signs of t and s in the four channels of layer 1.
+_SIGNS = ((1, 1), (-1, -1), (1, -1), (-1, 1))
 
 
 def handcrafted_spynet() -> SpyNet:
-    """Make a SpyNet of which every level is the estimator on top of this file.
+    """Build a SpyNet whose levels are all the estimator that this file describes.
 
-    Its few unused units are random, from the global generator.
+    Unused channels get random weights from the global generator.
     """
     spynet = SpyNet()
     with torch.no_grad():
@@ -52,45 +69,64 @@ def handcrafted_spynet() -> SpyNet:
             for layer in layers:
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(_bias(layer))
-            _take_differences(layers[0].weight)
-            _compare_lengths(layers)
+            _fill_gradient_layer(layers[0].weight)
+            _fill_comparison_layers(layers)
     return spynet
 
 
-def _take_differences(first: Tensor) -> None:
-    """Fill layer 1, (32, 8, 7, 7)."""
+def _fill_gradient_layer(weight: Tensor) -> None:
+    """Fill layer 1, (32, 8, 7, 7): its input channels are ref RGB, warped supp RGB, flow."""
     axis = torch.arange(7) - 3.0
-    for angle, scale in itertools.product(range(4), range(2)):
-        turn = math.pi * angle / 4
+    for direction, scale in itertools.product(range(_DIRECTIONS), range(_SCALES)):
+        angle = math.pi * direction / 4
         sigma = _SIGMAS_PX[scale]
-        space = _bell(sigma) * (axis * math.cos(turn) + axis[:, None] * math.sin(turn)) / sigma**2
-        for unit, (t, s) in enumerate(_SIGNS, (scale * 4 + angle) * 4):
-            first[unit, :3] = _GAIN * _LUMA * (s * space / 2 + t * _TIME * _bell(sigma))
-            first[unit, 3:6] = _GAIN * _LUMA * (s * space / 2 - t * _TIME * _bell(sigma))
+        window = _gaussian(sigma)
+        # Derivative of a Gaussian along the direction.
+        along = axis * math.cos(angle) + axis[:, None] * math.sin(angle)
+        gradient = window * along / sigma**2
+        first = _first_gradient_channel(direction, scale)
+        for channel, (t, s) in enumerate(_SIGNS, first):
+            # The gradient is the mean of both frames', the temporal difference is ref - supp.
+            spatial = s * gradient / 2
+            temporal = t * _TIME * window
+            weight[channel, :3] = _GAIN * _LUMA * (spatial + temporal)
+            weight[channel, 3:6] = _GAIN * _LUMA * (spatial - temporal)
 
 
-def _compare_lengths(layers: list[nn.Conv2d]) -> None:
-    """Fill layers 2 to 5."""
+def _first_gradient_channel(direction: int, scale: int) -> int:
+    """Return the first of the four channels of layer 1 with this direction and scale."""
+    return (scale * _DIRECTIONS + direction) * len(_SIGNS)
+
+
+def _fill_comparison_layers(layers: list[nn.Conv2d]) -> None:
+    """Fill layers 2 to 5, which compare the motion with the lengths and sum up the results."""
     _, second, third, fourth, last = (layer.weight for layer in layers)
     nn.init.kaiming_normal_(fourth[8:], nonlinearity="relu")
-    measured = 0.0
+    measured_px = 0.0
     for rank, length_px in enumerate(_LENGTHS_PX):
-        step_px = 2 * (length_px - measured)  # the guess lies in the middle between two lengths
-        measured += step_px
-        for angle, (side, sign) in itertools.product(range(4), enumerate((1, -1))):
-            unit = (angle * 4 + rank) * 2 + side
+        # Exceeding a length adds a step that has the length in its middle.
+        step_px = 2 * (length_px - measured_px)
+        measured_px += step_px
+        for direction, side in itertools.product(range(_DIRECTIONS), range(2)):
+            sign = 1 if side == 0 else -1
+            angle = math.pi * direction / 4
+            unit = (direction * len(_LENGTHS_PX) + rank) * 2 + side
+
+            # Layer 2: sign · product - r · measure, from both scales, in two equal channels.
             mix = torch.tensor([sign * t * s - length_px * _TIME for t, s in _SIGNS])
-            for scale in range(2):
-                base = (scale * 4 + angle) * 4
-                second[2 * unit : 2 * unit + 2, base : base + 4] = (
-                    _STEEP / _GAIN * mix[:, None, None] * _bell(1.5)
-                )
+            kernel = _STEEP / _GAIN * mix[:, None, None] * _gaussian(1.5)
+            for scale in range(_SCALES):
+                first = _first_gradient_channel(direction, scale)
+                second[2 * unit : 2 * unit + 2, first : first + 4] = kernel
+            # Layer 3: relu(x) - relu(x - 1) limits the result to 0 … 1.
             _bias(layers[1])[2 * unit + 1] = -1
-            third[unit, 2 * unit] = _bell(1.5)
-            third[unit, 2 * unit + 1] = -_bell(1.5)
-            fourth[angle * 2 + side, unit] = step_px * _bell(2.0)
-            direction = torch.tensor([math.cos(math.pi * angle / 4), math.sin(math.pi * angle / 4)])
-            last[:, angle * 2 + side] = _ALONG * sign * direction[:, None, None] * _bell(2.0)
+            third[unit, 2 * unit] = _gaussian(1.5)
+            third[unit, 2 * unit + 1] = -_gaussian(1.5)
+            # Layer 4: motion along the direction, for either sign.
+            fourth[direction * 2 + side, unit] = step_px * _gaussian(2.0)
+            # Layer 5: dx and dy.
+            vector = torch.tensor([math.cos(angle), math.sin(angle)])
+            last[:, direction * 2 + side] = _ALONG * sign * vector[:, None, None] * _gaussian(2.0)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:
@@ -98,7 +134,8 @@ def _bias(layer: nn.Conv2d) -> Tensor:
     return layer.bias
 
 
-def _bell(sigma_px: float) -> Tensor:
-    """Make a Gaussian window of 7×7, of sum 1."""
-    bell = torch.exp(-0.5 * ((torch.arange(7) - 3.0) / sigma_px).square())
-    return bell[:, None] * bell / bell.sum().square()
+def _gaussian(sigma_px: float) -> Tensor:
+    """Return a Gaussian window, (7, 7), with sum 1."""
+    x = torch.arange(7) - 3.0
+    window = torch.exp(-0.5 * (x / sigma_px).square())
+    return window[:, None] * window / window.sum().square()
