@@ -9,10 +9,10 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fmt lint types bench docs docs-site models-page clean
+.PHONY: help demo test test-slow fmt lint types bench docs docs-site models-page package-map clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## install, then upscale a clip made on the spot and show it
 	$(BIN)/tubelet demo
@@ -48,6 +48,9 @@ docs-site: $(INSTALLED_DEV)  ## build the documentation site, with the API refer
 
 models-page: $(INSTALLED)  ## write docs/models.md from the specs
 	$(BIN)/python docs/models_page.py
+
+package-map: $(INSTALLED)  ## write the packages and their order into the documents
+	$(BIN)/python docs/package_map.py
 
 clean:  ## remove what was built, the environment too
 	rm -rf $(VENV) build dist demo .hypothesis .pytest_cache .ruff_cache .import_linter_cache

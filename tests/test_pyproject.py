@@ -1,9 +1,11 @@
 """What pyproject.toml promises: the order of the packages, and extras that have code behind them."""
 
 import ast
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,23 +24,14 @@ def modules() -> set[str]:
     return files | {path.parent.name for path in SOURCES.glob("*/__init__.py")}
 
 
-def floors() -> list[set[str]]:
-    """Names of each floor, the highest first, without the packages in brackets, which do not exist yet."""
-    (contract,) = [
-        one for one in PYPROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "layers"
-    ]
-    planned = re.compile(r"\(tubelet\.\w+\)")
-    names = [
-        set(re.findall(r"tubelet\.(\w+)", planned.sub("", layer))) for layer in contract["layers"]
-    ]
-    return [floor for floor in names if floor]
-
-
-def chain_of(document: str) -> list[set[str]]:
-    """Read the floors out of the one block of a document that draws them."""
-    blocks = re.findall(r"```\n(cli .*?)```", (ROOT / document).read_text("utf-8"), re.DOTALL)
-    (chain,) = [block for block in blocks if "types" in block]
-    return [set(re.findall(r"\w+", floor)) for floor in chain.split("→")]
+def package_map() -> ModuleType:
+    """Import docs/package_map.py."""
+    spec = importlib.util.spec_from_file_location("package_map", ROOT / "docs" / "package_map.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def imported_names() -> set[str]:
@@ -56,20 +49,16 @@ def imported_names() -> set[str]:
     return names | {name.partition(".")[0] for name in names}
 
 
-def test_every_module_has_its_floor() -> None:
-    assert set().union(*floors()) == modules()
+def test_every_module_has_its_layer() -> None:
+    names = {name for layer in package_map().layers() for name in layer}
+    assert names == modules()
 
 
 @pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/design.md"])
-def test_the_documents_draw_the_floors_that_are_enforced(document: str) -> None:
-    assert chain_of(document) == floors()
-
-
-def test_the_table_of_the_design_has_every_package() -> None:
-    text = (ROOT / "docs" / "design.md").read_text("utf-8")
-    table = text.partition("| package | holds |")[2].partition("\n\n")[0]
-    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert set(re.findall(r"`(\w+)`", " ".join(cells))) == modules() | {"weights"}
+def test_the_documents_have_the_present_packages(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    assert "<!-- chain -->" in text
+    assert package_map().with_map(text) == text, "run `make package-map`"
 
 
 def test_every_extra_has_code_behind_it() -> None:
