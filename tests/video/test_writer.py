@@ -292,7 +292,7 @@ def test_deep_images_have_16_bit(tmp_path):
 def test_y4m_on_stdout(tmp_path):
     """In a process of its own: nothing but the video may come out."""
     code = (
-        "from media import frames, info\nfrom tubelet.video.writer import open_writer\n"
+        "from helpers.videos import frames, info\nfrom tubelet.video.writer import open_writer\n"
         "with open_writer('-', like=info(), width=32, height=24) as out:\n"
         "    for frame in frames(): out.write(frame)\n"
     )
@@ -312,7 +312,7 @@ def test_y4m_on_stdout(tmp_path):
 
 def test_closed_pipe_is_one_line(tmp_path):
     code = (
-        "import sys\nfrom media import frames, info\nfrom tubelet.errors import ResourceError\n"
+        "import sys\nfrom helpers.videos import frames, info\nfrom tubelet.errors import ResourceError\n"
         "from tubelet.video.writer import open_writer\n"
         "try:\n"
         "    with open_writer('-', like=info(), width=320, height=240) as out:\n"
@@ -371,7 +371,7 @@ def test_no_frame_is_no_output(tmp_path, name):
 def test_full_disk_is_one_line(tmp_path, name):
     """A limit on the size of files, in a process of its own, stands for a full disk."""
     code = (
-        "import resource, signal, sys\nfrom media import frames, info\n"
+        "import resource, signal, sys\nfrom helpers.videos import frames, info\n"
         "from tubelet.errors import ResourceError\nfrom tubelet.video.writer import open_writer\n"
         "images = frames(4, (320, 240))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
