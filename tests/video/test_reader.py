@@ -314,13 +314,13 @@ def test_y4m_through_a_real_pipe(tmp_path):
 
     assert run(path.read_bytes()).stdout.decode().strip() == "[0, 1, 2, 3, 4, 5, 6] 64 48 25 []"
     assert (
-        b"ends early, in the middle of a frame, after 6 whole ones"
+        b"ends early, in the middle of a frame, after 6 complete ones"
         in run(path.read_bytes()[:-100]).stdout
     )
 
 
 @pytest.mark.parametrize(
-    ("data", "message"), [(b"", "nothing came"), (b"hello, this is text", "not y4m")]
+    ("data", "message"), [(b"", "is empty"), (b"hello, this is text", "not y4m")]
 )
 def test_pipe_without_y4m_is_refused(data, message):
     with pytest.raises(InputError, match=message):
@@ -354,7 +354,9 @@ def test_however_little_is_cut_off_it_is_reported(tmp_path, name, missing_bytes)
     whole.write_bytes(whole.read_bytes()[:-missing_bytes])
     frames, reader = read(whole)
     assert 0 < len(frames) <= 10
-    words = r"the file (ends early: \d of about \d+ frames|is \d+ bytes shorter than it says)"
+    words = (
+        r"the file (ends early: \d of about \d+ frames|is \d+ bytes shorter than its header states)"
+    )
     assert re.match(words, reader.problems[0])
     assert read(whole, duration_s=0.04)[1].problems == []
 

@@ -1,4 +1,4 @@
-"""How long a file says it is, in bytes: a shorter one was cut off, however little is missing."""
+"""Read from a file's header how many bytes the file should have; a shorter file was truncated."""
 
 from __future__ import annotations
 
@@ -6,42 +6,60 @@ from pathlib import Path
 
 __all__ = ["declared_bytes"]
 
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_EBML_ID = b"\x1a\x45\xdf\xa3"
+_SEGMENT_ID = b"\x18\x53\x80\x67"
 _HEAD_BYTES = 4096
-_UNKNOWN_RIFF = (0, 0xFFFFFFFF)
+_RIFF_HEADER_BYTES = 8
+_UNKNOWN_RIFF_SIZES = (0, 0xFFFFFFFF)
 
 
 def declared_bytes(path: Path) -> int | None:
-    """Read the length of a Matroska, WebM or AVI file from its first header.
+    """Read the size of a Matroska, WebM or AVI file from its first header.
 
     Args:
-        path: of the file.
+        path: Path of the file.
 
     Returns:
-        The length, or None where the header leaves it open, as live recordings do.
+        Size in bytes; None for other formats, and where the header leaves the size open, as in live
+        recordings.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if head.startswith(b"RIFF"):
         size = int.from_bytes(head[4:8], "little")
-        return None if size in _UNKNOWN_RIFF else 8 + size
-    if not head.startswith(_EBML):
+        return None if size in _UNKNOWN_RIFF_SIZES else _RIFF_HEADER_BYTES + size
+    if not head.startswith(_EBML_ID):
         return None
-    length, start = _read_size(head, len(_EBML))
-    segment = start + (length or 0)
-    if head[segment : segment + 4] != _SEGMENT:
+
+    # Matroska is an EBML header followed by one segment, each an ID, a size and its content.
+    size, start = _read_size(head, len(_EBML_ID))
+    segment = start + (size or 0)
+    if head[segment : segment + 4] != _SEGMENT_ID:
         return None
-    length, start = _read_size(head, segment + 4)
-    return None if length is None else start + length
+    size, start = _read_size(head, segment + 4)
+    return None if size is None else start + size
 
 
-def _read_size(data: bytes, at: int) -> tuple[int | None, int]:
-    """Decode an EBML size: the leading zeros of the first byte count the bytes that follow; all ones: unknown.
+def _read_size(data: bytes, position: int) -> tuple[int | None, int]:
+    """Decode an EBML size.
+
+    The number of leading zero bits of the first byte is the number of bytes that follow it. A size
+    of only ones is unknown.
+
+    Args:
+        data: Bytes of the file.
+        position: Index of the first byte of the size.
+
+    Returns:
+        The size in bytes, None if unknown, and the index behind it.
 
     Source: RFC 8794, sections 4 and 6.
     """
-    if at >= len(data) or not data[at]:
-        return None, at
-    count = 9 - data[at].bit_length()
-    bits = int.from_bytes(data[at : at + count], "big") & ((1 << 7 * count) - 1)
-    return (None if bits == (1 << 7 * count) - 1 else bits), at + count
+    if position >= len(data) or not data[position]:
+        return None, position
+    length = 9 - data[position].bit_length()
+    end = position + length
+    # Each byte of the length costs one bit, for its leading zero or the marker.
+    mask = (1 << 7 * length) - 1
+    size = int.from_bytes(data[position:end], "big") & mask
+    return (None if size == mask else size), end

@@ -1,4 +1,4 @@
-"""What one pass over a video met: damage, and an end that comes too early."""
+"""Counts of damage in one pass over a video, and checks whether its file was truncated."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from tubelet.video.y4m import ForwardOnly
 
 __all__ = ["DecodeReport", "describe_ending"]
 
-_TRUSTED_DURATION = ("matroska,webm", "avi", "flv", "asf")  # formats whose header is to be trusted
-_MIN_GAP_S = Fraction(1, 2)  # a header may promise so much more than there is
+# Formats whose header states the duration of the video reliably.
+_TRUSTED_DURATION = ("matroska,webm", "avi", "flv", "asf")
+# The header of a complete file may state this much more than the frames last.
+_MIN_GAP_S = Fraction(1, 2)
 
 
 @dataclass(slots=True)
@@ -29,17 +31,17 @@ class DecodeReport:
     """Counts of one pass over a file.
 
     Attributes:
-        packets: packets that were read and are to be shown.
-        frames: frames that the decoder gave.
-        marked: packets that the container marks as damaged.
-        damaged: packets that could not be decoded.
-        concealed: frames that the decoder patched.
-        read_errors: places where the file could not be read.
-        reason: what FFmpeg said of the last error.
-        last_dts: of the last packet.
-        end_byte: where the last packet ends in the file.
-        end_tick: where the last frame ends in time.
-        holes: finder of jumps in a Matroska file.
+        packets: Packets read, without those that are only decoded and not shown.
+        frames: Frames that the decoder returned.
+        marked: Packets that the container marks as damaged.
+        damaged: Packets that could not be decoded.
+        concealed: Frames in which the decoder concealed errors.
+        read_errors: Places where the file could not be read.
+        reason: FFmpeg's message of the last error.
+        last_dts: dts of the last packet.
+        end_byte: Position in the file where the last packet ends.
+        end_tick: Time at which the last frame ends, in ticks.
+        gaps: Detector of missing frames in a Matroska file.
     """
 
     packets: int = 0
@@ -52,11 +54,11 @@ class DecodeReport:
     last_dts: int | None = None
     end_byte: int = 0
     end_tick: int | None = None
-    holes: GapDetector | None = None
+    gaps: GapDetector | None = None
 
     @property
     def why(self) -> str:
-        """The reason in brackets, to end a line with."""
+        """The reason in parentheses, to be appended to a message; "" if there was no error."""
         return f" ({self.reason})" if self.reason else ""
 
     def count_packet(self, packet: Packet[Any]) -> None:
@@ -67,14 +69,15 @@ class DecodeReport:
         if packet.dts is not None:
             self.last_dts = packet.dts
 
-    def count_shown(self, frame: VideoFrame) -> None:
-        """Note where a frame ends in time; AVI has no pts."""
-        shown = frame.pts if frame.pts is not None else frame.dts
-        if shown is not None:
-            self.end_tick = shown + (frame.duration or 0)
+    def count_frame(self, frame: VideoFrame) -> None:
+        """Record where a decoded frame ends in time."""
+        # AVI has no pts.
+        start = frame.pts if frame.pts is not None else frame.dts
+        if start is not None:
+            self.end_tick = start + (frame.duration or 0)
 
     def has_reached(self, end_tick: int | None) -> bool:
-        """Say whether the last frame ends at or behind a pts; None is the end of the file."""
+        """Return whether the last frame ends at or after a pts; None is the end of the file."""
         return end_tick is not None and self.end_tick is not None and self.end_tick >= end_tick
 
     def describe_damage(
@@ -84,25 +87,26 @@ class DecodeReport:
         *,
         at_the_end: int,
     ) -> list[str]:
-        """Say what was damaged, a line each.
+        """Describe the damage, one line for each kind.
 
         Args:
-            info: of the video.
-            end_tick: pts at which the caller stopped, None for the end of the file.
-            at_the_end: 1 where the file was cut off, which damages its last packet too: that was
-                said already.
+            info: Description of the video.
+            end_tick: pts at which the caller stopped; None for the end of the file.
+            at_the_end: 1 where the file was truncated. That also damages its last packet, which
+                is then not reported a second time.
         """
         lines: list[str] = []
-        if self.holes:
+        if self.gaps:
             end_s = math.inf if end_tick is None else float(end_tick * info.time_base)
-            hole = self.holes.report(info.start_s, end_s)
-            lines += [hole] if hole else []
+            gap = self.gaps.report(info.start_s, end_s)
+            if gap:
+                lines.append(gap)
         if self.damaged > at_the_end:
             lines.append(f"damaged packets that could not be decoded: {self.damaged}{self.why}")
         if self.marked > max(self.damaged, at_the_end):
             lines.append(f"damaged packets that the container marks: {self.marked}")
         if self.concealed > at_the_end:
-            lines.append(f"damaged frames that the decoder patched: {self.concealed}")
+            lines.append(f"damaged frames in which the decoder concealed errors: {self.concealed}")
         if self.read_errors > at_the_end:
             lines.append(f"places where the file could not be read: {self.read_errors}{self.why}")
         return lines
@@ -118,30 +122,37 @@ def describe_ending(
     decoded: int,
     end_tick: int | None,
 ) -> str:
-    """Say whether a video ends before it should, "" where it does not.
+    """Describe in one line how a video was truncated.
 
     Args:
-        report: of the pass that came to the end.
-        info: of the video.
-        container: that was read.
-        stream: that was decoded.
-        is_file: the container is a file, not a pipe.
-        decoded: frames that were handed out.
-        end_tick: pts at which the caller stopped, None for the end of the file.
+        report: Counts of the pass that reached the end.
+        info: Description of the video.
+        container: Container that was read.
+        stream: Stream that was decoded.
+        is_file: The container is a file, not a pipe.
+        decoded: Number of frames that were returned.
+        end_tick: pts at which the caller stopped; None for the end of the file.
+
+    Returns:
+        The description; "" if the video is complete.
     """
     if report.has_reached(end_tick):
         return ""
-    declared = declared_bytes(Path(info.source)) if is_file else None
-    cut_bytes = 0 if declared is None else max(0, declared - container.size)
-    missing = _missing_frames(report, info, stream, end_tick, is_cut=cut_bytes > 0)
+    missing_bytes = 0
+    if is_file:
+        declared = declared_bytes(Path(info.source))
+        if declared is not None:
+            missing_bytes = max(0, declared - container.size)
+
+    missing = _missing_frames(report, info, stream, end_tick, is_cut=missing_bytes > 0)
     if missing:
         total = decoded + missing
         counts = f"{decoded} of about {total} frames could be decoded"
         return f"the file ends early: {counts}{report.why}"
-    if _has_rest(report, info, container):
-        return f"the stream ends early, in the middle of a frame, after {decoded} whole ones"
-    if cut_bytes:
-        return f"the file is {cut_bytes} bytes shorter than it says, so its end is missing"
+    if _ends_mid_frame(report, info, container):
+        return f"the stream ends early, in the middle of a frame, after {decoded} complete ones"
+    if missing_bytes:
+        return f"the file is {missing_bytes} bytes shorter than its header states: truncated"
     return ""
 
 
@@ -153,26 +164,33 @@ def _missing_frames(
     *,
     is_cut: bool,
 ) -> int:
-    """Estimate how many frames the header promises after the last that was read."""
+    """Estimate how many frames the header lists after the last one that was read."""
+    # MP4 and MOV have an index of all frames: count them.
     if info.container.startswith("mov") and report.last_dts is not None:
-        times = [entry.timestamp for entry in stream.index_entries]
-        later = [time for time in times if time > report.last_dts]
-        return sum(end_tick is None or time < end_tick for time in later)
-    rate, duration_s = info.average_rate, info.duration_s
+        missing = 0
+        for entry in stream.index_entries:
+            is_later = entry.timestamp > report.last_dts
+            missing += is_later and (end_tick is None or entry.timestamp < end_tick)
+        return missing
+
+    # Other formats state only a duration.
+    rate = info.average_rate
+    duration_s = info.duration_s
     if info.container not in _TRUSTED_DURATION or not rate or not duration_s:
         return 0
     if report.end_tick is None:
         return 0
-    promised_s = Fraction(duration_s) + Fraction(info.start_s)
+    declared_end_s = Fraction(duration_s) + Fraction(info.start_s)
     if end_tick is not None:
-        promised_s = min(promised_s, end_tick * info.time_base)
-    gap_s = promised_s - report.end_tick * info.time_base
-    is_sure = is_cut or gap_s > max(_MIN_GAP_S, 3 / rate)
-    return max(0, round(gap_s * rate)) if is_sure else 0
+        declared_end_s = min(declared_end_s, end_tick * info.time_base)
+    gap_s = declared_end_s - report.end_tick * info.time_base
+    if not is_cut and gap_s <= max(_MIN_GAP_S, 3 / rate):
+        return 0
+    return max(0, round(gap_s * rate))
 
 
-def _has_rest(report: DecodeReport, info: VideoInfo, container: InputContainer) -> bool:
-    """Tell whether a y4m stream was cut within a frame, which FFmpeg leaves out without a word."""
+def _ends_mid_frame(report: DecodeReport, info: VideoInfo, container: InputContainer) -> bool:
+    """Return whether a y4m stream ends within a frame, which FFmpeg drops without an error."""
     if info.container != "yuv4mpegpipe":
         return False
     pipe = getattr(container.file, "file", None)

@@ -1,4 +1,7 @@
-"""Decode the video stream of a container: seek, damage, truncation. Frames as FFmpeg gives them."""
+"""Decode the video stream of a container: seeking, damaged packets, truncated files.
+
+Frames are returned as FFmpeg decodes them; `reader` assigns exact times and converts colors.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,26 @@ from tubelet.video.gaps import GapDetector
 
 __all__ = ["ContainerFrames"]
 
-_MAX_THREADS = 4  # frame threads hold a frame each
-_SEEK_BACK_S = (0, 2, 10)  # a keyframe may be shown later than the index, in decoding order, says
+# Each frame thread holds one frame in memory.
+_MAX_THREADS = 4
+# The container's index is in decoding order: a keyframe may be shown later than its entry suggests.
+# Then the seek is repeated from further back.
+_SEEK_BACK_S = (0, 2, 10)
 _MAX_READ_ERRORS = 100
-_EXACT_CONTAINERS = ("mov,", "matroska")  # have an index of keyframes, and a pts for every packet
+# Formats that have an index of keyframes and a pts for every packet.
+_EXACT_CONTAINERS = ("mov,", "matroska")
 _EXACT_CODECS = frozenset(
     ("h264", "hevc", "vp8", "vp9", "av1", "mpeg2video", "mpeg4", "ffv1", "prores", "mjpeg", "dnxhd")
 )
 
 
 class ContainerFrames:
-    """Decodes one video stream, skips what is damaged, and can say what was missing.
+    """Decoder of one video stream that skips damaged packets and reports missing frames.
 
     Attributes:
-        info: description of the video; the first frame was decoded for it.
-        seeks_exactly: the container finds keyframes by their times, and nothing before one matters
-            behind it.
+        info: Description of the video. The first frame is decoded for it.
+        seeks_exactly: The container finds keyframes by time, and the frames after a keyframe do not
+            depend on those before it.
     """
 
     def __init__(
@@ -50,15 +57,18 @@ class ContainerFrames:
         self._seekable = seekable
         self._threads = min(_MAX_THREADS, os.cpu_count() or 1)
         self._report = DecodeReport()
-        self._container: InputContainer = self._start(self._threads)
+        self._container: InputContainer = self._open_stream(self._threads)
         try:
+            # Both must be read before the first packet is decoded.
             siting = read_siting(self._container, self._stream)
             origin_s = clock_origin(self._container)
-            self._pass = self._decode()
-            first = next(self._pass, None)
+            self._decoding = self._decode()
+            first = next(self._decoding, None)
             if first is None:
-                video = f"no frame of its {self._name()} video can be decoded"
-                raise InputError(f"{source}: {video}{self._report.why}")
+                codec = self._stream.codec_context.codec.canonical_name
+                raise InputError(
+                    f"{source}: no frame of its {codec} video can be decoded{self._report.why}"
+                )
             self._first = first
             self.info = describe(
                 self._container,
@@ -78,45 +88,53 @@ class ContainerFrames:
         """Yield frames in presentation order.
 
         Args:
-            start_tick: pts from which frames are wanted; begins at a keyframe at or before it.
-                None: all.
+            start_tick: pts of the first frame that the caller needs. Decoding starts at a keyframe
+                at or before it. None decodes the whole video.
         """
-        begin = chain([self._first], self._pass)
+        frames = chain([self._first], self._decoding)
         if start_tick is not None and self._seekable:
-            begin = self._sought(start_tick)
-        yield from self._with_tail(begin)
+            frames = self._seek_to(start_tick)
+        yield from self._with_redecoded_tail(frames)
 
     def frames_from_keyframe(self, start_tick: int) -> Iterator[VideoFrame] | None:
-        """Yield the frames from a keyframe at or before `start_tick` on, as they are shown.
+        """Yield all frames from a keyframe at or before `start_tick`, in presentation order.
 
         Args:
-            start_tick: pts of the first frame that is wanted.
+            start_tick: pts of the first frame that the caller needs.
 
         Returns:
-            The frames that a decoding from the beginning gives, to the bit; None where that is not
-            sure, and then the file is as it was when it was opened.
+            Frames bit-identical to those decoded from the beginning. None where that cannot be
+            guaranteed; the decoder is then back at the first frame.
+
+        Raises:
+            InputError: The file can no longer be decoded from the beginning.
         """
         if not self.seeks_exactly:
             return None
         for back_s in _SEEK_BACK_S:
             seek_tick = start_tick - int(back_s / self.info.time_base)
-            begin = self._begin_at_keyframe(start_tick, seek_tick)
-            if begin is not None:
-                return self._with_tail(begin)
+            frames = self._begin_at_keyframe(start_tick, seek_tick)
+            if frames is not None:
+                return self._with_redecoded_tail(frames)
+
+        # No keyframe can be trusted: go back to the first frame.
         self._restart(self._threads)
-        self._pass = self._decode()
-        first = next(self._pass, None)
+        self._decoding = self._decode()
+        first = next(self._decoding, None)
         if first is None:
-            raise InputError(f"{self._source}: no frame can be decoded any more; was it changed?")
+            raise InputError(
+                f"{self._source}: no frame can be decoded any more; check whether the file was "
+                "changed meanwhile"
+            )
         self._first = first
         return None
 
     def problems(self, decoded: int, end_tick: int | None) -> list[str]:
-        """Say what was damaged or missing, a line each, once the frames are used up.
+        """Describe damaged and missing frames, one line each, after the last frame was read.
 
         Args:
-            decoded: frames that were handed out.
-            end_tick: pts at which the caller stopped, None where it went on to the end of the file.
+            decoded: Number of frames that were returned.
+            end_tick: pts at which the caller stopped; None where it read to the end of the file.
         """
         ending = describe_ending(
             self._report,
@@ -132,10 +150,11 @@ class ContainerFrames:
 
     def close(self) -> None:
         """Close the file."""
-        self._pass.close()
+        self._decoding.close()
         self._container.close()
 
-    def _start(self, threads: int) -> InputContainer:
+    def _open_stream(self, threads: int) -> InputContainer:
+        """Open the container and set up the decoder of its video stream."""
         container = self._open()
         try:
             self._stream = pick_video_stream(container, self._source)
@@ -145,52 +164,58 @@ class ContainerFrames:
         context = self._stream.codec_context
         context.thread_type = "AUTO" if threads > 1 else "SLICE"
         context.thread_count = threads
-        # A frame with a missing reference is patched, not left out.
+        # A frame with a missing reference is concealed, not dropped.
         context.flags |= int(Flags.output_corrupt)
         return container
 
     def _restart(self, threads: int) -> None:
-        self._pass.close()
+        """Open the file again at its beginning, with fresh counts."""
+        self._decoding.close()
         self._container.close()
         self._report = DecodeReport()
-        self._container = self._start(threads)
-
-    def _name(self) -> str:
-        return str(self._stream.codec_context.codec.canonical_name)
+        self._container = self._open_stream(threads)
 
     def _read(self) -> Iterator[Packet[Any] | None]:
-        """Yield packets of the video; None at last, for the decoder to give out what it holds."""
+        """Yield the packets of the video, then None, which flushes the decoder."""
         report = self._report
         rate = self._stream.average_rate
         if self._container.format.name == "matroska,webm" and rate:
-            report.holes = GapDetector(self._stream.index, rate)
-        streams = [] if report.holes else [self._stream]  # none named means all
+            report.gaps = GapDetector(self._stream.index, rate)
+        # The gap detector needs the packets of all streams: `demux()` without arguments reads all.
+        streams = [] if report.gaps else [self._stream]
         while True:
-            progress = False
+            has_progress = False
             try:
                 for packet in self._container.demux(*streams):
                     if not packet.size:
                         continue
-                    if report.holes:
-                        report.holes.note(packet)
-                    progress = True
+                    if report.gaps:
+                        report.gaps.add_packet(packet)
+                    has_progress = True
                     if packet.stream_index == self._stream.index:
                         yield packet
                 break
             except av.FFmpegError as error:
                 report.read_errors += 1
                 report.reason = str(error.strerror)
-                if not progress or report.read_errors >= _MAX_READ_ERRORS:
+                # Read on behind the damage, unless nothing more can be read.
+                if not has_progress or report.read_errors >= _MAX_READ_ERRORS:
                     break
         yield None
 
     def _decode(
         self, packets: Iterator[Packet[Any] | None] | None = None, *, count_after: int | None = None
     ) -> Generator[VideoFrame]:
-        """Decode packets; count damage, in a second pass only behind the last frame of the first."""
+        """Decode packets and count damage.
+
+        Args:
+            packets: Packets to decode; None reads them from the container.
+            count_after: pts up to which damage was already counted by an earlier pass; None counts
+                all.
+        """
         context = self._stream.codec_context
         report = self._report
-        is_clean = False
+        has_image = False
         for packet in self._read() if packets is None else packets:
             self._count(packet)
             try:
@@ -203,68 +228,73 @@ class ContainerFrames:
                 continue
             for frame in frames:
                 report.frames += 1
-                if not is_clean and frame.is_corrupt and not frame.key_frame:
-                    continue  # a stream that begins between keyframes: there is no image yet
-                is_clean = True
-                is_behind = count_after is None or (frame.pts or 0) > count_after
-                report.concealed += frame.is_corrupt and is_behind
-                report.count_shown(frame)
+                # A stream that begins between two keyframes: there is no complete image yet.
+                if not has_image and frame.is_corrupt and not frame.key_frame:
+                    continue
+                has_image = True
+                is_uncounted = count_after is None or (frame.pts or 0) > count_after
+                report.concealed += frame.is_corrupt and is_uncounted
+                report.count_frame(frame)
                 yield frame
 
-    def _sought(self, start_tick: int) -> Iterator[VideoFrame]:
-        """Begin at a keyframe at or before `start_tick`, or where seeking fails at the start."""
+    def _seek(self, seek_tick: int) -> None:
+        """Seek in the container and start new counts.
+
+        Raises:
+            av.FFmpegError: The container cannot seek there.
+        """
         context: Any = self._stream.codec_context
         depth = context.reorder_depth
-        tick_s = self.info.time_base
+        self._decoding.close()
+        self._report = DecodeReport()
+        self._container.seek(seek_tick, stream=self._stream)
+        # Flushing the decoder may reset the depth, which would lose B-frames.
+        context.reorder_depth = depth
+
+    def _seek_to(self, start_tick: int) -> Iterator[VideoFrame]:
+        """Decode from a keyframe at or before `start_tick`, or from the start if seeking fails."""
         for back_s in _SEEK_BACK_S:
-            self._pass.close()
-            self._report = DecodeReport()
             try:
-                self._container.seek(start_tick - int(back_s / tick_s), stream=self._stream)
+                self._seek(start_tick - int(back_s / self.info.time_base))
             except av.FFmpegError:
                 break
-            context.reorder_depth = depth  # flushing may forget it, which would lose B-frames
-            self._pass = self._decode()
-            first = next(self._pass, None)
+            self._decoding = self._decode()
+            first = next(self._decoding, None)
             if first is not None and first.pts is not None and first.pts <= start_tick:
-                return chain([first], self._pass)
+                return chain([first], self._decoding)
         self._restart(self._threads)
-        self._pass = self._decode()
-        return self._pass
+        self._decoding = self._decode()
+        return self._decoding
 
     def _begin_at_keyframe(self, start_tick: int, seek_tick: int) -> Iterator[VideoFrame] | None:
-        """Seek; give the frames from the keyframe there on if it is shown by `start_tick`."""
-        context: Any = self._stream.codec_context
-        depth = context.reorder_depth
-        self._pass.close()
-        self._report = DecodeReport()
+        """Decode from the keyframe at `seek_tick`; None if it is not shown by `start_tick`."""
         try:
-            self._container.seek(seek_tick, stream=self._stream)
+            self._seek(seek_tick)
         except av.FFmpegError:
             return None
-        context.reorder_depth = depth  # flushing may forget it, which would lose B-frames
         packets = self._read()
         key = next(packets, None)
         if key is None or not key.is_keyframe or key.pts is None or key.pts > start_tick:
             return None
-        self._pass = self._decode(chain([key], packets))
-        first = next(self._pass, None)
-        # Not so where a stream has no keyframes, only places from which it becomes whole by and by.
+        self._decoding = self._decode(chain([key], packets))
+        first = next(self._decoding, None)
+        # This fails for streams with intra refresh: they have no keyframes, only recovery points
+        # from which the image becomes complete over several frames.
         if first is None or not first.key_frame or first.pts != key.pts:
             return None
-        return chain([first], self._pass)
+        return chain([first], self._decoding)
 
-    def _with_tail(self, begin: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-        """Yield frames, and at the end of the file those that frame threads have swallowed."""
+    def _with_redecoded_tail(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """Yield frames, and at the end of the file those that frame threads dropped."""
         last: VideoFrame | None = None
-        for last in begin:
+        for last in frames:
             yield last
         is_short = self._report.frames < self._report.packets
         if self._seekable and self._threads > 1 and is_short and last is not None:
-            yield from self._tail(last.pts)
+            yield from self._redecode_tail(last.pts)
 
-    def _tail(self, after_tick: int | None) -> Iterator[VideoFrame]:
-        """Decode the end again on one thread: PyAV drops what frame threads hold at an error."""
+    def _redecode_tail(self, after_tick: int | None) -> Iterator[VideoFrame]:
+        """Decode the end again on one thread: after an error, PyAV drops frames of its threads."""
         if after_tick is None:
             return
         first_pass = self._report
@@ -276,14 +306,16 @@ class ContainerFrames:
             self._container.seek(after_tick, stream=self._stream)
         except av.FFmpegError:
             return
-        self._pass = self._decode(count_after=after_tick)
-        for frame in self._pass:
+        self._decoding = self._decode(count_after=after_tick)
+        for frame in self._decoding:
             if frame.pts is not None and frame.pts > after_tick:
                 yield frame
         self._report.end_tick = max(self._report.end_tick or 0, first_pass.end_tick or 0)
-        self._report.holes = first_pass.holes  # it saw the whole file
+        # Only the first pass has seen the packets of the whole file.
+        self._report.gaps = first_pass.gaps
 
     def _count(self, packet: Packet[Any] | None) -> None:
+        """Count a packet that was read, and refuse an encrypted video at its first."""
         if packet is None:
             return
         if not self._report.packets and packet.has_sidedata("encryption_info"):
@@ -291,6 +323,8 @@ class ContainerFrames:
         self._report.count_packet(packet)
 
     def _is_counted(self, packet: Packet[Any] | None, count_after: int | None) -> bool:
-        if packet is None:  # flushing: the second pass counts
+        """Return whether this pass counts a packet that failed to decode."""
+        if packet is None:
+            # An error while flushing several threads is counted when the tail is decoded again.
             return not self._seekable or self._threads == 1
         return count_after is None or packet.pts is None or packet.pts > count_after

@@ -1,4 +1,4 @@
-"""Describe a video without decoding more than its first frame."""
+"""Describe a video after decoding only its first frame."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def probe(src: str | Path) -> VideoInfo:
     """Describe a video by its header and its first frame.
 
     Args:
-        src: a file, an image folder or a printf pattern. A pipe ("-") cannot be probed without
-            using it up: `open_reader("-").info` describes it.
+        src: File, image folder or printf pattern. A pipe ("-") cannot be probed, because that
+            would consume it; use `open_reader("-").info`.
 
     Raises:
-        InputError: there is nothing that can be decoded.
+        InputError: The input is missing or cannot be decoded.
     """
     if str(src) == "-":
-        raise InputError("a pipe would be used up by a probe; use open_reader and read .info")
+        raise InputError("a probe would consume the pipe; use open_reader and read .info")
     with open_reader(src) as reader:
         return reader.info

@@ -1,4 +1,4 @@
-"""A video as an iterator of frames: exact pts, presentation order, R'G'B' float, upright."""
+"""Read a video as an iterator of frames: exact pts, presentation order, R'G'B' float, upright."""
 
 from __future__ import annotations
 
@@ -26,21 +26,26 @@ from tubelet.video.y4m import open_y4m_pipe
 
 __all__ = ["FrameSource", "Reader", "Span", "open_reader"]
 
+# FFmpeg's default where a container states no frame rate.
+_DEFAULT_RATE = Fraction(25)
+# Allows for times that were typed with few digits, such as 0.33 s.
+_TICK_TOLERANCE = Fraction(1, 10)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Some of the frames of a video: those whose pts lie in [start, stop).
+    """The frames of a video whose pts are in [start, stop).
 
-    The pts are those that a reader of the whole video gives its frames. Spans that follow one
-    another hold every frame of the whole once, the same to the bit.
+    The pts are those that a reader of the whole video assigns. Consecutive spans contain every
+    frame of the video exactly once, bit-identical to those of a reader of the whole video.
 
     Attributes:
-        start: pts in ticks, None for the first frame.
-        stop: pts in ticks, None for the end. The span without a stop alone reports problems: it has
-            seen all.
-        first_index: index of its first frame in the whole video.
-        may_seek: `Reader.may_seek` of a reader that has read the whole video. False decodes from
-            the beginning.
+        start: pts in ticks; None for the first frame.
+        stop: pts in ticks; None for the end. Only the span without a stop reports problems, because
+            only it reads to the end.
+        first_index: Index of its first frame in the whole video.
+        may_seek: Value of `Reader.may_seek` after a reader has read the whole video. False decodes
+            from the beginning.
     """
 
     start: int | None = None
@@ -49,49 +54,48 @@ class Span:
     may_seek: bool = False
 
 
-_WHOLE = Span()
+_WHOLE_VIDEO = Span()
 
 
 class FrameSource(Protocol):
-    """Where decoded frames come from: a container or a list of images.
+    """A source of decoded frames: a container or a list of images.
 
     Attributes:
-        info: description of the video.
-        seeks_exactly: `frames_from_keyframe` may find one.
+        info: Description of the video.
+        seeks_exactly: `frames_from_keyframe` may return frames.
     """
 
     info: VideoInfo
     seeks_exactly: bool
 
     def frames(self, start_tick: int | None) -> Iterator[VideoFrame]:
-        """Yield frames in presentation order, from `start_tick` or somewhat before."""
+        """Yield frames in presentation order, from `start_tick` or a little before it."""
         ...
 
     def frames_from_keyframe(self, start_tick: int) -> Iterator[VideoFrame] | None:
-        """Yield all frames from a keyframe at or before `start_tick` on.
+        """Yield all frames from a keyframe at or before `start_tick`.
 
-        They are those of a reading from the beginning, to the bit. None where that is not sure.
+        They are bit-identical to those decoded from the beginning; None if that is not guaranteed.
         """
         ...
 
     def problems(self, decoded: int, end_tick: int | None) -> list[str]:
-        """Say what was damaged or missing."""
+        """Describe damaged and missing frames, one line each."""
         ...
 
     def close(self) -> None:
-        """Release files."""
+        """Close the files."""
         ...
 
 
 class Reader:
-    """Iterates once over the frames of a video; a context manager.
+    """Iterator over the frames of a video, to be used once; a context manager.
 
     Attributes:
-        info: description of the video.
-        problems: what could not be decoded or was missing, a line each; complete when the frames
-            are used up.
-        may_seek: a `Span` of the video may begin at a keyframe: the format allows it, and the whole
-            video was read without a problem, each frame with its own pts.
+        info: Description of the video.
+        problems: Damaged and missing frames, one line each. Complete after the last frame.
+        may_seek: A `Span` of the video may be decoded from a keyframe: the format allows it, and
+            the whole video was read without a problem, each frame with its own pts.
     """
 
     def __init__(
@@ -101,9 +105,9 @@ class Reader:
         start_s: float,
         duration_s: float | None,
         gamut: Gamut,
-        span: Span = _WHOLE,
+        span: Span = _WHOLE_VIDEO,
     ) -> None:
-        """Wrap an open source; `open_reader` does it."""
+        """Wrap an open source; see `open_reader`."""
         self.info = source.info
         self.problems: list[str] = []
         self.may_seek = False
@@ -112,10 +116,10 @@ class Reader:
         self._span = span
         time_base = source.info.time_base
         begin_s = Fraction(source.info.start_s) + Fraction(start_s)
-        self._start_tick = _tick(begin_s, time_base) if start_s > 0 else None
+        self._start_tick = _tick_at_or_after(begin_s, time_base) if start_s > 0 else None
         self._end_tick: int | None = None
         if duration_s is not None:
-            self._end_tick = _tick(begin_s + Fraction(duration_s), time_base)
+            self._end_tick = _tick_at_or_after(begin_s + Fraction(duration_s), time_base)
         self._clock = _Clock(source.info)
         self._color = resolve_matrix(source.info.color, source.info.width, source.info.height)
         self._frames = self._read()
@@ -135,9 +139,10 @@ class Reader:
         return self._frames
 
     def close(self) -> None:
-        """Close the file; a second time does nothing.
+        """Close the file; a second call has no effect.
 
-        While another thread is inside it, stuck in a pipe, it stays open: closing it would crash.
+        While another thread is reading, blocked in a pipe, the file stays open: closing it then
+        would crash.
         """
         if inspect.getgeneratorstate(self._frames) == inspect.GEN_RUNNING:
             return
@@ -145,61 +150,68 @@ class Reader:
         self._source.close()
 
     def _read(self) -> Generator[Frame]:
-        """Yield the frames of the span, and say at the end of the video what was wrong with it."""
-        count = index = odd_sizes = 0
+        """Yield the frames of the span; at the end of the video, collect its problems."""
+        num_decoded = 0
+        num_resized = 0
+        index = self._span.first_index
+        # Size of a decoded frame, before it is turned upright.
         size = (self.info.width, self.info.height)
-        turn: Orientation | None = None
-        for raw, pts in self._stamped():
-            if turn is None:
-                turn = orientation_of(raw)
-                # Of a decoded frame, which is not turned upright yet.
-                size = size[::-1] if turn.transpose else size
-            is_odd = (raw.width, raw.height) != size
-            odd_sizes += is_odd
-            count += 1
+        orientation: Orientation | None = None
+        for raw, pts in self._timed_frames():
+            if orientation is None:
+                orientation = orientation_of(raw)
+                size = size[::-1] if orientation.transpose else size
+            has_other_size = (raw.width, raw.height) != size
+            num_resized += has_other_size
+            num_decoded += 1
             if self._span.start is not None and pts < self._span.start:
                 continue
             if self._span.stop is not None and pts >= self._span.stop:
                 return
-            if is_odd:
+            if has_other_size:
                 raw = raw.reformat(width=size[0], height=size[1])
-            yield self._convert(raw, pts, turn, self._span.first_index + index)
+            yield self._convert(raw, pts, orientation, index)
             index += 1
         if self._span.stop is not None:
             return
-        self.problems += self._source.problems(count, self._end_tick)
-        if odd_sizes:
-            usual = f"{size[0]}x{size[1]}"
-            self.problems.append(f"{odd_sizes} frames have another size and were scaled to {usual}")
+
+        # The whole video was read.
+        self.problems += self._source.problems(num_decoded, self._end_tick)
+        if num_resized:
+            self.problems.append(
+                f"{num_resized} frames have another size and were scaled to {size[0]}x{size[1]}"
+            )
         if self._clock.moved:
             self.problems.append(f"{self._clock.moved} timestamps did not increase and were moved")
         self.may_seek = self._source.seeks_exactly and self._clock.is_own and not self.problems
 
-    def _stamped(self) -> Iterator[tuple[VideoFrame, int]]:
+    def _timed_frames(self) -> Iterator[tuple[VideoFrame, int]]:
         """Yield frames with their pts, from the beginning or from a keyframe before the span."""
-        raws: Iterator[VideoFrame] | None = None
+        frames: Iterator[VideoFrame] | None = None
         if self._span.may_seek and self._span.start is not None:
-            raws = self._source.frames_from_keyframe(self._span.start)
-        if raws is None:
-            raws = self._source.frames(self._start_tick)
-        for raw in raws:
-            pts = self._clock.stamp(raw)
+            frames = self._source.frames_from_keyframe(self._span.start)
+        if frames is None:
+            frames = self._source.frames(self._start_tick)
+        for frame in frames:
+            pts = self._clock.assign_pts(frame)
             if self._end_tick is not None and pts >= self._end_tick:
                 return
             if self._start_tick is None or pts >= self._start_tick:
-                yield raw, pts
+                yield frame, pts
 
-    def _convert(self, raw: VideoFrame, pts: int, turn: Orientation, index: int) -> Frame:
+    def _convert(self, raw: VideoFrame, pts: int, orientation: Orientation, index: int) -> Frame:
+        """Convert a decoded frame to R'G'B' and turn it upright."""
         rgb, alpha = frame_to_rgb(raw, self._color, gamut=self._gamut)
+        # The decoder of an opaque GIF returns alpha too.
         if not self.info.has_alpha:
             alpha = None
         return Frame(
-            rgb=_upright(rgb, turn),
+            rgb=_turn_upright(rgb, orientation),
             pts=pts,
             time_base=self.info.time_base,
             duration=raw.duration or 0,
             index=index,
-            alpha=None if alpha is None else _upright(alpha, turn),
+            alpha=None if alpha is None else _turn_upright(alpha, orientation),
         )
 
 
@@ -209,26 +221,25 @@ def open_reader(
     start_s: float = 0.0,
     duration_s: float | None = None,
     gamut: Gamut = "clip",
-    span: Span = _WHOLE,
+    span: Span = _WHOLE_VIDEO,
 ) -> Reader:
     """Open a video for reading.
 
     Args:
-        src: a video file, an image folder, a printf pattern (frames/%05d.png), or "-" for y4m on
-            stdin.
-        start_s: leave out frames before this time, counted from the file's first timestamp (as
+        src: Video file, image folder, printf pattern (frames/%05d.png), or "-" for y4m on stdin.
+        start_s: Skip frames before this time, counted from the file's first timestamp (as
             `ffmpeg -ss`).
-        duration_s: leave out frames from `start_s + duration_s` on.
-        gamut: "clip" gives rgb in [0, 1]; "keep" leaves codes of colors outside it a little
-            outside, so that frames that are written again as they are lose nothing.
-        span: leave out all other frames of what start_s and duration_s leave.
+        duration_s: Skip frames from `start_s + duration_s` on.
+        gamut: "clip" returns rgb in [0, 1]; "keep" returns colors outside the gamut as values
+            slightly outside [0, 1], so that frames written back unchanged lose nothing.
+        span: Restrict the frames that start_s and duration_s leave to this span.
 
     Returns:
-        A reader. Frames without a timestamp get the one that follows from the frame rate;
-        timestamps that do not increase are moved behind the one before.
+        A reader. Frames without a timestamp get one from the frame rate; timestamps that do not
+        increase are moved behind the previous one.
 
     Raises:
-        InputError: there is nothing that can be decoded.
+        InputError: The input is missing or cannot be decoded.
     """
     source = _open_source(str(src))
     return Reader(source, start_s=start_s, duration_s=duration_s, gamut=gamut, span=span)
@@ -237,7 +248,7 @@ def open_reader(
 def _open_source(src: str) -> FrameSource:
     if not src:
         raise InputError(
-            "the input has no name; give a video file, a folder of images, or - for y4m on a pipe"
+            "the input has no name; give a video file, a folder of images, or - for y4m on stdin"
         )
     if src == "-":
         return ContainerFrames(open_y4m_pipe, src, seekable=False)
@@ -248,60 +259,71 @@ def _open_source(src: str) -> FrameSource:
 
 
 class _Clock:
-    """Gives every frame a pts, strictly increasing: its own where that does.
+    """Assigns every frame a strictly increasing pts: its own pts wherever that increases.
 
-    Where a container has no pts (AVI), or has wrong ones, the dts that comes with each frame in
-    presentation order is as good; whichever went wrong less often counts, as in FFmpeg's
-    best-effort timestamp.
+    Where a container has no pts (AVI) or wrong ones, the dts of each frame in presentation order
+    serves instead. The one that failed to increase less often is used, as in FFmpeg's best-effort
+    timestamp.
     """
 
     def __init__(self, info: VideoInfo) -> None:
-        rate = info.average_rate or Fraction(25)
-        self._step = max(1, round(1 / (rate * info.time_base)))
+        rate = info.average_rate or _DEFAULT_RATE
+        self._frame_ticks = max(1, round(1 / (rate * info.time_base)))
         self._tick_s = info.time_base
-        self._last: int | None = None
+        self._last_pts: int | None = None
         self._shift = 0
         self._faults = {"pts": 0, "dts": 0}
-        self._seen: dict[str, int] = {}
+        self._last_stamps: dict[str, int] = {}
         self.moved = 0
-        self.is_own = True  # every pts was that of the frame
+        # Every pts so far was the frame's own.
+        self.is_own = True
 
-    def stamp(self, frame: VideoFrame) -> int:
-        """Give the next frame in presentation order its pts."""
-        pts = self._own(frame)
+    def assign_pts(self, frame: VideoFrame) -> int:
+        """Return the pts of the next frame in presentation order."""
+        pts = self._best_timestamp(frame)
         if pts is None:
-            pts = 0 if self._last is None else self._last + self._step
+            pts = 0 if self._last_pts is None else self._last_pts + self._frame_ticks
         else:
             pts += self._shift
-        if self._last is not None and pts <= self._last:
+        if self._last_pts is not None and pts <= self._last_pts:
             self.moved += 1
-            if (self._last - pts) * self._tick_s > 1:  # the clock was set back: go on from here
-                self._shift += self._last + self._step - pts
-                pts = self._last + self._step
+            setback_s = (self._last_pts - pts) * self._tick_s
+            if setback_s > 1:
+                # The clock of the file was reset: continue one frame after the last.
+                self._shift += self._last_pts + self._frame_ticks - pts
+                pts = self._last_pts + self._frame_ticks
             else:
-                pts = self._last + 1
-        self._last = pts
+                pts = self._last_pts + 1
+        self._last_pts = pts
         self.is_own &= pts == frame.pts
         return pts
 
-    def _own(self, frame: VideoFrame) -> int | None:
+    def _best_timestamp(self, frame: VideoFrame) -> int | None:
+        """Return the frame's pts or dts, whichever has been more reliable so far."""
         for name, value in (("pts", frame.pts), ("dts", frame.dts)):
-            if value is not None:
-                self._faults[name] += name in self._seen and value <= self._seen[name]
-                self._seen[name] = value
+            if value is None:
+                continue
+            if name in self._last_stamps:
+                self._faults[name] += value <= self._last_stamps[name]
+            self._last_stamps[name] = value
         is_pts_better = frame.dts is None or self._faults["pts"] <= self._faults["dts"]
         return frame.pts if frame.pts is not None and is_pts_better else frame.dts
 
 
-def _tick(time_s: Fraction, tick_s: Fraction) -> int:
-    """Give the first tick at or after a time; 0.1 ticks allow for times written with few digits."""
-    return math.ceil(time_s / tick_s - Fraction(1, 10))
+def _tick_at_or_after(time_s: Fraction, tick_s: Fraction) -> int:
+    """Return the first tick at or after a time, in seconds."""
+    return math.ceil(time_s / tick_s - _TICK_TOLERANCE)
 
 
-def _upright(image: Tensor, turn: Orientation) -> Tensor:
-    if turn == Orientation():
+def _turn_upright(image: Tensor, orientation: Orientation) -> Tensor:
+    """Apply an orientation to an image (C, H, W)."""
+    if orientation == Orientation():
         return image
-    if turn.transpose:
+    if orientation.transpose:
         image = image.transpose(-1, -2)
-    flips = [dim for dim, flip in ((-1, turn.flip_x), (-2, turn.flip_y)) if flip]
-    return torch.flip(image, flips).contiguous()
+    flipped_dims: list[int] = []
+    if orientation.flip_x:
+        flipped_dims.append(-1)
+    if orientation.flip_y:
+        flipped_dims.append(-2)
+    return torch.flip(image, flipped_dims).contiguous()

@@ -1,4 +1,4 @@
-"""A folder or printf pattern of images, read as a video of 25 frames a second."""
+"""Read a folder or printf pattern of images as a video of 25 frames per second."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -20,32 +19,33 @@ from tubelet.video.info import VideoInfo
 __all__ = ["IMAGE_SUFFIXES", "ImageFrames", "list_images"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-_RATE = Fraction(25)  # FFmpeg's default for images
+# FFmpeg's default for images.
+_RATE = Fraction(25)
 _PATTERN = re.compile(r"%(?:0(\d+))?d")
 
 
 class ImageFrames:
-    """Decodes images one after the other; an image that cannot be decoded leaves a gap in time.
+    """Decoder of a list of images; an image that cannot be decoded leaves a gap in time.
 
     Attributes:
-        info: description of the video; the first image was decoded for it.
-        seeks_exactly: true, each image stands for itself.
+        info: Description of the video. The first image is decoded for it.
+        seeks_exactly: True, because no image depends on another.
     """
 
     seeks_exactly = True
 
     def __init__(self, source: str, paths: list[Path]) -> None:
         self._paths = paths
-        self._bad: list[str] = []
-        self._gaps = _missing_numbers(source, paths)
-        self._first: VideoInfo | None = None
-        first = self._describe_first()
-        if first is None:
+        self._failures: list[str] = []
+        self._gaps = _describe_missing_numbers(source, paths)
+        self._first_info: VideoInfo | None = None
+        info = self._describe_first()
+        if info is None:
             raise InputError(
-                f"{source}: none of its {len(paths)} images can be decoded ({self._bad[0]})"
+                f"{source}: none of its {len(paths)} images can be decoded ({self._failures[0]})"
             )
         self.info = dataclasses.replace(
-            first,
+            info,
             source=source,
             time_base=1 / _RATE,
             average_rate=_RATE,
@@ -56,107 +56,125 @@ class ImageFrames:
         )
 
     def frames(self, start_tick: int | None) -> Iterator[VideoFrame]:
-        """Yield the images from `start_tick` on; pts counts images."""
-        self._bad.clear()
-        yield from self._decoded(start_tick or 0)
+        """Yield the images from `start_tick` on; the pts is the index of an image."""
+        self._failures.clear()
+        yield from self._decode_from(start_tick or 0)
 
     def frames_from_keyframe(self, start_tick: int) -> Iterator[VideoFrame]:
-        """Yield the images from `start_tick` on: each stands for itself."""
+        """Yield the images from `start_tick` on: every image is a keyframe."""
         return self.frames(start_tick)
 
     def problems(self, decoded: int, end_tick: int | None) -> list[str]:
-        """Say what could not be decoded."""
-        found = [self._gaps] if self._gaps else []
-        if self._bad:
-            found.append(
-                f"{len(self._bad)} of {len(self._paths)} images could not be decoded: {self._bad[0]}"
-            )
-        return found
+        """Describe missing images and those that could not be decoded, one line each."""
+        lines = [self._gaps] if self._gaps else []
+        if self._failures:
+            count = f"{len(self._failures)} of {len(self._paths)}"
+            lines.append(f"{count} images could not be decoded: {self._failures[0]}")
+        return lines
 
     def close(self) -> None:
-        """Nothing stays open between two images."""
+        """Do nothing: no file stays open between two images."""
 
     def _describe_first(self) -> VideoInfo | None:
-        next(self._decoded(0), None)
-        return self._first
+        """Decode the first image that can be decoded, and return its description."""
+        next(self._decode_from(0), None)
+        return self._first_info
 
-    def _decoded(self, start: int) -> Iterator[VideoFrame]:
-        for number, path in enumerate(self._paths[start:], start):
+    def _decode_from(self, start: int) -> Iterator[VideoFrame]:
+        """Decode the images from index `start` on, skipping those that cannot be decoded."""
+        for index, path in enumerate(self._paths[start:], start):
             try:
-                with av.open(
-                    io.BytesIO(path.read_bytes()), mode="r"
-                ) as container:  # by content, not by name
-                    stream = pick_video_stream(container, str(path))
-                    siting = 0 if self._first else read_siting(container, stream)
-                    frame = next(container.decode(stream))
-                    self._first = self._first or describe(
-                        container, stream, frame, str(path), siting=siting
-                    )
+                frame = self._decode_image(path)
             except (av.FFmpegError, OSError, StopIteration, InputError) as error:
                 reason = getattr(error, "strerror", None) or str(error) or "no image in it"
-                self._bad.append(f"{path.name}: {reason}")
+                self._failures.append(f"{path.name}: {reason}")
                 continue
-            frame.pts, frame.duration = number, 1
+            frame.pts = index
+            frame.duration = 1
             yield frame
+
+    def _decode_image(self, path: Path) -> VideoFrame:
+        """Decode one image; the first one also describes the video."""
+        # From memory, so that FFmpeg detects the format by the content, not by the name.
+        data = io.BytesIO(path.read_bytes())
+        with av.open(data, mode="r") as container:
+            stream = pick_video_stream(container, str(path))
+            siting = 0 if self._first_info else read_siting(container, stream)
+            frame = next(container.decode(stream))
+            if self._first_info is None:
+                self._first_info = describe(container, stream, frame, str(path), siting=siting)
+            return frame
 
 
 def list_images(src: str) -> list[Path] | None:
-    """List the images that `src` means, in order.
+    """List the images of a folder or a printf pattern, in order.
 
     Args:
-        src: a folder, a printf pattern such as frames/%05d.png, or one image.
+        src: Folder, printf pattern such as frames/%05d.png, or one image.
 
     Returns:
-        Their paths; None where `src` is none of the three.
+        Paths of the images; None if `src` is none of the three.
 
     Raises:
-        InputError: a folder without images, or a pattern that no file matches.
+        InputError: The folder has no images, or no file matches the pattern.
     """
     path = Path(src)
     if path.is_dir():
         images = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
         if not images:
             raise InputError(f"folder {src} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        return sorted(images, key=lambda p: _natural(p.name))
+        return sorted(images, key=lambda p: _natural_key(p.name))
     if path.exists():
         return [path] if path.suffix.lower() in IMAGE_SUFFIXES else None
     if not _PATTERN.search(path.name):
         return None
-    numbers = _numbered(path)
-    if not numbers:
+    by_number = _numbered_files(path)
+    if not by_number:
         raise InputError(f"no file matches {src}")
-    return [numbers[number] for number in sorted(numbers)]
+    return [by_number[number] for number in sorted(by_number)]
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key in which 2.png comes before 10.png."""
-    return [
-        (int(part), "") if part.isdigit() else (-1, part.lower())
-        for part in re.split(r"(\d+)", name)
-    ]
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    """Return a sort key in which 2.png is before 10.png."""
+    key: list[tuple[int, str]] = []
+    for piece in re.split(r"(\d+)", name):
+        if piece.isdigit():
+            key.append((int(piece), ""))
+        else:
+            key.append((-1, piece.lower()))
+    return key
 
 
-def _numbered(pattern: Path) -> dict[int, Path]:
-    """Map numbers to the files that a printf pattern in the last part of a path matches."""
+def _numbered_files(pattern: Path) -> dict[int, Path]:
+    """Map numbers to the files that match a printf pattern in the last component of a path."""
     match = _PATTERN.search(pattern.name)
     if match is None or not pattern.parent.is_dir():
         return {}
     digits = match.group(1)
+    # printf writes %05d with five digits or more, and %d without leading zeros.
     number = rf"(\d{{{digits},}})" if digits else r"(0|[1-9]\d*)"
-    regex = re.compile(
-        re.escape(pattern.name[: match.start()]) + number + re.escape(pattern.name[match.end() :])
-    )
-    found = ((regex.fullmatch(p.name), p) for p in pattern.parent.iterdir())
-    return {int(hit.group(1)): p for hit, p in found if hit}
+    prefix = re.escape(pattern.name[: match.start()])
+    suffix = re.escape(pattern.name[match.end() :])
+    regex = re.compile(prefix + number + suffix)
+    files: dict[int, Path] = {}
+    for path in pattern.parent.iterdir():
+        name_match = regex.fullmatch(path.name)
+        if name_match:
+            files[int(name_match.group(1))] = path
+    return files
 
 
-def _missing_numbers(source: str, paths: list[Path]) -> str:
+def _describe_missing_numbers(source: str, paths: list[Path]) -> str:
+    """Describe in one line the numbers of a pattern that have no file; "" if there are none."""
     pattern = Path(source)
     if pattern.exists() or not _PATTERN.search(pattern.name):
         return ""
-    numbers = sorted(_numbered(pattern))
+    numbers = sorted(_numbered_files(pattern))
     missing = numbers[-1] - numbers[0] + 1 - len(paths)
     if not missing:
         return ""
-    first = next(a + 1 for a, b in pairwise(numbers) if b > a + 1)
-    return f"{missing} numbers of {source} are missing, the first is {first}"
+    present = set(numbers)
+    first_missing = numbers[0]
+    while first_missing in present:
+        first_missing += 1
+    return f"{missing} numbers of {source} are missing, the first is {first_missing}"
