@@ -1,4 +1,4 @@
-"""Write packets that are images into numbered files, as a muxer writes others into a container."""
+"""Write packets that are images to numbered files."""
 
 from __future__ import annotations
 
@@ -22,34 +22,37 @@ class ImageMuxer:
     """A `PacketSink` that writes each packet as an image, in a hidden folder until all are there.
 
     Attributes:
-        notes: what a user should know, a line each.
+        notes: Remarks for the user, one line each.
     """
 
-    def __init__(self, dst: Path, form: OutputFormat, *, is_pattern: bool) -> None:
-        """Make the hidden folder.
+    def __init__(self, dst: Path, output_format: OutputFormat, *, is_pattern: bool) -> None:
+        """Create the hidden folder.
 
         Args:
-            dst: folder, or printf pattern of the files.
-            form: how the images are encoded.
+            dst: Folder, or printf pattern of the files.
+            output_format: Format in which the images are encoded.
             is_pattern: `dst` is a pattern.
         """
-        self.notes: list[str] = list(form.encoding.notes)
+        self.notes: list[str] = list(output_format.encoding.notes)
+        token = secrets.token_hex(4)
         if is_pattern:
-            self._folder, self._names = dst.parent, dst.name
-            self._hidden = self._folder / f".images.part-{secrets.token_hex(4)}"
+            self._folder = dst.parent
+            self._names = dst.name
+            self._hidden = dst.parent / f".images.part-{token}"
         else:
-            self._folder, self._names = dst, FOLDER_NAMES
-            self._hidden = dst.parent / f".{dst.name}.part-{secrets.token_hex(4)}"
-        self._parts = PartOrder(form.fingerprint)
+            self._folder = dst
+            self._names = FOLDER_NAMES
+            self._hidden = dst.parent / f".{dst.name}.part-{token}"
+        self._parts = PartOrder(output_format.fingerprint)
         self._count = 0
         with write_errors(str(dst)):
             self._hidden.mkdir()
 
     def begin(self, head: PartHead) -> None:
-        """Start a segment; its images go on counting where the last one ended.
+        """Start a segment; the numbers of its images continue those of the previous one.
 
         Raises:
-            InputError: it is not the one that is due, or is encoded in another way.
+            InputError: It is not the next segment, or was encoded differently.
         """
         self._parts.begin(head)
 
@@ -65,11 +68,11 @@ class ImageMuxer:
         self._parts.end(tail)
 
     def finish(self) -> None:
-        """Put the images where they belong; older ones under the same pattern go.
+        """Move the images to their folder, and remove older ones that match the same pattern.
 
         Raises:
-            InputError: no frame came.
-            ResourceError: the folder cannot be written.
+            InputError: No frame was written.
+            ResourceError: The folder cannot be written.
         """
         self._parts.finish()
         with write_errors(str(self._folder)):
@@ -83,6 +86,6 @@ class ImageMuxer:
             self._hidden.rmdir()
 
     def abort(self) -> None:
-        """Remove what was written."""
+        """Remove the images written so far."""
         with contextlib.suppress(OSError):
             shutil.rmtree(self._hidden)

@@ -1,4 +1,4 @@
-"""What is known of a video: the records that `probe` fills and the reader and the writer share."""
+"""Descriptions of videos: the records that `probe` fills and that reader and writer share."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from fractions import Fraction
 
 __all__ = ["ColorTags", "HdrMetadata", "Orientation", "StreamInfo", "VideoInfo"]
 
+# Units of x265's master-display value: 0.00002 for CIE x and y, 0.0001 cd/m² for luminance.
+_X265_CHROMATICITY_UNITS = 50000
+_X265_LUMINANCE_UNITS = 10000
+
 
 @dataclass(frozen=True, slots=True)
 class ColorTags:
-    """Color description of a video, in FFmpeg's numbers, as the file has it; absent stays absent.
+    """Color description of a video, in FFmpeg's numbers, exactly as the file has it.
 
     Attributes:
         matrix: AVCOL_SPC_*, 2 = unspecified.
         primaries: AVCOL_PRI_*, 2 = unspecified.
         transfer: AVCOL_TRC_*, 2 = unspecified.
-        full_range: None = unspecified.
+        full_range: Full instead of limited range; None = unspecified.
         siting: AVCHROMA_LOC_*, 0 = unspecified.
     """
 
@@ -29,15 +33,15 @@ class ColorTags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HdrMetadata:
-    """Static HDR metadata (SMPTE ST 2086 and CTA-861.3); what is None or 0 is absent.
+    """Static HDR metadata (SMPTE ST 2086 and CTA-861.3); values of None or 0 are absent.
 
     Attributes:
         primaries: CIE x, y of the mastering display's red, green and blue.
-        white_point: CIE x, y.
-        min_luminance: cd/m².
-        max_luminance: cd/m².
-        max_cll: maximum content light level, cd/m².
-        max_fall: maximum frame-average light level, cd/m².
+        white_point: CIE x, y of the mastering display's white point.
+        min_luminance: Minimum luminance of the mastering display, cd/m².
+        max_luminance: Maximum luminance of the mastering display, cd/m².
+        max_cll: Maximum content light level, cd/m².
+        max_fall: Maximum frame-average light level, cd/m².
     """
 
     primaries: tuple[tuple[Fraction, Fraction], ...] | None = None
@@ -48,39 +52,39 @@ class HdrMetadata:
     max_fall: int = 0
 
     def master_display(self) -> str | None:
-        """Write the mastering display as `x265`'s master-display value, or None where it is incomplete."""
-        if (
-            not self.primaries
-            or not self.white_point
-            or self.max_luminance is None
-            or self.min_luminance is None
-        ):
+        """Format the mastering display as x265's master-display; None if it is incomplete."""
+        if not self.primaries or not self.white_point:
             return None
-        points = (*self.primaries, self.white_point)
-        names = ("R", "G", "B", "WP")
-        text = {
-            n: f"{n}({round(x * 50000)},{round(y * 50000)})"
-            for n, (x, y) in zip(names, points, strict=True)
-        }
-        light = f"L({round(self.max_luminance * 10000)},{round(self.min_luminance * 10000)})"
-        return text["G"] + text["B"] + text["R"] + text["WP"] + light
+        if self.max_luminance is None or self.min_luminance is None:
+            return None
+        red, green, blue = self.primaries
+        # x265 expects the order G, B, R.
+        points = (("G", green), ("B", blue), ("R", red), ("WP", self.white_point))
+        text = ""
+        for name, (x, y) in points:
+            x_units = round(x * _X265_CHROMATICITY_UNITS)
+            y_units = round(y * _X265_CHROMATICITY_UNITS)
+            text += f"{name}({x_units},{y_units})"
+        max_units = round(self.max_luminance * _X265_LUMINANCE_UNITS)
+        min_units = round(self.min_luminance * _X265_LUMINANCE_UNITS)
+        return f"{text}L({max_units},{min_units})"
 
     def max_cll_text(self) -> str | None:
-        """Write the content light level as `x265`'s max-cll value, or None where it is absent."""
+        """Format the content light level as x265's max-cll; None if it is absent."""
         return f"{self.max_cll},{self.max_fall}" if self.max_cll or self.max_fall else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamInfo:
-    """One stream of a container.
+    """Description of one stream of a container.
 
     Attributes:
-        index: number in the container.
+        index: Index of the stream in the container.
         kind: video, audio, subtitle, attachment, data or unknown.
-        codec: FFmpeg's name, "" where it is unknown.
-        language: ISO 639 code or None.
-        title: or None.
-        disposition: names of the flags that are set, such as "default".
+        codec: FFmpeg's name of the codec; "" if it is unknown.
+        language: ISO 639 code, or None.
+        title: Title, or None.
+        disposition: Names of the flags that are set, such as "default".
     """
 
     index: int
@@ -93,32 +97,32 @@ class StreamInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoInfo:
-    """What is known of a video before it is decoded.
+    """Description of a video by its header and its first frame.
 
     Attributes:
-        source: path or pattern, "-" for a pipe.
-        width: pixels, as frames come out: upright.
-        height: pixels, as frames come out: upright.
-        rotation_deg: how the container turns the coded image, counter-clockwise: 0, 90, 180 or 270. The
-            reader's frames are already turned.
-        sample_aspect: width to height of a pixel, upright; 1 where unknown.
-        pix_fmt: FFmpeg's name of the decoded format.
-        bit_depth: bits of a component.
-        has_alpha: there is transparency.
-        is_rgb: coded as RGB (or palette), not as YCbCr.
-        color: tags, as far as there are any.
-        time_base: seconds per tick of the frames' pts.
-        average_rate: frames a second, None where unknown.
-        duration_s: of the video stream, a hint of the header.
-        frames_hint: number of frames, a hint of the header.
-        hdr: static HDR metadata.
-        container: FFmpeg's name of the format.
-        codec: FFmpeg's name.
-        streams: every stream of the container, the video too.
-        video_index: index in the container of the stream that is read.
-        start_s: time of the container's first timestamp; `start_s=0` of the reader means this moment.
-        origin_s: time that an output counts from: 0, or the first timestamp where the clock of the container
-            begins anywhere, as that of a transport stream does.
+        source: Path or pattern; "-" for a pipe.
+        width: Width of an upright frame, pixels.
+        height: Height of an upright frame, pixels.
+        rotation_deg: Counter-clockwise rotation that the container applies to the coded image: 0,
+            90, 180 or 270. The frames of a reader are already rotated.
+        sample_aspect: Width to height of an upright pixel; 1 if unknown.
+        pix_fmt: FFmpeg's name of the decoded pixel format.
+        bit_depth: Bits of a component.
+        has_alpha: The video has transparency.
+        is_rgb: Coded as RGB or with a palette, not as YCbCr.
+        color: Color tags of the file.
+        time_base: Seconds per tick of the frames' pts.
+        average_rate: Frames per second; None if unknown.
+        duration_s: Duration of the video stream in the header, which may be wrong.
+        frames_hint: Number of frames in the header, which may be wrong.
+        hdr: Static HDR metadata.
+        container: FFmpeg's name of the container format.
+        codec: FFmpeg's name of the codec.
+        streams: All streams of the container, including the video.
+        video_index: Index in the container of the stream that is read.
+        start_s: Time of the container's first timestamp; `start_s=0` of the reader is this moment.
+        origin_s: Time from which an output counts: 0, or the first timestamp if the clock of the
+            container may begin anywhere, as that of a transport stream does.
     """
 
     source: str
@@ -146,7 +150,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How to turn a coded image upright: first transpose, then flip left-right, then up-down."""
+    """Steps that turn a coded image upright: transpose, then flip left-right, then up-down."""
 
     transpose: bool = False
     flip_x: bool = False
@@ -154,7 +158,7 @@ class Orientation:
 
     @property
     def rotation_deg(self) -> int:
-        """Counter-clockwise turn, mirroring left aside."""
+        """Counter-clockwise rotation in degrees, ignoring mirroring."""
         if self.transpose:
             return 90 if self.flip_y else 270
         return 180 if self.flip_y else 0

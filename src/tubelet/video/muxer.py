@@ -1,4 +1,4 @@
-"""Packets of segments and the other streams of the source, into one container."""
+"""Write the packets of all segments and the other streams of the source into one container."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from tubelet.video.remux import open_remuxer
 
 __all__ = ["VideoMuxer"]
 
-# Options that make an encoder small which never encodes: 0.2 GB less at 3840x2160.
+# Options that reduce the memory of an encoder that is only opened: 0.2 GB less at 3840x2160.
 _IDLE_OPTIONS = {"libsvtav1": ("svtav1-params", "lp=1")}
 
 
 class VideoMuxer:
     """A `PacketSink` that writes a container: the video, and in step with it the other streams.
 
-    Segments come in the order of the video, from an encoder or from a part file. Their joints do
-    not show.
+    Segments must be put in order, from an encoder or from a part file. Their joints are not visible
+    in the container.
 
     Attributes:
-        notes: what a user should know, a line each.
+        notes: Remarks for the user, one line each.
     """
 
     def __init__(
         self,
         path: Path | None,
-        form: OutputFormat,
+        output_format: OutputFormat,
         *,
         like: VideoInfo,
         name: str,
@@ -47,51 +47,54 @@ class VideoMuxer:
         """Open the container; nothing is written before the first packet.
 
         Args:
-            path: file to write; None writes to stdout.
-            form: how the video is encoded.
-            like: the input.
-            name: of the output, for messages.
+            path: File to write; None writes to stdout.
+            output_format: Format in which the video is encoded.
+            like: Description of the input.
+            name: Name of the output in messages.
 
         Raises:
-            RequestError: the encoder refuses what the format says.
-            ResourceError: the encoder needs a device that is absent.
+            RequestError: The encoder refuses the size, pixel format or preset.
+            ResourceError: The encoder needs a device that is absent.
         """
-        spec = form.container
-        assert spec is not None, "images have a muxer of their own"
-        self.notes: list[str] = list(form.encoding.notes)
-        self._form = form
+        spec = output_format.container
+        assert spec is not None, "images are written by ImageMuxer"
+        self.notes: list[str] = list(output_format.encoding.notes)
+        self._format = output_format
         self._spec: ContainerSpec = spec
         self._name = name
         self._container = av.open(
             f"file:{path}" if path else "pipe:1",
             "w",
             format=spec.muxer,
-            container_options=_muxer_options(form, spec),
+            container_options=_muxer_options(output_format, spec),
         )
         self._stream = self._add_stream()
         self._remuxer = open_remuxer(
             like,
             self._container,
             self._stream,
-            suffix=form.suffix,
+            suffix=output_format.suffix,
             notes=self.notes,
         )
-        self._parts = PartOrder(form.fingerprint)
-        self._depth = reorder_depth(form)
+        self._parts = PartOrder(output_format.fingerprint)
+        self._depth = reorder_depth(output_format)
         self._order = DecodingOrder(self._depth)
         self._clock: OutputClock | None = None
         self._is_new_segment = True
-        self._shift = 0  # ticks by which the packets of this segment are moved
+        # Ticks by which the packets of this segment are moved.
+        self._shift = 0
         self._last_pts: int | None = None
-        self._first_delay: int | None = None  # pts after dts of the first packet
-        self._held: Packet[Any] | None = None  # the last packet may have to last longer
+        # Ticks from dts to pts of the first packet.
+        self._first_delay: int | None = None
+        # The last packet waits, because it may have to last longer.
+        self._pending: Packet[Any] | None = None
         self._end = 0
 
     def begin(self, head: PartHead) -> None:
         """Start a segment.
 
         Raises:
-            InputError: it is not the one that is due, or is encoded in another way.
+            InputError: It is not the next segment, or was encoded differently.
         """
         self._parts.begin(head)
         self._is_new_segment = True
@@ -100,14 +103,14 @@ class VideoMuxer:
             return
         self._clock = head.clock
         if self._remuxer:
-            duration_s = self._form.duration_s
+            duration_s = self._format.duration_s
             span = None if duration_s is None else Fraction(duration_s)
             with write_errors(self._name):
-                self._remuxer.begin(head.clock.origin_s, span, is_cut=self._form.is_cut)
+                self._remuxer.begin(head.clock.origin_s, span, is_cut=self._format.is_cut)
 
     def put(self, packet: Packet[Any]) -> None:
-        """Take the next packet of the segment."""
-        self._place(packet)
+        """Write the next packet of the segment."""
+        self._shift_over_joint(packet)
         packet.stream = self._stream
         for ready in self._order.put(packet):
             self._mux(ready)
@@ -121,44 +124,45 @@ class VideoMuxer:
             self._note(line)
 
     def finish(self) -> None:
-        """Write what is held, the rest of the other streams, and the index.
+        """Write the pending packets, the rest of the other streams, and the index.
 
         Raises:
-            InputError: no frame came.
-            ResourceError: the disk is full, or the pipe was closed.
+            InputError: No frame was written.
+            ResourceError: The disk is full, or the pipe was closed.
         """
         self._parts.finish()
         for ready in self._order.flush():
             self._mux(ready)
-        if self._held is not None:
-            self._lengthen(self._held)
-            self._write(self._held)
+        if self._pending is not None:
+            self._extend_to_end(self._pending)
+            self._write(self._pending)
         with write_errors(self._name):
             if self._remuxer:
-                end_s = self._end * self._form.tick_s
-                self._remuxer.finish(None if self._form.duration_s is None else end_s)
+                end_s = self._end * self._format.tick_s
+                self._remuxer.finish(None if self._format.duration_s is None else end_s)
             self._container.close()
 
     def abort(self) -> None:
-        """Let go of the file without caring for its content."""
+        """Close the file, whose content is of no use any more."""
         if self._remuxer:
             self._remuxer.close()
         with contextlib.suppress(av.FFmpegError, OSError, ValueError):
             self._container.close()
 
     def _add_stream(self) -> Any:
-        """Add the video; an encoder that stays idle gives all that the header says of it."""
-        form = self._form
-        stream: Any = self._container.add_stream(form.encoding.encoder, rate=form.frame_rate)
-        stream.time_base = form.tick_s
-        open_encoder(_idle(form), context=stream.codec_context)
+        """Add the video stream; an encoder that never encodes provides its header."""
+        output_format = self._format
+        encoder = output_format.encoding.encoder
+        stream: Any = self._container.add_stream(encoder, rate=output_format.frame_rate)
+        stream.time_base = output_format.tick_s
+        open_encoder(_with_idle_options(output_format), context=stream.codec_context)
         return stream
 
-    def _place(self, packet: Packet[Any]) -> None:
-        """Keep times increasing over a joint, where the segment before moved some to the next tick.
+    def _shift_over_joint(self, packet: Packet[Any]) -> None:
+        """Keep times increasing where the previous segment moved some of its own to the next tick.
 
-        Where packets come in order, each moves as far as it must, as in one encoder for the whole
-        video. Where they are reordered, all of the segment move as far as its first.
+        If packets are in presentation order, each moves as far as it must, as in one encoder for
+        the whole video. If they are reordered, all packets of the segment move as far as its first.
         """
         if packet.pts is None:
             return
@@ -174,45 +178,53 @@ class VideoMuxer:
         packet.pts = pts
 
     def _mux(self, packet: Packet[Any]) -> None:
-        """Write the packet before this one, now that it is not the last."""
-        if self._held is not None:
-            self._write(self._held)
+        """Write the pending packet, now that it is not the last, and hold this one back."""
+        if self._pending is not None:
+            self._write(self._pending)
         elif packet.pts is not None and packet.dts is not None:
             self._first_delay = packet.pts - packet.dts
-        self._held = packet
+        self._pending = packet
 
     def _write(self, packet: Packet[Any]) -> None:
+        """Write a packet after those of the other streams that precede it."""
         with write_errors(self._name):
             if self._remuxer and packet.dts is not None:
-                self._remuxer.advance(packet.dts * self._form.tick_s)
+                self._remuxer.advance(packet.dts * self._format.tick_s)
             self._container.mux(packet)
 
-    def _lengthen(self, packet: Packet[Any]) -> None:
-        """Let the last packet last to the end: MP4 adds up durations in the order of decoding."""
+    def _extend_to_end(self, packet: Packet[Any]) -> None:
+        """Let the last packet last to the end: MP4 adds up durations in decoding order."""
         if not self._spec.is_mov_family or packet.dts is None or self._first_delay is None:
             return
-        rest = min(self._end - (packet.dts + self._first_delay), self._end - (packet.pts or 0))
-        packet.duration = max(packet.duration or 0, rest)
+        remaining = min(
+            self._end - (packet.dts + self._first_delay),
+            self._end - (packet.pts or 0),
+        )
+        packet.duration = max(packet.duration or 0, remaining)
 
     def _note(self, line: str) -> None:
         if line not in self.notes:
             self.notes.append(line)
 
 
-def _muxer_options(form: OutputFormat, spec: ContainerSpec) -> dict[str, str]:
+def _muxer_options(output_format: OutputFormat, spec: ContainerSpec) -> dict[str, str]:
     options = dict(spec.options)
-    if spec.is_mov_family:  # offsets between streams are kept in these ticks
-        ticks = form.tick_s.denominator
-        options["movie_timescale"] = str(ticks * -(-1000 // ticks))
+    if spec.is_mov_family:
+        # MP4 stores offsets between streams in ticks of the movie: at least 1000 per second, and a
+        # multiple of those of the video, so that none is rounded.
+        ticks_per_s = output_format.tick_s.denominator
+        options["movie_timescale"] = str(ticks_per_s * -(-1000 // ticks_per_s))
     return options
 
 
-def _idle(form: OutputFormat) -> OutputFormat:
-    """Give the format with options that do not show in the header of a stream."""
-    encoding = form.encoding
+def _with_idle_options(output_format: OutputFormat) -> OutputFormat:
+    """Add options that save memory and do not change the header of the stream."""
+    encoding = output_format.encoding
     if encoding.encoder not in _IDLE_OPTIONS:
-        return form
+        return output_format
     name, value = _IDLE_OPTIONS[encoding.encoder]
-    given = encoding.options.get(name)
-    options = {**encoding.options, name: f"{given}:{value}" if given else value}
-    return dataclasses.replace(form, encoding=dataclasses.replace(encoding, options=options))
+    current = encoding.options.get(name)
+    options = dict(encoding.options)
+    options[name] = f"{current}:{value}" if current else value
+    idle_encoding = dataclasses.replace(encoding, options=options)
+    return dataclasses.replace(output_format, encoding=idle_encoding)

@@ -1,4 +1,4 @@
-"""An output that appears only when it is whole: a container, a folder of images or a pipe."""
+"""Open an output that appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class _Muxer(Protocol):
 class Output:
     """A `PacketSink` for all segments of a video, in order; a context manager.
 
-    The output has its name only after a clean exit; after an error nothing is left.
+    The output gets its name only after an exit without an error; after an error nothing remains.
 
     Attributes:
-        notes: what a user should know, a line each; complete after the exit.
+        notes: Remarks for the user, one line each. Complete after the exit.
     """
 
-    def __init__(self, muxer: _Muxer, part: Path | None, final: Path | None) -> None:
-        """Wrap an open muxer; `open_output` does it.
+    def __init__(self, muxer: _Muxer, unfinished: Path | None, final: Path | None) -> None:
+        """Wrap an open muxer; see `open_output`.
 
         Args:
-            muxer: where packets go.
-            part: the unfinished file, None where the muxer itself sees to names.
-            final: the name that it gets.
+            muxer: Muxer that takes the packets.
+            unfinished: File that the muxer writes; None where the muxer handles names itself.
+            final: Name of the file once it is complete.
         """
         self._muxer = muxer
-        self._part = part
+        self._unfinished = unfinished
         self._final = final
         self.notes = muxer.notes
 
@@ -54,12 +54,12 @@ class Output:
         """Start a segment.
 
         Raises:
-            InputError: it is not the one that is due, or is encoded in another way.
+            InputError: It is not the next segment, or was encoded differently.
         """
         self._muxer.begin(head)
 
     def put(self, packet: Packet[Any]) -> None:
-        """Take the next packet of the segment, in the order of decoding."""
+        """Write the next packet of the segment, in decoding order."""
         self._muxer.put(packet)
 
     def end(self, tail: PartTail) -> None:
@@ -76,7 +76,7 @@ class Output:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Finish the output, or remove it if anything went wrong."""
+        """Finish the output, or remove it after an error."""
         if error is not None:
             self.discard()
             return
@@ -86,28 +86,28 @@ class Output:
         """Finish the output and give it its name.
 
         Raises:
-            InputError: no frame came.
-            ResourceError: the disk is full, or the pipe was closed.
+            InputError: No frame was written.
+            ResourceError: The disk is full, or the pipe was closed.
         """
         try:
             self._muxer.finish()
-            if self._part and self._final:
+            if self._unfinished and self._final:
                 with write_errors(str(self._final)):
-                    self._part.replace(self._final)
+                    self._unfinished.replace(self._final)
         except BaseException:
             self.discard()
             raise
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished output."""
         self._muxer.abort()
-        if self._part:
-            self._part.unlink(missing_ok=True)
+        if self._unfinished:
+            self._unfinished.unlink(missing_ok=True)
 
 
 def open_output(
     dst: str | Path,
-    form: OutputFormat,
+    output_format: OutputFormat,
     *,
     like: VideoInfo,
     overwrite: bool = False,
@@ -115,23 +115,27 @@ def open_output(
     """Open an output for the segments of a video.
 
     Args:
-        dst: a video file, a folder or printf pattern for PNGs, or "-" for y4m on stdout.
-        form: as `choose_output_format` gives it for the same destination.
-        like: the input, whose other streams are copied beside the video.
-        overwrite: replace an existing output.
+        dst: Video file, folder or printf pattern for PNGs, or "-" for y4m on stdout.
+        output_format: Result of `choose_output_format` for the same destination.
+        like: Description of the input, whose other streams are copied into the output.
+        overwrite: Replace an existing output.
 
     Returns:
         An output, to be used in a `with` statement.
 
     Raises:
-        RequestError: the output must not or cannot be written, or the encoder refuses the format.
-        ResourceError: the encoder needs a device that is absent.
+        RequestError: The output must not or cannot be written, or the encoder refuses the format.
+        ResourceError: The encoder needs a device that is absent.
     """
     check_output(dst, source=like.source, overwrite=overwrite)
     kind = destination_kind(dst)
     if kind in ("folder", "pattern"):
-        return Output(ImageMuxer(Path(dst), form, is_pattern=kind == "pattern"), None, None)
-    final = None if kind == "pipe" else Path(dst)
-    part = part_path(final) if final else None
-    name = "stdout" if final is None else str(final)
-    return Output(VideoMuxer(part, form, like=like, name=name), part, final)
+        # Images have a hidden folder of their own until they are complete.
+        muxer = ImageMuxer(Path(dst), output_format, is_pattern=kind == "pattern")
+        return Output(muxer, None, None)
+    if kind == "pipe":
+        return Output(VideoMuxer(None, output_format, like=like, name="stdout"), None, None)
+    final = Path(dst)
+    unfinished = part_path(final)
+    video_muxer = VideoMuxer(unfinished, output_format, like=like, name=str(final))
+    return Output(video_muxer, unfinished, final)

@@ -1,4 +1,4 @@
-"""Checks that the segments of one video come in their order and were encoded alike."""
+"""Check that the segments of a video arrive in order and were encoded alike."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from tubelet.video.encoder import PartHead, PartTail
 
 __all__ = ["PartOrder"]
 
-_SEI_UNITS = (39, 40)  # types of H.265 NAL units: here, a text with the version and threads of x265
+# H.265 NAL unit types of SEI messages: x265 writes its version and thread count into them.
+_SEI_UNITS = (39, 40)
 _START_CODE = b"\x00\x00\x00\x01"
 
 
 class PartOrder:
-    """Counts the segments of one output, and refuses those that do not fit."""
+    """Counter of the segments of one output that refuses those that do not fit."""
 
     def __init__(self, fingerprint: str) -> None:
-        """Prepare.
+        """Expect segment 0.
 
         Args:
-            fingerprint: of the `OutputFormat` that all must have.
+            fingerprint: Fingerprint of the `OutputFormat` of all segments.
         """
         self._fingerprint = fingerprint
         self._first: PartHead | None = None
@@ -29,13 +30,13 @@ class PartOrder:
         """Accept the next segment.
 
         Raises:
-            InputError: it is not the one that is due, or was encoded in another way than those
-                before.
+            InputError: It is not the next segment, or was encoded differently from the previous
+                ones.
         """
         name = f"segment {head.segment}"
         if head.segment != self._next:
             raise InputError(
-                f"{name} came where segment {self._next} is due; give all in their order"
+                f"{name} came where segment {self._next} is due; pass all segments in order"
             )
         if head.fingerprint != self._fingerprint:
             raise InputError(f"{name} was encoded for another output; encode it again")
@@ -44,8 +45,8 @@ class PartOrder:
             raise InputError(f"{name} counts its time from another moment; encode it again")
         if _parameter_sets(head.extradata) != _parameter_sets(first.extradata):
             raise InputError(
-                f"{name} has another codec header than segment 0, as of another version of the "
-                "encoder; encode all with the same"
+                f"{name} has another codec header than segment 0, perhaps because another version "
+                "of the encoder wrote it; encode all segments with the same version"
             )
         self._first = first
         self._next += 1
@@ -55,17 +56,17 @@ class PartOrder:
         self.frames += tail.frames
 
     def finish(self) -> None:
-        """Refuse an output without a frame.
+        """Check that the output has frames.
 
         Raises:
-            InputError: there is none.
+            InputError: It has none.
         """
         if not self.frames:
-            raise InputError("no frame came to be written, so there is no output")
+            raise InputError("no frame was written, so there is no output")
 
 
 def _parameter_sets(extradata: bytes) -> list[bytes]:
-    """Give what a decoder needs of a codec header: not the text in which x265 names its threads."""
+    """Extract the parameter sets from a codec header, without the SEI messages of x265."""
     if not extradata.startswith(_START_CODE):
         return [extradata]
     units = extradata.split(_START_CODE)[1:]
@@ -73,4 +74,5 @@ def _parameter_sets(extradata: bytes) -> list[bytes]:
 
 
 def _h265_type(unit: bytes) -> int:
+    """Read the type of an H.265 NAL unit: bits 1 to 6 of its first byte."""
     return unit[0] >> 1 & 0x3F

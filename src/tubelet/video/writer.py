@@ -1,4 +1,4 @@
-"""Write frames with their times into a file, a folder of images or a pipe."""
+"""Write frames with their times to a file, a folder of images or a pipe."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ _DEFAULTS = EncodeSettings()
 
 
 class Writer:
-    """Takes frames in presentation order; the output has its name only after a clean exit.
+    """Writer of frames in presentation order; a context manager.
 
-    It is one encoder for the whole video and the output that takes its packets. Whoever restores a
-    video in segments uses the two apart.
+    The output gets its name only after an exit without an error. A writer joins one encoder for the
+    whole video with the output that takes its packets. To encode a video in segments, use
+    `VideoEncoder` and `open_output` directly.
 
     Attributes:
-        notes: what a user should know, a line each; complete after the exit.
+        notes: Remarks for the user, one line each. Complete after the exit.
     """
 
-    def __init__(self, output: Output, form: OutputFormat) -> None:
-        """Wrap an open output; `open_writer` does it.
+    def __init__(self, output: Output, output_format: OutputFormat) -> None:
+        """Wrap an open output; see `open_writer`.
 
         Args:
-            output: where packets go.
-            form: how frames are encoded.
+            output: Output that takes the packets.
+            output_format: Format in which frames are encoded.
         """
         self._output = output
-        self._form = form
+        self._format = output_format
         self._encoder: VideoEncoder | None = None
         self.notes = output.notes
 
@@ -46,15 +47,16 @@ class Writer:
         """Write one frame.
 
         Args:
-            frame: rgb of the size that the writer was opened for.
+            frame: Frame of the size that the writer was opened for.
 
         Raises:
-            RequestError: the frame has another size.
-            ResourceError: the disk is full, or the pipe was closed.
+            RequestError: The frame has another size.
+            ResourceError: The disk is full, or the pipe was closed.
         """
         if self._encoder is None:
-            clock = self._form.clock(frame.pts * frame.time_base)
-            self._encoder = VideoEncoder(self._form, clock, self._output)
+            # The clock of the output starts at the first frame.
+            clock = self._format.clock(frame.pts * frame.time_base)
+            self._encoder = VideoEncoder(self._format, clock, self._output)
         self._encoder.write(frame)
 
     def __enter__(self) -> Self:
@@ -67,13 +69,13 @@ class Writer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Finish the output, or remove it if anything went wrong."""
+        """Finish the output, or remove it after an error."""
         if error is not None:
             self._output.discard()
             return
         try:
             if self._encoder is None:
-                raise InputError("no frame came to be written, so there is no output")
+                raise InputError("no frame was written, so there is no output")
             self._encoder.finish()
         except BaseException:
             self._output.discard()
@@ -92,27 +94,27 @@ def open_writer(
     duration_s: float | None = None,
     overwrite: bool = False,
 ) -> Writer:
-    """Open an output for frames that come from `like`.
+    """Open an output for frames that are made from the video `like`.
 
     Args:
-        dst: a video file, a folder or printf pattern for PNGs, or "-" for y4m on stdout.
-        like: the input: its color, times, and the streams that are copied beside the video.
-        width: of the output, pixels.
-        height: of the output, pixels.
-        settings: of the encoder.
-        start_s: where the reader was told to start; the output begins at 0 then.
-        duration_s: after how much the reader was told to stop; audio stops there too.
-        overwrite: replace an existing output.
+        dst: Video file, folder or printf pattern for PNGs, or "-" for y4m on stdout.
+        like: Description of the input, which gives the color, the times, and the streams to copy.
+        width: Width of the output, pixels.
+        height: Height of the output, pixels.
+        settings: Settings of the encoder.
+        start_s: `start_s` of the reader; the output then begins at 0.
+        duration_s: `duration_s` of the reader; audio stops there too.
+        overwrite: Replace an existing output.
 
     Returns:
         A writer, to be used in a `with` statement.
 
     Raises:
-        RequestError: the output must not or cannot be written, or the codec does not fit.
-        ResourceError: an encoder is missing.
+        RequestError: The output must not or cannot be written, or the codec does not fit.
+        ResourceError: An encoder is missing.
     """
     check_output(dst, source=like.source, overwrite=overwrite)
-    form = choose_output_format(
+    output_format = choose_output_format(
         dst,
         like=like,
         width=width,
@@ -121,4 +123,5 @@ def open_writer(
         start_s=start_s,
         duration_s=duration_s,
     )
-    return Writer(open_output(dst, form, like=like, overwrite=overwrite), form)
+    output = open_output(dst, output_format, like=like, overwrite=overwrite)
+    return Writer(output, output_format)
