@@ -1,11 +1,12 @@
-"""Chroma resampling by factors of two, in pairs of filters where down-sampling exactly undoes up-sampling.
+"""Resample chroma by factors of two, with pairs of filters where down exactly inverts up.
 
-siting    up (read)                                      down (write)
-cosited   linear: the samples, and means of neighbors   LeGall 5/3 low-pass (-1 2 6 2 -1)/8, by lifting
-center    c ∓ (next - previous)/8 on a pair of pixels    mean of the pair
+siting    up (read)                                down (write)
+cosited   linear: samples, and means of neighbors  LeGall 5/3 low-pass (-1 2 6 2 -1)/8, by lifting
+center    c ∓ (next - previous)/8 on a pixel pair  mean of the pair
 
-Both "up" filters reproduce straight ramps, and both pairs are biorthogonal (spline 5/3 and 1/3 of Cohen,
-Daubechies and Feauveau, 1992), so a decoded image that is not changed gives back the chroma that was coded.
+Both "up" filters reproduce linear ramps, and both pairs are biorthogonal (spline 5/3 and 1/3 of
+Cohen, Daubechies and Feauveau, 1992). So an unchanged decoded image is encoded with exactly the
+chroma codes of its source.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ __all__ = ["Siting", "downsample_chroma", "sitings_of", "upsample_chroma"]
 
 Siting = Literal["cosited", "center"]
 
+# AVCHROMA_LOC_*: center, top and bottom are centered horizontally; topleft and top are cosited
+# vertically.
+_CENTERED_ACROSS = (2, 4, 6)
+_COSITED_DOWN = (3, 4)
+
 
 def sitings_of(location: int) -> tuple[Siting, Siting]:
-    """Translate AVCHROMA_LOC_* to the siting across and the siting down.
+    """Convert AVCHROMA_LOC_* to the horizontal and the vertical siting.
 
-    Unspecified (0) means left, as MPEG-2 and later have it. The bottom sitings of interlaced DV are read as
-    centered vertically.
+    Unspecified (0) means left, as in MPEG-2 and later standards. The bottom sitings of interlaced
+    DV are treated as centered vertically.
     """
-    across: Siting = "center" if location in (2, 4, 6) else "cosited"
-    down: Siting = "cosited" if location in (3, 4) else "center"
+    across: Siting = "center" if location in _CENTERED_ACROSS else "cosited"
+    down: Siting = "cosited" if location in _COSITED_DOWN else "center"
     return across, down
 
 
@@ -37,23 +43,27 @@ def upsample_chroma(
     """Interpolate subsampled chroma to the size of the luma.
 
     Args:
-        chroma: (C, h, w).
-        out: (C, H, W), is filled.
-        shifts: log2 of the subsampling across and down.
-        sitings: across and down.
+        chroma: Subsampled chroma, (C, h, w).
+        out: Result, (C, H, W), is overwritten.
+        shifts: log2 of the horizontal and the vertical subsampling.
+        sitings: Horizontal and vertical siting.
     """
-    heights = [-(-out.shape[-2] // (1 << level)) for level in range(shifts[1])]
-    widths = [-(-out.shape[-1] // (1 << level)) for level in range(shifts[0])]
-    steps = [(-2, size) for size in reversed(heights)] + [(-1, size) for size in reversed(widths)]
+    # Each step doubles one axis: first all vertical steps, from the smallest size to the largest.
+    steps: list[tuple[int, int]] = []
+    for dim, shift in ((-2, shifts[1]), (-1, shifts[0])):
+        for level in reversed(range(shift)):
+            steps.append((dim, _ceil_shift(out.shape[dim], level)))
     if not steps:
         out.copy_(chroma)
     for number, (dim, size) in enumerate(steps):
         target = out
-        if number < len(steps) - 1:
+        is_last = number == len(steps) - 1
+        if not is_last:
             shape = list(chroma.shape)
             shape[dim] = size
             target = chroma.new_empty(shape)
-        _upsample(chroma, target, dim, sitings[0] if dim == -1 else sitings[1])
+        siting = sitings[0] if dim == -1 else sitings[1]
+        _upsample(chroma, target, dim, siting)
         chroma = target
 
 
@@ -63,12 +73,12 @@ def downsample_chroma(
     """Reduce full-size chroma; the exact left inverse of `upsample_chroma`.
 
     Args:
-        full: (C, H, W).
-        shifts: log2 of the subsampling across and down.
-        sitings: across and down.
+        full: Full-size chroma, (C, H, W).
+        shifts: log2 of the horizontal and the vertical subsampling.
+        sitings: Horizontal and vertical siting.
 
     Returns:
-        (C, ceil(H / 2^down), ceil(W / 2^across)).
+        (C, ceil(H / 2^vertical shift), ceil(W / 2^horizontal shift)).
     """
     for _ in range(shifts[1]):
         full = downsample(full, -2, sitings[1])
@@ -79,59 +89,83 @@ def downsample_chroma(
 
 def downsample(x: Tensor, dim: int, siting: Siting) -> Tensor:
     """Halve one axis of length n to ceil(n / 2)."""
-    even, odd = _alternate(x, dim)
-    if siting == "center":
-        if odd.shape[dim] == even.shape[dim]:
-            return torch.add(even, odd).mul_(0.5)
-        low = even.clone()  # the last pixel has no partner
-        low.narrow(dim, 0, odd.shape[dim]).add_(odd).mul_(0.5)
-        return low
-    return _lift(even, odd, dim)
+    even, odd = _even_and_odd(x, dim)
+    if siting == "cosited":
+        return _lift(even, odd, dim)
+    if odd.shape[dim] == even.shape[dim]:
+        return torch.add(even, odd).mul_(0.5)
+    # The last pixel has no partner and stays.
+    low = even.clone()
+    low.narrow(dim, 0, odd.shape[dim]).add_(odd).mul_(0.5)
+    return low
 
 
 def _lift(even: Tensor, odd: Tensor, dim: int) -> Tensor:
-    """Low-pass by lifting: predict odd samples from even ones, then update the even ones with the error."""
-    low, high = (
-        even.clone(memory_format=torch.contiguous_format),
-        odd.clone(memory_format=torch.contiguous_format),
-    )
-    lows, highs = low.shape[dim], high.shape[dim]
-    if highs == 0:
+    """Apply the 5/3 low-pass by lifting: predict odd samples, then update the even ones.
+
+    Source: Le Gall and Tabatabai, ICASSP 1988; lifting: Sweldens, 1996.
+    """
+    low = even.clone(memory_format=torch.contiguous_format)
+    high = odd.clone(memory_format=torch.contiguous_format)
+    num_low = low.shape[dim]
+    num_high = high.shape[dim]
+    if num_high == 0:
         return low
-    high.sub_(low.narrow(dim, 0, highs), alpha=0.5)
-    high.narrow(dim, 0, lows - 1).sub_(low.narrow(dim, 1, lows - 1), alpha=0.5)
-    if highs == lows:
+
+    # Predict: high[i] = odd[i] - (even[i] + even[i + 1]) / 2; the last even sample repeats.
+    high.sub_(low.narrow(dim, 0, num_high), alpha=0.5)
+    high.narrow(dim, 0, num_low - 1).sub_(low.narrow(dim, 1, num_low - 1), alpha=0.5)
+    if num_high == num_low:
         high.narrow(dim, -1, 1).sub_(low.narrow(dim, -1, 1), alpha=0.5)
-    low.narrow(dim, 0, highs).add_(high, alpha=0.25)
-    low.narrow(dim, 1, lows - 1).add_(high.narrow(dim, 0, lows - 1), alpha=0.25)
+
+    # Update: low[i] = even[i] + (high[i - 1] + high[i]) / 4; the errors at both ends repeat.
+    low.narrow(dim, 0, num_high).add_(high, alpha=0.25)
+    low.narrow(dim, 1, num_low - 1).add_(high.narrow(dim, 0, num_low - 1), alpha=0.25)
     low.narrow(dim, 0, 1).add_(high.narrow(dim, 0, 1), alpha=0.25)
-    if highs < lows:
+    if num_high < num_low:
         low.narrow(dim, -1, 1).add_(high.narrow(dim, -1, 1), alpha=0.25)
     return low
 
 
 def _upsample(c: Tensor, out: Tensor, dim: int, siting: Siting) -> None:
-    even, odd = _alternate(out, dim)
-    n, odds = c.shape[dim], odd.shape[dim]
+    """Double one axis of `c` into `out`, which may have an odd length."""
+    even, odd = _even_and_odd(out, dim)
+    n = c.shape[dim]
+    num_odd = odd.shape[dim]
+    head = c.narrow(dim, 0, n - 1)
+    tail = c.narrow(dim, 1, n - 1)
+    first = c.narrow(dim, 0, 1)
+    last = c.narrow(dim, -1, 1)
+
     if siting == "cosited":
+        # Even pixels are the samples, odd ones the means of their neighbors.
         even.copy_(c)
-        means = c.narrow(dim, 0, n - 1).add(c.narrow(dim, 1, n - 1)).mul_(0.5)
+        means = head.add(tail).mul_(0.5)
         odd.narrow(dim, 0, n - 1).copy_(means)
-        if odds == n:
-            odd.narrow(dim, -1, 1).copy_(c.narrow(dim, -1, 1))
+        if num_odd == n:
+            odd.narrow(dim, -1, 1).copy_(last)
         return
-    slope = torch.zeros_like(c)  # an eighth of the central difference; ends repeat
-    slope.narrow(dim, 0, n - 1).add_(c.narrow(dim, 1, n - 1), alpha=0.125)
-    slope.narrow(dim, -1, 1).add_(c.narrow(dim, -1, 1), alpha=0.125)
-    slope.narrow(dim, 1, n - 1).sub_(c.narrow(dim, 0, n - 1), alpha=0.125)
-    slope.narrow(dim, 0, 1).sub_(c.narrow(dim, 0, 1), alpha=0.125)
-    if odds < n:
-        slope.narrow(dim, -1, 1).zero_()  # alone in its pair, the last pixel is the sample itself
+
+    # An eighth of the central difference, with the samples at both ends repeated.
+    slope = torch.zeros_like(c)
+    slope.narrow(dim, 0, n - 1).add_(tail, alpha=0.125)
+    slope.narrow(dim, -1, 1).add_(last, alpha=0.125)
+    slope.narrow(dim, 1, n - 1).sub_(head, alpha=0.125)
+    slope.narrow(dim, 0, 1).sub_(first, alpha=0.125)
+    if num_odd < n:
+        # The last pixel has no partner: it is the sample itself.
+        slope.narrow(dim, -1, 1).zero_()
     torch.sub(c, slope, out=even)
-    torch.add(c.narrow(dim, 0, odds), slope.narrow(dim, 0, odds), out=odd)
+    torch.add(c.narrow(dim, 0, num_odd), slope.narrow(dim, 0, num_odd), out=odd)
 
 
-def _alternate(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def _even_and_odd(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return views of the even and the odd pixels along the last (-1) or second-last (-2) axis."""
     if dim == -1:
         return x[..., 0::2], x[..., 1::2]
     return x[..., 0::2, :], x[..., 1::2, :]
+
+
+def _ceil_shift(size: int, shift: int) -> int:
+    """Return ceil(size / 2^shift)."""
+    return -(-size // (1 << shift))

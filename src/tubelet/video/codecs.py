@@ -1,4 +1,4 @@
-"""Which codecs a container holds, and how each is encoded: encoder, pixel format, options."""
+"""Tables of containers, their codecs and encoders, and the choice of an encoding for an output."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeSettings:
-    """What a user may ask of the encoder.
+    """Settings of the encoder that a user can choose.
 
     Attributes:
         codec: "auto" or a name in `CODECS`.
-        crf: constant rate factor, lower is better and larger; None for the codec's default.
-        preset: the encoder's speed preset; None for the default.
+        crf: Constant rate factor; lower is better and larger. None is the codec's default.
+        preset: Speed preset of the encoder. None is the codec's default.
     """
 
     codec: str = "auto"
@@ -42,20 +42,22 @@ class EncodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
-    """What a container holds.
+    """Codecs and properties of a container format.
 
     Attributes:
         muxer: FFmpeg's name of the format.
-        codecs: names in `CODECS`, the first is the default for 8 bit.
-        deep_codec: default above 8 bit.
-        audio_encoder: what audio is converted to where its codec does not fit; None: no audio at all.
-        audio_refused: codecs that FFmpeg would write but players do not read; wildcards are allowed.
-        audio_allowed: if not empty, only audio of these codecs is copied.
-        subtitles_allowed: if not empty, only subtitles of these codecs are copied.
-        subtitle_encoder: what text subtitles are converted to; None: no text subtitles.
-        fixed_rate: has no timestamp per frame.
-        tick_s: the only tick of time that it has, where that is coarse.
-        options: of the muxer.
+        codecs: Names in `CODECS`; the first is the default for 8 bit.
+        deep_codec: Default codec above 8 bit.
+        audio_encoder: Encoder for audio whose codec does not fit; None if the container has no
+            audio.
+        audio_refused: Audio codecs that FFmpeg would write but players do not read. May contain
+            wildcards.
+        audio_allowed: If not empty, only audio of these codecs is copied.
+        subtitles_allowed: If not empty, only subtitles of these codecs are copied.
+        subtitle_encoder: Encoder for text subtitles; None if the container has none.
+        fixed_rate: Frames have no timestamps of their own.
+        tick_s: Seconds per tick of the timestamps, if the format prescribes a coarse one.
+        options: Options of the muxer.
     """
 
     muxer: str
@@ -72,12 +74,13 @@ class ContainerSpec:
 
     @property
     def is_mov_family(self) -> bool:
-        """Written by FFmpeg's mov muxer."""
+        """The format is written by FFmpeg's mov muxer."""
         return self.muxer in ("mp4", "mov")
 
     def refuses(self, kind: str, codec: str) -> bool:
-        """Say whether a stream must be converted although FFmpeg might write it."""
-        allowed = {"audio": self.audio_allowed, "subtitle": self.subtitles_allowed}.get(kind, ())
+        """Return whether a stream must be converted although FFmpeg might write it."""
+        allowed_by_kind = {"audio": self.audio_allowed, "subtitle": self.subtitles_allowed}
+        allowed = allowed_by_kind.get(kind, ())
         if allowed:
             return codec not in allowed
         return kind == "audio" and any(fnmatch(codec, pattern) for pattern in self.audio_refused)
@@ -85,23 +88,23 @@ class ContainerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecSpec:
-    """How a codec is encoded.
+    """Encoder of a codec and its properties.
 
     Attributes:
-        encoder: FFmpeg's encoder.
-        crf_option: name of the quality option; "" where there is none.
-        crf: default of it.
-        crf_max: largest value of it.
-        preset_option: name of the speed option; "" where there is none.
-        preset: default of it.
-        presets: all its values, where the encoder would complain of others on its own.
-        options: further options of the encoder.
-        max_depth: most bits of a component that are written.
-        keeps_alpha: can hold transparency.
+        encoder: FFmpeg's name of the encoder.
+        crf_option: Name of the quality option; "" if there is none.
+        crf: Default quality.
+        crf_max: Largest value of the quality option.
+        preset_option: Name of the speed option; "" if there is none.
+        preset: Default speed.
+        presets: All speeds, for encoders that print a message of their own for an unknown one.
+        options: Further options of the encoder.
+        max_depth: Maximum bits of a component.
+        min_depth: Minimum bits of a component.
+        keeps_alpha: The codec can store transparency.
         keeps_rgb: RGB stays RGB.
-        even_size: chroma subsampling needs an even size.
-        min_depth: fewest bits of a component.
-        min_size: least width and height, pixels.
+        even_size: Chroma subsampling needs an even size.
+        min_size: Minimum width and height, pixels.
     """
 
     encoder: str
@@ -122,15 +125,15 @@ class CodecSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """The choice for one output.
+    """Codec, pixel format and options chosen for one output.
 
     Attributes:
-        codec: name in `CODECS`.
-        encoder: FFmpeg's encoder.
-        pix_fmt: FFmpeg's pixel format.
-        options: of the encoder.
-        tag: four-character code in the container, "" for the muxer's choice.
-        notes: what a user should know, a line each.
+        codec: Name in `CODECS`.
+        encoder: FFmpeg's name of the encoder.
+        pix_fmt: FFmpeg's name of the pixel format.
+        options: Options of the encoder.
+        tag: Four-character code in the container; "" leaves it to the muxer.
+        notes: Remarks for the user, one line each.
     """
 
     codec: str
@@ -142,84 +145,199 @@ class Encoding:
 
 
 X265_BLOCK_PX = 64
+"""Side of x265's coding tree unit, pixels."""
+
 _X264_PRESETS = (
-    *("ultrafast", "superfast", "veryfast", "faster", "fast", "medium"),
-    *("slow", "slower", "veryslow", "placebo"),
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
 )
-# Presets: H.264 at 1280x720 costs 14 ms of CPU a frame with superfast, 26 with veryfast, and is 11 % larger;
-# it shares the processor with the network. HEVC: 65 ms with ultrafast, 150 with superfast.
+# Default presets: the encoder shares the processor with the network. H.264 at 1280x720 costs 14 ms
+# of CPU per frame with superfast, 26 ms with veryfast, and is 11 % larger. HEVC costs 65 ms with
+# ultrafast, 150 ms with superfast.
+_H264 = CodecSpec(
+    encoder="libx264",
+    crf=16,
+    preset="superfast",
+    presets=_X264_PRESETS,
+    even_size=True,
+)
+_HEVC = CodecSpec(
+    encoder="libx265",
+    crf=18,
+    preset="ultrafast",
+    presets=_X264_PRESETS,
+    even_size=True,
+)
+_AV1 = CodecSpec(
+    encoder="libsvtav1",
+    crf=24,
+    crf_max=63,
+    preset="10",
+    even_size=True,
+    min_size=(64, 64),
+)
+_VP9 = CodecSpec(
+    encoder="libvpx-vp9",
+    crf=20,
+    crf_max=63,
+    preset_option="cpu-used",
+    preset="6",
+    # A bit rate of 0 selects constant quality.
+    options={"deadline": "realtime", "row-mt": "1", "b": "0"},
+    keeps_alpha=True,
+)
+_FFV1 = CodecSpec(
+    encoder="ffv1",
+    crf_option="",
+    preset_option="",
+    options={"level": "3", "slicecrc": "1"},
+    max_depth=12,
+    keeps_alpha=True,
+    keeps_rgb=True,
+)
+_PRORES = CodecSpec(
+    encoder="prores_ks",
+    crf_option="",
+    preset_option="",
+    options={"vendor": "apl0"},
+    min_depth=10,
+    keeps_alpha=True,
+)
+_H264_NVENC = CodecSpec(
+    encoder="h264_nvenc",
+    crf_option="cq",
+    crf=18,
+    preset="p5",
+    options={"rc": "vbr", "b": "0"},
+    max_depth=8,
+    even_size=True,
+)
+_HEVC_NVENC = CodecSpec(
+    encoder="hevc_nvenc",
+    crf_option="cq",
+    crf=20,
+    preset="p5",
+    options={"rc": "vbr", "b": "0"},
+    even_size=True,
+)
+_GIF = CodecSpec(
+    encoder="gif",
+    crf_option="",
+    preset_option="",
+    max_depth=8,
+    keeps_alpha=True,
+)
+_RAW = CodecSpec(
+    encoder="rawvideo",
+    crf_option="",
+    preset_option="",
+    max_depth=12,
+)
 CODECS: Mapping[str, CodecSpec] = MappingProxyType(
     {
-        "h264": CodecSpec(encoder="libx264", crf=16, preset="superfast", presets=_X264_PRESETS, even_size=True),
-        "hevc": CodecSpec(encoder="libx265", crf=18, preset="ultrafast", presets=_X264_PRESETS, even_size=True),
-        "av1": CodecSpec(
-            encoder="libsvtav1", crf=24, crf_max=63, preset="10", even_size=True, min_size=(64, 64)
-        ),
-        "vp9": CodecSpec(
-            encoder="libvpx-vp9", crf=20, crf_max=63, preset_option="cpu-used", preset="6", keeps_alpha=True,
-            options={"deadline": "realtime", "row-mt": "1", "b": "0"},
-        ),
-        "ffv1": CodecSpec(
-            encoder="ffv1", crf_option="", preset_option="", keeps_alpha=True, keeps_rgb=True, max_depth=12,
-            options={"level": "3", "slicecrc": "1"},
-        ),
-        "prores": CodecSpec(
-            encoder="prores_ks", crf_option="", preset_option="", keeps_alpha=True, min_depth=10,
-            options={"vendor": "apl0"},
-        ),
-        "h264_nvenc": CodecSpec(
-            encoder="h264_nvenc", crf_option="cq", crf=18, preset="p5", even_size=True, max_depth=8,
-            options={"rc": "vbr", "b": "0"},
-        ),
-        "hevc_nvenc": CodecSpec(
-            encoder="hevc_nvenc", crf_option="cq", crf=20, preset="p5", even_size=True,
-            options={"rc": "vbr", "b": "0"},
-        ),
-        "gif": CodecSpec(encoder="gif", crf_option="", preset_option="", max_depth=8, keeps_alpha=True),
-        "rawvideo": CodecSpec(encoder="rawvideo", crf_option="", preset_option="", max_depth=12),
+        "h264": _H264,
+        "hevc": _HEVC,
+        "av1": _AV1,
+        "vp9": _VP9,
+        "ffv1": _FFV1,
+        "prores": _PRORES,
+        "h264_nvenc": _H264_NVENC,
+        "hevc_nvenc": _HEVC_NVENC,
+        "gif": _GIF,
+        "rawvideo": _RAW,
     }
-)  # fmt: skip
+)
+"""Codecs by their names on the command line."""
 
-_MP4 = ContainerSpec(
+_MP4_FORMAT = ContainerSpec(
     muxer="mp4",
     codecs=("h264", "hevc", "av1", "vp9", "h264_nvenc", "hevc_nvenc"),
     audio_encoder="aac",
     audio_refused=("vorbis", "pcm_*"),
     subtitle_encoder="mov_text",
 )
-_TS_AUDIO = ("aac", "mp2", "mp3", "ac3", "eac3", "dts", "opus")
+_MOV_FORMAT = ContainerSpec(
+    muxer="mov",
+    codecs=("h264", "hevc", "prores", "h264_nvenc", "hevc_nvenc"),
+    audio_encoder="aac",
+    subtitle_encoder="mov_text",
+)
+_MATROSKA_FORMAT = ContainerSpec(
+    muxer="matroska",
+    codecs=("h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"),
+    audio_encoder="flac",
+    subtitle_encoder="ass",
+    options={"avoid_negative_ts": "disabled"},
+)
+_WEBM_FORMAT = ContainerSpec(
+    muxer="webm",
+    codecs=("vp9", "av1"),
+    deep_codec="av1",
+    audio_encoder="libopus",
+    subtitle_encoder="webvtt",
+    options={"avoid_negative_ts": "disabled"},
+)
+_AVI_FORMAT = ContainerSpec(
+    muxer="avi",
+    codecs=("h264", "ffv1"),
+    deep_codec="ffv1",
+    audio_encoder="libmp3lame",
+    audio_refused=("vorbis", "flac", "opus"),
+    fixed_rate=True,
+)
+_TS_FORMAT = ContainerSpec(
+    muxer="mpegts",
+    codecs=("h264", "hevc", "h264_nvenc", "hevc_nvenc"),
+    audio_encoder="aac",
+    audio_allowed=("aac", "mp2", "mp3", "ac3", "eac3", "dts", "opus"),
+    subtitles_allowed=("dvb_subtitle", "dvb_teletext"),
+)
+_GIF_FORMAT = ContainerSpec(
+    muxer="gif",
+    codecs=("gif",),
+    deep_codec="gif",
+    tick_s=Fraction(1, 100),
+)
+_Y4M_FORMAT = ContainerSpec(
+    muxer="yuv4mpegpipe",
+    codecs=("rawvideo",),
+    deep_codec="rawvideo",
+    fixed_rate=True,
+    # FFmpeg counts depths above 8 bit as an unofficial extension.
+    options={"strict": "-1"},
+)
 CONTAINERS: Mapping[str, ContainerSpec] = MappingProxyType(
     {
-        ".mp4": _MP4,
-        ".m4v": _MP4,
-        ".mov": ContainerSpec(
-            muxer="mov", codecs=("h264", "hevc", "prores", "h264_nvenc", "hevc_nvenc"), audio_encoder="aac",
-            subtitle_encoder="mov_text",
-        ),
-        ".mkv": ContainerSpec(
-            muxer="matroska",
-            codecs=("h264", "hevc", "av1", "vp9", "ffv1", "prores", "h264_nvenc", "hevc_nvenc"),
-            audio_encoder="flac", subtitle_encoder="ass", options={"avoid_negative_ts": "disabled"},
-        ),
-        ".webm": ContainerSpec(
-            muxer="webm", codecs=("vp9", "av1"), deep_codec="av1", audio_encoder="libopus",
-            subtitle_encoder="webvtt", options={"avoid_negative_ts": "disabled"},
-        ),
-        ".avi": ContainerSpec(
-            muxer="avi", codecs=("h264", "ffv1"), deep_codec="ffv1", audio_encoder="libmp3lame",
-            audio_refused=("vorbis", "flac", "opus"), fixed_rate=True,
-        ),
-        ".ts": ContainerSpec(
-            muxer="mpegts", codecs=("h264", "hevc", "h264_nvenc", "hevc_nvenc"), audio_encoder="aac",
-            audio_allowed=_TS_AUDIO, subtitles_allowed=("dvb_subtitle", "dvb_teletext"),
-        ),
-        ".gif": ContainerSpec(muxer="gif", codecs=("gif",), deep_codec="gif", tick_s=Fraction(1, 100)),
-        ".y4m": ContainerSpec(
-            muxer="yuv4mpegpipe", codecs=("rawvideo",), deep_codec="rawvideo", fixed_rate=True,
-            options={"strict": "-1"},
-        ),
+        ".mp4": _MP4_FORMAT,
+        ".m4v": _MP4_FORMAT,
+        ".mov": _MOV_FORMAT,
+        ".mkv": _MATROSKA_FORMAT,
+        ".webm": _WEBM_FORMAT,
+        ".avi": _AVI_FORMAT,
+        ".ts": _TS_FORMAT,
+        ".gif": _GIF_FORMAT,
+        ".y4m": _Y4M_FORMAT,
     }
-)  # fmt: skip
+)
+"""Container formats by the extension of the output."""
+
+# Codecs whose encoders write mastering display and content light level.
+_HDR_CODECS = ("hevc", "av1", "h264")
+_COMPONENT_DEPTHS = (8, 10, 12)
+# Subsamplings by how little they lose of the one in the first column.
+_NEAREST_SUBSAMPLINGS = {
+    "420": ("420", "422", "444"),
+    "422": ("422", "444", "420"),
+    "444": ("444", "422", "420"),
+}
 
 
 def choose_encoding(
@@ -228,38 +346,42 @@ def choose_encoding(
     """Choose encoder, pixel format and options for an output.
 
     Args:
-        suffix: of the output, a key of `CONTAINERS`.
-        like: the input.
-        width: of the output, pixels.
-        height: of the output, pixels.
-        settings: what was asked for.
+        suffix: Extension of the output, a key of `CONTAINERS`.
+        like: Description of the input.
+        width: Width of the output, pixels.
+        height: Height of the output, pixels.
+        settings: Settings of the user.
 
     Raises:
-        RequestError: the codec is unknown, does not fit the container, or cannot keep the transparency; the
-            quality or preset does not apply to it.
-        ResourceError: this build of FFmpeg lacks the encoder.
+        RequestError: The codec is unknown, does not fit the container, or cannot keep the
+            transparency; the quality or preset does not apply to it.
+        ResourceError: This build of FFmpeg lacks the encoder.
     """
     container = CONTAINERS[suffix]
     name = _choose_codec(suffix, container, like, settings)
     spec = CODECS[name]
     supported = _supported_formats(name, spec)
-    if width < spec.min_size[0] or height < spec.min_size[1]:
+    min_width, min_height = spec.min_size
+    if width < min_width or height < min_height:
         raise RequestError(
-            f"{width}x{height} is too small for {name}, which needs {spec.min_size[0]}x{spec.min_size[1]}; "
+            f"{width}x{height} is too small for {name}, which needs {min_width}x{min_height}; "
             "use another codec"
         )
     notes: list[str] = []
     pix_fmt = _choose_pix_fmt(name, spec, supported, like, (width, height), notes)
-    if like.hdr is not None and name not in ("hevc", "av1", "h264"):
+    if like.hdr is not None and name not in _HDR_CODECS:
         notes.append(
-            f"mastering display and light level of the input are left out: {name} does not carry them"
+            f"mastering display and light level of the input are dropped: {name} does not carry "
+            "them"
         )
+    # Apple's players need the tag hvc1 for HEVC.
+    is_hevc_in_mov = container.is_mov_family and name in ("hevc", "hevc_nvenc")
     return Encoding(
         codec=name,
         encoder=spec.encoder,
         pix_fmt=pix_fmt,
-        options=_options(name, spec, settings, like.hdr, pix_fmt, min(width, height)),
-        tag="hvc1" if container.is_mov_family and name in ("hevc", "hevc_nvenc") else "",
+        options=_choose_options(name, spec, settings, like.hdr, pix_fmt, min(width, height)),
+        tag="hvc1" if is_hevc_in_mov else "",
         notes=tuple(notes),
     )
 
@@ -271,12 +393,14 @@ def _choose_codec(
     if name == "auto":
         name = container.codecs[0] if like.bit_depth <= 8 else container.deep_codec
     elif name not in CODECS:
-        raise RequestError(f"unknown codec {name!r}; known are auto, {', '.join(CODECS)}")
+        raise RequestError(f"unknown codec {name!r}; choose auto, {', '.join(CODECS)}")
     if name not in container.codecs:
         raise RequestError(f"{suffix} does not hold {name}; it holds {', '.join(container.codecs)}")
-    if like.has_alpha and not (
-        CODECS[name].keeps_alpha and not (name == "vp9" and container.is_mov_family)
-    ):
+
+    # The alpha of VP9 is coded in block additions of Matroska, which MP4 does not have.
+    loses_alpha = name == "vp9" and container.is_mov_family
+    keeps_alpha = CODECS[name].keeps_alpha and not loses_alpha
+    if like.has_alpha and not keeps_alpha:
         raise RequestError(
             f"the input has transparency, which {name} in {suffix} cannot keep; use ffv1 or vp9 in "
             ".mkv, a .webm, prores in .mov, or a folder of PNGs"
@@ -285,16 +409,18 @@ def _choose_codec(
 
 
 def _supported_formats(name: str, spec: CodecSpec) -> set[str]:
+    """List the pixel formats of an encoder; an empty set means all."""
     try:
         formats = av.codec.Codec(spec.encoder, "w").video_formats
     except av.codec.codec.UnknownCodecError as error:
-        have = ", ".join(
-            other for other, s in CODECS.items() if s.encoder in av.codec.codecs_available
-        )
+        available: list[str] = []
+        for other_name, other in CODECS.items():
+            if other.encoder in av.codec.codecs_available:
+                available.append(other_name)
         raise ResourceError(
-            f"this FFmpeg has no {spec.encoder}, which {name} needs; it has {have}"
+            f"this FFmpeg has no {spec.encoder}, which {name} needs; it has {', '.join(available)}"
         ) from error
-    return {f.name for f in formats or ()}
+    return {pix_fmt.name for pix_fmt in formats or ()}
 
 
 def _choose_pix_fmt(
@@ -309,23 +435,30 @@ def _choose_pix_fmt(
     if name == "gif":
         return "pal8"
     depth = min(max(like.bit_depth, spec.min_depth), spec.max_depth)
-    depth = 8 if depth == 8 else 10 if depth <= 10 else 12
+    depth = next((bits for bits in _COMPONENT_DEPTHS if bits >= depth), _COMPONENT_DEPTHS[-1])
     if like.is_rgb and spec.keeps_rgb:
-        alpha = "a" if like.has_alpha else ""
-        return f"bgr{alpha or 0}" if depth == 8 else f"gbr{alpha}p{depth}le"
+        return _rgb_format(depth, alpha=like.has_alpha)
+
+    # Odd sizes cannot be subsampled; 4:2:2 needs only an even width.
+    width, height = size
     subsampling = _subsampling(like)
-    odd = size[0] % 2 or size[1] % 2
-    if odd and spec.even_size and not (subsampling == "422" and size[0] % 2 == 0):
+    needs_444 = False
+    if spec.even_size:
+        has_odd_height = height % 2 == 1 and subsampling != "422"
+        needs_444 = width % 2 == 1 or has_odd_height
+    if needs_444:
         subsampling = "444"
-    pix_fmt = _nearest_format(supported, subsampling, depth, like.has_alpha)
-    if odd and spec.even_size and subsampling == "444":
+    pix_fmt = _nearest_format(supported, subsampling, depth, alpha=like.has_alpha)
+
+    is_odd = width % 2 == 1 or height % 2 == 1
+    if is_odd and spec.even_size and subsampling == "444":
         if "444" not in pix_fmt:
             raise RequestError(
-                f"{spec.encoder} cannot encode the odd size {size[0]}x{size[1]}; use h264 or vp9"
+                f"{spec.encoder} cannot encode the odd size {width}x{height}; use h264 or vp9"
             )
         notes.append(
-            f"{size[0]}x{size[1]} is odd: written as 4:4:4, since {name} halves chroma only of even sizes; "
-            "some players refuse 4:4:4"
+            f"{width}x{height} is odd: written as 4:4:4, since {name} halves chroma only of even "
+            "sizes; some players refuse 4:4:4"
         )
     if like.bit_depth > 8 and not pix_fmt.endswith("le"):
         notes.append(
@@ -334,30 +467,49 @@ def _choose_pix_fmt(
     return pix_fmt
 
 
+def _rgb_format(depth: int, *, alpha: bool) -> str:
+    """Name the RGB format of FFV1."""
+    if depth == 8:
+        return "bgra" if alpha else "bgr0"
+    return f"gbrap{depth}le" if alpha else f"gbrp{depth}le"
+
+
 def _subsampling(like: VideoInfo) -> str:
-    if like.is_rgb:
-        return "420"
-    return next((s for s in ("444", "422") if s in like.pix_fmt), "420")
+    """Name the chroma subsampling of the input; RGB is written as 4:2:0."""
+    if not like.is_rgb:
+        for subsampling in ("444", "422"):
+            if subsampling in like.pix_fmt:
+                return subsampling
+    return "420"
 
 
-def _nearest_format(supported: set[str], subsampling: str, depth: int, alpha: bool) -> str:
-    """Find the planar YCbCr format that loses least; an empty set supports everything."""
-    finer = {
-        "420": ("420", "422", "444"),
-        "422": ("422", "444", "420"),
-        "444": ("444", "422", "420"),
-    }
-    for bits in (d for d in (12, 10, 8) if d <= depth):
-        for chroma in finer[subsampling]:
-            name = f"yuv{'a' if alpha else ''}{chroma}p{'' if bits == 8 else f'{bits}le'}"
+def _nearest_format(supported: set[str], subsampling: str, depth: int, *, alpha: bool) -> str:
+    """Find the planar YCbCr format that loses the fewest bits, then the fewest chroma samples.
+
+    Args:
+        supported: Pixel formats of the encoder; an empty set means all.
+        subsampling: 420, 422 or 444.
+        depth: Bits of a component.
+        alpha: The format needs transparency.
+
+    Raises:
+        RequestError: The encoder has no planar YCbCr format.
+    """
+    prefix = "yuva" if alpha else "yuv"
+    for bits in reversed(_COMPONENT_DEPTHS):
+        if bits > depth:
+            continue
+        suffix = "p" if bits == 8 else f"p{bits}le"
+        for chroma in _NEAREST_SUBSAMPLINGS[subsampling]:
+            name = prefix + chroma + suffix
             if not supported or name in supported:
                 return name
     raise RequestError(
-        f"the encoder takes none of the planar formats, only {', '.join(sorted(supported))}"
+        f"the encoder has no suitable planar format, only {', '.join(sorted(supported))}"
     )
 
 
-def _options(
+def _choose_options(
     name: str,
     spec: CodecSpec,
     settings: EncodeSettings,
@@ -365,62 +517,98 @@ def _options(
     pix_fmt: str,
     side_px: int,
 ) -> dict[str, str]:
+    """Check the settings of the user, and translate them to options of the encoder.
+
+    Args:
+        name: Name of the codec.
+        spec: Properties of the codec.
+        settings: Settings of the user.
+        hdr: HDR metadata of the input.
+        pix_fmt: Pixel format of the output.
+        side_px: Shorter side of the output, pixels.
+
+    Raises:
+        RequestError: The quality or preset does not apply to the codec.
+    """
+    _check_crf(name, spec, settings.crf)
+    _check_preset(name, spec, settings.preset)
     options = dict(spec.options)
-    if settings.crf is not None and not spec.crf_option:
-        raise RequestError(f"crf={settings.crf:g} has no meaning for {name}; leave it out")
-    if settings.preset is not None and not spec.preset_option:
-        raise RequestError(f"preset={settings.preset!r} has no meaning for {name}; leave it out")
-    if settings.preset is not None and spec.presets and settings.preset not in spec.presets:
-        raise RequestError(
-            f"preset={settings.preset!r} is none of {name}'s: {', '.join(spec.presets)}"
-        )
-    if settings.crf is not None and not 0 <= settings.crf <= spec.crf_max:
-        raise RequestError(
-            f"crf={settings.crf:g} must be between 0 and {spec.crf_max:g} for {name}"
-        )
     if spec.crf_option:
-        options[spec.crf_option] = f"{spec.crf if settings.crf is None else settings.crf:g}"
+        crf = spec.crf if settings.crf is None else settings.crf
+        options[spec.crf_option] = f"{crf:g}"
     if spec.preset_option:
         options[spec.preset_option] = settings.preset or spec.preset
     if name == "prores":
+        # Profiles 4444 and HQ.
         options["profile"] = "4" if "444" in pix_fmt else "3"
-    options.update(_private_options(name, hdr, side_px))
+    options.update(_encoder_parameters(name, hdr, side_px))
     return options
 
 
-def _private_options(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[str, str]:
-    """Put mastering display, content light level and safeguards into the encoder's own parameters."""
-    display, light = (hdr.master_display(), hdr.max_cll_text()) if hdr else (None, None)
-    if name == "hevc":
-        params = ["log-level=error"]
-        if side_px < X265_BLOCK_PX:
-            params.append(
-                "cutree=0"
-            )  # it writes beyond its buffers in an image smaller than a block
-        params += [f"master-display={display}"] if display else []
-        params += [f"max-cll={light}"] if light else []
-        params += ["hdr10=1", "repeat-headers=1"] if display or light else []
-        return {"x265-params": ":".join(params)}
-    if name == "h264" and (display or light):
-        params = [f"mastering-display={display}"] if display else []
-        params += [f"cll={light}"] if light else []
-        return {"x264-params": ":".join(params)}
-    if name == "av1" and (display or light):
-        assert hdr is not None
-        params = [f"mastering-display={_svt_master_display(hdr)}"] if display else []
-        params += [f"content-light={light}"] if light else []
-        return {"svtav1-params": ":".join(params)}
-    return {}
+def _check_crf(name: str, spec: CodecSpec, crf: float | None) -> None:
+    if crf is None:
+        return
+    if not spec.crf_option:
+        raise RequestError(f"crf={crf:g} has no meaning for {name}; leave it out")
+    if not 0 <= crf <= spec.crf_max:
+        raise RequestError(f"crf={crf:g} must be between 0 and {spec.crf_max:g} for {name}")
+
+
+def _check_preset(name: str, spec: CodecSpec, preset: str | None) -> None:
+    if preset is None:
+        return
+    if not spec.preset_option:
+        raise RequestError(f"preset={preset!r} has no meaning for {name}; leave it out")
+    if spec.presets and preset not in spec.presets:
+        raise RequestError(
+            f"preset={preset!r} is not a preset of {name}; choose from {', '.join(spec.presets)}"
+        )
+
+
+def _encoder_parameters(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[str, str]:
+    """Build the option with the encoder's own parameters: HDR metadata and safeguards."""
+    display = hdr.master_display() if hdr else None
+    light = hdr.max_cll_text() if hdr else None
+    params: list[str] = []
+    match name:
+        case "hevc":
+            option = "x265-params"
+            params.append("log-level=error")
+            if side_px < X265_BLOCK_PX:
+                # CU-tree writes beyond its buffers if an image is smaller than a block.
+                params.append("cutree=0")
+            if display:
+                params.append(f"master-display={display}")
+            if light:
+                params.append(f"max-cll={light}")
+            if display or light:
+                params += ["hdr10=1", "repeat-headers=1"]
+        case "h264":
+            option = "x264-params"
+            if display:
+                params.append(f"mastering-display={display}")
+            if light:
+                params.append(f"cll={light}")
+        case "av1":
+            option = "svtav1-params"
+            if hdr is not None and display:
+                params.append(f"mastering-display={_svt_master_display(hdr)}")
+            if light:
+                params.append(f"content-light={light}")
+        case _:
+            return {}
+    return {option: ":".join(params)} if params else {}
 
 
 def _svt_master_display(hdr: HdrMetadata) -> str:
-    """Write the mastering display as SVT-AV1 takes it: real numbers instead of x265's integer units."""
+    """Format the mastering display for SVT-AV1: real numbers instead of x265's integer units."""
     assert hdr.primaries
     assert hdr.white_point
     assert hdr.max_luminance is not None
     assert hdr.min_luminance is not None
-    r, g, b = hdr.primaries
-    points = zip("GBR", (g, b, r), strict=True)
-    text = "".join(f"{n}({float(x):.5f},{float(y):.5f})" for n, (x, y) in points)
-    white = f"WP({float(hdr.white_point[0]):.5f},{float(hdr.white_point[1]):.5f})"
-    return f"{text}{white}L({float(hdr.max_luminance):.4f},{float(hdr.min_luminance):.4f})"
+    red, green, blue = hdr.primaries
+    points = (("G", green), ("B", blue), ("R", red), ("WP", hdr.white_point))
+    text = ""
+    for name, (x, y) in points:
+        text += f"{name}({float(x):.5f},{float(y):.5f})"
+    return f"{text}L({float(hdr.max_luminance):.4f},{float(hdr.min_luminance):.4f})"

@@ -1,19 +1,21 @@
-"""Decoded frames to R'G'B' float in [0, 1] and back, by the tags: matrix, range, chroma siting, dither.
+"""Convert decoded frames to R'G'B' float in [0, 1] and back, as their color tags specify.
 
-Matrix: by the tag. Absent, or RGB on a format that is not: BT.709 from 1280 pixels of width or 720 of height,
-otherwise BT.601. Those without a linear form (constant luminance, ICtCp, ...) use BT.2020 non-constant
-luminance in both directions: what the model sees is then approximate, what is written is coded as the source
-was.
+Matrix: by the tag. If it is absent, or RGB for a format that is not RGB: BT.709 from 1280 pixels of
+width or 720 of height, otherwise BT.601. Matrices without a linear form (constant luminance, ICtCp,
+...) are replaced by BT.2020 non-constant luminance in both directions: the input of the model is
+then approximate, and the output is coded as the source was.
 
-Range: by the tag; absent, YCbCr is limited (yuvj* full), gray is full. RGB is always full, as FFmpeg has it.
+Range: by the tag. If it is absent, YCbCr is limited (yuvj* full) and gray is full. RGB is always
+full, as in FFmpeg.
 
-Codes of colors outside R'G'B' [0, 1] (footroom, headroom, saturated chroma at the wrong luma) are common in
-compressed video. `gamut="clip"` clamps them, which also moves the chroma of the pixels that share a sample
-with one; `gamut="keep"` leaves them a little outside [0, 1], and then *every* code comes back as it was: the
-filters of `chroma` are exact inverses, and the dither leaves whole numbers alone. Writing clamps to the codes
-there are.
+Codes of colors outside R'G'B' [0, 1] (footroom, headroom, saturated chroma at the wrong luma) are
+common in compressed video. `gamut="clip"` clamps them, which also moves the chroma of pixels that
+share a sample with one. `gamut="keep"` leaves them slightly outside [0, 1], and then *every* code
+is restored exactly: the filters of `chroma` are exact inverses, and the dither leaves whole numbers
+unchanged. Writing clamps to the range of codes.
 
-Dither: ordered (Bayer 8×8), the same in every frame, less than one code value. Sixteen-bit output is rounded.
+Dither: ordered (Bayer 8x8), the same in every frame, less than one code value. 16-bit output is
+rounded.
 """
 
 from __future__ import annotations
@@ -32,15 +34,16 @@ from torch import Tensor
 from tubelet.errors import RequestError
 from tubelet.video.chroma import downsample_chroma, sitings_of, upsample_chroma
 from tubelet.video.info import ColorTags
-from tubelet.video.layout import PixelLayout, component_views, layout_of, to_known_layout
+from tubelet.video.layout import PixelLayout, component_views, layout_of, to_viewable
 
 __all__ = ["Gamut", "ResolvedColor", "frame_to_rgb", "resolve_matrix", "rgb_to_frame"]
 
 Gamut = Literal["clip", "keep"]
 ResolvedColor = NewType("ResolvedColor", ColorTags)
-"""Tags whose matrix is known, as `resolve_matrix` gives them."""
+"""Color tags with a definite matrix, as `resolve_matrix` returns them."""
 
-_LUMA_WEIGHTS = {  # AVCOL_SPC_*: red and blue, from ITU-T H.273, table 4
+# Luma weights of red and blue by AVCOL_SPC_*. Source: ITU-T H.273, table 4.
+_LUMA_WEIGHTS = {
     1: (0.2126, 0.0722),
     4: (0.30, 0.11),
     5: (0.299, 0.114),
@@ -48,84 +51,103 @@ _LUMA_WEIGHTS = {  # AVCOL_SPC_*: red and blue, from ITU-T H.273, table 4
     7: (0.212, 0.087),
     9: (0.2627, 0.0593),
 }
-_RGB, _BT709, _UNSPECIFIED, _RESERVED, _SMPTE170M, _YCGCO, _BT2020 = 0, 1, 2, 3, 6, 8, 9
+# AVCOL_SPC_*.
+_RGB = 0
+_BT709 = 1
+_UNSPECIFIED = 2
+_RESERVED = 3
+_SMPTE170M = 6
+_YCGCO = 8
+_BT2020 = 9
 _UNRESOLVED = (_RGB, _UNSPECIFIED, _RESERVED)
-_STRIP_PX = 1 << 18  # 1 MiB a float plane
-_STRIP_STEP = 32  # rows: whole dither cells in chroma that is subsampled four times
-_DITHER_MARGIN = 0.99  # above the largest threshold, 127/128
+_HD_WIDTH = 1280
+_HD_HEIGHT = 720
+# A strip of one float plane is 1 MiB.
+_STRIP_PX = 1 << 18
+# Rows: complete dither cells even in chroma that is subsampled by four.
+_STRIP_STEP = 32
+_DITHER_CELL = 8
+# Above the largest dither threshold, 127/128.
+_DITHER_MARGIN = 0.99
 
 
 def resolve_matrix(color: ColorTags, width: int, height: int) -> ResolvedColor:
-    """Replace an absent matrix by the one that the size of the *source* suggests; leave the other tags.
+    """Replace an absent matrix by the usual one for the size of the *source*.
 
     Args:
-        color: tags of the source.
-        width: of the source, pixels.
-        height: of the source, pixels.
+        color: Color tags of the source.
+        width: Width of the source, pixels.
+        height: Height of the source, pixels.
 
     Returns:
-        Tags for `frame_to_rgb` and `rgb_to_frame`; headers are written by the source's own tags.
+        Tags for `frame_to_rgb` and `rgb_to_frame`. Headers are written with the tags of the source.
     """
     if color.matrix not in _UNRESOLVED:
         return ResolvedColor(color)
-    matrix = _BT709 if width >= 1280 or height >= 720 else _SMPTE170M
+    is_hd = width >= _HD_WIDTH or height >= _HD_HEIGHT
+    matrix = _BT709 if is_hd else _SMPTE170M
     return ResolvedColor(dataclasses.replace(color, matrix=matrix))
 
 
 def frame_to_rgb(
     frame: VideoFrame, color: ResolvedColor, *, gamut: Gamut = "clip"
 ) -> tuple[Tensor, Tensor | None]:
-    """Convert a decoded frame.
+    """Convert a decoded frame to R'G'B'.
 
     Args:
-        frame: of any software pixel format.
-        color: tags, resolved by the size of the source.
-        gamut: "clip" clamps rgb to [0, 1]; "keep" leaves what lies outside, so that nothing is lost.
+        frame: Frame of any software pixel format.
+        color: Color tags, resolved for the size of the source.
+        gamut: "clip" clamps rgb to [0, 1]; "keep" leaves values outside, so that nothing is lost.
 
     Returns:
         rgb (3, H, W) and alpha (1, H, W) or None, float32 in [0, 1].
     """
-    frame, layout = to_known_layout(frame)
+    frame, layout = to_viewable(frame)
     views = component_views(frame, layout)
     shape = (frame.height, frame.width)
     alpha = None
     if layout.has_alpha:
-        alpha = _loaded(views[-1:], shape).mul_(1 / layout.max_code)
+        alpha = _load_new(views[-1:], shape).mul_(1 / layout.max_code)
     if layout.kind == "rgb":
-        return _loaded(views[:3], shape).mul_(1 / layout.max_code), alpha
+        rgb = _load_new(views[:3], shape).mul_(1 / layout.max_code)
+        return rgb, alpha
     full_range = _is_full_range(layout, color)
     if layout.kind == "gray":
-        offset, span, _ = _code_range(layout.bits, full_range)
-        gray = _loaded(views[:1], shape).sub_(offset).mul_(1 / span)
-        return _clipped(gray, gamut).expand(3, -1, -1).contiguous(), alpha
-    ycc = _loaded(views[:1], shape, channels=3)
+        black, luma_span, _ = _code_range(layout.bits, full_range)
+        gray = _load_new(views[:1], shape).sub_(black).mul_(1 / luma_span)
+        rgb = _apply_gamut(gray, gamut).expand(3, -1, -1).contiguous()
+        return rgb, alpha
+
+    # YCbCr: codes of full-size luma and chroma in one tensor (3, H, W).
+    ycc = _load_new(views[:1], shape, channels=3)
     if layout.shift_x or layout.shift_y:
-        chroma = _loaded(views[1:3], views[1].shape)
+        chroma = _load_new(views[1:3], views[1].shape)
         shifts = (layout.shift_x, layout.shift_y)
         upsample_chroma(chroma, ycc[1:], shifts=shifts, sitings=sitings_of(color.siting))
     else:
         _load(views[1:3], ycc[1:])
     decode, bias = _decoding(color.matrix, layout.bits, full_range, layout.padding_bits)
     rgb = torch.addmm(bias, decode, ycc.view(3, -1)).view(3, *shape)
-    return _clipped(rgb, gamut), alpha
+    return _apply_gamut(rgb, gamut), alpha
 
 
 def rgb_to_frame(
     rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, color: ResolvedColor
 ) -> VideoFrame:
-    """Convert back, dithered.
+    """Convert R'G'B' to a frame, dithered.
 
     Args:
-        rgb: (3, H, W); what lies outside [0, 1] is written as far as there are codes for it.
-        alpha: (1, H, W) in [0, 1]; None is opaque. Left out where `pix_fmt` has none.
-        pix_fmt: any planar, semi-planar or packed format of 8- to 16-bit samples.
-        color: tags, resolved by the size of the source; also set on the frame. A format of RGB uses no matrix.
+        rgb: (3, H, W). Values outside [0, 1] are written as far as there are codes for them.
+        alpha: (1, H, W) in [0, 1]; None is opaque. Ignored if `pix_fmt` has no alpha.
+        pix_fmt: Any planar, semi-planar or packed format of 8- to 16-bit samples.
+        color: Color tags, resolved for the size of the source; also set on the frame. RGB formats
+            use no matrix.
 
     Returns:
         A new frame without pts.
 
     Raises:
-        RequestError: `pix_fmt` is not one that can be written.
+        RequestError: `pix_fmt` cannot be written.
     """
     layout = layout_of(pix_fmt)
     if layout is None:
@@ -137,51 +159,59 @@ def rgb_to_frame(
     frame = av.VideoFrame(width, height, pix_fmt)
     views = component_views(frame, layout)
     if layout.has_alpha:
-        opaque = (
-            torch.ones(height, width)
-            if alpha is None
-            else alpha.detach().to("cpu", torch.float32)[0]
-        )
-        _store(opaque * layout.max_code, views[-1], layout, 0)
-    rows = _strip_rows(layout, color, width, height)
-    for top in range(0, height, rows):
-        strip = rgb[:, top : top + rows]
-        parts = [_rows_of(view, number, layout, top, rows) for number, view in enumerate(views)]
+        if alpha is None:
+            opacity = torch.ones(height, width)
+        else:
+            opacity = alpha.detach().to("cpu", torch.float32)[0]
+        _store(opacity * layout.max_code, views[-1], layout, 0)
+
+    # Strip by strip: intermediate results stay in the cache.
+    num_rows = _rows_per_strip(layout, color, width, height)
+    for top in range(0, height, num_rows):
+        strip = rgb[:, top : top + num_rows]
+        strip_views: list[NDArray[Any]] = []
+        for index, view in enumerate(views):
+            strip_views.append(_strip_of_view(view, index, layout, top, num_rows))
         if layout.kind == "rgb":
             for channel in range(3):
-                _store(strip[channel] * layout.max_code, parts[channel], layout, channel)
+                _store(strip[channel] * layout.max_code, strip_views[channel], layout, channel)
         else:
-            _store_ycc(strip, parts, layout, color)
-    _tag(frame, layout, color)
+            _store_ycc(strip, strip_views, layout, color)
+    _set_tags(frame, layout, color)
     return frame
 
 
-def _clipped(rgb: Tensor, gamut: Gamut) -> Tensor:
+def _apply_gamut(rgb: Tensor, gamut: Gamut) -> Tensor:
     return rgb.clamp_(0, 1) if gamut == "clip" else rgb
 
 
 def _is_full_range(layout: PixelLayout, color: ColorTags) -> bool:
     if layout.is_full_range:
         return True
-    return color.full_range is not False if layout.kind == "gray" else bool(color.full_range)
+    # Without a tag, gray is full and YCbCr is limited.
+    if layout.kind == "gray":
+        return color.full_range is not False
+    return bool(color.full_range)
 
 
 def _code_range(bits: int, full_range: bool) -> tuple[float, float, float]:
-    """Give the code of black, the codes from black to white, and the codes of the chroma from -0.5 to 0.5."""
+    """Return the code of black, and the code spans of luma [0, 1] and chroma [-0.5, 0.5]."""
     if full_range:
-        top = float((1 << bits) - 1)
-        return 0.0, top, top
+        max_code = float((1 << bits) - 1)
+        return 0.0, max_code, max_code
     unit = float(1 << (bits - 8))
     return 16 * unit, 219 * unit, 224 * unit
 
 
 def _rgb_to_ycc(matrix: int) -> NDArray[np.float64]:
-    """Build the 3×3 matrix from R'G'B' to Y' in [0, 1] and Cb, Cr (or Cg, Co) in [-0.5, 0.5]."""
+    """Build the 3x3 matrix from R'G'B' to Y' in [0, 1] and Cb, Cr (or Cg, Co) in [-0.5, 0.5]."""
     if matrix == _YCGCO:
         return np.array([[0.25, 0.5, 0.25], [-0.25, 0.5, -0.25], [0.5, 0.0, -0.5]])
     if matrix in _UNRESOLVED:
         raise ValueError(f"color matrix {matrix} has no equation; call resolve_matrix first")
     red, blue = _LUMA_WEIGHTS.get(matrix, _LUMA_WEIGHTS[_BT2020])
+    # Y' = Kr R' + (1 - Kr - Kb) G' + Kb B'
+    # Cb = (B' - Y') / (2 - 2 Kb), Cr = (R' - Y') / (2 - 2 Kr)
     luma = np.array([red, 1 - red - blue, blue])
     cb = (np.array([0, 0, 1]) - luma) / (2 * (1 - blue))
     cr = (np.array([1, 0, 0]) - luma) / (2 * (1 - red))
@@ -190,34 +220,35 @@ def _rgb_to_ycc(matrix: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=32)
 def _decoding(matrix: int, bits: int, full_range: bool, padding_bits: int) -> tuple[Tensor, Tensor]:
-    """Build matrix (3, 3) and bias (3, 1) from codes to R'G'B'."""
+    """Build the matrix (3, 3) and the bias (3, 1) from codes to R'G'B'."""
     black, luma_span, chroma_span = _code_range(bits, full_range)
     spans = np.array([luma_span, chroma_span, chroma_span])
-    zero = np.array([black, float(1 << (bits - 1)), float(1 << (bits - 1))])
+    chroma_zero = float(1 << (bits - 1))
+    zero = np.array([black, chroma_zero, chroma_zero])
     decode = np.linalg.inv(_rgb_to_ycc(matrix)) / spans
     bias = -(decode @ zero)
+    # Samples with padding are codes shifted to the top of a 16-bit word.
     scaled = decode / (1 << padding_bits)
-    return torch.tensor(scaled, dtype=torch.float32), torch.tensor(
-        bias[:, None], dtype=torch.float32
-    )
+    decode_tensor = torch.tensor(scaled, dtype=torch.float32)
+    bias_tensor = torch.tensor(bias[:, None], dtype=torch.float32)
+    return decode_tensor, bias_tensor
 
 
 @lru_cache(maxsize=32)
 def _encoding(matrix: int, bits: int, full_range: bool) -> Tensor:
     """Build the matrix (3, 3) from R'G'B' to codes, without the offsets."""
     _, luma_span, chroma_span = _code_range(bits, full_range)
-    return torch.tensor(
-        _rgb_to_ycc(matrix) * np.array([[luma_span], [chroma_span], [chroma_span]]),
-        dtype=torch.float32,
-    )
+    spans = np.array([[luma_span], [chroma_span], [chroma_span]])
+    return torch.tensor(_rgb_to_ycc(matrix) * spans, dtype=torch.float32)
 
 
 def _load(views: list[NDArray[Any]], out: Tensor) -> None:
+    """Copy components into the channels of a float tensor."""
     for view, target in zip(views, out.numpy(), strict=True):
         np.copyto(target, view, casting="unsafe")
 
 
-def _loaded(
+def _load_new(
     views: list[NDArray[Any]], shape: tuple[int, ...], channels: int | None = None
 ) -> Tensor:
     """Copy components into the first channels of a new float tensor (channels, *shape)."""
@@ -226,23 +257,30 @@ def _loaded(
     return out
 
 
-def _strip_rows(layout: PixelLayout, color: ColorTags, width: int, height: int) -> int:
-    """Choose how many rows to convert at once: strips stay in the cache and need no fresh memory."""
+def _rows_per_strip(layout: PixelLayout, color: ColorTags, width: int, height: int) -> int:
+    """Choose how many rows to convert at once, so that a strip fits into the cache."""
     if layout.shift_y and sitings_of(color.siting)[1] == "cosited":
-        return height  # the filter down reaches over the edge of a strip
-    return max(_STRIP_STEP, _STRIP_PX // width // _STRIP_STEP * _STRIP_STEP)
+        # The vertical filter needs rows beyond the edge of a strip.
+        return height
+    num_steps = _STRIP_PX // width // _STRIP_STEP
+    return max(_STRIP_STEP, num_steps * _STRIP_STEP)
 
 
-def _rows_of(
-    view: NDArray[Any], number: int, layout: PixelLayout, top: int, rows: int
+def _strip_of_view(
+    view: NDArray[Any], index: int, layout: PixelLayout, top: int, num_rows: int
 ) -> NDArray[Any]:
-    shift = layout.shift_y if layout.kind == "yuv" and number in (1, 2) else 0
-    return view[top >> shift : -(-(top + rows) >> shift)]  # the end is rounded up
+    """Return the rows of a component that belong to a strip of luma rows."""
+    is_chroma = layout.kind == "yuv" and index in (1, 2)
+    shift = layout.shift_y if is_chroma else 0
+    # The end is rounded up.
+    end = -(-(top + num_rows) >> shift)
+    return view[top >> shift : end]
 
 
 def _store_ycc(
     rgb: Tensor, views: list[NDArray[Any]], layout: PixelLayout, color: ColorTags
 ) -> None:
+    """Convert a strip (3, h, W) to YCbCr codes, or to gray, and write them to the views."""
     full_range = _is_full_range(layout, color)
     black, _, _ = _code_range(layout.bits, full_range)
     encode = _encoding(color.matrix, layout.bits, full_range)
@@ -250,24 +288,29 @@ def _store_ycc(
     _store(luma, views[0], layout, 0, offset=black)
     if layout.kind == "gray":
         return
-    sitings, (shift_x, shift_y) = sitings_of(color.siting), (layout.shift_x, layout.shift_y)
-    if (
-        shift_y and sitings[1] == "center"
-    ):  # the mean of two rows commutes with the matrix: half the work
-        rgb, shift_y = _mean_of_rows(rgb), shift_y - 1
+
+    sitings = sitings_of(color.siting)
+    shift_y = layout.shift_y
+    if shift_y and sitings[1] == "center":
+        # The mean of two rows commutes with the matrix: taking it first halves the work.
+        rgb = _mean_of_row_pairs(rgb)
+        shift_y -= 1
     full = torch.mm(encode[1:], rgb.view(3, -1)).view(2, *rgb.shape[1:])
-    chroma = downsample_chroma(full, shifts=(shift_x, shift_y), sitings=sitings)
-    middle = float(1 << (layout.bits - 1))
-    for number in (1, 2):
-        _store(chroma[number - 1], views[number], layout, number, offset=middle)
+    chroma = downsample_chroma(full, shifts=(layout.shift_x, shift_y), sitings=sitings)
+    chroma_zero = float(1 << (layout.bits - 1))
+    for channel in (1, 2):
+        _store(chroma[channel - 1], views[channel], layout, channel, offset=chroma_zero)
 
 
-def _mean_of_rows(rgb: Tensor) -> Tensor:
+def _mean_of_row_pairs(rgb: Tensor) -> Tensor:
+    """Average rows 0 and 1, 2 and 3, ...; a last row without partner stays."""
     height, width = rgb.shape[-2:]
     mean = rgb.new_empty(3, (height + 1) // 2, width)
-    pairs = height // 2
-    torch.add(rgb[:, 0 : 2 * pairs : 2], rgb[:, 1::2], out=mean[:, :pairs])
-    mean[:, :pairs].mul_(0.5)
+    num_pairs = height // 2
+    even_rows = rgb[:, 0 : 2 * num_pairs : 2]
+    odd_rows = rgb[:, 1::2]
+    torch.add(even_rows, odd_rows, out=mean[:, :num_pairs])
+    mean[:, :num_pairs].mul_(0.5)
     if height % 2:
         mean[:, -1] = rgb[:, -1]
     return mean
@@ -281,15 +324,24 @@ def _store(
     *,
     offset: float = 0.0,
 ) -> None:
-    """Dither `values` (H, W), which is used up, and write the codes: add thresholds, clamp, truncate."""
+    """Dither values and write the codes: add thresholds, clamp, truncate.
+
+    Args:
+        values: Exact code values without the offset, (H, W); overwritten.
+        view: Component of the frame, (H, W).
+        layout: Layout of the frame.
+        channel: Index of the component, which selects the dither pattern.
+        offset: Code of zero.
+    """
     height, width = values.shape
     if layout.bits >= 16:
         values.add_(offset + 0.5).clamp_(0, layout.max_code + 0.5)
     else:
         thresholds = _thresholds(width, channel, offset)
-        whole = height - height % 8
-        values[:whole].view(-1, 8, width).add_(thresholds)
-        values[whole:].add_(thresholds[: height - whole])
+        # Rows in complete dither cells, then the remaining rows.
+        cell_rows = height - height % _DITHER_CELL
+        values[:cell_rows].view(-1, _DITHER_CELL, width).add_(thresholds)
+        values[cell_rows:].add_(thresholds[: height - cell_rows])
         values.clamp_(0, layout.max_code + _DITHER_MARGIN)
     if layout.padding_bits:
         values.floor_().mul_(1 << layout.padding_bits)
@@ -299,20 +351,25 @@ def _store(
 @lru_cache(maxsize=32)
 def _thresholds(width: int, channel: int, offset: float) -> Tensor:
     """Build (8, width) Bayer thresholds, 1/128 to 127/128, mirrored by channel, plus the offset."""
+    # The recursive definition of Bayer's matrix: 1x1, 2x2, 4x4, 8x8.
     order = np.zeros((1, 1))
     for _ in range(3):
         order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])
     cell = (order + 0.5) / 64
-    cell = (cell, cell[:, ::-1], cell[::-1])[channel]
-    tiled = np.tile(cell, (1, -(-width // 8)))[:, :width]
+    mirrored_cells = (cell, cell[:, ::-1], cell[::-1])
+    num_cells = -(-width // _DITHER_CELL)
+    tiled = np.tile(mirrored_cells[channel], (1, num_cells))[:, :width]
     return torch.tensor(tiled + offset, dtype=torch.float32)
 
 
-def _tag(frame: VideoFrame, layout: PixelLayout, color: ColorTags) -> None:
+def _set_tags(frame: VideoFrame, layout: PixelLayout, color: ColorTags) -> None:
     frame.colorspace = _RGB if layout.kind == "rgb" else color.matrix
     frame.color_primaries = color.primaries
     frame.color_trc = color.transfer
+    # AVCOL_RANGE_*: 0 unspecified, 1 limited, 2 full.
     if layout.is_full_range:
         frame.color_range = 2
+    elif color.full_range is None:
+        frame.color_range = 0
     else:
-        frame.color_range = 0 if color.full_range is None else 1 + int(color.full_range)
+        frame.color_range = 1 + int(color.full_range)

@@ -1,8 +1,9 @@
-"""Where the samples of a pixel format lie, and views of a decoded frame's components.
+"""Describe how pixel formats store their samples, and view the components of a decoded frame.
 
-A *component* is one of Y, U, V or R, G, B, or alpha. Every 8- to 16-bit format whose samples are whole bytes
-or 16-bit words is read and written through strided views; the rest (palettes, packed bits, Bayer, floats) is
-first converted by libswscale to the planar format with the same depth and subsampling.
+A *component* is one of Y, U, V or R, G, B, or alpha. Every 8- to 16-bit format whose samples are
+whole bytes or 16-bit words is read and written through strided views. The other formats (palettes,
+packed bits, Bayer, floats) are first converted by libswscale to the planar format with the same
+depth and subsampling.
 """
 
 from __future__ import annotations
@@ -10,50 +11,75 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-__all__ = ["PixelLayout", "component_views", "layout_of", "to_known_layout"]
+__all__ = ["PixelLayout", "component_views", "layout_of", "to_viewable"]
 
-Place = tuple[int, int, int]  # plane, first sample, samples from one to the next
+
+class Component(NamedTuple):
+    """Position of a component's samples in a frame.
+
+    Attributes:
+        plane: Index of the plane.
+        offset: Index of the first sample in a row.
+        step: Samples from one to the next.
+    """
+
+    plane: int
+    offset: int
+    step: int
+
 
 _PLANAR_YUV = re.compile(r"yuv(j?)(a?)(420|422|444|440|411|410)p(\d*)(le|be)?")
 _PLANAR_RGB = re.compile(r"gbr(a?)p(\d*)(le|be)?")
 _GRAY = re.compile(r"gray(\d*)(le|be)?")
-_SEMI_PLANAR = re.compile(r"(?:(nv)(12|21|16|24|42)|p([024])(10|12|16)(le|be))")
-_SHIFTS = {"420": (1, 1), "422": (1, 0), "444": (0, 0), "440": (0, 1), "411": (2, 0), "410": (2, 2)}
-_PACKED_YUV: dict[str, tuple[Place, ...]] = {
-    "yuyv422": ((0, 0, 2), (0, 1, 4), (0, 3, 4)),
-    "uyvy422": ((0, 1, 2), (0, 0, 4), (0, 2, 4)),
-    "yvyu422": ((0, 0, 2), (0, 3, 4), (0, 1, 4)),
-}
+_GRAY_ALPHA = re.compile(r"ya(8|16)(le|be)?")
+# nv12 and its relatives have 8 bits; p010, p210, p416, ... have 10 to 16.
+_SEMI_PLANAR_8_BIT = re.compile(r"nv(12|21|16|24|42)")
+_SEMI_PLANAR_DEEP = re.compile(r"p([024])(10|12|16)(le|be)")
 _PACKED_RGB = ("rgb24", "bgr24", "rgba", "bgra", "argb", "abgr", "rgb0", "bgr0", "0rgb", "0bgr")
 _PACKED_DEEP_RGB = re.compile(r"(rgb|bgr|rgba|bgra)(48|64)(le|be)")
-_GRAY_ALPHA = re.compile(r"ya(8|16)(le|be)?")
+_PACKED_YUV = {
+    "yuyv422": (Component(0, 0, 2), Component(0, 1, 4), Component(0, 3, 4)),
+    "uyvy422": (Component(0, 1, 2), Component(0, 0, 4), Component(0, 2, 4)),
+    "yvyu422": (Component(0, 0, 2), Component(0, 3, 4), Component(0, 1, 4)),
+}
+
+# log2 of the horizontal and the vertical subsampling.
+_SHIFTS = {"420": (1, 1), "422": (1, 0), "444": (0, 0), "440": (0, 1), "411": (2, 0), "410": (2, 2)}
+# Subsampling by the number in nv12, nv21, ... and by the first digit in p010, p210, p410.
+_NV_SAMPLING = {"12": "420", "21": "420", "16": "422", "24": "444", "42": "444"}
+_P_SAMPLING = {"0": "420", "2": "422", "4": "444"}
+
+# Depths that the planar formats of libswscale exist in. Those with alpha and 4:4:0 have no 14 bit.
+_PLANAR_DEPTHS = (8, 10, 12, 14, 16)
+_PLANAR_DEPTHS_WITHOUT_14 = (8, 10, 12, 16)
 
 
 @dataclass(frozen=True, slots=True)
 class PixelLayout:
-    """Where the components of a pixel format lie.
+    """Positions of the components of a pixel format.
 
     Attributes:
-        kind: what the components mean.
-        bits: bits of a component.
-        places: of Y, U, V or R, G, B or the gray value, then of alpha if there is one.
-        has_alpha: the last place is alpha.
+        kind: Color model of the components.
+        bits: Bits of a component.
+        components: Positions of Y, U, V or R, G, B or the gray value, then of alpha if there is
+            one.
+        has_alpha: The last component is alpha.
         dtype: NumPy's name of a sample, with byte order.
-        shift_x: log2 of the chroma subsampling across.
-        shift_y: log2 of the chroma subsampling down.
-        padding_bits: unused low bits of a sample (p010 keeps ten bits at the top of sixteen).
-        is_full_range: the format itself says full range (yuvj420p, RGB).
+        shift_x: log2 of the horizontal chroma subsampling.
+        shift_y: log2 of the vertical chroma subsampling.
+        padding_bits: Unused low bits of a sample (p010 has ten bits at the top of sixteen).
+        is_full_range: The format itself implies full range (yuvj420p, RGB).
     """
 
     kind: Literal["yuv", "rgb", "gray"]
     bits: int
-    places: tuple[Place, ...]
+    components: tuple[Component, ...]
     has_alpha: bool = False
     dtype: str = "u1"
     shift_x: int = 0
@@ -69,7 +95,7 @@ class PixelLayout:
 
 @lru_cache(maxsize=256)
 def layout_of(pix_fmt: str) -> PixelLayout | None:
-    """Look up a pixel format by FFmpeg's name; None if it has no layout that can be viewed."""
+    """Look up a pixel format by FFmpeg's name; None if its components cannot be viewed."""
     for parse in (_planar_yuv, _planar_rgb, _gray, _semi_planar, _packed):
         layout = parse(pix_fmt)
         if layout is not None:
@@ -77,18 +103,20 @@ def layout_of(pix_fmt: str) -> PixelLayout | None:
     return None
 
 
-def to_known_layout(frame: VideoFrame) -> tuple[VideoFrame, PixelLayout]:
-    """Give the frame itself, or its conversion by libswscale where its format cannot be viewed.
+def to_viewable(frame: VideoFrame) -> tuple[VideoFrame, PixelLayout]:
+    """Return a frame with a layout, converted by libswscale if the format cannot be viewed.
 
-    The conversion keeps depth, subsampling and range: samples are only moved. Palettes become gbrap, floats
-    16 bit.
+    The conversion keeps depth, subsampling and range: samples are only moved. Palettes become
+    gbrap, floats 16 bit.
     """
     layout = layout_of(frame.format.name)
     if layout is not None:
         return frame, layout
     name = _nearest_planar(frame)
     converted = frame.reformat(
-        format=name, src_color_range=frame.color_range, dst_color_range=frame.color_range
+        format=name,
+        src_color_range=frame.color_range,
+        dst_color_range=frame.color_range,
     )
     layout = layout_of(name)
     assert layout is not None, name
@@ -99,24 +127,30 @@ def component_views(frame: VideoFrame, layout: PixelLayout) -> list[NDArray[Any]
     """View each component of a frame.
 
     Returns:
-        In the order of `layout.places`, arrays (H, W), or (h, w) for subsampled chroma; what is written to
-        them is written to the frame.
+        Arrays (H, W), or (h, w) for subsampled chroma, in the order of `layout.components`. Writing
+        to them changes the frame.
     """
-    rows = [_plane_rows(plane, layout.dtype) for plane in frame.planes]
+    planes = [_plane_rows(plane, layout.dtype) for plane in frame.planes]
     views: list[NDArray[Any]] = []
-    for number, (plane, first, step) in enumerate(layout.places):
-        is_chroma = layout.kind == "yuv" and number in (1, 2)
-        width = -(-frame.width // (1 << layout.shift_x)) if is_chroma else frame.width
-        height = -(-frame.height // (1 << layout.shift_y)) if is_chroma else frame.height
-        views.append(rows[plane][:height, first::step][:, :width])
+    for index, (plane, offset, step) in enumerate(layout.components):
+        width = frame.width
+        height = frame.height
+        if layout.kind == "yuv" and index in (1, 2):
+            # Chroma sizes are rounded up.
+            width = -(-width // (1 << layout.shift_x))
+            height = -(-height // (1 << layout.shift_y))
+        rows = planes[plane][:height]
+        views.append(rows[:, offset::step][:, :width])
     return views
 
 
 def _plane_rows(plane: Any, dtype: str) -> NDArray[Any]:
+    """View a plane as rows of samples, including the padding at their ends."""
     samples = np.frombuffer(plane, dtype)
     stride = abs(int(plane.line_size)) // samples.itemsize
     rows = samples.reshape(-1, stride)
-    return rows[::-1] if plane.line_size < 0 else rows  # stored from the bottom up
+    # A negative line size means that the image is stored bottom up.
+    return rows[::-1] if plane.line_size < 0 else rows
 
 
 def _depth(digits: str) -> int:
@@ -124,25 +158,28 @@ def _depth(digits: str) -> int:
 
 
 def _dtype(bits: int, endian: str | None) -> str:
-    return "u1" if bits <= 8 else (">u2" if endian == "be" else "<u2")
+    if bits <= 8:
+        return "u1"
+    return ">u2" if endian == "be" else "<u2"
 
 
 def _planar_yuv(name: str) -> PixelLayout | None:
     match = _PLANAR_YUV.fullmatch(name)
     if match is None:
         return None
-    full, alpha, sampling, digits, endian = match.groups()
+    full_range, alpha, sampling, digits, endian = match.groups()
     bits = _depth(digits)
     shift_x, shift_y = _SHIFTS[sampling]
+    num_planes = 4 if alpha else 3
     return PixelLayout(
         kind="yuv",
         bits=bits,
-        places=tuple((plane, 0, 1) for plane in range(4 if alpha else 3)),
+        components=tuple(Component(plane, 0, 1) for plane in range(num_planes)),
         has_alpha=bool(alpha),
         dtype=_dtype(bits, endian),
         shift_x=shift_x,
         shift_y=shift_y,
-        is_full_range=bool(full),
+        is_full_range=bool(full_range),
     )
 
 
@@ -152,11 +189,12 @@ def _planar_rgb(name: str) -> PixelLayout | None:
         return None
     alpha, digits, endian = match.groups()
     bits = _depth(digits)
-    places: tuple[Place, ...] = ((2, 0, 1), (0, 0, 1), (1, 0, 1), (3, 0, 1))
+    # The planes are G, B, R and alpha.
+    planes = (2, 0, 1, 3) if alpha else (2, 0, 1)
     return PixelLayout(
         kind="rgb",
         bits=bits,
-        places=places if alpha else places[:3],
+        components=tuple(Component(plane, 0, 1) for plane in planes),
         has_alpha=bool(alpha),
         dtype=_dtype(bits, endian),
         is_full_range=True,
@@ -164,35 +202,52 @@ def _planar_rgb(name: str) -> PixelLayout | None:
 
 
 def _gray(name: str) -> PixelLayout | None:
-    plain, with_alpha = _GRAY.fullmatch(name), _GRAY_ALPHA.fullmatch(name)
-    match = plain or with_alpha
+    match = _GRAY.fullmatch(name)
+    components = (Component(0, 0, 1),)
+    has_alpha = False
+    if match is None:
+        match = _GRAY_ALPHA.fullmatch(name)
+        components = (Component(0, 0, 2), Component(0, 1, 2))
+        has_alpha = True
     if match is None:
         return None
-    bits = _depth(match.group(1))
-    places: tuple[Place, ...] = ((0, 0, 2), (0, 1, 2)) if with_alpha else ((0, 0, 1),)
+    digits, endian = match.groups()
+    bits = _depth(digits)
     return PixelLayout(
         kind="gray",
         bits=bits,
-        places=places,
-        has_alpha=with_alpha is not None,
-        dtype=_dtype(bits, match.group(2)),
+        components=components,
+        has_alpha=has_alpha,
+        dtype=_dtype(bits, endian),
     )
 
 
 def _semi_planar(name: str) -> PixelLayout | None:
-    match = _SEMI_PLANAR.fullmatch(name)
-    if match is None:
+    # One plane of Y, one of U and V interleaved; nv21 and nv42 have V before U.
+    u_offset = 0
+    bits = 8
+    endian = None
+    match_8_bit = _SEMI_PLANAR_8_BIT.fullmatch(name)
+    match_deep = _SEMI_PLANAR_DEEP.fullmatch(name)
+    if match_8_bit is not None:
+        number = match_8_bit.group(1)
+        u_offset = 1 if number in ("21", "42") else 0
+        sampling = _NV_SAMPLING[number]
+    elif match_deep is not None:
+        digit, digits, endian = match_deep.groups()
+        bits = int(digits)
+        sampling = _P_SAMPLING[digit]
+    else:
         return None
-    _, nv, sampling, digits, endian = match.groups()
-    v_first = nv in ("21", "42")
-    shift_x, shift_y = {"16": (1, 0), "24": (0, 0), "42": (0, 0), "2": (1, 0), "4": (0, 0)}.get(
-        nv or sampling, (1, 1)
-    )
-    bits = _depth(digits or "")
+    shift_x, shift_y = _SHIFTS[sampling]
     return PixelLayout(
         kind="yuv",
         bits=bits,
-        places=((0, 0, 1), (1, int(v_first), 2), (1, int(not v_first), 2)),
+        components=(
+            Component(0, 0, 1),
+            Component(1, u_offset, 2),
+            Component(1, 1 - u_offset, 2),
+        ),
         dtype=_dtype(bits, endian),
         shift_x=shift_x,
         shift_y=shift_y,
@@ -202,39 +257,70 @@ def _semi_planar(name: str) -> PixelLayout | None:
 
 def _packed(name: str) -> PixelLayout | None:
     if name in _PACKED_YUV:
-        return PixelLayout(kind="yuv", bits=8, places=_PACKED_YUV[name], shift_x=1)
-    deep = _PACKED_DEEP_RGB.fullmatch(name)
-    if deep is None and name not in _PACKED_RGB:
+        return PixelLayout(kind="yuv", bits=8, components=_PACKED_YUV[name], shift_x=1)
+    match = _PACKED_DEEP_RGB.fullmatch(name)
+    if match is not None:
+        letters = match.group(1)
+        bits = 16
+        dtype = _dtype(bits, match.group(3))
+    elif name in _PACKED_RGB:
+        letters = name.removesuffix("24")
+        bits = 8
+        dtype = "u1"
+    else:
         return None
-    order = deep.group(1) if deep else name.removesuffix("24")
-    letters = "rgba" if "a" in order else "rgb"
+    # The letters give the order of the components in memory; 0 is padding.
+    components: list[Component] = []
+    for letter in "rgba":
+        if letter in letters:
+            components.append(Component(0, letters.index(letter), len(letters)))
     return PixelLayout(
         kind="rgb",
-        bits=16 if deep else 8,
-        places=tuple((0, order.index(letter), len(order)) for letter in letters),
-        has_alpha="a" in order,
-        dtype=_dtype(16, deep.group(3)) if deep else "u1",
+        bits=bits,
+        components=tuple(components),
+        has_alpha="a" in letters,
+        dtype=dtype,
         is_full_range=True,
     )
 
 
 def _nearest_planar(frame: VideoFrame) -> str:
-    layout = frame.format
-    parts = layout.components
-    bits = 8 if layout.has_palette else max(part.bits for part in parts)
-    suffix = "" if bits <= 8 else f"{next((b for b in (10, 12, 14) if b >= bits), 16)}le"
-    alpha = layout.has_palette or any(part.is_alpha for part in parts)
-    chroma = next((part for part in parts if part.is_chroma), None)
-    if layout.is_rgb or layout.has_palette or layout.is_bayer:
-        return f"gbr{'a' if alpha else ''}p{suffix.replace('14', '16') if alpha else suffix}"
-    if sum(not part.is_alpha for part in parts) == 1:
-        return f"gray{suffix}" if not alpha else f"gbrap{suffix.replace('14', '16')}"
-    sampling = "444"  # for which PyAV calls no component chroma
-    if chroma is not None:
-        shifts = (
-            round(np.log2(layout.width / chroma.width)),
-            round(np.log2(layout.height / chroma.height)),
-        )
-        sampling = next((name for name, value in _SHIFTS.items() if value == shifts), "444")
-    deep = suffix.replace("14", "16") if alpha or sampling == "440" else suffix
-    return f"yuv{'a' if alpha else ''}{sampling}p{deep}"
+    """Name the planar format that holds everything that a frame's format does."""
+    pix_fmt = frame.format
+    components = pix_fmt.components
+    bits = 8
+    has_alpha = True
+    if not pix_fmt.has_palette:
+        bits = max(component.bits for component in components)
+        has_alpha = any(component.is_alpha for component in components)
+    num_colors = sum(not component.is_alpha for component in components)
+    is_rgb = pix_fmt.is_rgb or pix_fmt.has_palette or pix_fmt.is_bayer
+
+    # There is no planar gray with alpha: it becomes RGB.
+    if is_rgb or (num_colors == 1 and has_alpha):
+        family = "gbrap" if has_alpha else "gbrp"
+    elif num_colors == 1:
+        family = "gray"
+    else:
+        family = f"yuva{_sampling(frame)}p" if has_alpha else f"yuv{_sampling(frame)}p"
+
+    lacks_14 = has_alpha or family == "yuv440p"
+    depths = _PLANAR_DEPTHS_WITHOUT_14 if lacks_14 else _PLANAR_DEPTHS
+    depth = next((depth for depth in depths if depth >= bits), 16)
+    return family if depth == 8 else f"{family}{depth}le"
+
+
+def _sampling(frame: VideoFrame) -> str:
+    """Name the chroma subsampling of a frame, such as 420, by the sizes of its components."""
+    pix_fmt = frame.format
+    for component in pix_fmt.components:
+        if not component.is_chroma:
+            continue
+        shift_x = round(np.log2(pix_fmt.width / component.width))
+        shift_y = round(np.log2(pix_fmt.height / component.height))
+        for name, shifts in _SHIFTS.items():
+            if shifts == (shift_x, shift_y):
+                return name
+        break
+    # PyAV marks no component of 4:4:4 as chroma.
+    return "444"

@@ -1,7 +1,7 @@
-"""Everything of a source but its video goes along: audio, subtitles, chapters, attachments, tags.
+"""Carry everything but the video from source to output: audio, subtitles, chapters, attachments.
 
-It is copied where the container holds it, converted where it can be, and otherwise named in a note. Packets
-follow the video in time, so the video is never in memory.
+A stream is copied if the container holds its codec, converted if it can be, and otherwise named in
+a note. Its packets are written in step with the video, so no stream is held in memory.
 """
 
 from __future__ import annotations
@@ -33,23 +33,29 @@ from tubelet.video.tracks import (
 
 __all__ = ["Remuxer", "describe_left_out", "open_remuxer"]
 
-_ATTACHED_PIC, _TIMED_THUMBNAILS = 1 << 10, 1 << 11  # AV_DISPOSITION_*
+# AV_DISPOSITION_*.
+_ATTACHED_PIC = 1 << 10
+_TIMED_THUMBNAILS = 1 << 11
+# File name and MIME type of a cover image by its codec.
 _COVER_TYPES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
-_SEEK_BACK_S = 10  # subtitles that begin this much before a cut are still found
+_WITHOUT_CHAPTERS = (".gif", ".y4m", ".avi", ".ts")
+# Subtitles that begin this long before a cut are still found.
+_SEEK_BACK_S = 10
+_COVER_TIME_BASE = Fraction(1, 90000)
 
 
 class Remuxer:
-    """The other streams of a source, muxed in step with the video."""
+    """Muxer of the other streams of a source, in step with the video."""
 
     def __init__(
         self, source: InputContainer, target: OutputContainer, *, notes: list[str]
     ) -> None:
-        """Prepare; `open_remuxer` does it.
+        """Wrap two containers; see `open_remuxer`.
 
         Args:
-            source: opened for this alone.
-            target: where packets go.
-            notes: what a user should know is appended here.
+            source: Container to read, used by nothing else.
+            target: Container to write.
+            notes: Remarks for the user are appended here.
         """
         self._source = source
         self._target = target
@@ -63,30 +69,27 @@ class Remuxer:
         self._end: Fraction | None = None
 
     def add_track(self, index: int, track: Track) -> None:
-        """Let a track take the packets of the source's stream `index`."""
+        """Pass the packets of the source's stream `index` to a track."""
         self._tracks[index] = track
 
     def add_cover(self, stream: Any, data: bytes) -> None:
-        """Let an image be muxed as the only packet of a stream."""
+        """Mux an image as the only packet of a stream."""
         self._covers.append((stream, data))
 
     def begin(self, origin: Fraction, span: Fraction | None, *, is_cut: bool) -> None:
-        """Fix the times, before the first packet is muxed.
+        """Set the times, before the first packet is muxed.
 
         Args:
-            origin: time of the source, in seconds, that becomes 0.
-            span: seconds that are written, None for all.
-            is_cut: what lies before the origin or after the span is left out.
+            origin: Time of the source that becomes 0, in seconds.
+            span: Duration that is written, in seconds; None writes all.
+            is_cut: Skip packets before the origin and after the span.
         """
-        self._origin, self._is_cut, self._end = origin, is_cut, span
+        self._origin = origin
+        self._is_cut = is_cut
+        self._end = span
         copy_chapters(self._source, self._target, origin, span)
         for stream, data in self._covers:
-            packet: Packet[Any] = Packet(data)
-            packet.stream = stream
-            packet.pts = packet.dts = 0
-            packet.time_base = Fraction(1, 90000)
-            packet.is_keyframe = True
-            self._target.mux(packet)
+            self._target.mux(_cover_packet(stream, data))
         if not self._tracks:
             return
         seek_to = origin - _SEEK_BACK_S
@@ -99,36 +102,40 @@ class Remuxer:
         self._next = next(self._packets, None)
 
     def advance(self, until: Fraction) -> None:
-        """Mux what comes before `until`, in seconds of the output."""
-        while self._next is not None and self._time(self._next) <= until:
+        """Mux the packets up to a time of the output, in seconds."""
+        while self._next is not None and self._output_time(self._next) <= until:
             self._emit(self._next)
             self._next = next(self._packets, None)
 
     def finish(self, end: Fraction | None) -> None:
-        """Mux the rest.
+        """Mux the remaining packets.
 
         Args:
-            end: end of the video in seconds of the output where it was cut; None for all that there is.
+            end: End of the video if it was cut, in seconds of the output; None muxes all.
         """
         self._end = end
-        while self._next is not None and (end is None or self._time(self._next) <= end + 1):
+        # Streams are interleaved only roughly: look one second beyond the end.
+        while self._next is not None and (end is None or self._output_time(self._next) <= end + 1):
             self._emit(self._next)
             self._next = next(self._packets, None)
+
+        damaged = 0
         for track in self._tracks.values():
             self._target.mux(list(track.flush()))
-        damaged = sum(
-            track.damaged for track in self._tracks.values() if isinstance(track, RecodedAudio)
-        )
+            if isinstance(track, RecodedAudio):
+                damaged += track.damaged
         if damaged:
             self._notes.append(f"{damaged} packets of audio could not be decoded and are missing")
         self.close()
 
     def close(self) -> None:
         """Close the source."""
-        self._next, self._packets = None, iter(())
+        self._next = None
+        self._packets = iter(())
         self._source.close()
 
     def _demux(self) -> Iterator[Packet[Any]]:
+        """Yield the packets of all tracks; each has both a pts and a dts."""
         streams = [self._source.streams[index] for index in self._tracks]
         for stream in self._source.streams:
             if stream.index not in self._tracks:
@@ -152,20 +159,27 @@ class Remuxer:
                 packet.dts = packet.pts
             yield packet
 
-    def _time(self, packet: Packet[Any]) -> Fraction:
+    def _output_time(self, packet: Packet[Any]) -> Fraction:
+        """Return the decoding time of a packet in seconds of the output."""
         return _seconds(packet.dts, packet) - self._origin
 
     def _emit(self, packet: Packet[Any]) -> None:
+        """Move a packet to the time of the output, convert it, and mux it."""
         start = _seconds(packet.pts, packet) - self._origin
         end = start + _seconds(packet.duration, packet)
-        if self._is_cut and (end <= 0 or (self._end is not None and start >= self._end)):
-            return
+        if self._is_cut:
+            is_after_end = self._end is not None and start >= self._end
+            if end <= 0 or is_after_end:
+                return
         track = self._tracks[packet.stream_index]
         shift = round(self._origin / Fraction(packet.time_base))
         if shift:
-            packet.pts, packet.dts = (packet.pts or 0) - shift, (packet.dts or 0) - shift
-        if self._is_cut and packet.stream.type == "subtitle" and (packet.pts or 0) < 0:
-            packet.duration = (packet.duration or 0) + (packet.pts or 0)
+            packet.pts = (packet.pts or 0) - shift
+            packet.dts = (packet.dts or 0) - shift
+        pts = packet.pts or 0
+        if self._is_cut and packet.stream.type == "subtitle" and pts < 0:
+            # A subtitle that is visible at the cut starts there.
+            packet.duration = (packet.duration or 0) + pts
             packet.pts = packet.dts = 0
         for converted in track.convert(packet):
             self._target.mux(converted)
@@ -182,14 +196,15 @@ def open_remuxer(
     """Add the other streams of a source to an output.
 
     Args:
-        like: the source.
-        target: the output, its header not yet written.
-        video: stream of the output that holds the new video; gets language, title and flags of the old one.
-        suffix: of the output, a key of `CONTAINERS`.
-        notes: what is converted or left out is appended here, a line each.
+        like: Description of the source.
+        target: Container of the output, whose header is not yet written.
+        video: Stream of the output that holds the new video. It gets language, title and flags of
+            the video of the source.
+        suffix: Extension of the output, a key of `CONTAINERS`.
+        notes: Streams that are converted or left out are appended here, one line each.
 
     Returns:
-        A remuxer, or None where the source has nothing but images (a pipe, a folder of images).
+        A remuxer; None if the source has only images (a pipe, a folder of images).
     """
     path = Path(like.source)
     if like.source == "-" or not path.is_file():
@@ -200,39 +215,47 @@ def open_remuxer(
         notes.append(f"audio, subtitles and tags are left out: {error}")
         return None
     remuxer = Remuxer(source, target, notes=notes)
-    plan = _Plan(remuxer, CONTAINERS[suffix], suffix, path, target, notes)
+    mapper = _StreamMapper(remuxer, CONTAINERS[suffix], suffix, path, target, notes)
     copy_file_metadata(source, target, notes)
-    lost: set[str] = set()
+    dropped: set[str] = set()
     for stream in source.streams:
         if stream.index == like.video_index:
-            lost.update(copy_stream_metadata(stream, video))
+            dropped.update(copy_stream_metadata(stream, video))
         else:
-            lost.update(plan.add(stream))
-    if lost:
-        notes.append(
-            f"tags of streams left out, {suffix} has no place for them: {', '.join(sorted(lost))}"
-        )
-    if source.chapters() and suffix in (".gif", ".y4m", ".avi", ".ts"):
-        notes.append(f"{len(source.chapters())} chapters left out: {suffix} has none")
+            dropped.update(mapper.add(stream))
+    if dropped:
+        names = ", ".join(sorted(dropped))
+        notes.append(f"tags of streams left out, {suffix} cannot store them: {names}")
+    chapters = source.chapters()
+    if chapters and suffix in _WITHOUT_CHAPTERS:
+        notes.append(f"{len(chapters)} chapters left out: {suffix} has none")
     return remuxer
 
 
 def describe_left_out(like: VideoInfo, reason: str) -> list[str]:
-    """Name the streams that an output of images alone cannot take.
+    """Name the streams that an output of images cannot hold.
 
     Args:
-        like: the source.
-        reason: start of the sentence, for example "PNG images hold".
+        like: Description of the source.
+        reason: Start of the sentence, for example "PNG images hold".
+
+    Returns:
+        One line, or none if there are no such streams.
     """
-    others = [s for s in like.streams if s.index != like.video_index]
-    if not others:
+    names: list[str] = []
+    for stream in like.streams:
+        if stream.index != like.video_index:
+            names.append(f"{stream.kind} {stream.index} ({stream.codec or 'unknown'})")
+    if not names:
         return []
-    names = ", ".join(f"{s.kind} {s.index} ({s.codec or 'unknown'})" for s in others)
-    return [f"{reason} no more than the image; left out: {names}"]
+    return [f"{reason} only the image; left out: {', '.join(names)}"]
 
 
-class _Plan:
-    """Decides for each stream of a source what becomes of it."""
+class _StreamMapper:
+    """Decides for each stream of a source whether it is copied, converted or left out.
+
+    Its methods return the names of the tags of a stream that the container drops.
+    """
 
     def __init__(
         self,
@@ -251,32 +274,30 @@ class _Plan:
         self._notes = notes
 
     def add(self, stream: Any) -> list[str]:
-        """Take one stream along; return the names of its tags that the container drops."""
-        if stream.type == "video":
-            return self._add_image(stream)
-        if stream.type == "attachment":
-            return self._add_attachment(stream)
-        if stream.type == "data":
-            return self._add_data(stream)
-        if stream.type == "audio" and self._spec.audio_encoder is None:
+        """Add one stream of the source to the output."""
+        match stream.type:
+            case "video":
+                return self._add_image(stream)
+            case "attachment":
+                return self._add_attachment(stream)
+            case "data":
+                return self._add_data(stream)
+            case "audio":
+                return self._add_audio(stream)
+            case "subtitle":
+                return self._add_subtitle(stream)
+            case _:
+                return self._leave_out(stream, "its kind is unknown")
+
+    def _add_audio(self, stream: Any) -> list[str]:
+        encoder = self._spec.audio_encoder
+        if encoder is None:
             return self._leave_out(stream, "it holds no audio")
-        if stream.type in ("audio", "subtitle") and stream.codec_context is None:
+        if stream.codec_context is None:
             return self._leave_out(stream, "its codec is unknown here")
-        if stream.type in ("audio", "subtitle") and can_hold(self._spec, stream):
-            return self._copy(stream)
-        if stream.type == "audio":
-            return self._recode(stream, self._spec.audio_encoder or "")
-        if stream.type == "subtitle":
-            return self._convert_subtitle(stream)
-        return self._leave_out(stream, "its kind is unknown")
-
-    def _copy(self, stream: Any) -> list[str]:
-        target: Any = self._target.add_stream_from_template(stream, opaque=True)
-        smooth = stream.type == "audio" and self._spec.is_mov_family
-        self._remuxer.add_track(stream.index, CopiedTrack(stream, target, smooth=smooth))
-        return copy_stream_metadata(stream, target)
-
-    def _recode(self, stream: Any, encoder: str) -> list[str]:
+        if can_hold(self._spec, stream):
+            # MP4 stores the duration of each packet: rounded times would make them uneven.
+            return self._copy(stream, smooth=self._spec.is_mov_family)
         try:
             track = RecodedAudio(stream, self._target, encoder)
         except (av.FFmpegError, ValueError) as error:
@@ -287,8 +308,12 @@ class _Plan:
         )
         return copy_stream_metadata(stream, track.stream)
 
-    def _convert_subtitle(self, stream: Any) -> list[str]:
+    def _add_subtitle(self, stream: Any) -> list[str]:
         encoder = self._spec.subtitle_encoder
+        if stream.codec_context is None:
+            return self._leave_out(stream, "its codec is unknown here")
+        if can_hold(self._spec, stream):
+            return self._copy(stream, smooth=False)
         if encoder is None:
             return self._leave_out(stream, "it holds no such subtitles")
         if not is_text_subtitle(stream):
@@ -300,13 +325,20 @@ class _Plan:
         )
         return copy_stream_metadata(stream, track.stream)
 
+    def _copy(self, stream: Any, *, smooth: bool) -> list[str]:
+        target: Any = self._target.add_stream_from_template(stream, opaque=True)
+        self._remuxer.add_track(stream.index, CopiedTrack(stream, target, smooth=smooth))
+        return copy_stream_metadata(stream, target)
+
     def _add_image(self, stream: Any) -> list[str]:
+        """Add a cover image; leave out other video streams."""
         flags = int(stream.disposition)
         if not flags & _ATTACHED_PIC:
-            return self._leave_out(stream, "one video is written, and this is another")
+            return self._leave_out(stream, "only one video is written")
         if flags & _TIMED_THUMBNAILS:
             return self._leave_out(stream, "images of chapters are not written")
-        codec, data = codec_name(stream), _first_packet(self._path, stream.index)
+        codec = codec_name(stream)
+        data = _first_packet(self._path, stream.index)
         if data is None or codec not in _COVER_TYPES:
             return self._leave_out(stream, "the cover image cannot be read")
         name, mime = _COVER_TYPES[codec]
@@ -327,13 +359,11 @@ class _Plan:
         return []
 
     def _add_data(self, stream: Any) -> list[str]:
-        """Leave data out: PyAV cannot give the muxers what they need for it, and they fail at the end."""
-        is_chapter_track = (
-            stream.discard == Discard.all
-        )  # QuickTime's; its chapters are copied as such
-        is_timecode = (
-            "timecode" in stream.metadata
-        )  # a tag of the video too, from which a track is made
+        """Leave data out: PyAV cannot set up the muxers for it, and they fail at the end."""
+        # QuickTime stores chapters in a data stream; `copy_chapters` copies them.
+        is_chapter_track = stream.discard == Discard.all
+        # The timecode is also a tag of the video, from which the muxer creates the stream.
+        is_timecode = "timecode" in stream.metadata
         if is_chapter_track or is_timecode:
             return []
         return self._leave_out(stream, "streams of data cannot be copied yet")
@@ -345,16 +375,29 @@ class _Plan:
 
 def _label(stream: Any) -> str:
     """Name a stream for a user: "subtitle 3 (hdmv_pgs_subtitle, ger)"."""
-    name = stream.metadata.get("filename") or codec_name(stream)
+    details = stream.metadata.get("filename") or codec_name(stream)
     language = stream.metadata.get("language")
-    return f"{stream.type} {stream.index} ({name}{f', {language}' if language else ''})"
+    if language:
+        details = f"{details}, {language}"
+    return f"{stream.type} {stream.index} ({details})"
 
 
 def _first_packet(path: Path, index: int) -> bytes | None:
-    """Read the only packet of a cover image, in an opening of its own."""
+    """Read the only packet of a cover image; opens the file again."""
     with open_container(path) as container:
-        packet = next(iter(container.demux(container.streams[index])), None)
+        packets = container.demux(container.streams[index])
+        packet = next(iter(packets), None)
         return bytes(packet) if packet is not None and packet.size else None
+
+
+def _cover_packet(stream: Any, data: bytes) -> Packet[Any]:
+    """Create the only packet of a cover image."""
+    packet: Packet[Any] = Packet(data)
+    packet.stream = stream
+    packet.pts = packet.dts = 0
+    packet.time_base = _COVER_TIME_BASE
+    packet.is_keyframe = True
+    return packet
 
 
 def _seconds(ticks: int | None, packet: Packet[Any]) -> Fraction:

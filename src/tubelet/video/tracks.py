@@ -1,4 +1,4 @@
-"""One stream on its way from the source to the output: copied, or converted."""
+"""Copy or convert the packets of one stream on their way from the source to the output."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ _TEXT_SUBTITLES = (
     "subviewer",
     "sami",
 )
+# The usual audio layout by the number of channels.
 _USUAL_LAYOUTS = {
     1: "mono",
     2: "stereo",
@@ -48,94 +49,107 @@ _USUAL_LAYOUTS = {
     7: "6.1",
     8: "7.1",
 }
+_PREFERRED_SAMPLE_RATE = 48000
 _BITS_PER_CHANNEL = {"aac": 128_000, "libopus": 96_000, "libmp3lame": 128_000}
+# The bit rate grows with the number of channels up to this one.
+_MAX_RATED_CHANNELS = 6
+# Fields of an ASS event before its text: ReadOrder, Layer, Style, Name, three margins, Effect.
+_ASS_FIELDS_BEFORE_TEXT = 8
 
 
 class Track(Protocol):
-    """What happens to the packets of one stream."""
+    """Conversion of the packets of one stream."""
 
     def convert(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
-        """Turn a packet of the source, already in the time of the output, into packets to be muxed."""
+        """Convert a packet of the source, already in the time of the output, to packets to mux."""
         ...
 
     def flush(self) -> Iterator[Packet[Any]]:
-        """Give what is left at the end."""
+        """Yield the remaining packets at the end."""
         ...
 
 
 class CopiedTrack:
-    """Packets go through untouched; only their times may be made exact."""
+    """A track whose packets are copied; only their times may be made exact."""
 
     def __init__(self, source: Any, target: Any, *, smooth: bool) -> None:
-        """Prepare.
+        """Create a track.
 
         Args:
-            source: stream that is read.
-            target: stream that is written.
-            smooth: audio with coarse times (milliseconds in Matroska) gets those of its samples.
+            source: Stream to read.
+            target: Stream to write.
+            smooth: Replace coarse times of audio (milliseconds in Matroska) by sample counts.
         """
         self._target = target
         context = source.codec_context
-        self._samples = int(getattr(context, "frame_size", 0) or 0)
-        self._rate = int(getattr(context, "sample_rate", 0) or 0)
-        self._smooth = smooth and self._samples > 0 and self._rate > 0
-        self._expected: int | None = None
+        self._frame_size = int(getattr(context, "frame_size", 0) or 0)
+        self._sample_rate = int(getattr(context, "sample_rate", 0) or 0)
+        self._smooth = smooth and self._frame_size > 0 and self._sample_rate > 0
+        self._next_sample: int | None = None
 
     def convert(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
-        """Hand the packet over."""
+        """Yield the packet itself."""
         packet.stream = self._target
         if self._smooth and packet.pts is not None:
-            self._snap(packet)
+            self._set_sample_time(packet)
         yield packet
 
     def flush(self) -> Iterator[Packet[Any]]:
-        """Give nothing: nothing is held."""
+        """Yield nothing: no packet is held back."""
         yield from ()
 
-    def _snap(self, packet: Packet[Any]) -> None:
+    def _set_sample_time(self, packet: Packet[Any]) -> None:
         """Replace a rounded time by the count of samples while both agree within one tick."""
-        tick = Fraction(packet.time_base)
-        if tick * self._rate <= 1:
+        samples_per_tick = Fraction(packet.time_base) * self._sample_rate
+        if samples_per_tick <= 1:
+            # The time is exact already.
             return
-        exact = round(cast(int, packet.pts) * tick * self._rate)
-        if self._expected is None or abs(exact - self._expected) > tick * self._rate:
-            self._expected = exact
-        packet.time_base = Fraction(1, self._rate)
-        packet.pts = packet.dts = self._expected
-        packet.duration = self._samples
-        self._expected += self._samples
+        rounded = round(cast(int, packet.pts) * samples_per_tick)
+        # A larger difference is a gap in the audio: count from there.
+        if self._next_sample is None or abs(rounded - self._next_sample) > samples_per_tick:
+            self._next_sample = rounded
+        packet.time_base = Fraction(1, self._sample_rate)
+        packet.pts = packet.dts = self._next_sample
+        packet.duration = self._frame_size
+        self._next_sample += self._frame_size
 
 
 class RecodedAudio:
-    """Audio whose codec does not fit the container."""
+    """An audio track that is decoded and encoded, because its codec does not fit the container.
+
+    Attributes:
+        damaged: Number of packets that could not be decoded.
+    """
 
     def __init__(self, source: Any, container: OutputContainer, encoder: str) -> None:
-        """Add a stream to `container` with layout and rate of `source`, as far as the encoder has them.
+        """Add a stream to `container` with the layout and rate of `source`, or the nearest ones.
+
+        Args:
+            source: Stream to read.
+            container: Container to write.
+            encoder: FFmpeg's name of the encoder.
 
         Raises:
-            ValueError: the encoder takes none of the layouts that would do.
+            ValueError: The encoder supports neither the layout of the source nor stereo.
         """
         rates = Codec(encoder, "w").audio_rates
         rate = int(source.codec_context.sample_rate)
         if rates and rate not in rates:
-            rate = 48000 if 48000 in rates else max(rates)
-        layout = source.codec_context.layout
-        usual = _USUAL_LAYOUTS.get(layout.nb_channels, "stereo")
-        names = [name for name in (layout.name, usual, "stereo") if _encodes(encoder, rate, name)]
-        if not names:
-            raise ValueError(f"{encoder} takes neither {layout.name} nor stereo")
+            has_preferred = _PREFERRED_SAMPLE_RATE in rates
+            rate = _PREFERRED_SAMPLE_RATE if has_preferred else max(rates)
+        layout = _choose_audio_layout(encoder, rate, source.codec_context.layout)
         self._stream: Any = container.add_stream(encoder, rate=rate)
-        _configure(self._stream.codec_context, encoder, rate, names[0])
+        _open_audio_encoder(self._stream.codec_context, encoder, rate, layout)
         self._source = source
         self.damaged = 0
 
     @property
     def stream(self) -> Any:
-        """The stream that is written."""
+        """Stream that is written."""
         return self._stream
 
     def convert(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
-        """Decode and encode; packets that cannot be decoded are counted in `damaged`."""
+        """Decode and encode a packet; those that cannot be decoded are counted in `damaged`."""
         try:
             frames = packet.decode()
         except av.InvalidDataError:
@@ -145,7 +159,7 @@ class RecodedAudio:
             yield from self._stream.encode(frame)
 
     def flush(self) -> Iterator[Packet[Any]]:
-        """Give what decoder and encoder hold."""
+        """Yield the packets that decoder and encoder hold back."""
         with contextlib.suppress(av.EOFError):
             for frame in self._source.codec_context.decode(None):
                 yield from self._stream.encode(frame)
@@ -153,10 +167,13 @@ class RecodedAudio:
 
 
 class ConvertedSubtitle:
-    """Text subtitles in the form that the container has; FFmpeg knows all of them as ASS events."""
+    """A track of text subtitles, converted to the format of the container.
+
+    FFmpeg decodes every text format to ASS events and encodes from them.
+    """
 
     def __init__(self, source: Any, container: OutputContainer, encoder: str) -> None:
-        """Add a stream to `container`; styles go over in the ASS header."""
+        """Add a stream to `container`; the ASS header carries the styles."""
         self._source = source
         source.codec_context.open(strict=False)
         self._stream: Any = container.add_stream(encoder)
@@ -167,17 +184,19 @@ class ConvertedSubtitle:
 
     @property
     def stream(self) -> Any:
-        """The stream that is written."""
+        """Stream that is written."""
         return self._stream
 
     def convert(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
-        """Convert one event; empty ones, which only end the last, are left out."""
+        """Convert one event; empty ones, which only end the previous event, are left out."""
         rects: list[Any] = list(packet.decode())
         events = [rect.ass for rect in rects if isinstance(rect, AssSubtitle) and rect.ass]
         if not events:
             return
-        texts = [event.split(b",", 8)[-1] for event in events]
-        merged = events[0][: len(events[0]) - len(texts[0])] + rb"\N".join(texts)
+        # Several texts of one time become the lines of one event.
+        texts = [event.split(b",", _ASS_FIELDS_BEFORE_TEXT)[-1] for event in events]
+        fields = events[0][: len(events[0]) - len(texts[0])]
+        merged = fields + rb"\N".join(texts)
         converted = self._encoder.encode_subtitle(SubtitleSet.create(merged, 0, 1))
         converted.pts = converted.dts = packet.pts
         converted.duration = packet.duration
@@ -186,34 +205,51 @@ class ConvertedSubtitle:
         yield converted
 
     def flush(self) -> Iterator[Packet[Any]]:
-        """Give nothing: nothing is held."""
+        """Yield nothing: no packet is held back."""
         yield from ()
 
 
-def _configure(context: Any, encoder: str, rate: int, layout: str) -> None:
+def _open_audio_encoder(context: Any, encoder: str, rate: int, layout: str) -> None:
     """Set up and open an audio encoder."""
-    context.sample_rate, context.layout = rate, layout
+    context.sample_rate = rate
+    context.layout = layout
     if encoder in _BITS_PER_CHANNEL:
         channels = cast(Any, context.layout).nb_channels
-        context.bit_rate = min(channels, 6) * _BITS_PER_CHANNEL[encoder]
+        context.bit_rate = min(channels, _MAX_RATED_CHANNELS) * _BITS_PER_CHANNEL[encoder]
     context.open()
 
 
+def _choose_audio_layout(encoder: str, rate: int, layout: Any) -> str:
+    """Name a layout that an encoder supports: that of the source, the usual one, or stereo.
+
+    Raises:
+        ValueError: The encoder supports none of them.
+    """
+    usual = _USUAL_LAYOUTS.get(layout.nb_channels, "stereo")
+    for name in (layout.name, usual, "stereo"):
+        if _encodes(encoder, rate, name):
+            return name
+    raise ValueError(f"{encoder} takes neither {layout.name} nor stereo")
+
+
 def _encodes(encoder: str, rate: int, layout: str) -> bool:
-    """Try an encoder apart from any container: a stream that was added cannot be taken back."""
+    """Return whether an encoder supports a rate and layout.
+
+    It is tried without a container, because a stream that was added cannot be removed.
+    """
     context: Any = av.CodecContext.create(encoder, "w")
     formats = Codec(encoder, "w").audio_formats
     if formats:
         context.format = formats[0]
     try:
-        _configure(context, encoder, rate, layout)
+        _open_audio_encoder(context, encoder, rate, layout)
     except (ValueError, av.FFmpegError):
         return False
     return True
 
 
 def codec_name(stream: Any) -> str:
-    """Name the codec of a stream as FFmpeg does."""
+    """Return FFmpeg's name of the codec of a stream."""
     context = stream.codec_context
     if context is None:
         return str(getattr(stream, "name", None) or "unknown")
@@ -221,16 +257,16 @@ def codec_name(stream: Any) -> str:
 
 
 def is_text_subtitle(stream: Any) -> bool:
-    """Say whether a subtitle stream is text rather than images."""
+    """Return whether a subtitle stream is text, not images."""
     return codec_name(stream) in _TEXT_SUBTITLES
 
 
 def can_hold(spec: ContainerSpec, stream: Any) -> bool:
-    """Find out whether a container takes a stream as it is, by writing a header into memory.
+    """Return whether a container accepts a stream unchanged, by writing a header to memory.
 
     Args:
-        spec: the container.
-        stream: of the source.
+        spec: The container.
+        stream: Stream of the source.
     """
     if spec.refuses(stream.type, codec_name(stream)):
         return False
