@@ -76,7 +76,7 @@ def test_a_segment_that_was_not_ended_leaves_nothing(tmp_path):
 def test_a_file_that_was_cut_off_is_refused(tmp_path, size):
     path = write_part(tmp_path / "0.part")
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(InputError, match="damaged or not whole"):
+    with pytest.raises(InputError, match="damaged or incomplete"):
         open_part(path)
 
 
@@ -86,7 +86,7 @@ def test_a_damaged_index_is_refused(tmp_path, place):
     data = bytearray(path.read_bytes())
     data[place] ^= 0x80
     path.write_bytes(data)
-    with pytest.raises(InputError, match="damaged or not whole"):
+    with pytest.raises(InputError, match="damaged or incomplete"):
         copy_part(path, PartWriter(tmp_path / "copy.part"))
 
 

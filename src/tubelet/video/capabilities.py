@@ -1,4 +1,4 @@
-"""What the FFmpeg inside PyAV can do here."""
+"""Report which encoders work in the FFmpeg that PyAV contains."""
 
 from __future__ import annotations
 
@@ -12,28 +12,35 @@ from tubelet.video.codecs import CODECS
 
 __all__ = ["encoder_works", "library_versions", "working_codecs"]
 
-_NOT_CHOSEN = ("gif", "rawvideo")  # these follow from the container
+# Codecs that a user cannot choose, because they follow from the container.
+_NOT_CHOSEN = ("gif", "rawvideo")
+# Large enough for every encoder.
+_TRIAL_SIZE_PX = 256
 
 
 def library_versions() -> dict[str, str]:
     """Read the versions of PyAV and of its FFmpeg libraries."""
-    libraries = {
-        name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())
-    }
-    return {"PyAV": av.__version__, **libraries}
+    versions = {"PyAV": av.__version__}
+    for name, version in sorted(av.library_versions.items()):
+        versions[name] = ".".join(map(str, version))
+    return versions
 
 
 def encoder_works(name: str) -> bool:
-    """Say whether an encoder exists and opens: a hardware encoder can be built in and have no hardware.
+    """Return whether an encoder exists and opens.
+
+    A hardware encoder may be part of FFmpeg although its hardware is absent.
 
     Args:
         name: FFmpeg's name of a video encoder, for example libx264.
     """
-    os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings on stderr otherwise
+    # Keeps SVT-AV1 from printing its settings on stderr.
+    os.environ.setdefault("SVT_LOG", "1")
     try:
         context = cast(Any, av.CodecContext.create(name, "w"))
-        formats: list[str] = [layout.name for layout in av.Codec(name, "w").video_formats or ()]
-        context.width, context.height = 256, 256
+        formats: list[str] = [pix_fmt.name for pix_fmt in av.Codec(name, "w").video_formats or ()]
+        context.width = _TRIAL_SIZE_PX
+        context.height = _TRIAL_SIZE_PX
         context.pix_fmt = "yuv420p" if "yuv420p" in formats else formats[0]
         context.time_base = Fraction(1, 25)
         if name == "libx265":
@@ -45,9 +52,9 @@ def encoder_works(name: str) -> bool:
 
 
 def working_codecs() -> dict[str, bool]:
-    """Say for each codec that `--codec` takes whether its encoder works here."""
-    return {
-        name: encoder_works(spec.encoder)
-        for name, spec in CODECS.items()
-        if name not in _NOT_CHOSEN
-    }
+    """Return for each codec of `--codec` whether its encoder works here."""
+    codecs: dict[str, bool] = {}
+    for name, spec in CODECS.items():
+        if name not in _NOT_CHOSEN:
+            codecs[name] = encoder_works(spec.encoder)
+    return codecs

@@ -393,7 +393,7 @@ def _choose_codec(
     if name == "auto":
         name = container.codecs[0] if like.bit_depth <= 8 else container.deep_codec
     elif name not in CODECS:
-        raise RequestError(f"unknown codec {name!r}; choose auto, {', '.join(CODECS)}")
+        raise RequestError(f"unknown codec {name!r}; known are auto, {', '.join(CODECS)}")
     if name not in container.codecs:
         raise RequestError(f"{suffix} does not hold {name}; it holds {', '.join(container.codecs)}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,21 @@ __all__ = [
     "read_siting",
 ]
 
+# FFmpeg's names of AVCHROMA_LOC_*, by value.
 _SITINGS = ("unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom")
-_FREE_CLOCKS = ("mpegts", "mpeg")  # formats whose clock starts anywhere
-_LIBAV_DEFAULT_LEVEL = 32  # AV_LOG_INFO
-_TURNS = (  # counter-clockwise by 0, 90, 180, 270 degrees
+# Formats whose clock may start anywhere.
+_FREE_CLOCKS = ("mpegts", "mpeg")
+_AV_LOG_INFO = 32
+_UNSPECIFIED = 2
+_DEFAULT_TIME_BASE = Fraction(1, 90000)
+# Sizes of FFmpeg's structures in bytes.
+_DISPLAY_MATRIX_BYTES = 36
+_MASTERING_DISPLAY_BYTES = 88
+_LIGHT_LEVEL_BYTES = 8
+# First boxes of an MP4 or MOV file.
+_MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide")
+# Counter-clockwise by 0, 90, 180, 270 degrees.
+_ROTATIONS = (
     Orientation(),
     Orientation(transpose=True, flip_y=True),
     Orientation(flip_x=True, flip_y=True),
@@ -41,13 +51,15 @@ _dump_lock = threading.Lock()
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:
-    """Read the display matrix of a decoded frame (right angles and mirrors; others go to the nearest)."""
+    """Read the display matrix of a decoded frame.
+
+    Right angles and mirrors are exact; other rotations are rounded to the nearest of them.
+    """
     data = _side_data(frame, SideDataType.DISPLAYMATRIX)
-    if data is None or len(data) < 36:
-        return _TURNS[round(frame.rotation / 90) % 4]
-    a, b, _, c, d = struct.unpack_from(
-        "=5i", data
-    )  # x' = a·x + c·y, y' = b·x + d·y, 16.16 fixed point
+    if data is None or len(data) < _DISPLAY_MATRIX_BYTES:
+        return _ROTATIONS[round(frame.rotation / 90) % 4]
+    # x' = a·x + c·y, y' = b·x + d·y, in 16.16 fixed point.
+    a, b, _, c, d = struct.unpack_from("=5i", data)
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
@@ -57,13 +69,13 @@ def open_container(path: Path) -> InputContainer:
     """Open a local file for reading.
 
     Args:
-        path: of the file.
+        path: Path of the file.
 
     Returns:
-        The container; no local file makes FFmpeg open a network address.
+        The container. A local file cannot make FFmpeg open a network address.
 
     Raises:
-        InputError: missing, empty, unreadable, or not a media file.
+        InputError: The file is missing, empty, unreadable, or not a media file.
     """
     _check_file(path)
     try:
@@ -76,27 +88,26 @@ def open_container(path: Path) -> InputContainer:
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied") from error
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a video that can be read: {_reason(path, error)}"
-        ) from error
-    container.flags &= ~int(
-        Flags.gen_pts.value
-    )  # PyAV asks for guessed pts; wrong where B-frames have none
-    if container.format.name == "tty":  # FFmpeg would draw the letters
+        reason = _failure_reason(path, error)
+        raise InputError(f"{path} is not a video that can be read: {reason}") from error
+    # PyAV lets FFmpeg guess missing pts, which is wrong where B-frames have none.
+    container.flags &= ~int(Flags.gen_pts.value)
+    if container.format.name == "tty":
+        # FFmpeg would render the letters as a video.
         container.close()
         raise InputError(f"{path} is a text file, not a video")
     return container
 
 
 def pick_video_stream(container: InputContainer, source: str) -> VideoStream:
-    """Choose the video: the default one, else the first; cover images do not count.
+    """Choose the video: the default one, else the first; cover images are ignored.
 
     Raises:
-        InputError: there is none, or nothing here can decode it.
+        InputError: There is none, or no decoder for it.
     """
     streams = [s for s in container.streams.video if "attached_pic" not in _flags(s)]
     if not streams:
-        kinds = sorted({str(s.type) for s in container.streams})
+        kinds = sorted({str(stream.type) for stream in container.streams})
         raise InputError(f"{source} has no video stream, only {', '.join(kinds) or 'nothing'}")
     stream = next((s for s in streams if "default" in _flags(s)), streams[0])
     context: Any = stream.codec_context
@@ -110,32 +121,45 @@ def pick_video_stream(container: InputContainer, source: str) -> VideoStream:
 def read_siting(container: InputContainer, stream: VideoStream) -> int:
     """Read the chroma siting (AVCHROMA_LOC_*), before the first packet is decoded.
 
-    PyAV shows it only in FFmpeg's dump of the format, at a verbose level. While that level is set, whoever logs
-    waits for the interpreter; a decoder's thread that does so as its decoder is freed would wait for ever.
+    PyAV exposes it only in FFmpeg's dump of the format, at a verbose log level. While that level is
+    set, every thread that logs waits for the interpreter; a decoder thread that logs while its
+    decoder is freed would wait forever.
     """
+    dump = _dump_format(container)
     pix_fmt: str | None = stream.codec_context.pix_fmt
-    with _dump_lock:
-        before = av.logging.get_level()
-        av.logging.set_level(av.logging.INFO)
-        av.logging.set_libav_level(av.logging.VERBOSE)
-        try:
-            untyped: Any = container  # dumps_format is missing from the stubs
-            dump = str(untyped.dumps_format())
-        finally:
-            av.logging.set_libav_level(_LIBAV_DEFAULT_LEVEL)
-            av.logging.set_level(before)
+    opening = f"{pix_fmt}("
+    # For example: Stream #0:0: Video: h264 (High), yuv420p(tv, bt709/bt709/smpte170m, topleft), ...
     for line in dump.splitlines():
-        if line.strip().startswith(f"Stream #0:{stream.index}") and f"{pix_fmt}(" in line:
-            words = line.split(f"{pix_fmt}(", 1)[1].split(")", 1)[0].replace("/", ", ").split(", ")
-            return next((_SITINGS.index(word) for word in words if word in _SITINGS), 0)
+        if not line.strip().startswith(f"Stream #0:{stream.index}") or opening not in line:
+            continue
+        in_parentheses = line.split(opening, 1)[1].split(")", 1)[0]
+        for word in in_parentheses.replace("/", ", ").split(", "):
+            if word in _SITINGS:
+                return _SITINGS.index(word)
+        return 0
     return 0
 
 
+def _dump_format(container: InputContainer) -> str:
+    """Return FFmpeg's description of a container, at a verbose log level."""
+    with _dump_lock:
+        previous_level = av.logging.get_level()
+        av.logging.set_level(av.logging.INFO)
+        av.logging.set_libav_level(av.logging.VERBOSE)
+        try:
+            # dumps_format is missing from the stubs.
+            untyped: Any = container
+            return str(untyped.dumps_format())
+        finally:
+            av.logging.set_libav_level(_AV_LOG_INFO)
+            av.logging.set_level(previous_level)
+
+
 def clock_origin(container: InputContainer) -> Fraction:
-    """Give the time from which an output counts, before the first packet is decoded.
+    """Return the time from which an output counts, before the first packet is decoded.
 
     Returns:
-        Seconds: 0, or the first timestamp where the clock of the format has no meaning of its own.
+        Seconds: 0, or the first timestamp if the clock of the format may start anywhere.
     """
     if container.format.name not in _FREE_CLOCKS:
         return Fraction(0)
@@ -155,38 +179,43 @@ def describe(
     siting: int,
     origin_s: Fraction = Fraction(0),
 ) -> VideoInfo:
-    """Put together what the container, the stream and its first decoded frame say.
+    """Describe a video by its container, its stream and its first decoded frame.
 
     Args:
-        container: that holds the stream.
-        stream: the video.
-        frame: its first decoded frame.
-        source: name of the input.
-        siting: as `read_siting` gives it.
-        origin_s: as `clock_origin` gives it.
+        container: Container of the stream.
+        stream: Video stream.
+        frame: Its first decoded frame.
+        source: Name of the input.
+        siting: Result of `read_siting`.
+        origin_s: Result of `clock_origin`.
     """
-    turn = orientation_of(frame)
-    width, height = (frame.height, frame.width) if turn.transpose else (frame.width, frame.height)
+    orientation = orientation_of(frame)
+    width = frame.width
+    height = frame.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if aspect <= 0:
         aspect = Fraction(1)
-    layout = frame.format
-    rate = (
-        stream.guessed_rate if _is_avi(container) else stream.average_rate
-    ) or stream.guessed_rate
+    if orientation.transpose:
+        width, height = height, width
+        aspect = 1 / aspect
+
+    # The average rate of AVI also counts dropped frames.
+    rate = stream.guessed_rate if _is_avi(container) else stream.average_rate
+    rate = rate or stream.guessed_rate
     duration_s = _duration_s(container, stream)
+    pix_fmt = frame.format
     return VideoInfo(
         source=source,
         width=width,
         height=height,
-        rotation_deg=turn.rotation_deg,
-        sample_aspect=1 / aspect if turn.transpose else aspect,
-        pix_fmt=layout.name,
-        bit_depth=max((c.bits for c in layout.components), default=8),
+        rotation_deg=orientation.rotation_deg,
+        sample_aspect=aspect,
+        pix_fmt=pix_fmt.name,
+        bit_depth=max((component.bits for component in pix_fmt.components), default=8),
         has_alpha=_has_alpha(frame, stream),
-        is_rgb=layout.is_rgb or layout.has_palette,
+        is_rgb=pix_fmt.is_rgb or pix_fmt.has_palette,
         color=_color(stream, frame, siting),
-        time_base=stream.time_base or Fraction(1, 90000),
+        time_base=stream.time_base or _DEFAULT_TIME_BASE,
         average_rate=rate or None,
         duration_s=duration_s,
         frames_hint=_frames_hint(container, stream, duration_s, rate),
@@ -209,24 +238,27 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path} is empty (0 bytes)")
 
 
-def _reason(path: Path, error: Exception) -> str:
-    """Say in a few words why FFmpeg refused a file."""
+def _failure_reason(path: Path, error: Exception) -> str:
+    """Explain in a few words why FFmpeg refused a file."""
     with path.open("rb") as file:
         head = file.read(4096)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide"):
+    if head[4:8] in _MOV_BOXES:
         return "the file is cut off or damaged before its index (no moov box)"
     text = head.decode("utf-8", errors="replace")
-    if "\0" not in text and "\ufffd" not in text[:-1]:
+    # The last character may be cut in the middle.
+    is_text = "\0" not in text and "\ufffd" not in text[:-1]
+    if is_text:
         return "it looks like a text file"
     return getattr(error, "strerror", None) or str(error)
 
 
 def _flags(stream: Any) -> tuple[str, ...]:
-    disposition: Iterator[Any] = iter(stream.disposition)
-    return tuple(str(flag.name) for flag in disposition)
+    """Return the names of a stream's disposition flags that are set."""
+    return tuple(str(flag.name) for flag in stream.disposition)
 
 
 def _codec(stream: Any) -> str:
+    """Return FFmpeg's name of a stream's codec; its tag or "" if there is no decoder."""
     if stream.codec_context is not None:
         return str(stream.codec_context.codec.canonical_name)
     return str(getattr(stream, "name", None) or getattr(stream, "codec_tag", None) or "")
@@ -245,64 +277,82 @@ def _stream_info(stream: Any) -> StreamInfo:
 
 def _side_data(frame: VideoFrame, kind: SideDataType) -> bytes | None:
     try:
-        items: Any = frame.side_data  # the stubs call it a mapping; it iterates over values
-    except ValueError:  # PyAV refuses the lot if there is one kind it does not know, such as EXIF
+        # The stubs declare a mapping, but it iterates over values.
+        items: Any = frame.side_data
+    except ValueError:
+        # PyAV raises if the frame has a single kind that it does not know, such as EXIF.
         return None
-    return next((bytes(item) for item in items if item.type == kind), None)
+    for item in items:
+        if item.type == kind:
+            return bytes(item)
+    return None
 
 
 def _hdr(frame: VideoFrame) -> HdrMetadata | None:
+    """Read the static HDR metadata of a frame from FFmpeg's structures."""
     fields: dict[str, Any] = {}
     mastering = _side_data(frame, SideDataType.MASTERING_DISPLAY_METADATA)
-    if mastering is not None and len(mastering) >= 88:
-        ints = struct.unpack_from("=22i", mastering)  # ten rationals, has_primaries, has_luminance
-        value = [Fraction(ints[i], ints[i + 1] or 1) for i in range(0, 20, 2)]
-        if ints[20]:
-            fields["primaries"] = tuple((value[i], value[i + 1]) for i in (0, 2, 4))
-            fields["white_point"] = (value[6], value[7])
-        if ints[21]:
-            fields["min_luminance"], fields["max_luminance"] = value[8], value[9]
+    if mastering is not None and len(mastering) >= _MASTERING_DISPLAY_BYTES:
+        # AVMasteringDisplayMetadata: ten rationals, has_primaries, has_luminance.
+        ints = struct.unpack_from("=22i", mastering)
+        values = [Fraction(ints[i], ints[i + 1] or 1) for i in range(0, 20, 2)]
+        has_primaries = ints[20]
+        has_luminance = ints[21]
+        if has_primaries:
+            fields["primaries"] = tuple((values[i], values[i + 1]) for i in (0, 2, 4))
+            fields["white_point"] = (values[6], values[7])
+        if has_luminance:
+            fields["min_luminance"] = values[8]
+            fields["max_luminance"] = values[9]
     light = _side_data(frame, SideDataType.CONTENT_LIGHT_LEVEL)
-    if light is not None and len(light) >= 8:
-        fields["max_cll"], fields["max_fall"] = struct.unpack_from("=2I", light)
+    if light is not None and len(light) >= _LIGHT_LEVEL_BYTES:
+        max_cll, max_fall = struct.unpack_from("=2I", light)
+        fields["max_cll"] = max_cll
+        fields["max_fall"] = max_fall
     return HdrMetadata(**fields) if fields else None
 
 
 def _color(stream: VideoStream, frame: VideoFrame, siting: int) -> ColorTags:
-    """Read the tags: those of the frame (its decoder knows best), else those of the stream."""
-
-    def tag(ours: int, theirs: int) -> int:
-        return int(theirs) if int(ours) == 2 else int(ours)
-
-    value = int(frame.color_range) or int(stream.color_range)
-    full_range = None if value == 0 else value == 2
+    """Read the tags of the frame, since its decoder knows best; missing ones from the stream."""
+    # AVCOL_RANGE_*: 0 unspecified, 1 limited, 2 full.
+    color_range = int(frame.color_range) or int(stream.color_range)
+    full_range = None if color_range == 0 else color_range == 2
     if full_range is None and frame.format.name.startswith("yuvj"):
         full_range = True
     return ColorTags(
-        matrix=tag(frame.colorspace, stream.colorspace),
-        primaries=tag(frame.color_primaries, stream.color_primaries),
-        transfer=tag(frame.color_trc, stream.color_trc),
+        matrix=_first_specified(frame.colorspace, stream.colorspace),
+        primaries=_first_specified(frame.color_primaries, stream.color_primaries),
+        transfer=_first_specified(frame.color_trc, stream.color_trc),
         full_range=full_range,
         siting=siting,
     )
 
 
+def _first_specified(of_frame: int, of_stream: int) -> int:
+    return int(of_stream) if int(of_frame) == _UNSPECIFIED else int(of_frame)
+
+
 def _has_alpha(frame: VideoFrame, stream: VideoStream) -> bool:
-    layout = frame.format
-    alpha = layout.has_palette or any(c.is_alpha for c in layout.components)
-    if alpha and _codec(stream) == "gif":  # the decoder always gives bgra; most GIFs are opaque
-        return bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
-    return alpha
+    pix_fmt = frame.format
+    has_alpha_component = any(component.is_alpha for component in pix_fmt.components)
+    has_alpha = pix_fmt.has_palette or has_alpha_component
+    if has_alpha and _codec(stream) == "gif":
+        # The decoder always returns bgra, but most GIFs are opaque.
+        alpha = frame.to_ndarray(format="rgba")[..., 3]
+        return bool((alpha < 255).any())
+    return has_alpha
 
 
 def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
+    """Read the duration of the video stream, else of the container, in seconds."""
     if _is_avi(container) and stream.frames and stream.average_rate:
-        return float(stream.frames / stream.average_rate)  # also counts frames that were dropped
+        # This count includes dropped frames.
+        return float(stream.frames / stream.average_rate)
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    tagged = _tagged_duration_s(stream)
-    if tagged is not None:
-        return tagged
+    tagged_s = _tagged_duration_s(stream)
+    if tagged_s is not None:
+        return tagged_s
     duration: int | None = container.duration
     return duration / av.time_base if duration else None
 
@@ -310,11 +360,11 @@ def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
 def _tagged_duration_s(stream: VideoStream) -> float | None:
     """Read Matroska's DURATION tag of a stream: "00:01:02.345000000"."""
     text = stream.metadata.get("DURATION") or stream.metadata.get("DURATION-eng")
-    parts = text.split(":") if text else []
-    if len(parts) != 3:
+    if not text or text.count(":") != 2:
         return None
+    hours, minutes, seconds = text.split(":")
     try:
-        return int(parts[0]) * 3600 + int(parts[1]) * 60 + float(parts[2])
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
         return None
 
@@ -326,11 +376,11 @@ def _is_avi(container: InputContainer) -> bool:
 def _frames_hint(
     container: InputContainer, stream: VideoStream, duration_s: float | None, rate: Fraction | None
 ) -> int | None:
+    """Read the number of frames from the header or a tag, or estimate it."""
     if stream.frames and not _is_avi(container):
         return stream.frames
-    tagged = (
-        stream.metadata.get("NUMBER_OF_FRAMES") or stream.metadata.get("NUMBER_OF_FRAMES-eng") or ""
-    )
+    tagged = stream.metadata.get("NUMBER_OF_FRAMES")
+    tagged = tagged or stream.metadata.get("NUMBER_OF_FRAMES-eng") or ""
     if tagged.isdigit():
         return int(tagged)
     return round(duration_s * rate) if duration_s and rate else None

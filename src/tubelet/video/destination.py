@@ -1,4 +1,4 @@
-"""Where an output goes: what kind it is, whether it may be written, and its name until it is whole."""
+"""Check where an output goes: its kind, whether it may be written, its name while unfinished."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ __all__ = [
 DestinationKind = Literal["file", "folder", "pattern", "pipe"]
 
 FOLDER_NAMES = "%08d.png"
-"""Pattern of the images where a folder is named."""
+"""Printf pattern of the images in a folder."""
 _PATTERN = re.compile(r"%0?(\d*)d")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def destination_kind(dst: str | Path) -> DestinationKind:
-    """Tell a video file from a folder of images, a printf pattern of images and a pipe.
+    """Distinguish a video file, a folder of images, a printf pattern of images and a pipe.
 
     Args:
-        dst: what a user typed.
+        dst: Output as the user typed it.
 
     Returns:
-        "pipe" for "-"; "pattern" where the name has a `%05d`; "folder" for an existing folder, a trailing
-        slash or a name without extension; otherwise "file".
+        "pipe" for "-"; "pattern" if the name has a `%05d`; "folder" for an existing folder, a
+        trailing slash or a name without extension; otherwise "file".
 
     Raises:
-        RequestError: there is no name, or its extension is not one that Tubelet writes.
+        RequestError: The name is empty, or Tubelet does not write its extension.
     """
     text = str(dst)
     if text == "-":
@@ -62,10 +62,9 @@ def destination_kind(dst: str | Path) -> DestinationKind:
     if text.endswith("/") or path.is_dir() or not path.suffix:
         return "folder"
     if path.suffix.lower() not in CONTAINERS:
-        known = " ".join(CONTAINERS)
         raise RequestError(
-            f"unknown output extension {path.suffix!r}; known are {known}, a folder or a pattern such as "
-            "frames/%05d.png for images, and - for y4m on stdout"
+            f"unknown output extension {path.suffix!r}; known are {' '.join(CONTAINERS)}, "
+            "a folder or a pattern such as frames/%05d.png for images, and - for y4m on stdout"
         )
     return "file"
 
@@ -74,55 +73,42 @@ def check_output(dst: str | Path, *, source: str | Path, overwrite: bool) -> Non
     """Refuse an output that cannot or must not be written, before any work is done.
 
     Args:
-        dst: file, folder, printf pattern, or "-".
-        source: the input, which must not be the same file.
-        overwrite: an existing output may be replaced.
+        dst: File, folder, printf pattern, or "-".
+        source: The input, which must not be the same file.
+        overwrite: An existing output may be replaced.
 
     Raises:
-        RequestError: it exists, is the input itself, lies in a missing or unwritable folder, or has an
-            unknown extension.
+        RequestError: The output exists, is the input itself, is in a missing or unwritable folder,
+            or has an unknown extension.
     """
     kind = destination_kind(dst)
     if kind == "pipe":
         return
     path = Path(dst)
     _refuse_source(path, source)
-    if kind in ("folder", "pattern"):
-        folder, names = (path.parent, path.name) if kind == "pattern" else (path, FOLDER_NAMES)
-        _refuse_source_images(path, source, folder, names)
-    if kind == "file":
-        if path.is_symlink() and not path.exists():
-            raise RequestError(
-                f"{path} is a symbolic link to nothing; remove it or choose another name"
-            )
-        if path.exists() and not path.is_file():
-            raise RequestError(f"{path} is not a regular file; choose another name")
-        taken = path.exists()
-    elif kind == "folder":
-        if path.exists() and not path.is_dir():
-            raise RequestError(f"{path} is a file, not a folder for images")
-        taken = path.is_dir() and any(path.iterdir())
-    else:
-        taken = any(path.parent.glob(_PATTERN.sub("*", path.name)))
-    if taken and not overwrite:
+    if kind == "folder":
+        _refuse_source_images(path, source, path, FOLDER_NAMES)
+    elif kind == "pattern":
+        _refuse_source_images(path, source, path.parent, path.name)
+    if _exists(path, kind) and not overwrite:
         raise RequestError(f"{path} exists; choose another name or allow overwriting (--overwrite)")
-    _try_folder(path.parent, path)
+    _check_writable(path.parent, path)
 
 
 def part_path(path: Path) -> Path:
-    """Make up the hidden name next to `path` that the output has until it is whole."""
+    """Return a hidden name next to `path`, for the output until it is complete."""
     return path.with_name(f".{path.stem}.part-{secrets.token_hex(4)}{path.suffix}")
 
 
 @contextlib.contextmanager
 def write_errors(name: str) -> Generator[None]:
-    """Turn the errors of writing into one line for a user.
+    """Turn errors of writing into one line for a user.
 
     Args:
-        name: of the output.
+        name: Name of the output.
 
     Raises:
-        ResourceError: disk full, pipe closed, or whatever the system said.
+        ResourceError: The disk is full, the pipe was closed, or another error of the system.
     """
     try:
         yield
@@ -137,23 +123,49 @@ def write_errors(name: str) -> Generator[None]:
 
 
 def images_in(folder: Path, names: str) -> list[Path]:
-    """List the files of a folder that have a name of a printf pattern."""
+    """List the files of a folder whose names match a printf pattern."""
     if not folder.is_dir():
         return []
-    before, digits, after = _PATTERN.split(names, maxsplit=1)
-    regex = re.compile(rf"{re.escape(before)}\d{{{digits or 1},}}{re.escape(after)}")
+    prefix, digits, suffix = _PATTERN.split(names, maxsplit=1)
+    # printf writes no fewer digits than the pattern gives, but may write more.
+    number = rf"\d{{{digits or 1},}}"
+    regex = re.compile(re.escape(prefix) + number + re.escape(suffix))
     return [path for path in folder.iterdir() if regex.fullmatch(path.name)]
 
 
+def _exists(path: Path, kind: DestinationKind) -> bool:
+    """Return whether something would be overwritten.
+
+    Raises:
+        RequestError: The path is not of the right kind.
+    """
+    match kind:
+        case "file":
+            if path.is_symlink() and not path.exists():
+                raise RequestError(
+                    f"{path} is a symbolic link to nothing; remove it or choose another name"
+                )
+            if path.exists() and not path.is_file():
+                raise RequestError(f"{path} is not a regular file; choose another name")
+            return path.exists()
+        case "folder":
+            if path.exists() and not path.is_dir():
+                raise RequestError(f"{path} is a file, not a folder for images")
+            return path.is_dir() and any(path.iterdir())
+        case _:
+            return any(path.parent.glob(_PATTERN.sub("*", path.name)))
+
+
 def _refuse_source(path: Path, source: str | Path) -> None:
+    """Refuse to replace the input, also under another name of the same file."""
     if str(source) == "-":
         return
-    origin = Path(source)
+    source_path = Path(source)
     try:
-        same = origin.exists() and path.exists() and path.samefile(origin)
+        is_same = source_path.exists() and path.exists() and path.samefile(source_path)
     except OSError:
-        same = False
-    if same or path.absolute() == origin.absolute():
+        is_same = False
+    if is_same or path.absolute() == source_path.absolute():
         raise RequestError(f"output {path} is the input itself; choose another name")
 
 
@@ -161,7 +173,8 @@ def _refuse_source_images(path: Path, source: str | Path, folder: Path, names: s
     """Refuse to replace images that are the input."""
     try:
         images = list_images(str(source)) or []
-    except InputError:  # said again, and better, when the input is opened
+    except InputError:
+        # Opening the input raises the same error, with a better message.
         return
     replaced = {old.resolve() for old in images_in(folder, names)}
     if any(image.resolve() in replaced for image in images):
@@ -170,8 +183,8 @@ def _refuse_source_images(path: Path, source: str | Path, folder: Path, names: s
         )
 
 
-def _try_folder(folder: Path, path: Path) -> None:
-    """Create and remove a file: permissions alone do not say whether a folder can be written."""
+def _check_writable(folder: Path, path: Path) -> None:
+    """Create and remove a file: permissions do not prove that a folder can be written."""
     if not folder.exists():
         raise RequestError(f"folder {folder} does not exist; create it first")
     if not folder.is_dir():

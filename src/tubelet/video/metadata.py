@@ -1,4 +1,4 @@
-"""Titles, languages, flags and chapters, from one container to another."""
+"""Copy titles, languages, flags and chapters from one container to another."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from av.container import InputContainer, OutputContainer
 
 __all__ = ["copy_chapters", "copy_file_metadata", "copy_stream_metadata"]
 
+# Tags that describe the old file rather than the video, by name or by the start of it.
 _TECHNICAL = (
     "encoder",
     "major_brand",
@@ -20,49 +21,53 @@ _TECHNICAL = (
     "duration",
 )
 _STATISTICS = ("bps", "number_of_frames", "number_of_bytes", "_statistics", "duration-", "encoder-")
-_DEFAULT, _ATTACHED_PIC = 1, 1 << 10  # AV_DISPOSITION_*
-_WITHOUT_FLAGS = ("mov", "avi", "mpegts")  # their muxers write no dispositions, or only the default
+# AV_DISPOSITION_*.
+_DEFAULT = 1
+_ATTACHED_PIC = 1 << 10
+# Their muxers write no dispositions, or only the default flag.
+_WITHOUT_FLAGS = ("mov", "avi", "mpegts")
 
-# What FFmpeg's mov muxer writes into the file's user data; other keys it drops without a word.
+# Keys that FFmpeg's mov muxer writes to the user data of a file; it silently drops all others.
 _MP4_KEYS = frozenset(
-    {
-        *(
-            "title",
-            "artist",
-            "album_artist",
-            "composer",
-            "album",
-            "date",
-            "comment",
-            "genre",
-            "copyright",
-        ),
-        *(
-            "grouping",
-            "lyrics",
-            "description",
-            "synopsis",
-            "show",
-            "episode_id",
-            "network",
-            "keywords",
-        ),
-        *(
-            "episode_sort",
-            "season_number",
-            "media_type",
-            "hd_video",
-            "gapless_playback",
-            "compilation",
-        ),
-        *("track", "disc", "tmpo", "location", "creation_time", "encoding_tool", "timecode"),
-    }
+    (
+        "title",
+        "artist",
+        "album_artist",
+        "composer",
+        "album",
+        "date",
+        "comment",
+        "genre",
+        "copyright",
+        "grouping",
+        "lyrics",
+        "description",
+        "synopsis",
+        "show",
+        "episode_id",
+        "network",
+        "keywords",
+        "episode_sort",
+        "season_number",
+        "media_type",
+        "hd_video",
+        "gapless_playback",
+        "compilation",
+        "track",
+        "disc",
+        "tmpo",
+        "location",
+        "creation_time",
+        "encoding_tool",
+        "timecode",
+    )
 )
 _STREAM_KEYS = frozenset({"language", "title", "handler_name", "creation_time", "timecode"})
 _TS_KEYS = frozenset({"service_name", "service_provider"})
 _AVI_KEYS = frozenset(
     {"title", "artist", "comment", "copyright", "date", "genre", "album", "language", "track"}
 )
+# Keys by muxer; those that are not listed store any key.
 _KEYS: Mapping[str, frozenset[str]] = {
     "mp4": _MP4_KEYS,
     "mov": _MP4_KEYS,
@@ -74,15 +79,15 @@ _KEYS: Mapping[str, frozenset[str]] = {
 
 
 def copy_file_metadata(source: InputContainer, target: OutputContainer, notes: list[str]) -> None:
-    """Copy the tags of the file, and note those that the target has no place for."""
-    tags = _worth_copying(source.metadata)
+    """Copy the tags of the file, and note those that the target cannot store."""
+    tags = _relevant_tags(source.metadata)
     target.metadata.update(tags)
-    known = _KEYS.get(target.format.name)
-    lost = sorted(key for key in tags if known is not None and key.lower() not in known)
-    if lost:
-        notes.append(
-            f"tags of the file left out, {target.format.name} has no place for them: {', '.join(lost)}"
-        )
+    muxer = target.format.name
+    if muxer not in _KEYS:
+        return
+    dropped = sorted(key for key in tags if key.lower() not in _KEYS[muxer])
+    if dropped:
+        notes.append(f"tags of the file left out, {muxer} cannot store them: {', '.join(dropped)}")
 
 
 def copy_stream_metadata(source: Any, target: Any) -> list[str]:
@@ -92,16 +97,19 @@ def copy_stream_metadata(source: Any, target: Any) -> list[str]:
         Names of the tags and flags that the target container drops.
     """
     muxer = target.container.format.name
-    tags = _worth_copying(source.metadata)
-    if "name" in tags:  # what the mov demuxer calls the title that its muxer wrote
+    tags = _relevant_tags(source.metadata)
+    if "name" in tags:
+        # The mov demuxer returns the title as "name".
         tags.setdefault("title", tags.pop("name"))
     target.metadata.update(tags)
     target.disposition = int(source.disposition) & ~_ATTACHED_PIC
-    lost = [key for key in tags if muxer in _KEYS and key.lower() not in _STREAM_KEYS]
+    dropped: list[str] = []
+    if muxer in _KEYS:
+        dropped += [key for key in tags if key.lower() not in _STREAM_KEYS]
     if muxer in _WITHOUT_FLAGS:
         flags = source.disposition & ~(_DEFAULT | _ATTACHED_PIC)
-        lost += [f"{flag.name} (flag)" for flag in flags]
-    return sorted(lost)
+        dropped += [f"{flag.name} (flag)" for flag in flags]
+    return sorted(dropped)
 
 
 def copy_chapters(
@@ -110,28 +118,34 @@ def copy_chapters(
     """Copy chapters, moved to the new origin and limited to the part that is written.
 
     Args:
-        source: to read from.
-        target: to write to, its header not yet written.
-        origin: time of the source, in seconds, that becomes 0.
-        span: seconds that are written, None for all.
+        source: Container to read.
+        target: Container to write, whose header is not yet written.
+        origin: Time of the source that becomes 0, in seconds.
+        span: Duration that is written, in seconds; None writes all.
     """
-    kept: list[Any] = []
+    chapters: list[Any] = []
     for chapter in source.chapters():
         tick = chapter["time_base"] or Fraction(1, 1000)
-        start, end = chapter["start"] * tick - origin, chapter["end"] * tick - origin
+        start = chapter["start"] * tick - origin
+        end = chapter["end"] * tick - origin
         if end <= 0 or (span is not None and start >= span):
             continue
-        start, end = max(start, Fraction(0)), end if span is None else min(end, span)
-        kept.append(
-            {**chapter, "time_base": tick, "start": round(start / tick), "end": round(end / tick)}
-        )
-    target.set_chapters(kept)
+        start = max(start, Fraction(0))
+        if span is not None:
+            end = min(end, span)
+        moved: dict[str, Any] = dict(chapter)
+        moved["time_base"] = tick
+        moved["start"] = round(start / tick)
+        moved["end"] = round(end / tick)
+        chapters.append(moved)
+    target.set_chapters(chapters)
 
 
-def _worth_copying(tags: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what describes the old file rather than the video."""
-    return {
-        key: value
-        for key, value in tags.items()
-        if key.lower() not in _TECHNICAL and not key.lower().startswith(_STATISTICS)
-    }
+def _relevant_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that describe the video, not the old file."""
+    relevant: dict[str, str] = {}
+    for key, value in tags.items():
+        name = key.lower()
+        if name not in _TECHNICAL and not name.startswith(_STATISTICS):
+            relevant[key] = value
+    return relevant

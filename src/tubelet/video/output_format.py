@@ -1,4 +1,4 @@
-"""How an output is encoded: a value that is decided once and by which every process encodes."""
+"""Decide once how an output is encoded, as a value that every process can share."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ __all__ = ["OutputClock", "OutputFormat", "choose_output_format"]
 
 _DEFAULT_RATE = Fraction(25)
 _MAX_RATE_DENOMINATOR = 1 << 16
-_FINE_TICK_S = Fraction(1, 1000)  # Matroska's; finer differences of time are not worth a note
+# Matroska's tick: smaller differences of time are not worth a note.
+_FINE_TICK_S = Fraction(1, 1000)
 _DEFAULT_SETTINGS = EncodeSettings()
 
 
 @dataclass(frozen=True, slots=True)
 class OutputClock:
-    """Turns times of the source into ticks of the output; one and the same for the whole video.
+    """Conversion from times of the source to ticks of the output, shared by the whole video.
 
-    A tick follows from an absolute time alone, never from the frames before it. So a video that is
-    encoded in segments gets the timestamps of one that is encoded at once, also where they are
-    rounded.
+    A tick depends only on an absolute time, never on previous frames. So a video that is encoded in
+    segments gets the timestamps of one that is encoded at once, even if they are rounded.
 
     Attributes:
-        tick_s: seconds per tick of the output.
-        origin_s: time of the source, in seconds, that becomes 0.
-        phase_ticks: by how much the time of the first frame was rounded.
+        tick_s: Seconds per tick of the output.
+        origin_s: Time of the source that becomes 0, in seconds.
+        phase_ticks: Rounding of the time of the first frame, in ticks.
     """
 
     tick_s: Fraction
@@ -50,21 +50,22 @@ class OutputClock:
     phase_ticks: Fraction
 
     def exact(self, time_s: Fraction) -> Fraction:
-        """Give the time of the output, in ticks and not rounded, of a time of the source."""
+        """Convert a time of the source, in seconds, to ticks of the output without rounding."""
         return (time_s - self.origin_s) / self.tick_s
 
     def moved_s(self, time_s: Fraction) -> Fraction:
-        """Say by how many seconds rounding moves a time against that of the first frame."""
+        """Return by how many seconds rounding moves a time relative to that of the first frame."""
         exact = self.exact(time_s)
-        return abs(round(exact) - exact - self.phase_ticks) * self.tick_s
+        rounding_ticks = round(exact) - exact
+        return abs(rounding_ticks - self.phase_ticks) * self.tick_s
 
     def to_json(self) -> dict[str, str]:
-        """Write the clock as strings, exactly."""
+        """Convert the clock to strings, exactly."""
         return {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, str]) -> Self:
-        """Read what `to_json` wrote."""
+        """Read the result of `to_json`."""
         return cls(**{name: Fraction(text) for name, text in data.items()})
 
 
@@ -73,19 +74,19 @@ class OutputFormat:
     """Everything that the encoder and the muxer of one output must agree on.
 
     Attributes:
-        suffix: key of `CONTAINERS`; "" for numbered images.
-        encoding: encoder, pixel format and options.
-        width: pixels.
-        height: pixels.
-        tick_s: seconds per tick of the encoder's timestamps.
-        average_rate: frames a second, None where unknown.
-        tags: color tags that are written.
-        matrix: the same with a matrix that is known, by which frames become YCbCr.
-        sample_aspect: width to height of a pixel.
-        source_tick_s: seconds per tick of the input's timestamps.
-        source_origin_s: time of the input that becomes 0 where nothing is cut off at the start.
-        start_s: where the reader was told to start.
-        duration_s: after how many seconds the reader was told to stop, None for the end.
+        suffix: Key of `CONTAINERS`; "" for numbered images.
+        encoding: Encoder, pixel format and options.
+        width: Width of a frame, pixels.
+        height: Height of a frame, pixels.
+        tick_s: Seconds per tick of the encoder's timestamps.
+        average_rate: Frames per second; None if unknown.
+        tags: Color tags that are written.
+        matrix: The same tags with a definite matrix, for the conversion to YCbCr.
+        sample_aspect: Width to height of a pixel.
+        source_tick_s: Seconds per tick of the input's timestamps.
+        source_origin_s: Time of the input that becomes 0 if its start is not cut off, in seconds.
+        start_s: `start_s` of the reader.
+        duration_s: `duration_s` of the reader; None for the end.
     """
 
     suffix: str
@@ -104,24 +105,25 @@ class OutputFormat:
 
     @property
     def container(self) -> ContainerSpec | None:
-        """The container, None for numbered images."""
+        """Container format; None for numbered images."""
         return CONTAINERS[self.suffix] if self.suffix else None
 
     @property
     def frame_rate(self) -> Fraction:
-        """Frames a second for the header, a fraction that every container can hold."""
-        return (self.average_rate or _DEFAULT_RATE).limit_denominator(_MAX_RATE_DENOMINATOR)
+        """Frames per second for the header, a fraction that every container can store."""
+        rate = self.average_rate or _DEFAULT_RATE
+        return rate.limit_denominator(_MAX_RATE_DENOMINATOR)
 
     @property
     def usual_duration(self) -> int:
-        """Ticks that a frame lasts by the frame rate, at least one."""
+        """Duration of a frame by the frame rate, one tick or more."""
         if not self.average_rate:
             return 1
         return max(1, round(1 / (self.average_rate * self.tick_s)))
 
     @property
     def is_cut(self) -> bool:
-        """A part of the input alone is written."""
+        """Only a part of the input is written."""
         return self.start_s > 0 or self.duration_s is not None
 
     @property
@@ -131,22 +133,22 @@ class OutputFormat:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the whole value: parts of one video have the same."""
+        """Hash of all values, equal for the segments of one video."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def clock(self, first_s: Fraction) -> OutputClock:
-        """Make the clock of the output.
+        """Create the clock of the output.
 
         Args:
-            first_s: time of the first frame of the whole output, in seconds of the source.
+            first_s: Time of the first frame of the whole output, in seconds of the source.
         """
         origin_s = first_s if self.start_s > 0 else min(first_s, self.source_origin_s)
         exact = (first_s - origin_s) / self.tick_s
         return OutputClock(self.tick_s, origin_s, round(exact) - exact)
 
     def to_json(self) -> dict[str, Any]:
-        """Write the value in JSON's types; fractions become strings and lose nothing."""
+        """Convert the value to types of JSON; fractions become strings and lose nothing."""
         data = dataclasses.asdict(self)
         for name in _FRACTIONS:
             value = data[name]
@@ -156,7 +158,7 @@ class OutputFormat:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote."""
+        """Read the result of `to_json`."""
         fields = dict(data)
         for name in _FRACTIONS:
             value = fields[name]
@@ -169,6 +171,7 @@ class OutputFormat:
         return cls(**fields)
 
 
+# Fields of `OutputFormat` that JSON stores as strings.
 _FRACTIONS = ("tick_s", "average_rate", "sample_aspect", "source_tick_s", "source_origin_s")
 
 
@@ -185,33 +188,35 @@ def choose_output_format(
     """Decide how an output is encoded.
 
     Args:
-        dst: a video file, a folder or printf pattern for PNGs, or "-" for y4m on stdout.
-        like: the input.
-        width: of the output, pixels.
-        height: of the output, pixels.
-        settings: what was asked for.
-        start_s: where the reader was told to start; the output begins at 0 then.
-        duration_s: after how many seconds the reader was told to stop.
+        dst: Video file, folder or printf pattern for PNGs, or "-" for y4m on stdout.
+        like: Description of the input.
+        width: Width of the output, pixels.
+        height: Height of the output, pixels.
+        settings: Settings of the user.
+        start_s: `start_s` of the reader; the output then begins at 0.
+        duration_s: `duration_s` of the reader.
 
     Raises:
-        RequestError: the codec is unknown or does not fit, or the destination makes no sense.
-        ResourceError: this build of FFmpeg lacks the encoder.
+        RequestError: The codec is unknown or does not fit, or the destination is not valid.
+        ResourceError: This build of FFmpeg lacks the encoder.
     """
     kind = destination_kind(dst)
     if kind in ("folder", "pattern"):
         return _image_format(like, width, height, start_s, duration_s)
     suffix = ".y4m" if kind == "pipe" else Path(dst).suffix.lower()
+    container = CONTAINERS[suffix]
     encoding = choose_encoding(suffix, like, width, height, settings)
-    if CONTAINERS[suffix].muxer == "avi":
-        # AVI has no presentation times, so packets must come in the order of showing.
-        encoding = dataclasses.replace(encoding, options={**encoding.options, "bf": "0"})
+    if container.muxer == "avi":
+        # AVI has no presentation times, so packets must be in presentation order: no B-frames.
+        options = {**encoding.options, "bf": "0"}
+        encoding = dataclasses.replace(encoding, options=options)
     tags = _written_tags(like, encoding.pix_fmt)
     return OutputFormat(
         suffix=suffix,
         encoding=encoding,
         width=width,
         height=height,
-        tick_s=_choose_tick(CONTAINERS[suffix], like),
+        tick_s=_choose_tick(container, like),
         average_rate=like.average_rate,
         tags=tags,
         matrix=resolve_matrix(tags, like.width, like.height),
@@ -230,19 +235,20 @@ def _image_format(
     start_s: float,
     duration_s: float | None,
 ) -> OutputFormat:
-    """Numbered PNG files: 8 bit, or 16 bit where the source has more."""
-    channels = "rgba" if like.has_alpha else "rgb"
-    deep_bits = "64be" if like.has_alpha else "48be"
-    plain_bits = "" if like.has_alpha else "24"
-    rgb = ColorTags(matrix=0)
+    """Choose the format of numbered PNG files: 8 bit, or 16 bit if the source has more."""
+    if like.bit_depth > 8:
+        pix_fmt = "rgba64be" if like.has_alpha else "rgb48be"
+    else:
+        pix_fmt = "rgba" if like.has_alpha else "rgb24"
     encoding = Encoding(
         codec="png",
         encoder="png",
-        pix_fmt=channels + (deep_bits if like.bit_depth > 8 else plain_bits),
+        pix_fmt=pix_fmt,
         options={"compression_level": "3", "pred": "sub"},
         tag="",
         notes=tuple(describe_left_out(like, "PNG images hold")),
     )
+    rgb_tags = ColorTags(matrix=0)
     return OutputFormat(
         suffix="",
         encoding=encoding,
@@ -250,8 +256,8 @@ def _image_format(
         height=height,
         tick_s=like.time_base,
         average_rate=like.average_rate,
-        tags=rgb,
-        matrix=ResolvedColor(rgb),
+        tags=rgb_tags,
+        matrix=ResolvedColor(rgb_tags),
         sample_aspect=Fraction(1),
         source_tick_s=like.time_base,
         source_origin_s=Fraction(0),
@@ -261,19 +267,21 @@ def _image_format(
 
 
 def _choose_tick(container: ContainerSpec, like: VideoInfo) -> Fraction:
+    """Return the seconds per tick: prescribed by the container, or those of the input."""
     if not container.fixed_rate:
         return container.tick_s or like.time_base
+    # Without timestamps, a tick is a frame.
     rate = like.average_rate or _DEFAULT_RATE
     return 1 / rate.limit_denominator(_MAX_RATE_DENOMINATOR)
 
 
 def _source_origin(like: VideoInfo) -> Fraction:
-    """Count from the clock of a file; the video of a pipe has nothing to stay in step with."""
+    """Return the origin of a file's clock; the video of a pipe has no other streams to follow."""
     return like.origin_s if Path(like.source).is_file() else Fraction(0)
 
 
 def _written_tags(like: VideoInfo, pix_fmt: str) -> ColorTags:
-    """Give the tags of the input, but let YCbCr that is made from RGB say how it is made."""
+    """Return the tags of the input; YCbCr that is made from RGB gets those of its conversion."""
     if like.is_rgb and pix_fmt.startswith("yuv"):
         resolved = resolve_matrix(like.color, like.width, like.height)
         return dataclasses.replace(resolved, full_range=False, siting=0)

@@ -1,7 +1,7 @@
-"""A file that holds the packets of one segment until all segments are joined.
+"""Store the packets of one segment in a file until all segments are joined.
 
-Any process encodes any segment, in any order; `copy_part` then hands the packets to the output, as
-the encoder would have. Nothing of a packet changes on the way: no container rounds its times.
+Any process can encode any segment, in any order. `copy_part` then passes the packets to the output
+as the encoder would have done. Packets stay exactly the same: no container rounds their times.
 
     8 bytes   signature
     ...       packets, each followed by its side data
@@ -9,7 +9,7 @@ the encoder would have. Nothing of a packet changes on the way: no container rou
     8 bytes   length of the index, little endian
     8 bytes   signature
 
-It is a file of one version of Tubelet for itself, not a format for others.
+Only the version of Tubelet that wrote a file reads it; the format is not meant for other programs.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ __all__ = ["PartFile", "PartWriter", "copy_part", "open_part"]
 _SIGNATURE = b"TBLTPRT1"
 _LENGTH_BYTES = 8
 _END_BYTES = _LENGTH_BYTES + len(_SIGNATURE)
-_BLOCK_ADDITIONAL = "matroska_block_additional"  # transparency of VP9
-_BLOCK_ADDITIONAL_TYPE = 15  # AV_PKT_DATA_MATROSKA_BLOCKADDITIONAL
+# Side data that holds the transparency of VP9: PyAV's name, and AV_PKT_DATA_MATROSKA_BLOCKADDITIONAL.
+_BLOCK_ADDITIONAL = "matroska_block_additional"
+_BLOCK_ADDITIONAL_TYPE = 15
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A packet as a row of the index has it, field by field."""
+    """Properties of one packet, stored as a row of the index in this order."""
 
     size: int
     side_size: int
@@ -55,27 +56,28 @@ class _Entry:
 class PartWriter:
     """A `PacketSink` that writes a part file; a context manager.
 
-    The file has its name only after a clean exit, and then it is whole, even if the machine stops.
+    The file gets its name only after an exit without an error. It is then complete, even after a
+    power failure.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Prepare; the file is made by `begin`.
+        """Create a writer; `begin` creates the file.
 
         Args:
-            path: of the part file; one that exists is replaced.
+            path: Path of the part file; an existing file is replaced.
         """
         self._path = Path(path)
         self._unfinished = part_path(self._path)
         self._file: IO[bytes] | None = None
         self._head: PartHead | None = None
         self._entries: list[_Entry] = []
-        self._is_whole = False
+        self._is_complete = False
 
     def begin(self, head: PartHead) -> None:
         """Start the segment.
 
         Raises:
-            ResourceError: the file cannot be written.
+            ResourceError: The file cannot be written.
         """
         self._head = head
         with write_errors(str(self._path)):
@@ -83,14 +85,14 @@ class PartWriter:
             self._file.write(_SIGNATURE)
 
     def put(self, packet: Packet[Any]) -> None:
-        """Write the next packet, in the order of decoding."""
-        side = b""
+        """Write the next packet, in decoding order."""
+        side_data = b""
         if packet.has_sidedata(_BLOCK_ADDITIONAL):
-            side = bytes(packet.get_sidedata(_BLOCK_ADDITIONAL))
-        self._write(bytes(packet) + side)
+            side_data = bytes(packet.get_sidedata(_BLOCK_ADDITIONAL))
+        self._write(bytes(packet) + side_data)
         entry = _Entry(
             size=packet.size,
-            side_size=len(side),
+            side_size=len(side_data),
             pts=packet.pts,
             dts=packet.dts,
             duration=packet.duration or 0,
@@ -107,8 +109,9 @@ class PartWriter:
             "packets": [dataclasses.astuple(entry) for entry in self._entries],
         }
         text = json.dumps(index, separators=(",", ":")).encode()
-        self._write(text + len(text).to_bytes(_LENGTH_BYTES, "little") + _SIGNATURE)
-        self._is_whole = True
+        length = len(text).to_bytes(_LENGTH_BYTES, "little")
+        self._write(text + length + _SIGNATURE)
+        self._is_complete = True
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -120,11 +123,11 @@ class PartWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the file its name, or remove it if anything went wrong."""
+        """Give the file its name, or remove it after an error."""
         if self._file is None:
             return
         try:
-            if error is None and self._is_whole:
+            if error is None and self._is_complete:
                 self._publish(self._file)
         finally:
             self._file.close()
@@ -137,7 +140,7 @@ class PartWriter:
             self._file.write(data)
 
     def _publish(self, file: IO[bytes]) -> None:
-        """Rename once the content is on the disk, not only on its way there."""
+        """Rename the file after its content has reached the disk."""
         with write_errors(str(self._path)):
             file.flush()
             os.fsync(file.fileno())
@@ -146,47 +149,48 @@ class PartWriter:
 
 
 class PartFile:
-    """A part file that was opened and whose index was read.
+    """An open part file whose index was read.
 
     Attributes:
-        head: what was known before the first packet; its fingerprint tells whether it fits an
-            output.
-        tail: what was known after the last.
+        head: Properties known before the first packet; an output checks the fingerprint.
+        tail: Properties known after the last packet.
     """
 
     def __init__(self, path: Path, head: PartHead, tail: PartTail, entries: list[_Entry]) -> None:
-        """Wrap what `open_part` read."""
+        """Wrap a file and its index; see `open_part`."""
         self.head = head
         self.tail = tail
         self._path = path
         self._entries = entries
 
     def packets(self) -> Iterator[Packet[Any]]:
-        """Yield the packets, in the order of decoding.
+        """Yield the packets, in decoding order.
 
         Raises:
-            InputError: the file was changed in the meantime.
+            InputError: The file was changed after it was opened.
         """
         with self._path.open("rb") as file:
             file.seek(len(_SIGNATURE))
             for entry in self._entries:
                 data = file.read(entry.size)
-                side = file.read(entry.side_size)
-                if len(side) != entry.side_size:
+                side_data = file.read(entry.side_size)
+                if len(side_data) != entry.side_size:
                     raise _damaged(self._path)
-                yield self._packet(entry, data, side)
+                yield self._packet(entry, data, side_data)
 
-    def _packet(self, entry: _Entry, data: bytes, side: bytes) -> Packet[Any]:
+    def _packet(self, entry: _Entry, data: bytes, side_data: bytes) -> Packet[Any]:
+        """Restore a packet with its times, flags and side data."""
         packet: Packet[Any] = Packet(data)
         packet.pts = entry.pts
         packet.dts = entry.dts
         packet.duration = entry.duration
         packet.time_base = self.head.clock.tick_s
         packet.is_keyframe = entry.is_keyframe
-        if side:
-            untyped: Any = PacketSideData  # the stubs know no constructor
-            extra = untyped(_BLOCK_ADDITIONAL_TYPE, len(side))
-            extra.update(side)
+        if side_data:
+            # The constructor is missing from the stubs.
+            untyped: Any = PacketSideData
+            extra = untyped(_BLOCK_ADDITIONAL_TYPE, len(side_data))
+            extra.update(side_data)
             packet.set_sidedata(extra)
         return packet
 
@@ -195,10 +199,10 @@ def open_part(path: str | Path) -> PartFile:
     """Read the index of a part file.
 
     Args:
-        path: as `PartWriter` was given it.
+        path: Path of the part file.
 
     Raises:
-        InputError: there is no such file, or it is not whole.
+        InputError: The file is missing or incomplete.
     """
     path = Path(path)
     try:
@@ -211,20 +215,21 @@ def open_part(path: str | Path) -> PartFile:
         raise InputError(f"no such part file: {path}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path) from error
-    if sum(entry.size + entry.side_size for entry in entries) != data_bytes:
+    expected_bytes = sum(entry.size + entry.side_size for entry in entries)
+    if expected_bytes != data_bytes:
         raise _damaged(path)
     return PartFile(path, head, tail, entries)
 
 
 def copy_part(path: str | Path, sink: PacketSink) -> None:
-    """Hand the packets of a part file to an output.
+    """Pass the packets of a part file to an output.
 
     Args:
-        path: of the part file.
-        sink: that takes the segments of the video in order.
+        path: Path of the part file.
+        sink: Destination of the segments of the video, in order.
 
     Raises:
-        InputError: there is no such file, it is not whole, or it does not fit the output.
+        InputError: The file is missing or incomplete, or does not fit the output.
     """
     part = open_part(path)
     sink.begin(part.head)
@@ -234,10 +239,13 @@ def copy_part(path: str | Path, sink: PacketSink) -> None:
 
 
 def _read_index(file: IO[bytes]) -> tuple[dict[str, Any], int]:
-    """Read the index, and how many bytes of packets lie before it.
+    """Read the index from the end of a file.
+
+    Returns:
+        The index, and the number of bytes of packets before it.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: The index is missing.
     """
     index_end = file.seek(0, os.SEEK_END) - _END_BYTES
     file.seek(max(0, index_end))
@@ -274,5 +282,5 @@ def _tail_from_json(data: dict[str, Any]) -> PartTail:
 
 def _damaged(path: Path) -> InputError:
     return InputError(
-        f"part file {path} is damaged or not whole; remove it and encode its segment again"
+        f"part file {path} is damaged or incomplete; remove it and encode its segment again"
     )

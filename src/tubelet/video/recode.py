@@ -1,4 +1,4 @@
-"""Encode and decode a short clip in memory: the compression of a real encoder, for training data."""
+"""Encode and decode a short clip in memory, to add real compression artifacts to training data."""
 
 from __future__ import annotations
 
@@ -16,67 +16,104 @@ from tubelet.video.codecs import X265_BLOCK_PX
 
 __all__ = ["recode"]
 
+# FFmpeg's decoder by the name of an encoder; others have the same name.
+_DECODERS = {"libx264": "h264", "libx265": "hevc"}
+
 
 def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int = 25) -> Tensor:
     """Pass a clip through a lossy encoder and its decoder.
 
     Args:
         clip: (T, 3, H, W) in [0, 1].
-        encoder: FFmpeg's name of it, for example libx264; it must take yuv420p.
-        options: FFmpeg's options of the encoder, for example {"crf": "28"}.
-        rate: frames a second, which the rate control reckons with.
+        encoder: FFmpeg's name of the encoder, for example libx264; it must accept yuv420p.
+        options: Options of the encoder, for example {"crf": "28"}.
+        rate: Frames per second, as assumed by the rate control.
 
     Returns:
-        (T, 3, H, W) in [0, 1], multiples of 1/255; the same to the bit in every run of the same FFmpeg. Sides of less
-        than 64 px are padded to it on the way.
+        (T, 3, H, W) in [0, 1], multiples of 1/255. Every run with the same FFmpeg gives identical
+        bits. Sides shorter than 64 px are padded for the encoder.
 
     Raises:
-        ResourceError: this build of FFmpeg has no such encoder.
+        ResourceError: This build of FFmpeg has no such encoder.
     """
     height, width = clip.shape[-2:]
-    right, below = (max(n + n % 2, X265_BLOCK_PX) - n for n in (width, height))
-    even = torch.nn.functional.pad(clip, (0, right, 0, below), mode="replicate")
+    padding = (0, _padding_px(width), 0, _padding_px(height))
+    padded = torch.nn.functional.pad(clip, padding, mode="replicate")
+    # (T, H, W, 3)
+    pixels = (padded.movedim(1, -1) * 255).round().byte().contiguous().numpy()
+
+    packets, extradata = _encode(pixels, encoder, options, rate)
+    images = _decode(packets, _DECODERS.get(encoder, encoder), extradata)
+    decoded = np.stack(images)[:, :height, :width]
+    return torch.from_numpy(decoded).movedim(-1, 1).float() / 255
+
+
+def _encode(
+    pixels: np.ndarray, encoder: str, options: Mapping[str, str], rate: int
+) -> tuple[list[Any], bytes | None]:
+    """Encode images (T, H, W, 3) uint8.
+
+    Returns:
+        The packets and the header of the codec.
+    """
     try:
         context = cast(Any, av.CodecContext.create(encoder, "w"))
     except (av.FFmpegError, ValueError) as error:
         raise ResourceError(
             f"FFmpeg has no encoder {encoder!r}; install PyAV from PyPI, which has it"
         ) from error
-    context.width, context.height = even.shape[-1], even.shape[-2]
-    context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, rate), rate
+    height, width = pixels.shape[1:3]
+    context.width = width
+    context.height = height
+    context.pix_fmt = "yuv420p"
+    context.time_base = Fraction(1, rate)
+    context.framerate = rate
+    # The result would depend on the number of threads.
     context.thread_count = 1
-    context.options = _replayable(encoder, options, min(even.shape[-2:]))
+    context.options = _deterministic_options(encoder, options, min(height, width))
     packets: list[Any] = []
-    pixels = (even.movedim(1, -1) * 255).round().byte().contiguous().numpy()  # (T, H, W, 3)
     for pts, image in enumerate(pixels):
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
         frame.pts = pts
         packets += context.encode(frame)
     packets += context.encode(None)
-
-    decoder = cast(Any, av.CodecContext.create(_decoder(encoder), "r"))
-    decoder.thread_count = 1
-    if context.extradata:
-        decoder.extradata = context.extradata
-    frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
-    decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])[:, :height, :width]
-    return torch.from_numpy(decoded).movedim(-1, 1).float() / 255
+    return packets, context.extradata
 
 
-def _replayable(encoder: str, options: Mapping[str, str], side_px: int) -> dict[str, str]:
-    """Leave out what reads memory that was never written, so that two runs differ by a few code values.
+def _decode(packets: list[Any], decoder: str, extradata: bytes | None) -> list[np.ndarray]:
+    """Decode packets to images (H, W, 3) uint8."""
+    context = cast(Any, av.CodecContext.create(decoder, "r"))
+    context.thread_count = 1
+    if extradata:
+        context.extradata = extradata
+    images: list[np.ndarray] = []
+    # None flushes the decoder.
+    for packet in [*packets, None]:
+        for frame in context.decode(packet):
+            images.append(frame.to_ndarray(format="rgb24"))
+    return images
 
-    That is mbtree in x264, and an image that is one row or column of coding tree units in x265.
+
+def _padding_px(size: int) -> int:
+    """Return how many pixels make a side even and no shorter than a block of x265."""
+    even = size + size % 2
+    return max(even, X265_BLOCK_PX) - size
+
+
+def _deterministic_options(
+    encoder: str, options: Mapping[str, str], side_px: int
+) -> dict[str, str]:
+    """Disable features that read uninitialized memory, so that two runs give the same codes.
+
+    In x264 that is mbtree, in x265 an image with a single row or column of coding tree units.
     """
     if encoder == "libx264":
-        extra = ("x264-params", "mbtree=0")
+        name = "x264-params"
+        value = "mbtree=0"
     elif encoder == "libx265" and side_px <= X265_BLOCK_PX:
-        extra = ("x265-params", f"ctu={X265_BLOCK_PX // 2}")
+        name = "x265-params"
+        value = f"ctu={X265_BLOCK_PX // 2}"
     else:
         return dict(options)
-    name, value = extra
-    return {**options, name: ":".join(filter(None, [options.get(name), value]))}
-
-
-def _decoder(encoder: str) -> str:
-    return {"libx264": "h264", "libx265": "hevc"}.get(encoder, encoder)
+    current = options.get(name)
+    return {**options, name: f"{current}:{value}" if current else value}
