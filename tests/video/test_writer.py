@@ -25,7 +25,7 @@ from helpers.videos import (
     times_s,
 )
 from tubelet.errors import RequestError, ResourceError, TubeletError
-from tubelet.video import codecs
+from tubelet.video import encoding
 from tubelet.video.info import ColorTags, HdrMetadata
 from tubelet.video.probe import probe
 from tubelet.video.writer import EncodeSettings, check_output, open_writer
@@ -484,8 +484,8 @@ def test_crf_and_preset_reach_the_encoder(tmp_path):
 
 
 def test_missing_encoder_names_what_there_is(tmp_path, monkeypatch):
-    without = {**codecs.CODECS, "h264": replace(codecs.CODECS["h264"], encoder="libnothing")}
-    monkeypatch.setattr(codecs, "CODECS", without)
+    without = {**encoding.CODECS, "h264": replace(encoding.CODECS["h264"], encoder="libnothing")}
+    monkeypatch.setattr(encoding, "CODECS", without)
     with pytest.raises(ResourceError, match=r"no libnothing.*hevc"):
         open_writer(tmp_path / "o.mp4", like=info(), width=32, height=24)
 

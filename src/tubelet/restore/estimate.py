@@ -16,8 +16,9 @@ from tubelet.restore.job import build_engine, encode_settings, expected_frames, 
 from tubelet.restore.plan import Plan
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
-from tubelet.video.codecs import CODECS, choose_encoding
+from tubelet.video.codecs import CODECS
 from tubelet.video.destination import check_output, destination_kind
+from tubelet.video.encoding import choose_encoding
 from tubelet.video.info import VideoInfo
 from tubelet.video.probe import probe
 

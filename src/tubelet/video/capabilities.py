@@ -38,7 +38,8 @@ def encoder_works(name: str) -> bool:
     os.environ.setdefault("SVT_LOG", "1")
     try:
         context = cast(Any, av.CodecContext.create(name, "w"))
-        formats: list[str] = [pix_fmt.name for pix_fmt in av.Codec(name, "w").video_formats or ()]
+        video_formats = av.Codec(name, "w").video_formats or ()
+        formats: list[str] = [pix_fmt.name for pix_fmt in video_formats]
         context.width = _TRIAL_SIZE_PX
         context.height = _TRIAL_SIZE_PX
         context.pix_fmt = "yuv420p" if "yuv420p" in formats else formats[0]

@@ -49,10 +49,13 @@ def upsample_chroma(
         sitings: Horizontal and vertical siting.
     """
     # Each step doubles one axis: first all vertical steps, from the smallest size to the largest.
+    shift_x, shift_y = shifts
+    height, width = out.shape[-2:]
     steps: list[tuple[int, int]] = []
-    for dim, shift in ((-2, shifts[1]), (-1, shifts[0])):
-        for level in reversed(range(shift)):
-            steps.append((dim, _ceil_shift(out.shape[dim], level)))
+    for level in reversed(range(shift_y)):
+        steps.append((-2, _ceil_shift(height, level)))
+    for level in reversed(range(shift_x)):
+        steps.append((-1, _ceil_shift(width, level)))
     if not steps:
         out.copy_(chroma)
     for number, (dim, size) in enumerate(steps):
@@ -96,7 +99,8 @@ def downsample(x: Tensor, dim: int, siting: Siting) -> Tensor:
         return torch.add(even, odd).mul_(0.5)
     # The last pixel has no partner and stays.
     low = even.clone()
-    low.narrow(dim, 0, odd.shape[dim]).add_(odd).mul_(0.5)
+    pairs = low.narrow(dim, 0, odd.shape[dim])
+    pairs.add_(odd).mul_(0.5)
     return low
 
 
@@ -112,18 +116,27 @@ def _lift(even: Tensor, odd: Tensor, dim: int) -> Tensor:
     if num_high == 0:
         return low
 
+    # Even samples with an odd one on their right, and those with an odd one on their left.
+    low_with_right = low.narrow(dim, 0, num_high)
+    low_with_left = low.narrow(dim, 1, num_low - 1)
+    high_with_right = high.narrow(dim, 0, num_low - 1)
+    first_low = low.narrow(dim, 0, 1)
+    last_low = low.narrow(dim, -1, 1)
+    first_high = high.narrow(dim, 0, 1)
+    last_high = high.narrow(dim, -1, 1)
+
     # Predict: high[i] = odd[i] - (even[i] + even[i + 1]) / 2; the last even sample repeats.
-    high.sub_(low.narrow(dim, 0, num_high), alpha=0.5)
-    high.narrow(dim, 0, num_low - 1).sub_(low.narrow(dim, 1, num_low - 1), alpha=0.5)
+    high.sub_(low_with_right, alpha=0.5)
+    high_with_right.sub_(low_with_left, alpha=0.5)
     if num_high == num_low:
-        high.narrow(dim, -1, 1).sub_(low.narrow(dim, -1, 1), alpha=0.5)
+        last_high.sub_(last_low, alpha=0.5)
 
     # Update: low[i] = even[i] + (high[i - 1] + high[i]) / 4; the errors at both ends repeat.
-    low.narrow(dim, 0, num_high).add_(high, alpha=0.25)
-    low.narrow(dim, 1, num_low - 1).add_(high.narrow(dim, 0, num_low - 1), alpha=0.25)
-    low.narrow(dim, 0, 1).add_(high.narrow(dim, 0, 1), alpha=0.25)
+    low_with_right.add_(high, alpha=0.25)
+    low_with_left.add_(high_with_right, alpha=0.25)
+    first_low.add_(first_high, alpha=0.25)
     if num_high < num_low:
-        low.narrow(dim, -1, 1).add_(high.narrow(dim, -1, 1), alpha=0.25)
+        last_low.add_(last_high, alpha=0.25)
     return low
 
 
@@ -148,15 +161,19 @@ def _upsample(c: Tensor, out: Tensor, dim: int, siting: Siting) -> None:
 
     # An eighth of the central difference, with the samples at both ends repeated.
     slope = torch.zeros_like(c)
+    first_slope = slope.narrow(dim, 0, 1)
+    last_slope = slope.narrow(dim, -1, 1)
     slope.narrow(dim, 0, n - 1).add_(tail, alpha=0.125)
-    slope.narrow(dim, -1, 1).add_(last, alpha=0.125)
+    last_slope.add_(last, alpha=0.125)
     slope.narrow(dim, 1, n - 1).sub_(head, alpha=0.125)
-    slope.narrow(dim, 0, 1).sub_(first, alpha=0.125)
+    first_slope.sub_(first, alpha=0.125)
     if num_odd < n:
         # The last pixel has no partner: it is the sample itself.
-        slope.narrow(dim, -1, 1).zero_()
+        last_slope.zero_()
     torch.sub(c, slope, out=even)
-    torch.add(c.narrow(dim, 0, num_odd), slope.narrow(dim, 0, num_odd), out=odd)
+    paired = c.narrow(dim, 0, num_odd)
+    paired_slope = slope.narrow(dim, 0, num_odd)
+    torch.add(paired, paired_slope, out=odd)
 
 
 def _even_and_odd(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

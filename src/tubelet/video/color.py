@@ -105,29 +105,41 @@ def frame_to_rgb(
     frame, layout = to_viewable(frame)
     views = component_views(frame, layout)
     shape = (frame.height, frame.width)
+    unit = 1 / layout.max_code
     alpha = None
     if layout.has_alpha:
-        alpha = _load_new(views[-1:], shape).mul_(1 / layout.max_code)
+        alpha = _load_new(views[-1:], shape).mul_(unit)
     if layout.kind == "rgb":
-        rgb = _load_new(views[:3], shape).mul_(1 / layout.max_code)
+        rgb = _load_new(views[:3], shape).mul_(unit)
         return rgb, alpha
     full_range = _is_full_range(layout, color)
     if layout.kind == "gray":
         black, luma_span, _ = _code_range(layout.bits, full_range)
-        gray = _load_new(views[:1], shape).sub_(black).mul_(1 / luma_span)
-        rgb = _apply_gamut(gray, gamut).expand(3, -1, -1).contiguous()
-        return rgb, alpha
+        codes = _load_new(views[:1], shape)
+        gray = codes.sub_(black).mul_(1 / luma_span)
+        rgb = _apply_gamut(gray, gamut).expand(3, -1, -1)
+        return rgb.contiguous(), alpha
 
     # YCbCr: codes of full-size luma and chroma in one tensor (3, H, W).
     ycc = _load_new(views[:1], shape, channels=3)
     if layout.shift_x or layout.shift_y:
         chroma = _load_new(views[1:3], views[1].shape)
-        shifts = (layout.shift_x, layout.shift_y)
-        upsample_chroma(chroma, ycc[1:], shifts=shifts, sitings=sitings_of(color.siting))
+        upsample_chroma(
+            chroma,
+            ycc[1:],
+            shifts=(layout.shift_x, layout.shift_y),
+            sitings=sitings_of(color.siting),
+        )
     else:
         _load(views[1:3], ycc[1:])
-    decode, bias = _decoding(color.matrix, layout.bits, full_range, layout.padding_bits)
-    rgb = torch.addmm(bias, decode, ycc.view(3, -1)).view(3, *shape)
+    decode, bias = _decoding(
+        color.matrix,
+        layout.bits,
+        full_range,
+        layout.padding_bits,
+    )
+    codes = ycc.view(3, -1)
+    rgb = torch.addmm(bias, decode, codes).view(3, *shape)
     return _apply_gamut(rgb, gamut), alpha
 
 
@@ -174,7 +186,8 @@ def rgb_to_frame(
             strip_views.append(_strip_of_view(view, index, layout, top, num_rows))
         if layout.kind == "rgb":
             for channel in range(3):
-                _store(strip[channel] * layout.max_code, strip_views[channel], layout, channel)
+                codes = strip[channel] * layout.max_code
+                _store(codes, strip_views[channel], layout, channel)
         else:
             _store_ycc(strip, strip_views, layout, color)
     _set_tags(frame, layout, color)
@@ -206,7 +219,13 @@ def _code_range(bits: int, full_range: bool) -> tuple[float, float, float]:
 def _rgb_to_ycc(matrix: int) -> NDArray[np.float64]:
     """Build the 3x3 matrix from R'G'B' to Y' in [0, 1] and Cb, Cr (or Cg, Co) in [-0.5, 0.5]."""
     if matrix == _YCGCO:
-        return np.array([[0.25, 0.5, 0.25], [-0.25, 0.5, -0.25], [0.5, 0.0, -0.5]])
+        return np.array(
+            [
+                [0.25, 0.5, 0.25],
+                [-0.25, 0.5, -0.25],
+                [0.5, 0.0, -0.5],
+            ]
+        )
     if matrix in _UNRESOLVED:
         raise ValueError(f"color matrix {matrix} has no equation; call resolve_matrix first")
     red, blue = _LUMA_WEIGHTS.get(matrix, _LUMA_WEIGHTS[_BT2020])
@@ -284,8 +303,9 @@ def _store_ycc(
     full_range = _is_full_range(layout, color)
     black, _, _ = _code_range(layout.bits, full_range)
     encode = _encoding(color.matrix, layout.bits, full_range)
-    luma = torch.mv(rgb.view(3, -1).t(), encode[0]).view(rgb.shape[1:])
-    _store(luma, views[0], layout, 0, offset=black)
+    pixels = rgb.view(3, -1)
+    luma = torch.mv(pixels.t(), encode[0])
+    _store(luma.view(rgb.shape[1:]), views[0], layout, 0, offset=black)
     if layout.kind == "gray":
         return
 
@@ -295,11 +315,14 @@ def _store_ycc(
         # The mean of two rows commutes with the matrix: taking it first halves the work.
         rgb = _mean_of_row_pairs(rgb)
         shift_y -= 1
-    full = torch.mm(encode[1:], rgb.view(3, -1)).view(2, *rgb.shape[1:])
-    chroma = downsample_chroma(full, shifts=(layout.shift_x, shift_y), sitings=sitings)
+    pixels = rgb.view(3, -1)
+    # (2, h, W)
+    full = torch.mm(encode[1:], pixels).view(2, *rgb.shape[1:])
+    shifts = (layout.shift_x, shift_y)
+    cb, cr = downsample_chroma(full, shifts=shifts, sitings=sitings)
     chroma_zero = float(1 << (layout.bits - 1))
-    for channel in (1, 2):
-        _store(chroma[channel - 1], views[channel], layout, channel, offset=chroma_zero)
+    _store(cb, views[1], layout, 1, offset=chroma_zero)
+    _store(cr, views[2], layout, 2, offset=chroma_zero)
 
 
 def _mean_of_row_pairs(rgb: Tensor) -> Tensor:
@@ -340,7 +363,8 @@ def _store(
         thresholds = _thresholds(width, channel, offset)
         # Rows in complete dither cells, then the remaining rows.
         cell_rows = height - height % _DITHER_CELL
-        values[:cell_rows].view(-1, _DITHER_CELL, width).add_(thresholds)
+        cells = values[:cell_rows].view(-1, _DITHER_CELL, width)
+        cells.add_(thresholds)
         values[cell_rows:].add_(thresholds[: height - cell_rows])
         values.clamp_(0, layout.max_code + _DITHER_MARGIN)
     if layout.padding_bits:
@@ -354,11 +378,20 @@ def _thresholds(width: int, channel: int, offset: float) -> Tensor:
     # The recursive definition of Bayer's matrix: 1x1, 2x2, 4x4, 8x8.
     order = np.zeros((1, 1))
     for _ in range(3):
-        order = np.block([[4 * order, 4 * order + 2], [4 * order + 3, 4 * order + 1]])
+        quarter = 4 * order
+        order = np.block(
+            [
+                [quarter, quarter + 2],
+                [quarter + 3, quarter + 1],
+            ]
+        )
     cell = (order + 0.5) / 64
-    mirrored_cells = (cell, cell[:, ::-1], cell[::-1])
+    if channel == 1:
+        cell = cell[:, ::-1]
+    elif channel == 2:
+        cell = cell[::-1]
     num_cells = -(-width // _DITHER_CELL)
-    tiled = np.tile(mirrored_cells[channel], (1, num_cells))[:, :width]
+    tiled = np.tile(cell, (1, num_cells))[:, :width]
     return torch.tensor(tiled + offset, dtype=torch.float32)
 
 

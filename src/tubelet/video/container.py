@@ -109,7 +109,11 @@ def pick_video_stream(container: InputContainer, source: str) -> VideoStream:
     if not streams:
         kinds = sorted({str(stream.type) for stream in container.streams})
         raise InputError(f"{source} has no video stream, only {', '.join(kinds) or 'nothing'}")
-    stream = next((s for s in streams if "default" in _flags(s)), streams[0])
+    stream = streams[0]
+    for candidate in streams:
+        if "default" in _flags(candidate):
+            stream = candidate
+            break
     context: Any = stream.codec_context
     if context is None:
         raise InputError(
@@ -132,7 +136,8 @@ def read_siting(container: InputContainer, stream: VideoStream) -> int:
     for line in dump.splitlines():
         if not line.strip().startswith(f"Stream #0:{stream.index}") or opening not in line:
             continue
-        in_parentheses = line.split(opening, 1)[1].split(")", 1)[0]
+        _, _, rest = line.partition(opening)
+        in_parentheses, _, _ = rest.partition(")")
         for word in in_parentheses.replace("/", ", ").split(", "):
             if word in _SITINGS:
                 return _SITINGS.index(word)
@@ -261,7 +266,8 @@ def _codec(stream: Any) -> str:
     """Return FFmpeg's name of a stream's codec; its tag or "" if there is no decoder."""
     if stream.codec_context is not None:
         return str(stream.codec_context.codec.canonical_name)
-    return str(getattr(stream, "name", None) or getattr(stream, "codec_tag", None) or "")
+    name = getattr(stream, "name", None)
+    return str(name or getattr(stream, "codec_tag", None) or "")
 
 
 def _stream_info(stream: Any) -> StreamInfo:
@@ -294,13 +300,15 @@ def _hdr(frame: VideoFrame) -> HdrMetadata | None:
     mastering = _side_data(frame, SideDataType.MASTERING_DISPLAY_METADATA)
     if mastering is not None and len(mastering) >= _MASTERING_DISPLAY_BYTES:
         # AVMasteringDisplayMetadata: ten rationals, has_primaries, has_luminance.
-        ints = struct.unpack_from("=22i", mastering)
-        values = [Fraction(ints[i], ints[i + 1] or 1) for i in range(0, 20, 2)]
-        has_primaries = ints[20]
-        has_luminance = ints[21]
+        *ints, has_primaries, has_luminance = struct.unpack_from("=22i", mastering)
+        values: list[Fraction] = []
+        for numerator, denominator in zip(ints[0::2], ints[1::2], strict=True):
+            values.append(Fraction(numerator, denominator or 1))
+        # x and y of red, green, blue and white, then minimum and maximum luminance.
+        points = list(zip(values[0:8:2], values[1:8:2], strict=True))
         if has_primaries:
-            fields["primaries"] = tuple((values[i], values[i + 1]) for i in (0, 2, 4))
-            fields["white_point"] = (values[6], values[7])
+            fields["primaries"] = tuple(points[:3])
+            fields["white_point"] = points[3]
         if has_luminance:
             fields["min_luminance"] = values[8]
             fields["max_luminance"] = values[9]
@@ -374,7 +382,10 @@ def _is_avi(container: InputContainer) -> bool:
 
 
 def _frames_hint(
-    container: InputContainer, stream: VideoStream, duration_s: float | None, rate: Fraction | None
+    container: InputContainer,
+    stream: VideoStream,
+    duration_s: float | None,
+    rate: Fraction | None,
 ) -> int | None:
     """Read the number of frames from the header or a tag, or estimate it."""
     if stream.frames and not _is_avi(container):

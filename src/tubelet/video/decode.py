@@ -146,7 +146,8 @@ class ContainerFrames:
             end_tick=end_tick,
         )
         lines = [ending] if ending else []
-        return lines + self._report.describe_damage(self.info, end_tick, at_the_end=len(lines))
+        lines += self._report.describe_damage(self.info, end_tick, at_the_end=len(lines))
+        return lines
 
     def close(self) -> None:
         """Close the file."""
@@ -204,7 +205,10 @@ class ContainerFrames:
         yield None
 
     def _decode(
-        self, packets: Iterator[Packet[Any] | None] | None = None, *, count_after: int | None = None
+        self,
+        packets: Iterator[Packet[Any] | None] | None = None,
+        *,
+        count_after: int | None = None,
     ) -> Generator[VideoFrame]:
         """Decode packets and count damage.
 
@@ -260,7 +264,9 @@ class ContainerFrames:
                 break
             self._decoding = self._decode()
             first = next(self._decoding, None)
-            if first is not None and first.pts is not None and first.pts <= start_tick:
+            if first is None or first.pts is None:
+                continue
+            if first.pts <= start_tick:
                 return chain([first], self._decoding)
         self._restart(self._threads)
         self._decoding = self._decode()
@@ -274,7 +280,9 @@ class ContainerFrames:
             return None
         packets = self._read()
         key = next(packets, None)
-        if key is None or not key.is_keyframe or key.pts is None or key.pts > start_tick:
+        if key is None or not key.is_keyframe:
+            return None
+        if key.pts is None or key.pts > start_tick:
             return None
         self._decoding = self._decode(chain([key], packets))
         first = next(self._decoding, None)
@@ -310,7 +318,8 @@ class ContainerFrames:
         for frame in self._decoding:
             if frame.pts is not None and frame.pts > after_tick:
                 yield frame
-        self._report.end_tick = max(self._report.end_tick or 0, first_pass.end_tick or 0)
+        second_end = self._report.end_tick or 0
+        self._report.end_tick = max(second_end, first_pass.end_tick or 0)
         # Only the first pass has seen the packets of the whole file.
         self._report.gaps = first_pass.gaps
 

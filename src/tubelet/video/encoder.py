@@ -171,15 +171,21 @@ class VideoEncoder:
             self._encode(None)
         # Free the memory of this encoder: the next segment opens another.
         self._context = None
-        tail = PartTail(frames=self._num_frames, end=self._end, notes=tuple(self.notes))
+        tail = PartTail(
+            frames=self._num_frames,
+            end=self._end,
+            notes=tuple(self.notes),
+        )
         self._sink.end(tail)
 
     def _check_size(self, frame: Frame) -> None:
         height, width = frame.rgb.shape[-2:]
-        if (width, height) != (self._format.width, self._format.height):
+        expected_width = self._format.width
+        expected_height = self._format.height
+        if (width, height) != (expected_width, expected_height):
             raise RequestError(
                 f"frame {frame.index} is {width}x{height}, but the output was opened for "
-                f"{self._format.width}x{self._format.height}"
+                f"{expected_width}x{expected_height}"
             )
 
     def _convert(self, frame: Frame) -> VideoFrame:

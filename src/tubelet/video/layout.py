@@ -43,14 +43,18 @@ _SEMI_PLANAR_8_BIT = re.compile(r"nv(12|21|16|24|42)")
 _SEMI_PLANAR_DEEP = re.compile(r"p([024])(10|12|16)(le|be)")
 _PACKED_RGB = ("rgb24", "bgr24", "rgba", "bgra", "argb", "abgr", "rgb0", "bgr0", "0rgb", "0bgr")
 _PACKED_DEEP_RGB = re.compile(r"(rgb|bgr|rgba|bgra)(48|64)(le|be)")
-_PACKED_YUV = {
-    "yuyv422": (Component(0, 0, 2), Component(0, 1, 4), Component(0, 3, 4)),
-    "uyvy422": (Component(0, 1, 2), Component(0, 0, 4), Component(0, 2, 4)),
-    "yvyu422": (Component(0, 0, 2), Component(0, 3, 4), Component(0, 1, 4)),
-}
+# Offsets of Y, U and V among the four samples of two pixels.
+_PACKED_YUV = {"yuyv422": (0, 1, 3), "uyvy422": (1, 0, 2), "yvyu422": (0, 3, 1)}
 
 # log2 of the horizontal and the vertical subsampling.
-_SHIFTS = {"420": (1, 1), "422": (1, 0), "444": (0, 0), "440": (0, 1), "411": (2, 0), "410": (2, 2)}
+_SHIFTS = {
+    "420": (1, 1),
+    "422": (1, 0),
+    "444": (0, 0),
+    "440": (0, 1),
+    "411": (2, 0),
+    "410": (2, 2),
+}
 # Subsampling by the number in nv12, nv21, ... and by the first digit in p010, p210, p410.
 _NV_SAMPLING = {"12": "420", "21": "420", "16": "422", "24": "444", "42": "444"}
 _P_SAMPLING = {"0": "420", "2": "422", "4": "444"}
@@ -140,7 +144,9 @@ def component_views(frame: VideoFrame, layout: PixelLayout) -> list[NDArray[Any]
             width = -(-width // (1 << layout.shift_x))
             height = -(-height // (1 << layout.shift_y))
         rows = planes[plane][:height]
-        views.append(rows[:, offset::step][:, :width])
+        # The end of a row may be padding.
+        samples = rows[:, offset::step]
+        views.append(samples[:, :width])
     return views
 
 
@@ -170,11 +176,11 @@ def _planar_yuv(name: str) -> PixelLayout | None:
     full_range, alpha, sampling, digits, endian = match.groups()
     bits = _depth(digits)
     shift_x, shift_y = _SHIFTS[sampling]
-    num_planes = 4 if alpha else 3
+    planes = range(4 if alpha else 3)
     return PixelLayout(
         kind="yuv",
         bits=bits,
-        components=tuple(Component(plane, 0, 1) for plane in range(num_planes)),
+        components=tuple(Component(plane, 0, 1) for plane in planes),
         has_alpha=bool(alpha),
         dtype=_dtype(bits, endian),
         shift_x=shift_x,
@@ -257,7 +263,17 @@ def _semi_planar(name: str) -> PixelLayout | None:
 
 def _packed(name: str) -> PixelLayout | None:
     if name in _PACKED_YUV:
-        return PixelLayout(kind="yuv", bits=8, components=_PACKED_YUV[name], shift_x=1)
+        y_offset, u_offset, v_offset = _PACKED_YUV[name]
+        return PixelLayout(
+            kind="yuv",
+            bits=8,
+            components=(
+                Component(0, y_offset, 2),
+                Component(0, u_offset, 4),
+                Component(0, v_offset, 4),
+            ),
+            shift_x=1,
+        )
     match = _PACKED_DEEP_RGB.fullmatch(name)
     if match is not None:
         letters = match.group(1)
@@ -272,8 +288,10 @@ def _packed(name: str) -> PixelLayout | None:
     # The letters give the order of the components in memory; 0 is padding.
     components: list[Component] = []
     for letter in "rgba":
-        if letter in letters:
-            components.append(Component(0, letters.index(letter), len(letters)))
+        if letter not in letters:
+            continue
+        offset = letters.index(letter)
+        components.append(Component(0, offset, len(letters)))
     return PixelLayout(
         kind="rgb",
         bits=bits,

@@ -11,15 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
-from tubelet.video.codecs import (
-    CONTAINERS,
-    ContainerSpec,
-    EncodeSettings,
-    Encoding,
-    choose_encoding,
-)
+from tubelet.video.codecs import CONTAINERS, ContainerSpec, EncodeSettings
 from tubelet.video.color import ResolvedColor, resolve_matrix
 from tubelet.video.destination import destination_kind
+from tubelet.video.encoding import Encoding, choose_encoding
 from tubelet.video.info import ColorTags, VideoInfo
 from tubelet.video.remux import describe_left_out
 
@@ -61,12 +56,14 @@ class OutputClock:
 
     def to_json(self) -> dict[str, str]:
         """Convert the clock to strings, exactly."""
-        return {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        values: dict[str, Fraction] = dataclasses.asdict(self)
+        return {name: str(value) for name, value in values.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, str]) -> Self:
         """Read the result of `to_json`."""
-        return cls(**{name: Fraction(text) for name, text in data.items()})
+        values = {name: Fraction(text) for name, text in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +116,8 @@ class OutputFormat:
         """Duration of a frame by the frame rate, one tick or more."""
         if not self.average_rate:
             return 1
-        return max(1, round(1 / (self.average_rate * self.tick_s)))
+        ticks_per_frame = 1 / (self.average_rate * self.tick_s)
+        return max(1, round(ticks_per_frame))
 
     @property
     def is_cut(self) -> bool:

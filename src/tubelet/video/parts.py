@@ -36,7 +36,7 @@ __all__ = ["PartFile", "PartWriter", "copy_part", "open_part"]
 _SIGNATURE = b"TBLTPRT1"
 _LENGTH_BYTES = 8
 _END_BYTES = _LENGTH_BYTES + len(_SIGNATURE)
-# Side data that holds the transparency of VP9: PyAV's name, and AV_PKT_DATA_MATROSKA_BLOCKADDITIONAL.
+# Side data with the transparency of VP9: PyAV's name of it, and its AV_PKT_DATA_* value.
 _BLOCK_ADDITIONAL = "matroska_block_additional"
 _BLOCK_ADDITIONAL_TYPE = 15
 

@@ -121,7 +121,11 @@ class Reader:
         if duration_s is not None:
             self._end_tick = _tick_at_or_after(begin_s + Fraction(duration_s), time_base)
         self._clock = _Clock(source.info)
-        self._color = resolve_matrix(source.info.color, source.info.width, source.info.height)
+        self._color = resolve_matrix(
+            source.info.color,
+            source.info.width,
+            source.info.height,
+        )
         self._frames = self._read()
 
     def __enter__(self) -> Self:
@@ -183,7 +187,8 @@ class Reader:
             )
         if self._clock.moved:
             self.problems.append(f"{self._clock.moved} timestamps did not increase and were moved")
-        self.may_seek = self._source.seeks_exactly and self._clock.is_own and not self.problems
+        is_flawless = self._clock.is_own and not self.problems
+        self.may_seek = self._source.seeks_exactly and is_flawless
 
     def _timed_frames(self) -> Iterator[tuple[VideoFrame, int]]:
         """Yield frames with their pts, from the beginning or from a keyframe before the span."""
@@ -242,7 +247,13 @@ def open_reader(
         InputError: The input is missing or cannot be decoded.
     """
     source = _open_source(str(src))
-    return Reader(source, start_s=start_s, duration_s=duration_s, gamut=gamut, span=span)
+    return Reader(
+        source,
+        start_s=start_s,
+        duration_s=duration_s,
+        gamut=gamut,
+        span=span,
+    )
 
 
 def _open_source(src: str) -> FrameSource:
@@ -268,7 +279,8 @@ class _Clock:
 
     def __init__(self, info: VideoInfo) -> None:
         rate = info.average_rate or _DEFAULT_RATE
-        self._frame_ticks = max(1, round(1 / (rate * info.time_base)))
+        ticks_per_frame = 1 / (rate * info.time_base)
+        self._frame_ticks = max(1, round(ticks_per_frame))
         self._tick_s = info.time_base
         self._last_pts: int | None = None
         self._shift = 0

@@ -40,12 +40,14 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
     padding = (0, _padding_px(width), 0, _padding_px(height))
     padded = torch.nn.functional.pad(clip, padding, mode="replicate")
     # (T, H, W, 3)
-    pixels = (padded.movedim(1, -1) * 255).round().byte().contiguous().numpy()
+    channels_last = padded.movedim(1, -1)
+    pixels = (channels_last * 255).round().byte().contiguous().numpy()
 
     packets, extradata = _encode(pixels, encoder, options, rate)
     images = _decode(packets, _DECODERS.get(encoder, encoder), extradata)
     decoded = np.stack(images)[:, :height, :width]
-    return torch.from_numpy(decoded).movedim(-1, 1).float() / 255
+    recoded = torch.from_numpy(decoded).movedim(-1, 1)
+    return recoded.float() / 255
 
 
 def _encode(

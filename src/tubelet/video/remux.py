@@ -114,8 +114,10 @@ class Remuxer:
             end: End of the video if it was cut, in seconds of the output; None muxes all.
         """
         self._end = end
-        # Streams are interleaved only roughly: look one second beyond the end.
-        while self._next is not None and (end is None or self._output_time(self._next) <= end + 1):
+        while self._next is not None:
+            # Streams are interleaved only roughly: look one second beyond the end.
+            if end is not None and self._output_time(self._next) > end + 1:
+                break
             self._emit(self._next)
             self._next = next(self._packets, None)
 
@@ -327,7 +329,8 @@ class _StreamMapper:
 
     def _copy(self, stream: Any, *, smooth: bool) -> list[str]:
         target: Any = self._target.add_stream_from_template(stream, opaque=True)
-        self._remuxer.add_track(stream.index, CopiedTrack(stream, target, smooth=smooth))
+        track = CopiedTrack(stream, target, smooth=smooth)
+        self._remuxer.add_track(stream.index, track)
         return copy_stream_metadata(stream, target)
 
     def _add_image(self, stream: Any) -> list[str]:
@@ -343,7 +346,8 @@ class _StreamMapper:
             return self._leave_out(stream, "the cover image cannot be read")
         name, mime = _COVER_TYPES[codec]
         if self._spec.muxer == "matroska":
-            self._target.add_attachment(stream.metadata.get("filename", name), mime, data)
+            name = stream.metadata.get("filename", name)
+            self._target.add_attachment(name, mime, data)
             return []
         if self._spec.muxer == "mp4":
             target: Any = self._target.add_stream_from_template(stream, opaque=True)

@@ -89,9 +89,12 @@ def _thumbnail(rgb: Tensor) -> Tensor:
     """Reduce (3, H, W) to (3, 36, 64): take every few pixels, then average areas."""
     height, width = rgb.shape[-2:]
     thumb_height, thumb_width = _THUMBNAIL
-    step = min(height // (2 * thumb_height), width // (2 * thumb_width))
-    step = max(1, step)
-    return F.adaptive_avg_pool2d(rgb[:, ::step, ::step], _THUMBNAIL)
+    # Two pixels or more remain for each of the thumbnail.
+    step_y = height // (2 * thumb_height)
+    step_x = width // (2 * thumb_width)
+    step = max(1, min(step_y, step_x))
+    sparse = rgb[:, ::step, ::step]
+    return F.adaptive_avg_pool2d(sparse, _THUMBNAIL)
 
 
 def _equalize_contrast(current: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +119,8 @@ def _residual(current: Tensor, previous: Tensor) -> float:
     difference = (shifted - current[:, None, None]).abs_()
     # (shifts², h, w)
     difference = difference.mean(0).flatten(0, 1)
-    return F.avg_pool2d(difference, _BLOCK_PX).amin(0).mean().item()
+    block_difference = F.avg_pool2d(difference, _BLOCK_PX)
+    return block_difference.amin(0).mean().item()
 
 
 def _structure_differs(current: Tensor, previous: Tensor) -> bool:
@@ -140,6 +144,8 @@ def _color_distance(current: Tensor, previous: Tensor) -> float:
 
 def _histogram(x: Tensor) -> Tensor:
     """Joint histogram of (3, h, w): the share of pixels in each of 8³ colors."""
-    red, green, blue = (x * _LEVELS).long().clamp(0, _LEVELS - 1)
+    levels = (x * _LEVELS).long()
+    red, green, blue = levels.clamp(0, _LEVELS - 1)
     colors = (red * _LEVELS + green) * _LEVELS + blue
-    return torch.bincount(colors.flatten(), minlength=_LEVELS**3) / colors.numel()
+    counts = torch.bincount(colors.flatten(), minlength=_LEVELS**3)
+    return counts / colors.numel()

@@ -102,7 +102,13 @@ class ImageFrames:
             siting = 0 if self._first_info else read_siting(container, stream)
             frame = next(container.decode(stream))
             if self._first_info is None:
-                self._first_info = describe(container, stream, frame, str(path), siting=siting)
+                self._first_info = describe(
+                    container,
+                    stream,
+                    frame,
+                    str(path),
+                    siting=siting,
+                )
             return frame
 
 
@@ -120,7 +126,10 @@ def list_images(src: str) -> list[Path] | None:
     """
     path = Path(src)
     if path.is_dir():
-        images = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+        images: list[Path] = []
+        for file in path.iterdir():
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+                images.append(file)
         if not images:
             raise InputError(f"folder {src} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         return sorted(images, key=lambda p: _natural_key(p.name))

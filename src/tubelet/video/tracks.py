@@ -190,14 +190,20 @@ class ConvertedSubtitle:
     def convert(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
         """Convert one event; empty ones, which only end the previous event, are left out."""
         rects: list[Any] = list(packet.decode())
-        events = [rect.ass for rect in rects if isinstance(rect, AssSubtitle) and rect.ass]
-        if not events:
+        # Several texts of one time become the lines of one event, with the fields of the first.
+        fields = b""
+        texts: list[bytes] = []
+        for rect in rects:
+            if not isinstance(rect, AssSubtitle) or not rect.ass:
+                continue
+            *event_fields, text = rect.ass.split(b",", _ASS_FIELDS_BEFORE_TEXT)
+            if not texts:
+                fields = b"".join(field + b"," for field in event_fields)
+            texts.append(text)
+        if not texts:
             return
-        # Several texts of one time become the lines of one event.
-        texts = [event.split(b",", _ASS_FIELDS_BEFORE_TEXT)[-1] for event in events]
-        fields = events[0][: len(events[0]) - len(texts[0])]
-        merged = fields + rb"\N".join(texts)
-        converted = self._encoder.encode_subtitle(SubtitleSet.create(merged, 0, 1))
+        subtitle_set = SubtitleSet.create(fields + rb"\N".join(texts), 0, 1)
+        converted = self._encoder.encode_subtitle(subtitle_set)
         converted.pts = converted.dts = packet.pts
         converted.duration = packet.duration
         converted.time_base = packet.time_base

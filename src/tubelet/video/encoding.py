@@ -1,0 +1,326 @@
+"""Choose codec, pixel format and options for an output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import av
+import av.codec
+
+from tubelet.errors import RequestError, ResourceError
+from tubelet.video.codecs import (
+    CODECS,
+    CONTAINERS,
+    X265_BLOCK_PX,
+    CodecSpec,
+    ContainerSpec,
+    EncodeSettings,
+)
+from tubelet.video.info import HdrMetadata, VideoInfo
+
+__all__ = ["Encoding", "choose_encoding"]
+
+# Codecs whose encoders write mastering display and content light level.
+_HDR_CODECS = ("hevc", "av1", "h264")
+_COMPONENT_DEPTHS = (8, 10, 12)
+# Subsamplings by how little they lose of the one in the first column.
+_NEAREST_SUBSAMPLINGS = {
+    "420": ("420", "422", "444"),
+    "422": ("422", "444", "420"),
+    "444": ("444", "422", "420"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """Codec, pixel format and options chosen for one output.
+
+    Attributes:
+        codec: Name in `CODECS`.
+        encoder: FFmpeg's name of the encoder.
+        pix_fmt: FFmpeg's name of the pixel format.
+        options: Options of the encoder.
+        tag: Four-character code in the container; "" leaves it to the muxer.
+        notes: Remarks for the user, one line each.
+    """
+
+    codec: str
+    encoder: str
+    pix_fmt: str
+    options: dict[str, str]
+    tag: str
+    notes: tuple[str, ...]
+
+
+def choose_encoding(
+    suffix: str, like: VideoInfo, width: int, height: int, settings: EncodeSettings
+) -> Encoding:
+    """Choose encoder, pixel format and options for an output.
+
+    Args:
+        suffix: Extension of the output, a key of `CONTAINERS`.
+        like: Description of the input.
+        width: Width of the output, pixels.
+        height: Height of the output, pixels.
+        settings: Settings of the user.
+
+    Raises:
+        RequestError: The codec is unknown, does not fit the container, or cannot keep the
+            transparency; the quality or preset does not apply to it.
+        ResourceError: This build of FFmpeg lacks the encoder.
+    """
+    container = CONTAINERS[suffix]
+    name = _choose_codec(suffix, container, like, settings)
+    spec = CODECS[name]
+    supported = _supported_formats(name, spec)
+    min_width, min_height = spec.min_size
+    if width < min_width or height < min_height:
+        raise RequestError(
+            f"{width}x{height} is too small for {name}, which needs {min_width}x{min_height}; "
+            "use another codec"
+        )
+    notes: list[str] = []
+    pix_fmt = _choose_pix_fmt(name, spec, supported, like, (width, height), notes)
+    if like.hdr is not None and name not in _HDR_CODECS:
+        notes.append(
+            f"mastering display and light level of the input are dropped: {name} does not carry "
+            "them"
+        )
+    # Apple's players need the tag hvc1 for HEVC.
+    is_hevc_in_mov = container.is_mov_family and name in ("hevc", "hevc_nvenc")
+    return Encoding(
+        codec=name,
+        encoder=spec.encoder,
+        pix_fmt=pix_fmt,
+        options=_choose_options(name, spec, settings, like.hdr, pix_fmt, min(width, height)),
+        tag="hvc1" if is_hevc_in_mov else "",
+        notes=tuple(notes),
+    )
+
+
+def _choose_codec(
+    suffix: str, container: ContainerSpec, like: VideoInfo, settings: EncodeSettings
+) -> str:
+    name = settings.codec
+    if name == "auto":
+        name = container.codecs[0] if like.bit_depth <= 8 else container.deep_codec
+    elif name not in CODECS:
+        raise RequestError(f"unknown codec {name!r}; known are auto, {', '.join(CODECS)}")
+    if name not in container.codecs:
+        raise RequestError(f"{suffix} does not hold {name}; it holds {', '.join(container.codecs)}")
+
+    # The alpha of VP9 is coded in block additions of Matroska, which MP4 does not have.
+    loses_alpha = name == "vp9" and container.is_mov_family
+    keeps_alpha = CODECS[name].keeps_alpha and not loses_alpha
+    if like.has_alpha and not keeps_alpha:
+        raise RequestError(
+            f"the input has transparency, which {name} in {suffix} cannot keep; use ffv1 or vp9 in "
+            ".mkv, a .webm, prores in .mov, or a folder of PNGs"
+        )
+    return name
+
+
+def _supported_formats(name: str, spec: CodecSpec) -> set[str]:
+    """List the pixel formats of an encoder; an empty set means all."""
+    try:
+        formats = av.codec.Codec(spec.encoder, "w").video_formats
+    except av.codec.codec.UnknownCodecError as error:
+        available: list[str] = []
+        for other_name, other in CODECS.items():
+            if other.encoder in av.codec.codecs_available:
+                available.append(other_name)
+        raise ResourceError(
+            f"this FFmpeg has no {spec.encoder}, which {name} needs; it has {', '.join(available)}"
+        ) from error
+    return {pix_fmt.name for pix_fmt in formats or ()}
+
+
+def _choose_pix_fmt(
+    name: str,
+    spec: CodecSpec,
+    supported: set[str],
+    like: VideoInfo,
+    size: tuple[int, int],
+    notes: list[str],
+) -> str:
+    """Keep depth, chroma subsampling and transparency of the input as far as the codec can."""
+    if name == "gif":
+        return "pal8"
+    depth = min(max(like.bit_depth, spec.min_depth), spec.max_depth)
+    depth = next((bits for bits in _COMPONENT_DEPTHS if bits >= depth), _COMPONENT_DEPTHS[-1])
+    if like.is_rgb and spec.keeps_rgb:
+        return _rgb_format(depth, alpha=like.has_alpha)
+
+    # Odd sizes cannot be subsampled; 4:2:2 needs only an even width.
+    width, height = size
+    subsampling = _subsampling(like)
+    needs_444 = False
+    if spec.even_size:
+        has_odd_height = height % 2 == 1 and subsampling != "422"
+        needs_444 = width % 2 == 1 or has_odd_height
+    if needs_444:
+        subsampling = "444"
+    pix_fmt = _nearest_format(supported, subsampling, depth, alpha=like.has_alpha)
+
+    is_odd = width % 2 == 1 or height % 2 == 1
+    if is_odd and spec.even_size and subsampling == "444":
+        if "444" not in pix_fmt:
+            raise RequestError(
+                f"{spec.encoder} cannot encode the odd size {width}x{height}; use h264 or vp9"
+            )
+        notes.append(
+            f"{width}x{height} is odd: written as 4:4:4, since {name} halves chroma only of even "
+            "sizes; some players refuse 4:4:4"
+        )
+    if like.bit_depth > 8 and not pix_fmt.endswith("le"):
+        notes.append(
+            f"{like.bit_depth} bit of the input are written as 8 bit: {spec.encoder} holds no more"
+        )
+    return pix_fmt
+
+
+def _rgb_format(depth: int, *, alpha: bool) -> str:
+    """Name the RGB format of FFV1."""
+    if depth == 8:
+        return "bgra" if alpha else "bgr0"
+    return f"gbrap{depth}le" if alpha else f"gbrp{depth}le"
+
+
+def _subsampling(like: VideoInfo) -> str:
+    """Name the chroma subsampling of the input; RGB is written as 4:2:0."""
+    if not like.is_rgb:
+        for subsampling in ("444", "422"):
+            if subsampling in like.pix_fmt:
+                return subsampling
+    return "420"
+
+
+def _nearest_format(supported: set[str], subsampling: str, depth: int, *, alpha: bool) -> str:
+    """Find the planar YCbCr format that loses the fewest bits, then the fewest chroma samples.
+
+    Args:
+        supported: Pixel formats of the encoder; an empty set means all.
+        subsampling: 420, 422 or 444.
+        depth: Bits of a component.
+        alpha: The format needs transparency.
+
+    Raises:
+        RequestError: The encoder has no planar YCbCr format.
+    """
+    prefix = "yuva" if alpha else "yuv"
+    for bits in reversed(_COMPONENT_DEPTHS):
+        if bits > depth:
+            continue
+        suffix = "p" if bits == 8 else f"p{bits}le"
+        for chroma in _NEAREST_SUBSAMPLINGS[subsampling]:
+            name = prefix + chroma + suffix
+            if not supported or name in supported:
+                return name
+    raise RequestError(
+        f"the encoder has no suitable planar format, only {', '.join(sorted(supported))}"
+    )
+
+
+def _choose_options(
+    name: str,
+    spec: CodecSpec,
+    settings: EncodeSettings,
+    hdr: HdrMetadata | None,
+    pix_fmt: str,
+    side_px: int,
+) -> dict[str, str]:
+    """Check the settings of the user, and translate them to options of the encoder.
+
+    Args:
+        name: Name of the codec.
+        spec: Properties of the codec.
+        settings: Settings of the user.
+        hdr: HDR metadata of the input.
+        pix_fmt: Pixel format of the output.
+        side_px: Shorter side of the output, pixels.
+
+    Raises:
+        RequestError: The quality or preset does not apply to the codec.
+    """
+    _check_crf(name, spec, settings.crf)
+    _check_preset(name, spec, settings.preset)
+    options = dict(spec.options)
+    if spec.crf_option:
+        crf = spec.crf if settings.crf is None else settings.crf
+        options[spec.crf_option] = f"{crf:g}"
+    if spec.preset_option:
+        options[spec.preset_option] = settings.preset or spec.preset
+    if name == "prores":
+        # Profiles 4444 and HQ.
+        options["profile"] = "4" if "444" in pix_fmt else "3"
+    options.update(_encoder_parameters(name, hdr, side_px))
+    return options
+
+
+def _check_crf(name: str, spec: CodecSpec, crf: float | None) -> None:
+    if crf is None:
+        return
+    if not spec.crf_option:
+        raise RequestError(f"crf={crf:g} has no meaning for {name}; leave it out")
+    if not 0 <= crf <= spec.crf_max:
+        raise RequestError(f"crf={crf:g} must be between 0 and {spec.crf_max:g} for {name}")
+
+
+def _check_preset(name: str, spec: CodecSpec, preset: str | None) -> None:
+    if preset is None:
+        return
+    if not spec.preset_option:
+        raise RequestError(f"preset={preset!r} has no meaning for {name}; leave it out")
+    if spec.presets and preset not in spec.presets:
+        raise RequestError(
+            f"preset={preset!r} is not a preset of {name}; choose from {', '.join(spec.presets)}"
+        )
+
+
+def _encoder_parameters(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[str, str]:
+    """Build the option with the encoder's own parameters: HDR metadata and safeguards."""
+    display = hdr.master_display() if hdr else None
+    light = hdr.max_cll_text() if hdr else None
+    params: list[str] = []
+    match name:
+        case "hevc":
+            option = "x265-params"
+            params.append("log-level=error")
+            if side_px < X265_BLOCK_PX:
+                # CU-tree writes beyond its buffers if an image is smaller than a block.
+                params.append("cutree=0")
+            if display:
+                params.append(f"master-display={display}")
+            if light:
+                params.append(f"max-cll={light}")
+            if display or light:
+                params += ["hdr10=1", "repeat-headers=1"]
+        case "h264":
+            option = "x264-params"
+            if display:
+                params.append(f"mastering-display={display}")
+            if light:
+                params.append(f"cll={light}")
+        case "av1":
+            option = "svtav1-params"
+            if hdr is not None and display:
+                params.append(f"mastering-display={_svt_master_display(hdr)}")
+            if light:
+                params.append(f"content-light={light}")
+        case _:
+            return {}
+    return {option: ":".join(params)} if params else {}
+
+
+def _svt_master_display(hdr: HdrMetadata) -> str:
+    """Format the mastering display for SVT-AV1: real numbers instead of x265's integer units."""
+    assert hdr.primaries
+    assert hdr.white_point
+    assert hdr.max_luminance is not None
+    assert hdr.min_luminance is not None
+    red, green, blue = hdr.primaries
+    points = (("G", green), ("B", blue), ("R", red), ("WP", hdr.white_point))
+    text = ""
+    for name, (x, y) in points:
+        text += f"{name}({float(x):.5f},{float(y):.5f})"
+    return f"{text}L({float(hdr.max_luminance):.4f},{float(hdr.min_luminance):.4f})"
