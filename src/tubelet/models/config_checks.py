@@ -2,7 +2,9 @@
 
 check_choice(self, "scale", (2, 3, 4))    FastConfig: scale=5 must be 2, 3 or 4
 check_min(self, "channels", 1)            FastConfig: channels=0 must be at least 1
+check_odd(self, "num_frames")             EDVRConfig: num_frames=4 must be odd and at least 1
 check_positive(self, "img_range")         EDSRConfig: img_range=0.0 must be greater than 0
+check_divides(self, "groups", "channels") EDVRConfig: groups=3 must divide channels=64
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from collections.abc import Iterable
 
 from tubelet.errors import ConfigError
 
-__all__ = ["check_choice", "check_min", "check_positive", "check_range"]
+__all__ = [
+    "check_choice",
+    "check_divides",
+    "check_min",
+    "check_odd",
+    "check_positive",
+    "check_range",
+]
 
 
 def check_choice(config: object, field: str, choices: Iterable[object]) -> None:
@@ -48,6 +57,21 @@ def check_min(config: object, field: str, minimum: int) -> None:
         raise _error(config, field, f"at least {minimum}")
 
 
+def check_odd(config: object, field: str) -> None:
+    """Require that a field is a positive odd number, such as the length of a window.
+
+    Args:
+        config: Configuration dataclass.
+        field: Name of the field.
+
+    Raises:
+        ConfigError: The field is even or below 1.
+    """
+    value = getattr(config, field)
+    if value < 1 or value % 2 == 0:
+        raise _error(config, field, "odd and at least 1")
+
+
 def check_positive(config: object, field: str) -> None:
     """Require that a field is greater than zero.
 
@@ -76,6 +100,24 @@ def check_range(config: object, field: str, minimum: int, maximum: int) -> None:
     """
     if not minimum <= getattr(config, field) <= maximum:
         raise _error(config, field, f"from {minimum} to {maximum}")
+
+
+def check_divides(config: object, divisor: str, dividend: str) -> None:
+    """Require that a field is positive and divides another one without remainder.
+
+    Args:
+        config: Configuration dataclass.
+        divisor: Name of the field that divides.
+        dividend: Name of the field that is divided.
+
+    Raises:
+        ConfigError: The field does not divide the other one.
+    """
+    value = getattr(config, divisor)
+    total = getattr(config, dividend)
+    if value < 1 or total % value:
+        name = type(config).__name__
+        raise ConfigError(f"{name}: {divisor}={value} must divide {dividend}={total}")
 
 
 def _error(config: object, field: str, requirement: str) -> ConfigError:
