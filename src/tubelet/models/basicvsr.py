@@ -1,14 +1,17 @@
-"""BasicVSR: bidirectional propagation with features aligned by optical flow.
+"""BasicVSR: bidirectional propagation of features that are aligned by optical flow.
 
     lq (B, T, 3, H, W)
       t = T … 1   back(t)  = trunk [lq(t), warp(back(t+1), flow t→t+1)]        (B, C, H, W)
       t = 1 … T   front(t) = trunk [lq(t), warp(front(t-1), flow t→t-1)]       (B, C, H, W)
-                  fuse [back(t), front(t)] ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ──(+)── sr(t)
-                  lq(t) ────────────────────────────── bilinear ×4 ───────────────────────────────────┘
+                  fuse [back(t), front(t)]
+                  ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ──(+)── sr(t)
+                  lq(t) ──────────────── bilinear ×4 ────────────────────────┘
     sr (B, T, 3, 4H, 4W)
 
-Source: Chan et al., "BasicVSR: The Search for Essential Components in Video Super-Resolution and Beyond", CVPR 2021,
-Sec. 3. Published: 64 channels, 30 blocks a direction (6.3 M parameters) for REDS and for Vimeo-90K.
+Published: 64 channels, 30 blocks in each direction (6.3 M parameters), for REDS and for Vimeo-90K.
+
+Source: Chan et al., "BasicVSR: The Search for Essential Components in Video Super-Resolution and
+Beyond", CVPR 2021, Sec. 3.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
@@ -29,6 +31,7 @@ from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_min
 from tubelet.models.spynet import rename_spynet
 from tubelet.models.state_dict import (
     Rule,
@@ -44,12 +47,13 @@ from tubelet.types import Temporal
 __all__ = ["ARCHITECTURE", "BasicVSR", "BasicVSRConfig"]
 
 _SCALE = 4
-_HR_CHANNELS = 64  # of the last convolutions, whatever the width of the trunks
+# Width of the convolutions at high resolution: published files have it at every `channels`.
+_HR_CHANNELS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BasicVSRConfig:
-    """Shape of a `BasicVSR`."""
+    """Configuration of `BasicVSR`."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
         "num_feat": "channels",
@@ -58,20 +62,20 @@ class BasicVSRConfig:
     }
 
     channels: int = 64
-    """Width of the propagated features."""
+    """Number of channels of the propagated features."""
     num_blocks: int = 30
-    """Residual blocks of each direction."""
+    """Number of residual blocks in each direction."""
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.num_blocks < 0:
-            raise ConfigError(f"{self} is out of range: channels ≥ 1, num_blocks ≥ 0")
+        check_min(self, "channels", 1)
+        check_min(self, "num_blocks", 0)
 
 
 class BasicVSR(nn.Module):
-    """Bidirectional recurrent super-resolution ×4; see the drawing on top of this file.
+    """Bidirectional recurrent super-resolution ×4; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, config: BasicVSRConfig) -> None:
@@ -97,23 +101,27 @@ class BasicVSR(nn.Module):
         seen: Seen | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
-        """Restore a clip as `forward` does, and yield each frame as it is done.
+        """Restore a clip like `forward`, but yield each frame as soon as it is finished.
 
         Args:
-            lq: (B, T, 3, H, W).
-            before: one frame and the state of the forward sweep there; empty where the video begins.
-            after: one frame and the state of the backward sweep there; empty where the video ends.
-            seen: called with the states of both sweeps, (B, C, H, W).
-            store: keeps features between the sweeps.
+            lq: Low-quality clip, (B, T, 3, H, W).
+            before: One frame before the clip and the state of the forward sweep at it; empty at the
+                start of the video.
+            after: One frame after the clip and the state of the backward sweep at it; empty at the
+                end of the video.
+            seen: Callback for every state of both sweeps, (B, C, H, W).
+            store: Store for the features between the two sweeps.
 
         Yields:
-            (B, 3, 4H, 4W), from the first frame to the last.
+            Restored frames in order, (B, 3, 4H, 4W).
         """
         for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
-            x = functional.leaky_relu_(self.fusion(torch.cat(feats, 1)), 0.1)
-            del feats  # before the large features of the end are made
-            convs = (self.upconv1, self.upconv2, self.conv_hr, self.conv_last)
-            yield shuffle_x4(x, enlarge(lq[:, t], _SCALE), convs)
+            # Aggregation (Sec. 3.3).
+            fused = self.fusion(torch.cat(feats, 1))
+            fused = functional.leaky_relu_(fused, 0.1)
+            # Free the features before the much larger ones at high resolution are computed.
+            del feats
+            yield self._upsample(fused, lq[:, t])
 
     def propagate(
         self,
@@ -124,10 +132,17 @@ class BasicVSR(nn.Module):
         seen: Seen | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Run both sweeps (Eqs. 2 to 5); arguments as in `restore`.
+        """Propagate features in both directions (Sec. 3.1, Eqs. 2 to 5).
+
+        Args:
+            lq: See `restore`.
+            before: See `restore`.
+            after: See `restore`.
+            seen: See `restore`.
+            store: See `restore`.
 
         Yields:
-            each frame, and its features of both sweeps, (B, C, H, W) each.
+            The index t of each frame and its features [back(t), front(t)], (B, C, H, W) each.
         """
         num_frames = lq.shape[1]
         frames = clip_frames(lq, before, after)
@@ -141,24 +156,54 @@ class BasicVSR(nn.Module):
             return self.forward_trunk(torch.cat([frames[t], aligned], 1))
 
         with open_store(store) as features:
+            # t = T … 1: all backward features must exist before the first frame can be restored.
             for t, feat in sweep("backward", num_frames, -1, after, 1, backward, seen):
                 features.append(t, feat)
+
+            # t = 1 … T: each frame is complete as soon as its forward features exist. The caller
+            # gets the only reference to back(t), to free it early.
             for t, feat in sweep("forward", num_frames, 1, before, 1, forward, seen):
                 yield t, [*features.pop(t), feat]
 
-    def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, other: int) -> Tensor:
-        """Carry the state at frame `other` to frame t: (B, C, H, W), zero at the start of the video."""
+    def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, neighbor: int) -> Tensor:
+        """Warp the state of a neighboring frame to frame t (Sec. 3.2).
+
+        Args:
+            past: State at the neighbor, (B, C, H, W); empty at the end of the video where the sweep
+                starts.
+            frames: Frames (B, 3, H, W) by their index.
+            t: Index of the current frame.
+            neighbor: Index of the frame that the sweep visited before.
+
+        Returns:
+            Aligned state, (B, C, H, W); zeros where `past` is empty.
+        """
         frame = frames[t]
         if not past:
-            return frame.new_zeros(frame.shape[0], self.config.channels, *frame.shape[2:])
-        return backward_warp(past[0], self.spynet(frame, frames[other]))
+            batch, _, height, width = frame.shape
+            return frame.new_zeros(batch, self.config.channels, height, width)
+        flow = self.spynet(frame, frames[neighbor])
+        return backward_warp(past[0], flow)
+
+    def _upsample(self, feat: Tensor, frame: Tensor) -> Tensor:
+        """Upsample features and add the enlarged frame (Sec. 3.3).
+
+        Args:
+            feat: Fused features, (B, C, H, W).
+            frame: Low-quality frame, (B, 3, H, W).
+
+        Returns:
+            Restored frame, (B, 3, 4H, 4W).
+        """
+        convs = (self.upconv1, self.upconv2, self.conv_hr, self.conv_last)
+        return shuffle_x4(feat, enlarge(frame, _SCALE), convs)
 
 
 _MMAGIC: tuple[Rule, ...] = (
     (r"^(backward|forward)_resblocks\.", r"\1_trunk."),
     (r"^upsample([12])\.upsample_conv\.", r"upconv\1."),
 )
-_PARTS = {
+_MODULES = {
     "spynet",
     "backward_trunk",
     "forward_trunk",
@@ -171,11 +216,18 @@ _PARTS = {
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Map the names of BasicSR (which are ours) and of MMagic; None where they are of another network."""
-    own = rename(rename_spynet(state), _MMAGIC)
-    if first_words(own) != _PARTS:
-        return None  # foreign, or more than a BasicVSR
-    return own if has_convolutions(own, "backward_trunk.main.0") else None
+    """Rename the tensors of a file of BasicSR (whose names are ours) or of MMagic.
+
+    Returns:
+        The renamed state dict, or None if it belongs to another architecture.
+    """
+    renamed = rename(rename_spynet(state), _MMAGIC)
+    # A file with more modules is of a network that contains a BasicVSR.
+    if first_words(renamed) != _MODULES:
+        return None
+    if not has_convolutions(renamed, "backward_trunk.main.0"):
+        return None
+    return renamed
 
 
 def _infer(state: State) -> BasicVSRConfig:
@@ -186,9 +238,14 @@ def _infer(state: State) -> BasicVSRConfig:
 
 
 def _contract(config: BasicVSRConfig) -> Contract:
-    del config  # every configuration asks for the same
+    # All configurations have the same contract.
+    del config
     return Contract(
-        scale=_SCALE, temporal=Temporal("clip"), halo_px=32, streams=True, edge_frames=1
+        scale=_SCALE,
+        temporal=Temporal("clip"),
+        halo_px=32,
+        streams=True,
+        edge_frames=1,
     )
 
 
