@@ -85,10 +85,17 @@ def test_leaves_damaged_files_alone(recordings: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_blocks": 0}, {"groups": 3}, {"channels": 3, "groups": 4}]
+    ("changes", "message"),
+    [
+        ({"channels": 0}, "channels=0 must be at least 1"),
+        ({"num_blocks": 0}, "num_blocks=0 must be at least 1"),
+        ({"groups": 0}, "groups=0 must be at least 2"),
+        ({"groups": 3}, "groups=3 must be even"),
+        ({"channels": 3, "groups": 4}, "groups=4 must divide twice the channels=3"),
+    ],
 )
-def test_rejects_impossible_shapes(changes: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="groups"):
+def test_rejects_impossible_shapes(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         BasicVSRPlusPlusConfig(**changes)
 
 
