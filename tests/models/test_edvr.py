@@ -155,13 +155,17 @@ def test_tiles_with_the_stated_halo_equal_the_whole() -> None:
     assert difference.abs().max() < 1e-4 * model(lq).std()
 
 
-def test_refuses_a_configuration_out_of_range() -> None:
-    for changes in (
-        {"num_frames": 4},
-        {"groups": 3},
-        {"fusion": "sum"},
-        {"channels": 0},
-        {"num_extract_blocks": -1},
-    ):
-        with pytest.raises(ConfigError):
-            EDVRConfig(**{**TINY, **changes})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_frames": 4}, "num_frames=4 must be odd"),
+        ({"groups": 3}, "groups=3 must divide channels=8"),
+        ({"fusion": "sum"}, "fusion='sum' must be tsa or conv"),
+        ({"predeblur": "yes"}, "predeblur='yes' must be none, plain or strided"),
+        ({"channels": 0}, "channels=0 must be at least 1"),
+        ({"num_extract_blocks": -1}, "num_extract_blocks=-1 must be at least 0"),
+    ],
+)
+def test_refuses_a_configuration_out_of_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EDVRConfig(**{**TINY, **changes})
