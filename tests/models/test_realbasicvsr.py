@@ -53,7 +53,7 @@ def test_leaves_other_files_alone(recordings: Path) -> None:
 
 
 def test_rejects_impossible_shapes() -> None:
-    with pytest.raises(ConfigError, match="out of range"):
+    with pytest.raises(ConfigError, match="dynamic_refine_thres=-1 must be at least 0"):
         RealBasicVSRConfig(dynamic_refine_thres=-1)
 
 

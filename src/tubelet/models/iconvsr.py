@@ -1,18 +1,22 @@
-"""IconVSR: BasicVSR with key frames whose features are refilled, and a forward direction that sees the backward one.
+"""IconVSR: BasicVSR with refilled key frames, whose forward direction sees the backward one.
 
     lq (B, T, 3, H, W)
-      key frames, every 5th and the last: refill(t) = EDVR features of the window around t          (B, C, H, W)
+      key frames, every 5th and the last
+                  refill(t) = EDVR features of the window around t                    (B, C, H, W)
       t = T … 1   x = warp(back(t+1), flow t→t+1);   at key frames x = fuse [x, refill(t)]
-                  back(t)  = trunk [lq(t), x]                                                       (B, C, H, W)
+                  back(t)  = trunk [lq(t), x]                                         (B, C, H, W)
       t = 1 … T   x = warp(front(t-1), flow t→t-1);  at key frames x = fuse [x, refill(t)]
-                  front(t) = trunk [lq(t), back(t), x]                                              (B, C, H, W)
-                  front(t) ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ──(+)── sr(t)
-                  lq(t) ──────────────────────── bilinear ×4 ────────────────────────┘
+                  front(t) = trunk [lq(t), back(t), x]                                (B, C, H, W)
+                  front(t)
+                  ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ──(+)── sr(t)
+                  lq(t) ──────────────── bilinear ×4 ────────────────────────┘
     sr (B, T, 3, 4H, 4W)
 
-Source: Chan et al., "BasicVSR: The Search for Essential Components in Video Super-Resolution and Beyond", CVPR 2021,
-Sec. 4. Published: 64 channels, 30 blocks a direction, key frame windows of 5 frames (REDS, 8.7 M parameters) or of 7
-(Vimeo-90K).
+Published: 64 channels, 30 blocks in each direction, windows of 5 frames around key frames (REDS,
+8.7 M parameters) or of 7 (Vimeo-90K).
+
+Source: Chan et al., "BasicVSR: The Search for Essential Components in Video Super-Resolution and
+Beyond", CVPR 2021, Sec. 4.
 """
 
 from __future__ import annotations
@@ -24,7 +28,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
@@ -32,6 +35,7 @@ from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_divides, check_min
 from tubelet.models.edvr import EDVRConfig, EDVRFeatureExtractor
 from tubelet.models.spynet import rename_spynet
 from tubelet.models.state_dict import (
@@ -49,15 +53,20 @@ from tubelet.types import Temporal
 __all__ = ["ARCHITECTURE", "IconVSR", "IconVSRConfig"]
 
 _SCALE = 4
-_HR_CHANNELS = 64  # of the last convolutions, whatever the width of the trunks
-_MULTIPLE = 4  # of the sizes that the pyramid of the key frames takes
-_OVERLAP_FRAMES = 11  # measured, random weights: windows differ by 70 dB at the seam, with 8 by 59
-_EXTRACT_BLOCKS = 5  # of a key frame's features before alignment
+# Width of the convolutions at high resolution: published files have it at every `channels`.
+_HR_CHANNELS = 64
+# The pyramid of EDVR halves the frames twice.
+_SIZE_MULTIPLE = 4
+# Measured with random weights: at the seam, windows that share so many frames differ from the whole
+# clip by 70 dB; those that share 8 frames differ by 59 dB.
+_OVERLAP_FRAMES = 11
+# Residual blocks of EDVR for each frame, before alignment.
+_EXTRACT_BLOCKS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IconVSRConfig:
-    """Shape of an `IconVSR`."""
+    """Configuration of `IconVSR`."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
         "num_feat": "channels",
@@ -66,45 +75,39 @@ class IconVSRConfig:
     }
 
     channels: int = 64
-    """Width of the propagated features."""
+    """Number of channels of the propagated features."""
     num_blocks: int = 30
-    """Residual blocks of each direction."""
+    """Number of residual blocks in each direction."""
     temporal_padding: int = 2
-    """Neighbors on each side of a key frame, frames."""
+    """Number of neighbors on each side of a key frame, in frames."""
     groups: int = 8
-    """Offset groups of the alignment of a key frame's neighbors."""
+    """Offset groups of the alignment around key frames."""
     keyframe_stride: int = 5
-    """Frames from one key frame to the next; the last frame always is one."""
+    """Distance between key frames, in frames; the last frame of a video is also a key frame."""
 
     def __post_init__(self) -> None:
-        if (
-            self.channels < 1
-            or self.num_blocks < 0
-            or self.groups < 1
-            or self.channels % self.groups
-        ):
-            raise ConfigError(
-                f"{self} is out of range: channels ≥ 1, num_blocks ≥ 0, groups divide channels"
-            )
-        if self.temporal_padding < 0 or self.keyframe_stride < 1:
-            raise ConfigError(f"{self} is out of range: temporal_padding ≥ 0, keyframe_stride ≥ 1")
+        check_min(self, "channels", 1)
+        check_min(self, "num_blocks", 0)
+        check_divides(self, "groups", "channels")
+        check_min(self, "temporal_padding", 0)
+        check_min(self, "keyframe_stride", 1)
 
 
 class IconVSR(nn.Module):
-    """Bidirectional recurrent super-resolution ×4 with key frames; see the drawing on top of this file.
+    """Bidirectional recurrent super-resolution ×4 with key frames; see the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, config: IconVSRConfig) -> None:
         super().__init__()
         self.config = config
-        c, window = config.channels, 2 * config.temporal_padding + 1
+        c = config.channels
         self.edvr = EDVRFeatureExtractor(
             EDVRConfig(
                 channels=c,
-                num_frames=window,
+                num_frames=2 * config.temporal_padding + 1,
                 groups=config.groups,
                 num_extract_blocks=_EXTRACT_BLOCKS,
             )
@@ -117,7 +120,7 @@ class IconVSR(nn.Module):
         self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
 
     def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W), H and W at least 4; see `restore`."""
+        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W), H and W ≥ 4; see `restore`."""
         return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
 
     def restore(
@@ -129,25 +132,26 @@ class IconVSR(nn.Module):
         seen: Seen | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
-        """Restore a clip as `forward` does, and yield each frame as it is done.
+        """Restore a clip like `forward`, but yield each frame as soon as it is finished.
 
         Args:
-            lq: (B, T, 3, H, W).
-            before: frames for the windows of key frames, twice `temporal_padding` or as many as the
-                video has, and the state of the forward sweep. Its `frame_index` alone tells which
-                frames are key frames.
-            after: likewise, with the state of the backward sweep. Where it is empty, the last frame
-                is a key frame.
-            seen: called with the states of both sweeps, (B, C, H', W'), sides rounded up to
-                multiples of 4.
-            store: keeps backward and refilled features.
+            lq: Low-quality clip, (B, T, 3, H, W).
+            before: Frames before the clip for the windows around key frames, 2 · `temporal_padding`
+                or fewer near the start of the video, and the state of the forward sweep. Which
+                frames are key frames depends only on its `frame_index`.
+            after: The same after the clip, with the state of the backward sweep. If it is empty,
+                the last frame is a key frame.
+            seen: Callback for every state of both sweeps, (B, C, H', W'), where H' and W' are H and
+                W rounded up to multiples of 4.
+            store: Store for backward and refill features.
 
         Yields:
-            (B, 3, 4H, 4W), from the first frame to the last.
+            Restored frames in order, (B, 3, 4H, 4W).
         """
         height, width = lq.shape[-2:]
         for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
             padded = _pad(lq[:, t])
+            # `pop` lets the features be freed before the frame is used.
             yield self._upsample(feats.pop(), padded)[..., : height * _SCALE, : width * _SCALE]
 
     def propagate(
@@ -159,14 +163,21 @@ class IconVSR(nn.Module):
         seen: Seen | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Refill key frames, then run both sweeps (Secs. 4.1 and 4.2); arguments as in `restore`.
+        """Compute the features of key frames, then propagate in both directions.
+
+        Args:
+            lq: See `restore`.
+            before: See `restore`.
+            after: See `restore`.
+            seen: See `restore`.
+            store: See `restore`.
 
         Yields:
-            each frame, and its features of the forward sweep, (B, C, H', W').
+            The index t of each frame and its features [front(t)], (B, C, H', W').
         """
         num_frames = lq.shape[1]
         frames = {t: _pad(frame) for t, frame in clip_frames(lq, before, after).items()}
-        keys = keyframes(
+        key_frames = keyframes(
             before.frame_index + 1,
             num_frames,
             stride=self.config.keyframe_stride,
@@ -176,41 +187,66 @@ class IconVSR(nn.Module):
 
             def backward(t: int, past: Past) -> Tensor:
                 x = self._align(past, frames, t, t + 1)
-                if t in keys:
+                if t in key_frames:
+                    # Information-refill (Sec. 4.1).
                     x = self.backward_fusion(torch.cat([x, *features.get(("refill", t))], 1))
                 return self.backward_trunk(torch.cat([frames[t], x], 1))
 
             def forward(t: int, past: Past) -> Tensor:
                 x = self._align(past, frames, t, t - 1)
-                if t in keys:
+                if t in key_frames:
+                    # Information-refill (Sec. 4.1). This is the last use of refill(t).
                     x = self.forward_fusion(torch.cat([x, *features.pop(("refill", t))], 1))
+                # Coupled propagation (Sec. 4.2): the forward trunk takes back(t), too.
                 return self.forward_trunk(torch.cat([frames[t], *features.pop(t), x], 1))
 
-            for t, refill in self._refill(frames, keys):
+            for t, refill in self._refill(frames, key_frames):
                 features.append(("refill", t), refill)
             for t, feat in sweep("backward", num_frames, -1, after, 1, backward, seen):
                 features.append(t, feat)
             for t, feat in sweep("forward", num_frames, 1, before, 1, forward, seen):
                 yield t, [feat]
 
-    def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, other: int) -> Tensor:
-        """Carry the state at frame `other` to frame t: (B, C, H, W), zero at the start of the video."""
+    def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, neighbor: int) -> Tensor:
+        """Warp the state of a neighboring frame to frame t (Sec. 3.2).
+
+        Args:
+            past: State at the neighbor, (B, C, H', W'); empty at the end of the video where the
+                sweep starts.
+            frames: Frames (B, 3, H', W') by their index.
+            t: Index of the current frame.
+            neighbor: Index of the frame that the sweep visited before.
+
+        Returns:
+            Aligned state, (B, C, H', W'); zeros where `past` is empty.
+        """
         frame = frames[t]
         if not past:
-            return frame.new_zeros(frame.shape[0], self.config.channels, *frame.shape[2:])
-        return backward_warp(past[0], self.spynet(frame, frames[other]))
+            batch, _, height, width = frame.shape
+            return frame.new_zeros(batch, self.config.channels, height, width)
+        flow = self.spynet(frame, frames[neighbor])
+        return backward_warp(past[0], flow)
 
     def _upsample(self, feat: Tensor, frame: Tensor) -> Tensor:
-        """Add the detail that features (B, C, H, W) hold to the enlarged frame: (B, 3, 4H, 4W)."""
+        """Upsample features (B, C, H, W) and add the enlarged frame: (B, 3, 4H, 4W)."""
         convs = (self.upconv1, self.upconv2, self.conv_hr, self.conv_last)
         return shuffle_x4(feat, enlarge(frame, _SCALE), convs)
 
     def _refill(
-        self, frames: Mapping[int, Tensor], keys: list[int]
+        self, frames: Mapping[int, Tensor], key_frames: list[int]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Compute the features of the key frames from their windows (Sec. 4.1)."""
-        encoded: dict[int, tuple[Tensor, ...]] = {}  # what windows share is computed once
-        for t in keys:
+        """Compute the features of key frames from the windows around them (Sec. 4.1).
+
+        Args:
+            frames: Frames (B, 3, H', W') by their index.
+            key_frames: Indexes of the key frames.
+
+        Yields:
+            The index t of each key frame and refill(t), (B, C, H', W').
+        """
+        # Encodings of the current window. Windows overlap, so frames are encoded once for several.
+        encoded: dict[int, tuple[Tensor, ...]] = {}
+        for t in key_frames:
             window = window_of(t, self.config.temporal_padding, min(frames), max(frames))
             for i in encoded.keys() - set(window):
                 del encoded[i]
@@ -224,29 +260,36 @@ def keyframes(first: int, num_frames: int, *, stride: int, ends_video: bool) -> 
     """List the key frames of a clip: every `stride`-th frame of the video, and its last.
 
     Args:
-        first: index in the video of the clip's first frame.
-        num_frames: T.
-        stride: frames from one key frame to the next.
-        ends_video: whether the clip's last frame is the video's.
+        first: Index in the video of the first frame of the clip.
+        num_frames: Number of frames T of the clip.
+        stride: Distance between key frames, in frames.
+        ends_video: The last frame of the clip is the last frame of the video.
+
+    Returns:
+        Indexes in the clip, in order.
     """
-    keys = [t for t in range(num_frames) if (first + t) % stride == 0]
+    indexes = [t for t in range(num_frames) if (first + t) % stride == 0]
     last = num_frames - 1
-    if ends_video and last not in keys:
-        keys.append(last)
-    return keys
+    if ends_video and last not in indexes:
+        indexes.append(last)
+    return indexes
 
 
 def window_of(t: int, radius: int, first: int, last: int) -> list[int]:
     """List the frames of the window around a key frame.
 
-    Beyond the ends stand the frames that come next within: before frame 0 of a window of 5 stand 4 and 3, after the
-    last those fourth and fifth from the end.
+    Frames beyond the ends are replaced by those that follow the window inside the video. A window
+    of 5 frames around frame 0 is 4, 3, 0, 1, 2; the one around the last frame ends with the fourth
+    and the fifth frame from the end.
 
     Args:
-        t: the key frame.
-        radius: neighbors on each side.
-        first: the first frame that there is.
-        last: the last frame that there is.
+        t: Index of the key frame.
+        radius: Number of neighbors on each side.
+        first: Index of the first available frame.
+        last: Index of the last available frame.
+
+    Returns:
+        2 · radius + 1 indexes.
     """
     window: list[int] = []
     for i in range(t - radius, t + radius + 1):
@@ -254,16 +297,15 @@ def window_of(t: int, radius: int, first: int, last: int) -> list[int]:
             i = 2 * first + radius - i
         elif i > last:
             i = 2 * last - radius - i
-        window.append(
-            min(max(i, first), last)
-        )  # Deviation: shorter clips than the window are undefined in the paper
+        # Deviation: clips shorter than the window are undefined in the paper; repeat their ends.
+        window.append(min(max(i, first), last))
     return window
 
 
 def _pad(frame: Tensor) -> Tensor:
-    """Mirror a frame at its right and lower edge, to sizes that the pyramid of the key frames takes."""
+    """Pad a frame at its right and lower edge to the size multiple of EDVR."""
     height, width = frame.shape[-2:]
-    return pad_to(frame, round_up(height, _MULTIPLE), round_up(width, _MULTIPLE))
+    return pad_to(frame, round_up(height, _SIZE_MULTIPLE), round_up(width, _SIZE_MULTIPLE))
 
 
 _MMAGIC: tuple[Rule, ...] = (
@@ -273,34 +315,53 @@ _MMAGIC: tuple[Rule, ...] = (
     (r"^edvr\.pcd_alignment\.", r"edvr.pcd_align."),
     (r"^(edvr\..*)\.conv\.(weight|bias)$", r"\1.\2"),
 )
-_PARTS = {
-    *("edvr", "spynet", "backward_fusion", "backward_trunk", "forward_fusion", "forward_trunk"),
-    *("upconv1", "upconv2", "conv_hr", "conv_last"),
+_MODULES = {
+    "edvr",
+    "spynet",
+    "backward_fusion",
+    "backward_trunk",
+    "forward_fusion",
+    "forward_trunk",
+    "upconv1",
+    "upconv2",
+    "conv_hr",
+    "conv_last",
 }
-_MARKS = (
+_REQUIRED_CONVS = (
     "backward_trunk.main.0",
     "edvr.fusion.feat_fusion",
     "edvr.pcd_align.cas_dcnpack.conv_offset",
 )
+# Each group predicts dy, dx and a weight for each of 3×3 kernel taps.
+_OFFSET_CHANNELS = 27
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Map the names of BasicSR (which are ours) and of MMagic; None where they are of another network."""
+    """Rename the tensors of a file of BasicSR (whose names are ours) or of MMagic.
+
+    Returns:
+        The renamed state dict, or None if it belongs to another architecture.
+    """
     if "edvr.conv_first.weight" not in state or "backward_fusion.weight" not in state:
         return None
-    own = rename(rename_spynet(state), _MMAGIC)
-    if first_words(own) != _PARTS:
+    renamed = rename(rename_spynet(state), _MMAGIC)
+    if first_words(renamed) != _MODULES:
         return None
-    return own if has_convolutions(own, *_MARKS) else None
+    if not has_convolutions(renamed, *_REQUIRED_CONVS):
+        return None
+    return renamed
 
 
 def _infer(state: State) -> IconVSRConfig:
-    channels, joined = state["edvr.fusion.feat_fusion.weight"].shape[:2]
+    # The convolution that fuses a window: (C, T·C, 1, 1).
+    channels, in_channels = state["edvr.fusion.feat_fusion.weight"].shape[:2]
+    num_frames = in_channels // channels
+    offset_weight = state["edvr.pcd_align.cas_dcnpack.conv_offset.weight"]
     return IconVSRConfig(
         channels=channels,
         num_blocks=count_names(state, r"backward_trunk\.main\..*\.conv1\.weight"),
-        temporal_padding=joined // channels // 2,
-        groups=state["edvr.pcd_align.cas_dcnpack.conv_offset.weight"].shape[0] // 27,
+        temporal_padding=num_frames // 2,
+        groups=offset_weight.shape[0] // _OFFSET_CHANNELS,
     )
 
 
@@ -309,10 +370,10 @@ def _contract(config: IconVSRConfig) -> Contract:
         scale=_SCALE,
         temporal=Temporal("clip", overlap_frames=_OVERLAP_FRAMES),
         halo_px=48,
-        min_size_px=_MULTIPLE,
+        min_size_px=_SIZE_MULTIPLE,
         streams=True,
-        edge_frames=2
-        * config.temporal_padding,  # windows at a video's end take frames so far within
+        # A window at the end of a video takes frames up to twice the radius from its key frame.
+        edge_frames=2 * config.temporal_padding,
     )
 
 

@@ -1,13 +1,15 @@
-"""RealBasicVSR: BasicVSR for real video, behind a network that cleans the frames first.
+"""RealBasicVSR: BasicVSR for real video, after a network that cleans the frames.
 
     lq (B, T, 3, H, W)
-      up to 3 times, until mean |residue| of the clip falls below a threshold
-        residue(t) = clean lq(t)      conv ── residual blocks ── conv                (B, 3, H, W)
-        lq(t) += residue(t)
+      up to 3 times, until the mean |residue| of the clip falls below a threshold
+        residue(t) = conv ── residual blocks ── conv, of lq(t)                       (B, 3, H, W)
+        lq(t)     += residue(t)
       BasicVSR ── sr (B, T, 3, 4H, 4W)
 
-Source: Chan et al., "Investigating Tradeoffs in Real-World Video Super-Resolution", CVPR 2022, Sec. 4.1. Published: 64
-channels, 20 cleaning blocks, 20 blocks a direction (6.3 M parameters).
+Published: 64 channels, 20 cleaning blocks, 20 blocks in each direction (6.3 M parameters).
+
+Source: Chan et al., "Investigating Tradeoffs in Real-World Video Super-Resolution", CVPR 2022,
+Sec. 4.1.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tubelet.errors import ConfigError
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Seen
 from tubelet.layers.residual import ResidualTrunk
@@ -27,6 +28,7 @@ from tubelet.layers.store import FeatureStore
 from tubelet.models import basicvsr
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.basicvsr import BasicVSR, BasicVSRConfig
+from tubelet.models.config_checks import check_min
 from tubelet.models.state_dict import (
     State,
     below,
@@ -38,41 +40,40 @@ from tubelet.models.state_dict import (
 
 __all__ = ["ARCHITECTURE", "RealBasicVSR", "RealBasicVSRConfig"]
 
-_MAX_CLEANINGS = 3  # Sec. 4.1
-_LEVELS = 255  # of a pixel; the published threshold counts them
+# Sec. 4.1
+_MAX_CLEANINGS = 3
+# Levels of a pixel value: the published threshold counts in them.
+_LEVELS = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealBasicVSRConfig:
-    """Shape of a `RealBasicVSR`."""
+    """Configuration of `RealBasicVSR`."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {"mid_channels": "channels"}
 
     channels: int = 64
-    """Width of the features."""
+    """Number of channels of the features."""
     num_blocks: int = 20
-    """Residual blocks of each direction of propagation."""
+    """Number of residual blocks in each direction of the propagation."""
     num_cleaning_blocks: int = 20
-    """Residual blocks of the cleaning."""
+    """Number of residual blocks of the cleaning."""
     dynamic_refine_thres: float = 255.0
-    """A clip is cleaned again while its mean change is at least this, in levels of 1/255. 255: cleaned once, as it is
-    trained; its authors evaluate real video with 5."""
+    """Clean a clip again while the mean change reaches this threshold, in levels of 1/255. 255
+    cleans once, as in training; the authors evaluate real video with 5."""
 
     def __post_init__(self) -> None:
-        if (
-            self.channels < 1
-            or self.num_blocks < 0
-            or self.num_cleaning_blocks < 0
-            or self.dynamic_refine_thres < 0
-        ):
-            raise ConfigError(f"{self} is out of range: channels ≥ 1, the others ≥ 0")
+        check_min(self, "channels", 1)
+        check_min(self, "num_blocks", 0)
+        check_min(self, "num_cleaning_blocks", 0)
+        check_min(self, "dynamic_refine_thres", 0)
 
 
 class RealBasicVSR(nn.Module):
-    """Recurrent super-resolution ×4 of damaged video; see the drawing on top of this file.
+    """Recurrent super-resolution ×4 of degraded video; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, config: RealBasicVSRConfig) -> None:
@@ -95,9 +96,8 @@ class RealBasicVSR(nn.Module):
         cleanings: Tensor | None = None,
     ) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); see `restore`."""
-        return stack_frames(
-            self.restore(lq, before=before, after=after, cleanings=cleanings), lq.shape[1]
-        )
+        frames = self.restore(lq, before=before, after=after, cleanings=cleanings)
+        return stack_frames(frames, lq.shape[1])
 
     def restore(
         self,
@@ -109,20 +109,23 @@ class RealBasicVSR(nn.Module):
         store: FeatureStore | None = None,
         cleanings: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """Restore a clip as `forward` does, and yield each frame as it is done.
+        """Restore a clip like `forward`, but yield each frame as soon as it is finished.
 
         Args:
-            lq: (B, T, 3, H, W).
-            before: one frame, not cleaned, and the state of the forward sweep there; empty where the video begins.
-            after: one frame, not cleaned, and the state of the backward sweep there; empty where the video ends.
-            seen: called with the states of both sweeps, (B, C, H, W).
-            store: keeps features between the sweeps.
-            cleanings: (B,), how often each clip is cleaned, at most 3; None decides it by the clip, not by its video.
+            lq: Low-quality clip, (B, T, 3, H, W).
+            before: One frame before the clip, not cleaned, and the state of the forward sweep at
+                it; empty at the start of the video.
+            after: One frame after the clip, not cleaned, and the state of the backward sweep at it;
+                empty at the end of the video.
+            seen: Callback for every state of both sweeps, (B, C, H, W).
+            store: Store for the features between the two sweeps.
+            cleanings: Number of cleanings of each clip in the batch, (B,), at most 3. None decides
+                by the mean change of this clip, which can differ from that of the whole video.
 
         Yields:
-            (B, 3, 4H, 4W), from the first frame to the last.
+            Restored frames in order, (B, 3, 4H, 4W).
         """
-        lq, before, after = self._clean_all(lq, before, after, cleanings)
+        lq, before, after = self._clean_with_edges(lq, before, after, cleanings)
         yield from self.basicvsr.restore(lq, before=before, after=after, seen=seen, store=store)
 
     def propagate(
@@ -135,31 +138,46 @@ class RealBasicVSR(nn.Module):
         store: FeatureStore | None = None,
         cleanings: Tensor | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Run both sweeps over the cleaned clip; arguments as in `restore`.
+        """Clean a clip and propagate features in both directions.
+
+        Args:
+            lq: See `restore`.
+            before: See `restore`.
+            after: See `restore`.
+            seen: See `restore`.
+            store: See `restore`.
+            cleanings: See `restore`.
 
         Yields:
-            each frame, and its features of both sweeps, (B, C, H, W) each.
+            The index t of each frame and its features [back(t), front(t)], (B, C, H, W) each.
         """
-        lq, before, after = self._clean_all(lq, before, after, cleanings)
+        lq, before, after = self._clean_with_edges(lq, before, after, cleanings)
         yield from self.basicvsr.propagate(lq, before=before, after=after, seen=seen, store=store)
 
     def clean(self, lq: Tensor) -> Tensor:
-        """Remove noise and artifacts from a clip, as often as it needs: (B, T, 3, H, W) to the same.
+        """Remove noise and artifacts, as often as each clip of the batch needs.
 
-        Each clip of a batch is judged by itself.
+        Args:
+            lq: Low-quality clips, (B, T, 3, H, W).
+
+        Returns:
+            Cleaned clips, (B, T, 3, H, W).
         """
-        return self._clean(lq, None)[0]
+        cleaned, _ = self._clean(lq, None)
+        return cleaned
 
     def enlarge_cleaned(self, cleaned: Tensor) -> Tensor:
-        """Restore a clip that is cleaned already: (B, T, 3, H, W) to (B, T, 3, 4H, 4W)."""
+        """Restore a cleaned clip: (B, T, 3, H, W) to (B, T, 3, 4H, 4W)."""
         return self.basicvsr(cleaned)
 
-    def _clean_all(
+    def _clean_with_edges(
         self, lq: Tensor, before: Edge, after: Edge, cleanings: Tensor | None
     ) -> tuple[Tensor, Edge, Edge]:
         """Clean a clip, and the frames of its edges as often as the clip."""
-        lq, cleanings = self._clean(lq, cleanings)
-        return lq, self._clean_edge(before, cleanings), self._clean_edge(after, cleanings)
+        cleaned, cleanings = self._clean(lq, cleanings)
+        before = self._clean_edge(before, cleanings)
+        after = self._clean_edge(after, cleanings)
+        return cleaned, before, after
 
     def _clean_edge(self, edge: Edge, cleanings: Tensor) -> Edge:
         if not edge.frames:
@@ -168,43 +186,66 @@ class RealBasicVSR(nn.Module):
         return replace(edge, frames=cleaned.unbind(1))
 
     def _clean(self, lq: Tensor, cleanings: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Clean a clip; return it and how often each clip of the batch was cleaned, (B,)."""
+        """Clean each clip of a batch the given number of times, or until it changes little.
+
+        Args:
+            lq: Low-quality clips, (B, T, 3, H, W).
+            cleanings: Number of cleanings of each clip, (B,); None decides by the mean change.
+
+        Returns:
+            Cleaned clips, (B, T, 3, H, W), and how often each was cleaned, (B,).
+        """
         threshold = self.config.dynamic_refine_thres / _LEVELS
-        done = torch.zeros(lq.shape[0], dtype=torch.long, device=lq.device)
-        active = torch.ones_like(done, dtype=torch.bool)
+        num_cleaned = torch.zeros(lq.shape[0], dtype=torch.long, device=lq.device)
+        # Clips that are not finished yet, (B,).
+        active = torch.ones_like(num_cleaned, dtype=torch.bool)
         for number in range(_MAX_CLEANINGS):
             if cleanings is not None:
                 active = cleanings > number
             if not active.any():
                 break
             lq, change = self._clean_once(lq, active)
-            done = done + active
+            num_cleaned = num_cleaned + active
             active = active & (change >= threshold)
-        return lq, done
+        return lq, num_cleaned
 
     def _clean_once(self, lq: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean the clips that are `active` (B,), frame by frame; return the clips and their mean change (B,)."""
+        """Clean the active clips of a batch once, frame by frame.
+
+        Args:
+            lq: Low-quality clips, (B, T, 3, H, W).
+            active: Mask of the clips to clean, (B,); others are returned unchanged.
+
+        Returns:
+            The clips, (B, T, 3, H, W), and the mean absolute change of each, (B,).
+        """
         num_frames = lq.shape[1]
         change = lq.new_zeros(lq.shape[0])
 
-        def cleaned() -> Iterator[Tensor]:
+        def cleaned_frames() -> Iterator[Tensor]:
             for frame in lq.unbind(1):
                 residue = self.image_cleaning(frame) * active.view(-1, 1, 1, 1)
                 change.add_(residue.detach().abs().mean((1, 2, 3)) / num_frames)
                 yield frame + residue
 
-        return stack_frames(cleaned(), num_frames, like=lq), change
+        # `change` is complete only after all frames have been computed.
+        cleaned = stack_frames(cleaned_frames(), num_frames, like=lq)
+        return cleaned, change
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Map the names of MMagic; None where they are of another network."""
+    """Rename the tensors of a file of MMagic.
+
+    Returns:
+        The renamed state dict, or None if it belongs to another architecture.
+    """
     if not has_convolutions(state, "image_cleaning.0.main.0"):
         return None
     inner = basicvsr.ARCHITECTURE.translate(below(state, "basicvsr."))
     outer = without(state, r"basicvsr\..*")
     if inner is None or first_words(outer) != {"image_cleaning"}:
         return None
-    return outer | {f"basicvsr.{name}": value for name, value in inner.items()}
+    return outer | {f"basicvsr.{name}": tensor for name, tensor in inner.items()}
 
 
 def _infer(state: State) -> RealBasicVSRConfig:
@@ -231,6 +272,9 @@ ARCHITECTURE = Architecture(
     contract=_contract,
     cleans=True,
     derived=("spynet.mean", "spynet.std"),
-    not_exportable="frames are cleaned until they change little, so the number of cleanings depends on the frames",
+    not_exportable=(
+        "frames are cleaned until they change little, so the number of cleanings depends on the "
+        "frames"
+    ),
     source="https://arxiv.org/abs/2111.12704",
 )
