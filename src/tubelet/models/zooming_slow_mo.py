@@ -1,19 +1,23 @@
-"""Zooming Slow-Mo: four times the size and twice the frame rate, in one network.
+"""Zooming Slow-Mo: four times the size and twice the frame rate in one network.
 
     lq (B, T, 3, H, W)
-      features      t = 1 … T        conv ── residual blocks ── f(t)                     (B, C, H, W)
-      half-way      f(t), f(t+1) ── each aligned with the other, three levels ── 1×1 ── f(t+½)
-      both ways     t = 1, 1½, … T   h, c aligned with f(t) ── ConvLSTM ── h(t), c(t); and the same from the end
-      each frame    [h forward, h backward] ── 1×1 ── residual blocks ── conv, shuffle ×2 ── conv, shuffle ×2
-                    ── conv ── conv ── sr(t)
+      features      t = 1 … T        conv ── residual blocks ── f(t)                 (B, C, H, W)
+      interpolation f(t), f(t+1) ── each aligned with the other, three levels ── 1×1 ── f(t+½)
+      both ways     t = 1, 1½, … T   h, c aligned with f(t) ── ConvLSTM ── h(t), c(t);
+                                     and the same from the last frame to the first
+      each frame    [h forward, h backward] ── 1×1 ── residual blocks
+                    ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ── sr(t)
     sr (B, 2T - 1, 3, 4H, 4W): frames 0, 2, 4, … are at the times of the input, the others half-way
 
-H and W are multiples of 4. Both ways share one ConvLSTM. There is no skip from the input.
+H and W are multiples of 4. Both directions share one ConvLSTM. There is no skip connection from the
+input.
 
-Source: Xiang et al., "Zooming Slow-Mo: Fast and Accurate One-Stage Space-Time Video Super-Resolution", CVPR 2020,
-Sec. 3; the alignment is that of Wang et al. (EDVR), CVPRW 2019, Sec. 3.2, both ways and without its last step.
-Published: 64 channels, 8 offset groups, 5 and 40 residual blocks (11.1 M parameters), trained on 4 frames → 7 of
-Vimeo-90K.
+Published: 64 channels, 8 offset groups, 5 and 40 residual blocks (11.1 M parameters), trained on
+4 frames → 7 of Vimeo-90K.
+
+Source: Xiang et al., "Zooming Slow-Mo: Fast and Accurate One-Stage Space-Time Video
+Super-Resolution", CVPR 2020, Sec. 3. The alignment is that of Wang et al. (EDVR), CVPRW 2019,
+Sec. 3.2, in both directions and without the cascade.
 """
 
 from __future__ import annotations
@@ -26,13 +30,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, Seen, sweep
 from tubelet.layers.residual import ResidualBlock
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_divides, check_min
 from tubelet.models.state_dict import (
     Rule,
     State,
@@ -56,20 +60,30 @@ __all__ = [
 ]
 
 SCALE = 4
-SIZE_MULTIPLE = 4  # two halvings that must come out even
-HALO_PX = 32  # measured, random weights: tiles differ from the whole by 136 dB at the seam, with 16 px by 90 dB
-OVERLAP_FRAMES = 8  # likewise: windows of both networks differ by 139 dB at the seam, with 4 by 104 dB, with 2 by 70 dB
-_HR_CHANNELS = 64  # of the last convolutions, whatever the width of the others
+# The pyramid halves the frames twice.
+SIZE_MULTIPLE = 4
+# Measured with random weights: at the seam, tiles differ from the whole frame by 136 dB, with 16 px
+# by 90 dB.
+HALO_PX = 32
+# Measured with random weights: at the seam, windows of both space-time networks differ from the
+# whole clip by 139 dB, with 4 frames by 104 dB, with 2 by 70 dB.
+OVERLAP_FRAMES = 8
+# Width of the convolutions at high resolution: published files have it at every `channels`.
+_HR_CHANNELS = 64
 
 Pyramid = list[Tensor]
 """Features at full, half and quarter size: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4)."""
 Modulate = Callable[[int, Tensor], Tensor]
-"""What is added to the offset features of a level: (1 to 3, features before the last convolution) → (B, C, h, w)."""
+"""Computes a term to add to the offset features of an alignment level.
+
+It takes the level, 1 (full size) to 3, and the features before the last convolution, (B, C, h, w),
+and returns (B, C, h, w).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZoomingSlowMoConfig:
-    """Shape of a `ZoomingSlowMo`."""
+    """Configuration of `ZoomingSlowMo`."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
         "nf": "channels",
@@ -82,29 +96,31 @@ class ZoomingSlowMoConfig:
     }
 
     channels: int = 64
-    """Width of all features at low resolution."""
+    """Number of channels of all features at low resolution."""
     groups: int = 8
-    """Groups of channels with offsets of their own."""
+    """Offset groups of the deformable convolutions: groups of channels with their own offsets."""
     num_front_blocks: int = 5
-    """Residual blocks that extract features."""
+    """Number of residual blocks of the feature extraction."""
     num_back_blocks: int = 40
-    """Residual blocks that reconstruct."""
+    """Number of residual blocks of the reconstruction."""
 
     def __post_init__(self) -> None:
-        if (
-            min(self.channels, self.groups) < 1
-            or min(self.num_front_blocks, self.num_back_blocks) < 0
-        ):
-            raise ConfigError(f"{self} is out of range: channels and groups ≥ 1, blocks ≥ 0")
-        if self.channels % self.groups:
-            raise ConfigError(f"groups={self.groups} must divide channels={self.channels}")
+        check_min(self, "channels", 1)
+        check_divides(self, "groups", "channels")
+        check_min(self, "num_front_blocks", 0)
+        check_min(self, "num_back_blocks", 0)
 
 
 def _conv(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride, 1)
 
 
+def _blocks(channels: int, num_blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
+
+
 def _lrelu(x: Tensor) -> Tensor:
+    """Apply LeakyReLU in place, where `x` is the output of a convolution and used nowhere else."""
     return functional.leaky_relu_(x, 0.1)
 
 
@@ -113,7 +129,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 class _AlignLevel(nn.Module):
-    """What one level of the pyramid has."""
+    """Layers of one alignment level that refines the result of the level below."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -126,7 +142,7 @@ class _AlignLevel(nn.Module):
 
 
 class _CoarsestLevel(nn.Module):
-    """The same where there is nothing to take from a coarser one."""
+    """Layers of the coarsest alignment level, which has no level below."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -136,7 +152,7 @@ class _CoarsestLevel(nn.Module):
 
 
 class _Side(nn.Module):
-    """Align one frame of a pair: the coarsest level first, each next one refines (Sec. 3.2)."""
+    """Align one frame of a pair with the other, from the coarsest level on (Sec. 3.2)."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -144,38 +160,46 @@ class _Side(nn.Module):
         self.level2 = _AlignLevel(channels, groups)
         self.level3 = _CoarsestLevel(channels, groups)
 
-    def forward(self, own: Pyramid, other: Pyramid, modulate: Modulate | None) -> Tensor:
-        """Move `own` towards `other`: (B, C, H, W)."""
+    def forward(self, source: Pyramid, target: Pyramid, modulate: Modulate | None) -> Tensor:
+        """Align `source` with `target`: (B, C, H, W)."""
+        # Level 3, a quarter of the size.
         level = self.level3
-        x = _lrelu(level.offset_conv1(torch.cat([own[2], other[2]], 1)))
-        guide = _guide(level.offset_conv2, x, modulate, 3)
-        aligned = functional.leaky_relu(level.dcn(own[2], guide), 0.1)
+        x = _lrelu(level.offset_conv1(torch.cat([source[2], target[2]], 1)))
+        offset = _offset_features(level.offset_conv2, x, modulate, 3)
+        # Not in place, because the deformable convolution keeps its output.
+        aligned = functional.leaky_relu(level.dcn(source[2], offset), 0.1)
+
+        # Levels 2 and 1 refine the result of the level below.
         for number, level in ((2, self.level2), (1, self.level1)):
-            x = _lrelu(level.offset_conv1(torch.cat([own[number - 1], other[number - 1]], 1)))
-            coarser = _double(guide).mul_(
-                2
-            )  # offsets count in pixels, which are half as large here
-            x = _lrelu(level.offset_conv2(torch.cat([x, coarser], 1)))
-            guide = _guide(level.offset_conv3, x, modulate, number)
-            finer = level.dcn(own[number - 1], guide)
+            own = source[number - 1]
+            other = target[number - 1]
+            x = _lrelu(level.offset_conv1(torch.cat([own, other], 1)))
+            # Offsets are in pixels, so they double with the size.
+            below = _double(offset).mul_(2)
+            x = _lrelu(level.offset_conv2(torch.cat([x, below], 1)))
+            offset = _offset_features(level.offset_conv3, x, modulate, number)
+            finer = level.dcn(own, offset)
             aligned = level.fea_conv(torch.cat([finer, _double(aligned)], 1))
+            # The result of the pyramid itself has no activation.
             if number > 1:
                 aligned = _lrelu(aligned)
         return aligned
 
 
-def _guide(conv: nn.Conv2d, x: Tensor, modulate: Modulate | None, level: int) -> Tensor:
-    """Make the features that tell the offsets of a level: (B, C, h, w)."""
-    guide = _lrelu(conv(x))
-    return guide if modulate is None else guide + modulate(level, x)
+def _offset_features(conv: nn.Conv2d, x: Tensor, modulate: Modulate | None, level: int) -> Tensor:
+    """Compute the features from which a level predicts its offsets: (B, C, h, w)."""
+    offset = _lrelu(conv(x))
+    if modulate is None:
+        return offset
+    return offset + modulate(level, x)
 
 
 class PyramidPairAlign(nn.Module):
     """Align each frame of a pair with the other.
 
     Args:
-        channels: C.
-        groups: groups of channels with offsets of their own.
+        channels: Number of channels of the features.
+        groups: Offset groups of the deformable convolutions.
     """
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -189,14 +213,24 @@ class PyramidPairAlign(nn.Module):
         second: Pyramid,
         modulate: tuple[Modulate | None, Modulate | None] = (None, None),
     ) -> Tensor:
-        """Give (B, 2C, H, W): the first towards the second, then the second towards the first."""
-        return torch.cat(
-            [self.side1(first, second, modulate[0]), self.side2(second, first, modulate[1])], 1
-        )
+        """Align both frames.
+
+        Args:
+            first: Pyramid of the first frame.
+            second: Pyramid of the second frame.
+            modulate: Modulation of the alignment of the first frame, and of the second.
+
+        Returns:
+            The first frame aligned with the second, then the second aligned with the first,
+            (B, 2C, H, W).
+        """
+        first_aligned = self.side1(first, second, modulate[0])
+        second_aligned = self.side2(second, first, modulate[1])
+        return torch.cat([first_aligned, second_aligned], 1)
 
 
 class _Halvings(nn.Module):
-    """The two convolutions of each coarser level of a pyramid; a part of those who build one."""
+    """Build a pyramid of three levels: two convolutions for each coarser level."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -206,13 +240,16 @@ class _Halvings(nn.Module):
         self.fea_L3_conv2 = _conv(channels, channels)
 
     def forward(self, x: Tensor) -> Pyramid:
-        """Build the pyramid of (B, C, H, W)."""
-        half = _lrelu(self.fea_L2_conv2(_lrelu(self.fea_L2_conv1(x))))
-        return [x, half, _lrelu(self.fea_L3_conv2(_lrelu(self.fea_L3_conv1(half))))]
+        """Build the pyramid of features (B, C, H, W)."""
+        half = _lrelu(self.fea_L2_conv1(x))
+        half = _lrelu(self.fea_L2_conv2(half))
+        quarter = _lrelu(self.fea_L3_conv1(half))
+        quarter = _lrelu(self.fea_L3_conv2(quarter))
+        return [x, half, quarter]
 
 
 class _AlignState(nn.Module):
-    """Bring a state of the ConvLSTM to the current frame."""
+    """Align a state of the ConvLSTM with the current frame."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -221,12 +258,12 @@ class _AlignState(nn.Module):
         self.fusion = nn.Conv2d(2 * channels, channels, 1)
 
     def forward(self, feat: Tensor, state: Tensor) -> Tensor:
-        """Align state (B, C, H, W) with feat (B, C, H, W)."""
+        """Align a state (B, C, H, W) with the features of a frame (B, C, H, W)."""
         return self.fusion(self.pcd_align(self.pyramid(feat), self.pyramid(state)))
 
 
 class _DeformableConvLSTM(nn.Module):
-    """A ConvLSTM whose states are aligned with each frame before they meet it (Sec. 3.3)."""
+    """A ConvLSTM that aligns its states with each frame before it updates them (Sec. 3.3)."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -236,30 +273,39 @@ class _DeformableConvLSTM(nn.Module):
         self.gates = _conv(2 * channels, 4 * channels)
 
     def forward(self, feat: Tensor, past: Past) -> Tensor:
-        """Take one step.
+        """Update the state with one frame.
 
         Args:
-            feat: (B, C, H, W).
-            past: the last state (B, 2C, H, W), h then c; empty at the start of the video.
+            feat: Features of the frame, (B, C, H, W).
+            past: Last state [h, c], (B, 2C, H, W); empty at the start of the video.
 
         Returns:
-            the state (B, 2C, H, W).
+            New state [h, c], (B, 2C, H, W).
         """
-        h, c = past[0].chunk(2, 1) if past else (torch.zeros_like(feat), torch.zeros_like(feat))
-        h, c = self.pcd_h(feat, h), self.pcd_c(feat, c)
+        if past:
+            h, c = past[0].chunk(2, 1)
+        else:
+            h = torch.zeros_like(feat)
+            c = torch.zeros_like(feat)
+        h = self.pcd_h(feat, h)
+        c = self.pcd_c(feat, c)
+
+        # The four parts of the gates: input, forget, output, candidate.
         gates = self.gates(torch.cat([feat, h], 1))
-        input_gate, forget_gate, output_gate = gates[:, : 3 * self.channels].sigmoid().chunk(3, 1)
+        sigmoids = gates[:, : 3 * self.channels].sigmoid()
+        input_gate, forget_gate, output_gate = sigmoids.chunk(3, 1)
         candidate = gates[:, 3 * self.channels :].tanh()
         c = forget_gate * c + input_gate * candidate
-        return torch.cat([output_gate * c.tanh(), c], 1)
+        h = output_gate * c.tanh()
+        return torch.cat([h, c], 1)
 
 
 class BiDeformableConvLSTM(nn.Module):
-    """Run one deformable ConvLSTM over a clip from both ends, and fuse what it knows of each moment.
+    """Run one deformable ConvLSTM over a clip in both directions, and fuse the hidden states.
 
     Args:
-        channels: C.
-        groups: groups of channels with offsets of their own.
+        channels: Number of channels of the features.
+        groups: Offset groups of the deformable convolutions.
     """
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -270,18 +316,20 @@ class BiDeformableConvLSTM(nn.Module):
     def forward(
         self, features: FeatureStore, count: int, *, before: Edge, after: Edge, seen: Seen | None
     ) -> Iterator[Tensor]:
-        """Run over the moments 0 … count - 1 of a store.
+        """Run over moments 0 … count - 1: the frames of the clip and those between them.
 
         Args:
-            features: one map (B, C, H, W) for each moment; it is taken out as the moment is finished.
-            count: how many.
-            before: gives the state of the sweep "forward" at moment -1.
-            after: gives the state of the sweep "backward" at moment `count`.
-            seen: called with the states of both sweeps, (B, 2C, H, W).
+            features: Store with the features of each moment, (B, C, H, W); a moment is removed when
+                it is finished.
+            count: Number of moments.
+            before: Edge with the state of the sweep "forward" at moment -1.
+            after: Edge with the state of the sweep "backward" at moment `count`.
+            seen: Callback for every state of both sweeps, (B, 2C, H, W).
 
         Yields:
-            (B, C, H, W), from the first moment to the last.
+            Fused features of each moment in order, (B, C, H, W).
         """
+        h_backward: Tensor | None = None
 
         def backward(t: int, past: Past) -> Tensor:
             return self.forward_net(features.get(t)[0], past)
@@ -291,33 +339,33 @@ class BiDeformableConvLSTM(nn.Module):
             feat, h_backward = features.pop(t)
             return self.forward_net(feat, past)
 
-        h_backward: Tensor | None = None
         for t, state in sweep("backward", count, -1, after, 1, backward, seen):
-            features.append(t, _hidden_part(state))
+            features.append(t, _hidden(state))
         for _, state in sweep("forward", count, 1, before, 1, forward, seen):
+            # `forward` has just set it.
             assert h_backward is not None
-            yield self.conv_1x1(torch.cat([_hidden_part(state), h_backward], 1))
+            yield self.conv_1x1(torch.cat([_hidden(state), h_backward], 1))
 
 
-def _hidden_part(state: Tensor) -> Tensor:
-    """Take h (B, C, H, W) of a state (B, 2C, H, W), as a tensor of its own."""
+def _hidden(state: Tensor) -> Tensor:
+    """Copy h (B, C, H, W) out of a state [h, c], so that c can be freed."""
     h, _ = state.chunk(2, 1)
     return h.clone()
 
 
 class SpaceTimeFeatures(nn.Module):
-    """Features of every frame, and by alignment those half-way between any two.
+    """Compute the features of every frame, and by alignment those of moments between frames.
 
     Args:
-        channels: C.
-        groups: groups of channels with offsets of their own.
-        num_blocks: residual blocks of each frame.
+        channels: Number of channels of the features.
+        groups: Offset groups of the deformable convolutions.
+        num_blocks: Number of residual blocks for each frame.
     """
 
     def __init__(self, channels: int, groups: int, num_blocks: int) -> None:
         super().__init__()
         self.conv_first = _conv(3, channels)
-        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
+        self.blocks = _blocks(channels, num_blocks)
         self.pyramid = _Halvings(channels)
         self.pcd_align = PyramidPairAlign(channels, groups)
         self.fusion = nn.Conv2d(2 * channels, channels, 1)
@@ -327,44 +375,53 @@ class SpaceTimeFeatures(nn.Module):
         frames: Iterable[Tensor],
         between: Sequence[tuple[Modulate | None, Modulate | None]] = ((None, None),),
     ) -> Iterator[Tensor]:
-        """Look at a clip frame by frame.
+        """Compute the features of a clip, frame by frame.
 
         Args:
-            frames: T of (B, 3, H, W).
-            between: for each of the k moments between two frames, how the alignment of the first and of the second
-                is modulated; by default there is one, not modulated.
+            frames: T frames, (B, 3, H, W) each.
+            between: For each of the k moments between two frames, the modulation of the alignment
+                of the first frame and of the second. The default is one moment, not modulated.
 
         Yields:
-            T + (T - 1)·k maps (B, C, H, W), in order of time.
+            Features of T + (T - 1)·k moments in order of time, (B, C, H, W) each.
         """
-        before: Pyramid | None = None
+        last: Pyramid | None = None
         for frame in frames:
             pyramid = self.pyramid(self.blocks(_lrelu(self.conv_first(frame))))
-            if before is not None:
+            if last is not None:
+                # Feature interpolation (Sec. 3.2).
                 for modulate in between:
-                    yield self.fusion(self.pcd_align(before, pyramid, modulate))
+                    yield self.fusion(self.pcd_align(last, pyramid, modulate))
             yield pyramid[0]
-            before = pyramid
+            last = pyramid
 
 
 class Reconstruction(nn.Module):
-    """Residual blocks, and two shuffles to four times the size.
+    """Residual blocks, and two pixel shuffles to four times the size.
 
     Args:
-        channels: C of the input.
-        num_blocks: residual blocks.
+        channels: Number of channels of the input.
+        num_blocks: Number of residual blocks.
     """
 
     def __init__(self, channels: int, num_blocks: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
+        self.blocks = _blocks(channels, num_blocks)
         self.upconv1 = _conv(channels, 4 * channels)
         self.upconv2 = _conv(channels, 4 * _HR_CHANNELS)
         self.conv_hr = _conv(_HR_CHANNELS, _HR_CHANNELS)
         self.conv_last = _conv(_HR_CHANNELS, 3)
 
     def forward(self, feat: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Map (B, C, H, W), plus `skip` of that shape after the blocks, to an image (B, 3, 4H, 4W)."""
+        """Compute the restored frame.
+
+        Args:
+            feat: Features, (B, C, H, W).
+            skip: Features to add after the residual blocks, (B, C, H, W).
+
+        Returns:
+            Restored frame, (B, 3, 4H, 4W).
+        """
         x = self.blocks(feat)
         if skip is not None:
             x = x + skip
@@ -374,10 +431,10 @@ class Reconstruction(nn.Module):
 
 
 class ZoomingSlowMo(nn.Module):
-    """Space-time super-resolution, ×4 in size and ×2 in time; see the drawing on top of this file.
+    """Space-time super-resolution, ×4 in size and ×2 in frame rate; see the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, config: ZoomingSlowMoConfig) -> None:
@@ -400,21 +457,23 @@ class ZoomingSlowMo(nn.Module):
         seen: Seen | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
-        """Restore a clip as `forward` does, and yield each frame as it is done.
+        """Restore a clip like `forward`, but yield each frame as soon as it is finished.
 
-        The moments of the clip are 0 … 2T - 2, its frames and those half-way. The state at an edge
-        is that of the moment next to the clip, half-way to the frame of the edge. The frame itself
-        is not looked at.
+        The moments 0 … 2T - 2 of the clip are its frames and those half-way between them. The state
+        in an edge is that of the moment next to the clip, half-way to the frame in the edge. The
+        frame itself is not used.
 
         Args:
-            lq: (B, T, 3, H, W), H and W multiples of 4.
-            before: one frame, and the state of the sweep "forward"; empty where the video begins.
-            after: one frame, and the state of the sweep "backward"; empty where the video ends.
-            seen: called with the states of both sweeps at every moment, (B, 2C, H, W).
-            store: keeps the features of the clip, and the hidden states of one direction.
+            lq: Low-quality clip, (B, T, 3, H, W), H and W multiples of 4.
+            before: One frame before the clip and the state of the sweep "forward"; empty at the
+                start of the video.
+            after: One frame after the clip and the state of the sweep "backward"; empty at the end
+                of the video.
+            seen: Callback for the states of both sweeps at every moment, (B, 2C, H, W).
+            store: Store for the features of the clip and the hidden states of one direction.
 
         Yields:
-            (B, 3, 4H, 4W), 2T - 1 times.
+            2T - 1 restored frames in order of time, (B, 3, 4H, 4W) each.
         """
         for _, (feat,) in self.propagate(lq, before=before, after=after, seen=seen, store=store):
             yield self.reconstruction(feat)
@@ -428,16 +487,23 @@ class ZoomingSlowMo(nn.Module):
         seen: Seen | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Run both sweeps; arguments as in `restore`.
+        """Extract and interpolate features, and propagate them in both directions.
+
+        Args:
+            lq: See `restore`.
+            before: See `restore`.
+            after: See `restore`.
+            seen: See `restore`.
+            store: See `restore`.
 
         Yields:
-            each moment, and its features of both sweeps fused, (B, C, H, W).
+            The index of each moment and its fused features of both sweeps, (B, C, H, W).
         """
-        count = 2 * lq.shape[1] - 1
+        num_moments = 2 * lq.shape[1] - 1
         with open_store(store) as features:
             for t, feat in enumerate(self.features(lq.unbind(1))):
                 features.append(t, feat)
-            fused = self.lstm(features, count, before=before, after=after, seen=seen)
+            fused = self.lstm(features, num_moments, before=before, after=after, seen=seen)
             for t, feat in enumerate(fused):
                 yield t, [feat]
 
@@ -458,33 +524,57 @@ _AUTHORS: tuple[Rule, ...] = (
 )
 
 
+# Each group predicts dy, dx and a weight for each of 3×3 kernel taps.
+_OFFSET_CHANNELS = 27
+
+
 def rename_space_time(state: State) -> dict[str, Tensor] | None:
-    """Map the names that both published space-time networks share to ours, which stay; None for foreign ones."""
+    """Rename the tensors that both published space-time networks have, from the authors' files.
+
+    Args:
+        state: Tensors by name. Names that are ours already are unchanged.
+
+    Returns:
+        The renamed state dict, or None if it belongs to neither network.
+    """
     if "ConvBLSTM.conv_1x1.weight" not in state and "lstm.conv_1x1.weight" not in state:
         return None
-    own = rename(state, _AUTHORS)
-    return own if has_convolutions(own, "features.conv_first") else None
+    renamed = rename(state, _AUTHORS)
+    return renamed if has_convolutions(renamed, "features.conv_first") else None
 
 
 def infer_shape(state: State) -> dict[str, int]:
-    """Read width, groups and numbers of blocks off our names and shapes."""
-    offsets = state.get("features.pcd_align.side1.level1.dcn.conv_offset.weight")
+    """Infer the configuration fields that both space-time networks have.
+
+    Args:
+        state: Tensors by our names.
+
+    Returns:
+        `channels`, `groups`, `num_front_blocks` and `num_back_blocks`.
+    """
+    groups = 1
+    offset_weight = state.get("features.pcd_align.side1.level1.dcn.conv_offset.weight")
+    if offset_weight is not None:
+        groups = offset_weight.shape[0] // _OFFSET_CHANNELS
     return {
         "channels": state["features.conv_first.weight"].shape[0],
-        "groups": 1
-        if offsets is None
-        else offsets.shape[0] // 27,  # dy, dx and a weight for each of 3×3 taps
+        "groups": groups,
         "num_front_blocks": count_names(state, r"features\.blocks\..*\.conv1\.weight"),
         "num_back_blocks": count_names(state, r"reconstruction\.blocks\..*\.conv1\.weight"),
     }
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Map the authors' names; None where they are of another network."""
-    own = rename_space_time(state)
-    if own is None or first_words(own) != {"features", "lstm", "reconstruction"}:
-        return None  # foreign, or more than a Zooming Slow-Mo
-    return own
+    """Rename the tensors of a file of the authors.
+
+    Returns:
+        The renamed state dict, or None if it belongs to another architecture.
+    """
+    renamed = rename_space_time(state)
+    # A file with more modules is of a network that extends Zooming Slow-Mo.
+    if renamed is None or first_words(renamed) != {"features", "lstm", "reconstruction"}:
+        return None
+    return renamed
 
 
 def _infer(state: State) -> ZoomingSlowMoConfig:
@@ -492,11 +582,11 @@ def _infer(state: State) -> ZoomingSlowMoConfig:
 
 
 def _contract(config: ZoomingSlowMoConfig) -> Contract:
-    del config  # every configuration asks for the same
-    temporal = Temporal("clip", overlap_frames=OVERLAP_FRAMES, between_frames=1)
+    # All configurations have the same contract.
+    del config
     return Contract(
         scale=SCALE,
-        temporal=temporal,
+        temporal=Temporal("clip", overlap_frames=OVERLAP_FRAMES, between_frames=1),
         halo_px=HALO_PX,
         size_multiple=SIZE_MULTIPLE,
         streams=True,
