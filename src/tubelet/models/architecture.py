@@ -1,4 +1,11 @@
-"""`Architecture`: how a published network is recognized and configured, and how it is run."""
+"""`Architecture` and `Contract`: how a network is recognized, configured, built and run.
+
+state dict of any published code
+── Architecture.translate ── our names
+── Architecture.infer ────── configuration
+── Architecture.build ────── network
+── Architecture.contract ─── Contract, by which the engine runs the network
+"""
 
 from __future__ import annotations
 
@@ -16,25 +23,27 @@ __all__ = ["Architecture", "BaseModel", "Contract"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """How a network is run: everything that the engine knows about one.
+    """Everything that the engine must know about a network to run it.
 
     Attributes:
-        scale: integer factor from lq to sr.
-        temporal: what the network is given along time, and which of its methods is called.
-        halo_px: how far an output pixel can see within one call, in lq pixels; tiles overlap by it.
-        size_multiple: height and width of lq must be multiples of it; the engine pads.
-        min_size_px: smallest height and width of lq; the engine pads.
-        precisions: numeric formats that keep the result within 0.02 dB.
-        streams: a clip network with `restore`, which yields its frames one by one.
-        edge_frames: frames at a boundary of a clip whose state a streaming network takes and gives;
-            0 if it takes none.
-        encodes: a window network with `encode` for each frame and `fuse` for each window.
-        warmup_frames: frames that a recurrent network restores before its results count, where it
-            begins inside a scene without the state of the frame before; a clip network sees as many
-            behind the end, too.
+        scale: Upscaling factor, an integer.
+        temporal: Frames that the network takes, and the method that the engine calls.
+        halo_px: Distance that an output pixel can see within one call, in pixels of lq. Tiles
+            overlap by it.
+        size_multiple: Height and width of lq must be multiples of it; the engine pads.
+        min_size_px: Minimum height and width of lq; the engine pads.
+        precisions: Numeric formats that change the result by less than 0.02 dB.
+        streams: The network is a `StreamingModel`: its `restore` yields frames one by one.
+        edge_frames: Number of frames at each end of a clip whose states a streaming network takes
+            and returns; 0 if it takes none.
+        encodes: The network is an `EncodingWindowModel`: `encode` for each frame, `fuse` for each
+            window.
+        warmup_frames: Number of frames that a recurrent network restores, and discards, before the
+            first one of a segment that begins inside a scene, where no state is available. A clip
+            network also takes as many frames after the end.
 
     Raises:
-        ValueError: a field does not belong to this temporal kind.
+        ValueError: A field does not apply to this kind of network.
     """
 
     scale: int
@@ -62,18 +71,20 @@ class Contract:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
-    """The frozen network that a composite one stands on.
+    """Requirements on the frozen network inside a composite one.
 
-    It has a file of its own, and is opened by its id or path.
+    The base has its own weights file and is opened by its model id or path.
 
     Attributes:
-        role: what messages call it, such as "image model".
-        kind: temporal kind that it must have.
-        scale: factor that it must have.
-        attach: gives it to the composite network, which freezes it; returns the composite network.
-        contract: of both together, from that of the composite network alone and that of the base.
-        usual: id of the base of files that name none; "" if such files cannot be run.
-        remedy: how a user of Python gives a network its base where the file names none.
+        role: Name of the base in messages, such as "image model".
+        kind: Required temporal kind.
+        scale: Required upscaling factor.
+        attach: Inserts the base into the composite network, which freezes it; returns the composite
+            network.
+        contract: Computes the contract of both together from that of the composite network and that
+            of the base.
+        usual: Model id of the base for files that do not name one; "" if such files cannot run.
+        remedy: Instruction for users of the Python interface whose file does not name a base.
     """
 
     role: str
@@ -87,27 +98,26 @@ class BaseModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """One architecture: everything that the loader of checkpoints asks of its file.
+    """One architecture: how to recognize its files, build its network, and run it.
 
     Attributes:
-        name: of the class, as its paper calls it.
-        config: frozen dataclass of what can vary.
-        build: makes the network from a configuration.
-        translate: maps the names of a state dict in any layout in circulation to ours; None where
-            the names are of no layout of this architecture. Values may be renamed, split or joined,
+        name: Class name, as in the paper.
+        config: Configuration dataclass, frozen.
+        build: Builds the network from a configuration.
+        translate: Maps a state dict with the names of any published code to our names; returns None
+            if it belongs to another architecture. Tensors may be renamed, split or joined, but
             never invented.
-        infer: reads the configuration off our names and shapes.
-        contract: temporal contract, scale and sizes of a configuration; None for a network that is
-            only a part of others and makes no images.
-        base: of a configuration of a composite network: the frozen network that it stands on, which
-            is no part of its state dict. None for networks that stand alone.
-        cleans: whether the network cleans frames before it enlarges them, so that a loss can judge
-            the cleaned ones; it keeps `CleaningModel` then.
-        derived: endings of names that the constructor derives (means, indexes, masks): they may be
-            absent from a file.
-        not_exportable: why neither `torch.export` nor `torch.compile(fullgraph=True)` takes the
-            network; "" if both do.
-        source: paper.
+        infer: Infers the configuration from our names and shapes.
+        contract: Returns the contract of a configuration, or None for a network that is only part
+            of others and does not output images.
+        base: Returns the requirements on the frozen base network of a composite one, whose tensors
+            are not in its state dict. None for all other networks.
+        cleans: The network is a `CleaningModel`, so a training loss can compare the cleaned frames.
+        derived: Name suffixes of tensors that the constructor computes (means, indexes, masks). A
+            file may lack them.
+        not_exportable: Reason why `torch.export` and `torch.compile(fullgraph=True)` refuse the
+            network; "" if they accept it.
+        source: URL of the paper.
     """
 
     name: str

@@ -1,15 +1,15 @@
-"""What a network of each kind must have, as protocols that pyright checks.
+"""Methods that the networks of each kind must have, as protocols that pyright checks.
 
-`Contract` says which of them a network keeps; `check_contract` compares the two once, before
-anything runs.
+`Contract` declares the kind of a network and its further abilities. `check_contract` compares a
+network with its contract once, before it runs. The engine then calls:
 
-    kind     further         protocol              called for
-    frame                    FrameModel            each frame
-    window                   WindowModel           each frame with its neighbors
-    window   encodes         EncodingWindowModel   each frame once, then each window of encodings
-    online                   OnlineModel           each frame, with the state that the last call returned
-    clip                     ClipModel             each window of frames
-    clip     streams         StreamingModel        each window, whose frames come one by one
+    kind     ability    protocol              calls
+    frame               FrameModel            once for each frame
+    window              WindowModel           once for each frame, with its neighbors
+    window   encodes    EncodingWindowModel   `encode` for each frame, `fuse` for each window
+    online              OnlineModel           once for each frame, with the state of the last call
+    clip                ClipModel             once for each clip
+    clip     streams    StreamingModel        once for each clip, which yields its frames one by one
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ __all__ = [
 ]
 
 Hidden = tuple[Tensor, ...]
-"""State of an online network: images (..., H·r, W·r), so that tiles can be cut out of them."""
+"""Hidden state of an online network.
+
+Each tensor has the shape (..., H·r, W·r) for some factor r, so that the engine can cut tiles out.
+"""
 
 Encoding = tuple[Tensor, ...]
-"""What a window network computes of one frame by itself: images (..., H·r, W·r) likewise."""
+"""Features that a window network computes from one frame, shaped like `Hidden`."""
 
 
 class FrameModel(Protocol):
-    """Restores each frame by itself."""
+    """A network that restores each frame independently."""
 
     def forward(self, lq: Tensor) -> Tensor:
         """Map (B, T, 3, H, W) to (B, T, 3, sH, sW)."""
@@ -57,7 +60,7 @@ class FrameModel(Protocol):
 
 
 class WindowModel(Protocol):
-    """Restores the frame in the middle of a window."""
+    """A network that restores the middle frame of a window."""
 
     def forward(self, lq: Tensor) -> Tensor:
         """Map (B, 2·radius + 1, 3, H, W) to (B, 1, 3, sH, sW)."""
@@ -65,29 +68,32 @@ class WindowModel(Protocol):
 
 
 class EncodingWindowModel(WindowModel, Protocol):
-    """Restores the middle frame in two steps; the first depends on one frame alone."""
+    """A window network in two steps, of which the first depends on only one frame.
+
+    A frame is encoded once for all windows that contain it.
+    """
 
     def encode(self, frame: Tensor) -> Encoding:
-        """Compute what depends on one frame (B, 3, H, W) alone."""
+        """Compute the features that depend only on one frame, (B, 3, H, W)."""
         ...
 
     def fuse(self, window: Sequence[Encoding]) -> Tensor:
-        """Restore the middle frame from the encodings of 2·radius + 1 frames: (B, 3, sH, sW)."""
+        """Restore the middle frame from 2·radius + 1 encodings: (B, 3, sH, sW)."""
         ...
 
 
 class OnlineModel(Protocol):
-    """Restores frame by frame, and carries a state along."""
+    """A network that restores frame by frame and propagates a hidden state."""
 
     def step(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         """Restore one frame.
 
         Args:
-            lq: (B, 1 + lookahead, 3, H, W), the frame and those that follow it.
-            hidden: None at the start of a scene, otherwise what the last step returned.
+            lq: The frame and those that follow it, (B, 1 + lookahead, 3, H, W).
+            hidden: State that the previous step returned; None at the start of a scene.
 
         Returns:
-            sr (B, 3, sH, sW), and the new state.
+            The restored frame (B, 3, sH, sW), and the new state.
         """
         ...
 
@@ -97,7 +103,7 @@ class OnlineModel(Protocol):
 
 
 class ClipModel(Protocol):
-    """Restores several frames at once."""
+    """A network that restores all frames of a clip at once."""
 
     def forward(self, lq: Tensor) -> Tensor:
         """Map (B, T, 3, H, W) to (B, T', 3, sH, sW), T' = T + between_frames · (T - 1)."""
@@ -105,7 +111,10 @@ class ClipModel(Protocol):
 
 
 class StreamingModel(Protocol):
-    """Restores several frames, gives them one by one, and goes on from states at both ends."""
+    """A clip network that yields its frames one by one, and can continue from states at both ends.
+
+    With these states, consecutive clips give the same frames as the whole video at once.
+    """
 
     def forward(self, lq: Tensor, before: Edge = ..., after: Edge = ...) -> Tensor:
         """Map (B, T, 3, H, W) to (B, T', 3, sH, sW), T' = T + between_frames · (T - 1)."""
@@ -123,36 +132,40 @@ class StreamingModel(Protocol):
         """Yield the frames of `forward` in order.
 
         Args:
-            lq: (B, T, 3, H, W).
-            before: what lies before the clip, `Edge()` where the video begins.
-            after: what lies after the clip, `Edge()` where the video ends.
-            seen: called with every new state, so that it can become part of an edge.
-            store: keeps features between the sweeps, and is empty afterwards; None makes one with
-                default limits.
+            lq: Low-quality clip, (B, T, 3, H, W).
+            before: Frames and states before the clip; `Edge()` at the start of the video.
+            after: Frames and states after the clip; `Edge()` at the end of the video.
+            seen: Callback for every new state, which can become part of a later edge.
+            store: Store for features between the sweeps, empty again afterwards; None creates one
+                with default limits.
 
         Yields:
-            T' times (B, 3, sH, sW).
+            T' restored frames, (B, 3, sH, sW) each.
         """
         ...
 
 
 class CleaningModel(Protocol):
-    """Cleans its frames before it enlarges them; `Architecture.cleans` says so."""
+    """A network that cleans its frames before it enlarges them (see `Architecture.cleans`)."""
 
     def clean(self, lq: Tensor) -> Tensor:
-        """Clean a clip: (B, T, 3, H, W) to the same."""
+        """Remove artifacts from a clip: (B, T, 3, H, W) to the same shape."""
         ...
 
     def enlarge_cleaned(self, cleaned: Tensor) -> Tensor:
-        """Do the rest of `forward`: (B, T, 3, H, W) to (B, T, 3, sH, sW)."""
+        """Restore a cleaned clip: (B, T, 3, H, W) to (B, T, 3, sH, sW)."""
         ...
 
 
 def check_contract(network: nn.Module, contract: Contract) -> None:
-    """Check that a network has the methods that its contract promises.
+    """Check that a network has the methods that its contract declares.
+
+    Args:
+        network: Network to check.
+        contract: Contract of its architecture and configuration.
 
     Raises:
-        ConfigError: it lacks one; the line names it.
+        ConfigError: A method is missing; the message names it.
     """
     if contract.temporal.kind == "online":
         as_online(network)
@@ -163,34 +176,52 @@ def check_contract(network: nn.Module, contract: Contract) -> None:
 
 
 def as_online(network: nn.Module) -> OnlineModel:
-    """Take a network as an online one; ConfigError where it lacks a method."""
+    """Narrow the type of a network to `OnlineModel`.
+
+    Raises:
+        ConfigError: The network lacks a method of the protocol.
+    """
     _require(network, "step(lq, hidden)", 'temporal.kind="online"')
     return cast(OnlineModel, network)
 
 
 def as_encoding(network: nn.Module) -> EncodingWindowModel:
-    """Take a network as one with `encode` and `fuse`; ConfigError where it lacks one of them."""
+    """Narrow the type of a network to `EncodingWindowModel`.
+
+    Raises:
+        ConfigError: The network lacks a method of the protocol.
+    """
     _require(network, "encode(frame)", "encodes=True")
     _require(network, "fuse(window)", "encodes=True")
     return cast(EncodingWindowModel, network)
 
 
 def as_streaming(network: nn.Module) -> StreamingModel:
-    """Take a network as one with `restore`; ConfigError where it lacks that."""
+    """Narrow the type of a network to `StreamingModel`.
+
+    Raises:
+        ConfigError: The network lacks a method of the protocol.
+    """
     _require(network, "restore(lq)", "streams=True")
     return cast(StreamingModel, network)
 
 
 def as_cleaning(network: nn.Module) -> CleaningModel:
-    """Take a network as one that cleans its frames first; ConfigError where it lacks a method."""
+    """Narrow the type of a network to `CleaningModel`.
+
+    Raises:
+        ConfigError: The network lacks a method of the protocol.
+    """
     _require(network, "clean(lq)", "cleans=True")
     _require(network, "enlarge_cleaned(cleaned)", "cleans=True")
     return cast(CleaningModel, network)
 
 
-def _require(network: nn.Module, signature: str, promise: str) -> None:
+def _require(network: nn.Module, signature: str, declaration: str) -> None:
+    """Check that a network has a method that its contract declares."""
     name = signature.partition("(")[0]
     if not callable(getattr(network, name, None)):
         raise ConfigError(
-            f"{type(network).__name__} has no method {signature}, which its contract promises: {promise}"
+            f"{type(network).__name__} has no method {signature}, "
+            f"but its contract declares {declaration}"
         )

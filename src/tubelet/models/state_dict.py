@@ -1,7 +1,7 @@
-"""Words for reading state dicts: what names and shapes are there, and how they are called here.
+"""Queries on state dicts: rename tensors, find modules, count blocks, and read shapes.
 
-Model files use them to recognize files of other code, to rename their tensors, and to read
-configurations off them.
+Model files use them to recognize the files of published code, to rename their tensors to ours, and
+to infer the configuration from names and shapes.
 """
 
 from __future__ import annotations
@@ -30,89 +30,129 @@ __all__ = [
 ]
 
 State = Mapping[str, Tensor]
-"""Tensors by name."""
+"""State dict: tensors by name."""
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-"""A regular expression, and what stands in place of all that it finds in a name; as in `re.sub`."""
+"""A regular expression and its replacement, as for `re.sub`."""
 
 
 def rename(state: State, rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Rename tensors by rules, in their order: each sees what those before it made of a name."""
-    return {_apply(rules, name): value for name, value in state.items()}
+    """Rename tensors by regular expressions.
 
+    Args:
+        state: Tensors by name.
+        rules: Replacements, each applied to the result of those before it.
 
-def _apply(rules: Sequence[Rule], name: str) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
+    Returns:
+        The same tensors in the same order, by their new names.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
 
 
 def zero_based(template: str) -> Callable[[re.Match[str]], str]:
-    """Make a replacement such as "blocks.{}.", for a rule whose first group counts from 1."""
+    """Make a replacement for a rule whose first group is an index that counts from 1.
+
+    Args:
+        template: Replacement with `{}` for the index that counts from 0, such as "blocks.{}.".
+    """
     return lambda match: template.format(int(match[1]) - 1)
 
 
 def below(state: State, prefix: str) -> dict[str, Tensor]:
-    """Return what lies below a prefix, by the names without it."""
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
+    """Select the tensors whose names begin with a prefix, and remove it from their names."""
+    selected: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith(prefix):
+            selected[name.removeprefix(prefix)] = tensor
+    return selected
 
 
 def without(state: State, pattern: str) -> dict[str, Tensor]:
-    """Leave out the tensors whose names match a regular expression as a whole."""
-    return {name: value for name, value in state.items() if re.fullmatch(pattern, name) is None}
+    """Drop the tensors whose full names match a regular expression."""
+    return {name: tensor for name, tensor in state.items() if not re.fullmatch(pattern, name)}
 
 
 def first_words(state: State) -> set[str]:
-    """Return the parts of a network: what stands before the first dot of every name."""
-    return {name.split(".", 1)[0] for name in state}
+    """Return the top-level modules: the part of each name before its first dot."""
+    return {name.partition(".")[0] for name in state}
 
 
 def shape_of(state: State, name: str) -> tuple[int, ...]:
-    """Return the shape of a tensor; () where it is absent, as for a single number."""
-    value = state.get(name)
-    return () if value is None else tuple(value.shape)
+    """Return the shape of a tensor, or () if it is absent or a scalar."""
+    if name not in state:
+        return ()
+    return tuple(state[name].shape)
 
 
 def has_convolutions(state: State, *paths: str) -> bool:
-    """Tell whether there is a 2-D convolution at every path: a weight of four dimensions."""
+    """Return whether each path is a 2-D convolution, which has a weight of four dimensions."""
     return all(len(shape_of(state, f"{path}.weight")) == 4 for path in paths)
 
 
 def indexes(state: State, pattern: str) -> list[int]:
-    """List the numbers in the first group of names that match as a whole, each once, in order."""
-    matches = [re.fullmatch(pattern, name) for name in state]
-    return sorted({int(match[1]) for match in matches if match is not None})
+    """List the indexes in names, such as those of the modules in a list.
+
+    Args:
+        state: Tensors by name.
+        pattern: Regular expression for full names, whose first group is a number.
+
+    Returns:
+        Different numbers, sorted.
+    """
+    numbers: set[int] = set()
+    for name in state:
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            numbers.add(int(match[1]))
+    return sorted(numbers)
 
 
 def is_bias_table(state: State, name: str) -> bool:
-    """Tell whether a tensor is a table of relative positions, (n², heads), of square windows."""
+    """Return whether a tensor is a table of relative position biases for square windows.
+
+    Such a table has the shape (n², heads).
+    """
     shape = shape_of(state, name)
-    return len(shape) == 2 and math.isqrt(shape[0]) ** 2 == shape[0]
+    if len(shape) != 2:
+        return False
+    return math.isqrt(shape[0]) ** 2 == shape[0]
 
 
 def count_names(state: State, pattern: str) -> int:
-    """Count the names that match a regular expression as a whole."""
+    """Count the names that fully match a regular expression."""
     return sum(re.fullmatch(pattern, name) is not None for name in state)
 
 
 def count_blocks(state: State, prefix: str) -> int:
-    """Count the different words that follow a prefix, such as the indexes of a list of modules."""
+    """Count the modules below a prefix, such as the blocks in a list of modules."""
     return len(first_words(below(state, prefix)))
 
 
 def shuffle_scale(state: State, path: str) -> int:
-    """Read the scale off the convolutions before pixel shuffles; 0 where they fit none.
+    """Infer the upscaling factor from the convolutions before pixel shuffles.
 
-    They are `path.<index>`. One that makes 9 times its channels is for ×3; any number of those that
-    make 4 times theirs is for ×2 each.
+    A convolution that multiplies its channels by 9 belongs to a shuffle ×3, of which there is only
+    one. Each of those that multiply them by 4 belongs to a shuffle ×2.
+
+    Args:
+        state: Tensors by name.
+        path: List of modules that contains the convolutions, as `path.<index>`.
+
+    Returns:
+        The upscaling factor, or 0 if the shapes do not fit pixel shuffles.
     """
     shape = shape_of(state, f"{path}.0.weight")
     if len(shape) != 4 or shape[1] < 1:
         return 0
-    ratio = shape[0] // shape[1]
-    steps = count_names(state, rf"{re.escape(path)}\.\d+\.weight")
-    if ratio == 9 and steps == 1:
+    expansion = shape[0] // shape[1]
+    num_shuffles = count_names(state, rf"{re.escape(path)}\.\d+\.weight")
+    if expansion == 9 and num_shuffles == 1:
         return 3
-    return 2**steps if ratio == 4 else 0
+    if expansion == 4:
+        return 2**num_shuffles
+    return 0
