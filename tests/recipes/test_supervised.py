@@ -281,7 +281,7 @@ def test_a_file_leaves_the_rest_to_the_recipe(tmp_path):
         (
             "RRN",
             {"loop": LoopSettings(optimizer=OptimizerSettings(low_lr_modules=("spynet",)))},
-            "RRN has no part 'spynet'",
+            "RRN has no module 'spynet'",
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_rules(kind, rule):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"low_lr_modules": ("flwo",)}, "ModuleDict has no part 'flwo'; did you mean flow"),
+        ({"low_lr_modules": ("flwo",)}, "ModuleDict has no module 'flwo'; did you mean flow"),
         ({"low_lr_modules": ("xyz",)}, "known are flow, trunk, fusion"),
         (
             {
@@ -77,7 +77,7 @@ def test_rules(kind, rule):
                 "warmup_only_modules": ("fusion",),
                 "warmup_only_steps": 2,
             },
-            "nothing would learn",
+            "no module would be trained",
         ),
         ({"lr_multiplier": -1.0}, "must not be negative"),
         ({"betas": (0.9, 1.0)}, "two betas"),

@@ -1,4 +1,4 @@
-"""The one training loop, and the tasks that it runs."""
+"""The training loop, and the interface of the tasks that it trains."""
 
 from tubelet.training.loop import train
 from tubelet.training.optimizer import OptimizerSettings

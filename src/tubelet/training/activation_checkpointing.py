@@ -1,7 +1,7 @@
-"""Activation checkpointing: compute the activations of trunks again in the backward pass.
+"""Activation checkpointing: recompute the activations of trunks in the backward pass.
 
-Memory for time: of each trunk only its input is kept; the backward pass runs it once more. Numbers
-do not change.
+It saves memory and costs time: only the input of each trunk is stored, and the backward pass runs
+the trunk again. The results are identical.
 
 Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, Sec. 3.
 """
@@ -20,18 +20,20 @@ __all__ = ["ActivationCheckpointing", "find_trunks"]
 
 
 class ActivationCheckpointing:
-    """Within this context, the trunks of a network keep nothing but their inputs.
+    """A context in which the trunks of a network store only their inputs.
 
     Args:
-        model: the network; forward passes outside the context are as they were.
+        model: Network; its forward passes outside of the context are not changed.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # A trunk that has two places in the network is found twice.
-        self._trunks = cast(list[Any], list(dict.fromkeys(find_trunks(model))))
+        # A trunk that is used in two places of the network is found twice.
+        trunks = dict.fromkeys(find_trunks(model))
+        self._trunks = cast(list[Any], list(trunks))
 
     def __enter__(self) -> None:
         for trunk in self._trunks:
+            # An attribute of the instance takes precedence over the method of its class.
             trunk.forward = partial(cast(Any, checkpoint), trunk.forward, use_reentrant=False)
 
     def __exit__(
@@ -41,31 +43,42 @@ class ActivationCheckpointing:
         trace: TracebackType | None,
     ) -> None:
         for trunk in self._trunks:
-            del trunk.forward  # its class's forward is in effect again
+            # The method of its class is in effect again.
+            del trunk.forward
 
 
 def find_trunks(model: nn.Module) -> list[nn.Module]:
-    """Find what is worth computing twice: sequences of blocks, and each block of other lists.
+    """Find the modules to checkpoint: sequences of blocks, and the blocks of other lists.
 
-    Blocks with statistics of the batch are left out: they would count the batch twice.
+    Blocks with batch statistics are left out, because a second pass would update the statistics
+    twice.
     """
-    found: list[nn.Module] = []
+    trunks: list[nn.Module] = []
     for child in model.children():
         if isinstance(child, nn.Sequential) and _has_blocks(child):
-            found += [child] if _is_pure(child) else find_trunks(child)
+            trunks += _trunks_of(child)
         elif isinstance(child, nn.ModuleList) and _has_blocks(child):
+            # A ModuleList has no forward pass of its own, its blocks have.
             for block in child:
-                callable_ = not isinstance(block, nn.ModuleList | nn.ModuleDict)
-                found += [block] if callable_ and _is_pure(block) else find_trunks(block)
+                trunks += _trunks_of(block)
         else:
-            found += find_trunks(child)
-    return found
+            trunks += find_trunks(child)
+    return trunks
+
+
+def _trunks_of(module: nn.Module) -> list[nn.Module]:
+    """Return a module if it can be checkpointed, otherwise the trunks inside it."""
+    is_callable = not isinstance(module, nn.ModuleList | nn.ModuleDict)
+    if is_callable and not _has_batch_norm(module):
+        return [module]
+    return find_trunks(module)
 
 
 def _has_blocks(modules: nn.Module) -> bool:
-    """Tell a list of blocks from one of single layers."""
+    """Return whether a list contains blocks, not only single layers."""
+    # A block has children, a layer has none.
     return any(next(child.children(), None) is not None for child in modules.children())
 
 
-def _is_pure(module: nn.Module) -> bool:
-    return not any(isinstance(part, _BatchNorm) for part in module.modules())
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(child, _BatchNorm) for child in module.modules())

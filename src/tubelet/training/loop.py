@@ -2,12 +2,13 @@
 
     step ─ task.batch ─ to the device ─┐
       ┌────────────────────────────────┘
-      ├ forward pass ─ losses ─ backward pass ┐  as often as the task yields
+      ├ forward pass ─ losses ─ backward pass ┐  once per `yield` of the task
       ├───────────────────────────────────────┘
       └ clip the gradient ─ optimizer ─ average of the weights ─ log, checkpoint, scores
 
-A batch is a function of its step, and a checkpoint holds all else that changes (weights, EMA,
-optimizer, step), so a run that was killed goes on to the same numbers as one that was not.
+A batch is a pure function of its step, and a checkpoint holds everything else that changes
+(weights, EMA, optimizer, step). So a run that was killed and resumed gets the same numbers as one
+that was not.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import copy
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,9 @@ __all__ = ["train"]
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
+_PREFETCHED_BATCHES = 2
+"""Number of batches that are prepared in advance."""
+
 
 def train(
     model: nn.Module,
@@ -49,34 +54,38 @@ def train(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> nn.Module:
-    """Train, or go on where the last checkpoint in `out` stands.
+    """Train a network, or resume from the checkpoint in `out`.
 
     Args:
-        model: the network that learns.
-        task: its batches and losses.
-        settings: see there.
-        out: folder of `state.pt`, `log.jsonl` and the TensorBoard events.
-        evaluate: scores of a model, computed with the averaged weights at every checkpoint.
-        on_log: called with every log line.
-        on_progress: called in this thread after steps, at most ten times a second, and at the end.
-        cancel: stops the run after the step that it is at; it goes on from its last checkpoint.
+        model: Network to train.
+        task: Batches and losses.
+        settings: Settings of the loop.
+        out: Folder of `state.pt`, `log.jsonl` and the TensorBoard events.
+        evaluate: Computes scores of a model; called with the averaged weights at every checkpoint.
+        on_log: Called with every log record.
+        on_progress: Called in this thread after steps, up to ten times a second, and at the end.
+        cancel: Stops the run after the current step; the next run resumes from the last checkpoint.
 
     Returns:
-        the averaged model, in evaluation mode, on the CPU.
+        The averaged model in evaluation mode, on the CPU.
 
     Raises:
-        CheckpointError: `out` holds a checkpoint of other steps, of another seed or model, or a
-            damaged one.
-        ConfigError: the optimizer's settings name a part that the model does not have.
+        CheckpointError: `out` holds a checkpoint of another run (other settings or another model),
+            or a damaged one.
+        ConfigError: The settings of the optimizer name a module that the model does not have.
         Cancelled: `cancel` was cancelled.
     """
+    # The network, the average of its weights, and their optimizer.
     device = torch.device(settings.device)
     model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
     groups = ParameterGroups(model, settings.optimizer)
+
+    # A run that was interrupted continues after its last checkpoint.
     out.mkdir(parents=True, exist_ok=True)
     state = TrainingState(out / "state.pt", model, average, groups.optimizer, settings)
-    first = state.resume()
+    first_step = state.resume()
+
     forward_context = _forward_context(model, device, settings)
     trainer = _Trainer(model, average, task, groups, settings, forward_context)
     meter = LossMeter()
@@ -85,24 +94,33 @@ def train(
         unit="step",
         total=settings.steps,
         label=out.name,
-        done=first,
+        done=first_step,
         cancel=cancel,
     )
-    with open_log(out, on_log) as log, _prefetch(task, first, settings.steps) as batches:
-        start = time.monotonic()
-        for step, batch in enumerate(batches, first):
-            meter.add(trainer.train_step(step, _to_device(batch, device)))
-            done = step + 1
-            is_last = done == settings.steps
-            if done % settings.log_every == 0 or is_last:
-                rate = _learning_rate(step, settings)
-                per_step = (time.monotonic() - start) / (done - first)
-                times = {"s_per_step": per_step, "eta_s": (settings.steps - done) * per_step}
-                log({"step": done, **meter.take_means(), "lr": rate, **times})
-            if done % settings.save_every == 0 or is_last:
-                state.save(done)
+    with open_log(out, on_log) as log, _prefetch(task, first_step, settings.steps) as batches:
+        start_s = time.monotonic()
+        for step, batch in enumerate(batches, first_step):
+            losses = trainer.train_step(step, _to_device(batch, device))
+            meter.add(losses)
+
+            num_done = step + 1
+            is_last = num_done == settings.steps
+            if num_done % settings.log_every == 0 or is_last:
+                s_per_step = (time.monotonic() - start_s) / (num_done - first_step)
+                log(
+                    {
+                        "step": num_done,
+                        **meter.take_means(),
+                        "lr": _learning_rate(step, settings),
+                        "s_per_step": s_per_step,
+                        "eta_s": (settings.steps - num_done) * s_per_step,
+                    }
+                )
+            # The checkpoint comes first: an evaluation that fails loses no step.
+            if num_done % settings.save_every == 0 or is_last:
+                state.save(num_done)
                 if evaluate is not None:
-                    log({"step": done, **evaluate(average)})
+                    log({"step": num_done, **evaluate(average)})
             ticker.tick()
     ticker.finish()
     return average.cpu()
@@ -124,7 +142,7 @@ ForwardContext = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True, slots=True)
 class _Trainer:
-    """What a step of training works with."""
+    """Trains the network step by step."""
 
     model: nn.Module
     average: nn.Module
@@ -134,40 +152,42 @@ class _Trainer:
     forward_context: ForwardContext
 
     def train_step(self, step: int, batch: Batch) -> Losses:
-        """Learn from a batch, and return its losses without their graph."""
+        """Run one optimizer step on a batch, and return its detached losses."""
         self.groups.prepare(step, _learning_rate(step, self.settings))
         self.groups.optimizer.zero_grad()
         losses = self._accumulate_gradients(step, batch)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self.groups.optimizer.step()
-        # Early on, the average forgets faster: it would keep the random weights otherwise.
+        # A smaller decay in the first steps: the average would retain the random weights otherwise.
         decay = min(self.settings.ema, (1 + step) / (10 + step))
         _update_average(self.average, self.model, decay)
         return losses
 
     def _accumulate_gradients(self, step: int, batch: Batch) -> Losses:
-        """Run every forward pass of a step, each followed by its backward pass; gradients add up.
+        """Run every forward pass of a step and its backward pass; their gradients add up.
 
         Returns:
-            the losses without their graph; those of one name are summed over the passes.
+            The detached losses; losses of the same name are summed over the passes.
 
         Raises:
-            ValueError: the task yields no loss.
+            ValueError: The task yields no loss.
         """
         passes = iter(self.task.losses(self.model, batch, step))
         totals: dict[str, Tensor] = {}
-        while (losses := _run_pass(passes, self.forward_context)) is not None:
+        losses = _run_pass(passes, self.forward_context)
+        while losses is not None:
             for name, loss in losses.items():
                 totals[name] = totals[name] + loss if name in totals else loss
+            losses = _run_pass(passes, self.forward_context)
         if not totals:
             raise ValueError(f"{type(self.task).__name__}.losses yielded no loss at step {step}")
         return totals
 
 
 def _run_pass(passes: Iterator[Losses], forward_context: ForwardContext) -> Losses | None:
-    """Run a forward and a backward pass; return the losses, or None where no pass is left.
+    """Run a forward and a backward pass; return the detached losses, or None if no pass is left.
 
-    On return nothing here holds the graph, so its memory is free for the next pass.
+    After the return nothing here references the graph, so its memory is free for the next pass.
     """
     with forward_context():
         losses = next(passes, None)
@@ -178,13 +198,17 @@ def _run_pass(passes: Iterator[Losses], forward_context: ForwardContext) -> Loss
 
 
 def _forward_context(
-    model: nn.Module, device: torch.device, settings: LoopSettings
+    model: nn.Module,
+    device: torch.device,
+    settings: LoopSettings,
 ) -> ForwardContext:
-    """Make the context of every forward pass: its number format, and activation checkpointing."""
+    """Build the context of every forward pass: number format and activation checkpointing."""
     is_bf16 = settings.precision == "bf16"
     checkpointing = nullcontext()
     if settings.activations == "recompute":
         checkpointing = ActivationCheckpointing(model)
+
+    # A context of contextlib can be entered once, so every pass makes a new one.
 
     @contextmanager
     def context() -> Generator[None]:
@@ -200,12 +224,14 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
 
 @torch.no_grad()
 def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    # Not the state dicts: they list a tensor that has two places in the network twice.
-    for kept, new in zip(_tensors(average), _tensors(model), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, 1 - decay)
+    """Move the averaged weights towards those of the model."""
+    # average ← decay · average + (1 - decay) · model
+    # Not the state dicts: they list a tensor that is used in two places of the network twice.
+    for mean, current in zip(_tensors(average), _tensors(model), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(current, 1 - decay)
         else:
-            kept.copy_(new)
+            mean.copy_(current)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -213,16 +239,19 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _prefetch(task: TrainingTask, first: int, last: int) -> Generator[Iterator[Batch]]:
-    """Prepare the next batches in a thread while the current one trains."""
+def _prefetch(task: TrainingTask, first_step: int, num_steps: int) -> Generator[Iterator[Batch]]:
+    """Prepare the next batches in a thread while the network trains on the current one."""
 
     def stream(pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        waiting = [pool.submit(task.batch, step) for step in range(first, min(first + 2, last))]
-        for step in range(first, last):
-            current = waiting.pop(0)
-            if step + 2 < last:
-                waiting.append(pool.submit(task.batch, step + 2))
-            yield current.result()
+        pending: deque[Future[Batch]] = deque()
+        next_step = first_step
+        for step in range(first_step, num_steps):
+            # Before the wait for the current batch, so that the thread always has work.
+            while next_step < num_steps and next_step <= step + _PREFETCHED_BATCHES:
+                pending.append(pool.submit(task.batch, next_step))
+                next_step += 1
+            yield pending.popleft().result()
 
+    # The cores are for the network.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield stream(pool)

@@ -1,4 +1,4 @@
-"""The optimizer and its parameter groups: which parameters learn when, and how fast."""
+"""The optimizer and its parameter groups: when parameters are trained, and how fast."""
 
 from __future__ import annotations
 
@@ -39,15 +39,14 @@ class OptimizerSettings:
     freeze_steps: int = 0
     """Steps at the start during which low_lr_modules are frozen."""
     warmup_only_modules: tuple[str, ...] = ()
-    """Modules that are trained first, while all others are frozen, by their names in the network."""
+    """Modules that are trained first, while all others are frozen, by their names in the
+    network."""
     warmup_only_steps: int = 0
     """Steps at the start during which only warmup_only_modules are trained."""
 
     def __post_init__(self) -> None:
-        if (
-            not (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas))
-            or self.weight_decay < 0
-        ):
+        has_valid_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        if not has_valid_betas or self.weight_decay < 0:
             raise ConfigError(f"{self}: need two betas of 0 ≤ beta < 1, and weight_decay ≥ 0")
         if self.lr_multiplier < 0 or self.freeze_steps < 0 or self.warmup_only_steps < 0:
             raise ConfigError(
@@ -55,62 +54,96 @@ class OptimizerSettings:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Key of a parameter group: its parameters share their learning rate and frozen steps."""
+
+    has_low_lr: bool
+    """Whether they belong to `low_lr_modules`."""
+    is_warmup_only: bool
+    """Whether they belong to `warmup_only_modules`."""
+
+    def is_trained(self, step: int, settings: OptimizerSettings) -> bool:
+        """Return whether the parameters are trained at a step."""
+        if self.has_low_lr and step < settings.freeze_steps:
+            return False
+        # Without such modules there is no warm-up, whatever its length.
+        has_warmup = bool(settings.warmup_only_modules)
+        is_warmup = has_warmup and step < settings.warmup_only_steps
+        return self.is_warmup_only or not is_warmup
+
+
 class ParameterGroups:
-    """The parameters of a network, grouped by when they learn and how fast, and their optimizer.
+    """The parameters of a network in groups, and their optimizer.
+
+    Parameters are grouped by their learning rate and by the steps in which they are trained.
 
     Args:
-        model: the network.
-        settings: see there.
+        model: Network to train.
+        settings: Settings of the optimizer.
 
     Attributes:
-        optimizer: a group of parameters for each combination of the settings' parts.
+        optimizer: Optimizer with one parameter group for each combination of low learning rate and
+            warm-up that occurs in the network.
 
     Raises:
-        ConfigError: a part is not in the network, or nothing would learn.
+        ConfigError: The network lacks a module that the settings name, or nothing would be trained.
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         self._settings = settings
-        slow = _parameters(model, settings.low_lr_modules)
-        alone = _parameters(model, settings.warmup_only_modules)
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        low_lr = _parameters_of(model, settings.low_lr_modules)
+        warmup_only = _parameters_of(model, settings.warmup_only_modules)
+        parameters: dict[_Group, list[nn.Parameter]] = {}
         for parameter in model.parameters():
-            groups.setdefault((parameter in slow, parameter in alone), []).append(parameter)
-        self._kinds = list(groups)
+            group = _Group(parameter in low_lr, parameter in warmup_only)
+            parameters.setdefault(group, []).append(parameter)
+        # In the order of the optimizer's groups.
+        self._groups = list(parameters)
+
+        # The set of trained groups only changes at these steps.
         for step in (0, settings.freeze_steps, settings.warmup_only_steps):
-            if not any(self._learns(step, *kind) for kind in self._kinds):
+            if not any(group.is_trained(step, settings) for group in self._groups):
                 raise ConfigError(
-                    f"nothing would learn at step {step}: slow and alone leave no other part"
+                    f"no module would be trained at step {step}: "
+                    "low_lr_modules and warmup_only_modules leave no other"
                 )
-        rule = torch.optim.Adam if settings.kind == "adam" else torch.optim.AdamW
-        parameters = [{"params": group} for group in groups.values()]
-        self.optimizer = rule(parameters, betas=settings.betas, weight_decay=settings.weight_decay)
+
+        optimizer_class = torch.optim.Adam if settings.kind == "adam" else torch.optim.AdamW
+        self.optimizer = optimizer_class(
+            [{"params": group} for group in parameters.values()],
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
 
     def prepare(self, step: int, lr: float) -> None:
-        """Set which parameters learn at a step, and at which rate, before its forward pass."""
-        for group, (slow, alone) in zip(self.optimizer.param_groups, self._kinds, strict=True):
-            group["lr"] = lr * self._settings.lr_multiplier if slow else lr
-            learns = self._learns(step, slow, alone)
-            for parameter in group["params"]:
-                parameter.requires_grad_(learns)
+        """Set the learning rate of each group, and freeze those that are not trained.
 
-    def _learns(self, step: int, slow: bool, alone: bool) -> bool:
-        is_frozen = slow and step < self._settings.freeze_steps
-        others_learn_alone = (
-            bool(self._settings.warmup_only_modules)
-            and not alone
-            and step < self._settings.warmup_only_steps
-        )
-        return not is_frozen and not others_learn_alone
+        Args:
+            step: Step whose forward pass follows.
+            lr: Learning rate of the schedule at this step.
+        """
+        groups = zip(self._groups, self.optimizer.param_groups, strict=True)
+        for group, optimizer_group in groups:
+            group_lr = lr
+            if group.has_low_lr:
+                group_lr = lr * self._settings.lr_multiplier
+            optimizer_group["lr"] = group_lr
+            # A frozen parameter has no gradient, and the optimizer skips it.
+            is_trained = group.is_trained(step, self._settings)
+            for parameter in optimizer_group["params"]:
+                parameter.requires_grad_(is_trained)
 
 
-def _parameters(model: nn.Module, parts: tuple[str, ...]) -> set[nn.Parameter]:
+def _parameters_of(model: nn.Module, names: tuple[str, ...]) -> set[nn.Parameter]:
+    """Return the parameters of the modules with the given names."""
     modules: dict[str, nn.Module] = dict(cast(Any, model).named_modules())
-    found: set[nn.Parameter] = set()
-    for part in parts:
-        if part not in modules or not part:
-            children = [name for name in modules if name and "." not in name]
-            hint = suggest(part, modules, count=3, listing=", ".join(children))
-            raise ConfigError(f"{type(model).__name__} has no part {part!r}; {hint}")
-        found.update(modules[part].parameters())
-    return found
+    parameters: set[nn.Parameter] = set()
+    for name in names:
+        # "" is the name of the network itself.
+        if not name or name not in modules:
+            children = [child for child in modules if child and "." not in child]
+            hint = suggest(name, modules, count=3, listing=", ".join(children))
+            raise ConfigError(f"{type(model).__name__} has no module {name!r}; {hint}")
+        parameters.update(modules[name].parameters())
+    return parameters

@@ -1,4 +1,4 @@
-"""The pixel loss that the settings of the loop name."""
+"""Build the pixel loss from the settings of the training loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tubelet.training.settings import LoopSettings
 __all__ = ["PixelLoss", "pixel_loss"]
 
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
-"""sr, gt of one shape → scalar."""
+"""Maps sr and gt of the same shape to a scalar."""
 
 
 def pixel_loss(settings: LoopSettings) -> PixelLoss:
-    """Make the loss that the settings name; it computes in float32."""
+    """Build the pixel loss that the settings select; it computes in float32."""
     mean_loss = LOSSES[settings.loss]
     if settings.loss == "charbonnier":
         mean_loss = partial(charbonnier, eps=settings.loss_eps)

@@ -1,4 +1,4 @@
-"""The log of a training run: JSON lines, TensorBoard, and the means of losses between two lines."""
+"""The log of a training run: JSON lines, TensorBoard, and mean losses between two lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tubelet.training.task import Losses, sum_losses
 __all__ = ["Log", "LossMeter", "open_log"]
 
 Log = Callable[[dict[str, Any]], None]
-"""Takes a record: "step", and any other numbers by name."""
+"""Writes a record: "step", and any other numbers by name."""
 
 
 class LossMeter:
@@ -26,13 +26,13 @@ class LossMeter:
         self._values: dict[str, list[Tensor]] = {}
 
     def add(self, losses: Losses) -> None:
-        """Count the losses of a step, without their graph."""
+        """Add the losses of a step, which must be detached."""
         self._append("loss", sum_losses(losses))
         for name, value in losses.items():
             self._append(f"loss/{name}", value)
 
     def take_means(self) -> dict[str, float]:
-        """Return the means, "loss" of the sum and "loss/NAME" of each, and begin anew."""
+        """Return the mean of the sum as "loss" and of each loss as "loss/NAME", and start again."""
         means: dict[str, float] = {}
         for name, values in self._values.items():
             means[name] = torch.stack(values).mean().item()
@@ -40,20 +40,22 @@ class LossMeter:
         return means
 
     def _append(self, name: str, value: Tensor) -> None:
+        # Tensors are collected, because .item() in every step would wait for the GPU.
         self._values.setdefault(name, []).append(value)
 
 
 @contextmanager
 def open_log(out: Path, on_log: Log | None) -> Generator[Log]:
-    """Append records to log.jsonl, and to TensorBoard where it is installed.
+    """Append records to log.jsonl, and to TensorBoard if it is installed.
 
     Args:
-        out: folder of the files.
-        on_log: called with every record too.
+        out: Folder of the files.
+        on_log: Also called with every record.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # the [train] extra is absent; the JSON lines say the same
+    except ImportError:
+        # The [train] extra is not installed; the JSON lines hold the same numbers.
         board = None
     else:
         board = SummaryWriter(str(out))
@@ -61,6 +63,7 @@ def open_log(out: Path, on_log: Log | None) -> Generator[Log]:
 
         def log(record: dict[str, Any]) -> None:
             file.write(json.dumps(record) + "\n")
+            # A killed run keeps its log.
             file.flush()
             if board is not None:
                 for name, value in record.items():

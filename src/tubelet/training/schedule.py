@@ -1,8 +1,9 @@
-"""The learning rate of each step."""
+"""The learning-rate schedule of a training run."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -28,10 +29,12 @@ class ScheduleSettings:
     """For steps: multiplier at each milestone."""
 
     def __post_init__(self) -> None:
-        if any(period < 1 for period in self.periods) or not 0 < self.factor <= 1:
+        min_period = min(self.periods, default=1)
+        if min_period < 1 or not 0 < self.factor <= 1:
             raise ConfigError(f"{self}: need periods ≥ 1 and 0 < factor ≤ 1")
-        if any(later <= earlier for earlier, later in pairwise((0, *self.milestones))):
-            raise ConfigError(f"milestones={self.milestones} must rise, from 1 on")
+        for earlier, later in pairwise((0, *self.milestones)):
+            if later <= earlier:
+                raise ConfigError(f"milestones={self.milestones} must rise, from 1 on")
         if self.kind == "restarts" and not self.periods:
             raise ConfigError("schedule kind=restarts needs periods, the steps of each cosine")
 
@@ -45,37 +48,42 @@ def learning_rate(
     lr_final: float,
     warmup_steps: int,
 ) -> float:
-    """Compute the rate of a step: a linear rise over `warmup_steps`, then as the schedule says.
+    """Compute the learning rate of a step: a linear warm-up, then the schedule.
 
-    A cosine begins where the rise ends; periods and milestones count from step 0, as published ones
+    A cosine starts after the warm-up. Periods and milestones count from step 0, as published ones
     do.
 
     Args:
-        step: from 0 on.
-        schedule: how the rate falls.
-        steps: of the whole run.
-        lr: peak of the rate.
-        lr_final: rate at the end of a cosine or line.
-        warmup_steps: of the rise.
+        step: Step, from 0.
+        schedule: Schedule after the warm-up.
+        steps: Number of steps of the whole run.
+        lr: Peak learning rate.
+        lr_final: Learning rate at the end of a cosine or a line.
+        warmup_steps: Number of warm-up steps.
     """
     if step < warmup_steps:
+        # The first step is not lost: it has a learning rate above 0.
         return lr * (step + 1) / warmup_steps
-    if schedule.kind == "steps":
-        passed = sum(step >= milestone for milestone in schedule.milestones)
-        return lr * schedule.factor**passed
-    if schedule.kind == "linear":
-        length = schedule.periods[0] if schedule.periods else steps
-        return lr + (lr_final - lr) * min(1.0, step / length)
-    if schedule.kind == "restarts":
-        progress = _within_period(step, schedule.periods)
-    else:
-        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return lr_final + (lr - lr_final) * falling
+    match schedule.kind:
+        case "steps":
+            # Milestones are sorted, so this counts those up to the step.
+            num_passed = bisect_right(schedule.milestones, step)
+            return lr * schedule.factor**num_passed
+        case "linear":
+            length = schedule.periods[0] if schedule.periods else steps
+            return lr + (lr_final - lr) * min(1.0, step / length)
+        case "restarts":
+            progress = _progress_in_period(step, schedule.periods)
+        case "cosine":
+            progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    # Half a cosine, from 1 to 0.
+    weight = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return lr_final + (lr - lr_final) * weight
 
 
-def _within_period(step: int, periods: tuple[int, ...]) -> float:
-    """Return the share of its cosine that lies before a step, from 0 to 1."""
+def _progress_in_period(step: int, periods: tuple[int, ...]) -> float:
+    """Return the position of a step in its period, from 0 to 1; the last period repeats."""
+    # Count the step from the start of each period in turn.
     for period in periods[:-1]:
         if step < period:
             return step / period

@@ -1,4 +1,4 @@
-"""The settings of the training loop."""
+"""Settings of the training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tubelet.training.schedule import ScheduleSettings
 __all__ = ["LoopSettings", "result_settings"]
 
 _WITHOUT_EFFECT = ("log_every", "save_every", "device", "activations")
-"""Settings that leave the result as it is."""
+"""Settings that do not change the result of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class LoopSettings:
     grad_clip: float = 1.0
     """Maximum gradient norm; inf turns clipping off."""
     ema: float = 0.999
-    """Decay of the exponential moving average of the weights; the average is evaluated and saved."""
+    """Decay of the exponential moving average of the weights, which is evaluated and saved."""
     loss: LossName = "charbonnier"
     """Pixel loss. mse is the loss that PSNR measures."""
     loss_eps: float = 1e-3
@@ -64,21 +64,24 @@ class LoopSettings:
     """Seed of the initial weights and of all crops."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.log_every < 1 or self.save_every < 1:
+        if min(self.steps, self.log_every, self.save_every) < 1:
             raise ConfigError("steps, log_every and save_every must be at least 1")
-        if not (0 < self.lr_final <= self.lr) or not 0 <= self.ema < 1 or self.grad_clip <= 0:
+        is_falling = 0 < self.lr_final <= self.lr
+        is_average = 0 <= self.ema < 1
+        if not is_falling or not is_average or self.grad_clip <= 0:
             raise ConfigError("need 0 < lr_final ≤ lr, 0 ≤ ema < 1 and grad_clip > 0")
+        # Not `loss_eps <= 0`, which is false for NaN.
         if self.warmup_steps < 0 or not self.loss_eps > 0:
             raise ConfigError("need warmup_steps ≥ 0 and loss_eps > 0")
 
 
 def result_settings(settings: LoopSettings) -> dict[str, Any]:
-    """List the settings that change the result, nested ones as "schedule.kind"."""
+    """Return the settings that change the result of a run; nested names are "schedule.kind"."""
     flat: dict[str, Any] = {}
     for name, value in asdict(settings).items():
         if isinstance(value, dict):
-            nested = cast("dict[str, Any]", value)
-            flat |= {f"{name}.{key}": inner for key, inner in nested.items()}
+            for key, nested_value in cast("dict[str, Any]", value).items():
+                flat[f"{name}.{key}"] = nested_value
         elif name not in _WITHOUT_EFFECT:
             flat[name] = value
     return flat

@@ -21,14 +21,14 @@ __all__ = ["TrainingState", "check_same_run"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """What a run saves and resumes.
+    """The state of a run that is saved and resumed.
 
     Attributes:
-        path: of the file.
-        model: the network that learns.
-        average: the moving average of its weights.
-        optimizer: with its moments.
-        settings: of the loop; a file of a run with others is refused.
+        path: Path of the checkpoint.
+        model: Network that is trained.
+        average: Moving average of its weights.
+        optimizer: Optimizer with its moments.
+        settings: Settings of the loop; the checkpoint of a run with other settings is refused.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class TrainingState:
     settings: LoopSettings
 
     def save(self, step: int) -> None:
-        """Write the state after so many steps."""
+        """Write the state after a number of steps."""
         state = {
             "step": step,
             "settings": result_settings(self.settings),
@@ -50,21 +50,22 @@ class TrainingState:
             torch.save(state, part)
 
     def resume(self) -> int:
-        """Load the file if there is one, and return the step to go on with.
+        """Load the checkpoint if there is one, and return the next step.
 
         Raises:
-            CheckpointError: it is damaged, or of a run with other settings or of another model.
+            CheckpointError: The checkpoint is damaged, or of a run with other settings or another
+                model.
         """
         if not self.path.is_file():
             return 0
         state = self._read()
-        # A file of an older version has other names, and lacks the newer settings.
-        written = {
-            current_path(LoopSettings, name, quiet=True): value
-            for name, value in state["settings"].items()
-        }
-        before = result_settings(LoopSettings()) | written
-        check_same_run(self.path, before, result_settings(self.settings))
+
+        # A checkpoint of an older version uses former names, and lacks settings that were added.
+        saved_settings = result_settings(LoopSettings())
+        for name, value in state["settings"].items():
+            saved_settings[current_path(LoopSettings, name, quiet=True)] = value
+        check_same_run(self.path, saved_settings, result_settings(self.settings))
+
         try:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
@@ -72,6 +73,7 @@ class TrainingState:
             raise CheckpointError(
                 f"{self.path} holds another model; name another output folder"
             ) from error
+        # Version 0.1 wrote "optimiser".
         self.optimizer.load_state_dict(state.get("optimizer") or state["optimiser"])
         return int(state["step"])
 
@@ -87,11 +89,18 @@ class TrainingState:
 def check_same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Check that the run in a folder or file has the settings of this run.
 
+    Args:
+        where: Folder or file, for the message.
+        before: Settings of the run that wrote it.
+        now: Settings of this run.
+
     Raises:
-        CheckpointError: one of them differs.
+        CheckpointError: A setting differs.
     """
     for name, value in now.items():
-        if before.get(name) != value:
+        saved_value = before.get(name)
+        if saved_value != value:
             raise CheckpointError(
-                f"{where} is of a run with {name}={before.get(name)}, not {name}={value}; name another output folder"
+                f"{where} is of a run with {name}={saved_value}, not {name}={value}; "
+                "name another output folder"
             )

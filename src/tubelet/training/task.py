@@ -1,4 +1,4 @@
-"""What the training loop asks of a training procedure: batches, and the losses of a batch."""
+"""The interface of a training procedure: its batches, and the losses of a batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Losses = Mapping[str, Tensor]
 
 
 class TrainingTask(Protocol):
-    """A training procedure: what the network sees, and how its results are judged.
+    """A training procedure: the inputs of the network, and the losses of its results.
 
-    The loop does the rest: devices, number format, activation checkpointing, backward passes,
-    optimizer, averaged weights, checkpoints and logs.
+    The loop does everything else: devices, number format, activation checkpointing, backward
+    passes, optimizer, averaged weights, checkpoints and logs.
 
-    A plain task yields once a step::
+    A simple task yields once per step::
 
         def batch(self, step):
             lq, gt = self.crops.batch(step)
@@ -35,35 +35,37 @@ class TrainingTask(Protocol):
     def batch(self, step: int) -> Batch:
         """Make the batch of a step, on the CPU.
 
-        A pure function of the step, so that a run can resume anywhere. A second thread calls it,
-        one or two steps ahead of `losses`.
+        It must be a pure function of the step, so that a run can resume anywhere. A second thread
+        calls it, one or two steps before `losses`.
         """
         ...
 
     def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
         """Run the network on a batch, and yield the losses.
 
-        Each `yield` is followed by a backward pass of the sum of its losses, which frees its graph
-        before the next forward pass begins. The gradients of all passes add up; the optimizer steps
-        once, after the last of them. A task whose batch serves several optimizer steps makes it the
-        batch of as many steps (`clip, sample = divmod(step, samples)`), and may keep tensors
-        without a graph from one step to the next, as long as runs are saved only between two clips.
+        After each `yield` the loop runs the backward pass of the sum of the losses, which frees the
+        graph before the next forward pass begins. The gradients of all passes add up; the optimizer
+        steps once, after the last pass.
+
+        If one batch serves several optimizer steps, `batch` returns it for each of these steps
+        (`clip, sample = divmod(step, samples)`). The task may store tensors without a graph from
+        one step to the next, as long as runs are saved only between two clips.
 
         Args:
-            model: the network in training mode, on the device of the batch.
-            batch: of `batch(step)`, on the device that trains.
-            step: number of the step, from 0 on.
+            model: Network in training mode, on the device of the batch.
+            batch: Result of `batch(step)`, on the training device.
+            step: Number of the step, from 0.
 
         Yields:
-            losses of a forward pass, at least once a step. It all runs under autocast when the
-            settings ask for bf16; losses are to be computed from float32 (`sr.float()`), and any
-            convolution or matrix product among them under `torch.autocast(..., enabled=False)`.
+            Losses of a forward pass, once or more per step. The code runs under autocast if the
+            settings select bf16: compute losses from float32 (`sr.float()`), and any convolution or
+            matrix product among them under `torch.autocast(..., enabled=False)`.
         """
         ...
 
 
 def sum_losses(losses: Losses) -> Tensor:
-    """Add the losses up, in their order."""
+    """Add up the losses in their order."""
     first, *others = losses.values()
     total = first
     for loss in others:
