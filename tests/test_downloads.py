@@ -181,7 +181,9 @@ def test_a_truncated_transfer_goes_on_where_it_ended(
     server: Server, tmp_path: Path, known: dict[str, Any]
 ) -> None:
     server.answers = [cut(300_000), cut(300_000), cut(300_000), cut(1), whole]
-    path = fetch(remote(server, **known), tmp_path, on_progress=lambda now: None, patience=QUICK)
+    path = fetch(
+        remote(server, **known), tmp_path, on_progress=lambda now: None, retry_policy=QUICK
+    )
     assert path.read_bytes() == CONTENT
     assert server.ranges == [
         "bytes=0-",
@@ -212,7 +214,9 @@ def test_a_remainder_that_does_not_fit_is_fetched_anew(
 ) -> None:
     (tmp_path / "weights.pth.part").write_bytes(left)
     assert (
-        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        fetch(
+            remote(server), tmp_path, on_progress=lambda now: None, retry_policy=QUICK
+        ).read_bytes()
         == CONTENT
     )
     assert server.ranges == requests
@@ -221,7 +225,9 @@ def test_a_remainder_that_does_not_fit_is_fetched_anew(
 def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> None:
     server.answers = [cut(300_000), without_range]
     assert (
-        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        fetch(
+            remote(server), tmp_path, on_progress=lambda now: None, retry_policy=QUICK
+        ).read_bytes()
         == CONTENT
     )
     assert server.ranges == ["bytes=0-", "bytes=300000-"]
@@ -233,7 +239,9 @@ def test_a_remainder_is_asked_for_behind_a_redirection_too(server: Server, tmp_p
 
     server.answers = [elsewhere, cut(300_000), elsewhere, whole]
     assert (
-        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        fetch(
+            remote(server), tmp_path, on_progress=lambda now: None, retry_policy=QUICK
+        ).read_bytes()
         == CONTENT
     )
     assert server.ranges == ["bytes=0-", "bytes=0-", "bytes=300000-", "bytes=300000-"]
@@ -243,7 +251,9 @@ def test_a_remainder_is_asked_for_behind_a_redirection_too(server: Server, tmp_p
 def test_passing_faults_are_tried_again(server: Server, tmp_path: Path, code: int) -> None:
     server.answers = [status(code), status(code), whole]
     assert (
-        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        fetch(
+            remote(server), tmp_path, on_progress=lambda now: None, retry_policy=QUICK
+        ).read_bytes()
         == CONTENT
     )
 
@@ -251,7 +261,9 @@ def test_passing_faults_are_tried_again(server: Server, tmp_path: Path, code: in
 def test_a_silent_connection_is_given_up_and_resumed(server: Server, tmp_path: Path) -> None:
     server.answers = [stall, whole]
     assert (
-        fetch(remote(server), tmp_path, on_progress=lambda now: None, patience=QUICK).read_bytes()
+        fetch(
+            remote(server), tmp_path, on_progress=lambda now: None, retry_policy=QUICK
+        ).read_bytes()
         == CONTENT
     )
     assert server.ranges == ["bytes=0-", "bytes=1000-"]
@@ -274,7 +286,7 @@ def test_what_cannot_be_had_is_one_line(
     server.answers = [answer]
     file = remote(server)
     with pytest.raises(ResourceError, match=reason) as caught:
-        fetch(file, tmp_path, on_progress=lambda now: None, patience=QUICK)
+        fetch(file, tmp_path, on_progress=lambda now: None, retry_policy=QUICK)
     line = str(caught.value)
     assert "\n" not in line
     assert line.endswith(f"from {file.url} into {tmp_path}")

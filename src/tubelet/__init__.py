@@ -1,4 +1,4 @@
-"""Tubelet: video super-resolution. What is named here is imported when it is first used.
+"""Tubelet: video super-resolution. The functions of this module are imported on first use.
 
 tubelet.upscale("old.mp4", "new.mp4", scale=4)
 model = tubelet.create_model("lanczos-x4")
@@ -17,26 +17,25 @@ if TYPE_CHECKING:
 
 __all__ = ["create_model", "list_models", "load_model", "upscale"]
 
-_HOMES = {
+_MODULES = {
     "create_model": "tubelet.zoo.opening",
     "list_models": "tubelet.zoo.catalog",
     "load_model": "tubelet.zoo.checkpoint",
     "upscale": "tubelet.restore.job",
 }
-_PACKAGES = (
-    "degrade",
-    "metrics",
-    "ops",
-)  # reached as tubelet.ops.imresize after `import tubelet` alone
+# After `import tubelet`, names such as tubelet.ops.imresize need no further import.
+_PACKAGES = ("degrade", "metrics", "ops")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        module = importlib.import_module(_MODULES[name])
+        return getattr(module, name)
     if name in _PACKAGES:
         return importlib.import_module(f"tubelet.{name}")
     if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("tubelet")
+        metadata = importlib.import_module("importlib.metadata")
+        return metadata.version("tubelet")
     raise AttributeError(f"module 'tubelet' has no attribute {name!r}")
 
 

@@ -1,8 +1,8 @@
-"""Published files: fetched once into a folder, resumed where a transfer broke off, checked, and kept.
+"""Download published files into a folder: once, resumed after an interruption, and verified.
 
-    name.part ── what is missing, by HTTP Range ──→ whole ── size, sha256 ──→ name
+    name.part ── missing bytes by HTTP Range ──→ complete ── size, sha256 ──→ name
 
-Proxies are those of the environment. A file that is there needs no network.
+Proxies are taken from the environment. A file that is in the folder needs no network.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ else:
 __all__ = ["RemoteFile", "RetryPolicy", "cache_folder", "check_file", "fetch", "file_lock"]
 
 _CHUNK_BYTES = 1 << 18
-_TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
-"""Answers of HTTP that say nothing of the next attempt."""
+_MAX_PAUSE_S = 30.0
+_TEMPORARY_STATUS_CODES = (408, 425, 429, 500, 502, 503, 504)
+"""HTTP errors after which another attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """One published file.
+    """A published file.
 
     Attributes:
-        name: under which it is published and kept.
-        url: http, https or file; "" where it can only be fetched by hand.
-        sha256: of its bytes, hexadecimal, or the first digits of it; "" where none is published.
-        size_bytes: None where it is not published.
-        page: where a user finds it.
+        name: Name of the published file and of its local copy.
+        url: http, https or file URL; "" if the file can only be downloaded by hand.
+        sha256: Hexadecimal SHA-256, or its first digits; "" if none is published.
+        size_bytes: Size in bytes; None if it is not published.
+        page: Web page on which a user finds the file.
     """
 
     name: str
@@ -59,35 +60,41 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How long a download waits, and how often it tries."""
+    """How long a download waits, and how often it tries again."""
 
     timeout_s: float = 30.0
-    """Of a connection, and of a silence within one."""
+    """Timeout of a connection attempt, and of a pause in a transfer."""
     attempts: int = 5
-    """In a row that bring no new byte, before it gives up."""
+    """Consecutive attempts without a new byte before the download fails."""
     pause_s: float = 1.0
-    """Before the second attempt; doubled before each further one, up to half a minute."""
+    """Pause before the second attempt; doubled before each further one, up to half a minute."""
 
 
 class _BrokenError(Exception):
-    """A transfer ended early; another attempt may go on."""
+    """A transfer ended early; another attempt may continue it."""
 
 
 class _RefusedError(Exception):
-    """The file cannot be had this way; another attempt would end alike."""
+    """The file is not available at this URL; another attempt would fail, too."""
 
 
 def cache_folder() -> Path:
-    """Return the folder in which Tubelet keeps what it fetched: `$TUBELET_HOME`, or the system's place for caches."""
-    if home := os.environ.get("TUBELET_HOME"):
+    """Return the folder for downloaded files.
+
+    It is `$TUBELET_HOME`, or the standard cache folder of the operating system.
+    """
+    home = os.environ.get("TUBELET_HOME")
+    if home:
         return Path(home).expanduser()
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "tubelet" / "Cache"
+        base = Path(local) if local else Path.home() / "AppData" / "Local"
+        return base / "tubelet" / "Cache"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "tubelet"
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "tubelet"
+    base = Path(cache) if cache else Path.home() / ".cache"
+    return base / "tubelet"
 
 
 def fetch(
@@ -96,25 +103,27 @@ def fetch(
     *,
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
-    patience: RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> Path:
-    """Return the path of a published file, downloading it if it is not in the folder.
+    """Return the path of a published file, and download it first if it is not in the folder.
 
-    Several processes may ask for one file at a time: one fetches it, the others wait. What a broken transfer left is
-    completed by the next call.
+    Several processes may request the same file at the same time: one downloads it, the others wait.
+    An interrupted download is resumed by the next call.
 
     Args:
-        file: what is wanted.
-        folder: where it is kept; made if it is not there.
-        on_progress: called at most ten times a second and at the end; None: a bar or lines on the standard error.
-        cancel: stops the download after the piece that it is at; the next call goes on there.
-        patience: how long to wait and how often to try.
+        file: Published file.
+        folder: Folder of the local copy; it is created if necessary.
+        on_progress: Called up to ten times a second and at the end; None shows a bar or lines on
+            the standard error.
+        cancel: Stops the download after the current chunk; the next call resumes it.
+        retry_policy: Timeouts and number of attempts.
 
     Returns:
         The path, under the published name.
 
     Raises:
-        ResourceError: it cannot be had, or is not what was published; the line says from where to where to carry it.
+        ResourceError: The file is not available, or differs from the published one; the message
+            names the URL and the folder for a download by hand.
         Cancelled: `cancel` was cancelled.
     """
     path = folder / file.name
@@ -126,19 +135,19 @@ def fetch(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with file_lock(folder / f".{file.name}.lock"):
-                if not path.is_file():  # else another process was first
-                    with _shown(file, on_progress) as show:
-                        ticker = Ticker(
-                            show, unit="byte", total=file.size_bytes, label=file.name, cancel=cancel
-                        )
-                        _download(file, path, ticker, patience or RetryPolicy())
+                # Another process may have downloaded it while this one waited for the lock.
+                if not path.is_file():
+                    _download(file, path, on_progress, cancel, retry_policy or RetryPolicy())
                     return path
         except OSError as error:
             reason = f"{error.strerror}: {error.filename or folder}"
             raise ResourceError(
                 f"{file.name} cannot be kept ({reason}); set TUBELET_HOME to another folder"
             ) from error
-    if fault := check_file(file, path):
+
+    # It may be a file of the same name from another source.
+    fault = check_file(file, path)
+    if fault:
         raise ResourceError(
             f"{path} {fault}; remove it, and it is fetched again, or give its path if it is meant"
         )
@@ -146,7 +155,7 @@ def fetch(
 
 
 def check_file(file: RemoteFile, path: Path) -> str:
-    """Compare a file with what was published of it; return what differs, or "" where nothing does."""
+    """Compare a local file with the published one; return the difference, "" if there is none."""
     size_bytes = path.stat().st_size
     if file.size_bytes is not None and size_bytes != file.size_bytes:
         return f"has {size_bytes} bytes, and {file.size_bytes} are published"
@@ -158,118 +167,162 @@ def check_file(file: RemoteFile, path: Path) -> str:
     return ""
 
 
-def _download(file: RemoteFile, path: Path, ticker: Ticker, patience: RetryPolicy) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        if urlsplit(file.url).scheme not in ("http", "https", "file"):
-            raise _RefusedError(f"{file.url} is not an address of http, https or file")
-        resumed = part.is_file()
-        _complete(file, part, ticker, patience)
-        if resumed and check_file(file, part):  # perhaps the beginning was of another version
-            part.unlink()
-            _complete(file, part, ticker, patience)
-        if fault := check_file(file, part):
-            part.unlink()
-            raise _RefusedError(f"what arrived {fault}: deleted")
-    except (_BrokenError, _RefusedError) as error:
-        raise ResourceError(
-            f"{file.name} could not be downloaded ({error}); try again, or fetch it by hand: "
-            f"from {file.url} into {path.parent}"
-        ) from error
-    ticker.finish()
-    part.replace(path)
+def _download(
+    file: RemoteFile,
+    path: Path,
+    on_progress: OnProgress | None,
+    cancel: CancelToken | None,
+    retry_policy: RetryPolicy,
+) -> None:
+    """Download a file, and show the progress."""
+    with _progress_display(file, on_progress) as show:
+        ticker = Ticker(
+            show,
+            unit="byte",
+            total=file.size_bytes,
+            label=file.name,
+            cancel=cancel,
+        )
+        part = path.with_name(f"{path.name}.part")
+        try:
+            _download_part(file, part, ticker, retry_policy)
+        except (_BrokenError, _RefusedError) as error:
+            raise ResourceError(
+                f"{file.name} could not be downloaded ({error}); try again, or fetch it by hand: "
+                f"from {file.url} into {path.parent}"
+            ) from error
+        ticker.finish()
+        part.replace(path)
 
 
-def _complete(file: RemoteFile, part: Path, ticker: Ticker, patience: RetryPolicy) -> None:
-    """Try until all is there; _BrokenError after too many attempts in a row that brought nothing."""
+def _download_part(file: RemoteFile, part: Path, ticker: Ticker, retry_policy: RetryPolicy) -> None:
+    """Complete the partial file, and verify it."""
+    if urlsplit(file.url).scheme not in ("http", "https", "file"):
+        raise _RefusedError(f"{file.url} is not an address of http, https or file")
+    is_resumed = part.is_file()
+    _complete(file, part, ticker, retry_policy)
+    if is_resumed and check_file(file, part):
+        # The first bytes may be of another version of the file: start again.
+        part.unlink()
+        _complete(file, part, ticker, retry_policy)
+    fault = check_file(file, part)
+    if fault:
+        part.unlink()
+        raise _RefusedError(f"what arrived {fault}: deleted")
+
+
+def _complete(file: RemoteFile, part: Path, ticker: Ticker, retry_policy: RetryPolicy) -> None:
+    """Try until the partial file is complete.
+
+    Raises:
+        _BrokenError: Too many consecutive attempts brought no new byte.
+    """
     failed_attempts = 0
     while True:
-        before = _size(part)
+        size_before = _size(part)
         try:
-            _attempt(file, part, ticker, patience.timeout_s)
+            _attempt(file, part, ticker, retry_policy.timeout_s)
             return
         except _BrokenError:
-            failed_attempts = 1 if _size(part) > before else failed_attempts + 1
-            if failed_attempts >= patience.attempts:
+            has_progress = _size(part) > size_before
+            failed_attempts = 1 if has_progress else failed_attempts + 1
+            if failed_attempts >= retry_policy.attempts:
                 raise
-        time.sleep(min(patience.pause_s * 2 ** (failed_attempts - 1), 30.0))
+        pause_s = retry_policy.pause_s * 2 ** (failed_attempts - 1)
+        time.sleep(min(pause_s, _MAX_PAUSE_S))
 
 
 def _attempt(file: RemoteFile, part: Path, ticker: Ticker, timeout_s: float) -> None:
-    """Ask once for what is missing, and append it."""
-    have = _size(part)
-    ticker.done = have
-    if have and have == file.size_bytes:
+    """Request the missing bytes once, and append them to the partial file."""
+    size = _size(part)
+    ticker.done = size
+    if size and size == file.size_bytes:
         return
     headers = {"User-Agent": "tubelet", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with _open(Request(file.url, headers=headers), part, timeout_s) as response:
-        have, total = _placed(response, have)
-        if total is not None and file.size_bytes not in (None, total):
-            raise _RefusedError(
-                f"the server has {total} bytes, and {file.size_bytes} are published"
-            )
-        if (response.headers.get_content_type() or "") == "text/html" and urlsplit(
-            file.url
-        ).scheme != "file":
-            raise _RefusedError("the server answered with a web page, not with the file")
-        with part.open("ab" if have else "wb") as sink:
-            ticker.done = have
+    if size:
+        headers["Range"] = f"bytes={size}-"
+    request = Request(file.url, headers=headers)
+    with _open(request, part, timeout_s) as response:
+        # A server without ranges sends the whole file again.
+        size, total = _response_range(response, size)
+        _check_response(file, response, total)
+        with part.open("ab" if size else "wb") as sink:
+            ticker.done = size
             ticker.total = total
             ticker.report()
             for chunk in _chunks(response):
                 sink.write(chunk)
-                have += len(chunk)
+                size += len(chunk)
                 ticker.tick(len(chunk))
-    if total is not None and have < total:
-        raise _BrokenError(f"the connection ended after {have} of {total} bytes")
+    if total is not None and size < total:
+        raise _BrokenError(f"the connection ended after {size} of {total} bytes")
+
+
+def _check_response(file: RemoteFile, response: Any, total: int | None) -> None:
+    """Check that a response carries the published file."""
+    if total is not None and file.size_bytes not in (None, total):
+        raise _RefusedError(f"the server has {total} bytes, and {file.size_bytes} are published")
+    content_type = response.headers.get_content_type() or ""
+    is_local = urlsplit(file.url).scheme == "file"
+    if content_type == "text/html" and not is_local:
+        raise _RefusedError("the server answered with a web page, not with the file")
 
 
 def _open(request: Request, part: Path, timeout_s: float) -> Any:
-    """Send a request; the answer is a context manager."""
+    """Send a request and return the response, a context manager."""
+    # A new opener for each request reads the proxies of the environment again.
+    opener = build_opener()
     try:
-        return build_opener().open(
-            request, timeout=timeout_s
-        )  # anew: it reads the proxies of the environment
+        return opener.open(request, timeout=timeout_s)
     except HTTPError as error:
         with error:
             reason = f"HTTP {error.code} {error.reason}"
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.is_file():
-            part.unlink()  # it holds more than there is
+            # The partial file is larger than the published one: start again.
+            part.unlink()
             raise _BrokenError(reason) from error
-        raise (_BrokenError if error.code in _TRY_AGAIN else _RefusedError)(reason) from error
+        if error.code in _TEMPORARY_STATUS_CODES:
+            raise _BrokenError(reason) from error
+        raise _RefusedError(reason) from error
     except URLError as error:
-        again = isinstance(error.reason, TimeoutError | ConnectionResetError | ssl.SSLEOFError)
-        raise (_BrokenError if again else _RefusedError)(_reason(error.reason)) from error
+        reason = _one_line(error.reason)
+        if isinstance(error.reason, TimeoutError | ConnectionResetError | ssl.SSLEOFError):
+            raise _BrokenError(reason) from error
+        raise _RefusedError(reason) from error
     except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        raise _BrokenError(_reason(error)) from error
+        raise _BrokenError(_one_line(error)) from error
 
 
-def _reason(error: object) -> str:
+def _one_line(error: object) -> str:
+    """Return the message of an error on one line."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split()) or type(error).__name__
 
 
-def _placed(response: Any, have: int) -> tuple[int, int | None]:
-    """Return where the answer begins, which is 0 unless the server took the range, and the size of the whole."""
-    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        place, _, total = (
-            response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-        )
-        if place.split("-")[0] != str(have):
-            raise _RefusedError(f"the server sent the bytes {place}, not those from {have} on")
-        return have, int(total) if total.isdecimal() else None
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
+def _response_range(response: Any, offset: int) -> tuple[int, int | None]:
+    """Return the first byte of a response and the size of the whole file, None if unknown.
+
+    The first byte is `offset`, or 0 if the server ignored the requested range.
+    """
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        length = response.headers.get("Content-Length", "")
+        return 0, int(length) if length.isdecimal() else None
+    # "bytes 1000-1999/2000"
+    content_range = response.headers.get("Content-Range", "").removeprefix("bytes ")
+    span, _, total = content_range.partition("/")
+    if span.split("-")[0] != str(offset):
+        raise _RefusedError(f"the server sent the bytes {span}, not those from {offset} on")
+    return offset, int(total) if total.isdecimal() else None
 
 
 def _chunks(response: Any) -> Generator[bytes]:
+    """Yield the bytes of a response."""
     while True:
         try:
-            chunk = cast(bytes, response.read1(_CHUNK_BYTES))  # what is there, before a silence too
+            # read1 returns the bytes that arrived, also if a timeout follows.
+            chunk = cast(bytes, response.read1(_CHUNK_BYTES))
         except (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
-            raise _BrokenError(_reason(error)) from error
+            raise _BrokenError(_one_line(error)) from error
         if not chunk:
             return
         yield chunk
@@ -281,24 +334,35 @@ def _size(path: Path) -> int:
 
 @contextmanager
 def file_lock(path: Path) -> Generator[None]:
-    """Keep other processes, and other threads, out until the block ends; the file is gone afterwards."""
+    """Exclude other processes and threads until the block ends; the lock file is removed then.
+
+    Args:
+        path: Path of the lock file.
+    """
     while True:
         with path.open("a+b") as handle:
             _lock(handle)
+            # The process before removed its lock file, so this may be a lock on a deleted file.
+            if not _is_same_file(handle, path):
+                continue
             try:
-                current = os.path.samestat(os.fstat(handle.fileno()), path.stat())
-            except FileNotFoundError:
-                current = False  # the one before removed it, and its lock with it
-            if current:
-                try:
-                    yield
-                finally:
-                    with suppress(OSError):
-                        path.unlink()
-                return
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+            return
+
+
+def _is_same_file(handle: IO[bytes], path: Path) -> bool:
+    """Return whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(handle: IO[bytes]) -> None:
+    """Wait for an exclusive lock on an open file."""
     if sys.platform != "win32":
         fcntl.flock(handle, fcntl.LOCK_EX)
         return
@@ -310,8 +374,8 @@ def _lock(handle: IO[bytes]) -> None:
 
 
 @contextmanager
-def _shown(file: RemoteFile, on_progress: OnProgress | None) -> Generator[OnProgress]:
-    """Yield what reports the progress: the caller's function, a bar on a terminal, or lines."""
+def _progress_display(file: RemoteFile, on_progress: OnProgress | None) -> Generator[OnProgress]:
+    """Yield the function that shows the progress: the caller's, a bar on a terminal, or lines."""
     if on_progress is not None:
         yield on_progress
     elif sys.stderr.isatty():

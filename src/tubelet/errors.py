@@ -1,13 +1,13 @@
-"""Errors, each with one line that says what was wrong, with what value, and what to do.
+"""Errors for users: each message is one line with the problem, the value and the remedy.
 
 TubeletError               exit code of the command
- ├─ RequestError           2    the request makes no sense: a flag, a name, a path to write to
+ ├─ RequestError           2    the request makes no sense: a flag, a name, an output path
  │   └─ ConfigError        2    a configuration field: unknown key, wrong value
  ├─ InputError             3    the input is missing, is not a video, or cannot be decoded
- │   ├─ IncompleteError    3    the output holds all that could be decoded, and something was missing
- │   └─ CheckpointError    3    a weight file is not what it should be
- ├─ ResourceError          4    out of memory, of disk, or a device is absent
- └─ Cancelled            130    a caller stopped the run by its `CancelToken`
+ │   ├─ IncompleteError    3    the output is complete up to damage or gaps of the input
+ │   └─ CheckpointError    3    a weight file is missing, damaged, or does not fit
+ ├─ ResourceError          4    out of memory or disk space, or a device is not available
+ └─ Cancelled            130    a caller stopped the run with its `CancelToken`
 """
 
 from collections.abc import Iterable
@@ -24,15 +24,18 @@ __all__ = [
     "suggest",
 ]
 
+_MIN_SIMILARITY = 0.5
+"""Suggested names have at least this ratio of `difflib`, from 0 to 1."""
+
 
 class TubeletError(Exception):
-    """Base of every error that Tubelet raises on purpose; `str(error)` is one line for a user."""
+    """Base class of all intended errors; `str(error)` is one line for the user."""
 
     exit_code = 1
 
 
 class RequestError(TubeletError):
-    """What was asked for cannot be done: an unknown model, an existing output, flags that contradict."""
+    """The request is invalid: an unknown model, an existing output, contradicting flags."""
 
     exit_code = 2
 
@@ -48,10 +51,10 @@ class InputError(TubeletError):
 
 
 class IncompleteError(InputError):
-    """The output was written with every frame that could be decoded, but part of the input was missing.
+    """The input was damaged or incomplete; the output has every frame that could be decoded.
 
     Attributes:
-        notes: what a user should know of the output, a line each, as in `Result`.
+        notes: Messages for the user about the output, one line each, as in `Result`.
     """
 
     def __init__(self, message: str, *, notes: tuple[str, ...] = ()) -> None:
@@ -64,33 +67,34 @@ class CheckpointError(InputError):
 
 
 class ResourceError(TubeletError):
-    """Memory, disk or a device did not suffice."""
+    """Memory, disk space or a device did not suffice."""
 
     exit_code = 4
 
 
 class Cancelled(TubeletError):  # noqa: N818 - not an error: somebody wanted it
-    """The run was stopped by its `CancelToken`; no unfinished output is left."""
+    """The run was stopped with its `CancelToken`; no unfinished output is left."""
 
     exit_code = 130
 
 
 def suggest(name: str, known: Iterable[str], *, count: int = 1, listing: str = "") -> str:
-    """Complete the line about an unknown name.
+    """Return the second half of a message about an unknown name.
 
     Args:
-        name: what was given.
-        known: names that there are, in the order in which they are listed.
-        count: the most suggestions.
-        listing: of the known names, where they are too many to list them all.
+        name: Unknown name.
+        known: Known names, in the order in which they are listed.
+        count: Maximum number of suggestions.
+        listing: Text to list instead of the known names if they are too many.
 
     Returns:
-        "did you mean a or b?" where some are near, otherwise "known are a, b, c".
+        "did you mean a or b?" if some names are similar, otherwise "known are a, b, c".
     """
-    import difflib  # only needed when something is wrong
+    # Imported here because it is only needed for messages.
+    import difflib
 
     names = list(known)
-    near = difflib.get_close_matches(name.lower(), names, n=count, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
+    similar = difflib.get_close_matches(name.lower(), names, n=count, cutoff=_MIN_SIMILARITY)
+    if similar:
+        return f"did you mean {' or '.join(similar)}?"
     return f"known are {listing or ', '.join(names)}"

@@ -1,10 +1,12 @@
-"""Other names of configuration fields: those of published code, and those of version 0.1.
+"""Alternative names of configuration fields: those of published code, and those of version 0.1.
 
-A configuration class lists them in two class variables, each from the other name to the field:
+A configuration class lists them in two class variables that map the other name to the field:
 
     class EDSRConfig:
-        PUBLISHED_NAMES: ClassVar = {"num_feat": "channels"}    # always accepted
-        FORMER_NAMES: ClassVar = {"num_block": "num_blocks"}    # accepted for one version, with a note
+        # Always accepted.
+        PUBLISHED_NAMES: ClassVar = {"num_feat": "channels"}
+        # Accepted for one version, with a warning.
+        FORMER_NAMES: ClassVar = {"num_block": "num_blocks"}
 """
 
 from __future__ import annotations
@@ -22,57 +24,64 @@ T = TypeVar("T")
 def current_fields(
     kind: type[Any], values: Mapping[str, T], *, quiet: bool = False
 ) -> dict[str, T]:
-    """Rename the keys that are other names of fields; leave all others as they are.
+    """Rename the keys that are alternative names of fields; other keys do not change.
 
-    A mapping that has a name of version 0.1 is read by that version's names throughout, because a
-    few of them have another meaning now (`channels` of FSRCNN were those of its images).
+    If a mapping has a name of version 0.1, all its keys are read as names of that version, because
+    a few of them have another meaning now (`channels` of FSRCNN were those of its images).
 
     Args:
-        kind: configuration dataclass.
-        values: field name → value.
-        quiet: without a `FutureWarning` for names of version 0.1, for saved files.
+        kind: Configuration dataclass.
+        values: Maps field names to values.
+        quiet: Do not warn about names of version 0.1, for saved files.
     """
     fields = {field.name for field in dataclasses.fields(kind)}
     published: dict[str, str] = dict(getattr(kind, "PUBLISHED_NAMES", {}))
     former: dict[str, str] = dict(getattr(kind, "FORMER_NAMES", {}))
-    outdated = [name for name in values if name in former and name not in fields]
+    former_in_use = [name for name in values if name in former and name not in fields]
     if not quiet:
-        for name in outdated:
+        for name in former_in_use:
             if name not in published:
                 _warn(name, former[name])
-    names = published | former if outdated else published
+
+    new_names = dict(published)
+    if former_in_use:
+        new_names |= former
     renamed: dict[str, T] = {}
     for name, value in values.items():
-        is_current = name in fields and not outdated
-        renamed[name if is_current else names.get(name, name)] = value
+        # Without names of version 0.1, the name of a field always means that field.
+        is_current = name in fields and not former_in_use
+        new_name = name if is_current else new_names.get(name, name)
+        renamed[new_name] = value
     return renamed
 
 
 def current_path(kind: type[Any], path: str, *, quiet: bool = False) -> str:
-    """Rename the parts of a dotted path into nested configurations, such as `loop.optimiser.slow`.
+    """Rename the names in a dotted path into nested configurations, such as `loop.optimiser.slow`.
 
     Args:
-        kind: configuration dataclass that the first part is a field of.
-        path: field names with dots between them.
-        quiet: as for `current_fields`.
+        kind: Configuration dataclass that has the first name as a field.
+        path: Field names joined by dots.
+        quiet: As in `current_fields`.
     """
     owner: type[Any] | None = kind
-    parts: list[str] = []
-    for part in path.split("."):
-        name = part
+    names: list[str] = []
+    for name in path.split("."):
+        new_name = name
+        # Below a field that holds no dataclass, names are not known.
         if owner is not None:
-            (name,) = current_fields(owner, {part: None}, quiet=quiet)
-            owner = _nested(owner, name)
-        parts.append(name)
-    return ".".join(parts)
+            (new_name,) = current_fields(owner, {name: None}, quiet=quiet)
+            owner = _nested_dataclass(owner, new_name)
+        names.append(new_name)
+    return ".".join(names)
 
 
-def _nested(owner: type[Any], name: str) -> type[Any] | None:
-    """Return the dataclass that a field holds, None if it holds another value."""
+def _nested_dataclass(owner: type[Any], name: str) -> type[Any] | None:
+    """Return the dataclass that a field holds; None if it holds another value."""
     hint = get_type_hints(owner).get(name)
-    for candidate in (hint, *get_args(hint)):
-        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
-            return candidate
+    # The annotation may be a union such as `Config | None`.
+    for option in (hint, *get_args(hint)):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            return option
     return None
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically: completely, or not at all."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["atomic_write"]
 
 @contextmanager
 def atomic_write(path: Path) -> Generator[Path]:
-    """Write a file under a hidden name, and give it its own name when the block ends.
+    """Write a file under a hidden name, and rename it when the block ends.
 
-    Whoever opens `path` meanwhile sees what was there before. Where the block fails, nothing new is left.
+    Readers of `path` see its former content until then. If the block fails, no new file is left.
 
     Args:
-        path: of the file; its folder must exist. An existing file is replaced.
+        path: Path of the file, whose folder must exist. An existing file is replaced.
 
     Yields:
-        The hidden path beside it, to be written in the block.
+        The hidden path in the same folder, to be written in the block.
     """
     part = path.with_name(f".{path.name}.part")
     try:

@@ -1,4 +1,4 @@
-"""Dataclasses as plain data (dicts, lists, numbers, text) and back, for JSON and YAML.
+"""Convert dataclasses to plain data (dicts, lists, numbers, strings) and back, for JSON and YAML.
 
 An unknown key or a value of the wrong type is an error; nothing is guessed.
 """
@@ -19,84 +19,115 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """Turn a dataclass, with those inside it, into dicts, lists, numbers and text."""
+    """Convert a dataclass and the values in it into dicts, lists, numbers and strings."""
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
         return {field.name: to_plain(getattr(value, field.name)) for field in fields}
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in cast("list[Any]", value)]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    return value
 
 
 def build(kind: type[T], data: Any, where: str, default: T | None = None) -> T:
-    """Make a dataclass of plain data.
+    """Build a dataclass from plain data.
 
     Args:
-        kind: the dataclass.
-        data: what `to_plain` gives, or what a user wrote.
-        where: the place of the data, for messages.
-        default: an instance whose values stand for the fields that are absent from the data.
+        kind: Dataclass to build.
+        data: Result of `to_plain`, or the content of a file that a user wrote.
+        where: Location of the data, for messages.
+        default: Instance with the values of the fields that the data does not contain.
 
     Raises:
-        ConfigError: an unknown key, a missing one, or a value of the wrong type.
+        ConfigError: A key is unknown or missing, or a value has the wrong type.
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must hold `name: value` lines, not {data!r}")
-    given = current_fields(kind, cast("dict[str, Any]", data))
-    hints = get_type_hints(kind)
-    hints = {field.name: hints[field.name] for field in dataclasses.fields(cast(Any, kind))}
-    unknown = [key for key in given if key not in hints]
-    if unknown:
-        raise ConfigError(f"{where} has unknown key {unknown[0]!r}; known are {', '.join(hints)}")
+    current = current_fields(kind, cast("dict[str, Any]", data))
+    hints = _field_types(kind)
+    for key in current:
+        if key not in hints:
+            raise ConfigError(f"{where} has unknown key {key!r}; known are {', '.join(hints)}")
+
     values: dict[str, Any] = {}
-    for key, value in given.items():
-        values[key] = _convert(hints[key], value, f"{where}: {key}", getattr(default, key, None))
+    for key, value in current.items():
+        default_value = getattr(default, key, None)
+        values[key] = _convert(hints[key], value, f"{where}: {key}", default_value)
     try:
         if default is None:
             return kind(**values)
         return dataclasses.replace(cast(Any, default), **values)
     except TypeError as error:
+        # A field without a default is missing.
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _field_types(kind: type[Any]) -> dict[str, Any]:
+    """Return the type annotations of the fields of a dataclass, without its class variables."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
 def _convert(kind: Any, value: Any, where: str, default: Any = None) -> Any:
-    """Check a value against a type annotation, and make it that type.
+    """Check a value against a type annotation, and convert it to that type.
 
     Args:
-        kind: the annotation.
-        value: plain data.
-        where: its place, for messages.
-        default: of a nested dataclass.
+        kind: Type annotation.
+        value: Plain data.
+        where: Location of the value, for messages.
+        default: Default values of a nested dataclass.
+
+    Raises:
+        ConfigError: The value does not fit the annotation.
     """
-    origin, args = get_origin(kind), get_args(kind)
+    origin = get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return build(cast("type[Any]", kind), value, where, default)
     if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        present = next(arg for arg in args if arg is not type(None))
-        return _convert(present, value, where)
+        return _convert_optional(kind, value, where)
     if origin is Literal:
-        if value in args:
-            return value
-        raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(map(str, args))}")
+        return _check_choice(kind, value, where)
     if origin is tuple and isinstance(value, list):
-        items = cast("list[Any]", value)
-        if args[-1] is not Ellipsis and len(items) != len(args):
-            raise ConfigError(f"{where} has {len(items)} values; it must have {len(args)}")
-        return tuple(_convert(args[0], item, where) for item in items)
+        return _convert_tuple(kind, cast("list[Any]", value), where)
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+
+    # In Python a bool is an int, but for a user it is not.
+    is_bool = isinstance(value, bool)
+    if kind is float and isinstance(value, int | float | str) and not is_bool:
         try:
-            return float(value)  # YAML 1.1 reads 1e-3 as text
+            # YAML 1.1 reads 1e-3 as a string.
+            return float(value)
         except ValueError:
             pass
-    # A bool is an int in Python, and is not one for a user.
-    elif _is_a(kind, value) and (kind is bool or not isinstance(value, bool)):
+    elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not is_bool):
         return value
     raise ConfigError(f"{where} is {value!r}; it must be {getattr(kind, '__name__', kind)}")
 
 
-def _is_a(kind: Any, value: Any) -> bool:
-    return isinstance(kind, type) and isinstance(value, kind)
+def _convert_optional(kind: Any, value: Any, where: str) -> Any:
+    """Convert a value to the first type of a union, or keep None."""
+    if value is None:
+        return None
+    for option in get_args(kind):
+        if option is not type(None):
+            return _convert(option, value, where)
+    raise ConfigError(f"{where} is {value!r}; it must be None")
+
+
+def _check_choice(kind: Any, value: Any, where: str) -> Any:
+    choices = get_args(kind)
+    if value not in choices:
+        listing = ", ".join(map(str, choices))
+        raise ConfigError(f"{where} is {value!r}; it must be one of {listing}")
+    return value
+
+
+def _convert_tuple(kind: Any, items: list[Any], where: str) -> tuple[Any, ...]:
+    """Convert a list to tuple[T, ...], or to a tuple of fixed length with items of one type."""
+    item_types = get_args(kind)
+    has_fixed_length = item_types[-1] is not Ellipsis
+    if has_fixed_length and len(items) != len(item_types):
+        raise ConfigError(f"{where} has {len(items)} values; it must have {len(item_types)}")
+    return tuple(_convert(item_types[0], item, where) for item in items)

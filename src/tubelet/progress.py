@@ -1,6 +1,6 @@
-"""How far a long run is, and how to stop it: the same event, counter and token for every verb.
+"""Progress of a long run, and its cancellation: one event, counter and token for all commands.
 
-worker: Ticker.tick() after every frame ──→ on_progress(Progress), not too often
+worker: Ticker.tick() after every frame ──→ on_progress(Progress), at limited frequency
 caller: CancelToken.cancel(), from any thread ──→ the next tick raises Cancelled
 """
 
@@ -18,25 +18,26 @@ from tubelet.errors import Cancelled
 __all__ = ["CancelToken", "OnProgress", "Progress", "Ticker", "Unit"]
 
 Unit = Literal["frame", "byte", "step", "clip", "call", "run"]
-"""What is counted."""
+"""Unit of the work that is counted."""
 
-_MIN_INTERVAL_S = 0.1  # between two reports
+_MIN_INTERVAL_S = 0.1
+"""Minimum time between two reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        done: units that are finished, those of an earlier run that this one continues included.
-        total: units in all, as far as known; None where nothing tells. A header is only a hint.
-        unit: what is counted.
-        elapsed_s: seconds since this run began.
-        rate: units a second in this run so far.
-        eta_s: seconds to go, or None where the total or the rate is unknown.
-        label: what is being worked on, for a user.
-        time_s: time of the last frame in its video, seconds; None where the work is not on a video.
-        details: further values that JSON can hold, such as the model and clip of an evaluation.
+        done: Number of finished units, including those of an earlier run that this one continues.
+        total: Number of all units; None if it is not known. A header is only a hint.
+        unit: Unit of the work.
+        elapsed_s: Seconds since this run began.
+        rate: Units per second in this run so far.
+        eta_s: Remaining seconds; None if the total or the rate is not known.
+        label: Description of the work for the user, such as a file name.
+        time_s: Time of the last frame in its video, seconds; None if the work is not on a video.
+        details: Further JSON values, such as the model and clip of an evaluation.
     """
 
     done: int
@@ -51,27 +52,33 @@ class Progress:
 
     @property
     def frames_done(self) -> int:
-        """`done`, as reports of `upscale` call it."""
+        """The same as `done`, under its name in reports of `upscale`."""
         return self.done
 
     @property
     def frames_total(self) -> int | None:
-        """`total`, as reports of `upscale` call it."""
+        """The same as `total`, under its name in reports of `upscale`."""
         return self.total
 
     @property
     def fps(self) -> float:
-        """`rate`, as reports of `upscale` call it."""
+        """The same as `rate`, under its name in reports of `upscale`."""
         return self.rate
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON lines hold; `frame` and `fps` repeat `done` and `rate` where frames are counted."""
+        """Return the values of a JSON line.
+
+        If frames are counted, `frame` and `fps` repeat `done` and `rate`.
+        """
+        eta_s = None
+        if self.eta_s is not None:
+            eta_s = round(self.eta_s, 2)
         values: dict[str, Any] = {
             "done": self.done,
             "total": self.total,
             "unit": self.unit,
             "rate": round(self.rate, 3),
-            "eta_s": None if self.eta_s is None else round(self.eta_s, 2),
+            "eta_s": eta_s,
             "elapsed_s": round(self.elapsed_s, 3),
             "label": self.label,
         }
@@ -83,34 +90,36 @@ class Progress:
         return values | dict(self.details)
 
     def to_json(self) -> str:
-        """Return the event as one line of JSON, without the line's end."""
+        """Return the event as one line of JSON, without the newline."""
         return json.dumps({"event": "progress", **self.as_dict()}, ensure_ascii=False)
 
 
 OnProgress = Callable[[Progress], None]
-"""Called in the thread that works. To stop a run, cancel its token; what a callback raises goes to the caller."""
+"""Called in the working thread; its exceptions go to the caller of the run. To stop a run, cancel
+its token."""
 
 
 class CancelToken:
-    """Asks a run to stop, from any thread.
+    """Requests a run to stop, from any thread.
 
-    The run ends with `Cancelled` after the frame, step or clip that it is at, and leaves no unfinished output.
+    The run ends with `Cancelled` after its current frame, step or clip, and leaves no unfinished
+    output.
     """
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     def cancel(self) -> None:
-        """Ask for the end; more than once does no harm."""
+        """Request the end of the run; further calls have no effect."""
         self._event.set()
 
     @property
     def cancelled(self) -> bool:
-        """Whether the end was asked for."""
+        """Whether the end was requested."""
         return self._event.is_set()
 
     def raise_if_cancelled(self) -> None:
-        """End here if that was asked for.
+        """End the run here if that was requested.
 
         Raises:
             Cancelled: `cancel` was called.
@@ -120,19 +129,19 @@ class CancelToken:
 
 
 class Ticker:
-    """Counts what is done, reports it at most ten times a second, and stops where its token asks for it.
+    """Counts finished units, reports up to ten times a second, and stops a cancelled run.
 
     Args:
-        on_progress: called with each report; None reports nothing.
-        unit: what is counted.
-        total: units to do, or None where that is unknown.
-        label: what is being worked on, for a user.
-        done: units that an earlier run has done; they do not count for the rate.
-        cancel: looked at by every `tick`.
-        estimate_s: returns the seconds to go, where more than the mean rate is known.
+        on_progress: Called with each report; None reports nothing.
+        unit: Unit of the work.
+        total: Number of all units; None if it is not known.
+        label: Description of the work for the user.
+        done: Number of units that an earlier run finished; they do not count for the rate.
+        cancel: Token that every `tick` checks.
+        estimate_s: Returns the remaining seconds, if the mean rate is a poor estimate.
 
     Attributes:
-        done, total, label, details: of the next report; they may be set at any time.
+        done, total, label, details: Values of the next report; they may be set at any time.
     """
 
     def __init__(
@@ -157,40 +166,43 @@ class Ticker:
         self._estimate_s = estimate_s
         self._time_s: float | None = None
         self._began_s = time.monotonic()
-        self._due_s = self._began_s  # the first tick is reported
+        # The first tick is reported.
+        self._next_report_s = self._began_s
 
     def tick(self, count: int = 1, *, time_s: float | None = None) -> None:
-        """Count units, report if it is time to, and stop if that was asked for.
+        """Count finished units, report if the last report is old enough, and check the token.
 
         Args:
-            count: units that are finished now.
-            time_s: time of the last frame in its video, seconds.
+            count: Number of units that were finished since the last tick.
+            time_s: Time of the last frame in its video, seconds.
 
         Raises:
-            Cancelled: the token was cancelled.
+            Cancelled: The token was cancelled.
         """
         self.done += count
         self._ticks += count
         self._time_s = time_s
         now_s = time.monotonic()
-        if now_s >= self._due_s:
-            self._due_s = now_s + _MIN_INTERVAL_S
+        if now_s >= self._next_report_s:
+            self._next_report_s = now_s + _MIN_INTERVAL_S
             self.report()
+        # After the report, so that a callback can cancel the run.
         if self._cancel is not None:
             self._cancel.raise_if_cancelled()
 
     def finish(self) -> None:
-        """Report the end; now the total is known."""
+        """Report the end, at which the total is known."""
         self.total = self.done
         self.report()
 
     def report(self) -> None:
-        """Report now, whenever the last report was."""
+        """Report now, regardless of the time of the last report."""
         if self._on_progress is None:
             return
         elapsed_s = time.monotonic() - self._began_s
+        # Units of an earlier run took none of this time.
         rate = self._ticks / elapsed_s if elapsed_s > 0 else 0.0
-        total = self._total_so_far()
+        total = self._current_total()
         self._on_progress(
             Progress(
                 done=self.done,
@@ -198,24 +210,27 @@ class Ticker:
                 unit=self._unit,
                 elapsed_s=elapsed_s,
                 rate=rate,
-                eta_s=self._left_s(total, rate),
+                eta_s=self._remaining_s(total, rate),
                 label=self.label,
                 time_s=self._time_s,
                 details=self.details,
             )
         )
 
-    def _total_so_far(self) -> int | None:
-        """Return the total, raised where more is done than a header told."""
+    def _current_total(self) -> int | None:
+        """Return the total, which rises if more units are done than the header contained."""
         if self.total is None:
             return None
         return max(self.total, self.done)
 
-    def _left_s(self, total: int | None, rate: float) -> float | None:
+    def _remaining_s(self, total: int | None, rate: float) -> float | None:
+        """Estimate the remaining time, by the caller's estimate or by the mean rate."""
         if self._estimate_s is not None:
             return self._estimate_s()
         if total is None:
             return None
         if total == self.done:
             return 0.0
-        return (total - self.done) / rate if rate else None
+        if not rate:
+            return None
+        return (total - self.done) / rate

@@ -1,4 +1,4 @@
-"""How progress is shown to a user on the standard error: a bar on a terminal, a line now and then in a log."""
+"""Show progress to a user on the standard error: a bar on a terminal, or lines in a log."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ _SHORT_RATES = {"frame": "fps"}
 
 
 def clock(seconds: float) -> str:
-    """Write a duration as 7.3 s, 2:05 or 1:02:05."""
+    """Format a duration as 7.3 s, 2:05 or 1:02:05."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02d}"
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    total_minutes, whole_seconds = divmod(round(seconds), 60)
+    if total_minutes < 60:
+        return f"{total_minutes}:{whole_seconds:02d}"
+    hours, minutes = divmod(total_minutes, 60)
+    return f"{hours}:{minutes:02d}:{whole_seconds:02d}"
 
 
 def show_lines() -> OnProgress:
-    """Return a function that writes a line every ten seconds, the first after ten seconds."""
+    """Return a function that writes a line every ten seconds, the first one after ten seconds."""
     return at_intervals(_LINE_EVERY_S, _write_line, first_s=_LINE_EVERY_S)
 
 
 @contextmanager
 def show_bar(label: str) -> Generator[OnProgress]:
-    """Show a bar until the block ends.
+    """Show a progress bar until the block ends.
 
     Args:
-        label: what is being made, for a user; the labels of the events replace it.
+        label: Description of the work for the user; labels of the events replace it.
 
     Yields:
-        The function to call with each `Progress`.
+        Function to call with each `Progress`.
     """
+    # Imported here because rich is slow to import, and only terminals need it.
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -51,13 +53,16 @@ def show_bar(label: str) -> Generator[OnProgress]:
         TextColumn("{task.fields[speed]}", style="progress.data.speed"),
         TextColumn("{task.fields[times]}", style="progress.remaining"),
     )
-    console = Console(stderr=True)
-    keeps_stdout = (
-        not sys.stdout.isatty()
-    )  # else what is printed to a file would go to the terminal
-    with Bar(
-        *columns, console=console, transient=True, expand=True, redirect_stdout=not keeps_stdout
-    ) as bar:
+    # rich redirects prints to the terminal, which must not happen if they go to a file.
+    prints_to_terminal = sys.stdout.isatty()
+    bar = Bar(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        expand=True,
+        redirect_stdout=prints_to_terminal,
+    )
+    with bar:
         task = bar.add_task(label, total=None, count="", speed="", times="")
 
         def update(progress: Progress) -> None:
@@ -68,21 +73,27 @@ def show_bar(label: str) -> Generator[OnProgress]:
                 total=progress.total,
                 count=_count(progress),
                 speed=_speed(progress),
-                times=clock(progress.elapsed_s) + _left(progress),
+                times=clock(progress.elapsed_s) + _remaining(progress),
             )
 
         yield update
 
 
 def at_intervals(every_s: float, show: OnProgress, *, first_s: float = 0.0) -> OnProgress:
-    """Return a function that calls `show` at most once per interval, for the first time after `first_s` seconds."""
-    due_s = time.monotonic() + first_s
+    """Return a function that calls `show` once per interval at the maximum.
+
+    Args:
+        every_s: Interval, seconds.
+        show: Function to call.
+        first_s: Seconds from now before the first call.
+    """
+    next_s = time.monotonic() + first_s
 
     def update(progress: Progress) -> None:
-        nonlocal due_s
+        nonlocal next_s
         now_s = time.monotonic()
-        if now_s >= due_s:
-            due_s = now_s + every_s
+        if now_s >= next_s:
+            next_s = now_s + every_s
             show(progress)
 
     return update
@@ -90,41 +101,52 @@ def at_intervals(every_s: float, show: OnProgress, *, first_s: float = 0.0) -> O
 
 def _write_line(progress: Progress) -> None:
     unit = progress.unit
-    total = "" if progress.total is None else f" of {_number(progress.total, unit)}"
     done = _number(progress.done, unit)
+    total = ""
+    if progress.total is not None:
+        total = f" of {_number(progress.total, unit)}"
     if unit == "byte":
         line = f"{progress.label}: {done} MB{total}, {_number(progress.rate, unit)} MB a second"
     elif 0 < progress.rate < 1:
+        # Slow work: seconds per unit read better than a rate below 1.
         line = f"{unit} {done}{total}, {clock(1 / progress.rate)} a {unit}"
     else:
         line = f"{unit} {done}{total}, {progress.rate:.1f} {unit}s a second"
-    sys.stderr.write(f"{line}{_left(progress)}\n")
+    sys.stderr.write(f"{line}{_remaining(progress)}\n")
     sys.stderr.flush()
 
 
-def _left(progress: Progress) -> str:
-    return "" if progress.eta_s is None else f", {clock(progress.eta_s)} left"
+def _remaining(progress: Progress) -> str:
+    if progress.eta_s is None:
+        return ""
+    return f", {clock(progress.eta_s)} left"
 
 
 def _count(progress: Progress) -> str:
+    """Format the finished units and the total, for example 12.5/80.0 MB."""
     unit = progress.unit
     name = "MB" if unit == "byte" else f"{unit}s"
     done = _number(progress.done, unit)
     if not progress.total:
         return f"{done} {name}"
     count = f"{done}/{_number(progress.total, unit)}"
+    # The rate in fps already names the frames.
     return count if unit == "frame" else f"{count} {name}"
 
 
 def _speed(progress: Progress) -> str:
+    """Format the rate, for example 3.1 MB/s, 24.0 fps or 2.5 s/frame."""
     unit = progress.unit
     if unit == "byte":
         return f"{_number(progress.rate, unit)} MB/s"
     if 0 < progress.rate < 1:
         return f"{clock(1 / progress.rate)}/{unit}"
-    return f"{progress.rate:.1f} {_SHORT_RATES.get(unit, f'{unit}s/s')}"
+    name = _SHORT_RATES.get(unit, f"{unit}s/s")
+    return f"{progress.rate:.1f} {name}"
 
 
 def _number(count: float, unit: Unit) -> str:
-    """Write a count, bytes in megabytes."""
-    return f"{count / 1e6:.1f}" if unit == "byte" else str(count)
+    """Format a count; bytes are shown in megabytes."""
+    if unit == "byte":
+        return f"{count / 1e6:.1f}"
+    return str(count)

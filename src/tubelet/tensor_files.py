@@ -1,7 +1,7 @@
-"""Files of tensors, read as data alone: nothing in them is executed.
+"""Read files of tensors as data only: no code in them is executed.
 
-What a file is, its first bytes tell, not its name. Files that are something else, because a download failed or a
-converter is missing, are told apart, each with one line that says what to do.
+The type of a file is recognized by its first bytes, not by its name. Files of other types, from a
+failed download or a missing conversion, are each refused with one line that names the remedy.
 """
 
 from __future__ import annotations
@@ -22,74 +22,85 @@ from tubelet.errors import CheckpointError
 
 __all__ = ["expansion_fault", "is_torchscript", "read_content", "read_header", "read_safetensors"]
 
-_AGAIN = "fetch it again, from the link of the file itself"
-_FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
+_DOWNLOAD_AGAIN = "fetch it again, from the link of the file itself"
+_SUPPORTED = "Tubelet reads .safetensors and PyTorch's .pth"
+_UNPACK = "unpack it, and give the file in it"
+_FOREIGN_FORMATS: tuple[tuple[bytes, str], ...] = (
     (
         b"version https://git-lfs",
         "is a pointer of git-lfs, not the file; run `git lfs pull`, or download the file",
     ),
-    (b"<!doctype html", f"is a web page, which a failed download left; {_AGAIN}"),
-    (b"<html", f"is a web page, which a failed download left; {_AGAIN}"),
-    (b"<?xml", f"is an XML message, which a failed download left; {_AGAIN}"),
-    (b"gguf", "is a GGUF file; Tubelet reads .safetensors and PyTorch's .pth"),
-    (b"\x89hdf", "is an HDF5 file, as Keras writes; Tubelet reads .safetensors and PyTorch's .pth"),
-    (b"\x93numpy", "is a NumPy array; Tubelet reads .safetensors and PyTorch's .pth"),
-    (b"7767517", "is a graph of ncnn; Tubelet reads .safetensors and PyTorch's .pth"),
-    (b"\x1f\x8b", "is a gzip archive; unpack it, and give the file in it"),
-    (b"7z\xbc\xaf", "is a 7-Zip archive; unpack it, and give the file in it"),
-    (b"rar!", "is a RAR archive; unpack it, and give the file in it"),
-    (b"bzh", "is a bzip2 archive; unpack it, and give the file in it"),
-    (b"\xfd7zxz", "is an xz archive; unpack it, and give the file in it"),
+    (b"<!doctype html", f"is a web page, which a failed download left; {_DOWNLOAD_AGAIN}"),
+    (b"<html", f"is a web page, which a failed download left; {_DOWNLOAD_AGAIN}"),
+    (b"<?xml", f"is an XML message, which a failed download left; {_DOWNLOAD_AGAIN}"),
+    (b"gguf", f"is a GGUF file; {_SUPPORTED}"),
+    (b"\x89hdf", f"is an HDF5 file, as Keras writes; {_SUPPORTED}"),
+    (b"\x93numpy", f"is a NumPy array; {_SUPPORTED}"),
+    (b"7767517", f"is a graph of ncnn; {_SUPPORTED}"),
+    (b"\x1f\x8b", f"is a gzip archive; {_UNPACK}"),
+    (b"7z\xbc\xaf", f"is a 7-Zip archive; {_UNPACK}"),
+    (b"rar!", f"is a RAR archive; {_UNPACK}"),
+    (b"bzh", f"is a bzip2 archive; {_UNPACK}"),
+    (b"\xfd7zxz", f"is an xz archive; {_UNPACK}"),
 )
-"""Beginnings in small letters, and what is said of the file."""
+"""First bytes of a format in lower case, and the message about the file."""
+_ZIP_START = b"PK"
+_PICKLE_START = b"\x80"
+_HEAD_BYTES = 512
 
 _MAX_EXPANSION_RATIO = 4
-"""Bytes that a file may declare for each that it stores: PyTorch stores tensors as they are, and views share them."""
+"""Bytes that a file may declare per stored byte: PyTorch stores tensors without compression, and
+views share their storage."""
 _EXPANSION_SLACK_BYTES = 1 << 20
 
 
 def read_content(path: Path) -> Any:
-    """Read a .safetensors file, or what `torch.save` wrote of tensors, numbers, texts and containers.
+    """Read a .safetensors file, or a `torch.save` file of tensors, numbers, strings and containers.
 
     Args:
-        path: of the file; its ending does not matter.
+        path: Path of the file; its suffix does not matter.
 
     Returns:
-        What was saved, on the CPU; of a .safetensors file its tensors by name.
+        The saved object, on the CPU; for a .safetensors file its tensors by name.
 
     Raises:
-        CheckpointError: there is no such file, it is something else, is damaged, or holds objects with code.
+        CheckpointError: The file is missing, of another type, damaged, or contains objects with
+            code.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the path of a weight file in it")
     if not path.is_file():
         raise CheckpointError(f"no such checkpoint: {path}")
     head = _head(path)
-    if fault := _foreign(path, head):
+    fault = _foreign_fault(path, head)
+    if fault:
         raise CheckpointError(f"{path} {fault}")
-    if head[8:9] == b"{" or not head.startswith((b"PK", b"\x80")):
-        return read_safetensors(path)[0]
+    if _is_safetensors(head) or not head.startswith((_ZIP_START, _PICKLE_START)):
+        tensors, _ = read_safetensors(path)
+        return tensors
     return _read_pickle(path)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the header of a .safetensors file.
+    """Read the tensors and the metadata of a .safetensors file.
 
     Raises:
-        CheckpointError: there is no such file, or it is none.
+        CheckpointError: The file is missing, or it is not a complete .safetensors file.
     """
     if not path.is_file():
         raise CheckpointError(f"no such checkpoint: {path}")
     try:
         with cast(Any, safe_open)(path, framework="pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors: dict[str, Tensor] = {}
+            for name in file.keys():  # noqa: SIM118
+                tensors[name] = file.get_tensor(name)
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole .safetensors file ({error})") from error
 
 
 def read_header(path: str | Path) -> dict[str, str]:
-    """Read what a .safetensors file says of itself; other files say nothing."""
+    """Read the metadata of a .safetensors file; other files have none."""
     try:
         with cast(Any, safe_open)(path, framework="pt") as file:
             return file.metadata() or {}
@@ -98,61 +109,18 @@ def read_header(path: str | Path) -> dict[str, str]:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Tell a TorchScript program from a file of tensors; both are zip archives."""
-    return any(entry.filename.endswith("/constants.pkl") for entry in _entries(path) or ())
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(512)
-
-
-def _foreign(path: Path, head: bytes) -> str:
-    """Say what else a file is; "" where it may hold tensors."""
-    if not head:
-        return f"is empty; {_AGAIN}"
-    if head[8:9] == b"{":  # safetensors, behind a length that can be any eight bytes
-        return ""
-    small = head.lstrip().lower()
-    for start, text in _FIRST_BYTES:
-        if small.startswith(start):
-            return text
-    if path.suffix == ".onnx" or (
-        head[:1] == b"\x08" and head[2:3] == b"\x12"
-    ):  # ir_version, producer_name
-        return "is an ONNX model; Tubelet reads .safetensors and PyTorch's .pth"
-    if head.startswith(b"PK"):
-        return _foreign_zip(path)
-    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
-        return f"is text, not weights: it begins {' '.join(head[:60].decode('ascii').split())!r}"
-    if not head.startswith(b"\x80"):  # a pickle
-        return f"is not a file of weights: it begins with the bytes {head[:8].hex(' ')}"
-    return ""
-
-
-def _foreign_zip(path: Path) -> str:
-    entries = _entries(path)
-    if entries is None:
-        return f"is damaged: its end is missing, as after a transfer that was cut short; {_AGAIN}"
-    names = [entry.filename for entry in entries]
-    if any(name.endswith("/constants.pkl") for name in names):
-        return (
-            "is a TorchScript program, which is not run for safety; "
-            "save its weights: torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
-        )
-    if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        first = ", ".join(names[:3]) or "nothing"
-        return (
-            f"is a zip archive of {first}, not weights; unpack it, and give the weight file in it"
-        )
-    declared_bytes = sum(entry.file_size for entry in entries)
-    return expansion_fault(declared_bytes, path.stat().st_size)
+    """Distinguish a TorchScript program from a file of tensors; both are zip archives."""
+    return _has_torchscript(_zip_entries(path) or [])
 
 
 def expansion_fault(declared_bytes: int, stored_bytes: int) -> str:
-    """Say that a file declares far more than it stores, as a zip bomb does; "" where it does not.
+    """Describe a file that declares far more than it stores, as a zip bomb does; "" for others.
 
     Reading such a file, or building the network that it describes, would fill the memory.
+
+    Args:
+        declared_bytes: Size of the content according to the file.
+        stored_bytes: Size of the data in the file.
     """
     if declared_bytes <= _MAX_EXPANSION_RATIO * stored_bytes + _EXPANSION_SLACK_BYTES:
         return ""
@@ -162,47 +130,97 @@ def expansion_fault(declared_bytes: int, stored_bytes: int) -> str:
     )
 
 
-def _entries(path: Path) -> list[zipfile.ZipInfo] | None:
-    """List what is in a zip archive; None where it is damaged, or none."""
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def _is_safetensors(head: bytes) -> bool:
+    # The JSON header follows its length, which can be any eight bytes.
+    return head[8:9] == b"{"
+
+
+def _foreign_fault(path: Path, head: bytes) -> str:
+    """Describe the format of a file that holds no tensors; "" for others."""
+    if not head:
+        return f"is empty; {_DOWNLOAD_AGAIN}"
+    if _is_safetensors(head):
+        return ""
+    text = head.lstrip().lower()
+    for first_bytes, fault in _FOREIGN_FORMATS:
+        if text.startswith(first_bytes):
+            return fault
+    if path.suffix == ".onnx" or _is_onnx(head):
+        return f"is an ONNX model; {_SUPPORTED}"
+    if head.startswith(_ZIP_START):
+        return _zip_fault(path)
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        first_words = " ".join(head[:60].decode("ascii").split())
+        return f"is text, not weights: it begins {first_words!r}"
+    if not head.startswith(_PICKLE_START):
+        return f"is not a file of weights: it begins with the bytes {head[:8].hex(' ')}"
+    return ""
+
+
+def _is_onnx(head: bytes) -> bool:
+    # The protobuf fields ir_version and producer_name.
+    return head[:1] == b"\x08" and head[2:3] == b"\x12"
+
+
+def _zip_fault(path: Path) -> str:
+    """Describe a zip archive that is not a `torch.save` file; "" for others."""
+    entries = _zip_entries(path)
+    if entries is None:
+        return (
+            "is damaged: its end is missing, as after a transfer that was cut short; "
+            f"{_DOWNLOAD_AGAIN}"
+        )
+    if _has_torchscript(entries):
+        return (
+            "is a TorchScript program, which is not run for safety; "
+            "save its weights: torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
+        )
+    names = [entry.filename for entry in entries]
+    base_names = {name.rpartition("/")[2] for name in names}
+    if "data.pkl" not in base_names:
+        listing = ", ".join(names[:3]) or "nothing"
+        return (
+            f"is a zip archive of {listing}, not weights; unpack it, and give the weight file in it"
+        )
+    declared_bytes = sum(entry.file_size for entry in entries)
+    return expansion_fault(declared_bytes, path.stat().st_size)
+
+
+def _has_torchscript(entries: list[zipfile.ZipInfo]) -> bool:
+    # Only TorchScript programs have constants.
+    return any(entry.filename.endswith("/constants.pkl") for entry in entries)
+
+
+def _zip_entries(path: Path) -> list[zipfile.ZipInfo] | None:
+    """List the entries of a zip archive; None if it is damaged or another file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        ValueError,
-        OSError,
-    ):  # the second: "zip file version 6.4"
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        # NotImplementedError is raised for newer versions: "zip file version 6.4".
         return None
 
 
-def _numbers_of_numpy() -> list[Any]:
-    """Allow single numbers of NumPy: training programs leave scores and epochs beside the weights."""
-    scalar = cast(Any, np.float64(0)).__reduce__()[0]
-    kinds = (np.bool_, np.int32, np.int64, np.float16, np.float32, np.float64)
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of NumPy 1 and 2
-    return [
-        *((scalar, name) for name in names),
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in kinds),
-    ]
-
-
 def _read_pickle(path: Path) -> Any:
+    """Read a `torch.save` file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # of old pickle protocols; what cannot be read raises
-            with (
-                torch.serialization.safe_globals(_numbers_of_numpy()),
-                path.open("rb") as file,
-            ):  # torch goes by endings
+            # torch warns about old pickle protocols; files that it cannot read raise.
+            warnings.simplefilter("ignore", UserWarning)
+            # An open file, because torch selects the format of a path by its suffix.
+            with torch.serialization.safe_globals(_numpy_types()), path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"more than tensors ({wanted[1]})" if wanted else "more than tensors, or is damaged"
-        raise CheckpointError(f"{path} holds {what}, which is not read for safety") from error
+        class_name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        content = "more than tensors, or is damaged"
+        if class_name:
+            content = f"more than tensors ({class_name[1]})"
+        raise CheckpointError(f"{path} holds {content}, which is not read for safety") from error
     except (
         RuntimeError,
         EOFError,
@@ -214,5 +232,20 @@ def _read_pickle(path: Path) -> Any:
     ) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"{path} is damaged, or not a file of weights: {reason}; {_AGAIN}"
+            f"{path} is damaged, or not a file of weights: {reason}; {_DOWNLOAD_AGAIN}"
         ) from error
+
+
+def _numpy_types() -> list[Any]:
+    """List the types of NumPy scalars to allow in pickles.
+
+    Training programs save scores and epochs in this form with the weights.
+    """
+    allowed: list[Any] = [np.dtype]
+    for scalar_type in (np.bool_, np.int32, np.int64, np.float16, np.float32, np.float64):
+        allowed.append(type(np.dtype(scalar_type)))
+    # The function that rebuilds a scalar, under its names in NumPy 1 and 2.
+    rebuild_scalar = cast(Any, np.float64(0)).__reduce__()[0]
+    for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"):
+        allowed.append((rebuild_scalar, name))
+    return allowed

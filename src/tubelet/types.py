@@ -1,4 +1,4 @@
-"""Axis legend and the few types that every part shares.
+"""The axis legend, and the types that all packages share.
 
 B batch · T frames of a clip · C channels · H height · W width, both in pixels · s scale factor
 lq low-quality input · gt ground truth · sr super-resolved result
@@ -21,19 +21,29 @@ __all__ = ["Frame", "Precision", "Temporal", "TemporalKind"]
 TemporalKind = Literal["frame", "window", "online", "clip"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+_KINDS_BY_FIELD: dict[str, TemporalKind] = {
+    "radius": "window",
+    "lookahead": "online",
+    "window_frames": "clip",
+    "overlap_frames": "clip",
+    "between_frames": "clip",
+}
+"""The temporal kind for which each field of `Temporal` is meant."""
+
 
 @dataclass(slots=True)
 class Frame:
-    """One image of a video with its place in time.
+    """One frame of a video with its time.
 
     Attributes:
-        rgb: (3, H, W) float32, upright (rotation of the container is already applied). In [0, 1] but for colors
-            that YUV can code and RGB cannot, which `open_reader(gamut="keep")` leaves as they are.
-        pts: presentation time in ticks of `time_base`.
-        time_base: seconds per tick.
-        duration: ticks that the frame is shown; 0 where the file does not say.
-        index: number of the frame in presentation order, from 0.
-        alpha: (1, H, W) float32 in [0, 1], or None where the video has no transparency.
+        rgb: Image, (3, H, W) float32, upright (the rotation of the container is applied). Values
+            are in [0, 1], except for colors that YUV can code and RGB cannot, which
+            `open_reader(gamut="keep")` does not clip.
+        pts: Presentation time in ticks of `time_base`.
+        time_base: Seconds per tick.
+        duration: Duration in ticks; 0 if the file does not contain it.
+        index: Number of the frame in presentation order, from 0.
+        alpha: Transparency, (1, H, W) float32 in [0, 1]; None if the video has none.
     """
 
     rgb: Tensor
@@ -51,29 +61,33 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Temporal:
-    """What a model needs of the time axis; the engine needs nothing else to run it.
+    """The temporal interface of a model, which is all that the engine needs to run it.
 
-    kind      the engine calls                                    settings that matter
-    frame     model(lq) with (B, 1, 3, H, W)                      none
-    window    model(lq) with (B, 2·radius + 1, 3, H, W) → (B, 1, 3, sH, sW), the middle frame
-    online    model.step(lq, hidden) → (sr, hidden), lq (B, 1 + lookahead, 3, H, W): the frame and those
-              that follow it; sr (B, 3, sH, sW); hidden is None at the start of a scene, otherwise a tuple
-              of tensors that are images too
-    clip      model(lq) with (B, T, 3, H, W) → (B, T', 3, sH, sW), T up to `window_frames`;
+    kind      call by the engine
+    frame     model(lq), lq (B, 1, 3, H, W)
+    window    model(lq), lq (B, 2·radius + 1, 3, H, W) → (B, 1, 3, sH, sW), the center frame
+    online    model.step(lq, hidden) → (sr, hidden), lq (B, 1 + lookahead, 3, H, W): the frame and
+              the frames after it; sr (B, 3, sH, sW); hidden is None at the start of a scene,
+              otherwise a tuple of image-like tensors
+    clip      model(lq), lq (B, T, 3, H, W) → (B, T', 3, sH, sW), T up to `window_frames`;
               T' = T + `between_frames` · (T - 1)
 
-    Neighbors beyond the ends of a scene repeat the first or last frame of the scene.
+    Beyond the ends of a scene its first or last frame is repeated.
 
-    A space-time model has `between_frames` = 1: between any two frames it also gives the one half-way. The engine uses
-    those where twice the frame rate is asked for, and otherwise drops them.
+    A space-time model has `between_frames` = 1: it also returns a frame half-way between any two.
+    The engine uses these frames to double the frame rate, and drops them otherwise.
 
     Attributes:
-        kind: see above.
-        radius: neighbors on each side (window).
-        lookahead: frames after the current one that a step needs (online).
-        window_frames: the most frames at once, 0 for a whole scene (clip).
-        overlap_frames: frames that consecutive windows share; the seam lies in their middle (clip).
-        between_frames: frames that the result also has between any two, half-way: 0 or 1 (clip).
+        kind: Temporal kind; see the table.
+        radius: Number of neighbors on each side (window).
+        lookahead: Number of frames after the current one that a step needs (online).
+        window_frames: Maximum number of frames in a call; 0 for a whole scene (clip).
+        overlap_frames: Frames shared by consecutive windows; the seam is in the middle of the
+            overlap (clip).
+        between_frames: Frames that the model adds half-way between any two: 0 or 1 (clip).
+
+    Raises:
+        ValueError: A field does not fit the kind or another field.
     """
 
     kind: TemporalKind
@@ -84,20 +98,21 @@ class Temporal:
     between_frames: int = 0
 
     def __post_init__(self) -> None:
-        owner = {"radius": "window", "lookahead": "online"}
-        owner |= dict.fromkeys(("window_frames", "overlap_frames", "between_frames"), "clip")
-        for name, kind in owner.items():
+        for name, kind in _KINDS_BY_FIELD.items():
             value = getattr(self, name)
-            if value < 0 or (value and kind != self.kind):
+            is_used = value != 0
+            if value < 0 or (is_used and kind != self.kind):
                 raise ValueError(
                     f"{name}={value} does not fit a {self.kind!r} model; it is for {kind!r} models"
                 )
         if self.window_frames and self.overlap_frames >= self.window_frames:
             raise ValueError(
-                f"overlap_frames={self.overlap_frames} must be below window_frames={self.window_frames}"
+                f"overlap_frames={self.overlap_frames} must be below "
+                f"window_frames={self.window_frames}"
             )
         if self.between_frames > 1:
             raise ValueError(f"between_frames={self.between_frames} must be 0 or 1")
+        # Without a shared frame, no window contains both neighbors of the frame at the seam.
         if self.between_frames and self.window_frames and not self.overlap_frames:
             raise ValueError(
                 "overlap_frames=0 would leave nothing half-way between two windows; give at least 1"
