@@ -114,7 +114,7 @@ def test_the_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     state = module.ESPCN(module.ESPCNConfig(scale=3, channels=8)).state_dict()
     loaded: Any = checkpoint.load_model({"params": state})
     assert loaded.config == module.ESPCNConfig(scale=3, channels=8)
-    spec = zoo._published(names["ESPCN_X4"])
+    spec = zoo._published_spec(names["ESPCN_X4"])
     frames = [Frame(torch.rand(3, 40, 60), t, Fraction(1, 25), index=t) for t in range(2)]
     whole, tiled = (
         list(Engine(spec, model, UpscaleSettings(device="cpu", tile=tile)).restore(frames))

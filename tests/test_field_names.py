@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tubelet.cli import main
+from tubelet.cli import main, train
 from tubelet.errors import ConfigError
 from tubelet.field_names import current_fields, current_path
 from tubelet.models.edsr import EDSRConfig
 from tubelet.models.fsrcnn import FSRCNNConfig
 from tubelet.plain_data import build
+from tubelet.recipes.supervised import configure
 from tubelet.training import LoopSettings
 from tubelet.zoo.architectures import ARCHITECTURES
 
@@ -72,3 +73,52 @@ def test_a_former_flag_still_works_and_says_so(
         "tubelet: note: 'optimiser' is now 'optimizer'; the old name is accepted until version 0.2",
         "tubelet: note: 'depth' is now 'num_blocks'; the old name is accepted until version 0.2",
     ]
+
+
+OPTIMIZER = "--loop.optimizer."
+FORMER_OPTIMIZER = "--loop.optimiser."
+
+
+@pytest.mark.parametrize(
+    ("recipe", "former", "current"),
+    [
+        ("online", "--model.depth", "--model.num-blocks"),
+        ("online", "--model.recall-px", "--model.recurrent-kernel-px"),
+        ("online", f"{FORMER_OPTIMIZER}betas", f"{OPTIMIZER}betas"),
+        ("online", f"{FORMER_OPTIMIZER}kind", f"{OPTIMIZER}kind"),
+        ("online", f"{FORMER_OPTIMIZER}weight-decay", f"{OPTIMIZER}weight-decay"),
+        ("spynet", f"{FORMER_OPTIMIZER}slow", f"{OPTIMIZER}low-lr-modules"),
+        ("spynet", f"{FORMER_OPTIMIZER}slow-factor", f"{OPTIMIZER}lr-multiplier"),
+        ("spynet", f"{FORMER_OPTIMIZER}frozen-steps", f"{OPTIMIZER}freeze-steps"),
+        ("two-step", f"{FORMER_OPTIMIZER}alone", f"{OPTIMIZER}warmup-only-modules"),
+        ("two-step", f"{FORMER_OPTIMIZER}alone_steps", f"{OPTIMIZER}warmup-only-steps"),
+        ("two-step", "--network.base", "--network.channels"),
+    ],
+)
+def test_flags_of_version_0_1_are_accepted(recipe: str, former: str, current: str) -> None:
+    config = train._find_recipe(recipe).config
+    with pytest.warns(FutureWarning, match="old name is accepted"):
+        assert train._current_flags(config, [former, "1"]) == [current, "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train._current_flags(config, [f"{current}=1"]) == [f"{current}=1"]
+
+
+@pytest.mark.parametrize(
+    ("model", "former", "current"),
+    [
+        ("edvr-m", "--network.extract-blocks", "--network.num-extract-blocks"),
+        ("edvr-m", "--network.reconstruct-blocks", "--network.num-reconstruct-blocks"),
+        ("FSRCNN", "--network.d", "--network.channels"),
+        ("FSRCNN", "--network.s", "--network.shrunk-channels"),
+        ("FSRCNN", "--network.m", "--network.num-blocks"),
+    ],
+)
+def test_flags_of_networks_of_version_0_1_are_accepted(
+    model: str, former: str, current: str
+) -> None:
+    config = type(configure(model))
+    with warnings.catch_warnings():
+        # Names that are also the published ones give no note.
+        warnings.simplefilter("ignore", FutureWarning)
+        assert train._current_flags(config, [former, "1"]) == [current, "1"]
