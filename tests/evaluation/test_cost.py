@@ -277,7 +277,7 @@ def test_a_process_of_its_own_tells_its_peak_not_its_parents() -> None:
 
 
 def test_a_process_that_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CHILD", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(module, "_CHILD_CODE", "import os; os.kill(os.getpid(), 9)")
     settings = CostSettings(size="32x24", runs=1, device="cpu", process_memory=True)
     report = measure_costs([open_model("bicubic-x2")], settings)
     assert not report.costs

@@ -1,17 +1,18 @@
-"""What a model costs: parameters, FLOPs, memory and the time of a frame, measured as the engine runs it.
+"""Cost of a model: parameters, FLOPs, memory and the time of a frame, as the engine runs it.
 
     models → an Engine each → calls that count FLOPs and memory → timed calls in turns → Report
 
-A model's figures are those of one call of its network, over the frames that this call gives:
+The cost of a model is that of one call of its network, divided by the frames of output:
 
-    kind     frames in            frames out
+    kind     frames of input      frames of output
     frame    1                    1
     window   2·radius + 1         1
-    online   1 + lookahead        1, with the state of the step before
+    online   1 + lookahead        1, with the state of the previous step
     clip     `frames`             as many
 
-FLOPs follow `torch.utils.flop_counter`: a multiplication and an addition are two. Convolutions, matrix products and
-attention count; activations, resampling and warping do not. Papers often print multiply-adds, half as many, as FLOPs.
+FLOPs follow `torch.utils.flop_counter`: a multiplication and an addition are two. Convolutions,
+matrix products and attention are counted; activations, resampling and warping are not. Papers often
+print multiply-adds, half as many, as FLOPs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
@@ -50,15 +51,18 @@ __all__ = [
     "CostSettings",
     "Failure",
     "measure_costs",
-    "run_alone",
+    "print_process_memory",
 ]
 
-_CLIP_FRAMES = 16  # for clip models that take any number: the engine's smallest window
-_MIN_TIMES = 3  # a median of fewer says nothing
+_CLIP_FRAMES = 16
+"""Frames of a clip model that takes any number: the engine's smallest window."""
+_MIN_TIMES = 3
+"""Timed calls of a slow model; the median of fewer would not be reliable."""
 _PROBE_PX = 64
 _SIDES_PX = range(8, 16385)
-_CHILD = (
-    "import sys; from tubelet.evaluation.cost import run_alone; run_alone(sys.argv[1], sys.argv[2])"
+_CHILD_CODE = (
+    "import sys; from tubelet.evaluation.cost import print_process_memory; "
+    "print_process_memory(sys.argv[1], sys.argv[2])"
 )
 
 
@@ -98,33 +102,35 @@ class CostSettings:
 
     @property
     def width(self) -> int:
-        """Of the input, pixels."""
+        """Width of the input, pixels."""
         return _parse_size(self.size)[0]
 
     @property
     def height(self) -> int:
-        """Of the input, pixels."""
+        """Height of the input, pixels."""
         return _parse_size(self.size)[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one model costs.
+    """Cost of one model.
 
     Attributes:
-        model: its name.
-        architecture: class of the network.
-        kind: how it sees time, see `tubelet.types.Temporal`.
-        scale: factor of the output size.
-        precision: number format that it ran in.
-        width, height: of the image that the network got, pixels; above the asked size where the network needs that.
-        frames_in: frames that a call sees.
-        frames_out: frames that a call gives.
-        parameters: numbers in the network that training sets.
-        flops: of a frame of output.
-        peak_bytes: weights, input, state, and the most that lives at once in a call, on the device.
-        process_bytes: peak resident set of a process that runs the model alone; None where not asked for.
-        times_s: of the timed calls, in their order, each divided by `frames_out`.
+        model: Name of the model.
+        architecture: Class of the network.
+        kind: Temporal kind of the network, see `tubelet.types.Temporal`.
+        scale: Upscaling factor.
+        precision: Number format that it ran in.
+        width, height: Size of the network's input, pixels; larger than requested if the network
+            needs a multiple of some size.
+        frames_in: Frames of input per call.
+        frames_out: Frames of output per call.
+        parameters: Number of trained parameters.
+        flops: FLOPs per frame of output.
+        peak_bytes: Memory on the device: weights, input, state, and the peak inside a call.
+        process_bytes: Peak resident set of a process that runs only this model; None if it was not
+            requested.
+        times_s: Times of the timed calls in their order, divided by `frames_out`.
     """
 
     model: str
@@ -149,21 +155,22 @@ class Cost:
 
     @property
     def spread_s(self) -> tuple[float, float]:
-        """Times of a frame, seconds, below which a tenth and nine tenths of the calls lie."""
-        times_s = (
-            self.times_s * 2 if len(self.times_s) == 1 else self.times_s
-        )  # quantiles asks for two
+        """10th and 90th percentile of the time of a frame, seconds."""
+        times_s = self.times_s
+        if len(times_s) == 1:
+            # `quantiles` needs two values.
+            times_s = times_s * 2
         deciles = statistics.quantiles(times_s, n=10, method="inclusive")
         return deciles[0], deciles[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A model whose measurement ran out of memory.
+    """A model that could not be measured because memory ran out.
 
     Attributes:
-        model: its name.
-        reason: one line for a user.
+        model: Name of the model.
+        reason: One line for a user.
     """
 
     model: str
@@ -172,13 +179,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """What `measure_costs` found.
+    """Costs of several models, and the conditions of the measurement.
 
     Attributes:
-        machine: where.
-        settings: how.
-        costs: of the models that could be measured, in the order asked.
-        failures: the others.
+        machine: Machine of the measurement.
+        settings: Settings of the measurement.
+        costs: Costs of the models that could be measured, in the requested order.
+        failures: The other models.
     """
 
     machine: Machine
@@ -194,110 +201,137 @@ def measure_costs(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> CostReport:
-    """Measure models one beside the other: their timed calls take turns, so that a busy moment falls on all.
+    """Measure the costs of models, whose timed calls take turns.
+
+    So a moment in which the machine is busy affects all models alike.
 
     Args:
-        models: what to measure; a network is moved to the device.
-        settings: how to measure.
-        on_progress: called whenever something else begins; the label says what.
-        cancel: stops the measurement after the call that it is at.
+        models: Models to measure; their networks are moved to the device.
+        settings: Settings of the measurement.
+        on_progress: Called at the start of each stage, which the label names.
+        cancel: Stops the measurement after the current call.
 
     Raises:
-        ConfigError: the device's name or the precision makes no sense for one of the models.
-        ResourceError: the device is absent.
+        ConfigError: The device's name or the precision is not valid for one of the models.
+        ResourceError: The device is absent.
         Cancelled: `cancel` was cancelled.
     """
     settings = settings or CostSettings()
-    turns = settings.warmup + settings.runs
-    ticker = Ticker(on_progress, unit="call", total=len(models) * (1 + turns), cancel=cancel)
     device = resolve_device(settings.device)
-    failures: list[Failure] = []
+    num_turns = settings.warmup + settings.runs
+    ticker = Ticker(
+        on_progress,
+        unit="call",
+        total=len(models) * (1 + num_turns),
+        cancel=cancel,
+    )
+    group = _Group(models, settings)
 
-    def sift(subjects: Iterable[_Subject], work: Callable[[_Subject], None]) -> list[_Subject]:
-        """Keep those whose work did not run out of memory."""
-        done = [(subject, _try(subject, work)) for subject in subjects]
-        failures.extend(failure for _, failure in done if failure)
-        return [subject for subject, failure in done if not failure]
-
-    def examine(subject: _Subject) -> None:
-        _begin(ticker, f"{subject.name}: FLOPs and memory")
-        subject.examine()
+    def count(measurement: _Measurement) -> None:
+        ticker.label = f"{measurement.name}: FLOPs and memory"
+        ticker.report()
+        measurement.count()
         ticker.tick()
 
-    def time_once(subject: _Subject, turn: int) -> None:
-        subject.take_turn(warm=turn < settings.warmup)
+    def time_call(measurement: _Measurement, *, warmup: bool) -> None:
+        measurement.time_call(warmup=warmup)
         ticker.tick()
 
-    subjects = [_Subject(model, settings) for model in models]
-    subjects = sift(subjects, _Subject.load)
-    subjects = sift(subjects, examine)
-    for turn in range(turns):
-        _begin(ticker, f"timing, turn {turn + 1} of {turns}")
-        subjects = sift(subjects, partial(time_once, turn=turn))
+    # A model that runs out of memory in a stage takes no part in the later ones.
+    group.run(_Measurement.load)
+    group.run(count)
+    for turn in range(num_turns):
+        ticker.label = f"timing, turn {turn + 1} of {num_turns}"
+        ticker.report()
+        group.run(partial(time_call, warmup=turn < settings.warmup))
     ticker.finish()
-    costs = tuple(subject.cost() for subject in subjects)
-    return CostReport(describe_machine(device), settings, costs, tuple(failures))
+    return CostReport(
+        machine=describe_machine(device),
+        settings=settings,
+        costs=tuple(measurement.cost() for measurement in group.measurements),
+        failures=tuple(group.failures),
+    )
 
 
-def _begin(ticker: Ticker, label: str) -> None:
-    ticker.label = label
-    ticker.report()
-
-
-class _Subject:
-    """A model under measurement: its engine, its input, its state, and its figures so far."""
+class _Measurement:
+    """Measurement of one model: its network, input and state, and the numbers so far."""
 
     def __init__(self, model: OpenedModel, settings: CostSettings) -> None:
         self.name = model.name
         self.spec = model.spec
-        self._model = model.network
-        self._settings = settings
         self.device = resolve_device(settings.device)
         self.height, self.width = padded_size(settings.height, settings.width, self.spec.contract)
-        self._frames_in = _frames_in(self.spec.temporal, settings.frames)
+        self._model = model.network
+        self._settings = settings
+        self._frames_in = _num_input_frames(self.spec.temporal, settings.frames)
         self._frames_out = 0
         self._hidden: tuple[Tensor, ...] | None = None
-        self._flops = self._peak_bytes = 0
+        self._flops = 0
+        self._peak_bytes = 0
         self._process_bytes: int | None = None
         self._times_s: list[float] = []
         self._spent_s = 0.0
 
     def load(self) -> None:
-        """Move the network to the device."""
+        """Move the network to the device.
+
+        Raises:
+            ConfigError, ResourceError: The network cannot run in the precision.
+        """
         precision = resolve_precision(self._settings.precision, self.spec, self.device)
         self._runner = TorchRunner(
-            self._model, self.spec.contract, device=self.device, precision=precision
+            self._model,
+            self.spec.contract,
+            device=self.device,
+            precision=precision,
         )
 
-    def examine(self) -> None:
-        """Count FLOPs and memory of a call that has a state already."""
-        self._refuse_hopeless()
-        self._lq = self._noise(self.height, self.width)
+    def count(self) -> None:
+        """Count the FLOPs and memory of a call.
+
+        Raises:
+            ResourceError: Memory does not suffice.
+        """
+        self._check_memory()
+        self._lq = self._random_input(self.height, self.width)
+        # The first call of an online model has no state yet; the second one is measured.
         self._call()
         self._flops = count_flops(self._model, self._call)
+        # Memory that stays between calls, and the peak inside a call on top of it.
         resident = [*all_tensors(self._model), self._lq, *(self._hidden or ())]
-        self._peak_bytes = sum(tensor.nbytes for tensor in resident) + peak_bytes(
-            self._call, self.device
-        )
+        resident_bytes = sum(tensor.nbytes for tensor in resident)
+        self._peak_bytes = resident_bytes + peak_bytes(self._call, self.device)
         if self._settings.process_memory:
-            self._process_bytes = _process_bytes(self.name, self._settings)
+            self._process_bytes = _measure_process_bytes(self.name, self._settings)
 
-    def take_turn(self, *, warm: bool) -> None:
-        """Time one call, unless this model had its share of time."""
-        least = 0 if warm else _MIN_TIMES
-        if self._spent_s > self._settings.max_seconds and len(self._times_s) >= least:
+    def time_call(self, *, warmup: bool) -> None:
+        """Time one call, unless this model has used up its time.
+
+        Args:
+            warmup: Whether the time is only counted towards the limit.
+        """
+        min_times = 0 if warmup else _MIN_TIMES
+        time_is_up = self._spent_s > self._settings.max_seconds
+        if time_is_up and len(self._times_s) >= min_times:
             return
+        # GPUs run asynchronously: wait for earlier work, and for that of the call.
         _synchronize(self.device)
-        start_s = time.perf_counter()
+        started_s = time.perf_counter()
         self._call()
         _synchronize(self.device)
-        call_s = time.perf_counter() - start_s
+        call_s = time.perf_counter() - started_s
         self._spent_s += call_s
-        if not warm:
+        if not warmup:
             self._times_s.append(call_s / self._frames_out)
 
+    def run(self, calls: int) -> None:
+        """Call the network without measuring."""
+        self._lq = self._random_input(self.height, self.width)
+        for _ in range(calls):
+            self._call()
+
     def cost(self) -> Cost:
-        """Sum up."""
+        """Summarize the measurement."""
         return Cost(
             model=self.name,
             architecture=self.spec.architecture,
@@ -315,116 +349,164 @@ class _Subject:
             times_s=tuple(self._times_s),
         )
 
-    def run(self, calls: int) -> None:
-        """Call the network, with nothing measured."""
-        self._lq = self._noise(self.height, self.width)
-        for _ in range(calls):
-            self._call()
-
     def _call(self) -> None:
-        sr, self._hidden = self._run(self._lq, self._hidden)
+        sr, self._hidden = self._run_network(self._lq, self._hidden)
         self._frames_out = sr.shape[1]
 
     @torch.no_grad()
-    def _run(
-        self, lq: Tensor, hidden: tuple[Tensor, ...] | None
+    def _run_network(
+        self,
+        lq: Tensor,
+        hidden: tuple[Tensor, ...] | None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         return self._runner.call(lq, hidden)
 
-    def _noise(self, height: int, width: int) -> Tensor:
-        lq = torch.rand(
-            1, self._frames_in, 3, height, width, generator=torch.Generator().manual_seed(0)
-        )
+    def _random_input(self, height: int, width: int) -> Tensor:
+        """Create an input, (1, T, 3, H, W); drawn on the CPU, so that it is the same everywhere."""
+        generator = torch.Generator().manual_seed(0)
+        lq = torch.rand(1, self._frames_in, 3, height, width, generator=generator)
         return lq.to(self.device)
 
-    def _refuse_hopeless(self) -> None:
-        """Refuse a call that a small image foretells not to fit: systems kill processes rather than say no."""
+    def _check_memory(self) -> None:
+        """Estimate the memory of a call on the CPU from a call with a small image.
+
+        Operating systems end a process that needs too much memory, without an error to catch.
+
+        Raises:
+            ResourceError: Memory does not suffice.
+        """
         height, width = padded_size(_PROBE_PX, _PROBE_PX, self.spec.contract)
-        area = self.height * self.width / (height * width)
-        if self.device.type == "cuda" or area <= 1:
+        area_ratio = self.height * self.width / (height * width)
+        if self.device.type == "cuda" or area_ratio <= 1:
             return
-        lq = self._noise(height, width)
-        hidden = self._run(lq, None)[1]
+        lq = self._random_input(height, width)
+        # With the state of a first call, as in all later ones.
+        hidden = self._run_network(lq, None)[1]
         with use_backend(self._model, "winograd"):
-            needed = area * peak_tensor_bytes(lambda: self._run(lq, hidden))
-        free = free_bytes(self.device)
-        if needed > free:
+            probe_bytes = peak_tensor_bytes(lambda: self._run_network(lq, hidden))
+        needed_bytes = area_ratio * probe_bytes
+        available_bytes = free_bytes(self.device)
+        if needed_bytes > available_bytes:
             raise ResourceError(
-                f"a call needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+                f"a call needs about {needed_bytes / 1e9:.1f} GB, "
+                f"and {available_bytes / 1e9:.1f} GB are free"
             )
 
 
-def run_alone(name: str, settings: str) -> None:
-    """Run a model in this process, and print the most memory that the process had, in bytes.
+class _Group:
+    """Models that are measured together; one that runs out of memory leaves the group.
 
-    Args:
-        name: for `open_model`.
-        settings: fields of `CostSettings` as JSON.
+    Attributes:
+        measurements: The models that can still be measured.
+        failures: The models that left.
     """
-    subject = _Subject(open_model(name), CostSettings(**json.loads(settings)))
-    subject.load()
-    subject.run(_MIN_TIMES)
-    sys.stdout.write(f"{peak_resident_bytes()}\n")
+
+    def __init__(self, models: Sequence[OpenedModel], settings: CostSettings) -> None:
+        self.measurements = [_Measurement(model, settings) for model in models]
+        self.failures: list[Failure] = []
+
+    def run(self, stage: Callable[[_Measurement], None]) -> None:
+        """Run a stage of the measurement for each model in the group."""
+        remaining: list[_Measurement] = []
+        for measurement in self.measurements:
+            failure = _run_stage(measurement, stage)
+            if failure is None:
+                remaining.append(measurement)
+            else:
+                self.failures.append(failure)
+        self.measurements = remaining
 
 
-def _try(subject: _Subject, work: Callable[[_Subject], None]) -> Failure | None:
-    """Do the work; where memory runs out, say so instead of raising."""
+def _run_stage(
+    measurement: _Measurement,
+    stage: Callable[[_Measurement], None],
+) -> Failure | None:
+    """Run a stage of the measurement; return a failure if memory runs out."""
     try:
-        work(subject)
-    except (RuntimeError, MemoryError, ResourceError) as error:
-        if isinstance(error, ResourceError):
-            reason = str(error)
-        elif is_out_of_memory(error):
-            reason = ". ".join(
-                " ".join(str(error).split()).split(". ")[:2]
-            )  # torch goes on about its settings
-        else:
+        stage(measurement)
+    except ResourceError as error:
+        reason = str(error)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
+        # The first two sentences; torch continues with advice on its settings.
+        sentences = " ".join(str(error).split()).split(". ")
+        reason = ". ".join(sentences[:2])
     else:
         return None
-    if (
-        subject.device.type == "cuda"
-    ):  # outside of the handler: the traceback would hold the tensors
+    # Not inside the handler, where the traceback still holds the tensors of the call.
+    if measurement.device.type == "cuda":
         torch.cuda.empty_cache()
     return Failure(
-        subject.name,
-        f"memory does not suffice for {subject.width}x{subject.height}: {reason}; try a smaller --size",
+        measurement.name,
+        f"memory does not suffice for {measurement.width}x{measurement.height}: {reason}; "
+        "try a smaller --size",
     )
 
 
-def _parse_size(size: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", size.strip().lower())
-    sides = (int(found[1]), int(found[2])) if found else ()
-    if not sides or any(side not in _SIDES_PX for side in sides):
-        limits = f"{_SIDES_PX.start} to {_SIDES_PX.stop - 1}"
-        raise ConfigError(
-            f"size={size!r} must be width x height in pixels, {limits} each, for example 320x180"
+def print_process_memory(name: str, settings: str) -> None:
+    """Run a model in this process, and print the peak memory of the process in bytes.
+
+    Args:
+        name: Name of the model, as for `open_model`.
+        settings: Fields of `CostSettings` as JSON.
+    """
+    measurement = _Measurement(open_model(name), CostSettings(**json.loads(settings)))
+    measurement.load()
+    measurement.run(_MIN_TIMES)
+    sys.stdout.write(f"{peak_resident_bytes()}\n")
+
+
+def _measure_process_bytes(name: str, settings: CostSettings) -> int:
+    """Run a model in a separate process, and return the peak memory of that process.
+
+    Raises:
+        ResourceError: The process failed.
+    """
+    command = [sys.executable, "-c", _CHILD_CODE, name, json.dumps(asdict(settings))]
+    child = subprocess.run(command, check=False, capture_output=True, text=True)
+    if child.returncode != 0:
+        error_lines = child.stderr.strip().splitlines() or ["killed"]
+        raise ResourceError(
+            f"its separate process ended with {child.returncode} ({error_lines[-1]})"
         )
-    return sides[0], sides[1]
+    # Libraries may print before.
+    return int(child.stdout.split()[-1])
 
 
-def _frames_in(temporal: Temporal, asked: int | None) -> int:
+def _parse_size(size: str) -> tuple[int, int]:
+    """Read "WIDTHxHEIGHT".
+
+    Raises:
+        ConfigError: It is not of this form, or a side is out of range.
+    """
+    match = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", size.strip().lower())
+    if match is not None:
+        width = int(match[1])
+        height = int(match[2])
+        if width in _SIDES_PX and height in _SIDES_PX:
+            return width, height
+    raise ConfigError(
+        f"size={size!r} must be width x height in pixels, "
+        f"{_SIDES_PX.start} to {_SIDES_PX.stop - 1} each, for example 320x180"
+    )
+
+
+def _num_input_frames(temporal: Temporal, requested: int | None) -> int:
+    """Compute the number of input frames of a call.
+
+    Args:
+        temporal: Temporal properties of the model.
+        requested: Frames for a clip model, limited to its window; None is its window.
+    """
     if temporal.kind == "clip":
-        most = temporal.window_frames or asked or _CLIP_FRAMES
-        return min(asked or most, most)
+        max_frames = temporal.window_frames or requested or _CLIP_FRAMES
+        return min(requested or max_frames, max_frames)
     return 1 + 2 * temporal.radius + temporal.lookahead
 
 
-def _process_bytes(name: str, settings: CostSettings) -> int:
-    """Run a model in a process of its own: the most memory that it had.
-
-    Raises:
-        ResourceError: the process did not come to its end.
-    """
-    child = [sys.executable, "-c", _CHILD, name, json.dumps(asdict(settings))]
-    done = subprocess.run(child, check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
-        raise ResourceError(f"its own process ended with {done.returncode} ({last})")
-    return int(done.stdout.split()[-1])
-
-
 def _synchronize(device: torch.device) -> None:
+    """Wait for the operations of a GPU, which run asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

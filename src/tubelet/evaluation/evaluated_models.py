@@ -1,7 +1,8 @@
-"""The models of an evaluation: opened, checked and counted before anything runs."""
+"""Models of an evaluation, which are opened, checked and counted before the evaluation starts."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,18 +16,21 @@ from tubelet.zoo.spec import ModelSpec, count_parameters
 
 __all__ = ["EvaluatedModel", "find_evaluated_models"]
 
+_MAX_FOLDERS = 31
+"""Upper limit on the number of folders in the name of a checkpoint."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedModel:
-    """A model that is evaluated. Its network is in memory only while it is its turn.
+    """A model to evaluate, whose network is in memory only after `load`.
 
     Attributes:
-        name: its id; for a checkpoint the name of the file, with folders before it where two are
-            alike.
-        spec: how to run it.
-        weights_sha256: of its weight file; None where it has none.
-        parameters: how many numbers were trained.
-        checkpoint: the weight file that was named, or None for a model of the zoo.
+        name: Id of the model; for a checkpoint the name of its file, after the names of folders
+            if two checkpoints have the same one.
+        spec: Description of the model for the engine.
+        weights_sha256: Hash of its weight file; None if it has none.
+        parameters: Number of trained parameters.
+        checkpoint: Weight file that was requested; None for a model of the zoo.
     """
 
     name: str
@@ -36,38 +40,41 @@ class EvaluatedModel:
     checkpoint: Path | None = None
 
     def load(self) -> nn.Module:
-        """Make the network, with its weights."""
-        return open_model(self.spec.id if self.checkpoint is None else str(self.checkpoint)).network
+        """Build the network and load its weights."""
+        name = self.spec.id if self.checkpoint is None else str(self.checkpoint)
+        return open_model(name).network
 
 
 def find_evaluated_models(names: Sequence[str], *, scale: int) -> list[EvaluatedModel]:
-    """Find the models that are named, each once, and load each once to see that it is whole.
+    """Find the requested models, and load each once to check its weights.
 
     Args:
-        names: ids of the zoo, names that stand for one model per scale ("bicubic"), or paths of
+        names: Ids of the zoo, names that stand for one model per scale ("bicubic"), or paths of
             checkpoints.
-        scale: that the protocol asks for.
+        scale: Upscaling factor of the protocol.
 
     Returns:
-        In the order of `names`.
+        The models in the order of `names`, without duplicates.
 
     Raises:
-        RequestError: a name is unknown, or a model has another scale.
-        CheckpointError: a weight file is missing, damaged, or does not fit.
+        RequestError: A name is unknown, or a model has another scale.
+        CheckpointError: A weight file is missing, damaged, or does not fit.
     """
     if not names:
         raise RequestError("no model is named; give --model ID, or several")
-    found: dict[str, EvaluatedModel] = {}
+    models: dict[str, EvaluatedModel] = {}
     for name in names:
         model = _describe(open_model(name, factor=scale))
         if model.spec.scale != scale:
             fitting = ", ".join(spec.id for spec in list_models() if spec.scale == scale)
             raise RequestError(
-                f"{name} enlarges ×{model.spec.scale}, and the protocol asks for ×{scale}; there are {fitting}"
+                f"{name} enlarges ×{model.spec.scale}, and the protocol asks for ×{scale}; "
+                f"there are {fitting}"
             )
-        key = str(model.checkpoint.resolve()) if model.checkpoint else model.name
-        found.setdefault(key, model)
-    return _with_distinct_names(list(found.values()))
+        # A model may be requested by two names, or by two paths of one file.
+        key = model.name if model.checkpoint is None else str(model.checkpoint.resolve())
+        models.setdefault(key, model)
+    return _with_distinct_names(list(models.values()))
 
 
 def _describe(opened: OpenedModel) -> EvaluatedModel:
@@ -81,19 +88,27 @@ def _describe(opened: OpenedModel) -> EvaluatedModel:
 
 
 def _with_distinct_names(models: list[EvaluatedModel]) -> list[EvaluatedModel]:
-    """Put folders before the names of checkpoints until no two are alike.
+    """Put folders before the names of checkpoints until all names differ.
 
     The files a/model.safetensors and b/model.safetensors become a-model and b-model.
     """
-    names = [model.name for model in models]
-    for depth in range(1, 32):
-        twice = {name for name in names if names.count(name) > 1}
-        if not twice:
+    for num_folders in range(1, _MAX_FOLDERS + 1):
+        counts = Counter(model.name for model in models)
+        if len(counts) == len(models):
             break
-        for index, model in enumerate(models):
-            if names[index] in twice and model.checkpoint is not None:
-                folders = model.checkpoint.resolve().parent.parts[-depth:]
-                names[index] = "-".join(
-                    [*(part.strip("/\\:") for part in folders), model.checkpoint.stem]
-                )
-    return [replace(model, name=name) for model, name in zip(models, names, strict=True)]
+        renamed: list[EvaluatedModel] = []
+        for model in models:
+            if counts[model.name] > 1 and model.checkpoint is not None:
+                name = _name_with_folders(model.checkpoint, num_folders)
+                model = replace(model, name=name)
+            renamed.append(model)
+        models = renamed
+    return models
+
+
+def _name_with_folders(checkpoint: Path, num_folders: int) -> str:
+    """Join the names of the last folders of a path and its file, without the suffix."""
+    folders = checkpoint.resolve().parent.parts[-num_folders:]
+    # The first part of a path is its root, "/" or "C:\\".
+    names = [folder.strip("/\\:") for folder in folders]
+    return "-".join([*names, checkpoint.stem])

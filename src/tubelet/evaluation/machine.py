@@ -1,4 +1,4 @@
-"""This machine, for the line below a table of measurements."""
+"""Properties of this machine, for the line below a table of measurements."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["Machine", "describe_machine", "peak_resident_bytes", "processor_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Where and when something was measured.
+    """The machine, the software and the date of a measurement.
 
     Attributes:
-        processor: as the system names it.
-        cores: of the processor; None where the system does not say.
-        threads: that the processor runs at once.
-        torch_threads: that torch uses.
-        capability: vector instructions that torch found, for example AVX512.
-        device: name of the GPU, or "cpu".
-        torch: its version.
-        system: operating system.
-        date: ISO 8601.
+        processor: Name of the processor.
+        cores: Number of its cores; None if the system does not provide it.
+        threads: Number of threads that it runs at once.
+        torch_threads: Number of threads that torch uses.
+        capability: Vector instructions that torch uses, for example AVX512.
+        device: Name of the GPU, or "cpu".
+        torch: Version of torch.
+        system: Operating system.
+        date: Date, ISO 8601.
     """
 
     processor: str
@@ -43,14 +43,21 @@ class Machine:
 
 
 def describe_machine(device: torch.device) -> Machine:
-    """Describe this machine, for a line below a table."""
+    """Collect the properties of this machine.
+
+    Args:
+        device: Device that is measured.
+    """
+    device_name = device.type
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
     return Machine(
         processor=processor_name(),
         cores=psutil.cpu_count(logical=False),
         threads=os.cpu_count(),
         torch_threads=torch.get_num_threads(),
         capability=torch.backends.cpu.get_cpu_capability(),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        device=device_name,
         torch=torch.__version__,
         system=platform.platform(terse=True),
         date=date.today().isoformat(),
@@ -58,25 +65,28 @@ def describe_machine(device: torch.device) -> Machine:
 
 
 def processor_name() -> str:
-    """Name the processor as the system does."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown processor")
+    """Return the processor's name as the operating system reports it."""
+    # Only Linux has this file; `platform.processor()` is often empty there.
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        for line in cpu_info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown processor"
 
 
 def peak_resident_bytes() -> int:
-    """Tell the most memory that this process had so far (resident set)."""
+    """Return the peak memory of this process so far (resident set)."""
+    # On Linux, getrusage would also count the process that started this one.
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count the process that started this one, too
-        line = next(
-            line
-            for line in status.read_text(encoding="utf-8").splitlines()
-            if line.startswith("VmHWM")
-        )
-        return 1024 * int(line.split()[1])
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM"):
+                # "VmHWM:    123456 kB"
+                return 1024 * int(line.split()[1])
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
+    # On macOS, the unit is bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
