@@ -1,30 +1,30 @@
-"""What the papers report: every figure of every results table, with its source.
+"""Published figures: every number of every results table of five papers, with its source.
 
 The figures are in `published_tables`, one TOML file per paper, a row of a table per line:
 
     [[tables]]
     number = "2"                                  # as printed
     kind = "cost"                                 # see `Kind`
-    title = "..."                                 # what it compares, in our words
+    title = "..."                                 # subject of the comparison, in our words
     columns = ["params-m", "runtime-ms", "reds4-bi-x4 psnr-rgb"]
-    size = "320x180"                              # of the low-quality frame that costs hold for; only with costs
-    note = "..."                                  # what the table leaves unsaid, and what was damaged in its text
+    size = "320x180"                              # low-quality frame of the costs; only with costs
+    note = "..."                                  # conditions, and damage in the text of the paper
     rows = '''
     BasicVSR++ | 7.3 | 77 | 32.39
     TDAN | - | - | -
     '''
 
-A row is the method, then a cell per column. A cell is a number with the digits that were printed, "-" or nothing where
-the paper gives nothing, or a word (a tick is "✓"). A column is "PROTOCOL METRIC", with the names of
-`metrics.protocols` and `metrics.measure`, or a quantity with its unit: "params-m" (millions), "flops-t" (10¹²),
-"runtime-ms", "memory-mb", "gpu-days", "training-frames".
+A row is the method, then a cell per column. A cell is a number with the printed digits, "-" or
+nothing where the paper has no value, or a word (a tick is "✓"). A column is "PROTOCOL METRIC", with
+the names of `metrics.protocols` and `metrics.measure`, or a quantity with its unit: "params-m"
+(millions), "flops-t" (10¹²), "runtime-ms", "memory-mb", "gpu-days", "training-frames".
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -44,8 +44,9 @@ __all__ = [
 
 Paper = Literal["pfvsr", "sateco", "two-step", "lrti-vsr", "survey"]
 Kind = Literal["comparison", "cost", "ablation", "user-study", "taxonomy"]
+Cell = str | float | None
 
-_NAMES: dict[Paper, str] = {
+_TITLES: dict[Paper, str] = {
     "pfvsr": "PFVSR",
     "sateco": "SATeCo",
     "two-step": "two-step",
@@ -53,37 +54,38 @@ _NAMES: dict[Paper, str] = {
     "survey": "VSR survey",
 }
 _NUMBER = re.compile(r"\d+(\.\d+)?")
-_SAME_METHOD = {"VSR-T": "VSRT", "PSRT-recurrent": "PSRT"}
-"""Methods that papers call by different names."""
+_COMMON_NAMES = {"VSR-T": "VSRT", "PSRT-recurrent": "PSRT"}
+"""Names of methods in single papers → names in the other papers."""
 _COST_COLUMNS = ("params-m", "flops-t", "runtime-ms", "memory-mb")
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """One line of a table.
+    """One row of a table.
 
     Attributes:
-        method: what the line is about; no two lines of a table have the same.
-        cells: one per column of the table; None where the paper gives nothing.
+        method: Subject of the row, unique in the table.
+        cells: One value per column of the table; None where the paper has none.
     """
 
     method: str
-    cells: tuple[str | float | None, ...]
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedTable:
-    """One table of a paper, all of it.
+    """One complete table of a paper.
 
     Attributes:
-        paper: its short name.
-        number: as printed, "1" or "III".
-        title: what it compares, in our words.
+        paper: Short name of the paper.
+        number: Number of the table as printed, "1" or "III".
+        title: Subject of the comparison, in our words.
         columns: "PROTOCOL METRIC", or a quantity with its unit.
-        rows: its lines, in the order of the paper.
-        note: what one must know to read it.
-        kind: a comparison of methods, their cost, an ablation within one method, a user study, or words only.
-        size: "WIDTHxHEIGHT" of the low-quality frame that its costs hold for; empty where it has none.
+        rows: Rows, in the order of the paper.
+        note: Conditions that a reader must know.
+        kind: A comparison of methods, their cost, an ablation of one method, a user study, or a
+            taxonomy in words.
+        size: "WIDTHxHEIGHT" of the low-quality frame of the costs; empty without costs.
     """
 
     paper: Paper
@@ -97,37 +99,35 @@ class PublishedTable:
 
     @property
     def source(self) -> str:
-        """What to cite: "PFVSR, Table 1"."""
-        return f"{_NAMES[self.paper]}, Table {self.number}"
+        """Citation of the table, for example "PFVSR, Table 1"."""
+        return f"{_TITLES[self.paper]}, Table {self.number}"
 
-    def cell(self, method: str, column: str) -> str | float | None:
-        """Read one cell.
+    def cell(self, method: str, column: str) -> Cell:
+        """Return the value of a cell.
 
         Raises:
-            RequestError: the table has no such row or column.
+            RequestError: The table has no such row or column.
         """
         if column not in self.columns:
-            raise RequestError(
-                f"{self.source} has no column {column!r}; it has {', '.join(self.columns)}"
-            )
+            columns = ", ".join(self.columns)
+            raise RequestError(f"{self.source} has no column {column!r}; it has {columns}")
         for row in self.rows:
             if row.method == method:
                 return row.cells[self.columns.index(column)]
-        raise RequestError(
-            f"{self.source} has no row {method!r}; it has {', '.join(row.method for row in self.rows)}"
-        )
+        methods = ", ".join(row.method for row in self.rows)
+        raise RequestError(f"{self.source} has no row {method!r}; it has {methods}")
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedScore:
-    """What a method reaches on a benchmark.
+    """Score of a method on a benchmark.
 
     Attributes:
-        method: its name, the same in all papers.
+        method: Name of the method, the same for all papers.
         metric: "psnr-y", "ssim-rgb", "lpips", …
-        value: as printed.
-        source: the tables that print this value, "PFVSR, Table 1; SATeCo, Table 1".
-        protocol: the one that the tables' column stands for.
+        value: Score as printed.
+        source: Tables that print this score, "PFVSR, Table 1; SATeCo, Table 1".
+        protocol: Protocol of the column in these tables.
     """
 
     method: str
@@ -139,17 +139,17 @@ class PublishedScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedCost:
-    """What a method costs, in the figures of one paper; None where it gives none.
+    """Cost of a method according to one paper; None where the paper has no value.
 
     Attributes:
-        method: its name, the same in all papers.
-        params_m: millions of parameters.
-        flops_g: 10⁹ operations for one frame.
-        runtime_ms: for one frame, on the paper's device.
-        memory_mb: at inference.
+        method: Name of the method, the same for all papers.
+        params_m: Parameters, millions.
+        flops_g: Operations per frame, 10⁹.
+        runtime_ms: Time per frame on the paper's device, milliseconds.
+        memory_mb: Memory at inference, MB.
         size: "WIDTHxHEIGHT" of the low-quality frame.
-        source: the tables it is from.
-        note: what these tables say of their figures.
+        source: Tables that print the values.
+        note: Notes of these tables.
     """
 
     method: str
@@ -162,36 +162,47 @@ class PublishedCost:
     note: str
 
 
-def _read_cell(text: str) -> str | float | None:
+def _parse_cell(text: str) -> Cell:
     if text in ("", "-"):
         return None
-    return float(text) if _NUMBER.fullmatch(text) else text
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    return text
 
 
-def _read_table(paper: Paper, entry: dict[str, Any]) -> PublishedTable:
-    lines = [
-        [part.strip() for part in line.split("|")]
-        for line in entry.pop("rows").strip().splitlines()
-    ]
+def _parse_rows(text: str) -> Iterator[PublishedRow]:
+    for line in text.strip().splitlines():
+        method, *cells = map(str.strip, line.split("|"))
+        yield PublishedRow(method, tuple(map(_parse_cell, cells)))
+
+
+def _parse_table(paper: Paper, entry: dict[str, Any]) -> PublishedTable:
+    """Build a table from its TOML entry.
+
+    Raises:
+        ValueError: A row does not have a cell per column.
+    """
+    # Other keys of the entry are fields of the table by the same name.
     columns = tuple(entry.pop("columns"))
-    for method, *cells in lines:
-        if len(cells) != len(columns):
+    rows = tuple(_parse_rows(entry.pop("rows")))
+    for row in rows:
+        if len(row.cells) != len(columns):
             raise ValueError(
-                f"{paper}, table {entry['number']}, {method}: {len(cells)} cells, {len(columns)} columns"
+                f"{paper}, table {entry['number']}, {row.method}: "
+                f"{len(row.cells)} cells, {len(columns)} columns"
             )
-    rows = tuple(PublishedRow(method, tuple(map(_read_cell, cells))) for method, *cells in lines)
     return PublishedTable(paper=paper, columns=columns, rows=rows, **entry)
 
 
-def _read_paper(paper: Paper) -> list[PublishedTable]:
-    path = Path(__file__).parent / "published_tables" / f"{paper.replace('-', '_')}.toml"
-    with path.open("rb") as file:
-        return [_read_table(paper, entry) for entry in tomllib.load(file)["tables"]]
+def _read_tables() -> Iterator[PublishedTable]:
+    folder = Path(__file__).parent / "published_tables"
+    for paper in _TITLES:
+        path = folder / f"{paper.replace('-', '_')}.toml"
+        for entry in tomllib.loads(path.read_text("utf-8"))["tables"]:
+            yield _parse_table(paper, entry)
 
 
-TABLES: tuple[PublishedTable, ...] = tuple(
-    table for paper in _NAMES for table in _read_paper(paper)
-)
+TABLES: tuple[PublishedTable, ...] = tuple(_read_tables())
 """Tables 1–7 of PFVSR, 1–3 of SATeCo, I–III of two-step, 1–7 of LRTI-VSR, 1–2 of the survey."""
 
 
@@ -199,86 +210,134 @@ def find_tables(paper: str | None = None) -> list[PublishedTable]:
     """List the tables of one paper, or of all.
 
     Args:
-        paper: "pfvsr", "sateco", "two-step", "lrti-vsr" or "survey".
+        paper: "pfvsr", "sateco", "two-step", "lrti-vsr" or "survey"; None is all.
 
     Raises:
-        RequestError: there is no such paper.
+        RequestError: There is no such paper.
     """
-    known: tuple[str, ...] = get_args(Paper)
-    if paper is not None and paper not in known:
-        raise RequestError(f"no tables of a paper {paper!r}; {suggest(paper, known)}")
-    return [table for table in TABLES if paper in (None, table.paper)]
+    papers: tuple[str, ...] = get_args(Paper)
+    if paper is None:
+        return list(TABLES)
+    if paper not in papers:
+        raise RequestError(f"no tables of a paper {paper!r}; {suggest(paper, papers)}")
+    return [table for table in TABLES if table.paper == paper]
 
 
 def published_scores(protocol: str, *, ablations: bool = False) -> list[PublishedScore]:
-    """Collect what the papers report under a protocol.
+    """Collect the published scores under a protocol.
 
-    The papers do not say which BD convention, border or frames each of their figures follows, and one column mixes
-    them. So the variants of a protocol ("vid4-bd-b-x4", "vid4-bd-x4-crop8") share the figures of the plain one;
-    `PublishedScore.protocol` says which that is.
+    The papers do not specify which BD convention, border or frames each of their figures follows,
+    and one column mixes them. So the variants of a protocol ("vid4-bd-b-x4", "vid4-bd-x4-crop8")
+    share the scores of the base protocol, which `PublishedScore.protocol` names.
 
     Args:
-        protocol: name of a protocol; one that no paper uses has no scores.
-        ablations: also those of ablations, whose methods are parts and variants of one model.
+        protocol: Name of a protocol; one that no paper uses has no scores.
+        ablations: Whether to include ablations, whose methods are variants of one model.
 
     Returns:
-        One entry per method, metric and value, in the order of `TABLES`; methods on which papers disagree have several.
+        One entry per method, metric and value, in the order of `TABLES`. A method on which papers
+        disagree has several.
     """
-    plain = re.sub(r"-(bi-u8|bd-[bc])-", lambda found: f"-{found[1][:2]}-", protocol)
-    plain = re.sub(r"(-crop8)?(-drop2)?$", "", plain)
+    base_protocol = _base_protocol(protocol)
+    # (method, metric, value) → tables that print it.
     sources: dict[tuple[str, str, float], list[str]] = {}
-    for table in _tables_with_figures(ablations=ablations):
-        for row in table.rows:
-            for column, cell in zip(table.columns, row.cells, strict=True):
-                name, _, metric = column.partition(" ")
-                if name == plain and metric and isinstance(cell, float):
-                    method = _SAME_METHOD.get(row.method, row.method)
-                    sources.setdefault((method, metric, cell), []).append(table.source)
-    return [
-        PublishedScore(*key, source="; ".join(found), protocol=plain)
-        for key, found in sources.items()
-    ]
+    for table, row in _rows_with_figures(ablations=ablations):
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            # Columns without a space are costs, and cells that are no numbers are marks.
+            column_protocol, _, metric = column.partition(" ")
+            is_score = column_protocol == base_protocol and metric != ""
+            if is_score and isinstance(cell, float):
+                key = (_method_name(row), metric, cell)
+                sources.setdefault(key, []).append(table.source)
+    scores: list[PublishedScore] = []
+    for (method, metric, value), tables in sources.items():
+        scores.append(
+            PublishedScore(
+                method=method,
+                metric=metric,
+                value=value,
+                source="; ".join(tables),
+                protocol=base_protocol,
+            )
+        )
+    return scores
 
 
 def published_costs(*, ablations: bool = False) -> list[PublishedCost]:
-    """Collect what the papers report of parameters, operations, time and memory.
+    """Collect the published parameters, operations, times and memory.
 
     Args:
-        ablations: also those of ablations, whose methods are parts and variants of one model.
+        ablations: Whether to include ablations, whose methods are variants of one model.
 
     Returns:
-        One entry per method and paper, in the order of `TABLES`; papers differ in device and in what they count.
+        One entry per method and paper, in the order of `TABLES`. Papers differ in their device and
+        in the operations that they count.
     """
-    found: dict[tuple[str, Paper], list[tuple[PublishedTable, PublishedRow]]] = {}
-    for table in _tables_with_figures(ablations=ablations):
-        for row in table.rows:
-            figures = dict(zip(table.columns, row.cells, strict=True))
-            if any(isinstance(figures.get(column), float) for column in _COST_COLUMNS):
-                method = _SAME_METHOD.get(row.method, row.method)
-                found.setdefault((method, table.paper), []).append((table, row))
-    return [_merge_costs(method, lines) for (method, _), lines in found.items()]
+    # Costs of a method may be spread over several tables of a paper.
+    entries: dict[tuple[str, Paper], list[tuple[PublishedTable, PublishedRow]]] = {}
+    for table, row in _rows_with_figures(ablations=ablations):
+        if _row_costs(table, row):
+            key = (_method_name(row), table.paper)
+            entries.setdefault(key, []).append((table, row))
+    costs: list[PublishedCost] = []
+    for (method, _), rows in entries.items():
+        costs.append(_merge_costs(method, rows))
+    return costs
 
 
-def _tables_with_figures(*, ablations: bool) -> Iterable[PublishedTable]:
-    kinds: tuple[Kind, ...] = (
-        ("comparison", "cost", "ablation") if ablations else ("comparison", "cost")
-    )
-    return (table for table in TABLES if table.kind in kinds)
+def _base_protocol(protocol: str) -> str:
+    """Remove the rounding or BD convention, the border and the excluded frames from a name."""
+    name = protocol.replace("-bi-u8-", "-bi-")
+    name = re.sub("-bd-[bc]-", "-bd-", name)
+    return re.sub(r"(-crop8)?(-drop2)?$", "", name)
 
 
-def _merge_costs(method: str, lines: list[tuple[PublishedTable, PublishedRow]]) -> PublishedCost:
-    """Make one entry of the lines that the tables of one paper give a method; they must not contradict each other."""
+def _method_name(row: PublishedRow) -> str:
+    return _COMMON_NAMES.get(row.method, row.method)
+
+
+def _rows_with_figures(*, ablations: bool) -> Iterator[tuple[PublishedTable, PublishedRow]]:
+    """Yield the rows of the tables that have scores or costs, each with its table."""
+    kinds = {"comparison", "cost"}
+    if ablations:
+        kinds.add("ablation")
+    for table in TABLES:
+        if table.kind in kinds:
+            for row in table.rows:
+                yield table, row
+
+
+def _row_costs(table: PublishedTable, row: PublishedRow) -> dict[str, float]:
+    """Select the costs of a row, by column."""
+    costs: dict[str, float] = {}
+    for column, cell in zip(table.columns, row.cells, strict=True):
+        if column in _COST_COLUMNS and isinstance(cell, float):
+            costs[column] = cell
+    return costs
+
+
+def _merge_costs(
+    method: str,
+    rows: Sequence[tuple[PublishedTable, PublishedRow]],
+) -> PublishedCost:
+    """Merge the rows of one paper on a method.
+
+    Raises:
+        ValueError: Two tables contradict each other.
+    """
+    first_table, _ = rows[0]
     figures: dict[str, float] = {}
-    for table, row in lines:
-        for column, cell in zip(table.columns, row.cells, strict=True):
-            if (
-                column in _COST_COLUMNS
-                and isinstance(cell, float)
-                and figures.setdefault(column, cell) != cell
-            ):
+    sources: list[str] = []
+    notes: list[str] = []
+    for table, row in rows:
+        sources.append(table.source)
+        notes.append(table.note)
+        for column, value in _row_costs(table, row).items():
+            if figures.setdefault(column, value) != value:
                 raise ValueError(
-                    f"{table.source}: {method} has another {column} than in {lines[0][0].source}"
+                    f"{table.source}: {method} has another {column} than in {first_table.source}"
                 )
+    # Tables are in 10¹² operations. The product is rounded, as 1.02 · 1000 is not exactly 1020.
     flops_t = figures.get("flops-t")
     return PublishedCost(
         method=method,
@@ -286,7 +345,7 @@ def _merge_costs(method: str, lines: list[tuple[PublishedTable, PublishedRow]]) 
         flops_g=None if flops_t is None else round(flops_t * 1000, 3),
         runtime_ms=figures.get("runtime-ms"),
         memory_mb=figures.get("memory-mb"),
-        size=lines[0][0].size,
-        source="; ".join(table.source for table, _ in lines),
-        note=" ".join(table.note for table, _ in lines),
+        size=first_table.size,
+        source="; ".join(sources),
+        note=" ".join(notes),
     )

@@ -1,9 +1,10 @@
-"""Measure two videos of the same scene: against a third, which is the truth, or the second against the first.
+"""Measure two videos of the same scene: both against a reference, or the second against the first.
 
-Frames are paired by their times, counted from the start of each file: a frame belongs to the nearest one of the other
-video, if that is no further than half a frame. Frames without a partner are left out, and counted. All are brought to
-one size before they are measured: that of the reference, or of the larger video; smaller ones are enlarged (bicubic),
-larger ones are refused.
+Frames are paired by their times, counted from the start of each file: a frame belongs to the
+nearest frame of the other video, if the distance is not larger than half a frame. Frames without
+a partner are left out, and counted. All frames are brought to one size before they are measured:
+that of the reference, or of the larger video. Smaller frames are enlarged (bicubic), larger ones
+are an error.
 """
 
 from __future__ import annotations
@@ -28,19 +29,22 @@ from tubelet.video.reader import Reader, open_reader
 
 __all__ = ["Comparison", "PairScore", "compare_videos"]
 
-_WITH_REFERENCE = ("psnr-y", "ssim-y", "warp-error", "flicker")
-_WITHOUT = ("psnr-y", "ssim-y", "warp-error", "niqe-tubelet")
-_ASPECT_TOLERANCE = 0.02  # sizes are rounded to whole or even pixels
+_METRICS_WITH_REFERENCE = ("psnr-y", "ssim-y", "warp-error", "flicker")
+_METRICS_WITHOUT_REFERENCE = ("psnr-y", "ssim-y", "warp-error", "niqe-tubelet")
+_ASPECT_TOLERANCE = 0.02
+"""Relative difference of aspect ratios, as sizes are rounded to whole or even pixels."""
+_DEFAULT_RATE = Fraction(25)
+"""Frames per second, if a video does not have a rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairScore:
-    """One metric of both videos.
+    """Scores of both videos in one metric.
 
     Attributes:
-        metric: its name.
-        first: of the first video; None where the first is what the second is compared with.
-        second: of the second video.
+        metric: Name of the metric.
+        first: Score of the first video; None if the second video is compared with the first.
+        second: Score of the second video.
     """
 
     metric: str
@@ -50,14 +54,15 @@ class PairScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What `compare_videos` found.
+    """Result of `compare_videos`.
 
     Attributes:
-        frames: moments that all videos have a frame for.
-        left_out: per video, in the order first, second, reference: frames without a partner.
-        width, height: at which they were compared, pixels.
-        scores: per metric.
-        notes: what a user should know, a line each.
+        frames: Number of moments for which all videos have a frame.
+        left_out: Number of frames without a partner, for the first and the second video and the
+            reference.
+        width, height: Size at which the frames were compared, pixels.
+        scores: Scores of each metric.
+        notes: Remarks for a user, one per line.
     """
 
     frames: int
@@ -68,19 +73,29 @@ class Comparison:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold: "inf" is the PSNR of equal videos, null what is unknown."""
+        """Convert to JSON values: "inf" is the PSNR of identical videos, null is unknown."""
+        scores: dict[str, dict[str, float | None]] = {}
+        for score in self.scores:
+            scores[score.metric] = {"first": score.first, "second": score.second}
+        # Without a reference there are only two numbers.
         names = ("first", "second", "reference")
-        scores = {
-            score.metric: {"first": score.first, "second": score.second} for score in self.scores
-        }
+        left_out = dict(zip(names, self.left_out, strict=False))
         return {
             "frames": self.frames,
-            "left_out": dict(zip(names, self.left_out, strict=False)),
+            "left_out": left_out,
             "width": self.width,
             "height": self.height,
             "scores": to_jsonable(scores),
             "notes": list(self.notes),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _MeterPair:
+    """Meters of both videos in one metric; `first` is None if the first video has no score."""
+
+    first: Meter | None
+    second: Meter
 
 
 def compare_videos(
@@ -96,183 +111,242 @@ def compare_videos(
     """Measure two videos frame by frame, in bounded memory.
 
     Args:
-        first: a video file or a folder of frames.
-        second: likewise.
-        reference: what both should look like; without it, the second is compared with the first.
-        metrics: names; by default PSNR, SSIM and what else needs neither a network's weights nor a download.
-        device: where metrics run.
-        on_progress: called in this thread, at most ten times a second and once at the end.
-        cancel: stops the comparison after the frame that it is at.
+        first: Video file or folder of frames.
+        second: Video file or folder of frames.
+        reference: Video that both should look like; without it, the second video is compared with
+            the first.
+        metrics: Names of metrics; by default PSNR, SSIM and others that need neither weights of a
+            network nor a download.
+        device: Device that metrics run on.
+        on_progress: Called in this thread, up to ten times a second and once at the end.
+        cancel: Stops the comparison after the current frame.
 
     Raises:
-        InputError: a video cannot be read, the shapes differ, one is larger than the reference, or no times agree.
-        RequestError: an unknown metric.
-        ResourceError: a metric that was asked for lacks its package or weights.
+        InputError: A video cannot be read, the aspect ratios differ, a video is larger than the
+            reference, or no times match.
+        RequestError: A metric is unknown.
+        ResourceError: The package or weights of a metric in `metrics` are missing.
         Cancelled: `cancel` was cancelled.
     """
-    sources = [first, second, *([] if reference is None else [reference])]
+    has_reference = reference is not None
+    sources = [first, second]
+    if reference is not None:
+        sources.append(reference)
+    default_metrics = _METRICS_WITH_REFERENCE if has_reference else _METRICS_WITHOUT_REFERENCE
+    names = metrics or default_metrics
+
     with ExitStack() as stack:
         readers = [stack.enter_context(open_reader(source)) for source in sources]
-        width, height = _common_size(
-            [reader.info for reader in readers], has_reference=reference is not None
-        )
-        names = metrics or (_WITHOUT if reference is None else _WITH_REFERENCE)
-        meters, notes = _make_meters(names, reference is not None, device, optional=not metrics)
-        total = min(
-            (reader.info.frames_hint for reader in readers if reader.info.frames_hint), default=None
-        )
+        infos = [reader.info for reader in readers]
+        width, height = _common_size(infos, has_reference=has_reference)
+        meters, notes = _make_meters(names, has_reference, device, optional=not metrics)
         ticker = Ticker(
-            on_progress, unit="frame", total=total, label=Path(second).name, cancel=cancel
+            on_progress,
+            unit="frame",
+            total=_smallest_frame_count(infos),
+            label=Path(second).name,
+            cancel=cancel,
         )
-        aligned = _Aligned(readers)
-        for frames in aligned:
-            sized = [enlarge(frame.rgb, (height, width)) for frame in frames]
-            _update(meters, sized, has_reference=reference is not None)
+
+        # Pair, resize and measure one moment after the other.
+        moments = _AlignedFrames(readers)
+        for frames in moments:
+            images = [enlarge(frame.rgb, (height, width)) for frame in frames]
+            _update_meters(meters, images)
             ticker.tick(time_s=frames[-1].time_s)
-        if not aligned.count:
+        if not moments.count:
             raise InputError(
-                f"{first} and {second} have no frames at the same times; are they of the same scene?"
+                f"{first} and {second} have no frames at the same times; "
+                "are they of the same scene?"
             )
         ticker.finish()
         for reader in readers:
-            notes += [f"{reader.info.source}: {problem}" for problem in reader.problems]
-    for source, count in zip(sources, aligned.left_out, strict=True):
+            for problem in reader.problems:
+                notes.append(f"{reader.info.source}: {problem}")
+
+    for source, count in zip(sources, moments.left_out, strict=True):
         if count:
             notes.append(
                 f"{count} frames of {source} have no partner at their time and are left out"
             )
+    scores: list[PairScore] = []
+    for metric, pair in meters.items():
+        first_score = None if pair.first is None else pair.first.mean()
+        scores.append(PairScore(metric, first_score, pair.second.mean()))
     return Comparison(
-        frames=aligned.count,
-        left_out=tuple(aligned.left_out),
+        frames=moments.count,
+        left_out=tuple(moments.left_out),
         width=width,
         height=height,
-        scores=tuple(
-            PairScore(name, None if one is None else one.mean(), two.mean())
-            for name, (one, two) in meters.items()
-        ),
+        scores=tuple(scores),
         notes=tuple(notes),
     )
 
 
-class _Aligned:
-    """Iterates over frames of several videos that belong to one moment; the last video sets the times.
+class _AlignedFrames:
+    """Iterates over frames of several videos that belong to the same moment.
 
     Attributes:
-        count: moments so far.
-        left_out: per video, frames without a partner; complete at the end.
+        count: Number of moments so far.
+        left_out: Number of frames without a partner per video; complete at the end.
     """
 
     def __init__(self, readers: Sequence[Reader]) -> None:
         self.count = 0
         self.left_out = [0] * len(readers)
         self._readers = readers
-        rates = [reader.info.average_rate or Fraction(25) for reader in readers]
+        rates = [reader.info.average_rate or _DEFAULT_RATE for reader in readers]
+        # Half a frame of the fastest video; the small term absorbs rounded timestamps.
         self._tolerance_s = float(1 / (2 * max(rates))) + 1e-4
 
     def __iter__(self) -> Iterator[list[Frame]]:
-        streams = [_Stream(reader) for reader in self._readers]
+        """Yield one frame of each video, in the order of the readers."""
+        streams = list(map(_Stream, self._readers))
+        # Once a video ends, the other ones have no partners left.
         while all(stream.frame is not None for stream in streams):
-            times = [stream.time_s for stream in streams]
-            late = max(times)
-            behind = [
-                place for place, time_s in enumerate(times) if late - time_s > self._tolerance_s
-            ]
-            nearer = [
-                place
-                for place in range(len(streams))
-                if place not in behind and streams[place].nears(late)
-            ]
-            for place in behind + nearer:
-                self.left_out[place] += 1
-                streams[place].advance()
-            if not behind and not nearer:
+            unmatched = self._unmatched_streams(streams)
+            for index in unmatched:
+                self._leave_out(streams, index)
+            if not unmatched:
                 self.count += 1
                 yield [stream.frame for stream in streams if stream.frame is not None]
                 for stream in streams:
                     stream.advance()
-        for place, stream in enumerate(streams):
+        for index, stream in enumerate(streams):
             while stream.frame is not None:
-                self.left_out[place] += 1
-                stream.advance()
+                self._leave_out(streams, index)
+
+    def _unmatched_streams(self, streams: Sequence[_Stream]) -> list[int]:
+        """List the streams whose current frame does not belong to the current moment.
+
+        The moment is that of the stream which is furthest ahead.
+        """
+        moment_s = max(stream.time_s for stream in streams)
+        unmatched: list[int] = []
+        for index, stream in enumerate(streams):
+            too_early = moment_s - stream.time_s > self._tolerance_s
+            if too_early or stream.next_is_nearer(moment_s):
+                unmatched.append(index)
+        return unmatched
+
+    def _leave_out(self, streams: Sequence[_Stream], index: int) -> None:
+        self.left_out[index] += 1
+        streams[index].advance()
 
 
 class _Stream:
-    """A video with one frame of look-ahead; times count from the start of the file."""
+    """Frames of a video with one frame of look-ahead; times count from the start of the file."""
 
     def __init__(self, reader: Reader) -> None:
         self._frames = iter(reader)
         self._start_s = reader.info.start_s
         self.frame = next(self._frames, None)
-        self._following = next(self._frames, None)
+        self._next_frame = next(self._frames, None)
 
     @property
     def time_s(self) -> float:
-        """Time of the frame."""
+        """Time of the current frame, seconds."""
         assert self.frame is not None
         return self.frame.time_s - self._start_s
 
-    def nears(self, time_s: float) -> bool:
-        """Say whether the frame after this one is nearer to a time."""
-        if self._following is None:
+    def next_is_nearer(self, time_s: float) -> bool:
+        """Return whether the next frame is nearer to a time than the current one."""
+        if self._next_frame is None:
             return False
-        return abs(self._following.time_s - self._start_s - time_s) < abs(self.time_s - time_s)
+        next_time_s = self._next_frame.time_s - self._start_s
+        return abs(next_time_s - time_s) < abs(self.time_s - time_s)
 
     def advance(self) -> None:
-        """Go to the next frame."""
-        self.frame, self._following = self._following, next(self._frames, None)
+        """Continue with the next frame."""
+        self.frame = self._next_frame
+        self._next_frame = next(self._frames, None)
 
 
 def _common_size(infos: Sequence[VideoInfo], *, has_reference: bool) -> tuple[int, int]:
-    """Find the (width, height) at which all are compared.
+    """Find the (width, height) at which all videos are compared, pixels.
 
     Raises:
-        InputError: the images have different shapes, or one is larger than the reference.
+        InputError: The aspect ratios differ, or a video is larger than the reference.
     """
-    target = infos[-1] if has_reference else max(infos, key=lambda info: info.width * info.height)
+
+    def area_px(info: VideoInfo) -> int:
+        return info.width * info.height
+
+    target = infos[-1] if has_reference else max(infos, key=area_px)
     for info in infos:
-        shapes = f"{info.source} is {info.width}×{info.height} and {target.source} {target.width}×{target.height}"
-        if abs(info.width * target.height / (info.height * target.width) - 1) > _ASPECT_TOLERANCE:
-            raise InputError(f"{shapes}: not the same shape; crop or scale one of them first")
+        sizes = (
+            f"{info.source} is {info.width}×{info.height} "
+            f"and {target.source} {target.width}×{target.height}"
+        )
+        aspect_ratio = info.width * target.height / (info.height * target.width)
+        if abs(aspect_ratio - 1) > _ASPECT_TOLERANCE:
+            raise InputError(f"{sizes}: not the same shape; crop or scale one of them first")
         if info.width > target.width or info.height > target.height:
             raise InputError(
-                f"{shapes}: larger than what it is compared with; scale one of them first"
+                f"{sizes}: larger than the video to compare with; scale one of them first"
             )
     return target.width, target.height
 
 
+def _smallest_frame_count(infos: Sequence[VideoInfo]) -> int | None:
+    """Estimate the number of moments from the headers; None if they have no frame counts."""
+    counts: list[int] = []
+    for info in infos:
+        if info.frames_hint:
+            counts.append(info.frames_hint)
+    return min(counts, default=None)
+
+
 def _make_meters(
-    names: Sequence[str], has_reference: bool, device: str, *, optional: bool
-) -> tuple[dict[str, tuple[Meter | None, Meter]], list[str]]:
-    """Make a meter per video and metric; a default metric that this machine lacks something for becomes a note."""
-    meters: dict[str, tuple[Meter | None, Meter]] = {}
+    metrics: Sequence[str],
+    has_reference: bool,
+    device: str,
+    *,
+    optional: bool,
+) -> tuple[dict[str, _MeterPair], list[str]]:
+    """Create the meters of each metric.
+
+    Args:
+        metrics: Names of the metrics.
+        has_reference: Whether both videos are compared with a reference.
+        device: Device that metrics run on.
+        optional: Whether a metric whose package or weights are missing is left out with a note.
+
+    Returns:
+        The meters by metric, and the notes.
+
+    Raises:
+        ResourceError: A metric's package or weights are missing, and it is not optional.
+    """
+    meters: dict[str, _MeterPair] = {}
     notes: list[str] = []
-    for name in names:
-        info = metric_info(name)
+    for metric in metrics:
+        # Without a reference, the first video is the one to compare with.
+        first_is_reference = metric_info(metric).needs_reference and not has_reference
         try:
-            one = (
-                None
-                if info.needs_reference and not has_reference
-                else make_meter(name, device=device)
+            meters[metric] = _MeterPair(
+                first=None if first_is_reference else make_meter(metric, device=device),
+                second=make_meter(metric, device=device),
             )
-            meters[name] = (one, make_meter(name, device=device))
         except ResourceError as error:
             if not optional:
                 raise
-            notes.append(f"without {name}: {error}")
+            notes.append(f"without {metric}: {error}")
     return meters, notes
 
 
-def _update(
-    meters: dict[str, tuple[Meter | None, Meter]], frames: Sequence[Tensor], *, has_reference: bool
-) -> None:
-    first, second = frames[:2]
-    for one, two in meters.values():
-        if has_reference:
-            assert one is not None
-            one.update(first, frames[2])
-            two.update(second, frames[2])
-        elif one is None:
-            two.update(second, first)
+def _update_meters(meters: dict[str, _MeterPair], images: Sequence[Tensor]) -> None:
+    """Measure one moment.
+
+    Args:
+        meters: Meters by metric.
+        images: (3, H, W) of the first video, the second video and, if there is one, the reference.
+    """
+    first, second, *references = images
+    reference = references[0] if references else None
+    for pair in meters.values():
+        if pair.first is None:
+            pair.second.update(second, first)
         else:
-            one.update(first, None)
-            two.update(second, None)
+            pair.first.update(first, reference)
+            pair.second.update(second, reference)
