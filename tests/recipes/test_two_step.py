@@ -260,7 +260,7 @@ def test_other_clips_and_other_weights_are_another_run(gratings, image_model):
         main(dataclasses.replace(config, image_model=str(moved))) == path
     )  # the same weights at another place
     save_checkpoint(moved, SRVGGNetCompact(SRVGGConfig(scale=2, channels=4, num_blocks=1)), {})
-    with pytest.raises(CheckpointError, match="or its weights are others now"):
+    with pytest.raises(CheckpointError, match="or the weights of the image model have changed"):
         main(dataclasses.replace(config, image_model=str(moved)))
     for image in (gratings / "one").iterdir():
         Image.fromarray(255 - np.asarray(Image.open(image))).save(image)

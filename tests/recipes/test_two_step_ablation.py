@@ -144,5 +144,5 @@ def test_ablation_runs_each_variant_once_and_reports(gratings, image_model, monk
     trained.clear()
     two_step_ablation.run(ablation)
     assert trained == []
-    with pytest.raises(CheckpointError, match="or its weights are others now"):
+    with pytest.raises(CheckpointError, match="or the weights of the image model have changed"):
         two_step_ablation.run(dataclasses.replace(ablation, image_model="bicubic-x2", seeds=2))

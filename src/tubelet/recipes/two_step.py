@@ -1,10 +1,12 @@
 """Train the second step of two-step, which restores the results of a frozen image model.
 
-    videos ─ 8:1:1 ─ crops of three frames ─┬ middle ─ image model, once, kept in a file ─ hq ┐
-                                            ├ its neighbors ─────────────────── left, right ─┴ restorer ─ sr
-                                            └ gt of the middle ─────────────────────────── loss(sr, gt)
+    videos, split 8:1:1
+      └ crops of three frames
+          ├ middle ─ image model, once, cached ─ hq ┐
+          ├ neighbors ─────────────── left, right ──┴ restorer ─ sr ┐
+          └ gt of the middle ───────────────────────────────────────┴ loss
 
-What is trained on and what scores come from the videos themselves: nobody names held-out ones.
+The validation and test videos are chosen automatically from the videos that the user gives.
 
 Source: two-step video super-resolution, Sec. III-C (losses) and IV-A (data, optimizer).
 """
@@ -115,39 +117,49 @@ class TwoStepTraining:
     """Steps, learning rate and device; the loss settings in it are not used."""
 
     def __post_init__(self) -> None:
-        most = {"mae+ssim": 1.0, "encoder": 0.1}.get(self.loss, math.inf)
-        if self.alpha is not None and not 0 <= self.alpha <= most:
+        max_alpha = _MAX_ALPHA.get(self.loss, math.inf)
+        if self.alpha is not None and not 0 <= self.alpha <= max_alpha:
             raise ConfigError(
-                f"alpha={self.alpha} is out of range: 0 to {most:g} for loss {self.loss}"
+                f"alpha={self.alpha} is out of range: 0 to {max_alpha:g} for loss {self.loss}"
             )
         if min(self.batch, self.score_px, self.score_frames, self.epochs or 1) < 1:
             raise ConfigError("batch, epochs, score_px and score_frames must be at least 1")
-        unused = LoopSettings()
+        defaults = LoopSettings()
         for name in ("loss", "loss_on", "loss_reduction", "loss_eps"):
-            if getattr(self.loop, name) != getattr(unused, name):
+            value = getattr(self.loop, name)
+            if value != getattr(defaults, name):
                 raise ConfigError(
-                    f"loop.{name}={getattr(self.loop, name)} is not used by two-step; set loss and alpha"
+                    f"loop.{name}={value} is not used by two-step; set loss and alpha"
                 )
 
 
+_MAX_ALPHA = {"mae+ssim": 1.0, "encoder": 0.1}
+"""Largest alpha of the losses that have one."""
+
 _BEST_ALPHA = {"mae+ssim": 0.8, "encoder": 0.02}
-"""Tables II and III; other losses have none."""
+"""Best alpha in Tables II and III."""
+
+_SCORES_FILE = "scores.json"
+_RECORD_FILE = "run.json"
 
 
 def _alpha(config: TwoStepTraining) -> float:
-    return _BEST_ALPHA.get(config.loss, 0.0) if config.alpha is None else config.alpha
+    if config.alpha is not None:
+        return config.alpha
+    return _BEST_ALPHA.get(config.loss, 0.0)
 
 
-_CONSTANT = ScheduleSettings(kind="steps")
+_CONSTANT_LR = ScheduleSettings(kind="steps")
 PRESETS: dict[TwoStepPreset, TwoStepTraining] = {
-    # Sec. IV-A: Adam 1e-4, β 0.9 and 0.999, 10 epochs, batch 64, 64×64, nothing else; no average of the weights.
+    # Sec. IV-A: Adam 1e-4, β 0.9 and 0.999, 10 epochs, batch 64, 64×64, nothing else; no average of
+    # the weights.
     "paper": TwoStepTraining(
         network=TwoStepConfig(residual=False),
         epochs=10,
         loop=LoopSettings(
             lr=1e-4,
             warmup_steps=0,
-            schedule=_CONSTANT,
+            schedule=_CONSTANT_LR,
             optimizer=OptimizerSettings(betas=(0.9, 0.999)),
             grad_clip=math.inf,
             ema=0.0,
@@ -158,7 +170,7 @@ PRESETS: dict[TwoStepPreset, TwoStepTraining] = {
         network=TwoStepConfig(channels=8, norm="none"),
         batch=8,
         crops=TripletSettings(patch_px=32, crops_per_triplet=4),
-        # Three times this rate, and rectifiers die.
+        # With three times this learning rate, ReLUs die.
         loop=LoopSettings(steps=6000, lr=2e-3, ema=0.99, warmup_steps=100, save_every=500),
     ),
 }
@@ -167,26 +179,27 @@ PRESETS: dict[TwoStepPreset, TwoStepTraining] = {
 def configure(
     preset: TwoStepPreset, *, scale: Literal[2, 4] = 2, **changes: Any
 ) -> TwoStepTraining:
-    """Make the configuration of a preset.
+    """Build the configuration of a preset.
 
     Args:
-        preset: "paper", or "small" for a network and a run that a laptop does in minutes.
-        scale: of the image model.
-        changes: fields of `TwoStepTraining` that differ.
+        preset: "paper", or "small" for a network that a laptop trains in minutes.
+        scale: Upscaling factor of the image model.
+        changes: Fields of `TwoStepTraining` to override.
     """
     default = PRESETS[preset]
-    return replace(default, **({"network": replace(default.network, scale=scale)} | changes))
+    fields = {"network": replace(default.network, scale=scale)} | changes
+    return replace(default, **fields)
 
 
 def describe(config: TwoStepTraining) -> list[str]:
-    """Say, a line each, what will be trained, and how."""
+    """Describe a training in a few lines: networks, length, crops and loss."""
     with torch.device("meta"):
         size = count_parameters(TwoStepRestorer(config.network)) / 1e6
     length = f"{config.loop.steps} steps" if config.epochs is None else f"{config.epochs} epochs"
     alpha = f", alpha {_alpha(config):g}" if config.loss in _BEST_ALPHA else ""
     return [
-        f"two-step x{config.network.scale} over {config.image_model}: {size:.2f} M parameters; {length} of "
-        f"{config.batch} crops, {config.crops.patch_px} px; loss {config.loss}{alpha}",
+        f"two-step x{config.network.scale} over {config.image_model}: {size:.2f} M parameters; "
+        f"{length} of {config.batch} crops, {config.crops.patch_px} px; loss {config.loss}{alpha}",
     ]
 
 
@@ -197,147 +210,166 @@ def main(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> Path:
-    """Train to the end, or resume; write the trained networks and the scores.
+    """Train a second step, or resume its training; save it and its scores.
 
-    A finished run stays as it is.
+    A finished run is not repeated.
 
     Args:
-        config: see there; `configure` makes one.
-        on_log: called with every log line.
-        on_progress: called after steps, at most ten times a second, and at the end.
-        cancel: stops the run after the step that it is at; the same call goes on from its last
+        config: Configuration, from `configure`.
+        on_log: Called with every log record.
+        on_progress: Called after steps, up to ten times a second, and at the end.
+        cancel: Stops the run after the current step; the same call resumes from the last
             checkpoint.
 
     Returns:
-        path of the finished model.safetensors, which tells its image model; `scores.json` lies
-        beside it.
+        Path of the finished model.safetensors, whose header refers to the image model. The scores
+        are in `scores.json` in the same folder.
 
     Raises:
-        ConfigError: no image model or no data is named, or the sizes of the crops do not fit.
-        RequestError: the image model is unknown, is none of single frames, or is of another scale.
-        InputError: no clips, or too few.
-        CheckpointError: the output folder holds another run.
+        ConfigError: The image model or the data is not given, or the sizes of the crops do not fit.
+        RequestError: The image model is unknown, is not a single-image model, or has another scale.
+        InputError: There are no clips, or too few.
+        CheckpointError: The output folder contains another run.
         Cancelled: `cancel` was cancelled.
     """
-    _check(config)
+    _check_config(config)
     scale = config.network.scale
-    loop = config.loop
     image_model = open_base(config.image_model, needed_image_model(config.network))
+
+    # Training, validation and test samples.
     clips = prepare_clips(
-        config.data, config.cache, preset=config.degradation, scale=scale, cancel=cancel
+        config.data,
+        config.cache,
+        preset=config.degradation,
+        scale=scale,
+        cancel=cancel,
     )
-    videos = split_videos(usable_clips(list(clips), max(config.crops.patch_px, config.score_px)))
+    min_px = max(config.crops.patch_px, config.score_px)
+    videos = split_videos(usable_clips(list(clips), min_px))
     crops = TrainingCrops(videos.training, scale, config.crops)
-    held_out = [
-        HeldOutCrops(part, scale, size_px=config.score_px, frames=config.score_frames)
-        for part in (videos.validation, videos.test)
-    ]
+    size_px = config.score_px
+    frames = config.score_frames
+    validation_crops = HeldOutCrops(videos.validation, scale, size_px=size_px, frames=frames)
+    test_crops = HeldOutCrops(videos.test, scale, size_px=size_px, frames=frames)
+
     path = config.out / "model.safetensors"
-    was_begun = _check_or_record_run(config, [crops, *held_out], image_model)
-    if was_begun and (config.out / _SCORES).is_file() and path.is_file():
+    samples = [crops, validation_crops, test_crops]
+    is_same_run = _check_or_record_run(config, samples, image_model)
+    if is_same_run and (config.out / _SCORES_FILE).is_file() and path.is_file():
         return path
-    hq = _enlarge(config, crops, image_model, cancel)
-    validation, test = (_Validator(config, samples, image_model, cancel) for samples in held_out)
+
+    # First step: run the image model on all samples.
+    hq = _run_image_model(config, crops, image_model, cancel)
+    validate = _Validator(config, validation_crops, image_model, cancel)
+    test = _Validator(config, test_crops, image_model, cancel)
+
+    # Second step: train the restorer.
+    loop = config.loop
     if config.epochs is not None:
-        loop = replace(loop, steps=config.epochs * -(-len(crops) // config.batch))
+        steps_per_epoch = math.ceil(len(crops) / config.batch)
+        loop = replace(loop, steps=config.epochs * steps_per_epoch)
     torch.manual_seed(loop.seed)
     average = train(
         TwoStepRestorer(config.network).to(memory_format=torch.channels_last),
         _TwoStepTask(config, crops, hq),
         loop,
         config.out,
-        evaluate=validation,
+        evaluate=validate,
         on_log=on_log,
         on_progress=on_progress,
         cancel=cancel,
     )
-    scores = {"validation": validation(average), "test": test(average)}
+    scores = {"validation": validate(average), "test": test(average)}
     notes = {"training": asdict(config), "scores": scores}
     save_checkpoint(path, average, notes, base=refer_to(image_model, config.out))
-    _write_json(config.out / _SCORES, scores)
+    _write_json(config.out / _SCORES_FILE, scores)
     return path
 
 
-_SCORES = "scores.json"
-_RUN = "run.json"
-
-
 def read_scores(out: Path) -> dict[str, dict[str, float]]:
-    """Read the scores of the finished run in a folder.
+    """Read the scores of a finished run from its output folder.
 
     Returns:
         {"validation" | "test": {"psnr_y": …, "psnr_y/frozen": …, "gain": …}}, dB.
     """
-    return json.loads((out / _SCORES).read_text(encoding="utf-8"))
+    return json.loads((out / _SCORES_FILE).read_text(encoding="utf-8"))
 
 
-def _check(config: TwoStepTraining) -> None:
-    """Check what can be checked before any clip is decoded.
+def _check_config(config: TwoStepTraining) -> None:
+    """Check everything that does not need the clips.
 
     Raises:
-        ConfigError: it cannot be.
+        ConfigError: The image model or the data is not given, or a size does not fit.
     """
     if not config.image_model:
         raise ConfigError(
-            "which image model? name one of single frames: --image-model ID_OR_CHECKPOINT"
+            "which image model? name a single-image model: --image-model ID_OR_CHECKPOINT"
         )
     if not config.data:
         raise ConfigError("no data to train on; name folders of clips: --data FOLDER")
     contract = ARCHITECTURE.contract(config.network)
     assert contract is not None
-    for name, size_px in (("crops.patch_px", config.crops.patch_px), ("score_px", config.score_px)):
+    sizes = {"crops.patch_px": config.crops.patch_px, "score_px": config.score_px}
+    for name, size_px in sizes.items():
         if size_px % contract.size_multiple:
             raise ConfigError(
-                f"{name}={size_px} does not fit two-step, which takes multiples of 16; 32 or 64 would do"
+                f"{name}={size_px} does not fit two-step, which needs a multiple of 16, for "
+                "example 32 or 64"
             )
 
 
-def _plan(
+def _run_settings(
     config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel
 ) -> dict[str, Any]:
-    """List all that the network and its scores depend on; of the image model, hash and name."""
-    names = ("degradation", "loss", "batch", "epochs", "score_px", "score_frames")
-    plan = {name: getattr(config, name) for name in names} | {"alpha": _alpha(config)}
-    plan |= {"network": asdict(config.network), "crops": asdict(config.crops)}
-    plan |= {f"loop.{name}": value for name, value in result_settings(config.loop).items()}
-    plan |= {"clips": [part.describe()["content"][:12] for part in samples]}
-    plan |= {"image_model": [fingerprint(image_model), image_model.name]}
-    return json.loads(json.dumps(plan))  # as it is read back
+    """List everything that the network and its scores depend on, as JSON data."""
+    settings: dict[str, Any] = {}
+    for name in ("degradation", "loss", "batch", "epochs", "score_px", "score_frames"):
+        settings[name] = getattr(config, name)
+    settings["alpha"] = _alpha(config)
+    settings["network"] = asdict(config.network)
+    settings["crops"] = asdict(config.crops)
+    for name, value in result_settings(config.loop).items():
+        settings[f"loop.{name}"] = value
+    settings["clips"] = [crops.describe()["content"][:12] for crops in samples]
+    # The hash identifies the image model; its name is only for error messages.
+    settings["image_model"] = [fingerprint(image_model), image_model.name]
+    # JSON turns tuples into lists; a recorded run is compared in this form.
+    return json.loads(json.dumps(settings))
 
 
 def _check_or_record_run(
     config: TwoStepTraining, samples: Sequence[Samples], image_model: OpenedModel
 ) -> bool:
-    """Record the settings of this run in its folder, or check those that are there.
+    """Compare the settings with those of the run in the output folder, or record them in it.
 
     Returns:
-        whether some were there.
+        True if the folder contains a run with these settings, False if it had none.
 
     Raises:
-        CheckpointError: the folder holds another run.
+        CheckpointError: The folder contains another run.
     """
-    path = config.out / _RUN
-    settings = _plan(config, samples, image_model)
+    path = config.out / _RECORD_FILE
+    settings = _run_settings(config, samples, image_model)
     if not path.is_file():
         config.out.mkdir(parents=True, exist_ok=True)
         _write_json(path, settings)
         return False
-    recorded_hash, recorded_name, recorded = _read_run(path)
+    recorded_hash, recorded_name, recorded = _read_record(path)
     current_hash, _ = settings.pop("image_model")
     if recorded_hash != current_hash:
         raise CheckpointError(
-            f"{config.out} is of a run over {recorded_name}, not {image_model.name}, or its weights "
-            "are others now; name another output folder"
+            f"{config.out} is of a run over {recorded_name}, not {image_model.name}, or the "
+            "weights of the image model have changed; name another output folder"
         )
     check_same_run(config.out, recorded, settings)
     return True
 
 
-def _read_run(path: Path) -> tuple[str, str, dict[str, Any]]:
-    """Read the settings of a recorded run: hash and name of its image model, and all others.
+def _read_record(path: Path) -> tuple[str, str, dict[str, Any]]:
+    """Read a recorded run: hash and name of its image model, and all other settings.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: The file is damaged.
     """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -352,20 +384,21 @@ def _write_json(path: Path, value: object) -> None:
         part.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
-def _enlarge(
+def _run_image_model(
     config: TwoStepTraining, samples: Samples, image_model: OpenedModel, cancel: CancelToken | None
 ) -> NDArray[np.uint8]:
+    """Return the results of the image model on the samples, (N, 3, sp, sp)."""
     folder = config.frozen or config.out / "frozen"
     return frozen_outputs(samples, image_model, folder, device=config.loop.device, cancel=cancel)
 
 
 class _TwoStepTask:
-    """Restore what the image model made of crops: all in a random order, then in another one.
+    """Restore the image model's results; each epoch visits all crops in another random order.
 
     Args:
-        config: batch, loss and seed.
-        crops: what there is.
-        hq: (N, 3, sp, sp) uint8, what the image model made of them.
+        config: Batch size, loss and seed.
+        crops: Training samples.
+        hq: Results of the image model on their middle frames, (N, 3, sp, sp) uint8.
     """
 
     def __init__(self, config: TwoStepTraining, crops: Samples, hq: NDArray[np.uint8]) -> None:
@@ -373,69 +406,80 @@ class _TwoStepTask:
         self._hq = hq
         self._batch_size = config.batch
         self._seed = config.loop.seed
-        self._loss = config.loss
+        self._loss: TwoStepLoss = config.loss
         self._alpha = _alpha(config)
-        self._order = lru_cache(2)(self._shuffle)
+        # A batch at the end of an epoch needs the order of the next epoch, too.
+        self._epoch_order = lru_cache(maxsize=2)(self._draw_order)
 
-    def _shuffle(self, epoch: int) -> NDArray[np.int64]:
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng((self._seed, epoch)).permutation(len(self._crops))
 
     def batch(self, step: int) -> Batch:
-        """Load the crops of a step; see `_load`."""
+        """Load the crops of a step; see `_load_batch`."""
+        first = step * self._batch_size
         indices: list[int] = []
-        for number in range(step * self._batch_size, (step + 1) * self._batch_size):
-            epoch, place = divmod(number, len(self._crops))
-            indices.append(int(self._order(epoch)[place]))
-        return _load(self._crops, self._hq, indices)
+        for number in range(first, first + self._batch_size):
+            epoch, position = divmod(number, len(self._crops))
+            indices.append(int(self._epoch_order(epoch)[position]))
+        return _load_batch(self._crops, self._hq, indices)
 
     def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
-        """Compute the loss of the settings."""
+        """Compute the configured loss."""
         del step
         assert isinstance(model, TwoStepRestorer)
         sr, features = model.restore_with_features(batch["hq"], batch["left"], batch["right"])
         sr = sr.float()
         gt = batch["gt"]
-        if self._loss == "mse":
-            yield {"mse": mse(sr, gt)}
-        elif self._loss == "mae":
-            yield {"mae": l1(sr, gt)}
-        elif self._loss == "mae+ssim":
-            yield {"mae+ssim": l1_and_ssim(sr, gt, alpha=self._alpha)}  # Eq. 8
-        else:
-            left, middle, right = (feature.float() for feature in features)
-            distance = encoder_distance(left, middle, right, alpha=self._alpha)
-            yield {"mae": l1(sr, gt), "encoder": distance}  # Eq. 11
+        match self._loss:
+            case "mse":
+                yield {"mse": mse(sr, gt)}
+            case "mae":
+                yield {"mae": l1(sr, gt)}
+            case "mae+ssim":
+                # Eq. 8
+                yield {"mae+ssim": l1_and_ssim(sr, gt, alpha=self._alpha)}
+            case "encoder":
+                # Eq. 11
+                left, middle, right = (feature.float() for feature in features)
+                distance = encoder_distance(left, middle, right, alpha=self._alpha)
+                yield {"mae": l1(sr, gt), "encoder": distance}
 
 
-def _load(samples: Samples, hq: NDArray[np.uint8], indices: list[int]) -> Batch:
-    """Load some samples, all in [0, 1].
+def _load_batch(samples: Samples, hq: NDArray[np.uint8], indices: list[int]) -> Batch:
+    """Load the samples with these indices; all values are in [0, 1].
 
     Returns:
-        hq (B, 3, sp, sp), what the image model made of the middle frame; left and right (B, 3, p,
-        p), its low-quality neighbors; gt (B, 3, sp, sp), the middle frame as it should be.
+        hq, the image model's results on the middle frames, (B, 3, sp, sp); left and right, the
+        low-quality neighbors, (B, 3, p, p); gt, the target of the middle frame, (B, 3, sp, sp).
     """
-    pairs = [samples.sample(index) for index in indices]
-    lq = _stack([pair[0] for pair in pairs])  # (B, 3, 3, p, p)
+    lq_triplets: list[NDArray[np.uint8]] = []
+    targets: list[NDArray[np.uint8]] = []
+    for index in indices:
+        lq_triplet, gt = samples.sample(index)
+        lq_triplets.append(lq_triplet)
+        targets.append(gt)
+    # (B, 3, 3, p, p)
+    lq = _to_tensor(lq_triplets)
     return {
-        "hq": _stack([hq[index] for index in indices]),
+        "hq": _to_tensor([hq[index] for index in indices]),
         "left": lq[:, 0],
         "right": lq[:, 2],
-        "gt": _stack([pair[1] for pair in pairs]),
+        "gt": _to_tensor(targets),
     }
 
 
-def _stack(arrays: list[NDArray[np.uint8]]) -> Tensor:
+def _to_tensor(arrays: list[NDArray[np.uint8]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).float().div_(255)
 
 
 class _Validator:
-    """Scores the second step beside the first alone, on the middle of held-out videos.
+    """Scores the second step, and the image model as its reference, on held-out videos.
 
     Args:
-        config: where the image model runs, and keeps what it makes.
-        samples: held out.
-        image_model: the first step.
-        cancel: looked at while the first step runs.
+        config: Device of the image model, and folder of its cached results.
+        samples: Held-out samples.
+        image_model: First step.
+        cancel: Can cancel the run of the first step.
     """
 
     def __init__(
@@ -446,38 +490,46 @@ class _Validator:
         cancel: CancelToken | None,
     ) -> None:
         self._samples = samples
-        self._hq = _enlarge(config, samples, image_model, cancel)
-        frozen: list[float] = []
+        self._hq = _run_image_model(config, samples, image_model, cancel)
+        values: list[float] = []
         for index in range(len(self._hq)):
-            frozen.append(self._psnr(index, torch.from_numpy(self._hq[index] / 255)))
-        self._frozen = self._mean(frozen)
+            hq = torch.from_numpy(self._hq[index] / 255)
+            values.append(self._psnr(index, hq))
+        self._frozen_psnr = self._mean_over_videos(values)
 
     @torch.inference_mode()
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """Score a network on the held-out videos.
 
         Returns:
-            mean Y-PSNR over videos, dB: `psnr_y`, that of the image model alone, and the gain.
+            Mean Y-PSNR over videos, dB: `psnr_y` of the network, `psnr_y/frozen` of the image
+            model, and their difference, `gain`.
         """
         assert isinstance(network, TwoStepRestorer)
         device = next(network.parameters()).device
         values: list[float] = []
         for index in range(len(self._hq)):
-            batch = _load(self._samples, self._hq, [index])
-            hq, left, right = (batch[name].to(device) for name in ("hq", "left", "right"))
+            batch = _load_batch(self._samples, self._hq, [index])
+            hq = batch["hq"].to(device)
+            left = batch["left"].to(device)
+            right = batch["right"].to(device)
             with use_backend(network, "auto"):
                 sr = network.restore(hq, left, right)
             values.append(self._psnr(index, sr[0].cpu()))
-        value = self._mean(values)
-        return {"psnr_y": value, "psnr_y/frozen": self._frozen, "gain": value - self._frozen}
+        value = self._mean_over_videos(values)
+        return {
+            "psnr_y": value,
+            "psnr_y/frozen": self._frozen_psnr,
+            "gain": value - self._frozen_psnr,
+        }
 
     def _psnr(self, index: int, sr: Tensor) -> float:
-        gt = torch.from_numpy(self._samples.sample(index)[1]).float() / 255
-        return psnr(sr, gt).item()
+        _, gt = self._samples.sample(index)
+        return psnr(sr, torch.from_numpy(gt).float() / 255).item()
 
-    def _mean(self, values: list[float]) -> float:
+    def _mean_over_videos(self, values: list[float]) -> float:
         """Average over the frames of each video, then over videos."""
-        videos: dict[str, list[float]] = {}
+        values_by_video: dict[str, list[float]] = {}
         for name, value in zip(self._samples.names, values, strict=True):
-            videos.setdefault(name, []).append(value)
-        return fmean(map(fmean, videos.values()))
+            values_by_video.setdefault(name, []).append(value)
+        return fmean(map(fmean, values_by_video.values()))

@@ -1,17 +1,18 @@
-"""Samples for two-step: crops of three frames, split by video, and what the frozen image model makes of them.
+"""Samples for two-step: crops of three frames, split by video, and the image model's results.
 
-clip ─ its first 25 frames ─ 23 triplets ─ a crop of each ─┬ lq (3, 3, p, p): the frame between its two neighbors
-                                                           └ gt (3, sp, sp): of the frame
-lq of the frame ─ frozen image model, once ─ hq (3, sp, sp), kept in a memory-mapped file
+clip ─ its first 25 frames ─ 23 triplets ─ a crop of each ─┬ lq (3, 3, p, p): frame and neighbors
+                                                           └ gt (3, sp, sp): target of the frame
+lq of the frame ─ frozen image model, once ─ hq (3, sp, sp), cached in a memory-mapped file
 
-Source: two-step video super-resolution, Sec. IV-A: 25 consecutive frames of a video, 8:1:1 by video.
+Source: two-step video super-resolution, Sec. IV-A: 25 consecutive frames of a video, split 8:1:1 by
+video.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -45,7 +46,8 @@ __all__ = [
     "usable_clips",
 ]
 
-_FROZEN_BATCH = 16  # crops that the image model enlarges at once
+_IMAGE_MODEL_BATCH = 16
+"""Crops per call of the image model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ class TripletSettings:
 
 
 class VideoSplit(NamedTuple):
-    """Clips by what they are for; no video is in two parts."""
+    """Clips for training, validation and test; all clips of a video are in the same part."""
 
     training: list[CachedClip]
     validation: list[CachedClip]
@@ -79,28 +81,35 @@ class VideoSplit(NamedTuple):
 
 
 def split_videos(clips: Sequence[CachedClip]) -> VideoSplit:
-    """Split clips 8:1:1 by the names of their videos: the same names give the same parts, in whatever order.
+    """Split clips 8:1:1 by the names of their videos, independently of their order.
 
     Raises:
-        InputError: fewer than three videos.
+        InputError: There are fewer than three videos.
     """
-    names = sorted(
-        {clip.name for clip in clips}, key=lambda name: hashlib.sha256(name.encode()).digest()
-    )
+    # The order of the hashes is random, but the same in every run.
+    names = sorted({clip.name for clip in clips}, key=_hash_name)
     if len(names) < 3:
         raise InputError(
-            f"{len(names)} videos are too few: one part is trained on, two are held out; give 3 or more"
+            f"{len(names)} videos are too few: training, validation and test need at least one "
+            "each; give 3 or more"
         )
-    held = max(1, round(len(names) / 10))
-
-    def clips_of(part: Sequence[str]) -> list[CachedClip]:
-        return [clip for clip in clips if clip.name in part]
-
+    num_held_out = max(1, round(len(names) / 10))
+    validation_names = names[:num_held_out]
+    test_names = names[num_held_out : 2 * num_held_out]
+    training_names = names[2 * num_held_out :]
     return VideoSplit(
-        training=clips_of(names[2 * held :]),
-        validation=clips_of(names[:held]),
-        test=clips_of(names[held : 2 * held]),
+        training=_clips_named(training_names, clips),
+        validation=_clips_named(validation_names, clips),
+        test=_clips_named(test_names, clips),
     )
+
+
+def _hash_name(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _clips_named(names: Collection[str], clips: Sequence[CachedClip]) -> list[CachedClip]:
+    return [clip for clip in clips if clip.name in names]
 
 
 class Samples(Protocol):
@@ -108,30 +117,35 @@ class Samples(Protocol):
 
     @property
     def size_px(self) -> int:
-        """Side of a crop, lq pixels."""
+        """Side of a low-quality crop, pixels."""
         ...
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Cut one out: lq (3, 3, p, p) of consecutive frames, and gt (3, sp, sp) of the middle one."""
+        """Cut out a crop.
+
+        Returns:
+            lq of three consecutive frames, (3, 3, p, p), and gt of the middle one, (3, sp, sp).
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Tell all that the crops depend on, in what JSON can hold."""
+        """Return everything that the crops depend on, as JSON data."""
         ...
 
 
 class TrainingCrops:
-    """A random crop of every triplet of every video, drawn once and for all.
+    """Random crops of all triplets of frames, the same in every epoch.
 
     Args:
-        clips: to train on; those with fewer than three frames, or smaller than the crop, are left out.
-        scale: factor between lq and gt.
-        settings: of the crops.
+        clips: Clips to train on; those with fewer than three frames, or smaller than the crop, are
+            not used.
+        scale: Factor between lq and gt.
+        settings: Number and size of the crops.
 
     Raises:
-        InputError: no clip is left.
+        InputError: No clip can be used.
     """
 
     def __init__(self, clips: Sequence[CachedClip], scale: int, settings: TripletSettings) -> None:
@@ -139,48 +153,48 @@ class TrainingCrops:
         self._settings = settings
         self._crops = CropSettings(batch=1, frames=3, patch_px=settings.patch_px)
         self._clips = usable_clips(clips, settings.patch_px)
-        last = settings.frames_per_video
-        self._places = [
-            (clip, start)
-            for clip in self._clips
-            for start in range(min(len(clip.gt), last) - 2)
-            for _ in range(settings.crops_per_triplet)
-        ]
+        # Clip and index of the first frame of the triplet, of every sample.
+        self._triplets: list[tuple[CachedClip, int]] = []
+        for clip in self._clips:
+            num_frames = min(len(clip.gt), settings.frames_per_video)
+            for start in range(num_frames - 2):
+                self._triplets += [(clip, start)] * settings.crops_per_triplet
 
     @property
     def size_px(self) -> int:
-        """Side of a crop, lq pixels."""
+        """Side of a low-quality crop, pixels."""
         return self._settings.patch_px
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._triplets)
 
     def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """See `Samples`; the index is also that of the draw."""
-        clip, start = self._places[index]
+        """Cut out a crop; see `Samples`. The index also determines the random draw."""
+        clip, start = self._triplets[index]
         frames = slice(start, start + 3)
         triplet = CachedClip(clip.name, clip.gt[frames], tuple(lq[frames] for lq in clip.lqs))
-        lq, gt = Crops([triplet], self._scale, self._crops, self._settings.seed).sample(index)
+        crops = Crops([triplet], self._scale, self._crops, self._settings.seed)
+        lq, gt = crops.sample(index)
         return lq, gt[1]
 
     def describe(self) -> dict[str, Any]:
-        """See `Samples`."""
-        return {"kind": "training", "scale": self._scale, **asdict(self._settings)} | _identity(
-            self._clips
-        )
+        """Return everything that the crops depend on; see `Samples`."""
+        settings = {"kind": "training", "scale": self._scale, **asdict(self._settings)}
+        return settings | _identity(self._clips)
 
 
 class HeldOutCrops:
-    """The middle of held-out videos, as it is: for scores.
+    """The central region of held-out videos, without augmentation, for scores.
 
     Args:
-        clips: held out; those with fewer than three frames, or smaller than the crop, are left out.
-        scale: factor between lq and gt.
-        size_px: side of the crop, lq pixels.
-        frames: restored frames of each video, from the first that has a neighbor on.
+        clips: Held-out clips; those with fewer than three frames, or smaller than the crop, are
+            not used.
+        scale: Factor between lq and gt.
+        size_px: Side of the low-quality crop.
+        frames: Maximum number of restored frames of each video, starting with its second frame.
 
     Raises:
-        InputError: no clip is left.
+        InputError: No clip can be used.
     """
 
     def __init__(
@@ -189,64 +203,79 @@ class HeldOutCrops:
         self._scale = scale
         self.size_px = size_px
         self._clips = usable_clips(clips, size_px)
-        self._places = [
-            (clip, t) for clip in self._clips for t in range(min(len(clip.gt) - 2, frames))
-        ]
+        # Clip and index of the first frame of the triplet, of every sample.
+        self._triplets: list[tuple[CachedClip, int]] = []
+        for clip in self._clips:
+            num_triplets = min(len(clip.gt) - 2, frames)
+            self._triplets += [(clip, start) for start in range(num_triplets)]
 
     @property
     def names(self) -> list[str]:
         """Name of the video of every sample."""
-        return [clip.name for clip, _ in self._places]
+        return [clip.name for clip, _ in self._triplets]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._triplets)
 
     def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """See `Samples`."""
-        clip, start = self._places[index]
+        """Cut out a crop; see `Samples`."""
+        clip, start = self._triplets[index]
         lq = clip.lqs[0]
         size = self.size_px
-        s = self._scale
-        top, left = ((n - size) // 2 for n in lq.shape[-2:])
-        gt = clip.gt[start + 1, :, top * s : (top + size) * s, left * s : (left + size) * s]
-        return np.array(lq[start : start + 3, :, top : top + size, left : left + size]), np.array(
-            gt
-        )
+        scale = self._scale
+        height, width = lq.shape[-2:]
+        top = (height - size) // 2
+        left = (width - size) // 2
+        lq_crop = lq[start : start + 3, :, top : top + size, left : left + size]
+        rows = slice(top * scale, (top + size) * scale)
+        columns = slice(left * scale, (left + size) * scale)
+        gt_crop = clip.gt[start + 1, :, rows, columns]
+        return np.array(lq_crop), np.array(gt_crop)
 
     def describe(self) -> dict[str, Any]:
-        """See `Samples`."""
-        places = {
+        """Return everything that the crops depend on; see `Samples`."""
+        settings = {
             "kind": "held out",
             "scale": self._scale,
             "size_px": self.size_px,
             "samples": len(self),
         }
-        return places | _identity(self._clips)
+        return settings | _identity(self._clips)
 
 
 def usable_clips(clips: Sequence[CachedClip], size_px: int) -> list[CachedClip]:
-    """Take the clips of three frames and more that are at least as large as a crop, `size_px` at low quality.
+    """Return the clips with three frames or more that are not smaller than a low-quality crop.
+
+    Args:
+        clips: Clips to choose from.
+        size_px: Side of the low-quality crop.
 
     Raises:
-        InputError: there is none.
+        InputError: There is none.
     """
-    found = [clip for clip in clips if len(clip.gt) >= 3 and min(clip.lqs[0].shape[-2:]) >= size_px]
-    if not found:
+    usable: list[CachedClip] = []
+    for clip in clips:
+        min_side_px = min(clip.lqs[0].shape[-2:])
+        if len(clip.gt) >= 3 and min_side_px >= size_px:
+            usable.append(clip)
+    if not usable:
         names = ", ".join(clip.name for clip in clips[:3])
         raise InputError(
-            f"none of {len(clips)} clips ({names}, …) has three frames of {size_px} px on both sides at low quality; "
-            "give larger ones, or lower crops.patch_px and score_px"
+            f"none of {len(clips)} clips ({names}, …) has three frames of {size_px} px on both "
+            "sides at low quality; give larger ones, or lower crops.patch_px and score_px"
         )
-    return found
+    return usable
 
 
 def _identity(clips: Sequence[CachedClip]) -> dict[str, Any]:
-    """Tell clips by their names, shapes and three frames of each degraded version."""
+    """Return the number of clips and a hash of their names, shapes and pixels."""
     digest = hashlib.sha256()
     for clip in clips:
         digest.update(f"{clip.name} {clip.gt.shape}".encode())
         for lq in clip.lqs:
-            digest.update(np.ascontiguousarray(lq[[0, len(lq) // 2, -1]]).tobytes())
+            # Three frames identify a clip; hashing all of them would read the whole cache.
+            examples = lq[[0, len(lq) // 2, -1]]
+            digest.update(np.ascontiguousarray(examples).tobytes())
     return {"videos": len(clips), "content": digest.hexdigest()}
 
 
@@ -258,18 +287,20 @@ def frozen_outputs(
     device: str = "cpu",
     cancel: CancelToken | None = None,
 ) -> NDArray[np.uint8]:
-    """Let the image model enlarge the middle frame of every sample, once; what is there already is only opened.
+    """Upscale the middle frame of every sample with the image model, or open cached results.
+
+    An interrupted computation resumes where it stopped.
 
     Args:
-        samples: crops.
-        model: frozen.
-        folder: of the files, which several runs can share; their names come from all that the model and the crops
-            depend on.
-        device: where the model runs.
-        cancel: stops after the batch that it is at.
+        samples: Crops.
+        model: Frozen image model.
+        folder: Folder of the cache, which several runs can share: the name of a file is a hash of
+            everything that the model and the crops depend on.
+        device: Device that the model runs on.
+        cancel: Stops the computation after the current batch.
 
     Returns:
-        (N, 3, sp, sp) uint8, memory-mapped. A run that was stopped goes on where it was.
+        (N, 3, sp, sp) uint8, memory-mapped.
 
     Raises:
         Cancelled: `cancel` was cancelled.
@@ -277,55 +308,76 @@ def frozen_outputs(
     identity = json.dumps(
         {"model": fingerprint(model), "samples": samples.describe()}, sort_keys=True
     )
-    path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    path = folder / f"{digest[:16]}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(path.with_suffix(".lock")):
         try:
             return np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError):  # not there yet, or damaged
-            _compute(samples, model, path, device, cancel or CancelToken())
+        except (OSError, ValueError, EOFError):
+            # The file does not exist yet, or is damaged.
+            _compute_outputs(samples, model, path, device, cancel or CancelToken())
     return np.load(path, mmap_mode="r")
 
 
-def _compute(
+def _compute_outputs(
     samples: Samples, model: OpenedModel, path: Path, device: str, cancel: CancelToken
 ) -> None:
+    """Upscale all samples into a partial file, and rename it when it is complete."""
     part = path.with_suffix(".part")
-    count = path.with_suffix(".count")
-    done = _read_count(count) if part.is_file() else 0
-    side = samples.size_px * model.spec.scale
-    shape = (len(samples), 3, side, side)
-    out = open_memmap(
-        part, mode="r+" if done else "w+", dtype=np.uint8, shape=None if done else shape
-    )
+    # Number of finished samples in the partial file.
+    count_file = path.with_suffix(".count")
+    num_done = _read_count(count_file) if part.is_file() else 0
+    if num_done:
+        out = open_memmap(part, mode="r+", dtype=np.uint8)
+    else:
+        side = samples.size_px * model.spec.scale
+        out = open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(samples), 3, side, side))
+
     network = prepare_for_inference(model.network.to(device))
-    for start in range(done, len(samples), _FROZEN_BATCH):
-        stop = min(start + _FROZEN_BATCH, len(samples))
-        lq = np.stack([samples.sample(index)[0][1] for index in range(start, stop)])
-        hq = enlarge(model, torch.from_numpy(lq).to(device).float() / 255)
+    for start in range(num_done, len(samples), _IMAGE_MODEL_BATCH):
+        stop = min(start + _IMAGE_MODEL_BATCH, len(samples))
+        frames: list[NDArray[np.uint8]] = []
+        for index in range(start, stop):
+            lq_triplet, _ = samples.sample(index)
+            frames.append(lq_triplet[1])
+        lq = torch.from_numpy(np.stack(frames)).to(device).float() / 255
+        hq = enlarge(model, lq)
         out[start:stop] = to_uint8(hq).cpu().numpy()
+        # The count must not be ahead of the pixels on the disk.
         out.flush()
-        count.write_text(str(stop))
+        count_file.write_text(str(stop))
         cancel.raise_if_cancelled()
     reference_form(network.cpu())
     part.replace(path)
-    count.unlink(missing_ok=True)
+    count_file.unlink(missing_ok=True)
 
 
 @torch.inference_mode()
 def enlarge(model: OpenedModel, lq: Tensor) -> Tensor:
-    """Enlarge images of any size, each by itself: (B, 3, H, W) → (B, 3, sH, sW), clipped to [0, 1]."""
+    """Upscale single images of any size with an image model.
+
+    Args:
+        model: Image model.
+        lq: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B, 3, sH, sW), clipped to [0, 1].
+    """
     contract = model.spec.contract
     height, width = lq.shape[-2:]
-    below = round_up(max(height, contract.min_size_px), contract.size_multiple) - height
+    bottom = round_up(max(height, contract.min_size_px), contract.size_multiple) - height
     right = round_up(max(width, contract.min_size_px), contract.size_multiple) - width
-    padded = functional.pad(lq, (0, right, 0, below), mode="replicate") if below or right else lq
-    sr = model.network(padded[:, None])[:, 0]
+    if bottom or right:
+        lq = functional.pad(lq, (0, right, 0, bottom), mode="replicate")
+    # An image model takes clips: (B, 1, 3, H, W).
+    sr = model.network(lq[:, None])[:, 0]
     return sr[..., : contract.scale * height, : contract.scale * width].clamp(0, 1)
 
 
 def _read_count(path: Path) -> int:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # the run was stopped before, or while it was written
+    except (OSError, ValueError):
+        # The run stopped before the count was written, or while it was written.
         return 0
