@@ -75,7 +75,8 @@ def end_point_error(flow: Tensor, gt: Tensor, *, weight: Tensor | None = None) -
     distance = (squared_distance + 1e-12).sqrt()
     if weight is None:
         return distance.mean()
-    return (distance * weight).sum() / weight.sum().clamp_min(1e-12)
+    total_weight = weight.sum().clamp_min(1e-12)
+    return (distance * weight).sum() / total_weight
 
 
 def structural_similarity(sr: Tensor, gt: Tensor) -> Tensor:
@@ -127,11 +128,19 @@ def l1_and_ssim(sr: Tensor, gt: Tensor, *, alpha: float) -> Tensor:
 
     Source: two-step video super-resolution, Eq. 8.
     """
+    absolute_error = l1(sr, gt)
+    dissimilarity = 1 - structural_similarity(sr, gt)
     # Eq. 8.
-    return alpha * l1(sr, gt) + (1 - alpha) * (1 - structural_similarity(sr, gt))
+    return alpha * absolute_error + (1 - alpha) * dissimilarity
 
 
-def encoder_distance(left: Tensor, middle: Tensor, right: Tensor, *, alpha: float) -> Tensor:
+def encoder_distance(
+    left: Tensor,
+    middle: Tensor,
+    right: Tensor,
+    *,
+    alpha: float,
+) -> Tensor:
     """Compute the distance of the features of a frame from those of its two neighbors.
 
     Args:
@@ -145,7 +154,9 @@ def encoder_distance(left: Tensor, middle: Tensor, right: Tensor, *, alpha: floa
 
     Source: two-step video super-resolution, the terms that Eq. 11 adds to the MAE of the result.
     """
-    return alpha * l1(right, middle) + (0.1 - alpha) * l1(middle, left)
+    right_distance = l1(right, middle)
+    left_distance = l1(middle, left)
+    return alpha * right_distance + (0.1 - alpha) * left_distance
 
 
 def luma(x: Tensor) -> Tensor:

@@ -35,16 +35,24 @@ def relative_position_bias(table: Tensor, window: Sequence[int], size: Sequence[
     axes = range(1, len(window) + 1)
     table_shape = [2 * side - 1 for side in window]
     # (heads, 2·w₁ − 1, 2·w₂ − 1, …), with distances descending along each axis.
-    bias = table.T.reshape(heads, *table_shape).flip(list(axes))
+    bias = table.T.reshape(heads, *table_shape)
+    bias = bias.flip(list(axes))
     for axis, max_side, side in zip(axes, window, size, strict=True):
         distances = bias.narrow(axis, max_side - side, 2 * side - 1)
         # Entry [i, j] is that of the distance side - 1 - i - j: of query side - 1 - i and key j.
         bias = distances.unfold(axis, side, 1)
     # (heads, *queries, *keys); undo the reversed order of the queries.
-    return bias.flip(list(axes)).reshape(heads, prod(size), prod(size))
+    bias = bias.flip(list(axes))
+    num_tokens = prod(size)
+    return bias.reshape(heads, num_tokens, num_tokens)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+) -> Tensor:
     """Attend from every query to the keys of its window (Eq. 4).
 
     Args:
@@ -71,7 +79,12 @@ class WindowAttention(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, window: Sequence[int], *, qkv_bias: bool = True
+        self,
+        channels: int,
+        heads: int,
+        window: Sequence[int],
+        *,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -94,9 +107,10 @@ class WindowAttention(nn.Module):
             (n, N, C).
         """
         bias = relative_position_bias(self.relative_position_bias_table, self.window, size)
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         # (n, N, 3, heads, d) → (3, n, heads, N, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        qkv = qkv.permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
         return self.proj(attend(q, k, v, bias))
 
 

@@ -76,7 +76,13 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         act: Activation = "none",
         bias: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_px, padding=kernel_px // 2, bias=bias)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_px,
+            padding=kernel_px // 2,
+            bias=bias,
+        )
         self.act: Activation = act
 
     def extra_repr(self) -> str:
@@ -124,11 +130,24 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         bias: Tensor | None,
     ) -> Tensor:
         """Convolve the concatenation of `inputs`: the first one, then add the others in place."""
-        first_weight, *other_weights = torch.split(weight, [x.shape[1] for x in inputs], 1)
+        in_channels = [x.shape[1] for x in inputs]
+        first_weight, *other_weights = torch.split(weight, in_channels, 1)
         if not other_weights:
-            return _onednn_conv(inputs[0], first_weight, bias, self._padding_px, self.act)
+            return _onednn_conv(
+                inputs[0],
+                first_weight,
+                bias,
+                self._padding_px,
+                self.act,
+            )
 
-        y = _onednn_conv(inputs[0], first_weight, bias, self._padding_px, "none")
+        y = _onednn_conv(
+            inputs[0],
+            first_weight,
+            bias,
+            self._padding_px,
+            "none",
+        )
         for x, other_weight in zip(inputs[1:], other_weights, strict=True):
             y = _onednn_conv_add_(y, x, other_weight, self._padding_px)
         # The activation applies to the sum, so oneDNN cannot fuse it into the first pass.
@@ -146,7 +165,13 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         def finish(y: Tensor, region: Region) -> None:
             _activate(y, self.act)
 
-        return _convolve_columns(inputs, weight, bias, finish, cache)
+        return _convolve_columns(
+            inputs,
+            weight,
+            bias,
+            finish,
+            cache,
+        )
 
 
 class ConvAct(_FusedConv):
@@ -202,11 +227,29 @@ class ConvAdd(_FusedConv):
             return super().forward(x) + other
         if not self._can_fuse(x, other) or not _same_layout(x, other):
             return super().forward(x).add_(other)
-        return without_gradient(self._fused, x, other, self.weight, self.bias)
+        return without_gradient(
+            self._fused,
+            x,
+            other,
+            self.weight,
+            self.bias,
+        )
 
-    def _fused(self, x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _fused(
+        self,
+        x: Tensor,
+        other: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
         if not self._prefers_winograd([x]):
-            return _onednn_conv_add(x, other, weight, bias, self._padding_px)
+            return _onednn_conv_add(
+                x,
+                other,
+                weight,
+                bias,
+                self._padding_px,
+            )
 
         def finish(y: Tensor, region: Region) -> None:
             y.add_(other[region])
@@ -277,7 +320,13 @@ class UpsampleConv(_FusedConv):
         flipped = functional.pad(weight.flip(2, 3), (1, 1, 1, 1))
         # Weights of 2×2 equal pixels, summed: (C', C, 4, 4).
         summed = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)
-        y = functional.conv_transpose2d(x, summed.transpose(0, 1), bias, stride=2, padding=1)
+        y = functional.conv_transpose2d(
+            x,
+            summed.transpose(0, 1),
+            bias,
+            stride=2,
+            padding=1,
+        )
         return _activate(y, self.act)
 
 
@@ -321,11 +370,22 @@ def _convolve_columns(
     )
 
 
-def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
+def _convolve_rows(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    total: Tensor | None,
+) -> Tensor:
     """Convolve along the rows, padded by a pixel at both ends; add to a total if there is one."""
     padding_px = [0, 1]
     if total is None:
-        return _onednn_conv(x, weight, bias, padding_px, "none")
+        return _onednn_conv(
+            x,
+            weight,
+            bias,
+            padding_px,
+            "none",
+        )
     return _onednn_conv_add_(total, x, weight, padding_px)
 
 
@@ -354,7 +414,16 @@ def _onednn_conv(
         act_name = act
         act_scalars = []
     conv = _operators()._convolution_pointwise
-    return conv(x, weight, bias, padding_px, *_GEOMETRY, act_name, act_scalars, None)
+    return conv(
+        x,
+        weight,
+        bias,
+        padding_px,
+        *_GEOMETRY,
+        act_name,
+        act_scalars,
+        None,
+    )
 
 
 def _onednn_conv_add(
@@ -366,10 +435,31 @@ def _onednn_conv_add(
 ) -> Tensor:
     """Compute `conv(x) + other`."""
     conv_add = _operators()._convolution_pointwise.binary
-    return conv_add(x, other, weight, bias, padding_px, *_GEOMETRY, *_ADD)
+    return conv_add(
+        x,
+        other,
+        weight,
+        bias,
+        padding_px,
+        *_GEOMETRY,
+        *_ADD,
+    )
 
 
-def _onednn_conv_add_(total: Tensor, x: Tensor, weight: Tensor, padding_px: list[int]) -> Tensor:
+def _onednn_conv_add_(
+    total: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding_px: list[int],
+) -> Tensor:
     """Add `conv(x)` to `total` in place, and return it."""
     conv_add_ = _operators()._convolution_pointwise_.binary
-    return conv_add_(total, x, weight, None, padding_px, *_GEOMETRY, *_ADD)
+    return conv_add_(
+        total,
+        x,
+        weight,
+        None,
+        padding_px,
+        *_GEOMETRY,
+        *_ADD,
+    )

@@ -133,7 +133,13 @@ class SecondOrderAlign(nn.Module):
         assert isinstance(last, nn.Conv2d)
         _reset_parameters(self.weight, self.bias, last)
 
-    def forward(self, x: Tensor, guide: Tensor, flow_1: Tensor, flow_2: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        guide: Tensor,
+        flow_1: Tensor,
+        flow_2: Tensor,
+    ) -> Tensor:
         """Align two steps.
 
         Args:

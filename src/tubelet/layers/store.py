@@ -84,7 +84,8 @@ class FeatureStore:
 
     def get(self, frame: Key) -> list[Tensor]:
         """Return the features of `frame` (an empty list if there are none) and keep them."""
-        return [self._load(entry) for entry in self._entries.get(frame, [])]
+        entries = self._entries.get(frame, [])
+        return [self._load(entry) for entry in entries]
 
     def pop(self, frame: Key) -> list[Tensor]:
         """Return the features of `frame` and remove them."""
@@ -226,7 +227,13 @@ class _SpillFile:
             raise ResourceError(
                 f"cannot write {num_bytes} bytes of features to a temporary file: {error}"
             ) from error
-        return _Slot(offset, num_bytes, feat.shape, feat.stride(), feat.dtype)
+        return _Slot(
+            offset,
+            num_bytes,
+            feat.shape,
+            feat.stride(),
+            feat.dtype,
+        )
 
     def read(self, slot: _Slot) -> Tensor:
         """Read the tensor of a slot."""
@@ -260,5 +267,7 @@ def _is_dense(feat: Tensor) -> bool:
 
 def _bytes_of(feat: Tensor) -> memoryview:
     """View a dense tensor as its bytes, in memory order."""
-    flat = feat.detach().as_strided((feat.numel(),), (1,))
+    size = (feat.numel(),)
+    stride = (1,)
+    flat = feat.detach().as_strided(size, stride)
     return memoryview(cast(Any, flat.view(torch.uint8).numpy()))

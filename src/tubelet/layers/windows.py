@@ -93,7 +93,10 @@ def split_windows(block: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         (n, N, C), windows and tokens in the order of the grid, N = ∏ size.
     """
-    return _view_as_windows(block, size).reshape(-1, prod(size), block.shape[-1])
+    # (B, *counts, *size, C)
+    view = _view_as_windows(block, size)
+    channels = block.shape[-1]
+    return view.reshape(-1, prod(size), channels)
 
 
 def join_windows(windows: Tensor, size: Sequence[int], block: Tensor) -> None:
@@ -118,7 +121,10 @@ def _view_as_windows(block: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def window_blocks(
-    x: Tensor, window: Sequence[int], shift: Sequence[int], backend: Backend
+    x: Tensor,
+    window: Sequence[int],
+    shift: Sequence[int],
+    backend: Backend,
 ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
     """Iterate over the windows of an image or clip, block by block.
 

@@ -99,7 +99,9 @@ def convolve_columns(
     out_channels = len(weight)
     in_channels = [x.shape[1] for x in inputs]
     kernels = _transform_weight(weight, in_channels)
-    y = inputs[0].new_empty(batch, height, width, out_channels).movedim(3, 1)
+    # Channels last: (B, H, W, C') → (B, C', H, W).
+    y = inputs[0].new_empty(batch, height, width, out_channels)
+    y = y.movedim(3, 1)
 
     max_channels = max(out_channels, *in_channels)
     strip_lines = _count_strip_lines(width, max_channels, y.element_size())
@@ -107,9 +109,22 @@ def convolve_columns(
         bottom = min(top + strip_lines, height)
         transformed: list[TransformedInput] = []
         for i in range(len(inputs)):
-            transformed.append(_transform(inputs, i, image, top, bottom, cache))
+            transformed.append(
+                _transform(
+                    inputs,
+                    i,
+                    image,
+                    top,
+                    bottom,
+                    cache,
+                )
+            )
 
-        region = (slice(image, image + 1), slice(None), slice(top, bottom))
+        region = (
+            slice(image, image + 1),
+            slice(None),
+            slice(top, bottom),
+        )
         m = _multiply(transformed, kernels, bias, convolve_rows)
         _output_transform(m, y[region])
         # Freed before `finish`, which may allocate.
@@ -216,8 +231,8 @@ def _multiply(
     for i, transforms in enumerate(transformed):
         for p, t in transforms:
             # m₁ is in each line of y once: with the bias in it, each line gets the bias once.
-            adds_bias = p == 1 and i == 0
-            m[p] = convolve_rows(t, kernels[p][i], bias if adds_bias else None, m.get(p))
+            sum_bias = bias if p == 1 and i == 0 else None
+            m[p] = convolve_rows(t, kernels[p][i], sum_bias, m.get(p))
     return [m[p] for p in range(len(_G))]
 
 

@@ -51,7 +51,13 @@ def _crop(x: Tensor, border: int) -> Tensor:
     return x[..., border : height - border, border : width - border]
 
 
-def psnr(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> Tensor:
+def psnr(
+    sr: Tensor,
+    gt: Tensor,
+    *,
+    channel: Channel = "y",
+    border: int = 0,
+) -> Tensor:
     """Compute the peak signal-to-noise ratio; higher is better, infinite for equal images.
 
     Args:
@@ -70,12 +76,20 @@ def psnr(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> 
     Source: docs/protocols.md; the convention of BasicSR and KAIR.
     """
     _check(sr, gt, border)
-    error = _crop(to_channel(sr, channel), border) - _crop(to_channel(gt, channel), border)
+    sr_values = _crop(to_channel(sr, channel), border)
+    gt_values = _crop(to_channel(gt, channel), border)
+    error = sr_values - gt_values
     mse = error.square().mean((-3, -2, -1))
     return 10 * torch.log10(255.0**2 / mse)
 
 
-def ssim(sr: Tensor, gt: Tensor, *, channel: Channel = "y", border: int = 0) -> Tensor:
+def ssim(
+    sr: Tensor,
+    gt: Tensor,
+    *,
+    channel: Channel = "y",
+    border: int = 0,
+) -> Tensor:
     """Compute the structural similarity; higher is better, 1 for equal images.
 
     The window is a Gaussian of 11×11 pixels with σ 1.5; only windows within the image count.

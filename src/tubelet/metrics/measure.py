@@ -72,7 +72,12 @@ class Meter(Protocol):
         ...
 
 
-def _fidelity(name: str, summary: str, unit: str, high: float) -> MetricInfo:
+def _fidelity(
+    name: str,
+    summary: str,
+    unit: str,
+    high: float,
+) -> MetricInfo:
     return MetricInfo(
         name=name,
         summary=summary,
@@ -271,7 +276,12 @@ def _find_device(device: str | torch.device) -> torch.device:
         raise ResourceError(f"device {str(device)!r} cannot be used: {reason}") from error
 
 
-def _build(info: MetricInfo, border: int, weights: Path | None, device: torch.device) -> Meter:
+def _build(
+    info: MetricInfo,
+    border: int,
+    weights: Path | None,
+    device: torch.device,
+) -> Meter:
     """Build the meter; the packages that a metric needs are imported only here."""
     family, _, variant = info.name.partition("-")
     if family in ("psnr", "ssim"):
@@ -293,7 +303,12 @@ def _build(info: MetricInfo, border: int, weights: Path | None, device: torch.de
     return temporal_meter(info.name, border=border, device=device)
 
 
-def _fidelity_meter(info: MetricInfo, channel: Channel, border: int, device: torch.device) -> Meter:
+def _fidelity_meter(
+    info: MetricInfo,
+    channel: Channel,
+    border: int,
+    device: torch.device,
+) -> Meter:
     metric = psnr if info.name.startswith("psnr") else ssim
 
     def score(sr: Tensor, gt: Tensor | None) -> float:

@@ -60,7 +60,13 @@ class Pristine:
     cov: Tensor
 
 
-def niqe_meter(name: str, *, border: int, weights: Path | None, device: torch.device) -> FrameMeter:
+def niqe_meter(
+    name: str,
+    *,
+    border: int,
+    weights: Path | None,
+    device: torch.device,
+) -> FrameMeter:
     """Create the meter of `niqe` or of `niqe-tubelet`.
 
     Args:
@@ -135,7 +141,8 @@ def niqe(x: Tensor, model: Pristine, *, border: int = 0) -> Tensor:
     is_flat = features.isnan().any(1)
     cov = features[~is_flat].T.cov()
     # Distance of the two Gaussians.
-    inverse = cast(Tensor, torch.linalg.pinv((model.cov + cov) / 2, rtol=1e-15))
+    mean_cov = (model.cov + cov) / 2
+    inverse = cast(Tensor, torch.linalg.pinv(mean_cov, rtol=1e-15))
     return (difference @ inverse @ difference).sqrt()
 
 
@@ -169,7 +176,9 @@ def _describe(luma: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Features (N, 36) and sharpness (N,) of N blocks.
     """
-    rows, columns = (side // _BLOCK_PX for side in luma.shape)
+    height, width = luma.shape
+    rows = height // _BLOCK_PX
+    columns = width // _BLOCK_PX
     if not rows * columns:
         return luma.new_empty(0, _FEATURES), luma.new_empty(0)
     luma = luma[: rows * _BLOCK_PX, : columns * _BLOCK_PX]
@@ -192,7 +201,8 @@ def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The normalized image and the local standard deviation, both (H, W).
     """
-    distance_px = torch.arange(_WINDOW_PX, dtype=x.dtype, device=x.device) - _WINDOW_PX // 2
+    position_px = torch.arange(_WINDOW_PX, dtype=x.dtype, device=x.device)
+    distance_px = position_px - _WINDOW_PX // 2
     taps = torch.exp(-distance_px.square() / (2 * _WINDOW_SIGMA_PX**2))
     taps = taps / taps.sum()
 
@@ -228,8 +238,8 @@ def _features(blocks: Tensor) -> Tensor:
         products = blocks * blocks.roll(shift, (1, 2))
         alpha, left, right = _fit_asymmetric(products.flatten(1))
         # Mean of the fitted distribution: the ratio is Γ(2/α) / Γ(1/α).
-        gamma_ratio = (torch.lgamma(2 / alpha) - torch.lgamma(1 / alpha)).exp()
-        mean = (right - left) * gamma_ratio
+        log_ratio = torch.lgamma(2 / alpha) - torch.lgamma(1 / alpha)
+        mean = (right - left) * log_ratio.exp()
         features += [alpha, mean, left, right]
     return torch.stack(features, 1)
 
@@ -249,18 +259,21 @@ def _fit_asymmetric(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The moment of the data that determines the shape.
     ratio = left_deviation / right_deviation
     moment = x.abs().mean(1).square() / square.mean(1)
-    moment = moment * (ratio**3 + 1) * (ratio + 1) / (ratio.square() + 1).square()
+    asymmetry = (ratio.square() + 1).square()
+    moment = moment * (ratio**3 + 1) * (ratio + 1) / asymmetry
 
     # The shape in the table whose moment is nearest.
     shapes, moments = (table.to(x.device) for table in _shape_table())
     above = torch.searchsorted(moments, moment.nan_to_num(0.0).contiguous())
     above = above.clamp(1, len(moments) - 1)
-    below_is_nearer = (moment - moments[above - 1]).abs() <= (moments[above] - moment).abs()
-    nearest = above - below_is_nearer.long()
+    distance_below = (moment - moments[above - 1]).abs()
+    distance_above = (moments[above] - moment).abs()
+    nearest = above - (distance_below <= distance_above).long()
     alpha = shapes[torch.where(moment.isnan(), 0, nearest)]
 
     # sqrt(Γ(1/α) / Γ(3/α)): from the deviation to the scale.
-    scale = ((torch.lgamma(1 / alpha) - torch.lgamma(3 / alpha)) / 2).exp()
+    log_ratio = torch.lgamma(1 / alpha) - torch.lgamma(3 / alpha)
+    scale = (log_ratio / 2).exp()
     return alpha, left_deviation * scale, right_deviation * scale
 
 
@@ -277,5 +290,6 @@ def _shape_table() -> tuple[Tensor, Tensor]:
     """
     shapes = torch.from_numpy(np.arange(0.2, 10.001, 0.001))
     inverse = 1 / shapes
-    log_moments = 2 * torch.lgamma(2 * inverse) - torch.lgamma(inverse) - torch.lgamma(3 * inverse)
+    log_moments = 2 * torch.lgamma(2 * inverse)
+    log_moments = log_moments - torch.lgamma(inverse) - torch.lgamma(3 * inverse)
     return shapes, log_moments.exp()

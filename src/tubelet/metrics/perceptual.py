@@ -155,7 +155,9 @@ def _tlpips(lpips: nn.Module, prepare_frame: Callable[[Tensor], Tensor]) -> Pair
     def score(previous: tuple[Tensor, Tensor], current: tuple[Tensor, Tensor]) -> float:
         previous_sr, previous_gt = previous
         sr, gt = current
-        return abs(lpips(previous_sr, sr).item() - lpips(previous_gt, gt).item())
+        sr_change = lpips(previous_sr, sr).item()
+        gt_change = lpips(previous_gt, gt).item()
+        return abs(sr_change - gt_change)
 
     return PairMeter("tlpips", prepare, score, needs_reference=True)
 
@@ -329,7 +331,8 @@ def load_clip_iqa(weights: Path | None, device: torch.device) -> Callable[[Tenso
     if [tuple(prompts.shape) for prompts in tokens] != [(2, clip.context_length)]:
         raise CheckpointError(f"{tokens_path} does not hold the tokens of two prompts")
     # (2, features): of the good and of the bad prompt.
-    anchors = functional.normalize(clip.encode_text(tokens[0].to(device)), dim=-1)
+    encodings = clip.encode_text(tokens[0].to(device))
+    anchors = functional.normalize(encodings, dim=-1)
     mean = torch.tensor(_CLIP_MEAN, device=device).reshape(1, 3, 1, 1)
     std = torch.tensor(_CLIP_STD, device=device).reshape(1, 3, 1, 1)
 

@@ -101,8 +101,9 @@ def _warp_error(border: int, device: torch.device) -> PairMeter:
     dis: Any = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def estimate_flow(start: _Gray, end: _Gray) -> Tensor:
+        flow = torch.from_numpy(dis.calc(start, end, None))
         # (H, W, 2) → (2, H, W)
-        return torch.from_numpy(dis.calc(start, end, None)).permute(2, 0, 1).to(device)
+        return flow.permute(2, 0, 1).to(device)
 
     def prepare(sr: Tensor, gt: Tensor | None) -> _WarpInput:
         _check_size(sr, border)

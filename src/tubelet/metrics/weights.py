@@ -58,7 +58,13 @@ def find_weights(metric: str, files: Sequence[WeightFile], explicit: Path | None
     return [_cached(metric, file) for file in files]
 
 
-def _explicit(metric: str, file: WeightFile, explicit: Path, *, any_name: bool) -> Path:
+def _explicit(
+    metric: str,
+    file: WeightFile,
+    explicit: Path,
+    *,
+    any_name: bool,
+) -> Path:
     """Find a file at the user's path: the path itself, or the published name in its folder."""
     if explicit.is_file() and (any_name or explicit.name == file.name):
         return explicit

@@ -90,7 +90,14 @@ def deform_conv2d(
     weight = _without_groups(weight, x.shape[1]).to(dtype)
     mask = None if mask is None else mask.to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    out = _DeformConv.apply(x.to(dtype), offset.to(dtype), mask, weight, bias, taps)
+    out = _DeformConv.apply(
+        x.to(dtype),
+        offset.to(dtype),
+        mask,
+        weight,
+        bias,
+        taps,
+    )
     return cast(Tensor, out).to(x.dtype)
 
 
@@ -133,15 +140,30 @@ def guided_deform_conv2d(
     offset = predicted[:, : 2 * num_samples]
     mask = predicted[:, 2 * num_samples :]
 
-    if not _can_run_in_strips(x, predicted, weight, bias, flows):
+    if not _can_run_in_strips(
+        x,
+        predicted,
+        weight,
+        bias,
+        flows,
+    ):
         if max_residue_px is not None:
             offset = max_residue_px * torch.tanh(offset)
         if flows:
             # (dx, dy) → (dy, dx), once for each tap of the groups that the flow moves.
             taps_per_flow = num_samples // len(flows)
-            shifts = [flow.flip(1).repeat(1, taps_per_flow, 1, 1) for flow in flows]
+            shifts: list[Tensor] = []
+            for flow in flows:
+                shifts.append(flow.flip(1).repeat(1, taps_per_flow, 1, 1))
             offset = offset + torch.cat(shifts, 1)
-        return deform_conv2d(x, offset, weight, bias, mask=torch.sigmoid(mask), padding=padding)
+        return deform_conv2d(
+            x,
+            offset,
+            weight,
+            bias,
+            mask=torch.sigmoid(mask),
+            padding=padding,
+        )
 
     taps = _make_taps(
         x,
@@ -207,17 +229,32 @@ class _GuideReader:
             self.scratch = torch.empty_like(source)
         activated = self.scratch[: len(source)]
 
-        num_samples = source.shape[1] // 3
-        source_offset = source[:, : 2 * num_samples]
-        mask = torch.sigmoid(source[:, 2 * num_samples :], out=activated[:, 2 * num_samples :])
+        # 2·G·K offsets, then G·K factors.
+        num_offsets = 2 * (source.shape[1] // 3)
+        source_offset = source[:, :num_offsets]
+        source_mask = source[:, num_offsets:]
+        mask = torch.sigmoid(source_mask, out=activated[:, num_offsets:])
         if self.max_residue_px is None:
             origin_y, origin_x = self._origins(image, pixels, 0.0)
-            return Strip(source_offset, 1.0, origin_y, origin_x, mask)
+            return Strip(
+                offset=source_offset,
+                gain=1.0,
+                origin_y=origin_y,
+                origin_x=origin_x,
+                mask=mask,
+            )
 
         # r · tanh(a) = 2r · sigmoid(2a) - r, and sigmoid is six times as fast.
-        offset = torch.mul(source_offset, 2, out=activated[:, : 2 * num_samples]).sigmoid_()
+        offset = torch.mul(source_offset, 2, out=activated[:, :num_offsets])
+        offset.sigmoid_()
         origin_y, origin_x = self._origins(image, pixels, -self.max_residue_px)
-        return Strip(offset, 2 * self.max_residue_px, origin_y, origin_x, mask)
+        return Strip(
+            offset=offset,
+            gain=2 * self.max_residue_px,
+            origin_y=origin_y,
+            origin_x=origin_x,
+            mask=mask,
+        )
 
     def _origins(
         self,
@@ -231,7 +268,10 @@ class _GuideReader:
                 return None, None
             origin = self.predicted.new_full((1, 1), shift_px)
             return origin, origin
-        flow_pixels = [flow[image].flatten(1)[:, pixels] for flow in self.flows]
+        flow_pixels: list[Tensor] = []
+        for flow in self.flows:
+            # (2, H', W') → (2, n)
+            flow_pixels.append(flow[image].flatten(1)[:, pixels])
         # (2, n, F), dx then dy
         origins = torch.stack(flow_pixels, 2) + shift_px
         return origins[1], origins[0]
@@ -256,15 +296,30 @@ class _DeformConv(torch.autograd.Function):
             # Triton is not installed everywhere.
             from tubelet.ops.deform_triton import sample_columns
 
+            # (B, O, H'·W') → (B, O, H', W')
             out = weight.flatten(1) @ sample_columns(x, offset, mask, taps)
             out = out.view(len(x), len(weight), *offset.shape[2:])
             return out if bias is None else out.add_(bias[:, None, None])
 
         if _prefers_planes(x, offset, mask, taps):
-            return deform_planes.convolve_planes(x, offset, mask, weight, bias, taps)
+            return deform_planes.convolve_planes(
+                x,
+                offset,
+                mask,
+                weight,
+                bias,
+                taps,
+            )
         out_size = (offset.shape[2], offset.shape[3])
         read = deform_rows.read_offsets(offset, mask)
-        return deform_rows.convolve(x, read, out_size, weight, bias, taps)
+        return deform_rows.convolve(
+            x,
+            read,
+            out_size,
+            weight,
+            bias,
+            taps,
+        )
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
@@ -351,10 +406,13 @@ def deform_conv2d_reference(
             inside = (line >= 0) & (line < height) & (column >= 0) & (column < width)
             # "original" repeats the last pixel; `factor` is zero further out.
             inside = inside | (border == "original")
-            index = (line.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
-            # (B, G, C/G, K·H'·W')
-            index = index.flatten(2).unsqueeze(2).expand(-1, -1, group_channels, -1)
-            value = pixels.gather(3, index).view(batch, offset_groups, -1, num_taps, out_h, out_w)
+            index = line.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+            # (B, G, K·H'·W') → (B, G, C/G, K·H'·W'): the same pixels for all channels.
+            index = index.long().flatten(2).unsqueeze(2)
+            index = index.expand(-1, -1, group_channels, -1)
+            # (B, G, C/G, K, H', W')
+            value = pixels.gather(3, index)
+            value = value.view(batch, offset_groups, -1, num_taps, out_h, out_w)
             share = (line_weight * column_weight * inside * factor).to(x.dtype)
             sampled = sampled + value * share.unsqueeze(2)
 
@@ -410,7 +468,14 @@ def _make_taps(
             f"mask {tuple(mask.shape)} does not fit offset {tuple(offset.shape)}: "
             "it has half as many channels"
         )
-    return Taps(kernel, stride, padding, dilation, groups, border)
+    return Taps(
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        border,
+    )
 
 
 def _has_triton_kernel(x: Tensor) -> bool:
@@ -420,7 +485,12 @@ def _has_triton_kernel(x: Tensor) -> bool:
     return find_spec("triton") is not None
 
 
-def _prefers_planes(x: Tensor, offset: Tensor, mask: Tensor | None, taps: Taps) -> bool:
+def _prefers_planes(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    taps: Taps,
+) -> bool:
     """Return whether sampling planes is possible and faster than gathering rows."""
     if taps.border != "zeros" or x.shape[1] > deform_planes.MAX_CHANNELS * taps.groups:
         return False

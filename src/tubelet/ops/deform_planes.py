@@ -183,15 +183,17 @@ class _Planes:
         moved = offset.view(taps.groups, taps.num, 2, out_h, out_w)
 
         # Positions of the taps before they are moved, in pixels: (K, H') and (K, W').
-        out_y = torch.arange(out_h, dtype=offset.dtype) * taps.stride[0]
-        out_x = torch.arange(out_w, dtype=offset.dtype) * taps.stride[1]
+        stride_y, stride_x = taps.stride
+        out_y = torch.arange(out_h, dtype=offset.dtype) * stride_y
+        out_x = torch.arange(out_w, dtype=offset.dtype) * stride_x
         y = self.lines[:, None] + out_y
         x = self.columns[:, None] + out_x
         # In grid units, which begin at -1: (K, H', W') and (K, 1, W').
         padded_h, padded_w = self.pixels.shape[2:]
         step_y = 2 / (padded_h - 1)
         step_x = 2 / (padded_w - 1)
-        y = y[:, :, None].mul(step_y).sub_(1).expand(-1, -1, out_w)
+        y = y[:, :, None].mul(step_y).sub_(1)
+        y = y.expand(-1, -1, out_w)
         x = x[:, None].mul(step_x).sub_(1)
 
         # x and y of the samples of a strip.
@@ -215,19 +217,24 @@ class _Planes:
                 columns = columns.view(taps.groups, -1, taps.num, stop - start, out_w)
                 factors = mask.view(taps.groups, 1, taps.num, out_h, out_w)
                 columns.mul_(factors[:, :, :, lines])
-            yield slice(start * out_w, stop * out_w), columns.view(-1, (stop - start) * out_w)
+            pixels = slice(start * out_w, stop * out_w)
+            yield pixels, columns.view(-1, (stop - start) * out_w)
 
     def of_tap(self, planes: Tensor, tap: int) -> Tensor:
         """View the planes of a tap: (G·K·n, H', W') → (G, n, H', W')."""
-        return planes.view(self.taps.groups, self.taps.num, -1, *planes.shape[1:])[:, tap]
+        size = planes.shape[1:]
+        by_group_and_tap = planes.view(self.taps.groups, self.taps.num, -1, *size)
+        return by_group_and_tap[:, tap]
 
     def sample(self, moved: Tensor, tap: int) -> _Sample:
         """Sample the image at a tap that is moved by offsets (G, 2, H', W')."""
         out_h, out_w = moved.shape[-2:]
-        out_y = torch.arange(out_h, dtype=moved.dtype, device=moved.device) * self.taps.stride[0]
-        out_x = torch.arange(out_w, dtype=moved.dtype, device=moved.device) * self.taps.stride[1]
-        line = out_y + self.lines[tap]
-        column = out_x + self.columns[tap]
+        stride_y, stride_x = self.taps.stride
+        out_y = torch.arange(out_h, dtype=moved.dtype, device=moved.device)
+        out_x = torch.arange(out_w, dtype=moved.dtype, device=moved.device)
+        # Positions of the tap before it is moved: (H',) and (W',).
+        line = out_y * stride_y + self.lines[tap]
+        column = out_x * stride_x + self.columns[tap]
         # Positions in pixels: (G, H', W').
         y = moved[:, 0] + line[:, None]
         x = moved[:, 1] + column
@@ -245,8 +252,12 @@ class _Planes:
             y.clamp_(-2, self.height + 1)
             x.clamp_(-2, self.width + 1)
 
-        # (2, G, H', W') in pixels → (G, H', W', 2) in grid units.
-        grid = torch.stack([x, y]).mul_(self.step.flip(0)[:, None]).sub_(1).permute(1, 2, 3, 0)
+        # From pixels to grid units: (2, G, H', W'), x and y.
+        grid = torch.stack([x, y])
+        step_xy = self.step.flip(0)[:, None]
+        grid.mul_(step_xy).sub_(1)
+        # (G, H', W', 2)
+        grid = grid.permute(1, 2, 3, 0)
         values = functional.grid_sample(self.pixels, grid, align_corners=True)
         if inside is not None:
             values.mul_(inside[:, None])

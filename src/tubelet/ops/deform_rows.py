@@ -45,13 +45,17 @@ class Taps:
 
     def lines(self, like: Tensor) -> Tensor:
         """Vertical position of each tap (K,), relative to the output pixel times the stride."""
-        line = torch.arange(self.kernel[0], dtype=like.dtype, device=like.device)
-        return (line * self.dilation[0] - self.padding[0]).repeat_interleave(self.kernel[1])
+        kernel_h, kernel_w = self.kernel
+        line = torch.arange(kernel_h, dtype=like.dtype, device=like.device)
+        line = line * self.dilation[0] - self.padding[0]
+        return line.repeat_interleave(kernel_w)
 
     def columns(self, like: Tensor) -> Tensor:
         """Horizontal position of each tap (K,), relative to the output pixel times the stride."""
-        column = torch.arange(self.kernel[1], dtype=like.dtype, device=like.device)
-        return (column * self.dilation[1] - self.padding[1]).repeat(self.kernel[0])
+        kernel_h, kernel_w = self.kernel
+        column = torch.arange(kernel_w, dtype=like.dtype, device=like.device)
+        column = column * self.dilation[1] - self.padding[1]
+        return column.repeat(kernel_h)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,9 @@ def rows_of(plane: Tensor, pixels: slice, scratch: Tensor | None = None) -> Tens
     rows = plane.permute(1, 2, 0).flatten(0, 1)[pixels]
     if rows.stride(1) == 1:
         return rows
-    return rows.contiguous() if scratch is None else scratch[: len(rows)].copy_(rows)
+    if scratch is None:
+        return rows.contiguous()
+    return scratch[: len(rows)].copy_(rows)
 
 
 def read_offsets(offset: Tensor, mask: Tensor | None) -> Reader:
@@ -164,7 +170,12 @@ def convolve(
     return out.view(batch, -1, *out_size)
 
 
-def multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:
+def multiply(
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
     """Write a · b + bias into `out`."""
     if bias is None:
         torch.mm(a, b, out=out)
@@ -188,7 +199,8 @@ class _Sampler:
 
         # Scratch memory of a strip of n pixels, (n, G·K) each.
         num_samples = taps.groups * taps.num
-        self.max_pixels = max(1, min(_STRIP_SAMPLES // num_samples, out_size[0] * out_size[1]))
+        num_pixels = out_size[0] * out_size[1]
+        self.max_pixels = max(1, min(_STRIP_SAMPLES // num_samples, num_pixels))
         shape = (self.max_pixels, num_samples)
         self.y = x.new_empty(shape)
         self.x = x.new_empty(shape)
@@ -202,7 +214,13 @@ class _Sampler:
         # The four rows and weights of each sample, and where those of a sample begin.
         self.rows = torch.empty(*shape, 4, dtype=torch.int32, device=x.device)
         self.weights = x.new_empty(*shape, 4)
-        self.bags = torch.arange(0, self.rows.numel() + 1, 4, dtype=torch.int32, device=x.device)
+        self.bags = torch.arange(
+            0,
+            self.rows.numel() + 1,
+            4,
+            dtype=torch.int32,
+            device=x.device,
+        )
 
         # Group and position of each tap of each group: (G·K,).
         groups = torch.arange(taps.groups, dtype=torch.int32, device=x.device)
@@ -210,14 +228,16 @@ class _Sampler:
         self.tap_y = taps.lines(x).repeat(taps.groups) + 1
         self.tap_x = taps.columns(x).repeat(taps.groups) + 1
         # Position of each output pixel: (H'·W', 1).
-        out_y = torch.arange(out_size[0], dtype=x.dtype, device=x.device) * taps.stride[0]
-        out_x = torch.arange(out_size[1], dtype=x.dtype, device=x.device) * taps.stride[1]
-        self.out_y = out_y.repeat_interleave(out_size[1])[:, None]
-        self.out_x = out_x.repeat(out_size[0])[:, None]
+        out_h, out_w = out_size
+        out_y = torch.arange(out_h, dtype=x.dtype, device=x.device) * taps.stride[0]
+        out_x = torch.arange(out_w, dtype=x.dtype, device=x.device) * taps.stride[1]
+        self.out_y = out_y.repeat_interleave(out_w)[:, None]
+        self.out_x = out_x.repeat(out_h)[:, None]
 
     def fill(self, image: Tensor) -> None:
         """Copy the next image (C, H, W) into the table."""
-        self.table[1 : self.height + 1, 1 : self.width + 1].copy_(image.permute(1, 2, 0))
+        inner = self.table[1 : self.height + 1, 1 : self.width + 1]
+        inner.copy_(image.permute(1, 2, 0))
 
     def strips(self) -> Iterator[slice]:
         """Yield ranges of output pixels."""
@@ -310,7 +330,8 @@ class _Sampler:
         torch.add(self.group, row, alpha=column_step, out=row)
         row.add_(line, alpha=line_step)
         # NaN becomes an arbitrary integer: keep all four rows within the table.
-        row.clamp_(0, (self.height + 1) * line_step + (self.width + 2) * column_step - 1)
+        max_row = (self.height + 1) * line_step + (self.width + 2) * column_step - 1
+        row.clamp_(0, max_row)
         # `line` is free again.
         row_right = torch.add(row, column_step, out=line)
         torch.add(row, line_step, out=row_below)
@@ -374,7 +395,13 @@ def _add_parts(origin: Tensor, tap: Tensor, out: Tensor) -> None:
     )
 
 
-def _interleave(first: Tensor, second: Tensor, third: Tensor, fourth: Tensor, out: Tensor) -> None:
+def _interleave(
+    first: Tensor,
+    second: Tensor,
+    third: Tensor,
+    fourth: Tensor,
+    out: Tensor,
+) -> None:
     """Write four tensors (n, m) next to each other into (n, m, 4).
 
     As pairs: complex numbers are stored in half as many strided steps, three times as fast.

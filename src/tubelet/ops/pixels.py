@@ -36,4 +36,5 @@ def to_image_array(rgb: Tensor) -> NDArray[np.uint8]:
     Returns:
         (H, W, 3), uint8, contiguous, on the CPU.
     """
-    return to_uint8(rgb).movedim(0, -1).contiguous().cpu().numpy()
+    image = to_uint8(rgb).movedim(0, -1)
+    return image.contiguous().cpu().numpy()

@@ -49,9 +49,16 @@ def imresize(x: Tensor, scale: float, *, rounding: Literal["float", "u8"] = "flo
     """
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive")
+    height, width = x.shape[-2:]
     # The tolerance absorbs the rounding error of exact products, such as 100 · 1.1.
-    height, width = (math.ceil(length * scale - 1e-9) for length in x.shape[-2:])
-    return resample(x, (height, width), scale=(scale, scale), rounding=rounding)
+    out_height = math.ceil(height * scale - 1e-9)
+    out_width = math.ceil(width * scale - 1e-9)
+    return resample(
+        x,
+        (out_height, out_width),
+        scale=(scale, scale),
+        rounding=rounding,
+    )
 
 
 def resample(
@@ -99,7 +106,12 @@ def _round_to_u8_levels(x: Tensor) -> Tensor:
     return (x.clamp(0, 1) * 255 + 0.5).floor() / 255
 
 
-def _resample_height(x: Tensor, out_size: int, scale: float, kernel: Kernel) -> Tensor:
+def _resample_height(
+    x: Tensor,
+    out_size: int,
+    scale: float,
+    kernel: Kernel,
+) -> Tensor:
     """Resample the height of (N, H, W)."""
     in_size = x.shape[-2]
     if scale == 1 and out_size == in_size:
@@ -111,7 +123,12 @@ def _resample_height(x: Tensor, out_size: int, scale: float, kernel: Kernel) -> 
     return torch.cat(resampled, -2)
 
 
-def _resample_width(x: Tensor, out_size: int, scale: float, kernel: Kernel) -> Tensor:
+def _resample_width(
+    x: Tensor,
+    out_size: int,
+    scale: float,
+    kernel: Kernel,
+) -> Tensor:
     """Resample the width of (N, H, W)."""
     num_images, height, in_size = x.shape
     if scale == 1 and out_size == in_size:
@@ -133,9 +150,9 @@ def _cubic(x: Tensor) -> Tensor:
     a = x.abs()
     a2 = x.abs() ** 2
     a3 = x.abs() ** 3
-    inner = (1.5 * a3 - 2.5 * a2 + 1) * (a <= 1)
-    outer = (-0.5 * a3 + 2.5 * a2 - 4 * a + 2) * ((a > 1) & (a <= 2))
-    return inner + outer
+    inner = 1.5 * a3 - 2.5 * a2 + 1
+    outer = -0.5 * a3 + 2.5 * a2 - 4 * a + 2
+    return inner * (a <= 1) + outer * ((a > 1) & (a <= 2))
 
 
 def _lanczos3(x: Tensor) -> Tensor:
@@ -152,7 +169,12 @@ _KERNELS: dict[Kernel, tuple[Callable[[Tensor], Tensor], int]] = {
 # Weights.
 
 
-def _weights(in_size: int, out_size: int, scale: float, kernel: Kernel) -> list[_Block]:
+def _weights(
+    in_size: int,
+    out_size: int,
+    scale: float,
+    kernel: Kernel,
+) -> list[_Block]:
     """Return the weights of all outputs, block by block."""
     if torch.compiler.is_compiling():
         # The values of a traced tensor are unknown, and it cannot be cached: one block for all.
@@ -162,7 +184,12 @@ def _weights(in_size: int, out_size: int, scale: float, kernel: Kernel) -> list[
 
 
 @lru_cache(maxsize=64)
-def _banded_weights(in_size: int, out_size: int, scale: float, kernel: Kernel) -> list[_Block]:
+def _banded_weights(
+    in_size: int,
+    out_size: int,
+    scale: float,
+    kernel: Kernel,
+) -> list[_Block]:
     """Cut the weights into blocks of outputs, without the inputs that a block does not use."""
     dense = _dense_weights(in_size, out_size, scale, kernel)
     blocks: list[_Block] = []
@@ -171,11 +198,17 @@ def _banded_weights(in_size: int, out_size: int, scale: float, kernel: Kernel) -
         used_inputs = rows.abs().sum(0).nonzero()
         start = int(used_inputs.min())
         stop = int(used_inputs.max()) + 1
-        blocks.append(_Block(start, stop, rows[:, start:stop].T.contiguous()))
+        weights = rows[:, start:stop].T.contiguous()
+        blocks.append(_Block(start, stop, weights))
     return blocks
 
 
-def _dense_weights(in_size: int, out_size: int, scale: float, kernel: Kernel) -> Tensor:
+def _dense_weights(
+    in_size: int,
+    out_size: int,
+    scale: float,
+    kernel: Kernel,
+) -> Tensor:
     """Compute the weight of every input in every output: (outputs, inputs), float64."""
     index, weights = _taps(torch.arange(out_size), scale, kernel)
     index = _reflect(index, in_size)

@@ -22,7 +22,8 @@ def gaussian_taps() -> list[float]:
     taps: list[float] = []
     for i in range(SSIM_TAPS):
         distance_px = i - SSIM_TAPS // 2
-        taps.append(math.exp(-(distance_px**2) / (2 * _SIGMA_PX**2)))
+        exponent = -(distance_px**2) / (2 * _SIGMA_PX**2)
+        taps.append(math.exp(exponent))
     total = math.fsum(taps)
     return [tap / total for tap in taps]
 

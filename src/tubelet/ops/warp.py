@@ -83,7 +83,12 @@ def _has_rows(feat: Tensor) -> bool:
     return feat.is_contiguous(memory_format=torch.channels_last)
 
 
-def _gather_rows(feat: Tensor, x: Tensor, y: Tensor, padding: Literal["zeros", "border"]) -> Tensor:
+def _gather_rows(
+    feat: Tensor,
+    x: Tensor,
+    y: Tensor,
+    padding: Literal["zeros", "border"],
+) -> Tensor:
     """Interpolate bilinearly: for every pixel, sum the weighted rows of its four neighbors.
 
     Args:
@@ -107,11 +112,18 @@ def _gather_rows(feat: Tensor, x: Tensor, y: Tensor, padding: Literal["zeros", "
     top = y.detach().floor()
     x_fraction = x - left
     y_fraction = y - top
-    columns = ((left.long(), 1 - x_fraction), (left.long() + 1, x_fraction))
-    lines = ((top.long(), 1 - y_fraction), (top.long() + 1, y_fraction))
+    columns = (
+        (left.long(), 1 - x_fraction),
+        (left.long() + 1, x_fraction),
+    )
+    lines = (
+        (top.long(), 1 - y_fraction),
+        (top.long() + 1, y_fraction),
+    )
 
     # Row of each of the four neighbors in the table, and its weight.
-    first_row = torch.arange(batch, device=feat.device)[:, None, None] * (height * width)
+    images = torch.arange(batch, device=feat.device)[:, None, None]
+    first_row = images * (height * width)
     indexes: list[Tensor] = []
     weights: list[Tensor] = []
     for line, line_weight in lines:
