@@ -38,7 +38,11 @@ def sitings_of(location: int) -> tuple[Siting, Siting]:
 
 
 def upsample_chroma(
-    chroma: Tensor, out: Tensor, *, shifts: tuple[int, int], sitings: tuple[Siting, Siting]
+    chroma: Tensor,
+    out: Tensor,
+    *,
+    shifts: tuple[int, int],
+    sitings: tuple[Siting, Siting],
 ) -> None:
     """Interpolate subsampled chroma to the size of the luma.
 
@@ -71,7 +75,10 @@ def upsample_chroma(
 
 
 def downsample_chroma(
-    full: Tensor, *, shifts: tuple[int, int], sitings: tuple[Siting, Siting]
+    full: Tensor,
+    *,
+    shifts: tuple[int, int],
+    sitings: tuple[Siting, Siting],
 ) -> Tensor:
     """Reduce full-size chroma; the exact left inverse of `upsample_chroma`.
 

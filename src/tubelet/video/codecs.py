@@ -76,7 +76,9 @@ class ContainerSpec:
         allowed = allowed_by_kind.get(kind, ())
         if allowed:
             return codec not in allowed
-        return kind == "audio" and any(fnmatch(codec, pattern) for pattern in self.audio_refused)
+        if kind != "audio":
+            return False
+        return any(fnmatch(codec, pattern) for pattern in self.audio_refused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

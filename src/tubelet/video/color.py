@@ -144,7 +144,11 @@ def frame_to_rgb(
 
 
 def rgb_to_frame(
-    rgb: Tensor, alpha: Tensor | None, *, pix_fmt: str, color: ResolvedColor
+    rgb: Tensor,
+    alpha: Tensor | None,
+    *,
+    pix_fmt: str,
+    color: ResolvedColor,
 ) -> VideoFrame:
     """Convert R'G'B' to a frame, dithered.
 
@@ -268,7 +272,9 @@ def _load(views: list[NDArray[Any]], out: Tensor) -> None:
 
 
 def _load_new(
-    views: list[NDArray[Any]], shape: tuple[int, ...], channels: int | None = None
+    views: list[NDArray[Any]],
+    shape: tuple[int, ...],
+    channels: int | None = None,
 ) -> Tensor:
     """Copy components into the first channels of a new float tensor (channels, *shape)."""
     out = torch.empty(channels or len(views), *shape)
@@ -286,7 +292,11 @@ def _rows_per_strip(layout: PixelLayout, color: ColorTags, width: int, height: i
 
 
 def _strip_of_view(
-    view: NDArray[Any], index: int, layout: PixelLayout, top: int, num_rows: int
+    view: NDArray[Any],
+    index: int,
+    layout: PixelLayout,
+    top: int,
+    num_rows: int,
 ) -> NDArray[Any]:
     """Return the rows of a component that belong to a strip of luma rows."""
     is_chroma = layout.kind == "yuv" and index in (1, 2)
@@ -297,7 +307,10 @@ def _strip_of_view(
 
 
 def _store_ycc(
-    rgb: Tensor, views: list[NDArray[Any]], layout: PixelLayout, color: ColorTags
+    rgb: Tensor,
+    views: list[NDArray[Any]],
+    layout: PixelLayout,
+    color: ColorTags,
 ) -> None:
     """Convert a strip (3, h, W) to YCbCr codes, or to gray, and write them to the views."""
     full_range = _is_full_range(layout, color)

@@ -33,6 +33,8 @@ _SITINGS = ("unspecified", "left", "center", "topleft", "top", "bottomleft", "bo
 _FREE_CLOCKS = ("mpegts", "mpeg")
 _AV_LOG_INFO = 32
 _UNSPECIFIED = 2
+# AVCOL_RANGE_*: 0 unspecified, 1 limited, 2 full.
+_FULL_RANGE_TAGS = {0: None, 1: False, 2: True}
 _DEFAULT_TIME_BASE = Fraction(1, 90000)
 # Sizes of FFmpeg's structures in bytes.
 _DISPLAY_MATRIX_BYTES = 36
@@ -209,6 +211,7 @@ def describe(
     rate = rate or stream.guessed_rate
     duration_s = _duration_s(container, stream)
     pix_fmt = frame.format
+    bits = [component.bits for component in pix_fmt.components]
     return VideoInfo(
         source=source,
         width=width,
@@ -216,7 +219,7 @@ def describe(
         rotation_deg=orientation.rotation_deg,
         sample_aspect=aspect,
         pix_fmt=pix_fmt.name,
-        bit_depth=max((component.bits for component in pix_fmt.components), default=8),
+        bit_depth=max(bits, default=8),
         has_alpha=_has_alpha(frame, stream),
         is_rgb=pix_fmt.is_rgb or pix_fmt.has_palette,
         color=_color(stream, frame, siting),
@@ -317,14 +320,15 @@ def _hdr(frame: VideoFrame) -> HdrMetadata | None:
         max_cll, max_fall = struct.unpack_from("=2I", light)
         fields["max_cll"] = max_cll
         fields["max_fall"] = max_fall
-    return HdrMetadata(**fields) if fields else None
+    if not fields:
+        return None
+    return HdrMetadata(**fields)
 
 
 def _color(stream: VideoStream, frame: VideoFrame, siting: int) -> ColorTags:
     """Read the tags of the frame, since its decoder knows best; missing ones from the stream."""
-    # AVCOL_RANGE_*: 0 unspecified, 1 limited, 2 full.
     color_range = int(frame.color_range) or int(stream.color_range)
-    full_range = None if color_range == 0 else color_range == 2
+    full_range = _FULL_RANGE_TAGS.get(color_range, False)
     if full_range is None and frame.format.name.startswith("yuvj"):
         full_range = True
     return ColorTags(
@@ -337,7 +341,9 @@ def _color(stream: VideoStream, frame: VideoFrame, siting: int) -> ColorTags:
 
 
 def _first_specified(of_frame: int, of_stream: int) -> int:
-    return int(of_stream) if int(of_frame) == _UNSPECIFIED else int(of_frame)
+    if int(of_frame) == _UNSPECIFIED:
+        return int(of_stream)
+    return int(of_frame)
 
 
 def _has_alpha(frame: VideoFrame, stream: VideoStream) -> bool:
@@ -362,7 +368,9 @@ def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
     if tagged_s is not None:
         return tagged_s
     duration: int | None = container.duration
-    return duration / av.time_base if duration else None
+    if not duration:
+        return None
+    return duration / av.time_base
 
 
 def _tagged_duration_s(stream: VideoStream) -> float | None:
@@ -394,4 +402,6 @@ def _frames_hint(
     tagged = tagged or stream.metadata.get("NUMBER_OF_FRAMES-eng") or ""
     if tagged.isdigit():
         return int(tagged)
-    return round(duration_s * rate) if duration_s and rate else None
+    if not duration_s or not rate:
+        return None
+    return round(duration_s * rate)

@@ -27,7 +27,9 @@ def declared_bytes(path: Path) -> int | None:
         head = file.read(_HEAD_BYTES)
     if head.startswith(b"RIFF"):
         size = int.from_bytes(head[4:8], "little")
-        return None if size in _UNKNOWN_RIFF_SIZES else _RIFF_HEADER_BYTES + size
+        if size in _UNKNOWN_RIFF_SIZES:
+            return None
+        return _RIFF_HEADER_BYTES + size
     if not head.startswith(_EBML_ID):
         return None
 
@@ -37,7 +39,9 @@ def declared_bytes(path: Path) -> int | None:
     if head[segment : segment + 4] != _SEGMENT_ID:
         return None
     size, start = _read_size(head, segment + 4)
-    return None if size is None else start + size
+    if size is None:
+        return None
+    return start + size
 
 
 def _read_size(data: bytes, position: int) -> tuple[int | None, int]:
@@ -62,4 +66,6 @@ def _read_size(data: bytes, position: int) -> tuple[int | None, int]:
     # Each byte of the length costs one bit, for its leading zero or the marker.
     mask = (1 << 7 * length) - 1
     size = int.from_bytes(data[position:end], "big") & mask
-    return (None if size == mask else size), end
+    if size == mask:
+        return None, end
+    return size, end

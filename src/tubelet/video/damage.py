@@ -78,7 +78,9 @@ class DecodeReport:
 
     def has_reached(self, end_tick: int | None) -> bool:
         """Return whether the last frame ends at or after a pts; None is the end of the file."""
-        return end_tick is not None and self.end_tick is not None and self.end_tick >= end_tick
+        if end_tick is None or self.end_tick is None:
+            return False
+        return self.end_tick >= end_tick
 
     def describe_damage(
         self,
@@ -97,7 +99,9 @@ class DecodeReport:
         """
         lines: list[str] = []
         if self.gaps:
-            end_s = math.inf if end_tick is None else float(end_tick * info.time_base)
+            end_s = math.inf
+            if end_tick is not None:
+                end_s = float(end_tick * info.time_base)
             gap = self.gaps.report(info.start_s, end_s)
             if gap:
                 lines.append(gap)
@@ -165,15 +169,9 @@ def _missing_frames(
     is_cut: bool,
 ) -> int:
     """Estimate how many frames the header lists after the last one that was read."""
-    # MP4 and MOV have an index of all frames: count them.
+    # MP4 and MOV have an index of all frames, other formats state only a duration.
     if info.container.startswith("mov") and report.last_dts is not None:
-        missing = 0
-        for entry in stream.index_entries:
-            is_later = entry.timestamp > report.last_dts
-            missing += is_later and (end_tick is None or entry.timestamp < end_tick)
-        return missing
-
-    # Other formats state only a duration.
+        return _count_later_entries(stream, report.last_dts, end_tick)
     rate = info.average_rate
     duration_s = info.duration_s
     if info.container not in _TRUSTED_DURATION or not rate or not duration_s:
@@ -184,9 +182,20 @@ def _missing_frames(
     if end_tick is not None:
         declared_end_s = min(declared_end_s, end_tick * info.time_base)
     gap_s = declared_end_s - report.end_tick * info.time_base
-    if not is_cut and gap_s <= max(_MIN_GAP_S, 3 / rate):
+    tolerance_s = max(_MIN_GAP_S, 3 / rate)
+    if not is_cut and gap_s <= tolerance_s:
         return 0
     return max(0, round(gap_s * rate))
+
+
+def _count_later_entries(stream: VideoStream, last_dts: int, end_tick: int | None) -> int:
+    """Count the entries of a stream's index after `last_dts` and before `end_tick`."""
+    count = 0
+    for entry in stream.index_entries:
+        is_later = entry.timestamp > last_dts
+        is_before_end = end_tick is None or entry.timestamp < end_tick
+        count += is_later and is_before_end
+    return count
 
 
 def _ends_mid_frame(report: DecodeReport, info: VideoInfo, container: InputContainer) -> bool:

@@ -220,7 +220,9 @@ class ContainerFrames:
         context = self._stream.codec_context
         report = self._report
         has_image = False
-        for packet in self._read() if packets is None else packets:
+        if packets is None:
+            packets = self._read()
+        for packet in packets:
             self._count(packet)
             try:
                 frames = context.decode(packet)
@@ -297,14 +299,14 @@ class ContainerFrames:
         last: VideoFrame | None = None
         for last in frames:
             yield last
+        if last is None or last.pts is None:
+            return
         is_short = self._report.frames < self._report.packets
-        if self._seekable and self._threads > 1 and is_short and last is not None:
+        if self._seekable and self._threads > 1 and is_short:
             yield from self._redecode_tail(last.pts)
 
-    def _redecode_tail(self, after_tick: int | None) -> Iterator[VideoFrame]:
+    def _redecode_tail(self, after_tick: int) -> Iterator[VideoFrame]:
         """Decode the end again on one thread: after an error, PyAV drops frames of its threads."""
-        if after_tick is None:
-            return
         first_pass = self._report
         self._restart(threads=1)
         self._report.damaged = first_pass.damaged

@@ -52,7 +52,9 @@ class DecodingOrder:
         # No later packet can be shown before the earliest of D + 1 pending times.
         if len(self._pending_pts) > self._depth:
             self._first_pts.append(heapq.heappop(self._pending_pts))
-        return self._start() if len(self._first_pts) > self._depth else []
+        if len(self._first_pts) > self._depth:
+            return self._start()
+        return []
 
     def flush(self) -> list[Packet[Any]]:
         """Return the remaining packets at the end of the video."""

@@ -123,7 +123,8 @@ class VideoEncoder:
         self._name = f"the {encoder} stream"
         self._context: Any = open_encoder(output_format, segment=segment)
         # Only the first segment of a GIF keeps the header of the file.
-        self._skip_bytes = _GIF_HEADER_BYTES if encoder == "gif" and segment else 0
+        has_extra_header = encoder == "gif" and segment > 0
+        self._skip_bytes = _GIF_HEADER_BYTES if has_extra_header else 0
         # A frame waits until the next one, which may determine its duration.
         self._pending: VideoFrame | None = None
         self._last_pts: int | None = None
@@ -165,7 +166,9 @@ class VideoEncoder:
                 frame lasts until then if its own duration is unknown. None at the end of the
                 video.
         """
-        next_pts = None if next_s is None else round(self._clock.exact(next_s))
+        next_pts: int | None = None
+        if next_s is not None:
+            next_pts = round(self._clock.exact(next_s))
         self._encode_pending(next_pts)
         if self._num_frames:
             self._encode(None)

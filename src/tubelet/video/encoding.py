@@ -20,8 +20,13 @@ from tubelet.video.info import HdrMetadata, VideoInfo
 
 __all__ = ["Encoding", "choose_encoding"]
 
-# Codecs whose encoders write mastering display and content light level.
-_HDR_CODECS = ("hevc", "av1", "h264")
+# Option with the encoder's own parameters, and its parameters for the mastering display and the
+# content light level. Encoders of other codecs do not write them.
+_HDR_PARAMETERS = {
+    "hevc": ("x265-params", "master-display", "max-cll"),
+    "h264": ("x264-params", "mastering-display", "cll"),
+    "av1": ("svtav1-params", "mastering-display", "content-light"),
+}
 _COMPONENT_DEPTHS = (8, 10, 12)
 # Subsamplings by how little they lose of the one in the first column.
 _NEAREST_SUBSAMPLINGS = {
@@ -53,7 +58,11 @@ class Encoding:
 
 
 def choose_encoding(
-    suffix: str, like: VideoInfo, width: int, height: int, settings: EncodeSettings
+    suffix: str,
+    like: VideoInfo,
+    width: int,
+    height: int,
+    settings: EncodeSettings,
 ) -> Encoding:
     """Choose encoder, pixel format and options for an output.
 
@@ -81,29 +90,35 @@ def choose_encoding(
         )
     notes: list[str] = []
     pix_fmt = _choose_pix_fmt(name, spec, supported, like, (width, height), notes)
-    if like.hdr is not None and name not in _HDR_CODECS:
+    if like.hdr is not None and name not in _HDR_PARAMETERS:
         notes.append(
             f"mastering display and light level of the input are dropped: {name} does not carry "
             "them"
         )
+    side_px = min(width, height)
+    options = _choose_options(name, spec, settings, like.hdr, pix_fmt, side_px)
     # Apple's players need the tag hvc1 for HEVC.
     is_hevc_in_mov = container.is_mov_family and name in ("hevc", "hevc_nvenc")
     return Encoding(
         codec=name,
         encoder=spec.encoder,
         pix_fmt=pix_fmt,
-        options=_choose_options(name, spec, settings, like.hdr, pix_fmt, min(width, height)),
+        options=options,
         tag="hvc1" if is_hevc_in_mov else "",
         notes=tuple(notes),
     )
 
 
 def _choose_codec(
-    suffix: str, container: ContainerSpec, like: VideoInfo, settings: EncodeSettings
+    suffix: str,
+    container: ContainerSpec,
+    like: VideoInfo,
+    settings: EncodeSettings,
 ) -> str:
     name = settings.codec
     if name == "auto":
-        name = container.codecs[0] if like.bit_depth <= 8 else container.deep_codec
+        is_deep = like.bit_depth > 8
+        name = container.deep_codec if is_deep else container.codecs[0]
     elif name not in CODECS:
         raise RequestError(f"unknown codec {name!r}; known are auto, {', '.join(CODECS)}")
     if name not in container.codecs:
@@ -147,7 +162,7 @@ def _choose_pix_fmt(
     if name == "gif":
         return "pal8"
     depth = min(max(like.bit_depth, spec.min_depth), spec.max_depth)
-    depth = next((bits for bits in _COMPONENT_DEPTHS if bits >= depth), _COMPONENT_DEPTHS[-1])
+    depth = next(bits for bits in _COMPONENT_DEPTHS if bits >= depth)
     if like.is_rgb and spec.keeps_rgb:
         return _rgb_format(depth, alpha=like.has_alpha)
 
@@ -246,7 +261,9 @@ def _choose_options(
     _check_preset(name, spec, settings.preset)
     options = dict(spec.options)
     if spec.crf_option:
-        crf = spec.crf if settings.crf is None else settings.crf
+        crf = spec.crf
+        if settings.crf is not None:
+            crf = settings.crf
         options[spec.crf_option] = f"{crf:g}"
     if spec.preset_option:
         options[spec.preset_option] = settings.preset or spec.preset
@@ -279,37 +296,29 @@ def _check_preset(name: str, spec: CodecSpec, preset: str | None) -> None:
 
 def _encoder_parameters(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[str, str]:
     """Build the option with the encoder's own parameters: HDR metadata and safeguards."""
-    display = hdr.master_display() if hdr else None
-    light = hdr.max_cll_text() if hdr else None
+    if name not in _HDR_PARAMETERS:
+        return {}
+    option, display_name, light_name = _HDR_PARAMETERS[name]
     params: list[str] = []
-    match name:
-        case "hevc":
-            option = "x265-params"
-            params.append("log-level=error")
-            if side_px < X265_BLOCK_PX:
-                # CU-tree writes beyond its buffers if an image is smaller than a block.
-                params.append("cutree=0")
-            if display:
-                params.append(f"master-display={display}")
-            if light:
-                params.append(f"max-cll={light}")
-            if display or light:
-                params += ["hdr10=1", "repeat-headers=1"]
-        case "h264":
-            option = "x264-params"
-            if display:
-                params.append(f"mastering-display={display}")
-            if light:
-                params.append(f"cll={light}")
-        case "av1":
-            option = "svtav1-params"
-            if hdr is not None and display:
-                params.append(f"mastering-display={_svt_master_display(hdr)}")
-            if light:
-                params.append(f"content-light={light}")
-        case _:
-            return {}
-    return {option: ":".join(params)} if params else {}
+    if name == "hevc":
+        params.append("log-level=error")
+    if name == "hevc" and side_px < X265_BLOCK_PX:
+        # CU-tree writes beyond its buffers if an image is smaller than a block.
+        params.append("cutree=0")
+    if hdr is not None:
+        display = hdr.master_display()
+        light = hdr.max_cll_text()
+        if display and name == "av1":
+            display = _svt_master_display(hdr)
+        if display:
+            params.append(f"{display_name}={display}")
+        if light:
+            params.append(f"{light_name}={light}")
+        if name == "hevc" and (display or light):
+            params += ["hdr10=1", "repeat-headers=1"]
+    if not params:
+        return {}
+    return {option: ":".join(params)}
 
 
 def _svt_master_display(hdr: HdrMetadata) -> str:

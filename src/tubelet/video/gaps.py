@@ -69,7 +69,8 @@ class GapDetector:
             if lost > 0:
                 self._gaps.append(_Gap(float(self._last_s), lost))
         self._has_jumped = False
-        self._last_s = time_s if self._last_s is None else max(self._last_s, time_s)
+        if self._last_s is None or time_s > self._last_s:
+            self._last_s = time_s
 
     def report(self, start_s: float, end_s: float) -> str:
         """Describe the gaps before a time in one line.

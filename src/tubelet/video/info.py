@@ -71,7 +71,9 @@ class HdrMetadata:
 
     def max_cll_text(self) -> str | None:
         """Format the content light level as x265's max-cll; None if it is absent."""
-        return f"{self.max_cll},{self.max_fall}" if self.max_cll or self.max_fall else None
+        if not self.max_cll and not self.max_fall:
+            return None
+        return f"{self.max_cll},{self.max_fall}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,7 @@ _SHIFTS = {
     "411": (2, 0),
     "410": (2, 2),
 }
+_SAMPLINGS = {shifts: name for name, shifts in _SHIFTS.items()}
 # Subsampling by the number in nv12, nv21, ... and by the first digit in p010, p210, p410.
 _NV_SAMPLING = {"12": "420", "21": "420", "16": "422", "24": "444", "42": "444"}
 _P_SAMPLING = {"0": "420", "2": "422", "4": "444"}
@@ -155,8 +156,10 @@ def _plane_rows(plane: Any, dtype: str) -> NDArray[Any]:
     samples = np.frombuffer(plane, dtype)
     stride = abs(int(plane.line_size)) // samples.itemsize
     rows = samples.reshape(-1, stride)
-    # A negative line size means that the image is stored bottom up.
-    return rows[::-1] if plane.line_size < 0 else rows
+    if plane.line_size < 0:
+        # The image is stored bottom up.
+        rows = rows[::-1]
+    return rows
 
 
 def _depth(digits: str) -> int:
@@ -305,40 +308,35 @@ def _packed(name: str) -> PixelLayout | None:
 def _nearest_planar(frame: VideoFrame) -> str:
     """Name the planar format that holds everything that a frame's format does."""
     pix_fmt = frame.format
+    if pix_fmt.has_palette:
+        return "gbrap"
     components = pix_fmt.components
-    bits = 8
-    has_alpha = True
-    if not pix_fmt.has_palette:
-        bits = max(component.bits for component in components)
-        has_alpha = any(component.is_alpha for component in components)
-    num_colors = sum(not component.is_alpha for component in components)
-    is_rgb = pix_fmt.is_rgb or pix_fmt.has_palette or pix_fmt.is_bayer
+    bits = max(component.bits for component in components)
+    num_alpha = sum(component.is_alpha for component in components)
+    is_gray = len(components) - num_alpha == 1
+    alpha = "a" if num_alpha else ""
 
-    # There is no planar gray with alpha: it becomes RGB.
-    if is_rgb or (num_colors == 1 and has_alpha):
-        family = "gbrap" if has_alpha else "gbrp"
-    elif num_colors == 1:
-        family = "gray"
+    if pix_fmt.is_rgb or pix_fmt.is_bayer:
+        family = f"gbr{alpha}p"
+    elif is_gray:
+        # There is no planar gray with alpha: it becomes RGB.
+        family = "gbrap" if alpha else "gray"
     else:
-        family = f"yuva{_sampling(frame)}p" if has_alpha else f"yuv{_sampling(frame)}p"
+        family = f"yuv{alpha}{_sampling(frame)}p"
 
-    lacks_14 = has_alpha or family == "yuv440p"
+    lacks_14 = alpha or family == "yuv440p"
     depths = _PLANAR_DEPTHS_WITHOUT_14 if lacks_14 else _PLANAR_DEPTHS
     depth = next((depth for depth in depths if depth >= bits), 16)
     return family if depth == 8 else f"{family}{depth}le"
 
 
 def _sampling(frame: VideoFrame) -> str:
-    """Name the chroma subsampling of a frame, such as 420, by the sizes of its components."""
+    """Name the chroma subsampling of a frame, such as 420, by the size of its chroma."""
     pix_fmt = frame.format
-    for component in pix_fmt.components:
-        if not component.is_chroma:
-            continue
-        shift_x = round(np.log2(pix_fmt.width / component.width))
-        shift_y = round(np.log2(pix_fmt.height / component.height))
-        for name, shifts in _SHIFTS.items():
-            if shifts == (shift_x, shift_y):
-                return name
-        break
-    # PyAV marks no component of 4:4:4 as chroma.
-    return "444"
+    chroma = next((c for c in pix_fmt.components if c.is_chroma), None)
+    if chroma is None:
+        # PyAV marks no component of 4:4:4 as chroma.
+        return "444"
+    shift_x = round(np.log2(pix_fmt.width / chroma.width))
+    shift_y = round(np.log2(pix_fmt.height / chroma.height))
+    return _SAMPLINGS.get((shift_x, shift_y), "444")

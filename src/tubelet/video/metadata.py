@@ -113,7 +113,10 @@ def copy_stream_metadata(source: Any, target: Any) -> list[str]:
 
 
 def copy_chapters(
-    source: InputContainer, target: OutputContainer, origin: Fraction, span: Fraction | None
+    source: InputContainer,
+    target: OutputContainer,
+    origin: Fraction,
+    span: Fraction | None,
 ) -> None:
     """Copy chapters, moved to the new origin and limited to the part that is written.
 

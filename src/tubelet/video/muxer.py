@@ -103,8 +103,9 @@ class VideoMuxer:
             return
         self._clock = head.clock
         if self._remuxer:
-            duration_s = self._format.duration_s
-            span = None if duration_s is None else Fraction(duration_s)
+            span: Fraction | None = None
+            if self._format.duration_s is not None:
+                span = Fraction(self._format.duration_s)
             with write_errors(self._name):
                 self._remuxer.begin(head.clock.origin_s, span, is_cut=self._format.is_cut)
 
@@ -138,8 +139,10 @@ class VideoMuxer:
             self._write(self._pending)
         with write_errors(self._name):
             if self._remuxer:
-                end_s = self._end * self._format.tick_s
-                self._remuxer.finish(None if self._format.duration_s is None else end_s)
+                end_s: Fraction | None = None
+                if self._format.duration_s is not None:
+                    end_s = self._end * self._format.tick_s
+                self._remuxer.finish(end_s)
             self._container.close()
 
     def abort(self) -> None:
@@ -172,9 +175,11 @@ class VideoMuxer:
             late = self._last_pts + 1 - pts
             self._note("times of frames that did not increase were moved to the next tick")
             pts += late
-            self._shift += late if self._depth else 0
+            if self._depth:
+                self._shift += late
         self._is_new_segment = False
-        self._last_pts = pts if self._last_pts is None else max(self._last_pts, pts)
+        if self._last_pts is None or pts > self._last_pts:
+            self._last_pts = pts
         packet.pts = pts
 
     def _mux(self, packet: Packet[Any]) -> None:

@@ -134,7 +134,8 @@ def open_output(
         muxer = ImageMuxer(Path(dst), output_format, is_pattern=kind == "pattern")
         return Output(muxer, None, None)
     if kind == "pipe":
-        return Output(VideoMuxer(None, output_format, like=like, name="stdout"), None, None)
+        video_muxer = VideoMuxer(None, output_format, like=like, name="stdout")
+        return Output(video_muxer, None, None)
     final = Path(dst)
     unfinished = part_path(final)
     video_muxer = VideoMuxer(unfinished, output_format, like=like, name=str(final))

@@ -141,7 +141,9 @@ class OutputFormat:
         Args:
             first_s: Time of the first frame of the whole output, in seconds of the source.
         """
-        origin_s = first_s if self.start_s > 0 else min(first_s, self.source_origin_s)
+        origin_s = first_s
+        if self.start_s <= 0:
+            origin_s = min(first_s, self.source_origin_s)
         exact = (first_s - origin_s) / self.tick_s
         return OutputClock(self.tick_s, origin_s, round(exact) - exact)
 
@@ -275,7 +277,9 @@ def _choose_tick(container: ContainerSpec, like: VideoInfo) -> Fraction:
 
 def _source_origin(like: VideoInfo) -> Fraction:
     """Return the origin of a file's clock; the video of a pipe has no other streams to follow."""
-    return like.origin_s if Path(like.source).is_file() else Fraction(0)
+    if not Path(like.source).is_file():
+        return Fraction(0)
+    return like.origin_s
 
 
 def _written_tags(like: VideoInfo, pix_fmt: str) -> ColorTags:

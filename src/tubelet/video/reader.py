@@ -116,7 +116,9 @@ class Reader:
         self._span = span
         time_base = source.info.time_base
         begin_s = Fraction(source.info.start_s) + Fraction(start_s)
-        self._start_tick = _tick_at_or_after(begin_s, time_base) if start_s > 0 else None
+        self._start_tick: int | None = None
+        if start_s > 0:
+            self._start_tick = _tick_at_or_after(begin_s, time_base)
         self._end_tick: int | None = None
         if duration_s is not None:
             self._end_tick = _tick_at_or_after(begin_s + Fraction(duration_s), time_base)
@@ -164,7 +166,8 @@ class Reader:
         for raw, pts in self._timed_frames():
             if orientation is None:
                 orientation = orientation_of(raw)
-                size = size[::-1] if orientation.transpose else size
+                if orientation.transpose:
+                    size = size[::-1]
             has_other_size = (raw.width, raw.height) != size
             num_resized += has_other_size
             num_decoded += 1
@@ -197,11 +200,13 @@ class Reader:
             frames = self._source.frames_from_keyframe(self._span.start)
         if frames is None:
             frames = self._source.frames(self._start_tick)
+        start_tick = -math.inf if self._start_tick is None else self._start_tick
+        end_tick = math.inf if self._end_tick is None else self._end_tick
         for frame in frames:
             pts = self._clock.assign_pts(frame)
-            if self._end_tick is not None and pts >= self._end_tick:
+            if pts >= end_tick:
                 return
-            if self._start_tick is None or pts >= self._start_tick:
+            if pts >= start_tick:
                 yield frame, pts
 
     def _convert(self, raw: VideoFrame, pts: int, orientation: Orientation, index: int) -> Frame:
@@ -210,13 +215,15 @@ class Reader:
         # The decoder of an opaque GIF returns alpha too.
         if not self.info.has_alpha:
             alpha = None
+        if alpha is not None:
+            alpha = _turn_upright(alpha, orientation)
         return Frame(
             rgb=_turn_upright(rgb, orientation),
             pts=pts,
             time_base=self.info.time_base,
             duration=raw.duration or 0,
             index=index,
-            alpha=None if alpha is None else _turn_upright(alpha, orientation),
+            alpha=alpha,
         )
 
 
@@ -293,10 +300,12 @@ class _Clock:
     def assign_pts(self, frame: VideoFrame) -> int:
         """Return the pts of the next frame in presentation order."""
         pts = self._best_timestamp(frame)
-        if pts is None:
-            pts = 0 if self._last_pts is None else self._last_pts + self._frame_ticks
-        else:
+        if pts is not None:
             pts += self._shift
+        elif self._last_pts is not None:
+            pts = self._last_pts + self._frame_ticks
+        else:
+            pts = 0
         if self._last_pts is not None and pts <= self._last_pts:
             self.moved += 1
             setback_s = (self._last_pts - pts) * self._tick_s
@@ -318,8 +327,11 @@ class _Clock:
             if name in self._last_stamps:
                 self._faults[name] += value <= self._last_stamps[name]
             self._last_stamps[name] = value
-        is_pts_better = frame.dts is None or self._faults["pts"] <= self._faults["dts"]
-        return frame.pts if frame.pts is not None and is_pts_better else frame.dts
+        if frame.pts is None or frame.dts is None:
+            return frame.dts if frame.pts is None else frame.pts
+        if self._faults["pts"] <= self._faults["dts"]:
+            return frame.pts
+        return frame.dts
 
 
 def _tick_at_or_after(time_s: Fraction, tick_s: Fraction) -> int:

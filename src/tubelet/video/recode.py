@@ -51,7 +51,10 @@ def recode(clip: Tensor, encoder: str, options: Mapping[str, str], *, rate: int 
 
 
 def _encode(
-    pixels: np.ndarray, encoder: str, options: Mapping[str, str], rate: int
+    pixels: np.ndarray,
+    encoder: str,
+    options: Mapping[str, str],
+    rate: int,
 ) -> tuple[list[Any], bytes | None]:
     """Encode images (T, H, W, 3) uint8.
 
@@ -118,4 +121,6 @@ def _deterministic_options(
     else:
         return dict(options)
     current = options.get(name)
-    return {**options, name: f"{current}:{value}" if current else value}
+    if current:
+        value = f"{current}:{value}"
+    return {**options, name: value}

@@ -167,24 +167,26 @@ class Remuxer:
 
     def _emit(self, packet: Packet[Any]) -> None:
         """Move a packet to the time of the output, convert it, and mux it."""
-        start = _seconds(packet.pts, packet) - self._origin
-        end = start + _seconds(packet.duration, packet)
-        if self._is_cut:
-            is_after_end = self._end is not None and start >= self._end
-            if end <= 0 or is_after_end:
-                return
-        track = self._tracks[packet.stream_index]
+        if self._is_cut and self._is_cut_off(packet):
+            return
         shift = round(self._origin / Fraction(packet.time_base))
-        if shift:
-            packet.pts = (packet.pts or 0) - shift
-            packet.dts = (packet.dts or 0) - shift
-        pts = packet.pts or 0
+        pts = (packet.pts or 0) - shift
+        packet.pts = pts
+        packet.dts = (packet.dts or 0) - shift
         if self._is_cut and packet.stream.type == "subtitle" and pts < 0:
             # A subtitle that is visible at the cut starts there.
             packet.duration = (packet.duration or 0) + pts
             packet.pts = packet.dts = 0
+        track = self._tracks[packet.stream_index]
         for converted in track.convert(packet):
             self._target.mux(converted)
+
+    def _is_cut_off(self, packet: Packet[Any]) -> bool:
+        """Return whether a packet is shown only before or only after the span that is written."""
+        start = _seconds(packet.pts, packet) - self._origin
+        end = start + _seconds(packet.duration, packet)
+        is_after_end = self._end is not None and start >= self._end
+        return end <= 0 or is_after_end
 
 
 def open_remuxer(
@@ -391,7 +393,9 @@ def _first_packet(path: Path, index: int) -> bytes | None:
     with open_container(path) as container:
         packets = container.demux(container.streams[index])
         packet = next(iter(packets), None)
-        return bytes(packet) if packet is not None and packet.size else None
+        if packet is None or not packet.size:
+            return None
+        return bytes(packet)
 
 
 def _cover_packet(stream: Any, data: bytes) -> Packet[Any]:

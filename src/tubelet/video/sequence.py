@@ -126,13 +126,7 @@ def list_images(src: str) -> list[Path] | None:
     """
     path = Path(src)
     if path.is_dir():
-        images: list[Path] = []
-        for file in path.iterdir():
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
-                images.append(file)
-        if not images:
-            raise InputError(f"folder {src} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        return sorted(images, key=lambda p: _natural_key(p.name))
+        return _images_of_folder(path, src)
     if path.exists():
         return [path] if path.suffix.lower() in IMAGE_SUFFIXES else None
     if not _PATTERN.search(path.name):
@@ -141,6 +135,21 @@ def list_images(src: str) -> list[Path] | None:
     if not by_number:
         raise InputError(f"no file matches {src}")
     return [by_number[number] for number in sorted(by_number)]
+
+
+def _images_of_folder(folder: Path, src: str) -> list[Path]:
+    """List the images of a folder in natural order.
+
+    Raises:
+        InputError: The folder has no images.
+    """
+    images: list[Path] = []
+    for path in folder.iterdir():
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            images.append(path)
+    if not images:
+        raise InputError(f"folder {src} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return sorted(images, key=lambda path: _natural_key(path.name))
 
 
 def _natural_key(name: str) -> list[tuple[int, str]]:
