@@ -1,4 +1,7 @@
-"""Random crops in space and time; the n-th sample depends on the seed and n alone, so a run can resume anywhere."""
+"""Random crops in space and time, for training.
+
+The n-th sample depends only on the seed and n, so that a run can be resumed at any step.
+"""
 
 from __future__ import annotations
 
@@ -35,85 +38,121 @@ class CropSettings:
 
 
 class Crops:
-    """Draws batches from cached clips.
+    """Draws batches of random crops from cached clips.
 
     Args:
-        clips: those below `patch_px` in height or width at low quality are left out.
-        scale: factor between lq and gt.
-        settings: size of the samples.
-        seed: of all draws.
+        clips: Training clips. Clips with a low-quality side below `patch_px` are skipped.
+        scale: Upscaling factor between lq and gt.
+        settings: Size of the samples.
+        seed: Seed of all samples.
 
     Raises:
-        InputError: no clip is large enough.
+        InputError: No clip is large enough.
     """
 
     def __init__(
         self, clips: Sequence[CachedClip], scale: int, settings: CropSettings, seed: int
     ) -> None:
-        self.clips = [c for c in clips if min(c.lqs[0].shape[-2:]) >= settings.patch_px]
+        patch_px = settings.patch_px
+        self.clips = [clip for clip in clips if min(clip.lqs[0].shape[-2:]) >= patch_px]
         if not self.clips:
             raise InputError(
-                f"none of {len(clips)} clips has {settings.patch_px} px on both sides at low quality"
+                f"none of {len(clips)} clips has {patch_px} px on both sides at low quality"
             )
-        self.scale, self.settings, self.seed = scale, settings, seed
-        frames = np.array([min(len(c.gt), 2 * settings.frames) for c in self.clips], dtype=float)
-        self._weights = frames / frames.sum()  # long clips count more, up to a point
+        self.scale = scale
+        self.settings = settings
+        self.seed = seed
+        # Long clips are drawn more often, up to twice the length of a sample.
+        max_frames = 2 * settings.frames
+        num_frames = np.array([min(len(c.gt), max_frames) for c in self.clips], dtype=float)
+        self._probabilities = num_frames / num_frames.sum()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Draw the batch of a step: lq (B, T, 3, h, w) and gt (B, T, 3, sh, sw), float32 in [0, 1]."""
-        pairs = [self.sample(step * self.settings.batch + i) for i in range(self.settings.batch)]
-        lq, gt = (
-            torch.from_numpy(np.stack(arrays)).float().div_(255)
-            for arrays in zip(*pairs, strict=True)
-        )
-        return lq, gt
+        """Draw the batch of a step.
+
+        Returns:
+            lq (B, T, 3, h, w) and gt (B, T, 3, sh, sw), float32 in [0, 1].
+        """
+        batch = self.settings.batch
+        lqs: list[NDArray[np.uint8]] = []
+        gts: list[NDArray[np.uint8]] = []
+        for index in range(step * batch, (step + 1) * batch):
+            lq, gt = self.sample(index)
+            lqs.append(lq)
+            gts.append(gt)
+        return _to_float(lqs), _to_float(gts)
 
     def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Draw one sample: lq (T, 3, h, w) and gt (T, 3, sh, sw), uint8."""
         rng = np.random.default_rng((self.seed, index))
-        clip = self.clips[rng.choice(len(self.clips), p=self._weights)]
+        clip = self.clips[rng.choice(len(self.clips), p=self._probabilities)]
         lq = clip.lqs[rng.integers(len(clip.lqs))]
         times = self._times(rng, len(clip.gt))
         top, left = self._position(rng, lq, int(times[0]))
-        size, s = self.settings.patch_px, self.scale
-        lq_crop = lq[times, :, top : top + size, left : left + size]
-        gt_crop = clip.gt[times, :, top * s : (top + size) * s, left * s : (left + size) * s]
+        bottom = top + self.settings.patch_px
+        right = left + self.settings.patch_px
+        s = self.scale
+        lq_crop = lq[times, :, top:bottom, left:right]
+        gt_crop = clip.gt[times, :, s * top : s * bottom, s * left : s * right]
         return _flip(lq_crop, gt_crop, rng)
 
-    def _times(self, rng: np.random.Generator, length: int) -> NDArray[np.int64]:
-        """Consecutive frames, forwards or backwards; a short clip turns round at its ends."""
+    def _times(self, rng: np.random.Generator, clip_frames: int) -> NDArray[np.int64]:
+        """Draw consecutive frames, forward or backward in time.
+
+        A clip that is too short is played back and forth: 0 1 2 1 0 1 ...
+        """
         frames = self.settings.frames
-        start = int(rng.random() * max(1, length - frames + 1))
-        times = (start + np.arange(frames)) % max(1, 2 * length - 2)
-        times = np.where(times < length, times, 2 * length - 2 - times)
-        return times[::-1] if rng.random() < 0.5 else times
+        start = int(rng.random() * max(1, clip_frames - frames + 1))
+        period = max(1, 2 * clip_frames - 2)
+        times = (start + np.arange(frames)) % period
+        # The second half of the period runs backward.
+        times = np.where(times < clip_frames, times, 2 * clip_frames - 2 - times)
+        is_reversed = rng.random() < 0.5
+        return times[::-1] if is_reversed else times
 
     def _position(
         self, rng: np.random.Generator, lq: NDArray[np.uint8], time: int
     ) -> tuple[int, int]:
+        """Draw the top and left of a crop: the candidate with the highest detail."""
         size = self.settings.patch_px
         height, width = lq.shape[-2:]
-        best, most = (0, 0), -1.0
+        best = (0, 0)
+        best_detail = -1.0
         for _ in range(self.settings.candidates):
-            top, left = (int(rng.random() * (n - size + 1)) for n in (height, width))
-            green = torch.tensor(
-                lq[time, 1, top : top + size, left : left + size], dtype=torch.float32
-            )
-            detail = (green.diff(dim=0).abs().mean() + green.diff(dim=1).abs().mean()).item()
-            if detail > most:
-                best, most = (top, left), detail
+            top = int(rng.random() * (height - size + 1))
+            left = int(rng.random() * (width - size + 1))
+            crop = lq[time, 1, top : top + size, left : left + size]
+            detail = _detail(torch.tensor(crop, dtype=torch.float32))
+            if detail > best_detail:
+                best = (top, left)
+                best_detail = detail
         return best
+
+
+def _to_float(samples: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Stack uint8 samples, and convert them to float32 in [0, 1]."""
+    return torch.from_numpy(np.stack(samples)).float().div_(255)
+
+
+def _detail(channel: Tensor) -> float:
+    """Compute the mean absolute gradient of a channel (H, W)."""
+    vertical = channel.diff(dim=0).abs().mean()
+    horizontal = channel.diff(dim=1).abs().mean()
+    return (vertical + horizontal).item()
 
 
 def _flip(
     lq: NDArray[np.uint8], gt: NDArray[np.uint8], rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Mirror and transpose both alike."""
-    horizontal, vertical, transpose = rng.random(3) < 0.5
-    if horizontal:
-        lq, gt = lq[..., ::-1], gt[..., ::-1]
-    if vertical:
-        lq, gt = lq[..., ::-1, :], gt[..., ::-1, :]
-    if transpose:
-        lq, gt = lq.swapaxes(-1, -2), gt.swapaxes(-1, -2)
+    """Flip and transpose both crops in the same random way."""
+    flips_x, flips_y, transposes = rng.random(3) < 0.5
+    if flips_x:
+        lq = lq[..., ::-1]
+        gt = gt[..., ::-1]
+    if flips_y:
+        lq = lq[..., ::-1, :]
+        gt = gt[..., ::-1, :]
+    if transposes:
+        lq = lq.swapaxes(-1, -2)
+        gt = gt.swapaxes(-1, -2)
     return np.ascontiguousarray(lq), np.ascontiguousarray(gt)
