@@ -1,14 +1,20 @@
-"""Pairs of frames whose motion is known exactly: things cut from photographs, moving over a photograph.
+"""Pairs of frames with known motion: objects cut from photographs that move over a photograph.
 
-    ref(p)  = image(camera(p + flow(p)))      supp(q) = image(camera(q))       so ref(p) is supp at q = p + flow(p)
+    ref(p) = image(camera(p + flow(p)))     supp(q) = image(camera(q))
+    so ref(p) is supp at q = p + flow(p)
 
-`camera` is a random zoom, turn and shift at fractions of a pixel, so that both frames are resampled alike: each pixel
-is the mean of four samples of an image that is finer than the frame. In front of the background move other images,
-cut out along random outlines, each with a flow of its own; where one hides what is behind it, that is known too.
+`camera` is a random zoom, rotation and shift by fractions of a pixel, so that both frames are
+resampled equally: each pixel is the mean of four samples of an image that is finer than the frame.
+Objects, cut out of other images along random outlines, move in front of the background, each with a
+separate flow; where an object hides the layers behind it, the occlusion is known too.
 
-The n-th pair is a function of the seed and n alone, so a run can resume anywhere.
+The n-th pair depends only on the seed and n, so that a run can be resumed at any step.
 
-    frames (2, 3, H, W): ref, supp          flow (2, H, W), px, dx then dy          visible (1, H, W): seen in supp too
+    frames  (2, 3, H, W)    ref and supp
+    flow    (2, H, W)       pixels, dx then dy
+    visible (1, H, W)       1 where a pixel of ref is also seen in supp
+    L       number of layers: the background, then the objects from back to front
+    h, w    sampling grid: _OVERSAMPLING times H and W
 """
 
 from __future__ import annotations
@@ -32,18 +38,23 @@ from tubelet.video.sequence import IMAGE_SUFFIXES
 
 __all__ = ["MotionSettings", "MovingImages", "MovingPair", "find_images"]
 
-_FINER = 2  # samples a pixel, along each axis
-_MAX_PIXELS = 4 << 20  # of an image in memory; a larger one is halved
+# Samples per pixel along each axis.
+_OVERSAMPLING = 2
+# A larger image is halved, to limit memory.
+_MAX_PIXELS = 4 << 20
 _MIN_SIDE_PX = 64
-_SLOPE = 0.15  # most change of the flow from one pixel to the next: things bend, they do not fold
-_ZOOM = (
-    1.2,
-    4.8,
-)  # pixels of the image to one of the frame: finer than the frame, free of its coding noise
-_STILL_CAMERA, _STILL = (
-    0.1,
-    0.04,
-)  # shares of the pairs in which only things move, and in which nothing does
+# Maximum change of the flow per pixel: the motion bends objects, but does not fold them.
+_MAX_SLOPE = 0.15
+# Pixels of the image per pixel of the frame. The image is finer, so that its compression artifacts
+# average out.
+_MIN_ZOOM = 1.2
+_MAX_ZOOM = 4.8
+# Fraction of the pairs with a static camera, in which only objects move.
+_STATIC_CAMERA = 0.1
+# Fraction of the pairs in which nothing moves.
+_STATIC = 0.04
+# Axes that are flipped, and the signs of dx and dy in the mirror image.
+_MIRRORS = (((-1,), (-1, 1)), ((-2,), (1, -1)), ((-2, -1), (-1, -1)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +84,7 @@ class MotionSettings:
 
 
 class MovingPair(NamedTuple):
-    """One pair, float32; see the legend on top of this file."""
+    """One pair, float32; the shapes are in the docstring of this module."""
 
     frames: Tensor
     flow: Tensor
@@ -81,51 +92,55 @@ class MovingPair(NamedTuple):
 
 
 def find_images(roots: Sequence[Path]) -> list[Path]:
-    """List the images in some folders, in the order of their names.
+    """List the images in folders, sorted by name within each folder.
 
     Raises:
-        InputError: a folder is missing, or there is no image.
+        InputError: A folder is missing, or there is no image.
     """
     for root in roots:
         if not root.is_dir():
             raise InputError(f"no such folder of images: {root}")
-    found = [
-        path
-        for root in roots
-        for path in sorted(root.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not found:
+    images: list[Path] = []
+    for root in roots:
+        images += [path for path in sorted(root.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
         raise InputError(f"no image in {', '.join(map(str, roots))}")
-    return found
+    return images
 
 
 class MovingImages:
     """Draws pairs of frames with known motion from photographs.
 
     Args:
-        paths: of the images; they are held in memory, at most 16 MB each.
-        settings: size and variety of the pairs.
-        seed: of all draws.
+        paths: Images. They are held in memory, up to 16 MB each.
+        settings: Size and variety of the pairs.
+        seed: Seed of all pairs.
 
     Raises:
-        InputError: there is none, or one is below 64 pixels on a side.
+        InputError: There is no image, or one has a side below 64 pixels.
     """
 
     def __init__(self, paths: Sequence[Path], settings: MotionSettings, seed: int) -> None:
         if not paths:
             raise InputError("no image to make pairs of")
-        self.settings, self.seed = settings, seed
+        self.settings = settings
+        self.seed = seed
         self._images = [_read(path) for path in paths]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw the pairs of a step: frames (B, 2, 3, H, W), flow (B, 2, H, W) and visible (B, 1, H, W).
+        """Draw the pairs of a step.
 
-        Each pair comes in its four mirror images, so that no batch moves to one side: there is nothing to learn from
-        which side that would be.
+        Each pair is used in its four mirror images, so that the mean motion of a batch is zero: a
+        network cannot learn a preferred direction.
+
+        Returns:
+            frames (B, 2, 3, H, W), flow (B, 2, H, W) and visible (B, 1, H, W).
         """
-        few = self.settings.batch // 4
-        pairs = [image for i in range(few) for image in _mirrored(self.pair(step * few + i))]
+        num_drawn = self.settings.batch // 4
+        first = step * num_drawn
+        pairs: list[MovingPair] = []
+        for index in range(first, first + num_drawn):
+            pairs += _mirror_images(self.pair(index))
         return (
             torch.stack([pair.frames for pair in pairs]),
             torch.stack([pair.flow for pair in pairs]),
@@ -136,127 +151,167 @@ class MovingImages:
         """Draw one pair."""
         rng = np.random.default_rng((self.seed, index))
         side = self.settings.patch_px
-        sheets = self._draw_sheets(rng)
-        ref, top_ref, flow = _show(sheets, side, moved=True)
-        supp, top_supp, _ = _show(sheets, side, moved=False)
-        owner = functional.avg_pool2d(
-            functional.one_hot(top_ref, len(sheets)).movedim(-1, 0).float(), _FINER
-        ).argmax(0)
-        fields = torch.stack(
-            [functional.avg_pool2d(sheet_flow, _FINER) for sheet_flow in flow]
-        )  # (L, 2, H, W)
-        own = fields.gather(0, owner[None, None].expand(1, 2, -1, -1))[0]
-        frames = _expose(torch.stack([ref, supp]), rng, self.settings)
-        return MovingPair(frames, own, _is_seen(own, owner, top_supp))
+        layers = self._draw_layers(rng)
+        ref, top_ref = _render(layers, side, moved=True)
+        supp, top_supp = _render(layers, side, moved=False)
 
-    def _draw_sheets(self, rng: np.random.Generator) -> list[_Sheet]:
-        """Draw the background and the things before it, the nearest last."""
+        # A pixel belongs to the layer that covers the largest part of it.
+        coverage = functional.one_hot(top_ref, len(layers)).movedim(-1, 0).float()  # (L, h, w)
+        owner = functional.avg_pool2d(coverage, _OVERSAMPLING).argmax(0)  # (H, W)
+        flows = [functional.avg_pool2d(layer.flow, _OVERSAMPLING) for layer in layers]
+        index_of_owner = owner[None, None].expand(1, 2, -1, -1)
+        flow = torch.stack(flows).gather(0, index_of_owner)[0]  # (L, 2, H, W) → (2, H, W)
+
+        frames = _expose(torch.stack([ref, supp]), rng, self.settings)
+        return MovingPair(frames, flow, _visible(flow, owner, top_supp))
+
+    def _draw_layers(self, rng: np.random.Generator) -> list[_Layer]:
+        """Draw the background and the objects, from back to front."""
         settings = self.settings
         grid = _grid(settings.patch_px)
-        still = rng.random()
-        camera = (
-            torch.zeros_like(grid) if still < _STILL_CAMERA else _draw_flow(rng, grid, settings)
-        )
-        sheets = [_Sheet(self._draw_image(rng), camera, None)]
-        for _ in range(int(rng.integers(0, settings.things + 1))):
-            along = camera if rng.random() < 0.7 else torch.zeros_like(camera)
-            flow = _limit(along + _draw_flow(rng, grid, settings), settings.max_px)
-            sheets.append(
-                _Sheet(self._draw_image(rng), flow, _Outline.draw(rng, settings.patch_px))
-            )
-        if still < _STILL:
-            return [sheet._replace(flow=torch.zeros_like(grid)) for sheet in sheets]
-        return sheets
+        static = rng.random()
+        if static < _STATIC_CAMERA:
+            camera_flow = torch.zeros_like(grid)
+        else:
+            camera_flow = _draw_flow(rng, grid, settings)
+        layers = [_Layer(self._draw_image(rng), camera_flow, None)]
+        num_objects = int(rng.integers(0, settings.things + 1))
+        for _ in range(num_objects):
+            # Most objects move with the camera, and relative to the background.
+            moves_with_camera = rng.random() < 0.7
+            base_flow = camera_flow if moves_with_camera else torch.zeros_like(camera_flow)
+            flow = _limit(base_flow + _draw_flow(rng, grid, settings), settings.max_px)
+            image = self._draw_image(rng)
+            layers.append(_Layer(image, flow, _Outline.draw(rng, settings.patch_px)))
+        if static < _STATIC:
+            return [layer._replace(flow=torch.zeros_like(grid)) for layer in layers]
+        return layers
 
     def _draw_image(self, rng: np.random.Generator) -> _Image:
-        """Draw an image and how the camera sees it."""
-        whole, half = self._images[int(rng.integers(len(self._images)))]
-        zoom = math.exp(rng.uniform(math.log(_ZOOM[0]), math.log(_ZOOM[1])))
-        middle = math.sqrt(_ZOOM[0] * _ZOOM[1])
-        pixels, zoom = (whole, zoom) if zoom < middle else (half, zoom / 2)
+        """Draw an image, and the position, rotation and zoom at which the camera sees it."""
+        full, half = self._images[int(rng.integers(len(self._images)))]
+        zoom = math.exp(rng.uniform(math.log(_MIN_ZOOM), math.log(_MAX_ZOOM)))
+        if zoom < math.sqrt(_MIN_ZOOM * _MAX_ZOOM):
+            pixels = full
+        else:
+            # Like a mipmap: far zooms read the halved image, which avoids aliasing.
+            pixels = half
+            zoom = zoom / 2
+
         angle = rng.normal(0, 0.15) + math.pi / 2 * int(rng.random() < 0.25)
-        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        turn = turn @ np.diag([rng.choice([-1.0, 1.0]), 1.0]) * zoom
-        room = [
-            max(0.0, n / 2 - zoom * self.settings.patch_px / 2)
-            for n in (pixels.shape[2], pixels.shape[1])
-        ]
-        center = [
-            n / 2 + rng.uniform(-r, r)
-            for n, r in zip((pixels.shape[2], pixels.shape[1]), room, strict=True)
-        ]
+        rotation = _rotation(angle)
+        mirror = np.diag([rng.choice([-1.0, 1.0]), 1.0])
+        matrix = rotation @ mirror * zoom
+
+        # The frame stays within the image if the image is large enough and not rotated.
+        height, width = pixels.shape[1:]
+        half_frame = zoom * self.settings.patch_px / 2
+        max_dx = max(0.0, width / 2 - half_frame)
+        max_dy = max(0.0, height / 2 - half_frame)
+        center_x = width / 2 + rng.uniform(-max_dx, max_dx)
+        center_y = height / 2 + rng.uniform(-max_dy, max_dy)
         return _Image(
             pixels,
-            torch.tensor(turn, dtype=torch.float32),
-            torch.tensor(center, dtype=torch.float32),
+            torch.tensor(matrix, dtype=torch.float32),
+            torch.tensor([center_x, center_y], dtype=torch.float32),
         )
 
 
-def _mirrored(pair: MovingPair) -> list[MovingPair]:
-    """Mirror a pair at no axis, at either and at both."""
-    images = [pair]
-    for axes, signs in (((-1,), (-1, 1)), ((-2,), (1, -1)), ((-2, -1), (-1, -1))):
-        frames, flow, visible = (part.flip(axes) for part in pair)
-        images.append(MovingPair(frames, flow * torch.tensor(signs)[:, None, None], visible))
-    return images
+def _mirror_images(pair: MovingPair) -> list[MovingPair]:
+    """Return a pair, and its mirror images along x, along y and along both."""
+    pairs = [pair]
+    for axes, signs in _MIRRORS:
+        flow = pair.flow.flip(axes) * torch.tensor(signs)[:, None, None]
+        pairs.append(MovingPair(pair.frames.flip(axes), flow, pair.visible.flip(axes)))
+    return pairs
+
+
+def _rotation(angle: float) -> NDArray[np.float64]:
+    cos = math.cos(angle)
+    sin = math.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]])
 
 
 class _Image(NamedTuple):
-    pixels: NDArray[np.uint8]  # (3, H, W)
-    turn: Tensor  # (2, 2), from the frame to the image
-    center: Tensor  # (2,) x and y, where the middle of the frame lies
+    """An image as the camera sees it.
+
+    Attributes:
+        pixels: (3, H, W), uint8.
+        matrix: (2, 2), from pixels of the frame to pixels of the image.
+        center: (2,) x and y, position of the frame's center in the image.
+    """
+
+    pixels: NDArray[np.uint8]
+    matrix: Tensor
+    center: Tensor
 
 
 class _Outline(NamedTuple):
-    """A blob: where the coarse random map is positive."""
+    """The outline of an object: the area where a coarse random map is positive.
 
-    map: Tensor  # (1, 1, n, n)
-    turn: Tensor  # (2, 2), from pixels to [-1, 1]
-    center: Tensor  # (2,), pixels of the frame, from its middle
+    Attributes:
+        map: (1, 1, n, n).
+        matrix: (2, 2), from pixels of the frame to the coordinates [-1, 1] of the map.
+        center: (2,), pixels from the center of the frame.
+    """
+
+    map: Tensor
+    matrix: Tensor
+    center: Tensor
 
     @staticmethod
     def draw(rng: np.random.Generator, side: int) -> _Outline:
+        """Draw an outline for frames of a side in pixels."""
+        # A paraboloid that is positive in the middle, with random bumps: a blob.
         n = int(rng.integers(3, 10))
         axis = torch.linspace(-1, 1, n)
         bumps = torch.from_numpy(rng.normal(0, 0.35, (n, n))).float()
         height = 0.75 + bumps - (axis[:, None].square() + axis.square()) * 1.2
         height = functional.interpolate(
-            height[None, None], scale_factor=4.0, mode="bicubic", align_corners=False
+            height[None, None],
+            scale_factor=4.0,
+            mode="bicubic",
+            align_corners=False,
         )
         radius = side * math.exp(rng.uniform(math.log(0.08), math.log(0.5)))
-        slim = math.exp(rng.normal(0, 0.4))
+        elongation = math.exp(rng.normal(0, 0.4))
         angle = rng.uniform(0, math.pi)
-        turn = np.diag([1 / (radius * slim), slim / radius]) @ np.array(
-            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-        )
+        matrix = np.diag([1 / (radius * elongation), elongation / radius]) @ _rotation(angle)
         center = rng.uniform(-0.5, 0.5, 2) * side
         return _Outline(
             height,
-            torch.tensor(turn, dtype=torch.float32),
+            torch.tensor(matrix, dtype=torch.float32),
             torch.tensor(center, dtype=torch.float32),
         )
 
-    def covers(self, places: Tensor) -> Tensor:
-        """Tell which places (2, h, w), pixels from the middle of the frame, lie within: (h, w) bool."""
-        grid = torch.einsum("ij,jhw->hwi", self.turn, places - self.center[:, None, None])
-        return (
-            functional.grid_sample(self.map, grid[None], align_corners=False)[0, 0] > 0
-        )  # outside the map is 0
+    def covers(self, positions: Tensor) -> Tensor:
+        """Return which positions (2, h, w), pixels from the frame's center, are inside: (h, w)."""
+        offsets = positions - self.center[:, None, None]
+        grid = torch.einsum("ij,jhw->hwi", self.matrix, offsets)
+        # Outside the map, samples are 0, which is not inside.
+        return functional.grid_sample(self.map, grid[None], align_corners=False)[0, 0] > 0
 
 
-class _Sheet(NamedTuple):
+class _Layer(NamedTuple):
+    """The background or an object.
+
+    Attributes:
+        image: Texture of the layer.
+        flow: (2, h, w), pixels of the frame.
+        outline: Area of the layer; None covers the frame.
+    """
+
     image: _Image
-    flow: Tensor  # (2, 2 H, 2 W), pixels of the frame
-    outline: _Outline | None  # None: everywhere
+    flow: Tensor
+    outline: _Outline | None
 
 
 def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read an image: whole, and halved; (3, H, W) uint8 each."""
+    """Read an image in full and half size; (3, H, W) uint8 each."""
     pixels = read_clip(path, max_frames=1)[0]
-    if min(pixels.shape[1:]) < _MIN_SIDE_PX:
-        raise InputError(
-            f"{path} is {pixels.shape[2]}×{pixels.shape[1]} pixels; at least {_MIN_SIDE_PX} are needed"
-        )
+    height, width = pixels.shape[1:]
+    if min(height, width) < _MIN_SIDE_PX:
+        raise InputError(f"{path} is {width}×{height} pixels; at least {_MIN_SIDE_PX} are needed")
     while pixels.shape[1] * pixels.shape[2] > _MAX_PIXELS:
         pixels = _halve(pixels)
     return pixels, _halve(pixels)
@@ -268,103 +323,143 @@ def _halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _grid(side: int) -> Tensor:
-    """Place the samples of a frame: (2, h, w), x and y in pixels from its middle."""
-    axis = (torch.arange(side * _FINER) + 0.5) / _FINER - side / 2
-    return torch.stack([axis.expand(len(axis), -1), axis[:, None].expand(-1, len(axis))])
+    """Return the sampling positions of a frame: (2, h, w), x and y in pixels from its center."""
+    axis = (torch.arange(side * _OVERSAMPLING) + 0.5) / _OVERSAMPLING - side / 2
+    x = axis.expand(len(axis), -1)
+    y = axis[:, None].expand(-1, len(axis))
+    return torch.stack([x, y])
 
 
 def _draw_flow(rng: np.random.Generator, grid: Tensor, settings: MotionSettings) -> Tensor:
-    """Draw a smooth flow (2, h, w), pixels: shift, affine, perspective and local bending, in random shares."""
+    """Draw a smooth flow: the sum of a shift, an affine, a perspective and a local deformation.
+
+    Args:
+        rng: Random generator.
+        grid: (2, h, w), positions in pixels from the center of the frame.
+        settings: Size of the frame and maximum motion.
+
+    Returns:
+        (2, h, w), pixels.
+    """
     half = settings.patch_px / 2
-    strength = settings.max_px * rng.random() ** 2  # small motion is frequent, and must be exact
+    # Small motion is frequent, and must be estimated exactly.
+    strength = settings.max_px * rng.random() ** 2
     angle = rng.uniform(0, 2 * math.pi)
     shift = strength * torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float32)
-    share = rng.random(3) ** 2 * (rng.random(3) < 0.6)
-    place = grid / half  # [-1, 1]
+    # Each of the three deformations is absent in 40 % of the flows.
+    shares = rng.random(3) ** 2 * (rng.random(3) < 0.6)
+    affine_share, tilt_share, bend_share = shares
+    position = grid / half  # [-1, 1]
+
     flow = shift[:, None, None].expand_as(grid)
-    if share[0]:
-        affine = torch.einsum("ij,jhw->ihw", _affine(rng), place)
-        flow = flow + affine * (share[0] * min(strength, _SLOPE * half))
-    if share[1]:  # a plane that tilts, to first order
+    if affine_share:
+        affine = torch.einsum("ij,jhw->ihw", _draw_affine(rng), position)
+        flow = flow + affine * (affine_share * min(strength, _MAX_SLOPE * half))
+    if tilt_share:
+        # The perspective of a plane that tilts, to first order.
         tilt = torch.from_numpy(rng.normal(0, 0.5, 2)).float()
-        flow = flow + place * torch.einsum("i,ihw->hw", tilt, place) * (
-            share[1] * min(strength, _SLOPE * half / 2)
-        )
-    if share[2]:
+        tilt_px = tilt_share * min(strength, _MAX_SLOPE * half / 2)
+        flow = flow + position * torch.einsum("i,ihw->hw", tilt, position) * tilt_px
+    if bend_share:
         knots = int(rng.integers(3, 8))
         bend = torch.from_numpy(rng.normal(0, 0.5, (1, 2, knots, knots))).float()
         bend = functional.interpolate(bend, grid.shape[1:], mode="bicubic", align_corners=True)[0]
-        flow = flow + bend * (share[2] * min(strength, _SLOPE * half / (knots - 1)))
+        bend_px = bend_share * min(strength, _MAX_SLOPE * half / (knots - 1))
+        flow = flow + bend * bend_px
     return _limit(flow, settings.max_px)
 
 
-def _affine(rng: np.random.Generator) -> Tensor:
-    """Draw zoom, turn and shear: (2, 2), entries around 1."""
-    zoom, turn = rng.normal(0, 0.7, 2)
-    parts = np.array([[zoom, -turn], [turn, zoom]]) + rng.normal(0, 0.35, (2, 2))
-    return torch.from_numpy(parts).float()
+def _draw_affine(rng: np.random.Generator) -> Tensor:
+    """Draw a zoom, a rotation and a shear, as the displacement matrix (2, 2)."""
+    zoom, rotation = rng.normal(0, 0.7, 2)
+    similarity = np.array([[zoom, -rotation], [rotation, zoom]])
+    matrix = similarity + rng.normal(0, 0.35, (2, 2))
+    return torch.from_numpy(matrix).float()
 
 
 def _limit(flow: Tensor, max_px: float) -> Tensor:
-    longest = flow.square().sum(0).max().sqrt().item()
-    return flow * min(1.0, max_px / max(longest, 1e-6))
+    """Scale a flow down, so that its longest vector has at most `max_px` pixels."""
+    longest_px = flow.square().sum(0).max().sqrt().item()
+    return flow * min(1.0, max_px / max(longest_px, 1e-6))
 
 
-def _show(
-    sheets: Sequence[_Sheet], side: int, *, moved: bool
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _render(layers: Sequence[_Layer], side: int, *, moved: bool) -> tuple[Tensor, Tensor]:
     """Render a frame.
 
+    Args:
+        layers: Background and objects, from back to front.
+        side: Side of the frame, pixels.
+        moved: Apply the flow of the layers: this is ref, otherwise supp.
+
     Returns:
-        the frame (3, H, W); which sheet is seen at each sample, (2 H, 2 W); and the flow of each sheet.
+        The frame (3, H, W), and the index of the visible layer of each sample (h, w).
     """
     grid = _grid(side)
-    image, top = torch.empty(3, *grid.shape[1:]), torch.zeros(grid.shape[1:], dtype=torch.long)
-    for i, sheet in enumerate(sheets):
-        places = grid + sheet.flow if moved else grid
-        if sheet.outline is None:
-            image = _look(sheet.image, places)
+    image = torch.empty(3, *grid.shape[1:])
+    top = torch.zeros(grid.shape[1:], dtype=torch.long)
+    for number, layer in enumerate(layers):
+        positions = grid + layer.flow if moved else grid
+        if layer.outline is None:
+            image = _sample(layer.image, positions)
             continue
-        covered = sheet.outline.covers(places)
+        covered = layer.outline.covers(positions)
         if covered.any():
-            image[:, covered] = _look(sheet.image, places[:, covered][:, None])[:, 0]
-            top[covered] = i
-    return functional.avg_pool2d(image, _FINER), top, [sheet.flow for sheet in sheets]
+            # Only the covered positions are sampled, as an image of one row.
+            samples = _sample(layer.image, positions[:, covered][:, None])
+            image[:, covered] = samples[:, 0]
+            top[covered] = number
+    return functional.avg_pool2d(image, _OVERSAMPLING), top
 
 
-def _look(image: _Image, places: Tensor) -> Tensor:
-    """Sample an image at places of the frame: (2, h, w) → (3, h, w) in [0, 1]."""
-    spots = torch.einsum("ij,jhw->ihw", image.turn, places) + image.center[:, None, None]
+def _sample(image: _Image, positions: Tensor) -> Tensor:
+    """Sample an image at positions of the frame: (2, h, w) → (3, h, w) in [0, 1]."""
+    points = torch.einsum("ij,jhw->ihw", image.matrix, positions) + image.center[:, None, None]
+    x, y = points
     height, width = image.pixels.shape[1:]
-    # Only what is looked at becomes floating point.
-    left, upper = (
-        max(0, min(math.floor(spot.min().item()) - 2, size - 8))
-        for spot, size in zip(spots, (width, height), strict=True)
-    )
-    right, lower = (math.ceil(spot.max().item()) + 3 for spot in spots)
-    part = torch.from_numpy(
-        image.pixels[:, upper : max(lower, upper + 8), left : max(right, left + 8)]
-    )
-    part = part[None].float() / 255
-    size = torch.tensor([part.shape[3], part.shape[2]], dtype=torch.float32)
-    grid = (spots - torch.tensor([left, upper])[:, None, None]) * (2 / size)[:, None, None] - 1
+    # Only the region around the points is converted to floating point: the image is large.
+    left = max(0, min(math.floor(x.min().item()) - 2, width - 8))
+    top = max(0, min(math.floor(y.min().item()) - 2, height - 8))
+    right = max(math.ceil(x.max().item()) + 3, left + 8)
+    bottom = max(math.ceil(y.max().item()) + 3, top + 8)
+    region = torch.from_numpy(image.pixels[:, top:bottom, left:right])[None].float() / 255
+
+    # From pixels to the coordinates [-1, 1] of `grid_sample`.
+    size = torch.tensor([region.shape[3], region.shape[2]], dtype=torch.float32)
+    origin = torch.tensor([left, top])[:, None, None]
+    grid = (points - origin) * (2 / size)[:, None, None] - 1
     return functional.grid_sample(
-        part, grid.movedim(0, -1)[None], padding_mode="reflection", align_corners=False
+        region,
+        grid.movedim(0, -1)[None],
+        padding_mode="reflection",
+        align_corners=False,
     )[0]
 
 
-def _is_seen(flow: Tensor, owner: Tensor, top_supp: Tensor) -> Tensor:
-    """Tell which pixels of ref are seen in supp: inside the frame, and on the same sheet there; (1, H, W) float."""
+def _visible(flow: Tensor, owner: Tensor, top_supp: Tensor) -> Tensor:
+    """Return which pixels of ref are seen in supp: inside the frame, and on the same layer.
+
+    Args:
+        flow: (2, H, W), pixels.
+        owner: (H, W), layer of each pixel of ref.
+        top_supp: (h, w), visible layer of each sample of supp.
+
+    Returns:
+        (1, H, W) float, 1 where visible.
+    """
     side = flow.shape[-1]
-    x, y = flow + (torch.stack(torch.meshgrid(*[torch.arange(side)] * 2, indexing="xy")) + 0.5)
-    inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
-    last = side * _FINER - 1
-    there = top_supp[(y * _FINER).long().clamp(0, last), (x * _FINER).long().clamp(0, last)]
-    return (inside & (there == owner)).float()[None]
+    axis = torch.arange(side)
+    pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
+    x, y = flow + (pixels + 0.5)
+    is_inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+    last = side * _OVERSAMPLING - 1
+    row = (y * _OVERSAMPLING).long().clamp(0, last)
+    column = (x * _OVERSAMPLING).long().clamp(0, last)
+    is_same_layer = top_supp[row, column] == owner
+    return (is_inside & is_same_layer).float()[None]
 
 
 def _expose(frames: Tensor, rng: np.random.Generator, settings: MotionSettings) -> Tensor:
-    """Do to both frames what a camera does: blur, contrast, then a change of light and noise, and 8 bits."""
+    """Simulate a camera: blur, contrast, a change of light between the frames, noise and 8 bits."""
     if rng.random() < 0.25:
         frames = _blur(frames, rng.uniform(0.4, 1.3))
     frames = (frames - 0.5) * rng.uniform(0.7, 1.2) + 0.5 + rng.uniform(-0.1, 0.1)
@@ -373,15 +468,15 @@ def _expose(frames: Tensor, rng: np.random.Generator, settings: MotionSettings) 
         frames = torch.stack([frames[0], frames[1] * (1 + gain) + offset])
     if rng.random() < 0.5:
         sigma = settings.noise * rng.random() ** 2
-        frames = (
-            frames + torch.from_numpy(rng.standard_normal(frames.shape, dtype=np.float32)) * sigma
-        )
+        noise = torch.from_numpy(rng.standard_normal(frames.shape, dtype=np.float32))
+        frames = frames + noise * sigma
     return quantize(frames)
 
 
 def _blur(frames: Tensor, sigma_px: float) -> Tensor:
-    reach = math.ceil(3 * sigma_px)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma_px).square())
+    """Convolve with a separable Gaussian; the border is replicated."""
+    radius = math.ceil(3 * sigma_px)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma_px).square())
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    frames = functional.pad(frames, (reach, reach, reach, reach), mode="replicate")
+    frames = functional.pad(frames, (radius, radius, radius, radius), mode="replicate")
     return functional.conv2d(functional.conv2d(frames, kernel, groups=3), kernel.mT, groups=3)
