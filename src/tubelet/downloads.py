@@ -195,7 +195,12 @@ def _download(
         part.replace(path)
 
 
-def _download_part(file: RemoteFile, part: Path, ticker: Ticker, retry_policy: RetryPolicy) -> None:
+def _download_part(
+    file: RemoteFile,
+    part: Path,
+    ticker: Ticker,
+    retry_policy: RetryPolicy,
+) -> None:
     """Complete the partial file, and verify it."""
     if urlsplit(file.url).scheme not in ("http", "https", "file"):
         raise _RefusedError(f"{file.url} is not an address of http, https or file")
@@ -211,7 +216,12 @@ def _download_part(file: RemoteFile, part: Path, ticker: Ticker, retry_policy: R
         raise _RefusedError(f"what arrived {fault}: deleted")
 
 
-def _complete(file: RemoteFile, part: Path, ticker: Ticker, retry_policy: RetryPolicy) -> None:
+def _complete(
+    file: RemoteFile,
+    part: Path,
+    ticker: Ticker,
+    retry_policy: RetryPolicy,
+) -> None:
     """Try until the partial file is complete.
 
     Raises:
@@ -232,7 +242,12 @@ def _complete(file: RemoteFile, part: Path, ticker: Ticker, retry_policy: RetryP
         time.sleep(min(pause_s, _MAX_PAUSE_S))
 
 
-def _attempt(file: RemoteFile, part: Path, ticker: Ticker, timeout_s: float) -> None:
+def _attempt(
+    file: RemoteFile,
+    part: Path,
+    ticker: Ticker,
+    timeout_s: float,
+) -> None:
     """Request the missing bytes once, and append them to the partial file."""
     size = _size(part)
     ticker.done = size

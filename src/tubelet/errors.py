@@ -78,7 +78,13 @@ class Cancelled(TubeletError):  # noqa: N818 - not an error: somebody wanted it
     exit_code = 130
 
 
-def suggest(name: str, known: Iterable[str], *, count: int = 1, listing: str = "") -> str:
+def suggest(
+    name: str,
+    known: Iterable[str],
+    *,
+    count: int = 1,
+    listing: str = "",
+) -> str:
     """Return the second half of a message about an unknown name.
 
     Args:
@@ -94,7 +100,12 @@ def suggest(name: str, known: Iterable[str], *, count: int = 1, listing: str = "
     import difflib
 
     names = list(known)
-    similar = difflib.get_close_matches(name.lower(), names, n=count, cutoff=_MIN_SIMILARITY)
+    similar = difflib.get_close_matches(
+        name.lower(),
+        names,
+        n=count,
+        cutoff=_MIN_SIMILARITY,
+    )
     if similar:
         return f"did you mean {' or '.join(similar)}?"
     return f"known are {listing or ', '.join(names)}"

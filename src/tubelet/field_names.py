@@ -55,7 +55,12 @@ def current_fields(
     return renamed
 
 
-def current_path(kind: type[Any], path: str, *, quiet: bool = False) -> str:
+def current_path(
+    kind: type[Any],
+    path: str,
+    *,
+    quiet: bool = False,
+) -> str:
     """Rename the names in a dotted path into nested configurations, such as `loop.optimiser.slow`.
 
     Args:

@@ -30,7 +30,12 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def build(kind: type[T], data: Any, where: str, default: T | None = None) -> T:
+def build(
+    kind: type[T],
+    data: Any,
+    where: str,
+    default: T | None = None,
+) -> T:
     """Build a dataclass from plain data.
 
     Args:
@@ -69,7 +74,12 @@ def _field_types(kind: type[Any]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def _convert(kind: Any, value: Any, where: str, default: Any = None) -> Any:
+def _convert(
+    kind: Any,
+    value: Any,
+    where: str,
+    default: Any = None,
+) -> Any:
     """Check a value against a type annotation, and convert it to that type.
 
     Args:
@@ -124,7 +134,11 @@ def _check_choice(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _convert_tuple(kind: Any, items: list[Any], where: str) -> tuple[Any, ...]:
+def _convert_tuple(
+    kind: Any,
+    items: list[Any],
+    where: str,
+) -> tuple[Any, ...]:
     """Convert a list to tuple[T, ...], or to a tuple of fixed length with items of one type."""
     item_types = get_args(kind)
     has_fixed_length = item_types[-1] is not Ellipsis

@@ -63,7 +63,13 @@ def show_bar(label: str) -> Generator[OnProgress]:
         redirect_stdout=prints_to_terminal,
     )
     with bar:
-        task = bar.add_task(label, total=None, count="", speed="", times="")
+        task = bar.add_task(
+            label,
+            total=None,
+            count="",
+            speed="",
+            times="",
+        )
 
         def update(progress: Progress) -> None:
             bar.update(
@@ -79,7 +85,12 @@ def show_bar(label: str) -> Generator[OnProgress]:
         yield update
 
 
-def at_intervals(every_s: float, show: OnProgress, *, first_s: float = 0.0) -> OnProgress:
+def at_intervals(
+    every_s: float,
+    show: OnProgress,
+    *,
+    first_s: float = 0.0,
+) -> OnProgress:
     """Return a function that calls `show` once per interval at the maximum.
 
     Args:

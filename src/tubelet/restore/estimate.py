@@ -95,7 +95,11 @@ class Description:
         }
 
 
-def describe(src: str | Path, dst: str | Path, settings: UpscaleSettings) -> Description:
+def describe(
+    src: str | Path,
+    dst: str | Path,
+    settings: UpscaleSettings,
+) -> Description:
     """Describe the run that `run` would do and estimate its time; nothing is written.
 
     Args:
@@ -143,7 +147,14 @@ def _time_frame(engine: Engine, info: VideoInfo) -> float:
     clip: list[Frame] = []
     for t in range(_TIMED_FRAMES):
         noise = torch.rand(3, height, width)
-        clip.append(Frame(noise, pts=t, time_base=Fraction(1, 25), index=t))
+        clip.append(
+            Frame(
+                noise,
+                pts=t,
+                time_base=Fraction(1, 25),
+                index=t,
+            )
+        )
 
     frame_s = 0.0
     # The first run only warms up.

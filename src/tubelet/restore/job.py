@@ -86,7 +86,14 @@ def upscale(
     for name in settings.keys() - set(names):
         raise ConfigError(f"upscale has no setting {name!r}; {suggest(name, names)}")
     request = UpscaleSettings(model=model, scale=scale, **settings)
-    return run(src, dst, request, on_progress=on_progress, cancel=cancel, plan=plan)
+    return run(
+        src,
+        dst,
+        request,
+        on_progress=on_progress,
+        cancel=cancel,
+        plan=plan,
+    )
 
 
 def run(
@@ -100,7 +107,12 @@ def run(
 ) -> Result:
     """Upscale a video with a complete `UpscaleSettings`; see `upscale`."""
     began_s = time.monotonic()
-    ticker = Ticker(on_progress, unit="frame", label=Path(src).name, cancel=cancel)
+    ticker = Ticker(
+        on_progress,
+        unit="frame",
+        label=Path(src).name,
+        cancel=cancel,
+    )
     check_output(dst, source=src, overwrite=settings.overwrite)
     start_s = settings.start or 0.0
     num_threads = torch.get_num_threads()
@@ -116,7 +128,13 @@ def run(
             if plan is None:
                 plan = engine.plan(reader.info.height, reader.info.width)
             else:
-                check_plan(plan, engine.spec, settings, reader.info.width, reader.info.height)
+                check_plan(
+                    plan,
+                    engine.spec,
+                    settings,
+                    reader.info.width,
+                    reader.info.height,
+                )
                 settings = replace(settings, fps="x2" if plan.doubles_rate else None)
             engine.follow(plan)
 
@@ -134,7 +152,12 @@ def run(
                 duration_s=settings.duration,
             )
 
-            with open_output(dst, form, like=info, overwrite=settings.overwrite) as output:
+            with open_output(
+                dst,
+                form,
+                like=info,
+                overwrite=settings.overwrite,
+            ) as output:
                 _restore_segments(reader, engine, form, output, ticker, cancel)
                 if not ticker.done:
                     raise InputError(_empty_input_message(src, reader, settings))

@@ -142,7 +142,13 @@ class _LiveTensors(TorchDispatchMode):
         self.peak_bytes = 0
         self._storages: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
         # Views and in-place operations return storages of their arguments.
         input_ids: set[int] = set()
         for leaf in tree_leaves((args, kwargs)):

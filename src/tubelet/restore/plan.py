@@ -161,7 +161,12 @@ class Plan:
     def memory_bytes(self) -> float:
         """Estimated memory of the largest call on the device."""
         if self.features is not None and self.window is not None:
-            return _stream_bytes(self.padded, self.window.frames, self.features, self.cost)
+            return _stream_bytes(
+                self.padded,
+                self.window.frames,
+                self.features,
+                self.cost,
+            )
         num_frames = 1 if self.window is None else self.window.frames
         # The tile in the middle is larger than those at the borders: it has a halo on all sides.
         largest_tile_px = max(tile.area_px for tile in self.tiles)
@@ -498,7 +503,11 @@ def _stream_bytes(
     return call_bytes + min(feature_bytes, max_feature_bytes) + frame_bytes
 
 
-def _encoding_bytes(padded: tuple[int, int], contract: Contract, cost: MemoryCost) -> float:
+def _encoding_bytes(
+    padded: tuple[int, int],
+    contract: Contract,
+    cost: MemoryCost,
+) -> float:
     """Compute the memory of the encodings of a window: whole images, however they are tiled."""
     num_frames = 2 * contract.temporal.radius + 1
     return num_frames * math.prod(padded) * cost.encoding_bytes_per_px

@@ -114,20 +114,51 @@ def double_rate(
         yield from _spread(pair, end_pts - last.pts, numbers)
         return
     duration = last.duration or gap
-    yield _retimed(last, 2 * last.pts, duration=2 * duration, index=next(numbers))
+    yield _retimed(
+        last,
+        2 * last.pts,
+        duration=2 * duration,
+        index=next(numbers),
+    )
 
 
-def _spread(pair: list[Frame], gap: int, numbers: Iterator[int]) -> Iterator[Frame]:
+def _spread(
+    pair: list[Frame],
+    gap: int,
+    numbers: Iterator[int],
+) -> Iterator[Frame]:
     """Yield a frame and the one half-way to the next; a copy if the model returned none."""
     first = pair[0]
     half_way = pair[1] if len(pair) == 2 else _copy(first)
     # The ticks are half as long, so a gap between two frames is 2 * gap ticks.
-    yield _retimed(first, 2 * first.pts, duration=gap, index=next(numbers))
-    yield _retimed(half_way, 2 * first.pts + gap, duration=gap, index=next(numbers))
+    yield _retimed(
+        first,
+        2 * first.pts,
+        duration=gap,
+        index=next(numbers),
+    )
+    yield _retimed(
+        half_way,
+        2 * first.pts + gap,
+        duration=gap,
+        index=next(numbers),
+    )
 
 
-def _retimed(frame: Frame, pts: int, *, duration: int, index: int) -> Frame:
-    return replace(frame, pts=pts, time_base=frame.time_base / 2, duration=duration, index=index)
+def _retimed(
+    frame: Frame,
+    pts: int,
+    *,
+    duration: int,
+    index: int,
+) -> Frame:
+    return replace(
+        frame,
+        pts=pts,
+        time_base=frame.time_base / 2,
+        duration=duration,
+        index=index,
+    )
 
 
 def _copy(frame: Frame) -> Frame:

@@ -160,7 +160,13 @@ class TorchRunner:
         if self.contract.streams:
             before, after = _edges(lq, first_frame, ends_scene)
             call = partial(self.call, before=before, after=after)
-        sr, hidden = self._call_on_tiles(call, lq, hidden, plan, scale=self.contract.scale)
+        sr, hidden = self._call_on_tiles(
+            call,
+            lq,
+            hidden,
+            plan,
+            scale=self.contract.scale,
+        )
         return self._crop(sr, plan), hidden
 
     @torch.no_grad()
@@ -178,7 +184,14 @@ class TorchRunner:
         before, after = _edges(lq, first_frame, ends_scene)
         store = FeatureStore(plan.features)
         network = as_streaming(self._model)
-        results = iter(network.restore(lq, before=before, after=after, store=store))
+        results = iter(
+            network.restore(
+                lq,
+                before=before,
+                after=after,
+                store=store,
+            )
+        )
         while True:
             # The caller gets control between two frames, which must not run under autocast.
             with self._number_format():
@@ -200,7 +213,13 @@ class TorchRunner:
             return tile, encoding
 
         # The encoding takes the place of a state, whose tiles are assembled into whole images.
-        _, encoding = self._call_on_tiles(call, lq, None, plan, scale=1)
+        _, encoding = self._call_on_tiles(
+            call,
+            lq,
+            None,
+            plan,
+            scale=1,
+        )
         assert encoding is not None
         return encoding
 
@@ -224,11 +243,31 @@ class TorchRunner:
                 return as_encoding(self._model).fuse(encodings)[:, None], None
 
         # An image without memory: only its size is used.
-        lq = joined[0].new_empty(()).expand(1, 1, 1, *plan.padded)
-        sr, _ = self._call_on_tiles(call, lq, tuple(joined), plan, scale=self.contract.scale)
+        lq = (
+            joined[0]
+            .new_empty(())
+            .expand(
+                1,
+                1,
+                1,
+                *plan.padded,
+            )
+        )
+        sr, _ = self._call_on_tiles(
+            call,
+            lq,
+            tuple(joined),
+            plan,
+            scale=self.contract.scale,
+        )
         return self._crop(sr, plan)
 
-    def call(self, lq: Tensor, hidden: Hidden, **edges: Edge) -> tuple[Tensor, Hidden]:
+    def call(
+        self,
+        lq: Tensor,
+        hidden: Hidden,
+        **edges: Edge,
+    ) -> tuple[Tensor, Hidden]:
         """Run the network once, with the memory layout and number format of every tile.
 
         Args:
@@ -323,7 +362,14 @@ class TorchRunner:
 
     def _probe_image(self, side_px: int, num_frames: int) -> Tensor:
         height, width = padded_size(side_px, side_px, self.contract)
-        return torch.zeros(1, num_frames, 3, height, width, device=self.device)
+        return torch.zeros(
+            1,
+            num_frames,
+            3,
+            height,
+            width,
+            device=self.device,
+        )
 
     def _follow(self, plan: Plan) -> None:
         """Adopt the precision of a plan, and move the network to its device."""
@@ -365,7 +411,11 @@ class TorchRunner:
         return sr[..., : plan.height * scale, : plan.width * scale]
 
 
-def _edges(lq: Tensor, first_frame: int, ends_scene: bool) -> tuple[Edge, Edge]:
+def _edges(
+    lq: Tensor,
+    first_frame: int,
+    ends_scene: bool,
+) -> tuple[Edge, Edge]:
     """Give the position of a window (1, T, 3, H, W) in its scene as edges without states."""
     before = Edge(frame_index=first_frame - 1)
     if ends_scene:
@@ -391,4 +441,20 @@ def _channels_last(lq: Tensor) -> Tensor:
 
     Then any frame, and all frames as one batch, are channels last.
     """
-    return lq.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    return (
+        lq.permute(
+            0,
+            1,
+            3,
+            4,
+            2,
+        )
+        .contiguous()
+        .permute(
+            0,
+            1,
+            4,
+            2,
+            3,
+        )
+    )

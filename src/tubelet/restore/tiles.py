@@ -80,12 +80,21 @@ def output_size(
     return width * factor, height * factor
 
 
-def padded_size(height: int, width: int, contract: Contract) -> tuple[int, int]:
+def padded_size(
+    height: int,
+    width: int,
+    contract: Contract,
+) -> tuple[int, int]:
     """Round a size up to one that the network accepts: (height, width) in lq pixels."""
     return _padded_side(height, contract), _padded_side(width, contract)
 
 
-def plan_tiles(height: int, width: int, tile_px: int, contract: Contract) -> list[Tile]:
+def plan_tiles(
+    height: int,
+    width: int,
+    tile_px: int,
+    contract: Contract,
+) -> list[Tile]:
     """Cover a padded image with tiles that overlap by the model's receptive field.
 
     Args:
@@ -102,7 +111,13 @@ def plan_tiles(height: int, width: int, tile_px: int, contract: Contract) -> lis
     return [Tile(y, x) for y, x in product(rows, columns)]
 
 
-def choose_tile(height: int, width: int, contract: Contract, *, max_area_px: float) -> int:
+def choose_tile(
+    height: int,
+    width: int,
+    contract: Contract,
+    *,
+    max_area_px: float,
+) -> int:
     """Choose the largest tile that fits into `max_area_px` with its halo.
 
     Args:

@@ -74,7 +74,12 @@ def run_tiled(
                 ratio = _ratio(tile_state, tile_height, tile_width, size_multiple)
                 ratios.append(ratio)
                 states.append(_empty_image(tile_state, height, width, ratio))
-        for state, tile_state, ratio in zip(states, tile_states, ratios, strict=True):
+        for state, tile_state, ratio in zip(
+            states,
+            tile_states,
+            ratios,
+            strict=True,
+        ):
             _paste(state, tile_state, tile, ratio)
     if sr is None:
         raise ValueError("tiles is empty")
@@ -96,7 +101,12 @@ def _crop_states(
     return tuple(cropped)
 
 
-def _ratio(state: Tensor, height: int, width: int, size_multiple: int) -> Fraction:
+def _ratio(
+    state: Tensor,
+    height: int,
+    width: int,
+    size_multiple: int,
+) -> Fraction:
     """Return the number of rows of a state per row of lq."""
     if state.ndim >= 2:
         # Every border of a tile must fall between two rows of the state.
@@ -110,7 +120,12 @@ def _ratio(state: Tensor, height: int, width: int, size_multiple: int) -> Fracti
     )
 
 
-def _empty_image(tile_state: Tensor, height: int, width: int, ratio: Fraction) -> Tensor:
+def _empty_image(
+    tile_state: Tensor,
+    height: int,
+    width: int,
+    ratio: Fraction,
+) -> Tensor:
     """Allocate the state of the whole image from that of a tile."""
     leading = tile_state.shape[:-2]
     return tile_state.new_empty(*leading, int(height * ratio), int(width * ratio))
@@ -123,7 +138,12 @@ def _crop(image: Tensor, tile: Tile, ratio: Fraction) -> Tensor:
     return image[..., rows, columns]
 
 
-def _paste(image: Tensor, tile_result: Tensor, tile: Tile, ratio: Fraction) -> None:
+def _paste(
+    image: Tensor,
+    tile_result: Tensor,
+    tile: Tile,
+    ratio: Fraction,
+) -> None:
     """Copy the result of a tile into the image, without its halo."""
     y = tile.y
     x = tile.x

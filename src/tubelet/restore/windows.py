@@ -38,7 +38,12 @@ def scenes(frames: Iterable[T], starts_scene: Callable[[T], bool]) -> Iterator[I
         yield scene
 
 
-def neighborhoods(scene: Iterable[T], *, before: int, after: int) -> Iterator[tuple[T, ...]]:
+def neighborhoods(
+    scene: Iterable[T],
+    *,
+    before: int,
+    after: int,
+) -> Iterator[tuple[T, ...]]:
     """Yield each frame of a scene with its neighbors; the first and last frames are repeated.
 
     Args:
@@ -87,7 +92,13 @@ class WindowCutter(Generic[T]):
         self._first = 0
         self._ended = False
 
-    def cut(self, done: int, *, size: int, overlap: int) -> tuple[list[T], TileSpan] | None:
+    def cut(
+        self,
+        done: int,
+        *,
+        size: int,
+        overlap: int,
+    ) -> tuple[list[T], TileSpan] | None:
         """Cut the window whose results start at frame `done`.
 
         Args:
@@ -117,7 +128,13 @@ class WindowCutter(Generic[T]):
         window = [self._buffer[t - self._first] for t in range(start, stop)]
         return window, TileSpan(start, stop, done, keep_stop)
 
-    def _read_until(self, end: int, *, start: int, size: int) -> None:
+    def _read_until(
+        self,
+        end: int,
+        *,
+        start: int,
+        size: int,
+    ) -> None:
         """Read the frames before number `end`, and drop those that no window needs any more."""
         while not self._ended and self._first + len(self._buffer) < end:
             frame = next(self._frames, None)

@@ -223,7 +223,11 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 @torch.no_grad()
-def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+def _update_average(
+    average: nn.Module,
+    model: nn.Module,
+    decay: float,
+) -> None:
     """Move the averaged weights towards those of the model."""
     # average ← decay · average + (1 - decay) · model
     # Not the state dicts: they list a tensor that is used in two places of the network twice.
@@ -239,7 +243,11 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _prefetch(task: TrainingTask, first_step: int, num_steps: int) -> Generator[Iterator[Batch]]:
+def _prefetch(
+    task: TrainingTask,
+    first_step: int,
+    num_steps: int,
+) -> Generator[Iterator[Batch]]:
     """Prepare the next batches in a thread while the network trains on the current one."""
 
     def stream(pool: ThreadPoolExecutor) -> Iterator[Batch]:

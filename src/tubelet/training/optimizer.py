@@ -143,7 +143,12 @@ def _parameters_of(model: nn.Module, names: tuple[str, ...]) -> set[nn.Parameter
         # "" is the name of the network itself.
         if not name or name not in modules:
             children = [child for child in modules if child and "." not in child]
-            hint = suggest(name, modules, count=3, listing=", ".join(children))
+            hint = suggest(
+                name,
+                modules,
+                count=3,
+                listing=", ".join(children),
+            )
             raise ConfigError(f"{type(model).__name__} has no module {name!r}; {hint}")
         parameters.update(modules[name].parameters())
     return parameters

@@ -86,7 +86,11 @@ class TrainingState:
             ) from error
 
 
-def check_same_run(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same_run(
+    where: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+) -> None:
     """Check that the run in a folder or file has the settings of this run.
 
     Args:

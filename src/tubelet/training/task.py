@@ -40,7 +40,12 @@ class TrainingTask(Protocol):
         """
         ...
 
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
+    def losses(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        step: int,
+    ) -> Iterator[Losses]:
         """Run the network on a batch, and yield the losses.
 
         After each `yield` the loop runs the backward pass of the sum of the losses, which frees the
