@@ -184,11 +184,10 @@ class Engine:
         return hidden
 
     def _run_neighborhood(
-        self,
-        window: Sequence[Frame],
-        hidden: Hidden,
-        encodings: EncodingCache,
+        self, window: Sequence[Frame], hidden: Hidden, encodings: EncodingCache
     ) -> tuple[Tensor, Hidden]:
+        """Restore the center frame of a neighborhood; return it with the new state."""
+
         def attempt(plan: Plan) -> tuple[Tensor, Hidden]:
             if plan.keep_encodings:
                 return encodings.restore(window, plan), None
