@@ -112,7 +112,13 @@ class DenseBlock(nn.Module):
         self.conv_1 = nn.Conv2d(channels, channels, 1)
         self.norm_2 = nn.BatchNorm2d(channels, eps=norm_eps)
         # Contributions to the frames t + 1, t and t − 1, in this order.
-        self.conv_2 = nn.Conv2d(channels, 3 * growth, 3, padding=1, bias=False)
+        self.conv_2 = nn.Conv2d(
+            channels,
+            3 * growth,
+            3,
+            padding=1,
+            bias=False,
+        )
         self.bias = nn.Parameter(torch.zeros(growth))
 
     def forward(
@@ -157,8 +163,10 @@ class DenseBlock(nn.Module):
         return [self._convolve(frame) for frame in frames]
 
     def _convolve(self, x: Tensor) -> Tensor:
-        x = self.conv_1(functional.relu_(self.norm_1(x)))
-        return self.conv_2(functional.relu_(self.norm_2(x)))
+        x = functional.relu_(self.norm_1(x))
+        x = self.conv_1(x)
+        x = functional.relu_(self.norm_2(x))
+        return self.conv_2(x)
 
 
 class DUF(nn.Module):
@@ -207,8 +215,10 @@ class DUF(nn.Module):
         # One frame is left: (B, 256, H, W).
         x = functional.relu_(self.norm_last(features[0]))
         x = functional.relu_(self.conv_last(x))
-        residual = self.residual_2(functional.relu_(self.residual_1(x)))
-        filters = self.filter_2(functional.relu_(self.filter_1(x)))
+        residual = functional.relu_(self.residual_1(x))
+        residual = self.residual_2(residual)
+        filters = functional.relu_(self.filter_1(x))
+        filters = self.filter_2(filters)
         middle = frames[len(frames) // 2]
         sr = apply_filters(middle, filters, _FILTER_PX).add_(residual)  # (B, 3·s², H, W)
         return functional.pixel_shuffle(sr, self.config.scale).unsqueeze(1)
@@ -235,7 +245,8 @@ def apply_filters(
     batch, channels, height, width = frame.shape
     num_taps = size_px**2
     sub_pixels = filters.shape[1] // num_taps
-    weights = filters.view(batch, num_taps, sub_pixels, height, width).softmax(1)
+    weights = filters.view(batch, num_taps, sub_pixels, height, width)
+    weights = weights.softmax(1)
     padded = functional.pad(frame, [size_px // 2] * 4)
     out = frame.new_zeros(batch, channels, sub_pixels, height, width)
     # Eq. 2, tap by tap
@@ -285,7 +296,8 @@ def _has_own_names(state: State) -> bool:
 
 def _as_conv2d(weight: Tensor) -> Tensor:
     """Turn the weight of a 3D convolution, (O, C, k, h, w), into one of 2D, (k·O, C, h, w)."""
-    return weight.permute(2, 0, 1, 3, 4).flatten(0, 1)
+    taps_first = weight.permute(2, 0, 1, 3, 4)  # (k, O, C, h, w)
+    return taps_first.flatten(0, 1)
 
 
 def _infer(state: State) -> DUFConfig:

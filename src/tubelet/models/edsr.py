@@ -121,8 +121,8 @@ class EDSR(nn.Module):
         super().__init__()
         self.config = config
         c = config.channels
-        mean = torch.tensor(config.rgb_mean)
-        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        mean = torch.tensor(config.rgb_mean).view(1, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
         self.conv_first = nn.Conv2d(3, c, 3, padding=1)
         self.body = nn.Sequential()
         for _ in range(config.num_blocks):

@@ -114,8 +114,13 @@ class CollapsibleConv(nn.Module):
         if not self.residual:
             return weight
         # The skip is a 3×3 convolution, too: one in the middle of each channel's own kernel.
-        identity = torch.eye(weight.shape[0], device=weight.device, dtype=weight.dtype)
-        return weight + functional.pad(identity[:, :, None, None], (1, 1, 1, 1))
+        identity = torch.eye(
+            weight.shape[0],
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        kernel = identity[:, :, None, None]
+        return weight + functional.pad(kernel, (1, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H, W)."""
@@ -203,7 +208,8 @@ class FastVSR(nn.Module):
         """
         current = lq[:, 0]
         previous = hidden[0] if hidden else current
-        x = self.head(torch.cat([previous, *lq.unbind(1)], 1))
+        x = torch.cat([previous, *lq.unbind(1)], 1)
+        x = self.head(x)
         if self.recall is not None and hidden and len(hidden) > 1:
             x = x + self.recall(hidden[1])
         first_act, *acts = self.acts
@@ -241,10 +247,14 @@ class FastVSR(nn.Module):
         self.tail = _collapsed(self.tail)
         if self.recall is not None:
             recurrent_conv = _collapsed(self.recall)
-            is_zero = not any(bool(p.any()) for p in recurrent_conv.parameters())
-            self.recall = None if is_zero else recurrent_conv
+            is_trained = any(bool(p.any()) for p in recurrent_conv.parameters())
+            self.recall = recurrent_conv if is_trained else None
         self.body = nn.ModuleList(map(_collapsed, self.body))
-        self.config = replace(self.config, expansion=0, recurrent=self.recall is not None)
+        self.config = replace(
+            self.config,
+            expansion=0,
+            recurrent=self.recall is not None,
+        )
         return self
 
 
@@ -258,7 +268,9 @@ def infer_config(state: State) -> FastConfig | None:
     head = shape_of(state, "head.weight") or wide
     head_bias = shape_of(state, "head.bias")
     tail_bias = shape_of(state, "tail.bias")
-    if len(head_bias) != 1 or len(tail_bias) != 1 or "acts.0.weight" not in state:
+    if "acts.0.weight" not in state:
+        return None
+    if len(head_bias) != 1 or len(tail_bias) != 1:
         return None
     # Previous and current frame, and the next one with a lookahead.
     if len(head) != 4 or head[1] not in (6, 9):
@@ -267,13 +279,14 @@ def infer_config(state: State) -> FastConfig | None:
     if output is None:
         return None
     channels = head_bias[0]
+    recurrent_kernel_px = shape_of(state, "recall.weight")[-1:]
     return FastConfig(
         scale=output[0],
         channels=channels,
         num_blocks=count_names(state, r"body\..*\.bias"),
         lookahead=1 if head[1] == 9 else 0,
         recurrent="recall.bias" in state,
-        recurrent_kernel_px=1 if shape_of(state, "recall.weight")[-1:] == (1,) else 3,
+        recurrent_kernel_px=1 if recurrent_kernel_px == (1,) else 3,
         output=output[1],
         expansion=wide[0] // channels if wide else 0,
     )

@@ -105,7 +105,8 @@ class FNet(nn.Module):
             x = functional.interpolate(level(x), scale_factor=2.0, mode="bilinear")
         flow = self.flow(x).tanh() * _MAX_FLOW_PX
         # Pooling dropped the last rows and columns of sizes that are no multiples of 8.
-        return pad_to(flow, current.shape[-2], current.shape[-1])
+        height, width = current.shape[-2:]
+        return pad_to(flow, height, width)
 
 
 class ResidualBlock(nn.Module):
@@ -141,7 +142,15 @@ class BicubicUpsampler(nn.Module):
         super().__init__()
         # The distances of output pixel s·i + d to the input pixels i − 1 to i + 2.
         phase = torch.arange(scale, dtype=torch.float32) / scale
-        distances = torch.stack([1 + phase, phase, 1 - phase, 2 - phase], 1)
+        distances = torch.stack(
+            [
+                1 + phase,
+                phase,
+                1 - phase,
+                2 - phase,
+            ],
+            1,
+        )
         self.register_buffer("kernels", _cubic_weight(distances))  # (s, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,10 +161,12 @@ class BicubicUpsampler(nn.Module):
         x = x.reshape(b * c, 1, h + 3, w + 3)
         # Columns: one kernel for each of s phases
         x = functional.conv2d(x, self.kernels[:, None, :, None])  # (B·C, s, H, W + 3)
-        x = x.transpose(1, 2).reshape(b * c, 1, s * h, w + 3)
+        x = x.transpose(1, 2)  # (B·C, H, s, W + 3)
+        x = x.reshape(b * c, 1, s * h, w + 3)
         # Rows
         x = functional.conv2d(x, self.kernels[:, None, None, :])  # (B·C, s, sH, W)
-        return x.permute(0, 2, 3, 1).reshape(b, c, s * h, s * w)
+        x = x.permute(0, 2, 3, 1)  # (B·C, sH, W, s)
+        return x.reshape(b, c, s * h, s * w)
 
 
 def _cubic_weight(
@@ -211,7 +222,14 @@ class SRNet(nn.Module):
             self.resblocks.append(ResidualBlock(c))
         self.conv_up = nn.Sequential()
         for _ in range(_NUM_DOUBLINGS[config.scale]):
-            doubling = nn.ConvTranspose2d(c, c, 3, stride=2, padding=1, output_padding=1)
+            doubling = nn.ConvTranspose2d(
+                c,
+                c,
+                3,
+                stride=2,
+                padding=1,
+                output_padding=1,
+            )
             self.conv_up.append(doubling)
             self.conv_up.append(nn.ReLU())
         self.conv_out = nn.Conv2d(c, 3, 3, padding=1)
@@ -230,7 +248,8 @@ class SRNet(nn.Module):
         Returns:
             Detail (B, 3, sH, sW).
         """
-        x = self.conv_in(torch.cat([current, warped], 1))
+        x = torch.cat([current, warped], 1)
+        x = self.conv_in(x)
         x = self.resblocks(x)
         return self.conv_out(self.conv_up(x))
 
@@ -268,7 +287,8 @@ class FRVSR(nn.Module):
         current = lq[:, 0]
         if hidden is None:
             batch, colors, height, width = current.shape
-            warped = lq.new_zeros(batch, colors * scale**2, height, width)
+            warped_channels = colors * scale**2
+            warped = lq.new_zeros(batch, warped_channels, height, width)
         else:
             previous, previous_sr = hidden
             # The flow is upsampled in size and in value, to pixels of the output.
@@ -329,7 +349,8 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     first = shape_of(state, "srnet.conv_in.0.weight")
     if len(first) != 4:
         return None
-    if first[1] not in {3 + 3 * scale**2 for scale in _NUM_DOUBLINGS}:
+    in_channels = {3 + 3 * scale**2 for scale in _NUM_DOUBLINGS}
+    if first[1] not in in_channels:
         return None
     # The published network and its SRNet share one upsampler, so that files hold its kernels twice.
     return without(state, r"srnet\.upsample_func\.kernels")

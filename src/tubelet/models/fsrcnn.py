@@ -114,7 +114,8 @@ class FSRCNN(nn.Module):
             output_padding=config.scale - 1,
         )
         weights = torch.tensor(_BT601_WEIGHTS) / 255
-        self.register_buffer("luma_of_rgb", weights.view(1, 3, 1, 1), persistent=False)
+        weights = weights.view(1, 3, 1, 1)
+        self.register_buffer("luma_of_rgb", weights, persistent=False)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Upscale a clip.
@@ -129,11 +130,13 @@ class FSRCNN(nn.Module):
         frames = lq.flatten(0, 1)  # (B·T, 3 or 1, H, W)
         has_bicubic_color = frames.shape[1] > self.config.image_channels
         x = self._luma(frames) if has_bicubic_color else frames
-        x = self.last_part(self.mid_part(self.first_part(x)))  # (B·T, image_channels, sH, sW)
+        x = self.mid_part(self.first_part(x))  # (B·T, C, H, W)
+        x = self.last_part(x)  # (B·T, image_channels, sH, sW)
         if has_bicubic_color:
             # Y, Cb and Cr are linear in R, G and B: new luma with bicubic Cb and Cr is bicubic RGB
             # plus the difference of luma, times 255/219, in all three channels.
-            rgb = resample(frames.contiguous(), (x.shape[-2], x.shape[-1]))
+            height, width = x.shape[-2:]
+            rgb = resample(frames.contiguous(), (height, width))
             x = rgb + (x - self._luma(rgb)) * (255 / 219)  # (B·T, 3, sH, sW)
         return x.unflatten(0, lq.shape[:2])
 
@@ -147,7 +150,9 @@ def _translate(state: State) -> dict[str, Tensor] | None:
         return None
     first = shape_of(state, "first_part.0.weight")
     last = shape_of(state, "last_part.weight")
-    if first[1] not in (1, 3) or first[2:] != (5, 5) or last[2:] != (9, 9):
+    if first[1] not in (1, 3):
+        return None
+    if first[2:] != (5, 5) or last[2:] != (9, 9):
         return None
     if _infer_num_blocks(state) < 0:
         return None

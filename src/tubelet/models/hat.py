@@ -85,9 +85,9 @@ class HATConfig:
     """Upscaling factor: 2, 3, 4 or 8."""
     channels: int = 180
     """Width of the features."""
-    depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    depths: tuple[int, ...] = (6,) * 6
     """Number of hybrid attention blocks in each group."""
-    num_heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    num_heads: tuple[int, ...] = (6,) * 6
     """Number of attention heads in each group."""
     window: int = 16
     """Side of a window, lq pixels."""
@@ -131,11 +131,12 @@ class HATConfig:
                 f"HATConfig: depths={self.depths} and num_heads={self.num_heads} "
                 "must have the same length"
             )
-        if any(heads < 1 or self.channels % heads for heads in self.num_heads):
-            raise ConfigError(
-                f"HATConfig: each of num_heads={self.num_heads} must divide "
-                f"channels={self.channels}"
-            )
+        for heads in self.num_heads:
+            if heads < 1 or self.channels % heads:
+                raise ConfigError(
+                    f"HATConfig: each of num_heads={self.num_heads} must divide "
+                    f"channels={self.channels}"
+                )
         for field in ("compress_ratio", "squeeze_factor"):
             ratio = getattr(self, field)
             if not 1 <= ratio <= self.channels:
@@ -174,11 +175,16 @@ def overlapping_position_bias(
     heads = table.shape[1]
     side = window + key_window - 1
     # Roll the table so that a pair has the row and column key − query + window − 1.
-    rolled = table.roll((key_window - 2) * (side + 1), 0).view(side, side, heads)
+    shift = (key_window - 2) * (side + 1)
+    rolled = table.roll(shift, 0)
+    rolled = rolled.view(side, side, heads)
     # Cut out the keys of each query: (window, window, heads, key_window, key_window). The last
     # query has the first entries, so both axes of queries are flipped.
-    bias = rolled.unfold(0, key_window, 1).unfold(1, key_window, 1).flip((0, 1))
-    return bias.movedim(2, 0).reshape(heads, window**2, key_window**2)
+    bias = rolled.unfold(0, key_window, 1)
+    bias = bias.unfold(1, key_window, 1)
+    bias = bias.flip((0, 1))
+    bias = bias.movedim(2, 0)  # (heads, window, window, key_window, key_window)
+    return bias.reshape(heads, window**2, key_window**2)
 
 
 class CAB(nn.Module):
@@ -203,8 +209,9 @@ class CAB(nn.Module):
         y = self.compress(x.permute(0, 3, 1, 2))  # (B, C / compress_ratio, H, W)
         y = self.expand(functional.gelu(y))
         # Weight the channels by a function of their means: (B, C, 1, 1).
-        weights = functional.relu(self.squeeze(y.mean((2, 3), keepdim=True)))
-        weights = self.excite(weights).sigmoid()
+        weights = self.squeeze(y.mean((2, 3), keepdim=True))
+        weights = self.excite(functional.relu(weights))
+        weights = weights.sigmoid()
         return (y * weights).permute(0, 2, 3, 1)
 
 
@@ -306,7 +313,8 @@ class OCAB(SwitchableLayer):
         for size, index in self._window_blocks(x):
             tokens = split_windows(x[index], size)  # (n, N, C)
             q = self._project(self.norm1(tokens), 0, 1)
-            q = q.view(*q.shape[:2], self.heads, -1).transpose(1, 2)  # (n, heads, N, d)
+            q = q.view(*q.shape[:2], self.heads, -1)  # (n, N, heads, d)
+            q = q.transpose(1, 2)  # (n, heads, N, d)
             _, rows, columns = index
             k, v = self._keys_values_around(keys_values, rows, columns)
             tokens = tokens + self.proj(attend(q, k, v, bias))
@@ -348,7 +356,12 @@ class OCAB(SwitchableLayer):
         """Compute keys and values of (B, H, W, C), zero-padded: (B, H + 2p, W + 2p, 2C)."""
         batch, height, width, channels = x.shape
         pad = (self.key_window - self.window) // 2
-        padded = x.new_zeros(batch, height + 2 * pad, width + 2 * pad, 2 * channels)
+        padded = x.new_zeros(
+            batch,
+            height + 2 * pad,
+            width + 2 * pad,
+            2 * channels,
+        )
         inside = padded[:, pad : pad + height, pad : pad + width]
         for _, index in self._window_blocks(x):
             inside[index] = self._project(self.norm1(x[index]), 1, 3)
@@ -378,11 +391,13 @@ class OCAB(SwitchableLayer):
             columns.start : columns.stop + margin,
         ]
         # One window of keys for every `window` pixels: (B, rows, columns, 2C, side, side).
-        windows = block.unfold(1, side, self.window).unfold(2, side, self.window)
+        windows = block.unfold(1, side, self.window)
+        windows = windows.unfold(2, side, self.window)
         windows = windows.permute(0, 1, 2, 4, 5, 3)  # (B, rows, columns, side, side, 2C)
         head_channels = windows.shape[-1] // (2 * self.heads)
         tokens = windows.reshape(-1, side**2, 2, self.heads, head_channels)  # (n, M, 2, heads, d)
-        k, v = tokens.permute(2, 0, 3, 1, 4).unbind(0)
+        tokens = tokens.permute(2, 0, 3, 1, 4)  # (2, n, heads, M, d)
+        k, v = tokens.unbind(0)
         return k, v
 
 
@@ -441,8 +456,8 @@ class HAT(nn.Module):
         self.config = config
         c = config.channels
         f = config.upsample_channels
-        mean = torch.tensor(_DIV2K_MEAN)
-        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        mean = torch.tensor(_DIV2K_MEAN).view(1, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
         self.conv_first = nn.Conv2d(3, c, 3, padding=1)
         self.patch_norm = nn.LayerNorm(c) if config.patch_norm else nn.Identity()
         self.layers = nn.ModuleList()
@@ -456,7 +471,8 @@ class HAT(nn.Module):
         )
         self.upsample = nn.Sequential()
         for factor in _UPSAMPLE_FACTORS[config.scale]:
-            self.upsample.append(nn.Conv2d(f, f * factor**2, 3, padding=1))
+            shuffle_channels = f * factor**2
+            self.upsample.append(nn.Conv2d(f, shuffle_channels, 3, padding=1))
             self.upsample.append(nn.PixelShuffle(factor))
         self.conv_last = nn.Conv2d(f, 3, 3, padding=1)
 
@@ -469,12 +485,14 @@ class HAT(nn.Module):
         Returns:
             (B, T, 3, sH, sW); values can exceed [0, 1].
         """
-        return stack_frames(map(self._upscale, lq.unbind(1)), lq.shape[1])
+        frames = lq.unbind(1)
+        return stack_frames(map(self._upscale, frames), len(frames))
 
     def _upscale(self, frame: Tensor) -> Tensor:
         """Map (B, 3, H, W) to (B, 3, sH, sW)."""
         height, width = frame.shape[-2:]
-        x = (pad_to_windows(frame, self.config.window) - self.mean) * self.config.img_range
+        x = pad_to_windows(frame, self.config.window)
+        x = (x - self.mean) * self.config.img_range
         x = x.contiguous(memory_format=torch.channels_last)
         x = self._extract_features(x)
         x = self.conv_before_upsample(x)
@@ -550,8 +568,10 @@ def _infer(state: State) -> HATConfig:
 
     # The tables of relative positions have (2 · window − 1)² entries in a hybrid block and
     # (window + key_window − 1)² in an overlapping one.
-    window = (math.isqrt(len(state[_BIAS_TABLE])) + 1) // 2
-    key_window = math.isqrt(len(state[_OVERLAP_BIAS_TABLE])) + 1 - window
+    entries = len(state[_BIAS_TABLE])
+    window = (math.isqrt(entries) + 1) // 2
+    overlap_entries = len(state[_OVERLAP_BIAS_TABLE])
+    key_window = math.isqrt(overlap_entries) + 1 - window
     return HATConfig(
         scale=shuffle_scale(state, "upsample"),
         channels=channels,

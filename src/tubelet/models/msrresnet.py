@@ -79,7 +79,8 @@ class MSRResNet(nn.Module):
         for _ in range(config.num_blocks):
             self.body.append(ResidualBlock(c))
         for i, factor in enumerate(_UPSAMPLE_FACTORS[config.scale], 1):
-            self.add_module(f"upconv{i}", nn.Conv2d(c, c * factor**2, 3, padding=1))
+            shuffle_channels = c * factor**2
+            self.add_module(f"upconv{i}", nn.Conv2d(c, shuffle_channels, 3, padding=1))
         self.conv_hr = ConvAct(c, c, act=LeakyReLU(_SLOPE))
         self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
 
@@ -110,7 +111,8 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     first = shape_of(state, "conv_first.weight")
     if len(first) != 4 or first[1] != 3:
         return None
-    if shape_of(state, "conv_last.weight") != (3, first[0], 3, 3):
+    channels = first[0]
+    if shape_of(state, "conv_last.weight") != (3, channels, 3, 3):
         return None
     if _infer_scale(state) not in _UPSAMPLE_FACTORS:
         return None

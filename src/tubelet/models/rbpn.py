@@ -249,7 +249,8 @@ class DBPN(nn.Module):
         h1 = self.up1(self.feat1(x))
         h2 = self.up2(self.down1(h1))
         h3 = self.up3(self.down2(h2))
-        return self.output(torch.cat([h3, h2, h1], 1))
+        features = torch.cat([h3, h2, h1], 1)
+        return self.output(features)
 
 
 class RBPN(nn.Module):
@@ -277,7 +278,8 @@ class RBPN(nn.Module):
         # Back to input resolution
         self.res_feat3 = _residual_blocks(c, config.num_blocks)
         self.res_feat3.append(ConvBlock(c, base, scale + _KERNEL_MARGIN_PX, scale))
-        self.output = nn.Conv2d((config.num_frames - 1) * c, 3, 3, padding=1)
+        num_neighbors = config.num_frames - 1
+        self.output = nn.Conv2d(num_neighbors * c, 3, 3, padding=1)
 
     def restore(
         self,

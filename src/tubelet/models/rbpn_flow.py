@@ -55,7 +55,8 @@ def estimate_flow(ref: Tensor, supp: Tensor) -> Tensor:
     """
     height, width = ref.shape[-2:]
     sizes = _pyramid_sizes(height, width)
-    flow = ref.new_zeros(ref.shape[0], 2, *sizes[-1])
+    batch = ref.shape[0]
+    flow = ref.new_zeros(batch, 2, *sizes[-1])
     for size in reversed(sizes):
         flow = _upsample_flow(flow, size)
         ref_features = _features(resample(ref, size))
@@ -73,7 +74,8 @@ def _pyramid_sizes(
     sizes = [(height, width)]
     while min(sizes[-1]) * _LEVEL_RATIO >= _MIN_PX:
         factor = _LEVEL_RATIO ** len(sizes)
-        sizes.append((round(height * factor), round(width * factor)))
+        size = (round(height * factor), round(width * factor))
+        sizes.append(size)
     return sizes
 
 
@@ -86,9 +88,15 @@ def _upsample_flow(
     height, width = size
     if (old_height, old_width) == (height, width):
         return flow
-    factors = flow.new_tensor([width / old_width, height / old_height]).view(1, 2, 1, 1)
-    resized = functional.interpolate(flow, size, mode="bilinear", align_corners=False)
-    return resized * factors
+    resized = functional.interpolate(
+        flow,
+        size,
+        mode="bilinear",
+        align_corners=False,
+    )
+    # Flow is in pixels, of which there are more now.
+    factors = [width / old_width, height / old_height]
+    return resized * flow.new_tensor(factors).view(1, 2, 1, 1)
 
 
 def _features(frame: Tensor) -> Tensor:
@@ -96,7 +104,8 @@ def _features(frame: Tensor) -> Tensor:
     red = frame[:, :1]
     green = frame[:, 1:2]
     blue = frame[:, 2:]
-    luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    weight_red, weight_green, weight_blue = _LUMA
+    luma = weight_red * red + weight_green * green + weight_blue * blue
     dx, dy = _derivatives(luma)
     return torch.cat([luma, dx, dy, green - red, green - blue], 1)
 
@@ -107,8 +116,10 @@ def _derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
     planes = x.reshape(batch * channels, 1, height, width)
     planes = functional.pad(planes, [2] * 4, mode="replicate")
     taps = x.new_tensor(_DERIVATIVE)
-    dx = functional.conv2d(planes[:, :, 2:-2], taps.view(1, 1, 1, 5))
-    dy = functional.conv2d(planes[..., 2:-2], taps.view(1, 1, 5, 1))
+    row_kernel = taps.view(1, 1, 1, 5)
+    column_kernel = taps.view(1, 1, 5, 1)
+    dx = functional.conv2d(planes[:, :, 2:-2], row_kernel)
+    dy = functional.conv2d(planes[..., 2:-2], column_kernel)
     return dx.view_as(x), dy.view_as(x)
 
 
@@ -135,11 +146,15 @@ def _flow_change(
     # Data term: entries of the structure tensor (B, 1, H, W), weighted by ψ' and averaged over the
     # features.
     robust = 0.5 * (dt.square() + _EPS**2).rsqrt()
-    xx = (robust * (dx * dx)).mean(1, keepdim=True)
-    xy = (robust * (dx * dy)).mean(1, keepdim=True)
-    yy = (robust * (dy * dy)).mean(1, keepdim=True)
-    xt = (robust * (dx * dt)).mean(1, keepdim=True)
-    yt = (robust * (dy * dt)).mean(1, keepdim=True)
+
+    def average(product: Tensor) -> Tensor:
+        return (robust * product).mean(1, keepdim=True)
+
+    xx = average(dx * dx)
+    xy = average(dx * dy)
+    yy = average(dy * dy)
+    xt = average(dx * dt)
+    yt = average(dy * dt)
 
     # Smoothness term: α ψ'(|∇u|² + |∇v|²), (B, 1, H, W)
     horizontal, vertical = _forward_differences(flow)
@@ -158,15 +173,18 @@ def _flow_change(
         data = torch.cat([data_u, data_v], 1)
         return data + _smoothness_gradient(change, stiffness)
 
-    right_side = -torch.cat([xt, yt], 1) - _smoothness_gradient(flow, stiffness)
+    right_side = -torch.cat([xt, yt], 1)
+    right_side = right_side - _smoothness_gradient(flow, stiffness)
     return _solve(system, right_side)
 
 
 def _ends_inside(flow: Tensor) -> Tensor:
     """Return a mask (B, 1, H, W) of the pixels whose flow ends inside the image."""
     height, width = flow.shape[-2:]
-    x = torch.arange(width, device=flow.device) + flow[:, :1]
-    y = torch.arange(height, device=flow.device)[:, None] + flow[:, 1:]
+    columns = torch.arange(width, device=flow.device)
+    rows = torch.arange(height, device=flow.device)
+    x = columns + flow[:, :1]
+    y = rows[:, None] + flow[:, 1:]
     inside_x = (x >= 0) & (x <= width - 1)
     inside_y = (y >= 0) & (y <= height - 1)
     return inside_x & inside_y
@@ -224,4 +242,5 @@ def _solve(
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Compute the inner products of (B, 2, H, W), (B, 1, 1, 1)."""
-    return (a * b).sum((1, 2, 3), keepdim=True)
+    products = a * b
+    return products.sum((1, 2, 3), keepdim=True)

@@ -153,7 +153,8 @@ def _translate(state: State) -> dict[str, Tensor] | None:
         return None
     first = shape_of(state, "conv1.weight")
     out_channels = shape_of(state, "conv_out.weight")[0]
-    if first[1] != 3 * 3 + out_channels or first[-1] % 2 != 1:
+    in_channels = 3 * 3 + out_channels
+    if first[1] != in_channels or first[-1] % 2 != 1:
         return None
     # The shapes fit any division of the output channels into pixels and state; all published files
     # are for ×4.

@@ -159,7 +159,8 @@ class RRDBNet(nn.Module):
         self.config = config
         c = config.channels
         act = LeakyReLU(_SLOPE)
-        self.conv_first = nn.Conv2d(3 * config.unshuffle**2, c, 3, padding=1)
+        in_channels = 3 * config.unshuffle**2
+        self.conv_first = nn.Conv2d(in_channels, c, 3, padding=1)
         self.body = nn.Sequential()
         for _ in range(config.num_blocks):
             self.body.append(RRDB(c, config.growth_channels))

@@ -169,7 +169,8 @@ class RecurrentCell(nn.Module):
         for tap in range(_ADAPTATION_KERNEL_PX**2):
             dy, dx = divmod(tap, _ADAPTATION_KERNEL_PX)
             shifted = padded[..., dy : dy + height, dx : dx + width]
-            similarity = torch.addcmul(similarity, shifted, kernels[:, tap : tap + 1])
+            kernel = kernels[:, tap : tap + 1]
+            similarity = torch.addcmul(similarity, shifted, kernel)
         return hidden * similarity.sigmoid()
 
 
@@ -209,12 +210,14 @@ class RSDN(nn.Module):
         if hidden is None:
             batch, _, height, width = current.shape
             features = lq.new_zeros(batch, self.config.channels, height, width)
-            output = lq.new_zeros(batch, 3 * self.config.scale**2, height, width)
+            output_channels = 3 * self.config.scale**2
+            output = lq.new_zeros(batch, output_channels, height, width)
             hidden = (lq[:, 1], features, output, output)
         previous, features, output_d, output_s = hidden
         frames = torch.stack([previous, current], 1)
         features, output_d, output_s = self.neuro(frames, features, output_d, output_s)
-        x = self.conv(torch.cat([output_d, output_s], 1))
+        x = torch.cat([output_d, output_s], 1)
+        x = self.conv(x)
         sr = functional.pixel_shuffle(x, self.config.scale)
         return sr, (current, features, output_d, output_s)
 
@@ -244,12 +247,16 @@ class RSDN(nn.Module):
         ) -> tuple[Tensor, Hidden]:
             sr, hidden = self.step(lq, hidden)
             _, _, output_d, output_s = hidden
-            details.append(functional.pixel_shuffle(output_d, self.config.scale))
-            structures.append(functional.pixel_shuffle(output_s, self.config.scale))
+            detail = functional.pixel_shuffle(output_d, self.config.scale)
+            structure = functional.pixel_shuffle(output_s, self.config.scale)
+            details.append(detail)
+            structures.append(structure)
             return sr, hidden
 
         sr, _ = run_online(step, lq, lookahead=1)
-        return sr, torch.stack(details, 1), torch.stack(structures, 1)
+        detail = torch.stack(details, 1)
+        structure = torch.stack(structures, 1)
+        return sr, detail, structure
 
 
 def decompose(clip: Tensor) -> tuple[Tensor, Tensor]:

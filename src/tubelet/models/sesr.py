@@ -97,7 +97,8 @@ class LinearBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H, W)."""
         weight, bias = self.collapsed()
-        return functional.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+        padding = weight.shape[-1] // 2
+        return functional.conv2d(x, weight, bias, padding=padding)
 
     def collapsed(self) -> tuple[Tensor, Tensor]:
         """Compute the equivalent convolution.
@@ -114,8 +115,13 @@ class LinearBlock(nn.Module):
         # Algorithm 2: the skip is a convolution with one in the middle of the kernels
         if self.skip:
             margin = weight.shape[-1] // 2
-            identity = torch.eye(weight.shape[0], device=weight.device, dtype=weight.dtype)
-            weight = weight + functional.pad(identity[:, :, None, None], (margin,) * 4)
+            identity = torch.eye(
+                weight.shape[0],
+                device=weight.device,
+                dtype=weight.dtype,
+            )
+            kernel = identity[:, :, None, None]
+            weight = weight + functional.pad(kernel, (margin,) * 4)
         return weight, bias
 
     def collapse(self) -> nn.Conv2d:
@@ -130,7 +136,8 @@ class LinearBlock(nn.Module):
             device=weight.device,
             dtype=weight.dtype,
         )
-        conv.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+        state = {"weight": weight.detach(), "bias": bias.detach()}
+        conv.load_state_dict(state)
         return conv
 
 
@@ -162,7 +169,8 @@ class SESR(nn.Module):
         for _ in range(config.num_blocks + 1):
             self.acts.append(nn.PReLU(c))
         weights = torch.tensor(_BT601_WEIGHTS) / 255
-        self.register_buffer("luma_of_rgb", weights.view(1, 3, 1, 1), persistent=False)
+        weights = weights.view(1, 3, 1, 1)
+        self.register_buffer("luma_of_rgb", weights, persistent=False)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Upscale a clip.
@@ -181,12 +189,13 @@ class SESR(nn.Module):
         for conv, act in zip(self.body, acts, strict=True):
             x = act(conv(x))
         # The nearest-neighbor skip is equal in all s² sub-pixels: add it before the shuffle.
-        x = self.last(x + first) + luma
-        luma_sr = functional.pixel_shuffle(x, self.config.scale)  # (B·T, 1, sH, sW)
+        luma_sr = self.last(x + first) + luma  # (B·T, s², H, W)
+        luma_sr = functional.pixel_shuffle(luma_sr, self.config.scale)  # (B·T, 1, sH, sW)
 
         # Y, Cb and Cr are linear in R, G and B: new luma with bicubic Cb and Cr is bicubic RGB plus
         # the difference of luma, times 255/219, in all three channels.
-        rgb = resample(frames, (luma_sr.shape[-2], luma_sr.shape[-1]))
+        height, width = luma_sr.shape[-2:]
+        rgb = resample(frames, (height, width))
         sr = rgb + (luma_sr - self._luma(rgb)) * (255 / 219)  # (B·T, 3, sH, sW)
         return sr.reshape(*lq.shape[:2], *sr.shape[1:])
 

@@ -76,7 +76,8 @@ class SRVGGNetCompact(nn.Module):
         for _ in range(config.num_blocks):
             self.body.append(nn.Conv2d(c, c, 3, padding=1))
             self.body.append(_build_act(config))
-        self.body.append(nn.Conv2d(c, 3 * config.scale**2, 3, padding=1))
+        out_channels = 3 * config.scale**2
+        self.body.append(nn.Conv2d(c, out_channels, 3, padding=1))
 
     def forward(self, lq: Tensor) -> Tensor:
         """Upscale a clip.
@@ -111,7 +112,9 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     This is the only layout in circulation, and ours.
     """
     first = shape_of(state, "body.0.weight")
-    if len(first) != 4 or first[1:] != (3, 3, 3) or without(state, _NAME):
+    if without(state, _NAME):
+        return None
+    if len(first) != 4 or first[1:] != (3, 3, 3):
         return None
     last = shape_of(state, _last_weight(state))
     if len(last) != 4 or last[0] == 0:

@@ -96,9 +96,9 @@ class SwinIRConfig:
     """Upscaling factor; the upsampler limits the choice."""
     channels: int = 180
     """Width of the features."""
-    depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    depths: tuple[int, ...] = (6,) * 6
     """Number of Swin blocks in each group."""
-    num_heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    num_heads: tuple[int, ...] = (6,) * 6
     """Number of attention heads in each group."""
     window: int = 8
     """Side of a window, lq pixels."""
@@ -136,11 +136,12 @@ class SwinIRConfig:
                 f"SwinIRConfig: depths={self.depths} and num_heads={self.num_heads} "
                 "must have the same length"
             )
-        if any(heads < 1 or self.channels % heads for heads in self.num_heads):
-            raise ConfigError(
-                f"SwinIRConfig: each of num_heads={self.num_heads} must divide "
-                f"channels={self.channels}"
-            )
+        for heads in self.num_heads:
+            if heads < 1 or self.channels % heads:
+                raise ConfigError(
+                    f"SwinIRConfig: each of num_heads={self.num_heads} must divide "
+                    f"channels={self.channels}"
+                )
         check_min(self, "window", 1)
         check_choice(self, "image_channels", (1, 3))
         check_positive(self, "mlp_ratio")
@@ -263,7 +264,8 @@ class SwinIR(nn.Module):
         c = config.channels
         colors = config.image_channels
         mean = torch.tensor(_DIV2K_MEAN if colors == 3 else (0.0,))
-        self.register_buffer("mean", mean.view(1, colors, 1, 1), persistent=False)
+        mean = mean.view(1, colors, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
         self.conv_first = nn.Conv2d(colors, c, 3, padding=1)
         self.patch_norm = nn.LayerNorm(c) if config.patch_norm else nn.Identity()
         self.layers = nn.ModuleList()
@@ -283,15 +285,17 @@ class SwinIR(nn.Module):
             case "none":
                 self.conv_last = ConvAct(c, colors)
             case "pixelshuffledirect":
+                shuffle_channels = colors * scale**2
                 self.upsample = nn.Sequential(
-                    nn.Conv2d(c, colors * scale**2, 3, padding=1),
+                    nn.Conv2d(c, shuffle_channels, 3, padding=1),
                     nn.PixelShuffle(scale),
                 )
             case "pixelshuffle":
                 self.conv_before_upsample = _conv_before_upsample(c, f)
                 self.upsample = nn.Sequential()
                 for factor in _UPSAMPLE_FACTORS[scale]:
-                    self.upsample.append(nn.Conv2d(f, f * factor**2, 3, padding=1))
+                    shuffle_channels = f * factor**2
+                    self.upsample.append(nn.Conv2d(f, shuffle_channels, 3, padding=1))
                     self.upsample.append(nn.PixelShuffle(factor))
                 self.conv_last = ConvAct(f, colors)
             case "nearest+conv":
@@ -315,18 +319,19 @@ class SwinIR(nn.Module):
 
     def _restored_frames(self, lq: Tensor) -> Iterator[Tensor]:
         """Yield sr (B, 3, sH, sW) of each frame, from the first to the last."""
-        batch, _, rgb, height, width = lq.shape
+        batch, num_frames, rgb, height, width = lq.shape
         colors = self.config.image_channels
-        sr_height = height * self.config.scale
-        for frame in lq.unbind(1):
+        sr_shape = (batch, rgb, height * self.config.scale, -1)
+        for t in range(num_frames):
             # A network of gray images gets R, G and B as three images.
-            images = frame.reshape(-1, colors, height, width)
-            yield self._restore(images).reshape(batch, rgb, sr_height, -1)
+            images = lq[:, t].reshape(-1, colors, height, width)
+            yield self._restore(images).reshape(sr_shape)
 
     def _restore(self, images: Tensor) -> Tensor:
         """Map (B, C', H, W) to (B, C', sH, sW), where C' is `image_channels`."""
         height, width = images.shape[-2:]
-        x = (pad_to_windows(images, self.config.window) - self.mean) * self.config.img_range
+        x = pad_to_windows(images, self.config.window)
+        x = (x - self.mean) * self.config.img_range
         x = x.contiguous(memory_format=torch.channels_last)
         sr = self._upsample(self._extract_features(x), x)
 
@@ -467,7 +472,8 @@ def _infer(state: State) -> SwinIRConfig:
         num_heads.append(table.shape[1])
 
     # The table of relative positions has (2 · window − 1)² entries.
-    window = (math.isqrt(len(state[_BIAS_TABLE])) + 1) // 2
+    entries = len(state[_BIAS_TABLE])
+    window = (math.isqrt(entries) + 1) // 2
     upsampler = _infer_upsampler(state)
     is_jpeg = window == _JPEG_WINDOW and upsampler == "none"
     conv_before = state.get("conv_before_upsample.0.weight")

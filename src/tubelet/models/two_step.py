@@ -77,6 +77,12 @@ _WIDTH_FACTORS = (1, 2, 4, 8, 16)
 """Widths of the stages of Φ in units of `channels`: 64 to 1024 as published (Sec. III-B)."""
 # Wider networks come from damaged files.
 _MAX_CHANNELS = 512
+_PUBLISHED_FIELDS: dict[str, object] = {
+    "scale": 2,
+    "norm": "batch",
+    "residual": False,
+}
+"""Fields of the configuration that the variant "published" fixes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +129,7 @@ class TwoStepConfig:
         check_choice(self, "norm", ("batch", "none"))
         if self.variant == "paper":
             return
-        for field, published in (("scale", 2), ("norm", "batch"), ("residual", False)):
+        for field, published in _PUBLISHED_FIELDS.items():
             value = getattr(self, field)
             if value != published:
                 raise ConfigError(
@@ -373,7 +379,8 @@ class TwoStepRestorer(nn.Module):
                 "this two-step network has no image model for its first step; "
                 "give it one: model.with_image_model(tubelet.create_model(ID))"
             )
-        return self.image_model(lq[:, None])[:, 0].clamp(0, 1)
+        hq = self.image_model(lq[:, None])  # (B, 1, 3, sH, sW)
+        return hq[:, 0].clamp(0, 1)
 
     def encode(
         self,
@@ -440,7 +447,9 @@ class TwoStepRestorer(nn.Module):
             ConfigError: No image model is set.
         """
         left, current, right = lq.unbind(1)
-        return self.restore(self.enlarge(current), left, right)[:, None]
+        hq = self.enlarge(current)
+        sr = self.restore(hq, left, right)
+        return sr[:, None]
 
     def _skip_levels(self) -> range:
         """Return the indexes of the stages that the up-blocks join, from the deepest to the first.
@@ -535,11 +544,14 @@ def _infer(state: State) -> TwoStepConfig:
 
 
 def _contract(config: TwoStepConfig) -> Contract:
-    # Reach of Ψ in pixels of hq with n halvings. The 3×3 convolutions: 2 pixels at each of n + 1
-    # stages and n up-blocks, times 2⁰ to 2ⁿ. Pooling and transposed convolutions: 2ⁿ − 1 in all.
-    # Φ reaches less far.
+    # Reach of Ψ in pixels of hq, with n halvings; Φ reaches less far. Two 3×3 convolutions reach 2
+    # pixels of their level, which has 2⁰ to 2ⁿ pixels of hq: at each of n + 1 stages, and at each
+    # of n up-blocks. Pooling and transposed convolutions reach 2ⁿ − 1 pixels in all.
     halvings = len(_hq_widths(config)) - 1
-    reach_px = 2 * (2 ** (halvings + 1) - 1) + 3 * (2**halvings - 1)
+    stages_px = 2 * (2 ** (halvings + 1) - 1)
+    up_blocks_px = 2 * (2**halvings - 1)
+    resampling_px = 2**halvings - 1
+    reach_px = stages_px + up_blocks_px + resampling_px
     # Deviation: the published decoder centers the features of the whole image in zeros, so that no
     # halo is enough for it; it was trained on images of 64×64, and works on tiles of that size.
     return Contract(
