@@ -53,7 +53,7 @@ def test_loads_its_own_names(scale: int) -> None:
     assert load(ARCHITECTURE, model.state_dict()).config == model.config
 
 
-def test_leaves_other_files_alone(recordings: Path) -> None:
+def test_refuses_other_files(recordings: Path) -> None:
     others = [path.stem for path in (recordings / "keys").glob("*.txt") if "duf" not in path.stem]
     assert len(others) > 40
     assert [
@@ -67,7 +67,8 @@ def test_leaves_other_files_alone(recordings: Path) -> None:
 @pytest.mark.parametrize("ends", ["zeros", "drop"])
 def test_a_block_equals_a_convolution_in_time_and_the_plane(ends: Any) -> None:
     torch.manual_seed(0)
-    block, x = DenseBlock(4, 3, ends, 1e-5).eval(), torch.rand(2, 4, 5, 6, 7)  # (B, C, T, H, W)
+    block = DenseBlock(4, 3, ends, 1e-5).eval()
+    x = torch.rand(2, 4, 5, 6, 7)  # (B, C, T, H, W)
     nn.init.uniform_(block.bias)
     weight = block.conv_2.weight.unflatten(0, (3, 3)).permute(1, 2, 0, 3, 4)  # (O, C, 3, 3, 3)
     with torch.inference_mode():
@@ -85,7 +86,8 @@ def test_a_block_equals_a_convolution_in_time_and_the_plane(ends: Any) -> None:
 
 def test_training_normalizes_over_all_frames() -> None:
     torch.manual_seed(0)
-    block, frames = DenseBlock(3, 2, "zeros", 1e-5), [torch.rand(1, 3, 4, 4) + t for t in range(3)]
+    block = DenseBlock(3, 2, "zeros", 1e-5)
+    frames = [torch.rand(1, 3, 4, 4) + t for t in range(3)]
     expected = torch.cat(frames).mean((0, 2, 3))
     block(frames)
     torch.testing.assert_close(block.norm_1.running_mean, expected * block.norm_1.momentum)
@@ -94,10 +96,9 @@ def test_training_normalizes_over_all_frames() -> None:
 def test_filters_that_select_a_tap_shift_the_frame() -> None:
     frame = torch.rand(1, 3, 6, 7)
     filters = torch.full((1, 9, 2, 6, 7), -1e4)
-    filters[:, 4, 0], filters[:, 1, 1] = (
-        0,
-        0,
-    )  # of the first phase the middle, of the second the line above
+    # The filter of the first sub-pixel selects the pixel, that of the second the one above it.
+    filters[:, 4, 0] = 0
+    filters[:, 1, 1] = 0
     out = apply_filters(frame, filters.flatten(1, 2), 3)
     torch.testing.assert_close(out[:, 0::2], frame)
     torch.testing.assert_close(out[:, 1::2, 1:], frame[:, :, :-1])
@@ -117,7 +118,8 @@ def test_tiles_with_the_stated_halo_equal_the_whole() -> None:
     def without(column: int) -> Tensor:
         changed = lq.clone()
         changed[..., column:] = 0
-        return model(changed)[..., : 4 * 8]  # of the first 8 columns
+        # The first 8 columns of lq
+        return model(changed)[..., : 4 * 8]
 
     with torch.inference_mode():
         torch.testing.assert_close(

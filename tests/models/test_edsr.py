@@ -12,20 +12,19 @@ from tubelet.models.edsr import ARCHITECTURE, EDSR, EDSRConfig
 
 
 def _authors_names(state, blocks):
-    """Give the names of the authors' version."""
+    """Rename a state dict to the names of the authors' version."""
     table = {"conv_first": "head.0", "conv_after_body": f"body.{blocks}", "conv_last": "tail.1"}
     for i in range(blocks):
         table |= {f"body.{i}.conv1": f"body.{i}.body.0", f"body.{i}.conv2": f"body.{i}.body.2"}
     table |= {f"upsample.{i}": f"tail.0.{i}" for i in (0, 2)}
     renamed = {
-        f"{table[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": value
-        for name, value in state.items()
-    }
-    return {
         "sub_mean.weight": torch.eye(3).view(3, 3, 1, 1),
         "sub_mean.bias": torch.zeros(3),
-        **renamed,
     }
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        renamed[f"{table[layer]}.{kind}"] = value
+    return renamed
 
 
 def test_gives_the_recorded_output(recordings):
@@ -59,7 +58,8 @@ def test_infers_the_configuration_it_was_built_with(scale):
 
 def test_names_of_the_authors_give_the_same():
     torch.manual_seed(0)
-    model, lq = EDSR(EDSRConfig(channels=4, num_blocks=2)), torch.rand(1, 1, 3, 5, 6)
+    model = EDSR(EDSRConfig(channels=4, num_blocks=2))
+    lq = torch.rand(1, 1, 3, 5, 6)
     other = load(ARCHITECTURE, _authors_names(model.state_dict(), 2))
     assert torch.equal(other(lq), model(lq))
 
@@ -73,7 +73,8 @@ def test_refuses_state_dicts_of_other_names(state):
 
 def test_residuals_are_scaled():
     torch.manual_seed(0)
-    plain, lq = EDSR(EDSRConfig(channels=4, num_blocks=1)), torch.rand(1, 1, 3, 5, 6)
+    plain = EDSR(EDSRConfig(channels=4, num_blocks=1))
+    lq = torch.rand(1, 1, 3, 5, 6)
     scaled = load(ARCHITECTURE, plain.state_dict(), res_scale=0.0)
     with torch.no_grad():
         plain.body[0].conv2.weight.zero_()
@@ -102,6 +103,6 @@ def test_sees_no_further_than_the_halo(scale):
 @pytest.mark.parametrize(
     "fields", [{"scale": 5}, {"channels": 0}, {"num_blocks": -1}, {"img_range": 0.0}]
 )
-def test_refuses_what_is_out_of_range(fields):
+def test_refuses_a_configuration_out_of_range(fields):
     with pytest.raises(ConfigError):
         EDSRConfig(**fields)

@@ -16,7 +16,8 @@ CONFIGS = [
 def _model(config: FastConfig) -> FastVSR:
     torch.manual_seed(0)
     model = FastVSR(config).eval()
-    if model.recall is not None:  # it starts at zero, which would hide the memory
+    # The recurrent path starts at zero, which would hide its effect.
+    if model.recall is not None:
         for parameter in model.recall.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     return model
@@ -34,7 +35,8 @@ def test_shape_and_gradients_of_every_parameter(config):
 @pytest.mark.parametrize("config", CONFIGS)
 @torch.inference_mode()
 def test_collapsing_changes_no_pixel(config):
-    model, lq = _model(config), torch.rand(1, 4, 3, 12, 12)
+    model = _model(config)
+    lq = torch.rand(1, 4, 3, 12, 12)
     wide = model(lq)
     collapsed = model.collapse()
     assert all(
@@ -46,7 +48,8 @@ def test_collapsing_changes_no_pixel(config):
 @pytest.mark.parametrize("config", CONFIGS)
 @torch.inference_mode()
 def test_steps_equal_the_clip_and_batches_are_independent(config):
-    model, lq = _model(config), torch.rand(2, 5, 3, 9, 9)
+    model = _model(config)
+    lq = torch.rand(2, 5, 3, 9, 9)
     whole = model(lq)
     hidden = None
     for t in range(5):
@@ -58,8 +61,10 @@ def test_steps_equal_the_clip_and_batches_are_independent(config):
 
 @torch.inference_mode()
 def test_frames_beyond_the_lookahead_do_not_matter_and_past_ones_do():
-    model, lq = _model(FastConfig(**SMALL)), torch.rand(1, 6, 3, 9, 9)
-    changed_future, changed_past = lq.clone(), lq.clone()
+    model = _model(FastConfig(**SMALL))
+    lq = torch.rand(1, 6, 3, 9, 9)
+    changed_future = lq.clone()
+    changed_past = lq.clone()
     changed_future[:, 4:] = 0
     changed_past[:, 0] = 0
     sr = model(lq)
@@ -70,7 +75,8 @@ def test_frames_beyond_the_lookahead_do_not_matter_and_past_ones_do():
 
 @torch.inference_mode()
 def test_luma_output_leaves_color_differences_to_the_skip():
-    model, lq = _model(FastConfig(**SMALL)), torch.rand(1, 2, 3, 9, 9)
+    model = _model(FastConfig(**SMALL))
+    lq = torch.rand(1, 2, 3, 9, 9)
     skip = torch.nn.functional.interpolate(lq[:, 0], scale_factor=4.0, mode="bilinear")
     detail = model(lq)[:, 0] - skip
     assert detail.abs().max() > 1e-3

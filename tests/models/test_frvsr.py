@@ -26,8 +26,8 @@ def _small(**changes) -> FRVSR:
 def test_output_is_the_recorded_one(recordings, name):
     described, _ = recorded(recordings, name)
     kernels = BicubicUpsampler(described["constructor"]["scale"]).kernels
-    kept: dict[str, Tensor] = dict.fromkeys(described["kept"], kernels)
-    model, lq, (expected,), case = golden_case(recordings, name, ARCHITECTURE, kept)
+    constants: dict[str, Tensor] = dict.fromkeys(described["kept"], kernels)
+    model, lq, (expected,), case = golden_case(recordings, name, ARCHITECTURE, constants)
     with torch.inference_mode():
         assert_recorded(model(lq), expected, case)
 
@@ -77,23 +77,24 @@ def test_engine_gives_what_the_network_gives(upsample):
 
 @pytest.mark.parametrize("upsample", ["bilinear", "bicubic"])
 def test_halo_covers_flow_and_network(upsample):
-    model, side = _small(upsample=upsample).double(), 144
-    config, halo = model.config, ARCHITECTURE.contract(model.config).halo_px
+    model = _small(upsample=upsample).double()
+    side = 144
+    config = model.config
+    halo = ARCHITECTURE.contract(model.config).halo_px
     flow_reach = 0
     with torch.inference_mode():
-        for center in range(side // 2, side // 2 + 8):  # pooling sees the places differently
+        # The reach depends on the position of a pixel in the pooling grid.
+        for center in range(side // 2, side // 2 + 8):
             lq = torch.rand(1, 3, side, side, dtype=torch.float64)
             lq[..., center, center] = torch.nan
-            flow_reach = max(
-                flow_reach, reach_px(model.upsample_func(model.fnet(lq, lq)), center, config.scale)
-            )
+            flow = model.upsample_func(model.fnet(lq, lq))
+            flow_reach = max(flow_reach, reach_px(flow, center, config.scale))
         warped = torch.rand(1, 48, side, side, dtype=torch.float64)
         warped[..., side // 2, side // 2] = torch.nan
         sr_reach = reach_px(model.srnet(torch.rand_like(lq), warped), side // 2, config.scale)
-    assert (
-        max(flow_reach, 25) + sr_reach <= halo
-    )  # the warp reads the last output up to 24 pixels away
-    assert max(flow_reach, 25) + sr_reach >= halo - 2
+    # The warp reads the previous output up to 24 pixels away.
+    reach = max(flow_reach, 25) + sr_reach
+    assert halo - 2 <= reach <= halo
 
 
 def test_time():

@@ -18,7 +18,7 @@ def test_gives_the_recorded_output(recordings):
     assert_as_recorded(recordings, "fsrcnn_x4_A", ARCHITECTURE)
 
 
-def test_gives_the_recorded_output_at_the_scale_that_no_file_tells(recordings):
+def test_gives_the_recorded_output_at_a_scale_that_files_do_not_store(recordings):
     assert_as_recorded(recordings, "fsrcnn_x3_A", ARCHITECTURE, scale=3)
 
 
@@ -44,10 +44,8 @@ def test_refuses_state_dicts_of_other_names(state):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_rgb_gets_the_luma_of_the_network_and_bicubic_color(scale):
     torch.manual_seed(0)
-    model, lq = (
-        FSRCNN(FSRCNNConfig(scale=scale, channels=6, shrunk_channels=3, num_blocks=1)),
-        torch.rand(2, 2, 3, 9, 7),
-    )
+    model = FSRCNN(FSRCNNConfig(scale=scale, channels=6, shrunk_channels=3, num_blocks=1))
+    lq = torch.rand(2, 2, 3, 9, 7)
     to_ycc = (
         torch.tensor(
             [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]
@@ -56,7 +54,8 @@ def test_rgb_gets_the_luma_of_the_network_and_bicubic_color(scale):
     )
     offset = torch.tensor([16, 128, 128]).view(3, 1, 1) / 255
     with torch.no_grad():
-        sr, lq_ycc = model(lq), torch.einsum("oc,btchw->btohw", to_ycc, lq) + offset
+        sr = model(lq)
+        lq_ycc = torch.einsum("oc,btchw->btohw", to_ycc, lq) + offset
         expected = torch.cat([model(lq_ycc[:, :, :1]), imresize(lq_ycc[:, :, 1:], scale)], 2)
     ycc = torch.einsum("oc,btchw->btohw", to_ycc, sr) + offset
     torch.testing.assert_close(ycc, expected, rtol=0, atol=2e-5)
@@ -81,12 +80,13 @@ def test_sees_no_further_than_the_halo(scale):
     columns = lq.grad.abs().sum((0, 1, 2, 3)).nonzero().flatten()
     assert columns.min() >= 12 - halo
     assert columns.max() <= 12 + halo
-    assert columns.numel() >= 2 * halo  # no wider than it must be
+    # The halo is not larger than necessary.
+    assert columns.numel() >= 2 * halo
 
 
 @pytest.mark.parametrize(
     "fields", [{"scale": 5}, {"image_channels": 2}, {"channels": 0}, {"num_blocks": -1}]
 )
-def test_refuses_what_is_out_of_range(fields):
+def test_refuses_a_configuration_out_of_range(fields):
     with pytest.raises(ConfigError):
         FSRCNNConfig(**fields)

@@ -50,7 +50,8 @@ def test_overlapping_attention_gives_the_recorded_output(recordings, recording):
 
 def test_overlapping_positions_are_the_recorded_ones(recordings):
     description, _ = recorded(recordings, "hat_ocab_A")
-    index = torch.tensor(description["index_table"])  # negative ones count from the end
+    # Negative indexes count from the end of the table.
+    index = torch.tensor(description["index_table"])
     bias = overlapping_position_bias(torch.arange(361.0)[:, None], 8, 12)
     assert torch.equal(bias[0], (index % 361).float())
 
@@ -86,7 +87,8 @@ def test_equals_the_published_formulation(config, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     from plain.hat import plain_forward
 
-    net, lq = _random(config), torch.rand(1, 2, 3, 10, 13)
+    net = _random(config)
+    lq = torch.rand(1, 2, 3, 10, 13)
     with torch.inference_mode():
         expected = plain_forward(net, lq)
         sr = prepare_for_inference(net.to(memory_format=torch.channels_last))(lq)
@@ -99,7 +101,8 @@ def test_every_parameter_learns(config):
 
 
 def test_training_and_inference_agree():
-    net, lq = _random(KINDS[0]), torch.rand(2, 1, 3, 12, 40)
+    net = _random(KINDS[0])
+    lq = torch.rand(2, 1, 3, 12, 40)
     with torch.inference_mode(), use_backend(net, "auto"):
         sr = net(lq)
         tolerance = 1e-4 * float(sr.std())
@@ -110,24 +113,19 @@ def test_training_and_inference_agree():
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 9)])
 def test_tiny_images(size):
+    height, width = size
+    net = _random(KINDS[0])
     with torch.inference_mode():
-        assert _random(KINDS[0])(torch.rand(1, 1, 3, *size)).shape == (
-            1,
-            1,
-            3,
-            2 * size[0],
-            2 * size[1],
-        )
+        sr = net(torch.rand(1, 1, 3, height, width))
+    assert sr.shape == (1, 1, 3, 2 * height, 2 * width)
 
 
 def test_asks_the_engine_for_whole_windows():
     contract = ARCHITECTURE.contract(HATConfig())
-    assert (contract.scale, contract.size_multiple, contract.min_size_px, contract.halo_px) == (
-        4,
-        16,
-        9,
-        32,
-    )
+    assert contract.scale == 4
+    assert contract.size_multiple == 16
+    assert contract.min_size_px == 9
+    assert contract.halo_px == 32
 
 
 @pytest.mark.parametrize(
@@ -160,6 +158,6 @@ def test_refuses_state_dicts_of_other_networks(state):
         {"img_range": 0.0},
     ],
 )
-def test_refuses_what_is_out_of_range(fields):
+def test_refuses_a_configuration_out_of_range(fields):
     with pytest.raises(ConfigError):
         HATConfig(**fields)

@@ -57,6 +57,6 @@ def test_sees_no_further_than_the_halo(scale):
 
 
 @pytest.mark.parametrize("fields", [{"scale": 5}, {"channels": 0}, {"num_blocks": -1}])
-def test_refuses_what_is_out_of_range(fields):
+def test_refuses_a_configuration_out_of_range(fields):
     with pytest.raises(ConfigError):
         MSRResNetConfig(**fields)

@@ -49,7 +49,8 @@ def test_recorded_outputs(recordings: Path, case: str, layout: torch.memory_form
 
 
 def test_forward_estimates_the_flow_to_each_neighbor() -> None:
-    model, lq = _seeded(), torch.rand(2, 3, 3, 24, 26)
+    model = _seeded()
+    lq = torch.rand(2, 3, 3, 24, 26)
     before, frame, after = lq.unbind(1)
     with torch.inference_mode():
         flows = [estimate_flow(frame, neighbor) for neighbor in (before, after)]
@@ -58,7 +59,9 @@ def test_forward_estimates_the_flow_to_each_neighbor() -> None:
 
 
 def test_the_bicubic_skip_is_added() -> None:
-    plain, skipping, lq = _seeded(), _seeded(skip="bicubic"), torch.rand(1, 3, 3, 8, 9)
+    plain = _seeded()
+    skipping = _seeded(skip="bicubic")
+    lq = torch.rand(1, 3, 3, 8, 9)
     with torch.inference_mode():
         torch.testing.assert_close(skipping(lq)[:, 0], plain(lq)[:, 0] + imresize(lq[:, 1], 2))
 
@@ -72,12 +75,11 @@ def test_loads_its_own_names(changes: dict[str, Any]) -> None:
 def test_the_published_size() -> None:
     with torch.device("meta"):
         model = RBPN(RBPNConfig())
-    assert (
-        sum(p.numel() for p in model.parameters()) == 12_771_943
-    )  # 12.77 M in the paper's Table 2
+    # 12.77 M in the paper's Table 2
+    assert sum(p.numel() for p in model.parameters()) == 12_771_943
 
 
-def test_leaves_other_files_alone(recordings: Path) -> None:
+def test_refuses_other_files(recordings: Path) -> None:
     lists = [path.stem for path in (recordings / "keys").glob("*.txt")]
     assert len(lists) > 40
     assert [

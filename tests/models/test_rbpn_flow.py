@@ -19,27 +19,27 @@ def _texture(height: int = 48, width: int = 64) -> Tensor:
 def test_finds_a_translation(moved: tuple[float, float]) -> None:
     supp = _texture()
     flow = torch.tensor(moved).view(1, 2, 1, 1).expand(1, 2, 48, 64)
-    found = estimate_flow(backward_warp(supp, flow, padding="border"), supp)
-    error = (found - flow).norm(dim=1)[:, 8:-8, 8:-8].mean()
+    ref = backward_warp(supp, flow, padding="border")
+    estimate = estimate_flow(ref, supp)
+    error = (estimate - flow).norm(dim=1)[:, 8:-8, 8:-8].mean()
     assert error < 0.05 * flow.norm(dim=1).mean()
 
 
-def test_finds_nothing_between_equal_frames() -> None:
+def test_finds_no_motion_between_equal_frames() -> None:
     frame = _texture()
     assert estimate_flow(frame, frame).abs().max() < 1e-3
 
 
-def test_the_clips_of_a_batch_do_not_meet() -> None:
-    ref, supp = (
-        torch.cat([_texture(), _texture().flip(-1)]),
-        torch.cat([_texture().roll(1, -1), _texture()]),
-    )
+def test_the_items_of_a_batch_are_independent() -> None:
+    ref = torch.cat([_texture(), _texture().flip(-1)])
+    supp = torch.cat([_texture().roll(1, -1), _texture()])
     difference = (estimate_flow(ref, supp)[:1] - estimate_flow(ref[:1], supp[:1])).abs()
-    assert difference.mean() < 1e-3  # sums of other lengths round differently
+    # Sums of different lengths round differently.
+    assert difference.mean() < 1e-3
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 33)])
 def test_small_frames(size: tuple[int, int]) -> None:
-    found = estimate_flow(torch.rand(1, 3, *size), torch.rand(1, 3, *size))
-    assert found.shape == (1, 2, *size)
-    assert found.isfinite().all()
+    flow = estimate_flow(torch.rand(1, 3, *size), torch.rand(1, 3, *size))
+    assert flow.shape == (1, 2, *size)
+    assert flow.isfinite().all()

@@ -14,16 +14,18 @@ TINY = RRDBConfig(channels=4, num_blocks=2, growth_channels=2)
 
 
 def _first_release(state, blocks, doublings):
-    """Give the names of ESRGAN's first release."""
-    behind = [*(f"conv_up{i + 1}" for i in range(doublings)), "conv_hr", "conv_last"]
-    places = [*range(3, 3 + 3 * doublings, 3), 2 + 3 * doublings, 4 + 3 * doublings]
+    """Rename a state dict to the names of ESRGAN's first release."""
     table = {"conv_first": "model.0", "conv_body": f"model.1.sub.{blocks}"}
-    table |= {name: f"model.{place}" for name, place in zip(behind, places, strict=True)}
+    # Each doubling is nearest, convolution, activation, from index 2 on.
+    for i in range(doublings):
+        table[f"conv_up{i + 1}"] = f"model.{3 + 3 * i}"
+    table["conv_hr"] = f"model.{2 + 3 * doublings}"
+    table["conv_last"] = f"model.{4 + 3 * doublings}"
     renamed = {}
     for name, value in state.items():
         layer, _, kind = name.rpartition(".")
-        inside = layer.replace("body.", "model.1.sub.").replace("rdb", "RDB") + ".0"
-        renamed[f"{table.get(layer, inside)}.{kind}"] = value
+        block_layer = layer.replace("body.", "model.1.sub.").replace("rdb", "RDB") + ".0"
+        renamed[f"{table.get(layer, block_layer)}.{kind}"] = value
     return renamed
 
 
@@ -64,10 +66,8 @@ def test_infers_the_configuration_it_was_built_with(unshuffle):
 def test_names_of_the_first_release_give_the_same(doublings):
     torch.manual_seed(0)
     model = RRDBNet(RRDBConfig(channels=4, num_blocks=2, growth_channels=2, doublings=doublings))
-    other, lq = (
-        load(ARCHITECTURE, _first_release(model.state_dict(), 2, doublings)),
-        torch.rand(1, 1, 3, 5, 6),
-    )
+    other = load(ARCHITECTURE, _first_release(model.state_dict(), 2, doublings))
+    lq = torch.rand(1, 1, 3, 5, 6)
     assert torch.equal(other(lq), model(lq))
 
 
@@ -86,18 +86,21 @@ def test_every_parameter_learns():
 
 def test_frames_do_not_see_each_other():
     torch.manual_seed(0)
-    model, lq = RRDBNet(TINY), torch.rand(2, 3, 3, 9, 7)
+    model = RRDBNet(TINY)
+    lq = torch.rand(2, 3, 3, 9, 7)
     torch.testing.assert_close(model(lq)[1, 2], model(lq[1:, 2:])[0, 0])
 
 
 def test_seams_at_the_halo_are_invisible():
     torch.manual_seed(0)
     config = RRDBConfig(channels=8, num_blocks=23, growth_channels=4)
-    model, halo = RRDBNet(config), ARCHITECTURE.contract(config).halo_px
+    model = RRDBNet(config)
+    halo = ARCHITECTURE.contract(config).halo_px
     lq = torch.rand(1, 1, 3, 6, 24 + 2 * halo)
     with torch.inference_mode():
-        whole, part = model(lq), model(lq[..., : 12 + halo])
-    error = (whole[..., :48] - part[..., :48]).abs().max()
+        whole = model(lq)
+        tile = model(lq[..., : 12 + halo])
+    error = (whole[..., :48] - tile[..., :48]).abs().max()
     assert error < 1e-4 * whole.std()
 
 
@@ -111,6 +114,6 @@ def test_seams_at_the_halo_are_invisible():
         {"unshuffle": 4, "doublings": 1},
     ],
 )
-def test_refuses_what_is_out_of_range(fields):
+def test_refuses_a_configuration_out_of_range(fields):
     with pytest.raises(ConfigError):
         RRDBConfig(**fields)

@@ -69,7 +69,8 @@ def test_time():
 
 @torch.inference_mode()
 def test_next_frame_is_the_previous_one_of_the_first_frame_only():
-    model, lq = _small(), torch.rand(1, 3, 3, 9, 9)
+    model = _small()
+    lq = torch.rand(1, 3, 3, 9, 9)
     changed = lq.clone()
     changed[:, 2] = 0
     assert torch.equal(model(changed)[:, 1], model(lq)[:, 1])

@@ -14,7 +14,8 @@ TINY = SESRConfig(scale=2, channels=4, num_blocks=2, expanded_channels=8)
 @pytest.mark.parametrize("side", [3, 5])
 def test_block_equals_its_two_convolutions(side, skip):
     torch.manual_seed(0)
-    block, x = LinearBlock(4, 4, side, 32, skip=skip), torch.rand(2, 4, 9, 8)
+    block = LinearBlock(4, 4, side, 32, skip=skip)
+    x = torch.rand(2, 4, 9, 8)
     expected = block.narrow(block.wide(x)) + (x if skip else 0)
     torch.testing.assert_close(block(x), expected)
     torch.testing.assert_close(block.collapse()(x), expected)
@@ -23,10 +24,8 @@ def test_block_equals_its_two_convolutions(side, skip):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_collapsed_network_gives_the_same(scale):
     torch.manual_seed(0)
-    model, lq = (
-        SESR(SESRConfig(scale=scale, channels=4, num_blocks=2, expanded_channels=8)),
-        torch.rand(1, 2, 3, 9, 7),
-    )
+    model = SESR(SESRConfig(scale=scale, channels=4, num_blocks=2, expanded_channels=8))
+    lq = torch.rand(1, 2, 3, 9, 7)
     with torch.no_grad():
         trained = model(lq)
         collapsed = model.collapse()
@@ -67,7 +66,8 @@ def test_without_a_residual_luma_is_nearest_and_color_bicubic():
         torch.nn.init.zeros_(value)
     lq = torch.rand(1, 1, 3, 9, 7)
     luma = torch.tensor([65.481, 128.553, 24.966]).view(3, 1, 1) / 255
-    sr, bicubic = model(lq)[0], imresize(lq[0], 2)
+    sr = model(lq)[0]
+    bicubic = imresize(lq[0], 2)
     nearest = functional.interpolate(lq[0], scale_factor=2, mode="nearest")
     torch.testing.assert_close((sr * luma).sum(1), (nearest * luma).sum(1), rtol=0, atol=2e-6)
     torch.testing.assert_close(
@@ -92,6 +92,6 @@ def test_sees_no_further_than_the_halo():
 @pytest.mark.parametrize(
     "fields", [{"scale": 5}, {"channels": 0}, {"num_blocks": -1}, {"expanded_channels": -1}]
 )
-def test_refuses_what_is_out_of_range(fields):
+def test_refuses_a_configuration_out_of_range(fields):
     with pytest.raises(ConfigError):
         SESRConfig(**fields)

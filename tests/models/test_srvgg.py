@@ -28,7 +28,7 @@ def test_gives_the_recorded_output(recordings, case):
     assert_as_recorded(recordings, case, ARCHITECTURE)
 
 
-def test_gives_the_recorded_output_with_the_activation_that_no_file_tells(recordings):
+def test_gives_the_recorded_output_with_an_activation_that_files_do_not_store(recordings):
     assert_as_recorded(recordings, "srvgg_x4_A_lrelu", ARCHITECTURE, act="leakyrelu")
 
 
@@ -85,13 +85,15 @@ def test_every_parameter_learns(act):
 
 def test_frames_do_not_see_each_other():
     torch.manual_seed(0)
-    model, lq = SRVGGNetCompact(TINY), torch.rand(2, 3, 3, 9, 7)
+    model = SRVGGNetCompact(TINY)
+    lq = torch.rand(2, 3, 3, 9, 7)
     torch.testing.assert_close(model(lq)[1, 2], model(lq[1:, 2:])[0, 0])
 
 
 def test_sees_as_far_as_the_halo():
     torch.manual_seed(0)
-    model, halo = SRVGGNetCompact(TINY), ARCHITECTURE.contract(TINY).halo_px
+    model = SRVGGNetCompact(TINY)
+    halo = ARCHITECTURE.contract(TINY).halo_px
     lq = torch.rand(1, 1, 3, 21, 21, requires_grad=True)
     model(lq)[..., 20:22, 20:22].sum().backward()
     columns = lq.grad.abs().sum((0, 1, 2, 3)).nonzero().flatten()
@@ -101,7 +103,7 @@ def test_sees_as_far_as_the_halo():
 @pytest.mark.parametrize(
     "fields", [{"scale": 0}, {"channels": 0}, {"num_blocks": -1}, {"act": "gelu"}]
 )
-def test_refuses_what_is_out_of_range(fields):
+def test_refuses_a_configuration_out_of_range(fields):
     with pytest.raises(ConfigError):
         SRVGGConfig(**fields)
 
@@ -109,7 +111,8 @@ def test_refuses_what_is_out_of_range(fields):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_costs_less_than_a_fiftieth_of_a_decibel(shared, precision):
     opened = open_model(str(shared / "checkpoints" / "realesr-animevideov3.pth"))
-    spec, model = opened.spec, opened.network
+    spec = opened.spec
+    model = opened.network
     gt = torch.from_numpy(
         read_clip(shared / "data" / "dev_eval" / "vid4_city", max_frames=1)
     ).float()[..., 100:292, :256]

@@ -80,9 +80,10 @@ def test_equals_the_published_formulation(config, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     from plain.swinir import plain_forward
 
-    net, lq = _random(config), torch.rand(1, 2, 3, 10, 13)
+    net = _random(config)
+    lq = torch.rand(1, 2, 3, 10, 13)
     if config.image_channels == 1:
-        lq = lq[:, :, :1].expand(1, 2, 3, 10, 13)  # gray: the three are restored alike
+        lq = lq[:, :, :1].expand(1, 2, 3, 10, 13)  # gray: all three channels get the same result
     with torch.inference_mode():
         expected = plain_forward(net, lq[:, :, : config.image_channels])
         sr = prepare_for_inference(net.to(memory_format=torch.channels_last))(lq)
@@ -97,7 +98,8 @@ def test_every_parameter_learns(config):
 
 
 def test_training_and_inference_agree():
-    net, lq = _random(KINDS[0]), torch.rand(2, 1, 3, 12, 40)
+    net = _random(KINDS[0])
+    lq = torch.rand(2, 1, 3, 12, 40)
     with torch.inference_mode(), use_backend(net, "auto"):
         sr = net(lq)
         tolerance = 1e-4 * float(sr.std())
@@ -106,34 +108,30 @@ def test_training_and_inference_agree():
     torch.testing.assert_close(net(lq), sr, rtol=1e-4, atol=tolerance)
 
 
-def test_leaves_its_input_as_it_was():
-    net, lq = _random(KINDS[6]), torch.rand(1, 1, 3, 8, 8)
-    kept = lq.clone()
+def test_does_not_modify_its_input():
+    net = _random(KINDS[6])
+    lq = torch.rand(1, 1, 3, 8, 8)
+    original = lq.clone()
     with torch.inference_mode():
         net(lq)
-    assert torch.equal(lq, kept)
+    assert torch.equal(lq, original)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 9)])
 def test_tiny_images(size):
+    height, width = size
+    net = _random(KINDS[0])
     with torch.inference_mode():
-        assert _random(KINDS[0])(torch.rand(1, 1, 3, *size)).shape == (
-            1,
-            1,
-            3,
-            2 * size[0],
-            2 * size[1],
-        )
+        sr = net(torch.rand(1, 1, 3, height, width))
+    assert sr.shape == (1, 1, 3, 2 * height, 2 * width)
 
 
 def test_asks_the_engine_for_whole_windows():
     contract = ARCHITECTURE.contract(KINDS[7])
-    assert (contract.scale, contract.size_multiple, contract.min_size_px, contract.halo_px) == (
-        1,
-        7,
-        4,
-        35,
-    )
+    assert contract.scale == 1
+    assert contract.size_multiple == 7
+    assert contract.min_size_px == 4
+    assert contract.halo_px == 35
 
 
 @pytest.mark.parametrize(
@@ -169,6 +167,6 @@ def test_refuses_state_dicts_of_other_networks(state):
         {"img_range": 0.0},
     ],
 )
-def test_refuses_what_is_out_of_range(fields):
+def test_refuses_a_configuration_out_of_range(fields):
     with pytest.raises(ConfigError):
         SwinIRConfig(**fields)

@@ -31,11 +31,12 @@ KINDS = {
 
 @pytest.fixture(params=KINDS.values(), ids=list(KINDS))
 def restorer(request: pytest.FixtureRequest) -> TwoStepRestorer:
-    """Make a network of which no part is at zero."""
+    """Build a network in which no weight is zero."""
     torch.manual_seed(0)
     network = TwoStepRestorer(request.param)
-    begun = request.param.norm == "none"  # all but the head
-    for parameter in (network.head if begun else network).parameters():
+    # Without normalization, only the head starts at zero.
+    module = network.head if request.param.norm == "none" else network
+    for parameter in module.parameters():
         if parameter.ndim == 4:
             nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     return network.eval()
@@ -102,43 +103,41 @@ def test_features_are_those_that_are_added(restorer: TwoStepRestorer) -> None:
     hq, left, right = inputs(restorer.config)
     sr, features = restorer.restore_with_features(hq, left, right)
     assert torch.equal(sr, restorer.restore(hq, left, right))
-    for got, expected in zip(features, restorer.encode(hq, left, right), strict=True):
-        assert got.shape == (1, 32, 2, 3)
-        assert torch.equal(got, expected)
+    for feature, expected in zip(features, restorer.encode(hq, left, right), strict=True):
+        assert feature.shape == (1, 32, 2, 3)
+        assert torch.equal(feature, expected)
     assert not torch.equal(restorer.encoder_l(left), restorer.encoder_r(left))
 
 
 @torch.inference_mode()
-def test_each_image_has_its_place(restorer: TwoStepRestorer) -> None:
+def test_each_image_has_an_effect(restorer: TwoStepRestorer) -> None:
     images = inputs(restorer.config)
     sr = restorer.restore(*images)
-    for place in range(3):
+    for i in range(3):
         other = list(images)
-        other[place] = torch.rand_like(other[place])
+        other[i] = torch.rand_like(other[i])
         assert not torch.allclose(restorer.restore(*other), sr, atol=1e-6)
     hq, left, right = images
     assert not torch.allclose(restorer.restore(hq, right, left), sr, atol=1e-6)
 
 
 def test_every_parameter_learns(restorer: TwoStepRestorer) -> None:
-    restorer.train().restore(
-        *(torch.cat([x, x.flip(-1)]) for x in inputs(restorer.config))
-    ).square().mean().backward()
+    images = [torch.cat([x, x.flip(-1)]) for x in inputs(restorer.config)]
+    restorer.train().restore(*images).square().mean().backward()
     dead = {n for n, p in restorer.named_parameters() if p.grad is None or not p.grad.any()}
-    assert dead <= {
-        "head.0.bias"
-    }  # between a convolution and batch normalization, a constant has no effect
+    # Before batch normalization, a constant has no effect.
+    assert dead <= {"head.0.bias"}
 
 
 @torch.inference_mode()
-def test_begins_as_its_image_model() -> None:
+def test_starts_from_the_result_of_its_image_model() -> None:
     network = TwoStepRestorer(TwoStepConfig(channels=2)).eval()
     hq, left, right = inputs(network.config)
     assert torch.equal(network.restore(hq, left, right), hq)
 
 
 @torch.inference_mode()
-def test_begins_with_pixels_around_zero() -> None:
+def test_initial_weights_standardize_pixels() -> None:
     torch.manual_seed(0)
     network = TwoStepRestorer(TwoStepConfig(channels=32, norm="none"))
     gray = torch.full((1, 3, 8, 8), 0.5)
@@ -153,7 +152,8 @@ def test_begins_with_pixels_around_zero() -> None:
 @torch.inference_mode()
 def test_forward_is_both_steps(restorer: TwoStepRestorer) -> None:
     scale = restorer.config.scale
-    lq, image_model = torch.rand(2, 3, 3, 16, 32), Resample(scale)
+    lq = torch.rand(2, 3, 3, 16, 32)
+    image_model = Resample(scale)
     restorer.with_image_model(image_model)
     hq = image_model(lq[:, 1:2])[:, 0].clamp(0, 1)
     sr = restorer(lq)
@@ -175,7 +175,7 @@ def test_the_image_model_sees_the_middle_frame_once() -> None:
     assert torch.equal(calls[0], lq[:, 1:2])
 
 
-def test_without_an_image_model_it_says_what_to_do() -> None:
+def test_the_error_about_a_missing_image_model_has_a_remedy() -> None:
     network = TwoStepRestorer(TwoStepConfig(channels=2))
     with pytest.raises(
         ConfigError,
@@ -227,20 +227,19 @@ def test_saved_and_read_back(restorer: TwoStepRestorer, tmp_path: Path) -> None:
     assert opened.config == restorer.config
     images = inputs(restorer.config)
     assert torch.equal(opened.model.restore(*images), restorer.restore(*images))
-    usual = restorer.config.variant == "paper"
-    assert open_checkpoint(restorer.state_dict()).config.residual == usual  # which no name tells
+    # A state dict without a configuration does not tell whether the network has a residual.
+    has_residual = restorer.config.variant == "paper"
+    assert open_checkpoint(restorer.state_dict()).config.residual == has_residual
 
 
 def test_an_encoder_saved_and_read_back(tmp_path: Path) -> None:
-    path, config = (
-        tmp_path / "encoder.safetensors",
-        ConditionalEncoderConfig(channels=2, norm="none"),
-    )
+    path = tmp_path / "encoder.safetensors"
+    config = ConditionalEncoderConfig(channels=2, norm="none")
     save_checkpoint(path, ConditionalEncoder(config), {})
     assert open_checkpoint(path).config == config
 
 
-def test_what_shapes_say_is_checked() -> None:
+def test_a_missing_tensor_is_refused() -> None:
     state = TwoStepRestorer(TwoStepConfig(channels=2)).state_dict()
     with pytest.raises(
         CheckpointError, match=r"does not fit TwoStepRestorer: it lacks encoder_l\.stages\.1"
@@ -268,9 +267,10 @@ def test_other_shapes_are_refused(changes: dict[str, object], line: str) -> None
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_sees_as_far_as_the_halo(scale: int) -> None:
-    """The gradient of one pixel reaches as far as the contract says, and nearly no less."""
+    """The gradient of one pixel reaches as far as the halo, or up to 32 pixels less."""
     config = TwoStepConfig(scale=scale, channels=1, norm="none")
-    contract, network = ARCHITECTURE.contract(config), TwoStepRestorer(config).double()
+    contract = ARCHITECTURE.contract(config)
+    network = TwoStepRestorer(config).double()
     assert contract is not None
     for parameter in network.parameters():
         nn.init.constant_(parameter, 0.3)
