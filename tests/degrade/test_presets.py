@@ -24,18 +24,20 @@ def _smooth_clip(frames: int = 6, height: int = 64, width: int = 96) -> torch.Te
 def test_bd_equals_its_recorded_variants(recordings, case):
     description, outputs = recorded(recordings, case)
     x = recorded_input(recordings, case, tuple(description["inputs"]["x"]))[None]
-    made = {
+    variants = {
         "rsdn_rrn": blur(x, gaussian_taps(1.6, 13), stride=4),
         "tecogan_1.5": blur(x, gaussian_taps(1.5, 9), stride=4),
         "matlab_bd": blur(x, gaussian_taps(1.6, 12), stride=4, phase=1, edge="replicate"),
     }
     presets = {"rsdn_rrn": "bd", "tecogan_1.5": "bd-c", "matlab_bd": "bd-b"}
     for variant, expected in zip(description["variants"], outputs, strict=True):
-        if variant["name"] in made:
-            torch.testing.assert_close(made.pop(variant["name"])[0], expected, atol=1e-5, rtol=0)
+        if variant["name"] in variants:
+            torch.testing.assert_close(
+                variants.pop(variant["name"])[0], expected, atol=1e-5, rtol=0
+            )
             rounded = degrade(x, presets[variant["name"]])[0]
             assert (rounded - expected).abs().max() < 0.51 / 255
-    assert not made
+    assert not variants
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -46,8 +48,8 @@ def test_shape_range_and_replay(preset, scale):
     assert lq.shape == (6, 3, 64 // scale, 96 // scale)
     torch.testing.assert_close((lq * 255).round() / 255, lq)
     assert torch.equal(lq, degrade(clip, preset, scale=scale, seed=3))
-    least = 15 if preset == "second-order" else 25
-    assert psnr(lq, imresize(clip, 1 / scale)).mean() > least  # still the same scene
+    min_psnr = 15 if preset == "second-order" else 25
+    assert psnr(lq, imresize(clip, 1 / scale)).mean() > min_psnr  # still the same scene
 
 
 def test_real_draws_differ_between_seeds_and_hold_for_the_clip():

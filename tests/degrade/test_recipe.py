@@ -155,7 +155,7 @@ def test_jpeg_loses_more_at_lower_quality(clip):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda r: r["steps"][0].update(step="smear"), "step 'smear' is none of blur"),
         (lambda r: r["steps"][0].update(taps=4), "taps=4"),
@@ -167,10 +167,10 @@ def test_jpeg_loses_more_at_lower_quality(clip):
         (lambda r: r.update(preset="bi"), "preset 'bi' is none of real"),
     ],
 )
-def test_a_recipe_that_was_edited_wrongly_is_refused(change, told):
+def test_a_recipe_that_was_edited_wrongly_is_refused(change, message):
     record = json.loads(recipe_to_json(draw_recipe("real", seed=3)))
     change(record)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         recipe_from_json(json.dumps(record))
     with pytest.raises(InputError, match="not a recipe"):
         recipe_from_json("[1, 2]")

@@ -1,4 +1,4 @@
-"""The before/after page: self-contained, of the right frames, usable without a mouse."""
+"""The before/after page: self-contained, with the right frames, usable without a mouse."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ VOID = {"meta", "img", "input", "br", "link", "hr"}
 
 
 def write_levels(path: Path, size: tuple[int, int], *, frames: int = 12, offset: int = 0) -> Path:
-    """Write a video whose gray level tells the number of the frame: 20, 36, 52, ... plus `offset`."""
+    """Write a video whose gray level encodes the frame's number: 20, 36, 52, ... plus `offset`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -108,7 +108,7 @@ def test_both_sides_show_the_same_frame_at_the_size_of_the_result(
         assert 2 <= int(after) - int(before) <= 8
 
 
-def test_a_part_is_compared_with_its_place_in_the_input(tmp_path: Path) -> None:
+def test_a_section_is_compared_with_its_time_range_in_the_input(tmp_path: Path) -> None:
     before = write_levels(tmp_path / "lq.mp4", (64, 48), frames=12)
     after = write_levels(
         tmp_path / "sr.mp4", (256, 192), frames=4, offset=16 * 6
@@ -130,7 +130,7 @@ def test_close_ups_come_from_where_the_detail_is(pair: tuple[Path, Path], tmp_pa
     for img in Page(text).of("img"):
         if img.get("alt") in crops:
             crops[str(img["alt"])].append(np.asarray(decoded(img)))
-    assert all(len(found) == len(crops["Result"]) >= 1 for found in crops.values())
+    assert all(len(images) == len(crops["Result"]) >= 1 for images in crops.values())
     assert np.abs(np.diff(crops["Result"][0][:, 5, 0].astype(int))).max() > 60  # the stripes
     np.testing.assert_array_equal(crops["Result"][0], crops["Original"][0])
     assert not np.array_equal(crops["Input, bicubic"][0], crops["Input, Lanczos"][0])

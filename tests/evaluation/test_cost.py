@@ -1,4 +1,4 @@
-"""What a model costs, against counts by hand."""
+"""The cost of a model, compared with counts by hand."""
 
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def test_memory_is_what_stays_and_what_a_call_adds(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("spec", "asked", "given"),
+    ("spec", "requested", "frames"),
     [
         (toy_models.CLIP, None, 5),  # its window
         (toy_models.CLIP, 3, 3),
@@ -100,9 +100,13 @@ def test_memory_is_what_stays_and_what_a_call_adds(monkeypatch: pytest.MonkeyPat
         (toy_models.WHOLE_CLIP, 20, 20),
     ],
 )
-def test_a_clip_is_shared_by_its_frames(spec: ModelSpec, asked: int | None, given: int) -> None:
-    cost = cost_of(spec, CostSettings(size="32x24", runs=1, warmup=0, frames=asked, device="cpu"))
-    assert (cost.frames_in, cost.frames_out) == (given, given)
+def test_a_clip_is_shared_by_its_frames(
+    spec: ModelSpec, requested: int | None, frames: int
+) -> None:
+    cost = cost_of(
+        spec, CostSettings(size="32x24", runs=1, warmup=0, frames=requested, device="cpu")
+    )
+    assert (cost.frames_in, cost.frames_out) == (frames, frames)
     assert cost.flops == 2 * WIDTH * HEIGHT * 3 * 27 * 12
 
 
@@ -154,7 +158,7 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(cost.times_s) == 3 for cost in report.costs)
 
 
-def test_progress_counts_calls_and_says_what_runs() -> None:
+def test_progress_counts_calls_and_names_the_stage() -> None:
     seen: list[Progress] = []
     measure_costs(
         [candidate(toy_models.FRAME), candidate(toy_models.WINDOW)],
@@ -185,7 +189,7 @@ def test_a_slow_model_gets_its_share_of_time_and_no_more(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("calls", [0, 2, 5])
-def test_a_model_that_runs_out_of_memory_leaves_the_others_alone(calls: int) -> None:
+def test_a_model_that_runs_out_of_memory_does_not_stop_the_others(calls: int) -> None:
     spec = toy_models.spec_of(Hungry, Temporal("frame"))  # type: ignore[arg-type]
     hungry = OpenedModel("hungry", spec, Hungry(calls))
     report = measure_costs([hungry, candidate(toy_models.FRAME)], TINY)
@@ -198,7 +202,7 @@ def test_a_model_that_runs_out_of_memory_leaves_the_others_alone(calls: int) -> 
     )
 
 
-def test_what_is_foreseen_not_to_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_will_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda _: 1_000_000)
     largest: list[int] = []
 
@@ -213,7 +217,7 @@ def test_what_is_foreseen_not_to_fit_is_not_tried(monkeypatch: pytest.MonkeyPatc
     assert max(largest) == 64
 
 
-def test_other_errors_are_not_taken_for_memory() -> None:
+def test_other_errors_are_not_treated_as_out_of_memory() -> None:
     class Broken(toy_models.FrameNet):
         def forward(self, lq):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -268,8 +272,8 @@ def test_models_come_from_the_zoo_or_from_files(tmp_path: Path) -> None:
         open_model(str(tmp_path / "none.safetensors"))
 
 
-def test_a_process_of_its_own_tells_its_peak_not_its_parents() -> None:
-    held = bytearray(b"\1") * (1 << 30)  # Linux hands the peak of `getrusage` on to child processes
+def test_a_separate_process_reports_its_own_peak() -> None:
+    held = bytearray(b"\1") * (1 << 30)  # Linux passes the peak of `getrusage` to child processes
     settings = CostSettings(size="32x24", runs=1, device="cpu", process_memory=True)
     peak = measure_costs([open_model("bicubic-x2")], settings).costs[0].process_bytes
     assert peak is not None
@@ -291,7 +295,7 @@ def test_attention_counts_on_a_cpu() -> None:
     assert flops == 2 * (2 * 2 * 4 * 16 * 16 * 8)  # q·k and scores·v
 
 
-def test_convolutions_count_as_they_are_written() -> None:
+def test_fused_convolutions_count_as_their_unfused_form() -> None:
     x = torch.rand(1, 64, 144, 256).contiguous(memory_format=torch.channels_last)
     product = 2 * 64 * 64 * 9 * 144 * 256
     with torch.no_grad():

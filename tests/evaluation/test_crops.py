@@ -1,4 +1,4 @@
-"""Regions with the most detail."""
+"""Regions of high detail."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""An evaluation: its numbers, what it takes over from an earlier run, and what it refuses before anything runs."""
+"""An evaluation: its scores, the reuse of an earlier run, and errors before anything runs."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def run(
 
 
 def expected(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """PSNR and SSIM of bicubic, per frame, without the code that is tested."""
+    """PSNR and SSIM of bicubic, per frame, without the tested code."""
     gt = read_frames(folder)
     sr = resample(degrade(gt, "bi"), (48, 64))
     return psnr(sr, gt), ssim(sr, gt)
@@ -85,7 +85,7 @@ def test_the_mean_is_over_clips_not_over_frames(clips: Path, tmp_path: Path) -> 
     assert entry["clips"]["a"]["psnr-y"] == pytest.approx(a, abs=2e-3)
 
 
-def test_a_file_tells_what_its_numbers_are_of(clips: Path, tmp_path: Path) -> None:
+def test_a_score_file_identifies_its_model_clip_and_protocol(clips: Path, tmp_path: Path) -> None:
     run(
         clips,
         tmp_path / "out",
@@ -145,7 +145,7 @@ def test_odd_sizes_are_cut_to_a_multiple_of_the_scale(tmp_path: Path) -> None:
     assert score.clips[0].per_frame["psnr-y"] == pytest.approx(values.tolist(), abs=2e-3)
 
 
-def test_what_is_done_is_not_done_again(
+def test_finished_clips_are_not_measured_again(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = run(clips, tmp_path / "out")
@@ -184,7 +184,7 @@ def test_other_weights_or_frames_are_measured_again(
         run(root, out, str(path))
 
 
-def test_an_interrupted_run_goes_on_where_it_was(clips: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_continues_after_its_last_clip(clips: Path, tmp_path: Path) -> None:
     ran: list[str] = []
 
     token = CancelToken()
@@ -249,7 +249,7 @@ def test_the_network_runs_through_the_engine_with_its_state(clips: Path, tmp_pat
         (("bicubic",), {"precision": "fp16"}, ConfigError, "fp16"),
     ],
 )
-def test_what_cannot_work_is_one_line_before_anything_runs(
+def test_invalid_requests_fail_with_one_line_before_anything_runs(
     clips: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -259,9 +259,9 @@ def test_what_cannot_work_is_one_line_before_anything_runs(
     line: str,
 ) -> None:
     forbid_running(monkeypatch)
-    asked = EvaluateSettings(**{"device": "cpu", **settings})
+    evaluate_settings = EvaluateSettings(**{"device": "cpu", **settings})
     with pytest.raises(error, match=line) as caught:
-        evaluate(models, "folder-bi-x4", clips, tmp_path / "out", settings=asked)
+        evaluate(models, "folder-bi-x4", clips, tmp_path / "out", settings=evaluate_settings)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -319,7 +319,7 @@ def test_memory_does_not_grow_with_the_clip(
     monkeypatch.setattr(evaluate_module.FramePairs, "pop", counted)
     run(clips, tmp_path / "out", "fast-x4-bi")
     assert len(waiting) == 10
-    assert max(waiting) <= 3  # the frame, and what an online model looks ahead
+    assert max(waiting) <= 3  # the frame, and the look-ahead of an online model
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The models of an evaluation: resolved to the protocol's scale, told apart, refused in time."""
+"""The models of an evaluation: in the protocol's scale, with distinct names, checked early."""
 
 import hashlib
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_a_name_for_all_scales_means_that_of_the_protocol() -> None:
     assert find_evaluated_models(["default"], scale=4)[0].spec.id == "fast-x4-real"
 
 
-def test_a_model_takes_part_once() -> None:
+def test_a_model_is_evaluated_once() -> None:
     assert [
         e.name for e in find_evaluated_models(["bicubic", "lanczos", "bicubic-x4"], scale=4)
     ] == [
@@ -39,7 +39,7 @@ def test_a_scale_that_no_model_of_a_name_has_is_refused() -> None:
         find_evaluated_models(["default"], scale=3)
 
 
-def test_weights_and_parameters_are_told(tmp_path: Path) -> None:
+def test_weights_and_parameters_are_reported(tmp_path: Path) -> None:
     embedded, own = find_evaluated_models(
         ["fast-x4-bi", checkpoint(tmp_path / "own.safetensors")], scale=4
     )
@@ -54,7 +54,7 @@ def test_weights_and_parameters_are_told(tmp_path: Path) -> None:
     assert find_evaluated_models(["bicubic"], scale=4)[0].weights_sha256 is None
 
 
-def test_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_checkpoints_of_one_name_get_distinct_names(tmp_path: Path) -> None:
     paths = [
         checkpoint(tmp_path / folder / "model.safetensors", n)
         for folder, n in (("a", 8), ("b", 16))

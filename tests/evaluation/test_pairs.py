@@ -1,4 +1,4 @@
-"""The frames of an evaluation: degraded, or taken from a low-quality folder, each with its original."""
+"""The frames of an evaluation: degraded or read from a folder, each with its original."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ BI, REAL = find_protocol("folder-bi-x4"), find_protocol("folder-real-x4")
 
 
 def pairs_of(clip: EvalClip, protocol=BI, max_frames: int | None = None) -> list[FramePair]:
-    subject = inspect_clip(clip, protocol, max_frames=max_frames)
-    with FramePairs(subject, protocol, max_frames=max_frames) as pairs:
+    inspected = inspect_clip(clip, protocol, max_frames=max_frames)
+    with FramePairs(inspected, protocol, max_frames=max_frames) as pairs:
         return [pairs.pop() for _ in pairs]
 
 
@@ -48,7 +48,7 @@ def test_random_degradation_is_the_same_every_time_and_another_for_another_name(
     assert not torch.equal(runs[0], runs[2])
 
 
-def test_a_folder_of_low_quality_frames_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_of_low_quality_frames_is_read_unchanged(tmp_path: Path) -> None:
     gt, lq = (
         write_frames(tmp_path / "gt", 3, size=(66, 49)),
         write_frames(tmp_path / "lq", 3, size=(16, 12), offset=7),
@@ -62,9 +62,9 @@ def test_a_folder_of_low_quality_frames_is_taken_as_it_is(tmp_path: Path) -> Non
 
 def test_a_clip_without_an_original_has_none(tmp_path: Path) -> None:
     lq = write_frames(tmp_path / "lq", 2, size=(16, 12))
-    subject = inspect_clip(EvalClip(name="a", gt=None, lq=lq), find_protocol("videolq-x4"))
-    assert (subject.width, subject.height) == (64, 48)
-    with FramePairs(subject, BI) as pairs:
+    inspected = inspect_clip(EvalClip(name="a", gt=None, lq=lq), find_protocol("videolq-x4"))
+    assert (inspected.width, inspected.height) == (64, 48)
+    with FramePairs(inspected, BI) as pairs:
         assert [pairs.pop().gt for _ in pairs] == [None, None]
 
 
@@ -85,9 +85,9 @@ def test_different_numbers_of_frames_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has 3 frames and .* has 2"):
         inspect_clip(EvalClip(name="a", gt=gt, lq=lq), BI)
     gt_video = make_video(tmp_path / "gt.mp4")
-    subject = inspect_clip(EvalClip(name="a", gt=gt_video, lq=lq), BI)
+    inspected = inspect_clip(EvalClip(name="a", gt=gt_video, lq=lq), BI)
     with (
-        FramePairs(subject, BI) as pairs,
+        FramePairs(inspected, BI) as pairs,
         pytest.raises(InputError, match="lq ends after 2 frames"),
     ):
         list(pairs)

@@ -1,4 +1,4 @@
-"""Plots: marks where the values are, names that do not cover each other, gaps for what is unknown."""
+"""Plots: marks at the values, names that do not overlap, gaps for unknown values."""
 
 import math
 import re
@@ -58,7 +58,7 @@ def test_equal_factors_are_equal_steps_on_a_logarithmic_axis() -> None:
     assert b - a == pytest.approx(c - b, abs=0.2)
 
 
-def test_what_has_no_place_on_the_axis_is_left_out() -> None:
+def test_points_outside_of_a_logarithmic_axis_are_left_out() -> None:
     points = [Point("none", 0, 20, 0), Point("a", 1, 20, 0), Point("b", 1, math.nan)]
     assert len(circles(point_plot(points, x=MILLIONS, y=DB, title=""))) == 1
     assert point_plot(points[:1], x=MILLIONS, y=DB, title="") == ""
@@ -73,10 +73,10 @@ def test_names_cover_neither_each_other_nor_the_edge() -> None:
     ]
     svg = point_plot([*crowd, *ours], x=MILLIONS, y=DB, title="")
     boxes: list[tuple[float, float, float, float]] = []
-    found = re.findall(
+    names = re.findall(
         r'<text class="name[^"]*" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)', svg
     )
-    for x, y, anchor, name in found:
+    for x, y, anchor, name in names:
         width = 6 * len(name)
         left = float(x) - {"start": 0, "middle": width / 2, "end": width}[anchor]
         boxes.append((left, float(y) - 9, left + width, float(y)))
@@ -87,11 +87,11 @@ def test_names_cover_neither_each_other_nor_the_edge() -> None:
         assert not any(
             a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i]
         )
-    named = {name for *_, name in found}
+    named = {name for *_, name in names}
     assert {point.name for point in ours} <= named
     assert len(named) < len(
         crowd
-    )  # there is no room for all; the others tell their names when pointed at
+    )  # there is no room for all; the others show their names as tooltips
     assert all(f"<title>{point.name}:" in svg for point in crowd)
 
 
@@ -114,7 +114,7 @@ def test_values_close_together_have_ticks_on_a_logarithmic_axis() -> None:
     assert all(0.05 < float(label) < 0.07 for label in labels)
 
 
-def test_frames_are_whole() -> None:
+def test_frame_numbers_are_integers() -> None:
     svg = line_plot(
         [Line("a", range(3), [20, 21, 22], 0)], x=Axis("frame", integers=True), y=DB, title="t"
     )

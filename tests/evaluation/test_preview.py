@@ -1,4 +1,4 @@
-"""A preview shows the frames that the whole run would give."""
+"""A preview shows the frames that a full run would give."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -72,7 +72,7 @@ def test_rows_show_the_frames_at_the_times_that_are_named(
         assert set(sheet[y, -128:].flatten().tolist()) == {4 * round(time_s * 25)}
 
 
-def test_a_part_alone_is_sampled(levels: Path, tmp_path: Path) -> None:
+def test_a_time_range_can_be_sampled(levels: Path, tmp_path: Path) -> None:
     engine, _ = engine_of(Temporal("frame"))
     times = write_preview(
         engine, probe(levels), tmp_path / "p.png", count=2, start_s=1.0, duration_s=0.4

@@ -1,4 +1,4 @@
-"""The tables of the papers: complete, and the same figures that the papers print."""
+"""The tables of the papers: complete, and with the printed figures."""
 
 import re
 import tomllib
@@ -22,7 +22,7 @@ from tubelet.metrics.protocols import find_protocol
 
 
 class Shape(NamedTuple):
-    """What a table has, counted in the paper."""
+    """Size of a table, counted in the paper."""
 
     paper: str
     number: str
@@ -58,8 +58,8 @@ SHAPES = [
 
 
 def table_of(paper: str, number: str) -> PublishedTable:
-    (found,) = (table for table in find_tables(paper) if table.number == number)
-    return found
+    (table,) = (table for table in find_tables(paper) if table.number == number)
+    return table
 
 
 def test_no_table_is_missing() -> None:
@@ -144,10 +144,11 @@ def test_spots(
 
 
 class Place(NamedTuple):
-    """Where a table's figures stand in the text of its paper.
+    """Location of a table's figures in the text of its paper.
 
-    The reading is how they follow one another there: row after row ("pairs" where a cell is PSNR/SSIM, and one dash
-    stands for both), or column after column where the paper has methods as columns or its text runs lines together.
+    The reading is their order in the text: row after row ("pairs" where a cell is PSNR/SSIM, and
+    one dash means both), or column after column where the paper has methods as columns or its text
+    joins lines.
     """
 
     paper: str
@@ -252,7 +253,7 @@ def test_columns_name_protocols_and_metrics(table: PublishedTable) -> None:
         if protocol in {
             "vimeo90k-t",
             "openvid-1m-x2",
-        }:  # the test's degradation is not told; a set of the authors
+        }:  # no degradation is named; a set of the authors
             continue
         channel = find_protocol(protocol).metrics[0].removeprefix("psnr")
         assert metric.endswith(channel) or not metric.startswith(("psnr", "ssim"))
@@ -308,7 +309,7 @@ def test_variants_of_a_protocol_share_the_figures_of_the_plain_one() -> None:
     assert published_scores("folder-bi-x4") == []
 
 
-def test_ablations_are_left_out_unless_asked_for() -> None:
+def test_ablations_are_left_out_by_default() -> None:
     methods = {score.method for score in published_scores("reds4-bi-x4")}
     everything = {score.method for score in published_scores("reds4-bi-x4", ablations=True)}
     assert "B1: SwinIR" not in methods

@@ -1,4 +1,4 @@
-"""Reports: ours beside the published figures, in four forms that agree; the page needs nothing else."""
+"""Reports: measured and published scores in four formats that agree, and a self-contained page."""
 
 import base64
 import csv
@@ -88,11 +88,11 @@ def made_up(
             precision="fp32",
             tubelet="0",
         )
-        known = [value for value in values if not math.isnan(value)]
+        finite = [value for value in values if not math.isnan(value)]
         score = ClipScore(
             identity=identity,
             per_frame={"psnr-y": values, "ssim-y": [0.5] * len(values)},
-            mean={"psnr-y": sum(known) / len(known), "ssim-y": 0.5},
+            mean={"psnr-y": sum(finite) / len(finite), "ssim-y": 0.5},
             frames=len(values),
             first_frame=0,
             width=64,
@@ -128,7 +128,7 @@ def measured(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_ours_stand_beside_the_published_in_order(tmp_path: Path) -> None:
+def test_measured_and_published_rows_are_sorted_together(tmp_path: Path) -> None:
     results = read_results(made_up(tmp_path, "vid4-bi-x4", {"mine_1": [27.5, 27.5]}))
     rows = comparison_rows(results)
     values = [row.values["psnr-y"] for row in rows]
@@ -143,7 +143,7 @@ def test_ours_stand_beside_the_published_in_order(tmp_path: Path) -> None:
     assert rows.index(basic) < rows.index(ours)
 
 
-def test_costs_are_drawn_wherever_one_paper_tells_them(tmp_path: Path) -> None:
+def test_costs_are_plotted_if_one_paper_has_them(tmp_path: Path) -> None:
     out = made_up(tmp_path, "vid4-bi-x4", {"mine": [27.5, 27.5]})
     write_report(out)
     page = (out / "report.html").read_text("utf-8")
@@ -192,7 +192,7 @@ def test_tables_that_disagree_or_have_nothing_in_common_do_not(
     }
 
 
-def test_markdown_marks_ours_and_the_best(tmp_path: Path) -> None:
+def test_markdown_marks_measured_rows_and_the_best(tmp_path: Path) -> None:
     write_report(made_up(tmp_path, "vid4-bi-x4", {"mine_1": [40.0, 41.0], "low": [20.0, 21.0]}))
     lines = (tmp_path / "report.md").read_text("utf-8").splitlines()
     assert "| **mine_1** | 0.0123 | 10 | **40.50** | 0.5000 | measured here |" in lines

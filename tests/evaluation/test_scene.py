@@ -1,4 +1,4 @@
-"""The scene of the demo: the same every time, moving, and without aliasing."""
+"""The scene of the demo: reproducible, moving, and without aliasing."""
 
 from itertools import islice
 

@@ -1,4 +1,4 @@
-"""What a page shows of a clip: places chosen on the original, a column of every frame, in constant memory."""
+"""Images of a clip for the report: regions chosen in the original, in bounded memory."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tubelet.ops.resize import resample
 
 
 def frame(number: int, size: tuple[int, int] = (200, 300)) -> torch.Tensor:
-    """Flat but for a noisy square, whose level tells the number of the frame."""
+    """Flat but for a noisy square, whose level encodes the frame's number."""
     rgb = torch.full((3, 200, 300), number / 255)
     rgb[:, 40:120, 160:260] += 0.3 * torch.rand(
         3, 80, 100, generator=torch.Generator().manual_seed(0)
@@ -27,15 +27,15 @@ def frame(number: int, size: tuple[int, int] = (200, 300)) -> torch.Tensor:
     return rgb.clamp(0, 1)[:, : size[0], : size[1]]
 
 
-def test_places_come_from_the_original_alone(tmp_path: Path) -> None:
-    found = []
+def test_regions_depend_on_the_original_only(tmp_path: Path) -> None:
+    showcases = []
     for name, result in (("good", frame(9)), ("noise", torch.rand(3, 200, 300))):
         collector = CropCollector(0)
         collector.add(0, sr=result, gt=frame(9), lq=None)
         collector.save(tmp_path, "clip", name)
-        found.append(collector.showcase)
-    assert found[0] == found[1]
-    (x, y, width, height), *_ = found[0].crops
+        showcases.append(collector.showcase)
+    assert showcases[0] == showcases[1]
+    (x, y, width, height), *_ = showcases[0].crops
     assert x < 260
     assert x + width > 160
     assert y < 120

@@ -1,4 +1,4 @@
-"""The time that is left: each model at its own speed."""
+"""The remaining time of an evaluation, from each model's own speed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,12 +66,12 @@ def run(
     ticker.finish(job, score_of(job.model, job.clip.name, count))
 
 
-def test_what_is_left_is_counted_at_each_models_own_speed(wait: Callable[[float], None]) -> None:
+def test_the_remaining_time_uses_each_models_own_speed(wait: Callable[[float], None]) -> None:
     seen: list[Progress] = []
     jobs = [task(model, clip, 10) for model in ("quick", "slow") for clip in "ab"]
     ticker = EvaluationTicker(seen.append, jobs)
     run(ticker, jobs[0], 1, wait)
-    assert seen[-1].eta_s == pytest.approx(30)  # nothing is known of the slow one: as the average
+    assert seen[-1].eta_s == pytest.approx(30)  # the slow one has not run yet: at the average speed
     run(ticker, jobs[1], 1, wait)
     run(ticker, jobs[2], 5, wait)
     assert seen[-1].eta_s == pytest.approx(50)
@@ -80,7 +80,7 @@ def test_what_is_left_is_counted_at_each_models_own_speed(wait: Callable[[float]
     assert (seen[-1].done, seen[-1].total, seen[-1].eta_s) == (40, 40, 0)
 
 
-def test_what_is_stored_is_not_counted(wait: Callable[[float], None]) -> None:
+def test_stored_scores_are_not_counted(wait: Callable[[float], None]) -> None:
     seen: list[Progress] = []
     jobs = [task("m", "a", 10, score_of("m", "a", 10)), task("m", "b", 4)]
     ticker = EvaluationTicker(seen.append, jobs)

@@ -1,4 +1,4 @@
-"""Two videos against each other or against a third: paired by time, brought to one size."""
+"""Two videos compared with each other or a reference: paired by time, in one size."""
 
 import math
 from collections.abc import Iterable
@@ -35,14 +35,19 @@ def video(path: Path, numbers: Iterable[int] = range(10), *, rate: int = 25) -> 
 
 
 def test_a_video_equals_itself(tmp_path: Path) -> None:
-    found = compare_videos(
+    comparison = compare_videos(
         video(tmp_path / "a.mkv"), video(tmp_path / "b.mkv"), metrics=("psnr-y", "ssim-y")
     )
-    scores = {score.metric: score for score in found.scores}
+    scores = {score.metric: score for score in comparison.scores}
     assert scores["psnr-y"].second == math.inf
     assert scores["ssim-y"].second == pytest.approx(1)
     assert scores["psnr-y"].first is None
-    assert (found.frames, found.left_out, found.width, found.height) == (10, (0, 0), 64, 48)
+    assert (comparison.frames, comparison.left_out, comparison.width, comparison.height) == (
+        10,
+        (0, 0),
+        64,
+        48,
+    )
 
 
 def test_both_are_measured_against_the_reference(tmp_path: Path) -> None:
@@ -59,23 +64,23 @@ def test_both_are_measured_against_the_reference(tmp_path: Path) -> None:
 def test_frames_are_paired_by_time_not_by_number(tmp_path: Path) -> None:
     full = video(tmp_path / "full.mkv")
     gap = video(tmp_path / "gap.mkv", [0, 1, 2, 5, 6, 8])
-    found = compare_videos(full, gap, metrics=Y)
-    assert found.scores[0].second == math.inf  # every pair is of the same image
-    assert (found.frames, found.left_out) == (6, (4, 0))
-    assert any("4 frames of" in note and "full.mkv" in note for note in found.notes)
-    found = compare_videos(
+    comparison = compare_videos(full, gap, metrics=Y)
+    assert comparison.scores[0].second == math.inf  # every pair is of the same image
+    assert (comparison.frames, comparison.left_out) == (6, (4, 0))
+    assert any("4 frames of" in note and "full.mkv" in note for note in comparison.notes)
+    comparison = compare_videos(
         gap, video(tmp_path / "other.mkv", [0, 1, 3, 5, 6, 7, 8]), reference=full, metrics=Y
     )
-    assert (found.frames, found.left_out) == (5, (1, 2, 5))
-    assert found.scores[0].first == found.scores[0].second == math.inf
+    assert (comparison.frames, comparison.left_out) == (5, (1, 2, 5))
+    assert comparison.scores[0].first == comparison.scores[0].second == math.inf
 
 
 def test_the_longer_video_is_cut(tmp_path: Path) -> None:
-    found = compare_videos(
+    comparison = compare_videos(
         video(tmp_path / "a.mkv"), video(tmp_path / "b.mkv", range(7)), metrics=Y
     )
-    assert (found.frames, found.left_out) == (7, (3, 0))
-    assert found.scores[0].second == math.inf
+    assert (comparison.frames, comparison.left_out) == (7, (3, 0))
+    assert comparison.scores[0].second == math.inf
 
 
 def test_times_a_little_apart_are_one_moment(tmp_path: Path) -> None:
@@ -90,10 +95,10 @@ def test_a_smaller_video_is_enlarged(tmp_path: Path) -> None:
         write_frames(tmp_path / "s", 2, size=(32, 24)),
         write_frames(tmp_path / "l", 2, size=(64, 48)),
     )
-    found = compare_videos(small, large, metrics=Y)
+    comparison = compare_videos(small, large, metrics=Y)
     up = resample(read_frames(small), (48, 64)).clamp(0, 1)
-    assert (found.width, found.height) == (64, 48)
-    assert found.scores[0].second == pytest.approx(psnr(read_frames(large), up).mean().item())
+    assert (comparison.width, comparison.height) == (64, 48)
+    assert comparison.scores[0].second == pytest.approx(psnr(read_frames(large), up).mean().item())
 
 
 def test_other_shapes_and_larger_than_the_reference_are_refused(tmp_path: Path) -> None:
@@ -114,9 +119,7 @@ def test_missing_and_empty_are_named(tmp_path: Path) -> None:
         compare_videos(tmp_path / "empty", a)
 
 
-def test_a_metric_that_was_asked_for_must_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requested_metric_must_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = write_frames(tmp_path / "a", 3), write_frames(tmp_path / "b", 3, offset=3)
     with pytest.raises(RequestError, match="no metric"):
         compare_videos(a, b, metrics=("nice",))
@@ -131,9 +134,9 @@ def test_a_metric_that_was_asked_for_must_work(
         return make(name, **keywords)
 
     monkeypatch.setattr(two_videos, "make_meter", without_flow)
-    found = compare_videos(a, b, reference=a)
-    assert "without warp-error: warp-error needs a package" in found.notes
-    assert "warp-error" not in {score.metric for score in found.scores}
+    comparison = compare_videos(a, b, reference=a)
+    assert "without warp-error: warp-error needs a package" in comparison.notes
+    assert "warp-error" not in {score.metric for score in comparison.scores}
     with pytest.raises(ResourceError):
         compare_videos(a, b, metrics=("warp-error",))
 

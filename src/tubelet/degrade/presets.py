@@ -29,7 +29,13 @@ Preset = Literal["bi", "bi-u8", "bd", "bd-b", "bd-c", "real", "second-order"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 
-def degrade(clip: Tensor, preset: Preset, *, scale: int = 4, seed: int = 0) -> Tensor:
+def degrade(
+    clip: Tensor,
+    preset: Preset,
+    *,
+    scale: int = 4,
+    seed: int = 0,
+) -> Tensor:
     """Create the low-quality version of a clip.
 
     Args:

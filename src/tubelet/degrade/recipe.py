@@ -99,7 +99,12 @@ class DegradationRecipe:
         return "\n".join(lines)
 
 
-def draw_recipe(preset: RandomPreset, *, scale: int = 4, seed: int = 0) -> DegradationRecipe:
+def draw_recipe(
+    preset: RandomPreset,
+    *,
+    scale: int = 4,
+    seed: int = 0,
+) -> DegradationRecipe:
     """Draw the steps of a random preset.
 
     Args:
@@ -120,7 +125,12 @@ def draw_recipe(preset: RandomPreset, *, scale: int = 4, seed: int = 0) -> Degra
     return DegradationRecipe(preset=preset, seed=seed, scale=scale, steps=tuple(steps))
 
 
-def apply_recipe(clip: Tensor, recipe: DegradationRecipe, *, part: int = 0) -> Tensor:
+def apply_recipe(
+    clip: Tensor,
+    recipe: DegradationRecipe,
+    *,
+    part: int = 0,
+) -> Tensor:
     """Degrade a clip by the steps of a recipe.
 
     Args:
@@ -349,7 +359,10 @@ def _draw_real(rng: random.Random, scale: int) -> Iterator[DegradationStep]:
         )
 
 
-def _draw_second_order(rng: random.Random, scale: int) -> Iterator[DegradationStep]:
+def _draw_second_order(
+    rng: random.Random,
+    scale: int,
+) -> Iterator[DegradationStep]:
     """Draw two rounds, then the last resize with a sinc filter before or after the compression.
 
     Deviations: encoders are drawn by quality, since RealBasicVSR's bit rates are those of its
@@ -382,7 +395,12 @@ def _draw_second_order(rng: random.Random, scale: int) -> Iterator[DegradationSt
     yield from resize + compression if resize_first else compression + resize
 
 
-def _draw_blur(rng: random.Random, *, sigma: Range, sinc_probability: float) -> Blur:
+def _draw_blur(
+    rng: random.Random,
+    *,
+    sigma: Range,
+    sinc_probability: float,
+) -> Blur:
     if rng.random() < sinc_probability:
         return _draw_sinc(rng)
     shapes: list[KernelShape] = ["gaussian", "generalized", "plateau"]

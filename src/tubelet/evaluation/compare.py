@@ -127,7 +127,12 @@ def write_compare_page(
     return write_page(before, after, dst, page)
 
 
-def write_page(before: str | Path, after: str | Path, dst: str | Path, page: ComparePage) -> Path:
+def write_page(
+    before: str | Path,
+    after: str | Path,
+    dst: str | Path,
+    page: ComparePage,
+) -> Path:
     """Write a page that compares any two videos, whose frames are paired by time.
 
     Args:

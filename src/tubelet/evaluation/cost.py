@@ -401,7 +401,11 @@ class _Group:
         failures: The models that left.
     """
 
-    def __init__(self, models: Sequence[OpenedModel], settings: CostSettings) -> None:
+    def __init__(
+        self,
+        models: Sequence[OpenedModel],
+        settings: CostSettings,
+    ) -> None:
         self.measurements = [_Measurement(model, settings) for model in models]
         self.failures: list[Failure] = []
 

@@ -61,7 +61,13 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - bytes_before
 
 
-def _attention_flops(q_shape: Any, k_shape: Any, v_shape: Any, *_: Any, **__: Any) -> int:
+def _attention_flops(
+    q_shape: Any,
+    k_shape: Any,
+    v_shape: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
     """Count q·k and scores·v; shapes are (batch, heads, tokens, channels)."""
     num_queries = math.prod(q_shape[:3])
     num_keys = k_shape[2]

@@ -181,7 +181,11 @@ class _Job:
     out: Path
     on_score: Callable[[ClipScore], None] | None
 
-    def plan(self, model: EvaluatedModel, clips: Sequence[InspectedClip]) -> list[Task]:
+    def plan(
+        self,
+        model: EvaluatedModel,
+        clips: Sequence[InspectedClip],
+    ) -> list[Task]:
         """List the clips that a model must restore, and the stored scores that it can reuse.
 
         Raises:
@@ -249,7 +253,11 @@ class _Job:
         )
         return Engine(model.spec, model.load(), upscale_settings)
 
-    def _stored_score(self, identity: Identity, showcase: int | None) -> ClipScore | None:
+    def _stored_score(
+        self,
+        identity: Identity,
+        showcase: int | None,
+    ) -> ClipScore | None:
         """Read the scores of an earlier run.
 
         Returns:
@@ -273,7 +281,12 @@ class _Job:
             per_frame[metric] = score.per_frame[metric]
         return replace(score, mean=mean, per_frame=per_frame)
 
-    def _score_clip(self, engine: Engine, task: Task, ticker: EvaluationTicker) -> ClipScore:
+    def _score_clip(
+        self,
+        engine: Engine,
+        task: Task,
+        ticker: EvaluationTicker,
+    ) -> ClipScore:
         """Restore a clip and measure it frame by frame.
 
         Raises:
@@ -305,10 +318,15 @@ class _Job:
             )
         if collector is not None:
             collector.save(self.out, clip.name, task.model)
+        per_frame: dict[str, Sequence[float]] = {}
+        mean: dict[str, float] = {}
+        for metric, meter in meters.items():
+            per_frame[metric] = meter.values()
+            mean[metric] = meter.mean()
         return ClipScore(
             identity=task.identity,
-            per_frame={name: meter.values() for name, meter in meters.items()},
-            mean={name: meter.mean() for name, meter in meters.items()},
+            per_frame=per_frame,
+            mean=mean,
             frames=frames,
             first_frame=first_scored or 0,
             width=clip.width,

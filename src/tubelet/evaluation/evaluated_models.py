@@ -45,7 +45,11 @@ class EvaluatedModel:
         return open_model(name).network
 
 
-def find_evaluated_models(names: Sequence[str], *, scale: int) -> list[EvaluatedModel]:
+def find_evaluated_models(
+    names: Sequence[str],
+    *,
+    scale: int,
+) -> list[EvaluatedModel]:
     """Find the requested models, and load each once to check its weights.
 
     Args:
@@ -110,5 +114,7 @@ def _name_with_folders(checkpoint: Path, num_folders: int) -> str:
     """Join the names of the last folders of a path and its file, without the suffix."""
     folders = checkpoint.resolve().parent.parts[-num_folders:]
     # The first part of a path is its root, "/" or "C:\\".
-    names = [folder.strip("/\\:") for folder in folders]
+    names: list[str] = []
+    for folder in folders:
+        names.append(folder.strip("/\\:"))
     return "-".join([*names, checkpoint.stem])

@@ -19,7 +19,11 @@ def to_image(rgb: Tensor) -> Image.Image:
     return Image.fromarray(to_image_array(rgb))
 
 
-def enlarge(rgb: Tensor, size: tuple[int, int], kernel: Kernel = "bicubic") -> Tensor:
+def enlarge(
+    rgb: Tensor,
+    size: tuple[int, int],
+    kernel: Kernel = "bicubic",
+) -> Tensor:
     """Resize an image without a model, as a player does.
 
     Args:

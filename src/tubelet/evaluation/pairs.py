@@ -207,7 +207,11 @@ class FramePairs:
         self._readers.append(reader)
         return islice(reader, self._max_frames)
 
-    def _read_both(self, lq_path: Path, gt_path: Path) -> Iterator[tuple[Frame, Tensor]]:
+    def _read_both(
+        self,
+        lq_path: Path,
+        gt_path: Path,
+    ) -> Iterator[tuple[Frame, Tensor]]:
         """Read the low-quality and the original frames of a clip side by side.
 
         Raises:
@@ -228,7 +232,10 @@ class FramePairs:
     def _crop(self, gt: Tensor) -> Tensor:
         return gt[..., : self._clip.height, : self._clip.width]
 
-    def _degrade(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Tensor]]:
+    def _degrade(
+        self,
+        frames: Iterable[Frame],
+    ) -> Iterator[tuple[Frame, Tensor]]:
         """Degrade originals with the protocol's preset, seeded with the name of the clip."""
         # A random preset reads several frames before it yields the first one.
         originals: deque[Frame] = deque()

@@ -163,7 +163,13 @@ def line_plot(lines: Sequence[Line], *, x: Axis, y: Axis, title: str) -> str:
     return _svg(elements, title)
 
 
-def point_plot(points: Sequence[Point], *, x: Axis, y: Axis, title: str) -> str:
+def point_plot(
+    points: Sequence[Point],
+    *,
+    x: Axis,
+    y: Axis,
+    title: str,
+) -> str:
     """Draw points, with names where there is room; names of colored points are placed first.
 
     Args:
@@ -219,7 +225,13 @@ def _line_style(color: int) -> str:
     return style
 
 
-def _circle(point: Point, x_scale: _Scale, y_scale: _Scale, x: Axis, y: Axis) -> str:
+def _circle(
+    point: Point,
+    x_scale: _Scale,
+    y_scale: _Scale,
+    x: Axis,
+    y: Axis,
+) -> str:
     """Draw a point, with its name and values as a tooltip."""
     if point.color is None:
         style = "other"
@@ -267,7 +279,11 @@ def _place_name(
     return []
 
 
-def _name_positions(point: Point, center_x: float, center_y: float) -> list[_Label]:
+def _name_positions(
+    point: Point,
+    center_x: float,
+    center_y: float,
+) -> list[_Label]:
     """List the positions to try for a name: right, left, above, below, then shifted ones."""
     # Gray points have few positions: names of colored points matter more.
     shifts = _GRAY_LABEL_SHIFTS if point.color is None else _LABEL_SHIFTS
@@ -305,7 +321,12 @@ def _svg(elements: Sequence[str], title: str) -> str:
     )
 
 
-def _grid_and_labels(x_scale: _Scale, y_scale: _Scale, x: Axis, y: Axis) -> list[str]:
+def _grid_and_labels(
+    x_scale: _Scale,
+    y_scale: _Scale,
+    x: Axis,
+    y: Axis,
+) -> list[str]:
     """Draw grid lines with their values, and the labels of the axes."""
     elements: list[str] = []
     for value in y_scale.ticks:
@@ -391,7 +412,12 @@ def _fit_scale(
     return _Scale(position, ticks)
 
 
-def _linear_ticks(low: float, high: float, *, min_step: float = 0) -> list[float]:
+def _linear_ticks(
+    low: float,
+    high: float,
+    *,
+    min_step: float = 0,
+) -> list[float]:
     """List multiples of 1, 2 or 5 times a power of ten: four to eight of them."""
     approximate_step = (high - low) / 5
     power = 10 ** math.floor(math.log10(approximate_step))

@@ -72,7 +72,11 @@ def write_preview(
     return times_s
 
 
-def _restore_at(engine: Engine, info: VideoInfo, time_s: float) -> tuple[Frame, list[Frame]]:
+def _restore_at(
+    engine: Engine,
+    info: VideoInfo,
+    time_s: float,
+) -> tuple[Frame, list[Frame]]:
     """Restore the frame at a time, with as many neighbors as the model uses.
 
     Returns:
@@ -146,7 +150,12 @@ def _num_neighbors(temporal: Temporal) -> tuple[int, int]:
             return half, half
 
 
-def _draw_row(source: Frame, results: list[Frame], model: str, info: VideoInfo) -> Image.Image:
+def _draw_row(
+    source: Frame,
+    results: list[Frame],
+    model: str,
+    info: VideoInfo,
+) -> Image.Image:
     """Draw the input and the results side by side, each below its time and name."""
     height, coded_width = results[0].rgb.shape[-2:]
     # Pixels that are not square are stretched, as a player does.

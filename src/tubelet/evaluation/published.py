@@ -223,7 +223,11 @@ def find_tables(paper: str | None = None) -> list[PublishedTable]:
     return [table for table in TABLES if table.paper == paper]
 
 
-def published_scores(protocol: str, *, ablations: bool = False) -> list[PublishedScore]:
+def published_scores(
+    protocol: str,
+    *,
+    ablations: bool = False,
+) -> list[PublishedScore]:
     """Collect the published scores under a protocol.
 
     The papers do not specify which BD convention, border or frames each of their figures follows,
@@ -296,7 +300,10 @@ def _method_name(row: PublishedRow) -> str:
     return _COMMON_NAMES.get(row.method, row.method)
 
 
-def _rows_with_figures(*, ablations: bool) -> Iterator[tuple[PublishedTable, PublishedRow]]:
+def _rows_with_figures(
+    *,
+    ablations: bool,
+) -> Iterator[tuple[PublishedTable, PublishedRow]]:
     """Yield the rows of the tables that have scores or costs, each with its table."""
     kinds = {"comparison", "cost"}
     if ablations:
@@ -337,7 +344,7 @@ def _merge_costs(
                 raise ValueError(
                     f"{table.source}: {method} has another {column} than in {first_table.source}"
                 )
-    # Tables are in 10¹² operations. The product is rounded, as 1.02 · 1000 is not exactly 1020.
+    # Tables are in 10¹² operations. The product is rounded, as 2.01 · 1000 is not exactly 2010.
     flops_t = figures.get("flops-t")
     return PublishedCost(
         method=method,

@@ -107,7 +107,11 @@ def _row_cells(row: Row, metrics: Sequence[str]) -> list[str]:
     return cells
 
 
-def _best_columns(row: Row, metrics: Sequence[str], best: Mapping[str, float]) -> list[int]:
+def _best_columns(
+    row: Row,
+    metrics: Sequence[str],
+    best: Mapping[str, float],
+) -> list[int]:
     """List the columns in which a row has the best score."""
     columns: list[int] = []
     for column, metric in enumerate(metrics, _FIRST_METRIC_COLUMN):
@@ -157,8 +161,12 @@ def _markdown(results: Results, rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def _markdown_table(
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+) -> list[str]:
     """Write the lines of a table whose first column is text and whose others are numbers."""
+    # The second line of a Markdown table aligns its columns: text left, numbers right.
     alignment = ["---", *["---:"] * (len(header) - 1)]
     lines: list[str] = []
     for row in (header, alignment, *body):
@@ -172,6 +180,7 @@ def _csv(results: Results, rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
+    # The mean over the clips first, then the clips.
     for model in results.models:
         writer.writerows(_measured_csv_rows(results.name, model, "mean", model.mean))
         for clip in model.clips:
@@ -203,7 +212,10 @@ def _measured_csv_rows(
         )
 
 
-def _published_csv_rows(protocol: str, row: Row) -> Iterator[tuple[object, ...]]:
+def _published_csv_rows(
+    protocol: str,
+    row: Row,
+) -> Iterator[tuple[object, ...]]:
     """Yield the published scores of a method, whose time and weights are unknown."""
     parameters = "" if row.parameters is None else round(row.parameters)
     for metric, value in row.values.items():
@@ -234,6 +246,7 @@ def _latex(results: Results, rows: Sequence[Row]) -> str:
         " & ".join(header) + " \\\\",
         "\\midrule",
     ]
+    # Cells are escaped before the commands for bold text are added.
     best = best_values(rows, results.metrics)
     for row in rows:
         cells = list(map(_escape_latex, _row_cells(row, results.metrics)))

@@ -116,6 +116,7 @@ def _results_table(results: Results, rows: Sequence[Row]) -> str:
     cells.append('<th scope="col">Source</th>')
     lines = [f"<thead><tr>{''.join(cells)}</tr></thead><tbody>"]
 
+    # Measured rows have the color of their model in the plots.
     best = best_values(rows, results.metrics)
     colors = _model_colors(results)
     for row in rows:
@@ -161,6 +162,7 @@ def _clips_table(results: Results, metric: str) -> str:
         f"<thead><tr>{''.join(cells)}</tr></thead><tbody>",
     ]
     for clip, scores in clip_scores(results, metric, limit=MAX_CLIPS):
+        # With one model there is nothing to compare, and no score is bold.
         best = best_value(metric, scores)
         lines.append(f'<tr><th scope="row">{_escape(clip)}</th>')
         for score in scores:
@@ -209,6 +211,7 @@ def _curve(results: Results, clip_name: str) -> str:
     for index, model in enumerate(results.models):
         clip = _find_clip(model, clip_name)
         values = clip.per_frame[metric]
+        # A protocol may score only one frame of a clip.
         if len(values) < 2:
             return ""
         frames = range(clip.first_frame, clip.first_frame + len(values))
@@ -257,7 +260,13 @@ def _cost_plots(results: Results, rows: Sequence[Row]) -> str:
     return f'<div class="plots">{"".join(figures)}</div><p>{text}</p>'
 
 
-def _cost_plot(results: Results, points: Sequence[Point], *, caption: str, x_label: str) -> str:
+def _cost_plot(
+    results: Results,
+    points: Sequence[Point],
+    *,
+    caption: str,
+    x_label: str,
+) -> str:
     label = metric_heading(results.metrics[0])
     plot = point_plot(
         points,
@@ -270,7 +279,10 @@ def _cost_plot(results: Results, points: Sequence[Point], *, caption: str, x_lab
     return f"<figure><figcaption>{caption}</figcaption>{plot}</figure>"
 
 
-def _cost_points(results: Results, rows: Sequence[Row]) -> tuple[list[Point], list[Point]]:
+def _cost_points(
+    results: Results,
+    rows: Sequence[Row],
+) -> tuple[list[Point], list[Point]]:
     """Collect the points of the plots against millions of parameters and against time."""
     metric = results.metrics[0]
     # Where papers disagree on the cost of a method, the first one is used.
@@ -314,7 +326,9 @@ def _time_per_megapixel_s(results: Results, model_name: str) -> float:
     return seconds * _MEGAPIXEL / pixels
 
 
-def _published_time_per_megapixel_s(cost: PublishedCost | None) -> float | None:
+def _published_time_per_megapixel_s(
+    cost: PublishedCost | None,
+) -> float | None:
     """Convert a published time; None if the time or its image size is unknown."""
     if cost is None or cost.runtime_ms is None or "x" not in cost.size:
         return None
@@ -366,13 +380,19 @@ def _crop_figures(
     return figures
 
 
-def _frame_score(results: Results, side: str, clip_name: str, frame: int) -> str:
+def _frame_score(
+    results: Results,
+    side: str,
+    clip_name: str,
+    frame: int,
+) -> str:
     """Write the score of the frame that a crop was cut from; empty if it has none."""
     metric = results.metrics[0]
     for model in results.models:
         if model.model == side:
             clip = _find_clip(model, clip_name)
             values = clip.per_frame[metric]
+            # The protocol may not score the frame, and a metric may have no value for it.
             index = frame - clip.first_frame
             if 0 <= index < len(values) and not math.isnan(values[index]):
                 return f"<small>{metric_text(metric, values[index])}</small>"
@@ -398,7 +418,12 @@ def _profiles(results: Results, out: Path) -> str:
     return "\n".join(blocks) or _empty_section("no images were stored (--showcases)")
 
 
-def _strip(kind: str, clip_name: str, region: str, figures: Sequence[str]) -> str:
+def _strip(
+    kind: str,
+    clip_name: str,
+    region: str,
+    figures: Sequence[str],
+) -> str:
     """Write a heading and a row of images that scrolls sideways."""
     return (
         f"<h3>{_escape(clip_name)} <small>{region}</small></h3>"
@@ -419,6 +444,7 @@ def _crop_image(path: Path, alt: str) -> str:
 def _profile_image(path: Path, alt: str) -> str:
     """Embed a temporal profile, whose frames are wider if there are few of them."""
     with Image.open(path) as image:
+        # One column per frame: about `_PROFILE_PX` on the page, whatever the number of frames.
         zoom = _PROFILE_PX // image.width
         return _image_tag(image, alt, zoom_x=min(_MAX_PROFILE_ZOOM, max(1, zoom)))
 

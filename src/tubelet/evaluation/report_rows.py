@@ -100,11 +100,13 @@ def _published_rows(results: Results) -> list[Row]:
             values = printed.setdefault((score.method, source), {})
             values[score.metric] = score.value
 
+    # In the figures of the last paper that has them.
     parameters: dict[str, float] = {}
     for cost in published_costs():
         if cost.params_m is not None:
             parameters[cost.method] = 1e6 * cost.params_m
 
+    # Tables that share a score and contradict each other in none are one row.
     rows: list[Row] = []
     for (method, source), values in printed.items():
         row = _find_agreeing_row(rows, method, values)
@@ -134,13 +136,17 @@ def _find_agreeing_row(
 
 def best_value(metric: str, values: Iterable[float]) -> float | None:
     """Find the best score in a metric; None if all scores are NaN."""
+    # Comparisons with NaN are false, so `max` and `min` would depend on the order.
     valid = [value for value in values if not math.isnan(value)]
     if not valid:
         return None
     return max(valid) if metric_info(metric).direction == "higher" else min(valid)
 
 
-def best_values(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, float]:
+def best_values(
+    rows: Sequence[Row],
+    metrics: Sequence[str],
+) -> dict[str, float]:
     """Find the best score of each metric; a metric without scores is absent."""
     best: dict[str, float] = {}
     for metric in metrics:
@@ -220,6 +226,7 @@ def report_notes(results: Results, rows: Sequence[Row]) -> list[str]:
         f"border {protocol['border']} px, {scored_frames}; "
         "scores are means over the frames of a clip, then over clips.",
     ]
+    # A part of the frames is easier or harder than all of them.
     if results.max_frames is not None:
         notes.append(
             f"Only the first {results.max_frames} frames of each clip were evaluated: these are "

@@ -137,6 +137,7 @@ class ModelScore:
     @property
     def mean(self) -> dict[str, float]:
         """Mean of each metric over clips, each of which is a mean over frames."""
+        # Clips have equal weight, whatever their number of frames: papers average this way.
         means: dict[str, float] = {}
         for metric in self.clips[0].mean:
             means[metric] = mean_of([clip.mean[metric] for clip in self.clips])
@@ -145,8 +146,12 @@ class ModelScore:
     @property
     def seconds_per_frame(self) -> float:
         """Engine time of all clips, divided by the number of their frames."""
-        seconds = sum(clip.seconds_per_frame * clip.frames for clip in self.clips)
-        return seconds / sum(clip.frames for clip in self.clips)
+        seconds = 0.0
+        frames = 0
+        for clip in self.clips:
+            seconds += clip.seconds_per_frame * clip.frames
+            frames += clip.frames
+        return seconds / frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,7 +326,11 @@ def _clip_path(out: Path, model: str, clip: str) -> Path:
     return out / "scores" / model / f"{clip}.json"
 
 
-def _read_clip_scores(out: Path, model: str, clips: Sequence[str]) -> tuple[ClipScore, ...]:
+def _read_clip_scores(
+    out: Path,
+    model: str,
+    clips: Sequence[str],
+) -> tuple[ClipScore, ...]:
     """Read the scores of a model on all clips.
 
     Raises:

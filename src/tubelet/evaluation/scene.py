@@ -212,14 +212,19 @@ def _font(px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(px)
 
 
-def _new_sheet(size: tuple[int, int], color: Color) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _new_sheet(
+    size: tuple[int, int],
+    color: Color,
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """Create an image to draw on, `_CANVAS_DETAIL` times as large as it will be on the canvas."""
     width, height = size
     image = Image.new("RGB", (width * _CANVAS_DETAIL, height * _CANVAS_DETAIL), color)
     return image, ImageDraw.Draw(image)
 
 
-def _new_object(size: tuple[int, int]) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _new_object(
+    size: tuple[int, int],
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """Create a transparent image, `_OBJECT_DETAIL` times as large as it will be on the canvas."""
     width, height = size
     transparent = (0, 0, 0, 0)

@@ -62,7 +62,14 @@ class CropCollector:
         self._num_columns = 0
         self._crops: dict[str, list[Image.Image]] = {}
 
-    def add(self, index: int, *, sr: Tensor, gt: Tensor | None, lq: Tensor | None) -> None:
+    def add(
+        self,
+        index: int,
+        *,
+        sr: Tensor,
+        gt: Tensor | None,
+        lq: Tensor | None,
+    ) -> None:
         """Add a frame.
 
         Args:
@@ -74,11 +81,13 @@ class CropCollector:
         reference = sr if gt is None else gt
         if self._column is None:
             self._column = _choose_column(reference)
+        # The column of pixels, from every frame up to a limit.
         if index < _MAX_COLUMNS:
             self._num_columns = index + 1
             self._add_column(_RESULT, index, sr, self._column)
             if gt is not None:
                 self._add_column(ORIGINAL, index, gt, self._column)
+        # The crops, from one frame.
         if index == self.frame:
             self._add_crops(sr, gt, lq, self._column)
 
@@ -150,7 +159,12 @@ def image_path(out: Path, clip: str, side: str, name: int | str) -> Path:
     return out / _IMAGES_FOLDER / clip / f"{side}.{name}.png"
 
 
-def find_image(out: Path, clip: str, side: str, name: int | str) -> Path | None:
+def find_image(
+    out: Path,
+    clip: str,
+    side: str,
+    name: int | str,
+) -> Path | None:
     """Find a stored image, also one of a former version, which used another folder.
 
     An evaluation may have images in both folders, if it was continued with this version.

@@ -202,25 +202,25 @@ class _AlignedFrames:
     def __iter__(self) -> Iterator[list[Frame]]:
         """Yield one frame of each video, in the order of the readers."""
         streams = list(map(_Stream, self._readers))
-        # Once a video ends, the other ones have no partners left.
-        while all(stream.frame is not None for stream in streams):
+        frames = _current_frames(streams)
+        while frames is not None:
             unmatched = self._unmatched_streams(streams)
             for index in unmatched:
                 self._leave_out(streams, index)
             if not unmatched:
                 self.count += 1
-                yield [stream.frame for stream in streams if stream.frame is not None]
+                yield frames
                 for stream in streams:
                     stream.advance()
+            frames = _current_frames(streams)
+        # Once a video ends, the other ones have no partners left.
         for index, stream in enumerate(streams):
             while stream.frame is not None:
                 self._leave_out(streams, index)
 
     def _unmatched_streams(self, streams: Sequence[_Stream]) -> list[int]:
-        """List the streams whose current frame does not belong to the current moment.
-
-        The moment is that of the stream which is furthest ahead.
-        """
+        """List the streams whose current frame does not belong to the current moment."""
+        # The moment is that of the stream which is furthest ahead; the other ones catch up.
         moment_s = max(stream.time_s for stream in streams)
         unmatched: list[int] = []
         for index, stream in enumerate(streams):
@@ -262,7 +262,21 @@ class _Stream:
         self._next_frame = next(self._frames, None)
 
 
-def _common_size(infos: Sequence[VideoInfo], *, has_reference: bool) -> tuple[int, int]:
+def _current_frames(streams: Sequence[_Stream]) -> list[Frame] | None:
+    """Return the current frame of each video; None if a video has ended."""
+    frames: list[Frame] = []
+    for stream in streams:
+        if stream.frame is None:
+            return None
+        frames.append(stream.frame)
+    return frames
+
+
+def _common_size(
+    infos: Sequence[VideoInfo],
+    *,
+    has_reference: bool,
+) -> tuple[int, int]:
     """Find the (width, height) at which all videos are compared, pixels.
 
     Raises:
@@ -278,8 +292,9 @@ def _common_size(infos: Sequence[VideoInfo], *, has_reference: bool) -> tuple[in
             f"{info.source} is {info.width}×{info.height} "
             f"and {target.source} {target.width}×{target.height}"
         )
-        aspect_ratio = info.width * target.height / (info.height * target.width)
-        if abs(aspect_ratio - 1) > _ASPECT_TOLERANCE:
+        # The quotient of the two aspect ratios, 1 if they are equal.
+        aspect_quotient = info.width * target.height / (info.height * target.width)
+        if abs(aspect_quotient - 1) > _ASPECT_TOLERANCE:
             raise InputError(f"{sizes}: not the same shape; crop or scale one of them first")
         if info.width > target.width or info.height > target.height:
             raise InputError(
@@ -335,13 +350,17 @@ def _make_meters(
     return meters, notes
 
 
-def _update_meters(meters: dict[str, _MeterPair], images: Sequence[Tensor]) -> None:
+def _update_meters(
+    meters: dict[str, _MeterPair],
+    images: Sequence[Tensor],
+) -> None:
     """Measure one moment.
 
     Args:
         meters: Meters by metric.
         images: (3, H, W) of the first video, the second video and, if there is one, the reference.
     """
+    # Without a reference, a metric either compares with the first video or needs no reference.
     first, second, *references = images
     reference = references[0] if references else None
     for pair in meters.values():
