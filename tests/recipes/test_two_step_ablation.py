@@ -36,11 +36,11 @@ def _runs(better: list[float], worse: list[float]) -> list[Run]:
     [
         ([0.10, 0.11, 0.12], 0.0, "holds"),
         ([-0.10, -0.11, -0.12], 0.0, "does not hold"),
-        ([0.10, 0.11, -0.12], 0.0, "not told apart"),
-        ([0.01, 0.02, 0.03], 0.0, "not told apart"),  # 0.02 ± 0.025
+        ([0.10, 0.11, -0.12], 0.0, "inconclusive"),
+        ([0.01, 0.02, 0.03], 0.0, "inconclusive"),  # 0.02 ± 0.025
         ([-0.01, -0.02, -0.03], -0.05, "holds"),
         ([0.10, 0.11, 0.12], 1.0, "does not hold"),
-        ([9.0], 0.0, "not told apart"),
+        ([9.0], 0.0, "inconclusive"),
     ],
 )
 def test_verdicts(differences, margin, outcome):

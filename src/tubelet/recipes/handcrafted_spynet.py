@@ -100,7 +100,10 @@ def _first_gradient_channel(direction: int, scale: int) -> int:
 
 def _fill_comparison_layers(layers: list[nn.Conv2d]) -> None:
     """Fill layers 2 to 5, which compare the motion with the lengths and sum up the results."""
-    _, second, third, fourth, last = (layer.weight for layer in layers)
+    second = layers[1].weight
+    third = layers[2].weight
+    fourth = layers[3].weight
+    last = layers[4].weight
     nn.init.kaiming_normal_(fourth[8:], nonlinearity="relu")
     measured_px = 0.0
     for rank, length_px in enumerate(_LENGTHS_PX):

@@ -202,7 +202,8 @@ def _harm(sr: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
     """
     # The reference must not lose precision to autocast.
     with torch.autocast(sr.device.type, enabled=False):
-        lanczos = resample(luma(lq), (gt.shape[-2], gt.shape[-1]), kernel="lanczos3")
+        height, width = gt.shape[-2:]
+        lanczos = resample(luma(lq), (height, width), kernel="lanczos3")
     error = luma(sr - gt).square()
     lanczos_error = (lanczos - luma(gt)).square()
     # (B, T, 1, sH, sW) → (B,)
@@ -241,7 +242,8 @@ def load_pairs(
     for seed, folder in enumerate(folders):
         pixels = read_clip(folder, max_frames=frames, size_multiple=scale)
         gt = torch.from_numpy(pixels).float() / 255
-        pairs[folder.name] = (degrade(gt, preset, scale=scale, seed=seed), gt)
+        lq = degrade(gt, preset, scale=scale, seed=seed)
+        pairs[folder.name] = (lq, gt)
     if not pairs:
         raise InputError(f"no folders of frames in {root}")
     return pairs
@@ -263,7 +265,9 @@ def score_clips(
     scores: dict[str, float] = {}
     for name, (lq, gt) in pairs.items():
         sr = network(lq[None])[0]
-        frames = [psnr(a, b).item() for a, b in zip(sr, gt, strict=True)]
-        scores[f"psnr_y/{name}"] = fmean(frames)
+        frame_scores: list[float] = []
+        for sr_frame, gt_frame in zip(sr, gt, strict=True):
+            frame_scores.append(psnr(sr_frame, gt_frame).item())
+        scores[f"psnr_y/{name}"] = fmean(frame_scores)
     scores["psnr_y"] = fmean(scores.values())
     return scores

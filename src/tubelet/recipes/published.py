@@ -319,8 +319,11 @@ the name of the architecture."""
 
 def list_names() -> list[str]:
     """List the names for `find_recipe`: recipes, then architectures without a published recipe."""
-    names = [recipe.name for recipe in RECIPES]
-    with_recipe = {recipe.architecture.name for recipe in RECIPES}
+    names: list[str] = []
+    with_recipe: set[str] = set()
+    for recipe in RECIPES:
+        names.append(recipe.name)
+        with_recipe.add(recipe.architecture.name)
     others: list[str] = []
     for architecture in _trainable_architectures():
         if architecture.name not in with_recipe:

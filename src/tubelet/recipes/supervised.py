@@ -336,7 +336,9 @@ class _SupervisedTask:
         network = as_cleaning(model)
         cleaned = network.clean(lq)
         sr = network.enlarge_cleaned(cleaned)
-        small_gt = functional.interpolate(gt.flatten(0, 1), lq.shape[-2:], mode="area").view_as(lq)
+        # (B·T, 3, sH, sW) → (B, T, 3, H, W)
+        small_gt = functional.interpolate(gt.flatten(0, 1), lq.shape[-2:], mode="area")
+        small_gt = small_gt.view_as(lq)
         yield {
             "pixel": self._pixel_loss(sr, gt),
             "cleaning": self._cleaning_weight * l1(cleaned.float(), small_gt),
@@ -373,7 +375,9 @@ def _scorer(
 
 def _restore(engine: Engine, lq: Tensor) -> Tensor:
     """Restore a clip: (1, T, 3, H, W) → (1, T, 3, sH, sW)."""
-    frames = (Frame(rgb, t, Fraction(1, 25), index=t) for t, rgb in enumerate(lq[0]))
+    frames: list[Frame] = []
+    for t, rgb in enumerate(lq[0]):
+        frames.append(Frame(rgb, t, Fraction(1, 25), index=t))
     restored = [frame.rgb for frame in engine.restore(frames)]
     return torch.stack(restored)[None]
 

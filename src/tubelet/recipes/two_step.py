@@ -38,6 +38,7 @@ from tubelet.models.two_step import ARCHITECTURE, TwoStepConfig, TwoStepRestorer
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.two_step_data import (
     HeldOutCrops,
+    Pixels,
     Samples,
     TrainingCrops,
     TripletSettings,
@@ -386,7 +387,7 @@ def _write_json(path: Path, value: object) -> None:
 
 def _run_image_model(
     config: TwoStepTraining, samples: Samples, image_model: OpenedModel, cancel: CancelToken | None
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Return the results of the image model on the samples, (N, 3, sp, sp)."""
     folder = config.frozen or config.out / "frozen"
     return frozen_outputs(samples, image_model, folder, device=config.loop.device, cancel=cancel)
@@ -401,7 +402,7 @@ class _TwoStepTask:
         hq: Results of the image model on their middle frames, (N, 3, sp, sp) uint8.
     """
 
-    def __init__(self, config: TwoStepTraining, crops: Samples, hq: NDArray[np.uint8]) -> None:
+    def __init__(self, config: TwoStepTraining, crops: Samples, hq: Pixels) -> None:
         self._crops = crops
         self._hq = hq
         self._batch_size = config.batch
@@ -412,7 +413,8 @@ class _TwoStepTask:
         self._epoch_order = lru_cache(maxsize=2)(self._draw_order)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self._seed, epoch)).permutation(len(self._crops))
+        rng = np.random.default_rng((self._seed, epoch))
+        return rng.permutation(len(self._crops))
 
     def batch(self, step: int) -> Batch:
         """Load the crops of a step; see `_load_batch`."""
@@ -440,35 +442,42 @@ class _TwoStepTask:
                 yield {"mae+ssim": l1_and_ssim(sr, gt, alpha=self._alpha)}
             case "encoder":
                 # Eq. 11
-                left, middle, right = (feature.float() for feature in features)
-                distance = encoder_distance(left, middle, right, alpha=self._alpha)
+                left, middle, right = features
+                distance = encoder_distance(
+                    left.float(),
+                    middle.float(),
+                    right.float(),
+                    alpha=self._alpha,
+                )
                 yield {"mae": l1(sr, gt), "encoder": distance}
 
 
-def _load_batch(samples: Samples, hq: NDArray[np.uint8], indices: list[int]) -> Batch:
+def _load_batch(samples: Samples, hq: Pixels, indices: list[int]) -> Batch:
     """Load the samples with these indices; all values are in [0, 1].
 
     Returns:
         hq, the image model's results on the middle frames, (B, 3, sp, sp); left and right, the
         low-quality neighbors, (B, 3, p, p); gt, the target of the middle frame, (B, 3, sp, sp).
     """
-    lq_triplets: list[NDArray[np.uint8]] = []
-    targets: list[NDArray[np.uint8]] = []
+    outputs: list[Pixels] = []
+    lq_triplets: list[Pixels] = []
+    targets: list[Pixels] = []
     for index in indices:
+        outputs.append(hq[index])
         lq_triplet, gt = samples.sample(index)
         lq_triplets.append(lq_triplet)
         targets.append(gt)
     # (B, 3, 3, p, p)
     lq = _to_tensor(lq_triplets)
     return {
-        "hq": _to_tensor([hq[index] for index in indices]),
+        "hq": _to_tensor(outputs),
         "left": lq[:, 0],
         "right": lq[:, 2],
         "gt": _to_tensor(targets),
     }
 
 
-def _to_tensor(arrays: list[NDArray[np.uint8]]) -> Tensor:
+def _to_tensor(arrays: list[Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).float().div_(255)
 
 
@@ -524,8 +533,9 @@ class _Validator:
         }
 
     def _psnr(self, index: int, sr: Tensor) -> float:
-        _, gt = self._samples.sample(index)
-        return psnr(sr, torch.from_numpy(gt).float() / 255).item()
+        _, pixels = self._samples.sample(index)
+        gt = torch.from_numpy(pixels).float() / 255
+        return psnr(sr, gt).item()
 
     def _mean_over_videos(self, values: list[float]) -> float:
         """Average over the frames of each video, then over videos."""

@@ -1,8 +1,10 @@
-"""Ask at small scale what the paper of two-step claims: its Tables I to III, a coarser grid, several seeds.
+"""Test the claims of the two-step paper at small scale: its Tables I to III with several seeds.
 
-    variants (loss, alpha) × seeds ─ one short training each ─ PSNR of the test videos ─ report.md, results.csv
+    variants (loss, alpha) × seeds ─ one short training each ─ PSNR of the test videos ─ claims
+                                                                      report.md, results.csv
 
-Runs of one seed begin with the same weights and see the same crops in the same order, so they are compared in pairs.
+Runs with the same seed start from the same weights and see the same crops in the same order, so
+that they are compared in pairs.
 
 Source: two-step video super-resolution, Tables I–III; Student, Biometrika 1908, for the intervals.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -43,11 +46,13 @@ __all__ = [
     "run",
 ]
 
-Outcome = Literal["holds", "does not hold", "not told apart"]
+Outcome = Literal["holds", "does not hold", "inconclusive"]
+
+# With 1000 steps, 24 runs take less than an hour on one core.
 _SMALL_STEPS = 1000
+# The preset's learning rate is for six times as many steps. In short runs, the results would depend
+# more on the seed than on the loss.
 _SMALL_LR = 1e-3
-"""24 runs in under an hour of one core. At the rate of the preset, which is for six times as many steps, so short runs
-depend on their seed more than on their loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,33 +82,32 @@ class TwoStepAblation:
     """Device to train on, for example cpu or cuda."""
 
     def __post_init__(self) -> None:
-        if (
-            self.seeds < 1
-            or (self.steps is not None and self.steps < 1)
-            or (self.base is not None and self.base < 1)
-        ):
+        counts = (self.seeds, self.steps, self.base)
+        if any(count is not None and count < 1 for count in counts):
             raise ConfigError("seeds, steps and base must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A row of a table: a loss, and what the paper prints for it."""
+    """A row of the paper's tables: a loss and its published result."""
 
     name: str
     loss: TwoStepLoss
     alpha: float = 0.0
     table: str
-    """Of the paper."""
+    """Number of the table in the paper."""
     published_db: float
     """RGB-PSNR on the authors' test videos."""
 
     @property
     def slug(self) -> str:
-        """The name of its folders."""
-        return f"{self.loss}-{self.alpha:g}" if self.loss in ("mae+ssim", "encoder") else self.loss
+        """Name in the folders of its runs."""
+        has_alpha = self.loss in ("mae+ssim", "encoder")
+        return f"{self.loss}-{self.alpha:g}" if has_alpha else self.loss
 
 
-_PUBLISHED_FROZEN_DB = 28.97  # HAT ×2 alone, Table I
+# Table I, HAT ×2 without the second step.
+_PUBLISHED_FROZEN_DB = 28.97
 VARIANTS = (
     Variant(name="MSE", loss="mse", table="I", published_db=30.55),
     Variant(name="MAE", loss="mae", table="I", published_db=30.73),
@@ -124,16 +128,16 @@ VARIANTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The paper says that one variant is better than another, by more than a margin."""
+    """A claim of the paper: one variant is better than another by more than a margin."""
 
     text: str
     better: str
-    """Name of a variant."""
+    """Name of the better variant."""
     worse: str
-    """Name of a variant, or "frozen"."""
+    """Name of the worse variant, or "frozen" for the image model without the second step."""
     margin_db: float = 0.0
     published_db: float
-    """The difference in the paper."""
+    """Difference in the paper."""
 
 
 CLAIMS = (
@@ -156,17 +160,19 @@ CLAIMS = (
         published_db=3.39,
     ),
 )
-RULE = (
-    "A claim says that a difference exceeds a margin. d is the mean difference of runs with the same seed, and h half "
-    "the width of its 95 % interval (Student's t, seeds − 1 degrees of freedom). The claim *holds* where d − h is "
-    "above the margin, it *does not hold* where d + h is below, and otherwise the two are *not told apart*. The "
-    "margin is 0 for >, −0.05 dB for ≥, and 1 dB for “far worse”. One seed tells nothing apart."
+
+_RULE = (
+    "A claim states that a difference exceeds a margin. d is the mean difference of runs with the "
+    "same seed, and h half the width of its 95 % confidence interval (Student's t, seeds − 1 "
+    "degrees of freedom). The claim *holds* if d − h is above the margin, it *does not hold* if "
+    "d + h is below the margin, and otherwise the result is *inconclusive*. The margin is 0 for >, "
+    "−0.05 dB for ≥, and 1 dB for “far worse”. With one seed, every result is inconclusive."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished training, and what it and its image model score on the test videos, dB."""
+    """A finished training: Y-PSNR of the network and of its image model on the test videos, dB."""
 
     variant: Variant
     seed: int
@@ -176,7 +182,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the runs say of a claim: mean difference d and half its interval h, dB."""
+    """Result of the test of a claim: mean difference d and half the width h of its interval, dB."""
 
     claim: Claim
     outcome: Outcome
@@ -191,186 +197,238 @@ def run(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[list[Run], list[Verdict]]:
-    """Train what is not trained yet, judge the claims, and write report.md and results.csv.
+    """Train all variants, test the claims, and write report.md and results.csv.
+
+    Finished runs in the output folder are reused.
 
     Args:
-        ablation: see there.
-        on_run: called with every finished run.
-        on_progress: called before the first and after every finished run; the label names the one that trains.
-        cancel: stops the study after the step that it is at; the same call goes on there.
+        ablation: Settings of the study.
+        on_run: Called with every finished run.
+        on_progress: Called before the first run and after every run; the label names the current
+            run.
+        cancel: Stops the study after the current training step; the same call resumes it.
 
     Raises:
-        RequestError: the image model is unknown, is none of single frames, or is of another scale.
-        InputError: no clips, or too few.
-        CheckpointError: a folder holds a run with other settings.
+        RequestError: The image model is unknown, is not a single-image model, or has another scale.
+        InputError: There are no clips, or too few.
+        CheckpointError: A folder contains a run with other settings.
         Cancelled: `cancel` was cancelled.
     """
-    plan = [(variant, seed) for seed in range(ablation.seeds) for variant in VARIANTS]
+    # Seed by seed, so that an interrupted study has complete pairs.
+    plan = list(itertools.product(range(ablation.seeds), VARIANTS))
     runs: list[Run] = []
     ticker = Ticker(on_progress, unit="run", total=len(plan), cancel=cancel)
-    for variant, seed in plan:
+    for seed, variant in plan:
         config = _configure(ablation, variant, seed)
         ticker.label = f"{variant.name}, seed {seed}"
         ticker.report()
         main(config, cancel=cancel)
-        (config.out / "state.pt").unlink(missing_ok=True)  # to go on is no longer needed
+        # The training state is only for resuming, and many times larger than the network.
+        (config.out / "state.pt").unlink(missing_ok=True)
         test = read_scores(config.out)["test"]
-        runs.append(Run(variant, seed, test["psnr_y"], test["psnr_y/frozen"]))
+        finished = Run(variant, seed, test["psnr_y"], test["psnr_y/frozen"])
+        runs.append(finished)
         if on_run is not None:
-            on_run(runs[-1])
+            on_run(finished)
         ticker.tick()
     ticker.finish()
+
     verdicts = [judge(claim, runs) for claim in CLAIMS]
-    (ablation.out / "report.md").write_text(
-        render_report(ablation, runs, verdicts), encoding="utf-8"
-    )
+    report = render_report(ablation, runs, verdicts)
+    (ablation.out / "report.md").write_text(report, encoding="utf-8")
     (ablation.out / "results.csv").write_text(render_csv(runs), encoding="utf-8")
     return runs, verdicts
 
 
 def _configure(ablation: TwoStepAblation, variant: Variant, seed: int) -> TwoStepTraining:
-    base = configure(ablation.preset, scale=ablation.scale)
-    small = ablation.preset == "small"
-    steps = ablation.steps or (_SMALL_STEPS if small else None)
-    length = steps or base.loop.steps
-    # Only the end is scored; a state is kept now and then, to go on with.
+    """Build the configuration of one run from the preset."""
+    preset = configure(ablation.preset, scale=ablation.scale)
+    is_small = ablation.preset == "small"
+    steps = ablation.steps
+    if steps is None and is_small:
+        steps = _SMALL_STEPS
+    num_steps = steps or preset.loop.steps
     loop = replace(
-        base.loop, steps=length, save_every=max(500, length // 4), seed=seed, device=ablation.device
+        preset.loop,
+        steps=num_steps,
+        # Only the end is scored; the states in between are for resuming.
+        save_every=max(500, num_steps // 4),
+        seed=seed,
+        device=ablation.device,
     )
-    loop = replace(loop, lr=_SMALL_LR) if small else loop
+    if is_small:
+        loop = replace(loop, lr=_SMALL_LR)
+    network = preset.network
+    if ablation.base is not None:
+        network = replace(network, channels=ablation.base)
     return replace(
-        base,
+        preset,
         image_model=ablation.image_model,
-        network=replace(base.network, channels=ablation.base or base.network.channels),
+        network=network,
         data=ablation.data,
         out=ablation.out / "runs" / f"{variant.slug}-{seed}",
         cache=ablation.cache,
         frozen=ablation.out / "frozen",
         loss=variant.loss,
         alpha=variant.alpha,
-        epochs=base.epochs if steps is None else None,
+        # Either number of steps overrides the preset's epochs.
+        epochs=preset.epochs if steps is None else None,
         loop=loop,
     )
 
 
 def judge(claim: Claim, runs: Sequence[Run]) -> Verdict:
-    """Compare two variants, seed by seed, as `RULE` says."""
-    better, worse = (_by_seed(name, runs) for name in (claim.better, claim.worse))
+    """Test a claim with a paired t-test over the seeds; the report contains the rule."""
+    better = _psnr_by_seed(claim.better, runs)
+    worse = _psnr_by_seed(claim.worse, runs)
     differences = [better[seed] - worse[seed] for seed in better]
-    mean = statistics.fmean(differences)
-    half = _half_width(differences)
-    outcome: Outcome = "not told apart"
-    if mean - half > claim.margin_db:
+    mean_db = statistics.fmean(differences)
+    half_width_db = _half_width(differences)
+    outcome: Outcome = "inconclusive"
+    if mean_db - half_width_db > claim.margin_db:
         outcome = "holds"
-    elif mean + half < claim.margin_db:
+    elif mean_db + half_width_db < claim.margin_db:
         outcome = "does not hold"
-    return Verdict(claim, outcome, mean, half)
+    return Verdict(claim, outcome, mean_db, half_width_db)
 
 
-def _by_seed(name: str, runs: Sequence[Run]) -> dict[int, float]:
-    if name == "frozen":
-        return {run.seed: run.frozen_psnr_y for run in runs}
-    return {run.seed: run.psnr_y for run in runs if run.variant.name == name}
+def _psnr_by_seed(name: str, runs: Sequence[Run]) -> dict[int, float]:
+    """Return the score of a variant, or of the frozen image model, by seed."""
+    scores: dict[int, float] = {}
+    for run in runs:
+        if name == "frozen":
+            scores[run.seed] = run.frozen_psnr_y
+        elif run.variant.name == name:
+            scores[run.seed] = run.psnr_y
+    return scores
 
 
 _STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""97.5 % quantiles for 1, 2, ... degrees of freedom; for more, the last one, which is a little too wide."""
+"""97.5 % quantiles of Student's t for 1, 2, … degrees of freedom; the last one is used for more,
+which makes the interval slightly too wide."""
 
 
 def _half_width(differences: Sequence[float]) -> float:
-    if len(differences) < 2:
+    """Return half the width of the 95 % confidence interval of the mean."""
+    num_values = len(differences)
+    if num_values < 2:
         return math.inf
-    freedom = min(len(differences) - 1, len(_STUDENT_T))
-    return _STUDENT_T[freedom - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
+    degrees_of_freedom = min(num_values - 1, len(_STUDENT_T))
+    t = _STUDENT_T[degrees_of_freedom - 1]
+    return t * statistics.stdev(differences) / math.sqrt(num_values)
+
+
+_CSV_HEADER = (
+    "table",
+    "variant",
+    "loss",
+    "alpha",
+    "seed",
+    "psnr_y_db",
+    "frozen_psnr_y_db",
+    "published_db",
+)
 
 
 def render_csv(runs: Sequence[Run]) -> str:
-    """Write a line for every run."""
+    """Render a CSV table with a line for every run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "table",
-            "variant",
-            "loss",
-            "alpha",
-            "seed",
-            "psnr_y_db",
-            "frozen_psnr_y_db",
-            "published_db",
-        ]
-    )
+    writer.writerow(_CSV_HEADER)
     for run in runs:
         variant = run.variant
-        row = [variant.table, variant.name, variant.loss, variant.alpha, run.seed]
-        writer.writerow(
-            [*row, f"{run.psnr_y:.4f}", f"{run.frozen_psnr_y:.4f}", variant.published_db]
+        row = (
+            variant.table,
+            variant.name,
+            variant.loss,
+            variant.alpha,
+            run.seed,
+            f"{run.psnr_y:.4f}",
+            f"{run.frozen_psnr_y:.4f}",
+            variant.published_db,
         )
+        writer.writerow(row)
     return text.getvalue()
 
 
 def render_report(
     ablation: TwoStepAblation, runs: Sequence[Run], verdicts: Sequence[Verdict]
 ) -> str:
-    """Write the report in Markdown."""
+    """Render the report in Markdown: settings, results of the variants, and verdicts."""
     config = _configure(ablation, VARIANTS[0], 0)
     length = f"{config.loop.steps} steps" if config.epochs is None else f"{config.epochs} epochs"
-    frozen = runs[0].frozen_psnr_y
+    frozen_db = runs[0].frozen_psnr_y
     lines = [
         "# Two-step: losses and claims at small scale",
         "",
-        f"Image model {ablation.image_model}, ×{ablation.scale}, frozen; preset {ablation.preset}, base width "
-        f"{config.network.channels}; {length} of {config.batch} crops of {config.crops.patch_px} px; seeds: "
-        f"{ablation.seeds}.",
+        f"Image model {ablation.image_model}, ×{ablation.scale}, frozen; preset {ablation.preset}, "
+        f"base width {config.network.channels}; {length} of {config.batch} crops of "
+        f"{config.crops.patch_px} px; seeds: {ablation.seeds}.",
         "",
-        "Ours: mean ± standard deviation over the seeds of the mean Y-PSNR (BT.601, border 0) of the test videos, dB. "
-        "Paper: RGB-PSNR of its own test videos, ×2 over HAT; only differences can be compared.",
+        "Ours: mean ± standard deviation over the seeds of the mean Y-PSNR (BT.601, border 0) of "
+        "the test videos, dB. Paper: RGB-PSNR of its own test videos, ×2 over HAT; only "
+        "differences can be compared.",
         "",
         "| table | variant | ours | over frozen | paper | over frozen |",
         "|---|---|---:|---:|---:|---:|",
-        f"| I | frozen image model alone | {frozen:.2f} | | {_PUBLISHED_FROZEN_DB:.2f} | |",
-        *(_row(variant, runs, frozen) for variant in VARIANTS),
+        f"| I | only the frozen image model | {frozen_db:.2f} | | {_PUBLISHED_FROZEN_DB:.2f} | |",
+    ]
+    for variant in VARIANTS:
+        lines.append(_variant_row(variant, runs, frozen_db))
+    lines += [
         "",
         "| claim | verdict | d ± h, dB | margin, dB | paper, dB |",
         "|---|---|---:|---:|---:|",
-        *(_verdict_row(verdict) for verdict in verdicts),
-        "",
-        RULE,
-        *_caveats(config),
     ]
+    for verdict in verdicts:
+        lines.append(_verdict_row(verdict))
+    lines += ["", _RULE]
+    for caveat in _caveats(config):
+        lines += ["", caveat]
     return "\n".join(lines) + "\n"
 
 
-def _row(variant: Variant, runs: Sequence[Run], frozen: float) -> str:
-    values = list(_by_seed(variant.name, runs).values())
-    mean = statistics.fmean(values)
+def _variant_row(variant: Variant, runs: Sequence[Run], frozen_db: float) -> str:
+    values = list(_psnr_by_seed(variant.name, runs).values())
+    mean_db = statistics.fmean(values)
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    paper = variant.published_db
-    return (
-        f"| {variant.table} | {variant.name} | {mean:.2f}{spread} | {mean - frozen:+.2f} | {paper:.2f} | "
-        f"{paper - _PUBLISHED_FROZEN_DB:+.2f} |"
+    published_db = variant.published_db
+    published_gain_db = published_db - _PUBLISHED_FROZEN_DB
+    cells = (
+        variant.table,
+        variant.name,
+        f"{mean_db:.2f}{spread}",
+        f"{mean_db - frozen_db:+.2f}",
+        f"{published_db:.2f}",
+        f"{published_gain_db:+.2f}",
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def _verdict_row(verdict: Verdict) -> str:
     claim = verdict.claim
-    half = verdict.half_width_db
-    width = f" ± {half:.2f}" if math.isfinite(half) else ""
-    return (
-        f"| {claim.text} | {verdict.outcome} | {verdict.mean_db:+.2f}{width} | {claim.margin_db:+.2f} | "
-        f"{claim.published_db:+.2f} |"
+    half_width_db = verdict.half_width_db
+    interval = f" ± {half_width_db:.2f}" if math.isfinite(half_width_db) else ""
+    cells = (
+        claim.text,
+        verdict.outcome,
+        f"{verdict.mean_db:+.2f}{interval}",
+        f"{claim.margin_db:+.2f}",
+        f"{claim.published_db:+.2f}",
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def _caveats(config: TwoStepTraining) -> list[str]:
-    """Say where the network or the loss is not the paper's."""
-    lines = [
-        "SSIM has a data range of 1 here, as the images have. The authors' code has one of 255, with which 1 − SSIM "
-        "hardly moves the weights.",
+    """List the differences between this study and the paper in the network and the loss."""
+    caveats = [
+        "SSIM has a data range of 1 here, like the images. The authors' code has a data range of "
+        "255, with which 1 − SSIM has almost no gradient.",
     ]
     if config.network.residual:
-        lines.append(
-            "The network adds to what the image model made, and begins as the image model; the paper's makes the "
-            "whole image anew. So no loss begins worse than the frozen model here."
+        caveats.append(
+            "The network outputs a residual over the image model's result and initially equals the "
+            "image model; the paper's network outputs the full image. Therefore, no loss starts "
+            "below the frozen model here."
         )
-    return [text for line in lines for text in ("", line)]
+    return caveats

@@ -36,6 +36,7 @@ from tubelet.zoo.opened_model import OpenedModel
 
 __all__ = [
     "HeldOutCrops",
+    "Pixels",
     "Samples",
     "TrainingCrops",
     "TripletSettings",
@@ -45,6 +46,8 @@ __all__ = [
     "split_videos",
     "usable_clips",
 ]
+
+Pixels = NDArray[np.uint8]
 
 _IMAGE_MODEL_BATCH = 16
 """Crops per call of the image model."""
@@ -122,7 +125,7 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def sample(self, index: int) -> tuple[Pixels, Pixels]:
         """Cut out a crop.
 
         Returns:
@@ -168,11 +171,12 @@ class TrainingCrops:
     def __len__(self) -> int:
         return len(self._triplets)
 
-    def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def sample(self, index: int) -> tuple[Pixels, Pixels]:
         """Cut out a crop; see `Samples`. The index also determines the random draw."""
         clip, start = self._triplets[index]
         frames = slice(start, start + 3)
-        triplet = CachedClip(clip.name, clip.gt[frames], tuple(lq[frames] for lq in clip.lqs))
+        lqs = tuple(lq[frames] for lq in clip.lqs)
+        triplet = CachedClip(clip.name, clip.gt[frames], lqs)
         crops = Crops([triplet], self._scale, self._crops, self._settings.seed)
         lq, gt = crops.sample(index)
         return lq, gt[1]
@@ -207,7 +211,8 @@ class HeldOutCrops:
         self._triplets: list[tuple[CachedClip, int]] = []
         for clip in self._clips:
             num_triplets = min(len(clip.gt) - 2, frames)
-            self._triplets += [(clip, start) for start in range(num_triplets)]
+            for start in range(num_triplets):
+                self._triplets.append((clip, start))
 
     @property
     def names(self) -> list[str]:
@@ -217,7 +222,7 @@ class HeldOutCrops:
     def __len__(self) -> int:
         return len(self._triplets)
 
-    def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def sample(self, index: int) -> tuple[Pixels, Pixels]:
         """Cut out a crop; see `Samples`."""
         clip, start = self._triplets[index]
         lq = clip.lqs[0]
@@ -286,7 +291,7 @@ def frozen_outputs(
     *,
     device: str = "cpu",
     cancel: CancelToken | None = None,
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Upscale the middle frame of every sample with the image model, or open cached results.
 
     An interrupted computation resumes where it stopped.
@@ -332,12 +337,13 @@ def _compute_outputs(
         out = open_memmap(part, mode="r+", dtype=np.uint8)
     else:
         side = samples.size_px * model.spec.scale
-        out = open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(samples), 3, side, side))
+        shape = (len(samples), 3, side, side)
+        out = open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
 
     network = prepare_for_inference(model.network.to(device))
     for start in range(num_done, len(samples), _IMAGE_MODEL_BATCH):
         stop = min(start + _IMAGE_MODEL_BATCH, len(samples))
-        frames: list[NDArray[np.uint8]] = []
+        frames: list[Pixels] = []
         for index in range(start, stop):
             lq_triplet, _ = samples.sample(index)
             frames.append(lq_triplet[1])
@@ -372,7 +378,9 @@ def enlarge(model: OpenedModel, lq: Tensor) -> Tensor:
         lq = functional.pad(lq, (0, right, 0, bottom), mode="replicate")
     # An image model takes clips: (B, 1, 3, H, W).
     sr = model.network(lq[:, None])[:, 0]
-    return sr[..., : contract.scale * height, : contract.scale * width].clamp(0, 1)
+    sr_height = contract.scale * height
+    sr_width = contract.scale * width
+    return sr[..., :sr_height, :sr_width].clamp(0, 1)
 
 
 def _read_count(path: Path) -> int:

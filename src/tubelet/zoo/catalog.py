@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,14 +181,18 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
         raise RequestError(f"{name} is a component of other networks: it cannot upscale alone")
 
     # Suggest similar names from all models, but list only the short part of them.
-    package_names = [*_ALIASES, *(spec.id for spec in _MODELS)]
-    names = [*package_names, *(spec.id for spec in published_models)]
+    package_names = [*_ALIASES, *_ids(_MODELS)]
+    names = [*package_names, *_ids(published_models)]
     listing = (
         f"{', '.join(package_names)}, and {len(published_models)} with downloaded weights: "
         "`tubelet models` lists them"
     )
     suggestion = suggest(name, names, count=3, listing=listing)
     raise RequestError(f"no model is called {name!r}; {suggestion}")
+
+
+def _ids(specs: Iterable[ModelSpec]) -> list[str]:
+    return [spec.id for spec in specs]
 
 
 def _resolve_alias(alias: str, factor: float | None) -> str:
@@ -204,7 +208,7 @@ def _resolve_alias(alias: str, factor: float | None) -> str:
 
 def is_checkpoint(name: str) -> bool:
     """Return whether a name is the path of a weight file, and not the id of a model."""
-    if name in _ALIASES or any(spec.id == name for spec in _MODELS):
+    if name in _ALIASES or name in _ids(_MODELS):
         return False
     has_suffix = name.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
     is_path = has_suffix or Path(name).is_file()

@@ -189,7 +189,7 @@ def open_checkpoint(
 
 
 def _unknown_architecture(state: State, candidates: Iterable[Architecture], source: str) -> str:
-    names = ", ".join(candidate.name for candidate in candidates)
+    names = _architecture_names(candidates)
     first_tensors = ", ".join(list(state)[:3])
     hint = ""
     if not has_spandrel():
@@ -228,9 +228,13 @@ def _candidate_architectures(name: str | None) -> tuple[Architecture, ...]:
         return ARCHITECTURES
     candidates = tuple(candidate for candidate in ARCHITECTURES if candidate.name == name)
     if not candidates:
-        names = ", ".join(candidate.name for candidate in ARCHITECTURES)
+        names = _architecture_names(ARCHITECTURES)
         raise ConfigError(f"unknown architecture {name!r}; known are {names}")
     return candidates
+
+
+def _architecture_names(architectures: Iterable[Architecture]) -> str:
+    return ", ".join(architecture.name for architecture in architectures)
 
 
 def _build(
