@@ -52,7 +52,7 @@ def test_end_point_error():
 
 @pytest.fixture
 def images():
-    """Two pairs of color images of 8 bits, one like the other but for noise: sr, gt (2, 3, 17, 23) in [0, 1]."""
+    """Two pairs of 8-bit color images, (2, 3, 17, 23) in [0, 1]: sr is gt with noise."""
     generator = torch.Generator().manual_seed(0)
     gt = torch.rand(2, 3, 17, 23, generator=generator)
     sr = (gt + 0.2 * torch.randn(gt.shape, generator=generator)).clamp(0, 1)
@@ -64,11 +64,11 @@ def test_structural_similarity_is_that_of_the_metrics(images):
     expected = metrics.ssim(sr, gt, channel="rgb").mean().item()
     assert 0.1 < expected < 0.95
     assert structural_similarity(sr, gt).item() == pytest.approx(expected, abs=1e-5)
-    assert structural_similarity(sr[None], gt[None]).item() == pytest.approx(
-        expected, abs=1e-5
-    )  # a clip of them
+    # A clip of the images.
+    assert structural_similarity(sr[None], gt[None]).item() == pytest.approx(expected, abs=1e-5)
     assert structural_similarity(gt, gt).item() == pytest.approx(1)
-    flat = torch.full((1, 3, 11, 11), 0.9)  # where float32 has nothing but rounding to divide by
+    # Flat images: in float32 the variances are only rounding errors.
+    flat = torch.full((1, 3, 11, 11), 0.9)
     assert structural_similarity(flat, flat + 1e-6).item() == pytest.approx(1, abs=1e-3)
 
 
@@ -81,8 +81,22 @@ def test_structural_similarity_keeps_full_precision_under_autocast(images):
 
 def test_structural_similarity_can_be_learned_from():
     generator = torch.Generator().manual_seed(0)
-    gt = torch.rand(1, 2, 12, 13, dtype=torch.float64, generator=generator)
-    sr = torch.rand(1, 2, 12, 13, dtype=torch.float64, generator=generator).requires_grad_()
+    gt = torch.rand(
+        1,
+        2,
+        12,
+        13,
+        dtype=torch.float64,
+        generator=generator,
+    )
+    sr = torch.rand(
+        1,
+        2,
+        12,
+        13,
+        dtype=torch.float64,
+        generator=generator,
+    ).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: structural_similarity(x, gt), (sr,), atol=1e-6)
     before = structural_similarity(sr, gt)
     before.backward()
@@ -96,7 +110,8 @@ def test_structural_similarity_refuses_what_is_below_its_window():
 
 def test_mix_of_error_and_structure(images):
     sr, gt = images
-    error, structure = l1(sr, gt).item(), structural_similarity(sr, gt).item()
+    error = l1(sr, gt).item()
+    structure = structural_similarity(sr, gt).item()
     assert l1_and_ssim(sr, gt, alpha=0.8).item() == pytest.approx(
         0.8 * error + 0.2 * (1 - structure)
     )

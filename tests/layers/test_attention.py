@@ -38,7 +38,8 @@ def test_attention_is_the_equation():
 
 def test_a_cut_window_is_a_masked_one():
     torch.manual_seed(0)
-    attention, x = WindowAttention(8, 2, (4, 4)), torch.randn(3, 16, 8)
+    attention = WindowAttention(8, 2, (4, 4))
+    x = torch.randn(3, 16, 8)
     left = torch.arange(16).view(4, 4)[:, :2].flatten()
     mask = torch.full((16, 16), -100.0)
     mask[left[:, None], left] = 0
@@ -50,7 +51,8 @@ def test_a_cut_window_is_a_masked_one():
 
 def test_every_parameter_learns():
     torch.manual_seed(0)
-    attention, mlp = WindowAttention(4, 2, (2, 2)), Mlp(4, 6)
+    attention = WindowAttention(4, 2, (2, 2))
+    mlp = Mlp(4, 6)
     mlp(attention(torch.randn(3, 4, 4), (2, 2))).square().sum().backward()
     assert all(
         p.grad is not None and p.grad.any() for p in [*attention.parameters(), *mlp.parameters()]

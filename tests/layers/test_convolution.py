@@ -38,7 +38,7 @@ def _draw(size: tuple[int, int, int], channels: int, layout: torch.memory_format
 
 
 def _plain(conv: nn.Conv2d, x: Tensor, act: Activation = "none") -> Tensor:
-    y = functional.conv2d(x, conv.weight, conv.bias, padding=conv.padding)  # pyright: ignore[reportArgumentType]
+    y = functional.conv2d(x, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2)
     if act == "none":
         return y
     slope = act.slope if isinstance(act, LeakyReLU) else 0.0
@@ -71,11 +71,13 @@ def test_a_sum_leaves_its_inputs_alone(
 ) -> None:
     torch.manual_seed(0)
     conv = _built(ConvAdd(12, 8), layouts[0], backend)
-    x, other = _draw((2, 7, 5), 12, layouts[0]), _draw((2, 7, 5), 8, layouts[1])
+    x = _draw((2, 7, 5), 12, layouts[0])
+    other = _draw((2, 7, 5), 8, layouts[1])
     before = x.clone(), other.clone()
     with torch.no_grad():
         torch.testing.assert_close(conv(x, other), _plain(conv, x) + other, rtol=0, atol=2e-6)
-        row = other[:1, :, :, :1]  # which is broadcast
+        # Broadcast along batch and height.
+        row = other[:1, :, :, :1]
         torch.testing.assert_close(conv(x, row), _plain(conv, x) + row, rtol=0, atol=2e-6)
     assert torch.equal(x, before[0])
     assert torch.equal(other, before[1])
@@ -89,7 +91,8 @@ def test_doubled_equals_plain_operations(
     size: tuple[int, int, int], layout: torch.memory_format, act: Activation, backend: Backend
 ) -> None:
     torch.manual_seed(0)
-    conv, x = _built(UpsampleConv(12, 8, act=act), layout, backend), _draw(size, 12, layout)
+    conv = _built(UpsampleConv(12, 8, act=act), layout, backend)
+    x = _draw(size, 12, layout)
     repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     with torch.no_grad():
         torch.testing.assert_close(conv(x), _plain(conv, repeated, act), rtol=0, atol=2e-6)
@@ -98,12 +101,10 @@ def test_doubled_equals_plain_operations(
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_gradients_of_the_reference_form_are_those_of_plain_operations(act: Activation) -> None:
     torch.manual_seed(0)
-    conv, add, cat, up = (
-        ConvAct(4, 4, act=act),
-        ConvAdd(4, 4),
-        ConvCat(8, 4, act=act),
-        UpsampleConv(4, 4, act=act),
-    )
+    conv = ConvAct(4, 4, act=act)
+    add = ConvAdd(4, 4)
+    cat = ConvCat(8, 4, act=act)
+    up = UpsampleConv(4, 4, act=act)
     x = torch.randn(1, 4, 5, 6, requires_grad=True)
 
     def grads(y: Tensor) -> tuple[Tensor, ...]:
@@ -120,7 +121,8 @@ def test_gradients_of_the_reference_form_are_those_of_plain_operations(act: Acti
 
 def test_a_sum_can_have_hooks_of_gradients() -> None:
     """Such a hook makes the result of the convolution a view, which a sum in place would break."""
-    conv, seen = ConvAdd(12, 8), list[Tensor]()
+    conv = ConvAdd(12, 8)
+    seen = list[Tensor]()
     conv.register_full_backward_hook(lambda *_: seen.append(torch.ones(1)))
     conv(torch.randn(1, 12, 4, 4, requires_grad=True), torch.ones(1, 8, 4, 4)).sum().backward()
     assert seen
@@ -128,7 +130,8 @@ def test_a_sum_can_have_hooks_of_gradients() -> None:
 
 def _watch_columns(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Collect the results of Winograd's algorithm."""
-    results, columns = list[Tensor](), convolution.convolve_columns
+    results = list[Tensor]()
+    columns = convolution.convolve_columns
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
         results.append(columns(*args, **kwargs))
@@ -148,7 +151,8 @@ def test_half_the_multiplications_give_the_same(
     monkeypatch.setattr(convolution, "_MIN_CHANNELS", 1)
     results = _watch_columns(monkeypatch)
     layout = torch.channels_last
-    x, other = _draw(size, 12, layout), _draw(size, 8, layout)
+    x = _draw(size, 12, layout)
+    other = _draw(size, 8, layout)
     parts = [part.contiguous(memory_format=layout) for part in x.split([3, 4, 5], 1)]
     one = _built(ConvAct(12, 8, act=act), layout, "winograd")
     many = _built(ConvCat(12, 8, act=act), layout, "winograd")

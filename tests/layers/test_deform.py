@@ -19,11 +19,17 @@ def _split(predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def test_modulated_convolution_is_its_equation() -> None:
     layer = ModulatedDeformConv(8, 6, groups=4)
     _stir(layer)
-    x, guide = torch.randn(2, 8, 9, 11), torch.randn(2, 8, 9, 11)
+    x = torch.randn(2, 8, 9, 11)
+    guide = torch.randn(2, 8, 9, 11)
     first, second, mask = _split(layer.conv_offset(guide))
     offset = torch.cat([first, second], 1)
     expected = deform_conv2d_reference(
-        x, offset, layer.weight, layer.bias, mask=mask.sigmoid(), padding=1
+        x,
+        offset,
+        layer.weight,
+        layer.bias,
+        mask=mask.sigmoid(),
+        padding=1,
     )
     torch.testing.assert_close(layer(x, guide), expected)
     with torch.no_grad():
@@ -31,7 +37,14 @@ def test_modulated_convolution_is_its_equation() -> None:
 
 
 def test_unmodulated_convolution_with_the_original_border() -> None:
-    layer = ModulatedDeformConv(4, 4, groups=2, modulation="none", bias=False, border="original")
+    layer = ModulatedDeformConv(
+        4,
+        4,
+        groups=2,
+        modulation="none",
+        bias=False,
+        border="original",
+    )
     assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {
         "weight": (4, 4, 3, 3),
         "conv_offset.weight": (36, 4, 3, 3),
@@ -66,16 +79,22 @@ def test_modulated_convolution_with_the_original_border() -> None:
 def test_second_order_alignment_is_its_equations() -> None:
     layer = SecondOrderAlign(4, groups=4, max_residue_px=5.0)
     _stir(layer)
-    x, guide = torch.randn(2, 8, 9, 11), torch.randn(2, 12, 9, 11)
-    flow_1, flow_2 = 3 * torch.randn(2, 2, 9, 11), 3 * torch.randn(2, 2, 9, 11)
+    x = torch.randn(2, 8, 9, 11)
+    guide = torch.randn(2, 12, 9, 11)
+    flow_1 = 3 * torch.randn(2, 2, 9, 11)
+    flow_2 = 3 * torch.randn(2, 2, 9, 11)
     first, second, mask = _split(layer.conv_offset(torch.cat([guide, flow_1, flow_2], 1)))
-    residue = 5.0 * torch.tanh(torch.cat([first, second], 1)).view(
-        2, 2, 18, 2, 9, 11
-    )  # step, group and tap, y and x
+    # Step, group and tap, y and x.
+    residue = 5.0 * torch.tanh(torch.cat([first, second], 1)).view(2, 2, 18, 2, 9, 11)
     flows = torch.stack([flow_1.flip(1), flow_2.flip(1)], 1)[:, :, None]
     offset = (residue + flows).flatten(1, 3)
     expected = deform_conv2d_reference(
-        x, offset, layer.weight, layer.bias, mask=mask.sigmoid(), padding=1
+        x,
+        offset,
+        layer.weight,
+        layer.bias,
+        mask=mask.sigmoid(),
+        padding=1,
     )
     torch.testing.assert_close(layer(x, guide, flow_1, flow_2), expected, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
@@ -83,10 +102,12 @@ def test_second_order_alignment_is_its_equations() -> None:
 
 
 def test_gradients_reach_every_parameter() -> None:
-    align, modulated = SecondOrderAlign(4, groups=4), ModulatedDeformConv(8, 4, groups=2)
+    align = SecondOrderAlign(4, groups=4)
+    modulated = ModulatedDeformConv(8, 4, groups=2)
     for layer in (align, modulated):
         _stir(layer)
-    x, flow = torch.randn(1, 8, 9, 9), torch.randn(1, 2, 9, 9)
+    x = torch.randn(1, 8, 9, 9)
+    flow = torch.randn(1, 2, 9, 9)
     out = align(x, torch.randn(1, 12, 9, 9), flow, flow) + modulated(x, x)
     out.square().sum().backward()
     named = [*align.named_parameters(), *modulated.named_parameters()]

@@ -9,7 +9,7 @@ from tubelet.layers.store import FeatureStore
 
 
 class _Counting(SpyNet):
-    """A SpyNet of which the pairs are known that it was asked for."""
+    """A SpyNet that counts its calls."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -29,11 +29,28 @@ def test_flows_are_computed_once_and_leave_nothing(
     num_frames: int, beyond: int, order: int, sweeps: int
 ) -> None:
     """As sweeps ask for them: at each frame, the flows along as many hops as there are states."""
-    clip, around = torch.rand(1, num_frames, 3, 10, 12), torch.rand(2, beyond, 1, 3, 10, 12)
+    clip = torch.rand(1, num_frames, 3, 10, 12)
+    around = torch.rand(
+        2,
+        beyond,
+        1,
+        3,
+        10,
+        12,
+    )
     before, after = (Edge(tuple(frames), frame_index=7 if beyond else -1) for frames in around)
-    frames, spynet, pairs = clip_frames(clip, before, after), _Counting(), set()
+    frames = clip_frames(clip, before, after)
+    spynet = _Counting()
+    pairs = set()
     with FeatureStore() as store, torch.no_grad():
-        flows = ClipFlows(spynet, frames, num_frames, store, sweeps=sweeps, order=order)
+        flows = ClipFlows(
+            spynet,
+            frames,
+            num_frames,
+            store,
+            sweeps=sweeps,
+            order=order,
+        )
         for _ in range(sweeps):
             for step in (-1, 1):
                 for passed, t in enumerate(range(num_frames)[::step]):

@@ -15,7 +15,8 @@ def test_equals_stack(gradients: bool) -> None:
 
 
 def test_takes_the_layout_of_another_clip() -> None:
-    like = torch.empty(2, 3, 5, 6, 4).permute(0, 1, 4, 2, 3)  # every frame is channels last
+    # Every frame is channels last.
+    like = torch.empty(2, 3, 5, 6, 4).permute(0, 1, 4, 2, 3)
     clip = stack_frames(iter(torch.rand(3, 2, 4, 5, 6)), 3, like=like)
     assert clip.stride() == like.stride()
 

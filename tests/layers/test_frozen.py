@@ -4,7 +4,7 @@ from tubelet.layers.frozen import FrozenModel, all_modules, all_parameters, all_
 
 
 class Above(nn.Module):
-    """Stands on another network, twice."""
+    """A network that holds another one twice."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,8 @@ NUM_FRAMES = 5
 _SIZE_MULTIPLES = {"FRVSR": 8, "RSDN": 2}
 
 
-def _network(name: str) -> nn.Module:
-    """Make a network whose memory counts: FastVSR starts without."""
+def _network(name: str) -> Any:
+    """Build a network whose state has an influence; that of FastVSR starts without one."""
     torch.manual_seed(0)
     network = tiny_network(name).double().eval()
     for parameter in network.parameters():
@@ -22,7 +24,7 @@ def _network(name: str) -> nn.Module:
     return network
 
 
-def _film(height: int, width: int) -> Tensor:
+def _video(height: int, width: int) -> Tensor:
     return torch.rand(
         2,
         NUM_FRAMES,
@@ -35,7 +37,7 @@ def _film(height: int, width: int) -> Tensor:
 
 
 def _beyond(video: Tensor, stop: int, lookahead: int) -> Edge:
-    """Make the edge after frame stop - 1."""
+    """Build the edge after frame stop - 1."""
     frames = tuple(video[:, t] for t in range(stop, min(stop + lookahead, NUM_FRAMES)))
     return Edge(frames, frame_index=stop if frames else -1)
 
@@ -63,24 +65,29 @@ def test_steps_see_the_frames_that_follow_and_the_last_is_repeated() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_halves_with_the_state_handed_over_are_the_whole(name: str) -> None:
     multiple = _SIZE_MULTIPLES.get(name, 1)
-    network, video, lookahead = _network(name), _film(3 * multiple, 5 * multiple), NETWORKS[name]
+    network = _network(name)
+    video = _video(3 * multiple, 5 * multiple)
+    lookahead = NETWORKS[name]
     with torch.no_grad():
-        whole, end = run_online(network.step, video, lookahead=lookahead)  # type: ignore[arg-type]
+        whole, end = run_online(network.step, video, lookahead=lookahead)
         assert torch.equal(network(video), whole)
         for split in range(1, NUM_FRAMES):
             after = _beyond(video, split, lookahead)
             first, hidden = run_online(
                 network.step, video[:, :split], lookahead=lookahead, after=after
-            )  # type: ignore[arg-type]
-            second, last = run_online(network.step, video[:, split:], hidden, lookahead=lookahead)  # type: ignore[arg-type]
+            )
+            second, last = run_online(network.step, video[:, split:], hidden, lookahead=lookahead)
             torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-10)
             for state, expected in zip(last, end, strict=True):
                 torch.testing.assert_close(state, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_gradients_are_those_of_the_film_cut_before_the_second_half(name: str) -> None:
-    network, video, lookahead, split = _network(name), _film(16, 16), NETWORKS[name], 2
+def test_gradients_are_those_of_the_video_cut_before_the_second_half(name: str) -> None:
+    network = _network(name)
+    video = _video(16, 16)
+    lookahead = NETWORKS[name]
+    split = 2
 
     def gradients(sr: Tensor) -> list[Tensor]:
         weights = torch.rand(sr.shape, generator=torch.Generator().manual_seed(2), dtype=sr.dtype)
@@ -98,13 +105,13 @@ def test_gradients_are_those_of_the_film_cut_before_the_second_half(name: str) -
         if hidden is not None and taken == split:
             hidden = tuple(state.detach() for state in hidden)
         taken += 1
-        return network.step(lq, hidden)  # type: ignore[operator]
+        return network.step(lq, hidden)
 
     expected = gradients(run_online(cut, video, lookahead=lookahead)[0][:, split:])
     with torch.no_grad():
         after = _beyond(video, split, lookahead)
-        _, hidden = run_online(network.step, video[:, :split], lookahead=lookahead, after=after)  # type: ignore[arg-type]
-    actual = gradients(run_online(network.step, video[:, split:], hidden, lookahead=lookahead)[0])  # type: ignore[arg-type]
+        _, hidden = run_online(network.step, video[:, :split], lookahead=lookahead, after=after)
+    actual = gradients(run_online(network.step, video[:, split:], hidden, lookahead=lookahead)[0])
     for one, other in zip(actual, expected, strict=True):
         scale = other.abs().max().clamp(min=1)
         torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=1e-8)
@@ -112,14 +119,16 @@ def test_gradients_are_those_of_the_film_cut_before_the_second_half(name: str) -
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_map_of_the_state_matters(name: str) -> None:
-    network, video, lookahead = _network(name), _film(16, 16), NETWORKS[name]
+    network = _network(name)
+    video = _video(16, 16)
+    lookahead = NETWORKS[name]
     with torch.no_grad():
-        _, hidden = run_online(network.step, video[:, :2], lookahead=lookahead)  # type: ignore[arg-type]
-        sr, _ = run_online(network.step, video[:, 2:], hidden, lookahead=lookahead)  # type: ignore[arg-type]
+        _, hidden = run_online(network.step, video[:, :2], lookahead=lookahead)
+        sr, _ = run_online(network.step, video[:, 2:], hidden, lookahead=lookahead)
         for i in range(len(hidden)):
             moved = [*hidden]
             moved[i] = moved[i] + 1e-2 * torch.randn_like(moved[i])
-            other, _ = run_online(network.step, video[:, 2:], tuple(moved), lookahead=lookahead)  # type: ignore[arg-type]
+            other, _ = run_online(network.step, video[:, 2:], tuple(moved), lookahead=lookahead)
             assert (other - sr).abs().max() > 1e-9
 
 

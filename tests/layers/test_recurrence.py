@@ -18,14 +18,27 @@ def _edge(**hidden: Past) -> Edge:
 def _run(
     step: Any, order: int, edge: Edge
 ) -> tuple[list[tuple[int, list[float]]], list[tuple[int, float]]]:
-    """Sweep over three frames; the state at frame t is 10 + t. Returns the past at each frame, and what comes out."""
+    """Sweep over three frames, with the state 10 + t at frame t.
+
+    Returns the past at each frame, and the result of the sweep.
+    """
     pasts: list[tuple[int, list[float]]] = []
 
     def advance(t: int, past: Past) -> Tensor:
         pasts.append((t, [float(state) for state in past]))
         return torch.tensor(10.0 + t)
 
-    return pasts, [(t, float(state)) for t, state in sweep("s", 3, step, edge, order, advance)]
+    return pasts, [
+        (t, float(state))
+        for t, state in sweep(
+            "s",
+            3,
+            step,
+            edge,
+            order,
+            advance,
+        )
+    ]
 
 
 def test_a_sweep_starts_with_no_past_and_takes_the_nearest_states_first() -> None:
@@ -50,7 +63,13 @@ def test_states_beyond_the_order_are_left_alone() -> None:
 def test_every_new_state_is_seen_before_it_comes_out() -> None:
     seen: list[tuple[str, int, Tensor]] = []
     for t, state in sweep(
-        "s", 3, -1, Edge(), 1, lambda t, _: torch.tensor(t), lambda *new: seen.append(new)
+        "s",
+        3,
+        -1,
+        Edge(),
+        1,
+        lambda t, _: torch.tensor(t),
+        lambda *new: seen.append(new),
     ):
         assert seen[-1] == ("s", t, state)
     assert [t for _, t, _ in seen] == [2, 1, 0]
@@ -65,7 +84,7 @@ def test_frames_are_numbered_from_the_first_of_the_clip() -> None:
     assert sorted(clip_frames(video, Edge(), Edge())) == list(range(9))
 
 
-def test_an_edge_without_frames_can_lie_inside_the_film() -> None:
+def test_an_edge_without_frames_can_be_inside_the_video() -> None:
     assert Edge().is_video_end
     assert Edge(frame_index=-1).is_video_end
     assert not Edge(frame_index=0).is_video_end

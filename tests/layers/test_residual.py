@@ -5,7 +5,8 @@ from tubelet.layers.residual import ResidualBlock, ResidualTrunk
 
 
 def test_block_adds_its_input_and_leaves_it_alone() -> None:
-    block, x = ResidualBlock(4), torch.randn(2, 4, 5, 6)
+    block = ResidualBlock(4)
+    x = torch.randn(2, 4, 5, 6)
     before = x.clone()
     expected = x + functional.conv2d(
         functional.conv2d(x, block.conv1.weight, block.conv1.bias, padding=1).clamp(min=0),
@@ -18,7 +19,8 @@ def test_block_adds_its_input_and_leaves_it_alone() -> None:
 
 
 def test_trunk_without_blocks_is_a_convolution_and_its_activation() -> None:
-    trunk, x = ResidualTrunk(3, 8, 0), torch.randn(1, 3, 5, 6)
+    trunk = ResidualTrunk(3, 8, 0)
+    x = torch.randn(1, 3, 5, 6)
     conv = trunk.main[0]
     expected = functional.leaky_relu(functional.conv2d(x, conv.weight, conv.bias, padding=1), 0.1)
     torch.testing.assert_close(trunk(x), expected)
@@ -26,5 +28,12 @@ def test_trunk_without_blocks_is_a_convolution_and_its_activation() -> None:
 
 def test_gradients_through_the_activations_in_place() -> None:
     trunk = ResidualTrunk(3, 4, 2).double()
-    x = torch.randn(1, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(
+        1,
+        3,
+        4,
+        5,
+        dtype=torch.float64,
+        requires_grad=True,
+    )
     assert torch.autograd.gradcheck(trunk, (x,))

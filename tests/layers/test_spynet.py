@@ -14,13 +14,13 @@ from tubelet.ops import backward_warp, imresize
 def test_recorded_outputs(recordings: Path, case: str) -> None:
     description, (expected,) = recorded(recordings, case)
     network = SpyNet()
-    kept = {name: network.state_dict()[name] for name in description["kept"]}
+    buffers = {name: network.state_dict()[name] for name in description["kept"]}
     fill = rules(recordings).fill
     state = {
         name: torch.from_numpy(fill(name, shape))
         for name, (_, shape) in description["state_dict"].items()
     }
-    network.load_state_dict({**state, **kept}, strict=True)
+    network.load_state_dict({**state, **buffers}, strict=True)
     ref, supp = (
         recorded_input(recordings, key, description["inputs"][name])
         for key, name in ((case, "ref"), (f"{case}:supp", "supp"))
@@ -41,13 +41,14 @@ def test_any_size(size: tuple[int, int]) -> None:
 
 
 def test_direction_and_unit_of_the_flow() -> None:
-    """Levels that add a constant: what they add is in pixels of their level, and of the stretched frame."""
+    """Levels that add a constant, in pixels of their level and of the stretched frame."""
     network = SpyNet()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
         network.basic_module[-2].basic_module[-1].bias.copy_(torch.tensor([1.0, -2.0]))
-        flow = network(torch.rand(1, 3, 32, 48), torch.rand(1, 3, 32, 48))  # stretched to 32×64
+        # Stretched to 32×64.
+        flow = network(torch.rand(1, 3, 32, 48), torch.rand(1, 3, 32, 48))
     torch.testing.assert_close(flow[0, :, 5, 7], torch.tensor([2.0 * 48 / 64, -4.0]))
     ramp = torch.arange(48.0).expand(1, 1, 32, 48)
     assert float(backward_warp(ramp, flow)[0, 0, 10, 20]) == pytest.approx(21.5)
@@ -61,7 +62,8 @@ def test_gradients_reach_every_parameter() -> None:
 
 def test_levels_of_the_pyramid() -> None:
     network = SpyNet()
-    ref, supp = torch.rand(1, 3, 32, 64), torch.rand(1, 3, 32, 64)
+    ref = torch.rand(1, 3, 32, 64)
+    supp = torch.rand(1, 3, 32, 64)
     with torch.no_grad():
         flows = network.levels(ref, supp)
         assert [flow.shape[2:] for flow in flows] == [(2**k, 2 ** (k + 1)) for k in range(6)]
@@ -73,7 +75,7 @@ def test_levels_of_the_pyramid() -> None:
 
 
 def test_half_precision_keeps_the_unit_of_the_flow() -> None:
-    """20 pixels and a sixteenth do not fit into bfloat16, what a level adds does."""
+    """bfloat16 cannot represent 20 pixels and a sixteenth, but each level's residual."""
     network = SpyNet()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -89,10 +91,9 @@ def test_embedded_weights_see_motion() -> None:
     texture = imresize(
         torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0)), 5
     ).clamp(0, 1)
-    ref, supp = (
-        texture[..., 2:98, :96],
-        texture[..., :96, 3:99],
-    )  # (x, y) of ref is (x - 3, y + 2) of supp
+    # (x, y) of ref is (x - 3, y + 2) of supp
+    ref = texture[..., 2:98, :96]
+    supp = texture[..., :96, 3:99]
     network = nn.Sequential(SpyNet(), nn.Conv2d(1, 1, 1), SpyNet())
     assert load_spynet(network) == 2
     for spynet in (network[0], network[2]):

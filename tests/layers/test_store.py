@@ -70,7 +70,8 @@ def test_the_layout_stays(layout: torch.memory_format) -> None:
 
 
 def test_features_of_a_frame_come_in_their_order() -> None:
-    a, b = torch.zeros(2, 2), torch.ones(2, 2)
+    a = torch.zeros(2, 2)
+    b = torch.ones(2, 2)
     for limits in (DISK, FeatureLimits(), FeatureLimits(host_bytes=16)):
         with FeatureStore(limits) as store:
             store.append(3, a)
@@ -93,7 +94,8 @@ def test_what_fits_is_not_copied() -> None:
         for t, feat in enumerate(feats):
             store.append(t, feat)
         assert [store.get(t)[0] is feat for t, feat in enumerate(feats)] == [True, True, False]
-        store.pop(0)  # makes room
+        # Now there is room for a tensor.
+        store.pop(0)
         store.append(3, feats[0])
         assert store.get(3)[0] is feats[0]
 
@@ -181,7 +183,8 @@ def test_the_peak_counts_what_lies_anywhere_and_stays_when_a_store_is_emptied() 
     store = FeatureStore(FeatureLimits(host_bytes=100))
     with store:
         for t in range(4):
-            store.append(t, torch.zeros(20))  # 80 bytes: the second is in the file
+            # 80 bytes: the second is in the file.
+            store.append(t, torch.zeros(20))
         store.pop(1)
         store.append(5, torch.zeros(20))
     assert store.peak_bytes == 320

@@ -26,7 +26,9 @@ def _plain(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_equals_the_layers_written_plainly(layout: torch.memory_format) -> None:
-    x, base, convs = torch.randn(2, 6, 7, 5), torch.rand(2, 3, 28, 20), _convs()
+    x = torch.randn(2, 6, 7, 5)
+    base = torch.rand(2, 3, 28, 20)
+    convs = _convs()
     first, second, detail, last = convs
     y = functional.leaky_relu(functional.pixel_shuffle(_plain(first, x), 2), 0.1)
     y = functional.leaky_relu(functional.pixel_shuffle(_plain(second, y), 2), 0.1)
@@ -45,9 +47,11 @@ def test_equals_the_layers_written_plainly(layout: torch.memory_format) -> None:
 def test_strips_equal_the_whole(
     monkeypatch: pytest.MonkeyPatch, height: int, layout: torch.memory_format
 ) -> None:
-    monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)  # strips of 8 lines
+    # Strips of 8 lines.
+    monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)
     x = torch.randn(2, 6, height, 5).contiguous(memory_format=layout)
-    base, convs = torch.rand(2, 3, 4 * height, 20), _convs()
+    base = torch.rand(2, 3, 4 * height, 20)
+    convs = _convs()
     whole = shuffle_x4(x, base, convs)
     calls: list[int] = []
     convs[0].register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[2]))
@@ -64,10 +68,12 @@ def test_strips_equal_the_whole(
 def test_repeated_pixels_in_strips_equal_the_layers_written_plainly(
     monkeypatch: pytest.MonkeyPatch, doublings: int, height: int
 ) -> None:
-    monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)  # strips of 8 lines
+    # Strips of 8 lines.
+    monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)
     torch.manual_seed(0)
     ups = [UpsampleConv(6, 6, act=LeakyReLU(0.2)) for _ in range(doublings)]
-    detail, last = ConvAct(6, 6, act=LeakyReLU(0.2)), ConvAct(6, 3)
+    detail = ConvAct(6, 6, act=LeakyReLU(0.2))
+    last = ConvAct(6, 3)
     x = torch.randn(2, 6, height, 5)
     y = x
     for conv in ups:
@@ -97,7 +103,9 @@ def test_the_sum_keeps_the_precision_of_the_image() -> None:
 
 
 def test_gradients_reach_everything() -> None:
-    x, base, convs = torch.randn(1, 6, 4, 3, requires_grad=True), torch.rand(1, 3, 16, 12), _convs()
+    x = torch.randn(1, 6, 4, 3, requires_grad=True)
+    base = torch.rand(1, 3, 16, 12)
+    convs = _convs()
     shuffle_x4(x, base, convs).square().mean().backward()
     assert x.grad is not None
     assert x.grad.all()

@@ -16,7 +16,8 @@ from tubelet.layers.windows import (
 
 def _parts(grid, window, shift):
     """Number the positions of a grid by the window that they are in."""
-    x, number = torch.zeros(1, *grid, 1), 0
+    x = torch.zeros(1, *grid, 1)
+    number = 0
     for size, place in window_blocks(x, window, shift, "auto"):
         counts = [(s.stop - s.start) // n for s, n in zip(place[1:], size, strict=True)]
         parts = torch.arange(number, number + prod(counts)).view(1, *counts, 1).float()
@@ -46,15 +47,12 @@ def test_windows_and_their_shift_are_the_recorded_ones(recordings):
     assert torch.equal(joined, x)
     rolled = x.roll((-4, -4), (1, 2))
     assert torch.equal(split_windows(rolled, (8, 8)), windows.flatten(1, 2))
-    assert torch.equal(
-        split_windows(x[:, 4:12, 4:20], (8, 8)), windows[:2].flatten(1, 2)
-    )  # the whole ones
-    parts = split_windows(
-        _parts((16, 24), (8, 8), (4, 4)).roll((-4, -4), (1, 2)), (8, 8)
-    )  # (6, 64, 1)
-    assert torch.equal(
-        parts.ne(parts.mT) * -100.0, mask
-    )  # tokens of two parts are those that the mask parts
+    # The windows that the shift does not cut.
+    assert torch.equal(split_windows(x[:, 4:12, 4:20], (8, 8)), windows[:2].flatten(1, 2))
+    # (6, 64, 1)
+    parts = split_windows(_parts((16, 24), (8, 8), (4, 4)).roll((-4, -4), (1, 2)), (8, 8))
+    # The mask separates tokens of different windows of the partition.
+    assert torch.equal(parts.ne(parts.mT) * -100.0, mask)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +97,14 @@ def test_blocks_are_small_on_a_cpu_and_cover_everything():
 
 def test_gradients_are_those_of_the_function():
     torch.manual_seed(0)
-    x = torch.randn(1, 6, 10, 2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(
+        1,
+        6,
+        10,
+        2,
+        dtype=torch.float64,
+        requires_grad=True,
+    )
 
     def step(tensor):
         return map_windows(

@@ -34,11 +34,9 @@ def test_is_exact(
     torch.manual_seed(0)
     monkeypatch.setattr(winograd, "_STRIP_BYTES", strip_bytes)
     batch, height, width = size
-    x, weight, bias = (
-        _draw(batch, 5, height, width),
-        torch.randn(4, 5, 3, 3).double(),
-        torch.randn(4).double(),
-    )
+    x = _draw(batch, 5, height, width)
+    weight = torch.randn(4, 5, 3, 3).double()
+    bias = torch.randn(4).double()
     before = x.clone()
     expected = functional.conv2d(x, weight, bias, padding=1)
     y = _convolve([x], weight, bias)
@@ -57,8 +55,10 @@ def test_strips_are_finished_once_and_in_their_place(
     height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(winograd, "_STRIP_BYTES", 1)
-    x, weight = _draw(2, 3, height, 4), torch.randn(4, 3, 3, 3).double()
-    other, regions = _draw(2, 4, height, 4), list[Region]()
+    x = _draw(2, 3, height, 4)
+    weight = torch.randn(4, 3, 3, 3).double()
+    other = _draw(2, 4, height, 4)
+    regions = list[Region]()
 
     def finish(y: Tensor, region: Region) -> None:
         y.add_(other[region])
@@ -85,7 +85,8 @@ def test_transforms_are_computed_once_for_all_that_share_a_cache(
     input_transform = winograd._input_transform
 
     def counted(part: Tensor, top: int, bottom: int) -> Iterator[tuple[int, Tensor]]:
-        computed.append(top)  # only when the first of them is asked for
+        # Reached when the first transform is requested.
+        computed.append(top)
         yield from input_transform(part, top, bottom)
 
     monkeypatch.setattr(winograd, "_input_transform", counted)

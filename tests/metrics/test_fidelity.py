@@ -8,8 +8,12 @@ from tubelet.metrics import psnr, ssim
 
 
 def _images(recordings, row):
-    """The two 8-bit images of a recorded row, (3, H, W) RGB in [0, 1]; recorded channel order is BGR."""
-    make, shape = rules(recordings), tuple(row["shape"])
+    """Build the two 8-bit images of a recorded row, (3, H, W) RGB in [0, 1].
+
+    The recorded channel order is BGR.
+    """
+    make = rules(recordings)
+    shape = tuple(row["shape"])
     x = make.image(row["key"], shape)
     kind, amount = row["distortion"]
     if kind == "noise":
@@ -30,13 +34,15 @@ def test_equals_recorded_values(recordings):
     for row in rows:
         x, y = _images(recordings, row)
         convention = {"channel": "y" if row["y_channel"] else "rgb", "border": row["crop_border"]}
-        value, expected = psnr(y, x, **convention).item(), float(row["psnr"])
+        value = psnr(y, x, **convention).item()
+        expected = float(row["psnr"])
         assert value == expected or abs(value - expected) < 1e-4, row
         assert abs(ssim(y, x, **convention).item() - row["ssim"]) < 1e-4, row
 
 
 def test_psnr_of_a_known_error():
-    gt, sr = torch.full((3, 16, 16), 100 / 255), torch.full((3, 16, 16), 110 / 255)
+    gt = torch.full((3, 16, 16), 100 / 255)
+    sr = torch.full((3, 16, 16), 110 / 255)
     assert psnr(sr, gt, channel="rgb").item() == pytest.approx(20 * math.log10(255 / 10))
     assert psnr(sr, gt).item() == pytest.approx(
         20 * math.log10(255 / (10 * (65.481 + 128.553 + 24.966) / 255))
@@ -44,7 +50,8 @@ def test_psnr_of_a_known_error():
 
 
 def test_batches_and_borders():
-    sr, gt = torch.rand(2, 4, 3, 24, 30), torch.rand(2, 4, 3, 24, 30)
+    sr = torch.rand(2, 4, 3, 24, 30)
+    gt = torch.rand(2, 4, 3, 24, 30)
     for metric in (psnr, ssim):
         assert metric(sr, gt).shape == (2, 4)
         assert metric(sr, gt)[1, 3].item() == pytest.approx(metric(sr[1, 3], gt[1, 3]).item())

@@ -55,7 +55,8 @@ def test_an_unknown_name_has_a_near_one():
 
 @pytest.mark.parametrize("name", ALWAYS)
 def test_meters_give_what_the_functions_give(name):
-    sr, gt = torch.rand(3, 3, 24, 30), torch.rand(3, 3, 24, 30)
+    sr = torch.rand(3, 3, 24, 30)
+    gt = torch.rand(3, 3, 24, 30)
     meter = make_meter(name, border=4)
     for pair in zip(sr, gt, strict=True):
         meter.update(*pair)

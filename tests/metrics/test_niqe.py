@@ -19,13 +19,17 @@ from tubelet.metrics.niqe import (
 
 
 def _images(recordings):
-    """Recorded rows on luma with their 8-bit images, (3, H, W) RGB in [0, 1]; recorded channel order is BGR."""
+    """Yield recorded rows on luma with their 8-bit images, (3, H, W) RGB in [0, 1].
+
+    The recorded channel order is BGR.
+    """
     description, _ = recorded(recordings, "niqe")
     make = rules(recordings)
     for row in description["results"]:
         if row["convert_to"] != "y":
             continue
-        shape, (kind, amount) = tuple(row["shape"]), row["distortion"]
+        shape = tuple(row["shape"])
+        (kind, amount) = row["distortion"]
         x = make.image(row["key"], shape)
         if kind == "noise":
             noise = 20 * make.fill("noise:" + row["key"], (math.prod(shape),)).reshape(shape)
@@ -49,30 +53,34 @@ def test_equals_recorded_values_with_the_published_model(recordings, request):
 
 
 def test_the_own_model_follows_recorded_values(recordings):
-    """Another pristine model gives other numbers; the algorithm being the same, they stay near and in order."""
+    """Another pristine model gives other numbers, but similar ones in the same order."""
     model = load_pristine()
-    rows = [
-        (row["niqe"], niqe(image, model, border=row["crop_border"]).item())
-        for row, image in _images(recordings)
-    ]
+    rows: list[tuple[float, float]] = []
+    for row, image in _images(recordings):
+        score = niqe(image, model, border=row["crop_border"]).item()
+        rows.append((row["niqe"], score))
     assert len(rows) == 6
     assert np.corrcoef(np.array(rows).T)[0, 1] > 0.98
     assert all(0.75 < own / published < 1.35 for published, own in rows)
 
 
-def _slowly_fitted(values: list[float]) -> tuple[float, float, float]:
+def _rms(values: list[float]) -> float:
+    return math.sqrt(sum(value * value for value in values) / len(values))
+
+
+def _fit_by_search(values: list[float]) -> tuple[float, float, float]:
     """Fit by the definition: a search through all shapes."""
-    left, right = ([v for v in values if v * sign > 0] for sign in (-1, 1))
-    left_rms, right_rms = (
-        math.sqrt(sum(v * v for v in side) / len(side)) for side in (left, right)
-    )
+    left_rms = _rms([value for value in values if value < 0])
+    right_rms = _rms([value for value in values if value > 0])
     gamma_hat = left_rms / right_rms
-    r_hat = (sum(map(abs, values)) / len(values)) ** 2 / (sum(v * v for v in values) / len(values))
-    wanted = r_hat * (gamma_hat**3 + 1) * (gamma_hat + 1) / (gamma_hat**2 + 1) ** 2
+    mean_abs = sum(map(abs, values)) / len(values)
+    mean_square = sum(value * value for value in values) / len(values)
+    r_hat = mean_abs**2 / mean_square
+    moment = r_hat * (gamma_hat**3 + 1) * (gamma_hat + 1) / (gamma_hat**2 + 1) ** 2
     gamma = math.gamma
 
     def miss(shape: float) -> float:
-        return (gamma(2 / shape) ** 2 / (gamma(1 / shape) * gamma(3 / shape)) - wanted) ** 2
+        return (gamma(2 / shape) ** 2 / (gamma(1 / shape) * gamma(3 / shape)) - moment) ** 2
 
     shape = min((0.2 + 0.001 * i for i in range(9801)), key=miss)
     scale = math.sqrt(gamma(1 / shape) / gamma(3 / shape))
@@ -91,8 +99,9 @@ def test_the_fit_equals_a_search_by_definition():
     )
     fitted = torch.stack(_fit_asymmetric(torch.from_numpy(rows)), 1)
     for row, values in zip(fitted.tolist(), rows.tolist(), strict=True):
-        assert row == pytest.approx(_slowly_fitted(values), rel=1e-6)
-    assert fitted[1, 0] == pytest.approx(2, abs=0.5)  # a Gaussian has shape 2
+        assert row == pytest.approx(_fit_by_search(values), rel=1e-6)
+    # A Gaussian has shape 2.
+    assert fitted[1, 0] == pytest.approx(2, abs=0.5)
     assert _fit_asymmetric(torch.ones(1, 9, dtype=torch.float64))[1].isnan()
 
 

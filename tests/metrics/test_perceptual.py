@@ -22,7 +22,7 @@ def _random(*shape: int, seed: int = 0, gain: float = 1.0) -> torch.Tensor:
 
 
 def _backbone(make) -> dict[str, torch.Tensor]:
-    """A file as torchvision publishes it, with random convolutions and no more of the classifier than a stump."""
+    """Write a file as torchvision publishes it: random convolutions and a stump of a classifier."""
     with torch.device("meta"):
         shapes = {
             name: value.shape for name, value in make(weights=None).features.state_dict().items()
@@ -72,7 +72,8 @@ def _lpips_by_definition(folder, a: torch.Tensor, b: torch.Tensor) -> float:
     )
     total, x, y = 0.0, *((2 * p - 1 - shift) / scale for p in (a, b))
     for number, layer in enumerate(features):
-        x, y = layer(x), layer(y)
+        x = layer(x)
+        y = layer(y)
         if number in (1, 4, 7, 9, 11):
             difference = (functional.normalize(x, dim=0) - functional.normalize(y, dim=0)) ** 2
             weights = linear[f"lin{(1, 4, 7, 9, 11).index(number)}.model.1.weight"][0]
@@ -99,7 +100,8 @@ def test_lpips_is_what_its_paper_defines(alex):
 
 def test_tlpips_compares_the_changes(alex):
     frames = torch.rand(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))
-    same, frozen = make_meter("tlpips", weights=alex), make_meter("tlpips", weights=alex)
+    same = make_meter("tlpips", weights=alex)
+    frozen = make_meter("tlpips", weights=alex)
     for frame in frames:
         same.update(frame, frame)
         frozen.update(frames[0], frame)
@@ -125,7 +127,8 @@ def test_dists_takes_frames_at_their_own_size(vgg, monkeypatch):
     def resize(*_, **__):
         raise AssertionError("DISTS resized")
 
-    monkeypatch.setattr(functional, "interpolate", resize)  # as piq does above 256 pixels
+    # As piq does above 256 pixels.
+    monkeypatch.setattr(functional, "interpolate", resize)
     meter = make_meter("dists", weights=vgg)
     meter.update(torch.rand(3, 257, 257), torch.rand(3, 257, 257))
     assert 0 < meter.mean() < 1
@@ -135,7 +138,18 @@ def _tiny_clip():
     from piq.feature_extractors.clip import CLIP
 
     torch.manual_seed(0)
-    return CLIP(16, 32, (1, 1, 1, 1), 8, None, 8, 100, 64, 1, 1)
+    return CLIP(
+        16,
+        32,
+        (1, 1, 1, 1),
+        8,
+        None,
+        8,
+        100,
+        64,
+        1,
+        1,
+    )
 
 
 @pytest.mark.parametrize("form", ["state", "archive"])
@@ -207,12 +221,14 @@ def test_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch):
     (path,) = find_weights("x", [good], None)
     assert path == tmp_path / "hub" / "checkpoints" / "w.pt"
     source.unlink()
-    assert find_weights("x", [good], None) == [path]  # no second download
+    # No second download.
+    assert find_weights("x", [good], None) == [path]
     assert read_tensors(path)["w"].tolist() == [1, 1]
     torch.save({"w": torch.ones(2)}, source)
     with pytest.raises(ResourceError, match=r"could not be downloaded \(what arrived has sha256"):
         find_weights("x", [WeightFile("other.pt", source.as_uri(), "00000000")], None)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["w.pt"]  # nothing half-written
+    # Nothing half-written.
+    assert sorted(p.name for p in path.parent.iterdir()) == ["w.pt"]
 
 
 def test_one_named_file_finds_the_other_beside_it(alex, tmp_path):

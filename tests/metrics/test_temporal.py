@@ -10,7 +10,9 @@ from tubelet.metrics import make_meter
 from tubelet.metrics.temporal import occlusion_mask, warp
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra [metrics]")
-FRAMES, HEIGHT, WIDTH = 5, 48, 64
+FRAMES = 5
+HEIGHT = 48
+WIDTH = 64
 
 
 @pytest.fixture(scope="module")
@@ -53,27 +55,25 @@ def test_independent_noise_flickers_and_frozen_noise_does_not(image):
     assert measure("flicker", still + noise(0.03), still) == pytest.approx(expected, rel=0.05)
 
 
-def test_flicker_sees_only_what_stands_still(image):
-    moving, still = cut(image, 2), cut(image, 0)
+def test_flicker_measures_only_static_regions(image):
+    moving = cut(image, 2)
+    still = cut(image, 0)
     assert math.isnan(measure("flicker", moving, moving))
     half = torch.cat([still[..., : WIDTH // 2], moving[..., WIDTH // 2 :]], -1)
     spoiled = half.clone()
     spoiled[..., WIDTH // 2 :] += noise(0.2)[..., WIDTH // 2 :]
-    assert (
-        measure("flicker", spoiled, half) < 1.5
-    )  # levels; the few pixels of the border between both
-    assert (
-        measure("flicker", half, still, border=WIDTH // 2 - 8 if HEIGHT > WIDTH else 0) > 1
-    )  # wrong motion counts
+    # In levels: only the few pixels at the border between the halves.
+    assert measure("flicker", spoiled, half) < 1.5
+    # The reference is static: wrong motion counts.
+    assert measure("flicker", half, still, border=WIDTH // 2 - 8 if HEIGHT > WIDTH else 0) > 1
 
 
 def test_a_shift_by_one_pixel_has_hardly_any_warping_error(image):
     shifted = cut(image, 1)
     unaligned = (shifted[1:] - shifted[:-1]).square().sum(1).mean().item()
     assert measure("warp-error", shifted, shifted) < 0.01 * unaligned
-    assert (
-        measure("warp-error", shifted) < 0.01 * unaligned
-    )  # without reference: flow of the clip itself
+    # Without a reference, the flow is that of the clip itself.
+    assert measure("warp-error", shifted) < 0.01 * unaligned
     assert measure("warp-error", cut(image, 0), cut(image, 0)) == pytest.approx(0, abs=1e-9)
 
 
@@ -93,8 +93,10 @@ def test_hidden_pixels_and_edges_of_motion_do_not_count():
     backward = -forward
     visible = occlusion_mask(forward, backward)
     assert visible[:, :27].all()
-    assert not visible[:, 27:].any()  # they leave the image
-    backward[0, 5:8, 5:8] = 0  # what is there now came from elsewhere
+    # They leave the image.
+    assert not visible[:, 27:].any()
+    # These pixels of the next frame came from elsewhere.
+    backward[0, 5:8, 5:8] = 0
     assert (occlusion_mask(forward, backward) != visible).nonzero().tolist() == [
         [y, x] for y in (5, 6, 7) for x in (5, 6, 7)
     ]
@@ -144,4 +146,5 @@ def test_without_opencv_one_line_says_how_to_get_it(monkeypatch):
             ResourceError, match=rf"{name} needs OpenCV .* pip install 'tubelet\[metrics\]'"
         ):
             make_meter(name)
-    make_meter("flicker")  # needs no flow
+    # It needs no flow.
+    make_meter("flicker")

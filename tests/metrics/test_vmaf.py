@@ -48,13 +48,15 @@ def test_frames_go_side_by_side_to_ffmpeg(tmp_path, monkeypatch, frame):
     for level in (100, 110, 90):
         sr = frame.clone()
         sr[:, 20, 20] = level / 255
-        sr[:, 0, 0] = 1  # within the border
+        # Within the border, so without influence.
+        sr[:, 0, 0] = 1
         meter.update(sr, frame)
-    assert meter.values() == [100, 92, 91]  # luma 102 against 102, 110 and 93
+    # Luma 102 against 102, 110 and 93.
+    assert meter.values() == [100, 92, 91]
     assert meter.mean() == pytest.approx(283 / 3)
 
 
-def test_what_ffmpeg_says_is_told_in_one_line(tmp_path, monkeypatch, frame):
+def test_the_last_message_of_ffmpeg_is_in_the_error(tmp_path, monkeypatch, frame):
     install(tmp_path, monkeypatch, fail=True)
     meter = make_meter("vmaf")
     meter.update(frame, frame)
@@ -84,7 +86,8 @@ def test_a_meter_that_is_dropped_ends_its_ffmpeg(tmp_path, monkeypatch, frame):
     install(tmp_path, monkeypatch)
     meter = make_meter("vmaf")
     meter.update(frame, frame)
-    process, gone = meter._process, weakref.ref(meter)
+    process = meter._process
+    gone = weakref.ref(meter)
     del meter
     gc.collect()
     assert gone() is None

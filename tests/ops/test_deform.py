@@ -41,7 +41,7 @@ CASES: list[dict[str, Any]] = [
 def _inputs(
     case: dict[str, Any], *, reach_px: float = 3.0, dtype: torch.dtype = torch.float64
 ) -> Inputs:
-    """Make inputs of a case; offsets of a third of the image leave it often."""
+    """Draw the inputs of a case; many offsets point out of the image."""
     torch.manual_seed(0)
     batch, channels, _, _ = case["shape"]
     weight = torch.randn(
@@ -75,23 +75,33 @@ def _run(op: Callable[..., Tensor], inputs: Inputs, **options: Any) -> dict[str,
     out.backward(
         torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
     )
-    found = {name: leaf.grad for name, leaf in leaves.items() if leaf is not None}
-    assert all(grad is not None for grad in found.values())
-    return {"out": out.detach(), **found}  # pyright: ignore[reportReturnType]
+    grads = {name: leaf.grad for name, leaf in leaves.items() if leaf is not None}
+    assert all(grad is not None for grad in grads.values())
+    return {"out": out.detach(), **grads}  # pyright: ignore[reportReturnType]
 
 
 def _torchvision(
-    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, **steps: Any
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    **steps: Any,
 ) -> Tensor:
     return pytest.importorskip("torchvision").ops.deform_conv2d(
-        x, offset, weight, bias, mask=mask, **steps
+        x,
+        offset,
+        weight,
+        bias,
+        mask=mask,
+        **steps,
     )
 
 
 @pytest.mark.parametrize("reach_px", [3.0, 0.0])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_torchvision(case: dict[str, Any], reach_px: float) -> None:
-    """Values and gradients, whole offsets among them: there the gradient depends on which pixels count as next."""
+    """Compare values and gradients, also for integer offsets, where gradients are one-sided."""
     inputs = _inputs(case, reach_px=reach_px)
     for op in (deform_conv2d, deform_conv2d_reference):
         torch.testing.assert_close(
@@ -116,7 +126,7 @@ def test_equals_the_oracle(case: dict[str, Any], with_mask: bool, border: str) -
 
 
 def test_the_original_border() -> None:
-    """Outside is zero, but up to one pixel beyond the last it is the last."""
+    """Outside is zero, but up to one pixel beyond the last one, that is repeated."""
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2)
     weight = torch.ones(1, 1, 1, 1)
     for dy, dx, expected in (
@@ -146,16 +156,18 @@ def test_strips_layouts_and_float32(
         name: t.float().to(memory_format=layout) if t.ndim == 4 else t.float()
         for name, t in exact.items()
     }
-    found = _run(deform_conv2d, inputs, padding=1)
+    result = _run(deform_conv2d, inputs, padding=1)
     assert deform_conv2d(**inputs, padding=1).is_contiguous(memory_format=layout)
     for name, expected in _run(deform_conv2d_reference, exact, padding=1).items():
-        torch.testing.assert_close(found[name], expected.float(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result[name], expected.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_wild_offsets() -> None:
-    """Far away there is nothing; what is not a number stays where it is."""
+    """Samples far outside are zero; NaN spoils only its own output pixel."""
     inputs = _inputs(CASES[0], reach_px=0.0, dtype=torch.float32)
-    x, offset, weight = inputs["x"], inputs["offset"], inputs["weight"]
+    x = inputs["x"]
+    offset = inputs["offset"]
+    weight = inputs["weight"]
     far = torch.full_like(offset, 1e30)
     assert not deform_conv2d(x, far, weight, padding=1).any()
     assert not deform_conv2d(x, -far, weight, padding=1).any()
@@ -180,8 +192,10 @@ def test_half_precision_keeps_its_type() -> None:
 @pytest.mark.parametrize("reach_px", [None, 10.0])
 def test_guided_equals_its_parts(num_flows: int, reach_px: float | None) -> None:
     torch.manual_seed(0)
-    x, predicted = torch.randn(2, 8, 9, 11), torch.randn(2, 108, 9, 11)
-    weight, bias = torch.randn(6, 8, 3, 3), torch.randn(6)
+    x = torch.randn(2, 8, 9, 11)
+    predicted = torch.randn(2, 108, 9, 11)
+    weight = torch.randn(6, 8, 3, 3)
+    bias = torch.randn(6)
     flows = [4 * torch.randn(2, 2, 9, 11) for _ in range(num_flows)]
     offset = predicted[:, :72] if reach_px is None else reach_px * torch.tanh(predicted[:, :72])
     if flows:
@@ -189,20 +203,31 @@ def test_guided_equals_its_parts(num_flows: int, reach_px: float | None) -> None
             [flow.flip(1).repeat(1, 36 // num_flows, 1, 1) for flow in flows], 1
         )
     expected = deform_conv2d_reference(
-        x, offset, weight, bias, mask=torch.sigmoid(predicted[:, 72:]), padding=1
+        x,
+        offset,
+        weight,
+        bias,
+        mask=torch.sigmoid(predicted[:, 72:]),
+        padding=1,
     )
     for layout in (torch.contiguous_format, torch.channels_last):
         moved = predicted.to(memory_format=layout)
         for learns in (False, True):
             guide = moved.clone().requires_grad_(learns)
-            found = guided_deform_conv2d(
-                x, guide, weight, bias, flows=flows, max_residue_px=reach_px, padding=1
+            result = guided_deform_conv2d(
+                x,
+                guide,
+                weight,
+                bias,
+                flows=flows,
+                max_residue_px=reach_px,
+                padding=1,
             )
-            assert found.requires_grad == learns
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            assert result.requires_grad == learns
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-KERNEL_BESIDE_THE_ORACLE = """
+KERNEL_AGAINST_THE_REFERENCE = """
 import torch
 from tubelet.ops.deform import deform_conv2d_reference
 from tubelet.ops.deform_rows import Taps
@@ -212,12 +237,15 @@ x, weight = torch.randn(2, 4, 5, 7), torch.randn(3, 4, 3, 3)
 offset, mask = 3 * torch.randn(2, 36, 3, 7), torch.rand(2, 18, 3, 7)
 steps = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 for border, factors, dtype, atol in (
-    ("zeros", mask, torch.float32, 1e-4), ("original", None, torch.float32, 1e-4), ("zeros", None, torch.bfloat16, 0.1),
+    ("zeros", mask, torch.float32, 1e-4),
+    ("original", None, torch.float32, 1e-4),
+    ("zeros", None, torch.bfloat16, 0.1),
 ):
     columns = sample_columns(x.to(dtype), offset, factors, Taps((3, 3), *steps.values(), 2, border))
     assert columns.dtype == dtype
     expected = deform_conv2d_reference(x, offset, weight, mask=factors, border=border, **steps)
-    torch.testing.assert_close((weight.flatten(1) @ columns.float()).view_as(expected), expected, rtol=0, atol=atol)
+    out = (weight.flatten(1) @ columns.float()).view_as(expected)
+    torch.testing.assert_close(out, expected, rtol=0, atol=atol)
     print(border, columns.dtype)
 """
 
@@ -226,7 +254,7 @@ for border, factors, dtype, atol in (
 def test_the_kernel_of_gpus_as_triton_interprets_it() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", KERNEL_BESIDE_THE_ORACLE]
+    command = [sys.executable, "-c", KERNEL_AGAINST_THE_REFERENCE]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -241,15 +269,16 @@ def test_the_kernel_of_gpus_as_triton_interprets_it() -> None:
 def test_the_kernel_on_a_gpu(dtype: torch.dtype) -> None:
     inputs = {name: t.to(dtype) for name, t in _inputs(CASES[0], dtype=torch.float32).items()}
     expected = _run(deform_conv2d, {name: t.float() for name, t in inputs.items()}, padding=1)
-    found = _run(deform_conv2d, {name: t.cuda() for name, t in inputs.items()}, padding=1)
+    result = _run(deform_conv2d, {name: t.cuda() for name, t in inputs.items()}, padding=1)
     for name, value in expected.items():
         tolerance = (1e-4 if dtype == torch.float32 else 0.05) * value.std().item()
-        torch.testing.assert_close(found[name].float().cpu(), value, rtol=0, atol=tolerance)
+        torch.testing.assert_close(result[name].float().cpu(), value, rtol=0, atol=tolerance)
 
 
 def test_refuses_shapes_that_do_not_fit() -> None:
     inputs = _inputs(CASES[0])
-    offset, mask = inputs["offset"], inputs["mask"]
+    offset = inputs["offset"]
+    mask = inputs["mask"]
     with pytest.raises(ValueError, match="offset"):
         deform_conv2d(**inputs)
     with pytest.raises(ValueError, match="offset"):

@@ -1,5 +1,3 @@
-"""Pixels as files of 8 bit hold them."""
-
 import numpy as np
 import torch
 

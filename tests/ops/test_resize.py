@@ -23,11 +23,12 @@ def test_equals_recorded_values(recordings, case):
 @pytest.mark.parametrize("scale", [0.25, 0.5, 1 / 3, 2, 4, 1.5])
 @pytest.mark.parametrize("size", [(37, 300), (8, 9)])
 def test_blocks_agree_with_a_direct_sum(scale, size):
-    """The banded products against the definition, one output pixel at a time."""
+    """Compare the banded matrix products with the definition, at one output pixel."""
     x = torch.rand(*size, dtype=torch.float64)
     out = imresize(x, scale)
     assert out.shape == tuple(math.ceil(n * scale - 1e-9) for n in size)
-    row, column = out.shape[0] // 2, out.shape[1] - 1
+    row = out.shape[0] // 2
+    column = out.shape[1] - 1
     expected = _weights(size[0], row, scale) @ x @ _weights(size[1], column, scale)
     torch.testing.assert_close(out[row, column], expected)
 
@@ -38,10 +39,15 @@ def _weights(size: int, out: int, scale: float) -> torch.Tensor:
     weights = torch.zeros(size, dtype=torch.float64)
     for tap in range(math.floor(center - 2 / shrink), math.ceil(center + 2 / shrink) + 1):
         d = abs(shrink * (center - tap))
-        near, far = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
-        value = near if d <= 1 else far if d <= 2 else 0.0
-        place = tap % (2 * size)
-        weights[place if place < size else 2 * size - 1 - place] += value
+        inner_weight = 1.5 * d**3 - 2.5 * d**2 + 1
+        outer_weight = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+        value = 0.0
+        if d <= 1:
+            value = inner_weight
+        elif d <= 2:
+            value = outer_weight
+        position = tap % (2 * size)
+        weights[position if position < size else 2 * size - 1 - position] += value
     return weights / weights.sum()
 
 

@@ -1,5 +1,3 @@
-"""Sizes that networks take, and padding to them."""
-
 import pytest
 import torch
 
@@ -28,6 +26,6 @@ def test_small_images_are_repeated() -> None:
     assert torch.equal(pad_to(x, 4, 5)[..., 2:, :], x[..., [1, 1], :])
 
 
-def test_what_fits_is_not_copied() -> None:
+def test_an_image_of_the_right_size_is_not_copied() -> None:
     x = torch.rand(1, 3, 4, 5)
     assert pad_to(x, 4, 5) is x

@@ -16,9 +16,11 @@ PADDINGS: tuple[Padding, ...] = ("zeros", "border", "reflection")
 def _pixel(feat: Tensor, x: int, y: int, padding: Padding) -> Tensor:
     height, width = feat.shape[-2:]
     if padding == "border":
-        x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
+        x = min(max(x, 0), width - 1)
+        y = min(max(y, 0), height - 1)
     if padding == "reflection":
-        x, y = _mirror(x, width), _mirror(y, height)
+        x = _mirror(x, width)
+        y = _mirror(y, height)
     if not (0 <= x < width and 0 <= y < height):
         return torch.zeros_like(feat[:, 0, 0])
     return feat[:, y, x]
@@ -36,8 +38,10 @@ def slow_warp(feat: Tensor, flow: Tensor, padding: Padding) -> Tensor:
     for b in range(feat.shape[0]):
         for y in range(feat.shape[2]):
             for x in range(feat.shape[3]):
-                px, py = x + flow[b, 0, y, x].item(), y + flow[b, 1, y, x].item()
-                left, top = math.floor(px), math.floor(py)
+                px = x + flow[b, 0, y, x].item()
+                py = y + flow[b, 1, y, x].item()
+                left = math.floor(px)
+                top = math.floor(py)
                 for column, line in (
                     (left, top),
                     (left + 1, top),
@@ -52,8 +56,22 @@ def slow_warp(feat: Tensor, flow: Tensor, padding: Padding) -> Tensor:
 @pytest.fixture
 def pair() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    feat = torch.randn(2, 16, 7, 9, generator=generator, dtype=torch.float64)
-    return feat, 3 * torch.randn(2, 2, 7, 9, generator=generator, dtype=torch.float64)
+    feat = torch.randn(
+        2,
+        16,
+        7,
+        9,
+        generator=generator,
+        dtype=torch.float64,
+    )
+    return feat, 3 * torch.randn(
+        2,
+        2,
+        7,
+        9,
+        generator=generator,
+        dtype=torch.float64,
+    )
 
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -117,7 +135,7 @@ def test_half_precision_keeps_positions() -> None:
     torch.testing.assert_close(shifted[..., :-1], feat[..., 1:], rtol=0, atol=1e-2)
 
 
-def test_a_image_of_one_pixel() -> None:
+def test_an_image_of_one_pixel() -> None:
     assert backward_warp(torch.ones(1, 3, 1, 1), torch.zeros(1, 2, 1, 1)).eq(1).all()
 
 
@@ -141,9 +159,11 @@ def test_recorded_outputs(recordings: Path, case: str, layout: torch.memory_form
         feat = recorded_input(recordings, case, shape)
     else:
         feat = torch.from_numpy(fill(f"feat:{case}", shape)) * math.prod(shape[1:]) ** 0.5
-        feat = torch.cat([feat, feat], 1)  # wide enough for the rows of channels_last
+        # Enough channels for the gathering of rows in channels_last.
+        feat = torch.cat([feat, feat], 1)
     feat = feat.contiguous(memory_format=layout)
-    # A variant that asks for corners not aligned samples elsewhere than the flow points; no network uses it.
+    # Variants without aligned corners sample at other positions than the flow's end points;
+    # no network uses them.
     variants = [(v, e) for v, e in zip(description["variants"], expected, strict=True) if v[2]]
     assert variants
     for (mode, padding, _), output in variants:
