@@ -1,4 +1,4 @@
-"""What the FFmpeg of PyAV can do here."""
+"""Tests of the report on the FFmpeg of PyAV."""
 
 import av
 import pytest
@@ -29,7 +29,7 @@ def test_an_encoder_that_does_not_open_does_not_work(monkeypatch: pytest.MonkeyP
     assert not encoder_works("libx264")
 
 
-def test_codecs_are_those_that_can_be_asked_for() -> None:
+def test_codecs_are_those_that_a_user_can_choose() -> None:
     codecs = working_codecs()
     assert codecs["h264"]
     assert codecs["hevc"]

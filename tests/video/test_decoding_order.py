@@ -1,4 +1,4 @@
-"""Decoding times over the joints of segments."""
+"""Tests of decoding times across the joints of segments."""
 
 import itertools
 
@@ -9,20 +9,21 @@ from tubelet.video.decoding_order import DecodingOrder
 
 
 def ordered(depth, packets):
-    """Give (pts, dts) of packets after they went through; a packet is (pts, dts of its encoder)."""
+    """Pass packets, each (pts, dts of its encoder), through the order; return (pts, dts)."""
     order = DecodingOrder(depth)
-    made = []
+    out = []
     for pts, dts in packets:
         packet = Packet(b"x")
-        packet.pts, packet.dts = pts, dts
-        made.append(packet)
-    out = [ready for packet in made for ready in order.put(packet)] + order.flush()
-    assert [p.pts for p in out] == [pts for pts, _ in packets]
-    return [(p.pts, p.dts) for p in out]
+        packet.pts = pts
+        packet.dts = dts
+        out += order.put(packet)
+    out += order.flush()
+    assert [packet.pts for packet in out] == [pts for pts, _ in packets]
+    return [(packet.pts, packet.dts) for packet in out]
 
 
 def test_one_encoder_keeps_its_times():
-    """What x264 gives with two B-frames in a pyramid and a variable frame rate."""
+    """Times of x264 with two B-frames in a pyramid and a variable frame rate stay."""
     packets = [
         (0, -67),
         (140, -34),
@@ -43,10 +44,11 @@ def test_the_example_of_the_docstring():
 
 @pytest.mark.parametrize("first", [1, 2, 3, 7])
 def test_a_joint_looks_like_any_other_place(first):
-    """Segments shorter than the delay too: their encoders give dts that clash with those of their neighbors."""
+    """Encoders of segments shorter than the delay give dts that clash with their neighbors'."""
     segment = [(0, 0), (3, 1), (2, 2), (1, 3), (4, 4), (7, 5), (6, 6), (5, 7), (8, 8)]
-    alone = [(pts, pts) for pts in range(first)]
-    joined = ordered(2, alone + [(first + pts, None) for pts, _ in segment])
+    packets = [(pts, pts) for pts in range(first)]
+    packets += [(first + pts, None) for pts, _ in segment]
+    joined = ordered(2, packets)
     assert [dts for _, dts in joined] == list(range(-2, first + 7))
     assert all(dts <= pts for pts, dts in joined)
 
@@ -55,7 +57,7 @@ def test_packets_in_order_are_decoded_when_they_are_shown():
     assert ordered(0, [(0, -5), (40, 40), (50, None)]) == [(0, 0), (40, 40), (50, 50)]
 
 
-def test_too_few_packets_for_the_rule_keep_what_they_have():
+def test_too_few_packets_for_the_rule_keep_their_times():
     assert ordered(2, [(0, -108), (33, -75)]) == [(0, -108), (33, -75)]
     clash = ordered(2, [(0, 0), (1, 0)])
     assert all(a[1] < b[1] for a, b in itertools.pairwise(clash))

@@ -1,4 +1,4 @@
-"""A video that was encoded in segments and joined, against the same video encoded at once."""
+"""Tests that a video encoded in segments and joined equals the video encoded at once."""
 
 import dataclasses
 from fractions import Fraction
@@ -24,14 +24,19 @@ from tubelet.video.output_format import choose_output_format
 from tubelet.video.parts import copy_part
 from tubelet.video.probe import probe
 
-LOSSLESS = ("ffv1", "prores", "gif", "rawvideo")  # no frame depends on others, or nothing is lost
+LOSSLESS = (
+    "ffv1",
+    "prores",
+    "gif",
+    "rawvideo",
+)  # frames do not depend on others, or nothing is lost
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """Videos of several kinds, by name."""
+    """Frames, description and path of several kinds of videos, by name."""
     folder = tmp_path_factory.mktemp("sources")
-    made = {
+    paths = {
         "rich": make_rich(folder / "rich.mkv"),
         "transport": make_plain(folder / "transport.ts", pts_ms=tuple(range(40000, 40480, 40))),
         "late": make_video(folder / "late.mkv", frames=30, pts=range(7, 37)),
@@ -40,7 +45,7 @@ def sources(tmp_path_factory):
         "alpha": make_video(folder / "alpha.mkv", frames=12, codec="ffv1", pix_fmt="yuva420p"),
         "turned": make_video(folder / "turned.mp4", frames=12, rotation=90),
     }
-    return {name: (*read_all(path), path) for name, path in made.items()}
+    return {name: (*read_all(path), path) for name, path in paths.items()}
 
 
 KINDS = [
@@ -104,16 +109,14 @@ def test_segments_joined_equal_the_video_written_at_once(
             assert len(joined[way]["pixels"]) == len(images)
             if codec != "gif":  # FFmpeg's demuxer does not know them
                 assert {whole["shown"][cut] for cut in cuts} <= keyframes(path)
-        if preset not in (
-            "veryfast",
-            "medium",
-        ):  # mbtree of x264 reads memory that was never written
+        # mbtree of x264 reads uninitialized memory.
+        if preset not in ("veryfast", "medium"):
             assert joined["direct"] == joined["parts"]
         ffprobe(path, "-show_streams", "-show_packets")
 
 
 def test_transparency_of_vp9_goes_through_a_part(sources, tmp_path):
-    """It lies beside the packets, not in them."""
+    """It is side data of the packets, not part of them."""
     images, like, _ = sources["alpha"]
     settings = EncodeSettings(codec="vp9")
     write_in_segments(tmp_path / "direct.webm", images, like, [5], "direct", settings)
@@ -141,7 +144,7 @@ def test_hdr_metadata_is_in_every_segment(tmp_path, codec):
     ("name", "codec"), [("o.mkv", "ffv1"), ("o.mp4", "hevc"), ("o.webm", "av1")]
 )
 def test_segments_of_other_processes_are_joined(tmp_path, name, codec):
-    """They know of each other only what the JSON says, and say nothing on the terminal."""
+    """They share only JSON, and print nothing."""
     source = make_plain(tmp_path / "in.mkv", size=(64, 64))
     images, like = read_all(source)
     settings = EncodeSettings(codec=codec)
@@ -172,7 +175,7 @@ def test_images_of_segments_are_numbered_through(sources, tmp_path, way):
 
 @pytest.mark.parametrize("name", ["o.avi", "o.gif", "o.mkv"])
 def test_times_moved_to_the_next_tick_go_on_over_a_joint(tmp_path, name):
-    """A burst of frames within one tick of the output pushes those behind it, also into the next segment."""
+    """Frames within one tick of the output push later ones, also into the next segment."""
     tick_ms = (0, 1, 2, 3, 4, 5, 6, 7, 8, 200, 201, 202, 300)
     source = tmp_path / "in.mkv"
     container = av.open(str(source), "w")

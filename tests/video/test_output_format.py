@@ -1,4 +1,4 @@
-"""The value by which all processes encode alike."""
+"""Tests of the value by which all processes encode alike."""
 
 import json
 from dataclasses import replace

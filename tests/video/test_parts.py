@@ -1,4 +1,4 @@
-"""Files that hold the packets of a segment: exact, whole or absent."""
+"""Tests of files with the packets of a segment: exact, complete or absent."""
 
 from fractions import Fraction
 
@@ -18,7 +18,9 @@ TAIL = PartTail(frames=2, end=1 << 41, notes=("one", "two"))
 
 def make_packet(data, pts, dts, duration, is_keyframe):
     packet = Packet(data)
-    packet.pts, packet.dts, packet.duration = pts, dts, duration
+    packet.pts = pts
+    packet.dts = dts
+    packet.duration = duration
     packet.is_keyframe = is_keyframe
     packet.time_base = CLOCK.tick_s
     return packet
@@ -46,7 +48,7 @@ def test_everything_of_a_packet_comes_back(tmp_path):
     assert {p.time_base for p in found} == {CLOCK.tick_s}
 
 
-def test_the_file_appears_only_when_it_is_whole(tmp_path):
+def test_the_file_appears_only_when_it_is_complete(tmp_path):
     with PartWriter(tmp_path / "0.part") as part:
         part.begin(HEAD)
         part.put(make_packet(*PACKETS[0]))
@@ -80,11 +82,11 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, size):
         open_part(path)
 
 
-@pytest.mark.parametrize("place", [-1, -12, -40])
-def test_a_damaged_index_is_refused(tmp_path, place):
+@pytest.mark.parametrize("position", [-1, -12, -40])
+def test_a_damaged_index_is_refused(tmp_path, position):
     path = write_part(tmp_path / "0.part")
     data = bytearray(path.read_bytes())
-    data[place] ^= 0x80
+    data[position] ^= 0x80
     path.write_bytes(data)
     with pytest.raises(InputError, match="damaged or incomplete"):
         copy_part(path, PartWriter(tmp_path / "copy.part"))

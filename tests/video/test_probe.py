@@ -21,12 +21,9 @@ def ffmpeg(*arguments: object) -> None:
 def test_size_rate_and_depth(tmp_path):
     info = probe(make_video(tmp_path / "a.mp4", frames=10, size=(64, 48)))
     assert (info.width, info.height, info.rotation_deg) == (64, 48, 0)
-    assert (info.pix_fmt, info.bit_depth, info.has_alpha, info.is_rgb) == (
-        "yuv420p",
-        8,
-        False,
-        False,
-    )
+    assert (info.pix_fmt, info.bit_depth) == ("yuv420p", 8)
+    assert not info.has_alpha
+    assert not info.is_rgb
     assert info.average_rate == 25
     assert info.frames_hint == 10
     assert info.duration_s == pytest.approx(0.4)
@@ -57,31 +54,26 @@ def test_tags_are_read(tmp_path, full_range):
         tags=tags,
         options={"x264-params": "chromaloc=2:colormatrix=bt709:colorprim=bt709:transfer=bt709"},
     )
-    assert probe(path).color == ColorTags(
-        1, 1, 1, full_range, siting=3
-    )  # x264 counts sitings from 0
+    # x264 counts sitings from 0.
+    assert probe(path).color == ColorTags(1, 1, 1, full_range, siting=3)
 
 
 def test_ten_bit_hdr_metadata(tmp_path):
+    display = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
     hdr = (
-        "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited:hdr10=1:"
-        "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
+        "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited:"
+        f"hdr10=1:master-display={display}:max-cll=1000,400"
     )
     path = make_video(
         tmp_path / "a.mp4", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": hdr}
     )
     info = probe(path)
-    assert (info.bit_depth, info.color.matrix, info.color.primaries, info.color.transfer) == (
-        10,
-        9,
-        9,
-        16,
-    )
+    assert info.bit_depth == 10
+    assert info.color.matrix == 9
+    assert info.color.primaries == 9
+    assert info.color.transfer == 16
     assert info.hdr is not None
-    assert (
-        info.hdr.master_display()
-        == "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
-    )
+    assert info.hdr.master_display() == display
     assert info.hdr.max_cll_text() == "1000,400"
     assert info.hdr.max_luminance == 1000
 
@@ -102,21 +94,24 @@ def test_sample_aspect_follows_rotation(tmp_path):
 def test_streams_languages_titles(tmp_path):
     make_video(tmp_path / "v.mp4")
     (tmp_path / "s.srt").write_text("1\n00:00:00,000 --> 00:00:00,300\nhello\n")
-    ffmpeg(
-        *("-i", tmp_path / "v.mp4", "-i", tmp_path / "s.srt", "-f", "lavfi", "-i", "sine=d=0.4"),
-        *("-map", 0, "-map", 2, "-map", 1, "-c:v", "copy", "-metadata:s:a:0", "language=deu"),
-        *(
-            "-metadata:s:a:0",
-            "title=Ton",
-            "-disposition:s:0",
-            "default",
-            "-attach",
-            tmp_path / "s.srt",
-            "-metadata:s:t",
-            "mimetype=text/plain",
-        ),
-        tmp_path / "a.mkv",
-    )
+    inputs = [
+        "-i",
+        tmp_path / "v.mp4",
+        "-i",
+        tmp_path / "s.srt",
+        *["-f", "lavfi", "-i", "sine=d=0.4"],
+    ]
+    mapping = ["-map", "0", "-map", "2", "-map", "1", "-c:v", "copy"]
+    tags = [
+        "-metadata:s:a:0",
+        "language=deu",
+        "-metadata:s:a:0",
+        "title=Ton",
+        "-disposition:s:0",
+        "default",
+    ]
+    attachment = ["-attach", tmp_path / "s.srt", "-metadata:s:t", "mimetype=text/plain"]
+    ffmpeg(*inputs, *mapping, *tags, *attachment, tmp_path / "a.mkv")
     streams = probe(tmp_path / "a.mkv").streams
     assert [stream.kind for stream in streams] == ["video", "audio", "subtitle", "attachment"]
     assert (streams[1].language, streams[1].title) == ("deu", "Ton")
@@ -126,19 +121,8 @@ def test_streams_languages_titles(tmp_path):
 @needs_ffmpeg
 def test_cover_image_is_not_the_video(tmp_path):
     save_image(tmp_path / "c.png", av.VideoFrame.from_ndarray(image(0), format="rgb24"))
-    ffmpeg(
-        "-f",
-        "lavfi",
-        "-i",
-        "sine=d=1",
-        "-i",
-        tmp_path / "c.png",
-        "-map",
-        0,
-        "-map",
-        1,
-        tmp_path / "a.mp3",
-    )
+    audio = ["-f", "lavfi", "-i", "sine=d=1"]
+    ffmpeg(*audio, "-i", tmp_path / "c.png", *["-map", "0", "-map", "1"], tmp_path / "a.mp3")
     with pytest.raises(InputError, match="no video stream"):
         probe(tmp_path / "a.mp3")
 
@@ -156,12 +140,10 @@ def test_image_folder(tmp_path):
             tmp_path / f"{number}.png", av.VideoFrame.from_ndarray(image(number), format="rgb24")
         )
     info = probe(tmp_path)
-    assert (info.container, info.frames_hint, info.average_rate, info.is_rgb) == (
-        "images",
-        3,
-        25,
-        True,
-    )
+    assert info.container == "images"
+    assert info.frames_hint == 3
+    assert info.average_rate == 25
+    assert info.is_rgb
 
 
 def test_sixteen_bit_image(tmp_path):
@@ -179,7 +161,7 @@ def test_pipe_cannot_be_probed():
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
 def test_no_decoder_runs_while_ffmpeg_may_log(tmp_path, monkeypatch):
-    """A decoder's thread that logs waits for the interpreter, which may be waiting for that thread."""
+    """A decoder thread that logs waits for the interpreter, which may wait for that thread."""
     running = []
     original = av.logging.set_level
 
@@ -196,9 +178,8 @@ def test_no_decoder_runs_while_ffmpeg_may_log(tmp_path, monkeypatch):
     path = make_video(tmp_path / "a.mp4", frames=30)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     gc.collect()
-    others = {
-        task.name for task in Path("/proc/self/task").iterdir()
-    }  # what other tests have not closed yet
+    # Threads that other tests have not closed yet.
+    others = {task.name for task in Path("/proc/self/task").iterdir()}
     monkeypatch.setattr(av.logging, "set_level", set_level)
     with open_reader(path) as reader:
         assert len(list(reader)) == 30

@@ -91,17 +91,8 @@ def test_variable_rate_timestamps_are_exact(tmp_path, suffix):
     ],
 )
 def test_every_container_gives_the_times_that_ffprobe_sees(tmp_path, name, codec):
-    command = [
-        FFMPEG,
-        "-v",
-        "error",
-        "-f",
-        "lavfi",
-        "-i",
-        "testsrc2=s=64x48:r=25:d=0.6",
-        "-c:v",
-        codec,
-    ]
+    source = "-f lavfi -i testsrc2=s=64x48:r=25:d=0.6"
+    command = [FFMPEG, *f"-v error {source} -c:v {codec}".split()]
     command += ["-cpu-used", "8"] if codec == "libaom-av1" else []
     command += ["-pix_fmt", "yuv420p"] if name.endswith("y4m") else []
     subprocess.run([*command, str(tmp_path / name)], check=True)
@@ -116,18 +107,8 @@ def test_every_container_gives_the_times_that_ffprobe_sees(tmp_path, name, codec
 @needs_ffmpeg
 def test_edit_list_and_b_frames(tmp_path):
     make_video(tmp_path / "a.mp4", frames=60, options={"g": "20", "bf": "3"})
-    command = [
-        FFMPEG,
-        "-v",
-        "error",
-        "-ss",
-        "1.13",
-        "-i",
-        str(tmp_path / "a.mp4"),
-        "-c",
-        "copy",
-        str(tmp_path / "b.mp4"),
-    ]
+    command = [FFMPEG, "-v", "error", "-ss", "1.13", "-i", str(tmp_path / "a.mp4")]
+    command += ["-c", "copy", str(tmp_path / "b.mp4")]
     subprocess.run(command, check=True)
     frames, reader = read(tmp_path / "b.mp4")
     assert [frame.time_s for frame in frames] == pytest.approx(
@@ -147,8 +128,8 @@ def test_frames_without_timestamps_follow_the_rate(tmp_path):
 def test_b_frames_in_avi_get_the_times_that_ffprobe_sees(tmp_path):
     path = make_video(tmp_path / "a.avi", frames=24, options={"bf": "3", "g": "12"})
     times = [frame.time_s for frame in read(path)[0]]
-    judge = ffprobe_times(path)
-    assert times[: len(judge)] == pytest.approx(judge)
+    reference = ffprobe_times(path)
+    assert times[: len(reference)] == pytest.approx(reference)
     assert np.diff(times) == pytest.approx(1 / 25)
 
 
@@ -169,16 +150,18 @@ def test_start_and_duration_cut_exactly(tmp_path, name, cut):
     everything, reader = read(path)
     start_s, duration_s = cut
     origin = reader.info.start_s
-    wanted = [
-        frame
-        for frame in everything
-        if (start_s == 0 or frame.time_s - origin > start_s - 1e-4)
-        and (duration_s is None or frame.time_s - origin < start_s + duration_s - 1e-4)
-    ]
+    expected = []
+    for frame in everything:
+        time_s = frame.time_s - origin
+        has_started = start_s == 0 or time_s > start_s - 1e-4
+        has_ended = duration_s is not None and time_s >= start_s + duration_s - 1e-4
+        if has_started and not has_ended:
+            expected.append(frame)
     got, reader = read(path, start_s=start_s, duration_s=duration_s)
-    assert [frame.pts for frame in got] == [frame.pts for frame in wanted]
-    assert [frame.index for frame in got] == list(range(len(wanted)))
-    assert all(torch.equal(one.rgb, other.rgb) for one, other in zip(got, wanted, strict=True))
+    assert [frame.pts for frame in got] == [frame.pts for frame in expected]
+    assert [frame.index for frame in got] == list(range(len(expected)))
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one.rgb, other.rgb)
     assert 0 < len(got) < 50
     assert reader.problems == []
 
@@ -196,17 +179,17 @@ def test_rotated_frames_come_upright(tmp_path, degrees):
     frames, reader = read(path)
     shape = (reader.info.height, reader.info.width)
     assert frames[0].rgb.shape == (3, *shape)
-    judge = ffmpeg_raw(path, "rgb24", "u1").reshape(-1, *shape, 3)
-    assert np.abs(as_image(frames[0].rgb) - judge[0]).mean() < 3
+    reference = ffmpeg_raw(path, "rgb24", "u1").reshape(-1, *shape, 3)
+    assert np.abs(as_image(frames[0].rgb) - reference[0]).mean() < 3
 
 
 @needs_ffmpeg
 def test_odd_size(tmp_path):
     path = make_video(tmp_path / "a.mkv", size=(53, 37), codec="ffv1", frames=3)
     frames, _ = read(path)
-    judge = ffmpeg_raw(path, "rgb24", "u1").reshape(-1, 37, 53, 3)
+    reference = ffmpeg_raw(path, "rgb24", "u1").reshape(-1, 37, 53, 3)
     assert frames[2].rgb.shape == (3, 37, 53)
-    assert np.abs(as_image(frames[2].rgb) - judge[2]).mean() < 2
+    assert np.abs(as_image(frames[2].rgb) - reference[2]).mean() < 2
 
 
 def test_ten_bits_are_kept(tmp_path):
@@ -304,7 +287,8 @@ def test_y4m_through_a_real_pipe(tmp_path):
     code = (
         "from tubelet.video.reader import open_reader\n"
         "with open_reader('-') as r:\n"
-        "    print([f.pts for f in r], r.info.width, r.info.height, r.info.average_rate, r.problems)"
+        "    pts = [f.pts for f in r]\n"
+        "    print(pts, r.info.width, r.info.height, r.info.average_rate, r.problems)"
     )
 
     def run(data: bytes) -> subprocess.CompletedProcess[bytes]:
@@ -313,10 +297,8 @@ def test_y4m_through_a_real_pipe(tmp_path):
         )
 
     assert run(path.read_bytes()).stdout.decode().strip() == "[0, 1, 2, 3, 4, 5, 6] 64 48 25 []"
-    assert (
-        b"ends early, in the middle of a frame, after 6 complete ones"
-        in run(path.read_bytes()[:-100]).stdout
-    )
+    truncated = run(path.read_bytes()[:-100])
+    assert b"ends early, in the middle of a frame, after 6 complete ones" in truncated.stdout
 
 
 @pytest.mark.parametrize(
@@ -328,7 +310,7 @@ def test_pipe_without_y4m_is_refused(data, message):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
-def test_truncated_file_gives_what_there_is(tmp_path, name):
+def test_truncated_file_gives_its_remaining_frames(tmp_path, name):
     codec = "mpeg4" if name == "a.avi" else "libx264"
     container_options = {"movflags": "faststart"} if name == "a.mp4" else {}
     whole = make_video(
@@ -378,9 +360,9 @@ def test_damage_in_the_middle_is_skipped_and_reported(tmp_path):
         options={"x265-params": "log-level=none:keyint=10"},
     )
     with av.open(str(path)) as container:
-        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(path.read_bytes())
-    for start, size in places[20:23]:
+    for start, size in packets[20:23]:
         data[start : start + size] = random.Random(0).randbytes(size)
     path.write_bytes(data)
     frames, reader = read(path)
@@ -392,7 +374,7 @@ def test_damage_in_the_middle_is_skipped_and_reported(tmp_path):
 
 @pytest.mark.parametrize("damage", ["zeros", "noise", "removed"])
 def test_frames_lost_inside_a_matroska_file_are_reported(tmp_path, damage):
-    """FFmpeg goes on at the next cluster without a word."""
+    """FFmpeg resumes at the next cluster without an error."""
     path = make_video(
         tmp_path / "a.mkv", frames=100, size=(128, 96), options={"crf": "12", "g": "25", "bf": "0"}
     )
@@ -426,29 +408,29 @@ def test_gaps_of_a_variable_rate_are_not_taken_for_damage(tmp_path):
     assert reader.problems == []
 
 
-@pytest.mark.parametrize("place", [-1, -2, -3, -4])
-def test_damage_at_the_end_loses_no_other_frame(tmp_path, monkeypatch, place):
-    """Frame threads report errors late; what they give must be what one thread gives."""
+@pytest.mark.parametrize("index", [-1, -2, -3, -4])
+def test_damage_at_the_end_loses_no_other_frame(tmp_path, monkeypatch, index):
+    """Frame threads report errors late, but must return the frames that one thread returns."""
     options = {"x265-params": "log-level=none:bframes=3:b-adapt=0"}
     path = make_video(tmp_path / "a.mp4", codec="libx265", frames=31, options=options)
     with av.open(str(path)) as container:
-        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(path.read_bytes())
-    start, size = places[place]
+    start, size = packets[index]
     data[start : start + size] = b"\xff" * size
     path.write_bytes(data)
-    given = []
+    pts_by_threads = []
     for threads in (1, 4):
         monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
         frames, reader = read(path)
-        given.append([frame.pts for frame in frames])
+        pts_by_threads.append([frame.pts for frame in frames])
         assert reader.problems[0].startswith("damaged packets that could not be decoded: 1")
-    assert given[0] == given[1]
-    assert len(given[0]) == 30
+    assert pts_by_threads[0] == pts_by_threads[1]
+    assert len(pts_by_threads[0]) == 30
 
 
 class Stamped:
-    """A source of frames that carry the given (pts, dts)."""
+    """A source of frames with these pairs of pts and dts."""
 
     seeks_exactly = False
 
@@ -539,17 +521,8 @@ def test_pattern_without_files_is_refused(tmp_path):
 def test_encrypted_video_is_refused(tmp_path):
     make_video(tmp_path / "a.mp4")
     key = "76a6c65c5ea762046bd749a2e632ccbb"
-    command = [
-        FFMPEG,
-        "-v",
-        "error",
-        "-i",
-        str(tmp_path / "a.mp4"),
-        "-c",
-        "copy",
-        "-encryption_scheme",
-        "cenc-aes-ctr",
-    ]
+    command = [FFMPEG, "-v", "error", "-i", str(tmp_path / "a.mp4"), "-c", "copy"]
+    command += ["-encryption_scheme", "cenc-aes-ctr"]
     command += ["-encryption_key", key, "-encryption_kid", key, str(tmp_path / "b.mp4")]
     subprocess.run(command, check=True)
     with pytest.raises(InputError, match="encrypted"):

@@ -1,4 +1,4 @@
-"""Audio, subtitles, chapters, attachments and tags in the output, judged by PyAV and ffprobe."""
+"""Tests of audio, subtitles, chapters, attachments and tags in the output."""
 
 import itertools
 from fractions import Fraction
@@ -71,7 +71,7 @@ def test_matroska_to_matroska_keeps_everything(rich, tmp_path):
     assert [s["codec_type"] for s in found] == kinds
 
 
-def test_matroska_to_mp4_converts_subtitles_and_says_what_it_leaves_out(rich, tmp_path):
+def test_matroska_to_mp4_converts_subtitles_and_names_dropped_streams(rich, tmp_path):
     out = tmp_path / "out.mp4"
     notes = rewrite(rich, out)
     assert payloads(out, "audio") == payloads(rich, "audio")
@@ -155,7 +155,7 @@ def test_pcm_into_mp4_is_converted(tmp_path):
     assert "aac" in note
 
 
-def test_cut_begins_at_zero_and_drops_what_lies_outside(rich, tmp_path):
+def test_cut_begins_at_zero_and_drops_packets_outside(rich, tmp_path):
     out = tmp_path / "out.mkv"
     rewrite(rich, out, start_s=0.2, duration_s=0.2)
     with av.open(str(out)) as container:
@@ -176,7 +176,10 @@ def test_cut_begins_at_zero_and_drops_what_lies_outside(rich, tmp_path):
 
 def test_cover_image(tmp_path):
     cover = av.CodecContext.create("png", "w")
-    cover.width, cover.height, cover.pix_fmt, cover.time_base = 8, 8, "rgb24", Fraction(1, 25)
+    cover.width = 8
+    cover.height = 8
+    cover.pix_fmt = "rgb24"
+    cover.time_base = Fraction(1, 25)
     data = b"".join(bytes(p) for p in cover.encode(av.VideoFrame(8, 8, "rgb24")))
     source = tmp_path / "in.mkv"
     container = av.open(str(source), "w")
@@ -195,9 +198,10 @@ def test_cover_image(tmp_path):
 @pytest.mark.parametrize("name", ["out.gif", "out.y4m", "out.avi", "out.ts", "images"])
 def test_every_stream_that_is_left_out_is_named(rich, tmp_path, name):
     text = "\n".join(rewrite(rich, tmp_path / name))
-    kept = {".ts": ("audio 1", "audio 2"), ".avi": ("audio 1",)}.get((tmp_path / name).suffix, ())
+    copied_by_suffix = {".ts": ("audio 1", "audio 2"), ".avi": ("audio 1",)}
+    copied = copied_by_suffix.get((tmp_path / name).suffix, ())
     for stream in ("audio 1", "audio 2", "subtitle 3", "subtitle 4", "attachment 5"):
-        assert (stream in text) == (stream not in kept), text
+        assert (stream in text) == (stream not in copied), text
 
 
 def test_transport_stream_clock_is_set_to_zero(tmp_path):
@@ -207,7 +211,9 @@ def test_transport_stream_clock_is_set_to_zero(tmp_path):
     before, after = starts_s(source), starts_s(out)
     assert min(before) > 20
     assert 0 <= min(after) < 1
-    assert abs((before[0] - before[1]) - (after[0] - after[1])) <= Fraction(1, 1000)
+    offset_before = before[0] - before[1]
+    offset_after = after[0] - after[1]
+    assert abs(offset_before - offset_after) <= Fraction(1, 1000)
 
 
 def test_a_second_video_is_named(tmp_path):

@@ -17,10 +17,9 @@ def cuts(frames) -> list[int]:
 
 
 def texture(seed: int, height: int = 90, width: int = 160) -> Tensor:
-    """Soft random blobs, like an image out of focus: (3, H, W)."""
-    noise = torch.rand(
-        1, 3, height // 10 + 1, width // 10 + 1, generator=torch.Generator().manual_seed(seed)
-    )
+    """Create soft random blobs, like an image out of focus, (3, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(1, 3, height // 10 + 1, width // 10 + 1, generator=generator)
     return F.interpolate(noise, size=(height, width), mode="bilinear")[0]
 
 
@@ -59,7 +58,11 @@ def test_pans_are_no_cuts(speed_px):
 
 def test_flashes_during_a_pan_are_no_cuts():
     wide = texture(5, 90, 600) * 0.5
-    assert cuts(wide[:, :, 8 * t : 8 * t + 160] + 0.4 * (t in (7, 8, 20)) for t in range(30)) == []
+    scene = []
+    for t in range(30):
+        flash = 0.4 if t in (7, 8, 20) else 0.0
+        scene.append(wide[:, :, 8 * t : 8 * t + 160] + flash)
+    assert cuts(scene) == []
 
 
 def test_noise_is_no_cut():
@@ -74,7 +77,7 @@ def test_flashes_and_fades_are_no_cuts():
 
 
 def load(path: Path) -> list[Tensor]:
-    """Frames of a clip, at a quarter of the size to be quick."""
+    """Read the frames of a clip, at a quarter of the size to be quick."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         width, height = stream.width // 4, stream.height // 4

@@ -1,4 +1,4 @@
-"""Spans of a video: together they give every frame of the whole once, the same to the bit."""
+"""Tests that spans of a video together give every frame of the whole once, bit-identical."""
 
 import itertools
 import random
@@ -17,7 +17,7 @@ MOVING = [image(number) for number in range(100)]
 
 
 def make_long(path, codec="libx264", pix_fmt="yuv420p", ticks=LONG, **options):
-    """A video of 100 frames; those that an encoder predicts do not come out the same from a wrong place."""
+    """Encode 100 frames; predicted ones differ if decoding starts at a wrong packet."""
     container = av.open(str(path), "w")
     options = {"g": "12", "bf": "2", "preset": "veryfast", **options}
     _, packets = add_video(
@@ -50,16 +50,16 @@ def make_truncated(path):
 def make_damaged(path):
     whole = make_long(path, codec="libx265", **{"x265-params": "log-level=none:keyint=10"})
     with av.open(str(whole)) as container:
-        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(whole.read_bytes())
-    for start, size in places[40:43]:
+    for start, size in packets[40:43]:
         data[start : start + size] = random.Random(0).randbytes(size)
     whole.write_bytes(data)
     return whole
 
 
 def make_clock_reset(path):
-    """Two recordings joined: the clock begins anew."""
+    """Join two recordings: the clock starts again."""
     halves = [make_long(path.with_name(f"{n}.ts"), ticks=LONG[:40]) for n in range(2)]
     path.write_bytes(b"".join(half.read_bytes() for half in halves))
     return path
@@ -71,7 +71,7 @@ def make_sizes(path):
     return path
 
 
-MADE = {
+VIDEOS = {
     "closed.mp4": make_long,
     "open.mp4": lambda path: make_long(path, **{"x264-params": "open-gop=1"}),
     "open.mkv": lambda path: make_long(path, **{"x264-params": "open-gop=1"}),
@@ -112,14 +112,17 @@ SEEKING = (
     "negative.mkv",
     "mpeg2.mkv",
     "mpeg4.mp4",
+    "vp9.webm",
+    "prores.mov",
+    "ffv1.mkv",
+    "turned.mp4",
 )
-SEEKING += ("vp9.webm", "prores.mov", "ffv1.mkv", "turned.mp4")
 WITH_PROBLEMS = ("damaged images", "sizes", "truncated.mkv", "damaged.mp4", "reset.ts")
 
 
-@pytest.fixture(scope="module", params=MADE)
-def made(request, tmp_path_factory):
-    return MADE[request.param](tmp_path_factory.mktemp("made") / request.param)
+@pytest.fixture(scope="module", params=VIDEOS)
+def video(request, tmp_path_factory):
+    return VIDEOS[request.param](tmp_path_factory.mktemp("videos") / request.param)
 
 
 def read(src, **keywords):
@@ -128,7 +131,7 @@ def read(src, **keywords):
 
 
 def spans_of(frames, cuts, may_seek):
-    """Divide a video at the frames of these numbers."""
+    """Divide a video at the frames with these indexes."""
     ends = [0, *cuts, len(frames)]
     for start, stop in itertools.pairwise(ends):
         yield Span(
@@ -150,11 +153,11 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("seeks", [True, False])
-def test_spans_give_every_frame_of_the_whole_once(made, seeks):
-    whole, reader = read(made)
+def test_spans_give_every_frame_of_the_whole_once(video, seeks):
+    whole, reader = read(video)
     assert len(whole) > 5
-    assert bool(reader.problems) == (made.name in WITH_PROBLEMS)
-    assert reader.may_seek or made.name not in SEEKING
+    assert bool(reader.problems) == (video.name in WITH_PROBLEMS)
+    assert reader.may_seek or video.name not in SEEKING
     last = len(whole)
     for cuts in (
         [last // 2],
@@ -163,7 +166,7 @@ def test_spans_give_every_frame_of_the_whole_once(made, seeks):
     ):
         found, problems = [], []
         for span in spans_of(whole, cuts, reader.may_seek and seeks):
-            frames, part = read(made, span=span)
+            frames, part = read(video, span=span)
             found += frames
             problems += part.problems
         assert_same(found, whole)
@@ -197,16 +200,16 @@ def test_bounds_need_not_be_those_of_frames(tmp_path):
 
 @pytest.mark.parametrize("name", SEEKING)
 def test_a_span_is_decoded_from_the_keyframe_before_it(tmp_path, monkeypatch, name):
-    path = MADE[name](tmp_path / name)
+    path = VIDEOS[name](tmp_path / name)
     whole, _ = read(path)
     span = list(spans_of(whole, [len(whole) * 4 // 5], may_seek=True))[1]
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     decoded = []
-    take = decode.ContainerFrames._count
+    count = decode.ContainerFrames._count
     monkeypatch.setattr(
         decode.ContainerFrames,
         "_count",
-        lambda self, packet: (decoded.append(packet), take(self, packet)),
+        lambda self, packet: (decoded.append(packet), count(self, packet)),
     )
     found, _ = read(path, span=span)
     assert_same(found, whole[span.first_index :])
@@ -216,7 +219,7 @@ def test_a_span_is_decoded_from_the_keyframe_before_it(tmp_path, monkeypatch, na
 @pytest.mark.parametrize("name", [*SEEKING, "refresh.mkv"])
 def test_a_span_may_begin_at_any_frame(tmp_path, name):
     """Also at one that is shown before a keyframe and decoded behind it."""
-    path = MADE[name](tmp_path / name)
+    path = VIDEOS[name](tmp_path / name)
     whole, _ = read(path)
     for frame in whole[20:60]:
         with open_reader(

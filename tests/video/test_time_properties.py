@@ -57,7 +57,7 @@ def test_a_clock_survives_json(clock: OutputClock) -> None:
 def test_spans_between_any_frames_give_each_frame_once(
     tmp_path: Path, gaps_ms: list[int], bounds: list[int]
 ) -> None:
-    """Frames with any spacing, split before any of them, are those of the whole, with their times."""
+    """Frames with any spacing, split before any of them, equal those of the whole video."""
     pts_ms = [0]
     for gap in gaps_ms:
         pts_ms.append(pts_ms[-1] + gap)
@@ -81,5 +81,5 @@ def test_spans_between_any_frames_give_each_frame_once(
 
 
 def describe(frame: Frame) -> tuple[int, int, Fraction, float]:
-    """Give index, pts, time in seconds, and a sum that tells the pixels apart."""
+    """Return index, pts, time in seconds, and a sum that identifies the pixels."""
     return frame.index, frame.pts, frame.pts * frame.time_base, frame.rgb.double().sum().item()

@@ -1,4 +1,4 @@
-"""The written image: times, formats, tags, sizes; where it goes, and what is refused."""
+"""Tests of written videos: times, formats, tags and sizes, destinations and refusals."""
 
 import itertools
 import subprocess
@@ -46,8 +46,10 @@ PQ = ColorTags(matrix=9, primaries=9, transfer=16, full_range=False, siting=3)
 
 
 def write(dst, like=None, images=None, size=(32, 24), failure=None, **keywords):
-    """Write a few frames; return the notes. A failure is raised when the frames are used up."""
-    with open_writer(dst, like=like or info(), width=size[0], height=size[1], **keywords) as writer:
+    """Write a few frames and return the notes; raise `failure` after the last frame."""
+    width, height = size
+    like = like or info()
+    with open_writer(dst, like=like, width=width, height=height, **keywords) as writer:
         for frame in frames(size=size) if images is None else images:
             writer.write(frame)
         if failure:
@@ -151,12 +153,8 @@ def test_color_tags_and_sample_aspect(tmp_path):
     for name in ("out.mp4", "out.mkv"):
         write(tmp_path / name, like)
         stream = video_stream(tmp_path / name)
-        assert (
-            stream["color_space"]
-            == stream["color_primaries"]
-            == stream["color_transfer"]
-            == "bt709"
-        )
+        for field in ("color_space", "color_primaries", "color_transfer"):
+            assert stream[field] == "bt709"
         assert (stream["color_range"], stream["chroma_location"]) == ("pc", "left")
         assert stream["sample_aspect_ratio"] == "4:3"
         assert probe(tmp_path / name).color == tags
@@ -166,10 +164,9 @@ def test_color_tags_and_sample_aspect(tmp_path):
 def test_absent_tags_stay_absent(tmp_path):
     for name in ("out.mp4", "out.mkv"):
         write(tmp_path / name)
-        found = probe(
-            tmp_path / name
-        ).color  # an H.264 decoder says "left" where nothing is written
-        assert replace(found, siting=0) == ColorTags()
+        color = probe(tmp_path / name).color
+        # An H.264 decoder reports "left" if the siting is absent.
+        assert replace(color, siting=0) == ColorTags()
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
@@ -209,11 +206,16 @@ def test_hdr_metadata_in_other_codecs(tmp_path, codec):
 @pytest.mark.parametrize(
     ("name", "codec"),
     [
-        *(("out.mp4", "h264"), ("out.mp4", "hevc"), ("out.webm", "vp9"), ("out.mkv", "ffv1")),
-        *(("out.mov", "prores"), ("out.y4m", "auto"), ("out.gif", "auto")),
+        ("out.mp4", "h264"),
+        ("out.mp4", "hevc"),
+        ("out.webm", "vp9"),
+        ("out.mkv", "ffv1"),
+        ("out.mov", "prores"),
+        ("out.y4m", "auto"),
+        ("out.gif", "auto"),
     ],
 )
-def test_odd_sizes_stay_what_they_are(tmp_path, name, codec, size):
+def test_odd_sizes_are_kept(tmp_path, name, codec, size):
     notes = write(
         tmp_path / name, images=frames(size=size), size=size, settings=EncodeSettings(codec=codec)
     )
@@ -290,7 +292,7 @@ def test_deep_images_have_16_bit(tmp_path):
 
 
 def test_y4m_on_stdout(tmp_path):
-    """In a process of its own: nothing but the video may come out."""
+    """In a separate process: nothing but the video may be printed."""
     code = (
         "from helpers.videos import frames, info\nfrom tubelet.video.writer import open_writer\n"
         "with open_writer('-', like=info(), width=32, height=24) as out:\n"
@@ -312,7 +314,8 @@ def test_y4m_on_stdout(tmp_path):
 
 def test_closed_pipe_is_one_line(tmp_path):
     code = (
-        "import sys\nfrom helpers.videos import frames, info\nfrom tubelet.errors import ResourceError\n"
+        "import sys\n"
+        "from helpers.videos import frames, info\nfrom tubelet.errors import ResourceError\n"
         "from tubelet.video.writer import open_writer\n"
         "try:\n"
         "    with open_writer('-', like=info(), width=320, height=240) as out:\n"
@@ -328,13 +331,13 @@ def test_closed_pipe_is_one_line(tmp_path):
     assert process.stdout
     assert process.stderr
     process.stdout.close()
-    said = process.stderr.read().decode()
+    message = process.stderr.read().decode()
     process.stderr.close()
     assert process.wait(timeout=120) == 1
-    assert "closed the pipe" in said
+    assert "closed the pipe" in message
 
 
-def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
+def test_the_name_appears_only_when_the_file_is_complete(tmp_path):
     dst = tmp_path / "out.mp4"
     with open_writer(dst, like=info(), width=32, height=24) as writer:
         for frame in frames(20):
@@ -369,7 +372,7 @@ def test_no_frame_is_no_output(tmp_path, name):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out"])
 def test_full_disk_is_one_line(tmp_path, name):
-    """A limit on the size of files, in a process of its own, stands for a full disk."""
+    """A limit on the size of files, in a separate process, simulates a full disk."""
     code = (
         "import resource, signal, sys\nfrom helpers.videos import frames, info\n"
         "from tubelet.errors import ResourceError\nfrom tubelet.video.writer import open_writer\n"
@@ -483,7 +486,7 @@ def test_crf_and_preset_reach_the_encoder(tmp_path):
     assert sizes[5] > 3 * sizes[45]
 
 
-def test_missing_encoder_names_what_there_is(tmp_path, monkeypatch):
+def test_missing_encoder_names_the_available_ones(tmp_path, monkeypatch):
     without = {**encoding.CODECS, "h264": replace(encoding.CODECS["h264"], encoder="libnothing")}
     monkeypatch.setattr(encoding, "CODECS", without)
     with pytest.raises(ResourceError, match=r"no libnothing.*hevc"):
