@@ -138,13 +138,18 @@ def test_tiles_with_the_stated_halo_equal_the_whole() -> None:
     assert difference.abs().max() < 1e-3 * model(lq).std()
 
 
-def test_refuses_a_configuration_out_of_range() -> None:
-    for changes in (
-        {"num_frames": 4},
-        {"groups": 3},
-        {"border": "edge"},
-        {"channels": 0},
-        {"release": "basicsr"},
-    ):
-        with pytest.raises(ConfigError):
-            TDANConfig(**{**TINY, **changes})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_frames": 4}, "num_frames=4 must be odd"),
+        ({"groups": 3}, "groups=3 must divide channels=8"),
+        ({"deform": "other"}, "deform='other' must be plain or modulated"),
+        ({"release": "other"}, "release='other' must be authors or mmagic"),
+        ({"border": "other"}, "border='other' must be zeros or original"),
+        ({"channels": 0}, "channels=0 must be at least 1"),
+        ({"num_extract_blocks": -1}, "num_extract_blocks=-1 must be at least 0"),
+    ],
+)
+def test_refuses_a_configuration_out_of_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TDANConfig(**{**TINY, **changes})

@@ -1,20 +1,22 @@
-"""TDAN: neighbors aligned to the middle frame by deformable convolutions, without estimating motion.
+"""TDAN: neighbors aligned with the middle frame by deformable convolutions, without optical flow.
 
-    encode, of each frame (B, 3, H, W), less 0.5
+    encode, for each frame (B, 3, H, W) minus 0.5
       conv, ReLU ── residual blocks ── feat (B, C, H, W)
-    fuse, of 2r + 1 frames
+    fuse, for 2r + 1 frames
       x = conv [feat of the middle frame, feat of a neighbor]
-      x = deform_2(deform_1(x))                    each with offsets from its own input
-      x = deform_4(deform_3(feat of the neighbor, offsets from x)) ── conv ── aligned frame (B, 3, H, W)
-      the aligned neighbors and the middle frame, 3·(2r + 1) channels ── conv, ReLU ── residual blocks
-        ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── sr (B, 1, 3, 4H, 4W), and 0.5
+      x = deform_2(deform_1(x))             each with offsets predicted from its own input
+      x = deform_3(feat of the neighbor)    with offsets predicted from x
+      x = deform_4(x) ── conv ── aligned frame (B, 3, H, W)
+      the aligned neighbors and the middle frame, 3·(2r + 1) channels
+        ── conv, ReLU ── residual blocks ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv
+        ── plus 0.5 ── sr (B, 1, 3, 4H, 4W)
 
-Published: 64 channels, 5 + 10 blocks, 5 frames (2.0 M parameters), by the authors and by MMagic. The authors' weights
-were trained with the original deformable convolution, which differs from today's within a pixel of the border; names
-tell the two releases apart, shapes do not.
+Published: 64 channels, 5 + 10 blocks, 5 frames (2.0 M parameters), by the authors and by MMagic.
+The authors' weights were trained with the original deformable convolution, which differs from
+today's within a pixel of the border. The two releases differ in names, but not in shapes.
 
-Source: Tian et al., "TDAN: Temporally-Deformable Alignment Network for Video Super-Resolution", CVPR 2020, Secs. 3.2 to
-3.4.
+Source: Tian et al., "TDAN: Temporally-Deformable Alignment Network for Video Super-Resolution",
+CVPR 2020, Secs. 3.2 to 3.4.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_choice, check_divides, check_min, check_odd
 from tubelet.models.state_dict import (
     Rule,
     State,
@@ -45,22 +47,29 @@ from tubelet.types import Temporal
 __all__ = ["ARCHITECTURE", "TDAN", "TDANConfig"]
 
 Features = tuple[Tensor, ...]
-"""What is known of one frame."""
+"""Result of `TDAN.encode` for one frame: the frame, its features, and those projected."""
+
+Release = Literal["authors", "mmagic"]
 
 _SCALE = 4
-_MEAN = 0.5  # of the frames: what both releases subtract from them and add to the result
-_HALO_PX = 32  # beyond it, results of random weights move by less than 1e-5 of their deviation
-_OFFSETS = 18  # channels of a group of plain offsets: nine taps, dy and dx
-_ALIGN: dict[Literal["authors", "mmagic"], str] = {
+# Both releases subtract it from the frames and add it to the result.
+_MEAN = 0.5
+# With random weights, changes further away move the output by less than 1e-5 of its standard
+# deviation.
+_HALO_PX = 32
+# Each group without modulation predicts dy and dx for each of 3×3 kernel taps.
+_PLAIN_OFFSET_CHANNELS = 18
+# Module name of the alignment: weights of one release cannot be loaded as those of the other, whose
+# shapes are the same.
+_ALIGNMENT: dict[Release, str] = {
     "authors": "alignment",
     "mmagic": "alignment_mmagic",
 }
-"""Names of the aligning part: weights of one release cannot pass for those of the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TDANConfig:
-    """Shape of a `TDAN`."""
+    """Configuration of `TDAN`."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {
         "extract_blocks": "num_extract_blocks",
@@ -68,100 +77,115 @@ class TDANConfig:
     }
 
     channels: int = 64
-    """Width of the features."""
+    """Number of channels of the features."""
     num_frames: int = 5
-    """Frames of the window, the middle one included; odd."""
+    """Number of frames in the window, including the middle one; odd."""
     groups: int = 8
-    """Groups of channels of the deformable convolutions, each with offsets of its own."""
+    """Offset groups of the deformable convolutions: groups of channels with their own offsets."""
     num_extract_blocks: int = 5
-    """Residual blocks of a frame, before alignment."""
+    """Number of residual blocks for each frame, before alignment."""
     num_reconstruct_blocks: int = 10
-    """Residual blocks after alignment."""
+    """Number of residual blocks after alignment."""
     deform: Literal["plain", "modulated"] = "plain"
-    """Deformable convolutions: offsets alone; or weighted samples and a bias as well (not in the third)."""
-    release: Literal["authors", "mmagic"] = "authors"
-    """Whose names the parameters have."""
+    """Deformable convolutions: "plain" predicts only offsets; "modulated" also weights the samples
+    (not in the third) and adds a bias."""
+    release: Release = "authors"
+    """Release whose parameter names the network has."""
     border: Border = "original"
-    """How deformable convolutions read beyond the border; the authors' weights expect "original", MMagic's "zeros"."""
+    """Sampling of deformable convolutions beyond the border: the authors' weights expect
+    "original", those of MMagic "zeros"."""
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.num_frames < 1 or self.num_frames % 2 == 0:
-            raise ConfigError(f"{self} is out of range: channels ≥ 1, num_frames odd")
-        if self.groups < 1 or self.channels % self.groups:
-            raise ConfigError(f"groups={self.groups} must divide channels={self.channels}")
-        if self.num_extract_blocks < 0 or self.num_reconstruct_blocks < 0:
-            raise ConfigError(
-                f"{self} is out of range: num_extract_blocks, num_reconstruct_blocks ≥ 0"
-            )
-        if self.deform not in ("plain", "modulated") or self.release not in _ALIGN:
-            raise ConfigError(
-                f"{self} is unknown: deform plain or modulated; release authors or mmagic"
-            )
-        if self.border not in ("zeros", "original"):
-            raise ConfigError(f"border={self.border!r} must be zeros or original")
+        check_min(self, "channels", 1)
+        check_odd(self, "num_frames")
+        check_divides(self, "groups", "channels")
+        check_min(self, "num_extract_blocks", 0)
+        check_min(self, "num_reconstruct_blocks", 0)
+        check_choice(self, "deform", ("plain", "modulated"))
+        check_choice(self, "release", ("authors", "mmagic"))
+        check_choice(self, "border", ("zeros", "original"))
 
 
 class TemporalAlignment(nn.Module):
-    """Turn the features of a neighbor into its frame, aligned to the middle one (Sec. 3.3).
+    """Compute the frame of a neighbor, aligned with the middle frame, from features (Sec. 3.3).
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, config: TDANConfig) -> None:
         super().__init__()
-        c, modulated = config.channels, config.deform == "modulated"
+        c = config.channels
+        is_modulated = config.deform == "modulated"
 
-        def deform(modulation: Literal["sigmoid", "none"]) -> ModulatedDeformConv:
+        def deform_conv(*, modulated: bool) -> ModulatedDeformConv:
             return ModulatedDeformConv(
                 c,
                 c,
                 groups=config.groups,
-                modulation=modulation,
-                bias=modulated,
+                modulation="sigmoid" if modulated else "none",
+                bias=is_modulated,
                 border=config.border,
             )
 
         self.merge = nn.Conv2d(2 * c, c, 3, padding=1)
-        self.deform_1 = deform("sigmoid" if modulated else "none")
-        self.deform_2 = deform("sigmoid" if modulated else "none")
-        self.deform_3 = deform("none")
-        self.deform_4 = deform("sigmoid" if modulated else "none")
+        self.deform_1 = deform_conv(modulated=is_modulated)
+        self.deform_2 = deform_conv(modulated=is_modulated)
+        # Both releases predict only offsets in the third.
+        self.deform_3 = deform_conv(modulated=False)
+        self.deform_4 = deform_conv(modulated=is_modulated)
         self.to_rgb = nn.Conv2d(c, 3, 3, padding=1)
 
     def project_middle(self, feat: Tensor) -> Tensor:
-        """Compute the middle frame's part of `merge`, which is the same for all neighbors: (B, C, H, W)."""
-        return functional.conv2d(
-            feat, self.merge.weight[:, : feat.shape[1]], self.merge.bias, padding=1
-        )
+        """Compute the contribution of the middle frame to `merge`, the same for all neighbors.
+
+        Args:
+            feat: Features of the middle frame, (B, C, H, W).
+
+        Returns:
+            Convolution with the first half of the weight, with the bias, (B, C, H, W).
+        """
+        weight = self.merge.weight[:, : feat.shape[1]]
+        return functional.conv2d(feat, weight, self.merge.bias, padding=1)
 
     def project_neighbor(self, feat: Tensor) -> Tensor:
-        """Compute a neighbor's part of `merge`, which is the same in all windows: (B, C, H, W)."""
-        return functional.conv2d(feat, self.merge.weight[:, feat.shape[1] :], padding=1)
+        """Compute the contribution of a neighbor to `merge`, the same in all windows.
+
+        Args:
+            feat: Features of the neighbor, (B, C, H, W).
+
+        Returns:
+            Convolution with the second half of the weight, without the bias, (B, C, H, W).
+        """
+        weight = self.merge.weight[:, feat.shape[1] :]
+        return functional.conv2d(feat, weight, padding=1)
 
     def forward(self, feat: Tensor, projected: Tensor, middle: Tensor) -> Tensor:
         """Align one neighbor.
 
         Args:
-            feat: (B, C, H, W), of the neighbor.
-            projected: of `project_neighbor`.
-            middle: of `project_middle`.
+            feat: Features of the neighbor, (B, C, H, W).
+            projected: Result of `project_neighbor`.
+            middle: Result of `project_middle`.
 
         Returns:
-            (B, 3, H, W), less the mean.
+            Aligned frame minus the mean, (B, 3, H, W).
         """
+        # merge([middle, neighbor])
         x = projected + middle
         x = self.deform_1(x, x)
         x = self.deform_2(x, x)
+        # The features of the neighbor itself are sampled only here.
         x = self.deform_3(feat, x)
-        return self.to_rgb(self.deform_4(x, x))
+        x = self.deform_4(x, x)
+        return self.to_rgb(x)
 
 
 class TDAN(nn.Module):
-    """Super-resolution ×4 from a window of frames; see the drawing on top of this file.
+    """Super-resolution ×4 from a window of frames; see the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, config: TDANConfig) -> None:
@@ -169,30 +193,51 @@ class TDAN(nn.Module):
         self.config = config
         c = config.channels
         self.conv_first = nn.Conv2d(3, c, 3, padding=1)
-        self.feature_extraction = nn.Sequential(
-            *(ResidualBlock(c) for _ in range(config.num_extract_blocks))
-        )
-        self.add_module(_ALIGN[config.release], TemporalAlignment(config))
+        self.feature_extraction = _blocks(c, config.num_extract_blocks)
+        self.add_module(_ALIGNMENT[config.release], TemporalAlignment(config))
         self.conv_fuse = nn.Conv2d(3 * config.num_frames, c, 3, padding=1)
-        self.reconstruction = nn.Sequential(
-            *(ResidualBlock(c) for _ in range(config.num_reconstruct_blocks))
-        )
+        self.reconstruction = _blocks(c, config.num_reconstruct_blocks)
         self.upconv1 = nn.Conv2d(c, 4 * c, 3, padding=1)
         self.upconv2 = nn.Conv2d(c, 4 * c, 3, padding=1)
         self.conv_last = nn.Conv2d(c, 3, 3, padding=1, bias=False)
 
     def encode(self, frame: Tensor) -> Features:
-        """Compute what depends on one frame alone: (B, 3, H, W) to what `fuse` and `align` take of it."""
+        """Compute the part that depends only on one frame, to share it between windows.
+
+        Args:
+            frame: Low-quality frame, (B, 3, H, W).
+
+        Returns:
+            The frame minus the mean, (B, 3, H, W), its features, (B, C, H, W), and their
+            contribution to the alignment (see `TemporalAlignment.project_neighbor`).
+        """
         frame = frame - _MEAN
-        feat = self.feature_extraction(functional.relu_(self.conv_first(frame)))
-        return frame, feat, self._alignment().project_neighbor(feat)
+        feat = functional.relu_(self.conv_first(frame))
+        feat = self.feature_extraction(feat)
+        projected = self._alignment().project_neighbor(feat)
+        return frame, feat, projected
 
     def align(self, window: Sequence[Features]) -> Tensor:
-        """Align the frames of a window to the middle one: `encode` of each to (B, 2r + 1, 3, H, W), RGB."""
+        """Align the frames of a window with the middle one.
+
+        Args:
+            window: Results of `encode` for 2r + 1 frames.
+
+        Returns:
+            Aligned frames, RGB, (B, 2r + 1, 3, H, W).
+        """
         return torch.stack(self._align(window), 1).add_(_MEAN)
 
     def fuse(self, window: Sequence[Features]) -> Tensor:
-        """Restore the middle frame of a window: `encode` of each of its 2r + 1 frames → (B, 3, 4H, 4W)."""
+        """Restore the middle frame of a window.
+
+        Args:
+            window: Results of `encode` for 2r + 1 frames.
+
+        Returns:
+            Restored frame, (B, 3, 4H, 4W).
+        """
+        # Reconstruction (Sec. 3.4).
         x = functional.relu_(self.conv_fuse(torch.cat(self._align(window), 1)))
         x = self.reconstruction(x)
         x = functional.pixel_shuffle(self.upconv1(x), 2)
@@ -201,22 +246,32 @@ class TDAN(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore the middle frame: (B, 2r + 1, 3, H, W) → (B, 1, 3, 4H, 4W)."""
-        return self.fuse([self.encode(frame) for frame in lq.unbind(1)]).unsqueeze(1)
+        window = [self.encode(frame) for frame in lq.unbind(1)]
+        return self.fuse(window).unsqueeze(1)
 
     def _align(self, window: Sequence[Features]) -> list[Tensor]:
-        """Align frames less their mean; the middle one is as it was."""
-        align, half = self._alignment(), len(window) // 2
-        frame, feat, _ = window[half]
-        middle = align.project_middle(feat)
-        return [
-            frame if t == half else align(*features[1:], middle)
-            for t, features in enumerate(window)
-        ]
+        """Align frames minus the mean; the middle one is unchanged."""
+        alignment = self._alignment()
+        middle_index = len(window) // 2
+        _, middle_feat, _ = window[middle_index]
+        middle = alignment.project_middle(middle_feat)
+
+        aligned: list[Tensor] = []
+        for t, (frame, feat, projected) in enumerate(window):
+            if t == middle_index:
+                aligned.append(frame)
+            else:
+                aligned.append(alignment(feat, projected, middle))
+        return aligned
 
     def _alignment(self) -> TemporalAlignment:
-        align = self.get_submodule(_ALIGN[self.config.release])
-        assert isinstance(align, TemporalAlignment)
-        return align
+        alignment = self.get_submodule(_ALIGNMENT[self.config.release])
+        assert isinstance(alignment, TemporalAlignment)
+        return alignment
+
+
+def _blocks(channels: int, num_blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
 
 
 _AUTHORS: tuple[Rule, ...] = (
@@ -251,40 +306,52 @@ _MMAGIC: tuple[Rule, ...] = (
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Map the names of the authors and of MMagic to ours; None where they are of another network."""
-    own = _rename(state)
-    align = _ALIGN[_release(own)]
-    marks = [
-        f"{align}.{name}" for name in ("merge", "deform_1.conv_offset", "deform_3.conv_offset")
-    ]
-    return own if has_convolutions(own, "conv_fuse", *marks) else None
+    """Rename the tensors of a file of the authors or of MMagic.
+
+    Returns:
+        The renamed state dict, or None if it belongs to another architecture.
+    """
+    renamed = _rename(state)
+    alignment = _ALIGNMENT[_infer_release(renamed)]
+    required_convs = (
+        "conv_fuse",
+        f"{alignment}.merge",
+        f"{alignment}.deform_1.conv_offset",
+        f"{alignment}.deform_3.conv_offset",
+    )
+    return renamed if has_convolutions(renamed, *required_convs) else None
 
 
 def _rename(state: State) -> dict[str, Tensor]:
-    if any(f"{name}.deform_3.weight" in state for name in _ALIGN.values()):
+    """Rename the tensors of any release; return an empty dict for another architecture."""
+    if any(f"{name}.deform_3.weight" in state for name in _ALIGNMENT.values()):
         return dict(state)
     if "deconv_3.weight" in state:
         return rename(state, _AUTHORS)
-    return rename(state, _MMAGIC) if "align_1.conv_offset.weight" in state else {}
+    if "align_1.conv_offset.weight" in state:
+        return rename(state, _MMAGIC)
+    return {}
 
 
-def _release(state: State) -> Literal["authors", "mmagic"]:
-    return "mmagic" if _ALIGN["mmagic"] in first_words(state) else "authors"
+def _infer_release(state: State) -> Release:
+    return "mmagic" if _ALIGNMENT["mmagic"] in first_words(state) else "authors"
 
 
 def _infer(state: State) -> TDANConfig:
-    release = _release(state)
-    align, fuse = _ALIGN[release], state["conv_fuse.weight"]
-    plain = state[f"{align}.deform_3.conv_offset.weight"].shape[0]
+    release = _infer_release(state)
+    alignment = _ALIGNMENT[release]
+    # The convolution that fuses the aligned frames: (C, 3·T, 3, 3).
+    channels, in_channels = state["conv_fuse.weight"].shape[:2]
+    # The third deformable convolution is never modulated, so its offsets have no weights with them.
+    plain_channels = state[f"{alignment}.deform_3.conv_offset.weight"].shape[0]
+    is_plain = state[f"{alignment}.deform_1.conv_offset.weight"].shape[0] == plain_channels
     return TDANConfig(
-        channels=fuse.shape[0],
-        num_frames=fuse.shape[1] // 3,
-        groups=plain // _OFFSETS,
+        channels=channels,
+        num_frames=in_channels // 3,
+        groups=plain_channels // _PLAIN_OFFSET_CHANNELS,
         num_extract_blocks=count_names(state, r"feature_extraction\..*\.conv1\.weight"),
         num_reconstruct_blocks=count_names(state, r"reconstruction\..*\.conv1\.weight"),
-        deform="plain"
-        if state[f"{align}.deform_1.conv_offset.weight"].shape[0] == plain
-        else "modulated",
+        deform="plain" if is_plain else "modulated",
         release=release,
         border="original" if release == "authors" else "zeros",
     )
