@@ -1,18 +1,24 @@
-"""TMNet: Zooming Slow-Mo whose in-between frames can lie at any time, and whose features look at their neighbors.
+"""TMNet: Zooming Slow-Mo with new frames at any time, and features compared with their neighbors.
 
     lq (B, T, 3, H, W), times (B, k) in (0, 1)
-      features      as in Zooming Slow-Mo; the alignment at time τ is modulated: the offset features of every level get
-                    local(offset features) · time(2τ - 1), those of the later frame's side time(1 - 2τ)
-      local         f(t-1) and f(t+1), aligned ── [aligned, f(t), aligned] ── four 1×1 ──(+ f(t))── g(t)
-      both ways     g ── deformable ConvLSTM from both ends, as in Zooming Slow-Mo ── h(t)
-      each frame    h(t) ── residual blocks ──(+ f(t))── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ── sr(t)
-    sr (B, T + (T - 1)·k, 3, 4H, 4W); by default k is 1, half-way, where time() is 0: nothing is modulated
+      features      as in Zooming Slow-Mo, but the alignment at time τ is modulated: each level adds
+                    local(offset features) · time(2τ - 1) to its offset features; the alignment of
+                    the later frame adds local(offset features) · time(1 - 2τ)
+      comparison    f(t-1) and f(t+1), aligned ── [aligned, f(t), aligned] ── four 1×1
+                    ──(+ f(t))── g(t)
+      both ways     g ── deformable ConvLSTM in both directions, as in Zooming Slow-Mo ── h(t)
+      each frame    h(t) ── residual blocks ──(+ f(t))
+                    ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ── sr(t)
+    sr (B, T + (T - 1)·k, 3, 4H, 4W)
 
-H and W are multiples of 4.
+By default k is 1, half-way, where time() is 0, so nothing is modulated. H and W are multiples of 4.
 
-Source: Xu et al., "Temporal Modulation Network for Controllable Space-Time Video Super-Resolution", CVPR 2021, Sec. 3.
-Published: 64 channels, 8 offset groups, 5 and 40 residual blocks (12.3 M parameters): for one frame half-way trained on
-Vimeo-90K, and for any time on Adobe240fps. Their weights have the same names and shapes.
+Published: 64 channels, 8 offset groups, 5 and 40 residual blocks (12.3 M parameters): for one frame
+half-way, trained on Vimeo-90K, and for any time, on Adobe240fps. Both have the same names and
+shapes.
+
+Source: Xu et al., "Temporal Modulation Network for Controllable Space-Time Video Super-Resolution",
+CVPR 2021, Sec. 3.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Seen
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_min
 from tubelet.models.state_dict import Rule, State, first_words, rename
 from tubelet.models.zooming_slow_mo import (
     HALO_PX,
@@ -48,18 +55,20 @@ from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "TMNet", "TMNetConfig"]
 
-_CHANNELS = 64  # the modulation and the local comparison are published at this width alone
-_LOCAL_GROUPS = 8
+# The modulation and the comparison are published only at this width.
+_CHANNELS = 64
+_COMPARISON_GROUPS = 8
+# Of all leaky ReLUs.
 _SLOPE = 0.1
 
 Times = Tensor | Sequence[float]
 Between = Sequence[tuple[Modulate | None, Modulate | None]]
-"""How the alignment of the first and of the second frame of a pair is modulated, for each moment between them."""
+"""For each moment between two frames: modulation of the alignment of the first and the second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TMNetConfig:
-    """Shape of a `TMNet`; its width is 64."""
+    """Configuration of `TMNet`, which always has 64 channels."""
 
     PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
         "front_RBs": "num_front_blocks",
@@ -71,44 +80,48 @@ class TMNetConfig:
     }
 
     groups: int = 8
-    """Groups of channels with offsets of their own, in the alignment of pairs and in the ConvLSTM."""
+    """Offset groups of the alignment of frame pairs and of the ConvLSTM."""
     num_front_blocks: int = 5
-    """Residual blocks that extract features."""
+    """Number of residual blocks of the feature extraction."""
     num_back_blocks: int = 40
-    """Residual blocks that reconstruct."""
+    """Number of residual blocks of the reconstruction."""
 
     def __post_init__(self) -> None:
-        if (
-            self.groups < 1
-            or _CHANNELS % self.groups
-            or min(self.num_front_blocks, self.num_back_blocks) < 0
-        ):
-            raise ConfigError(f"{self} is out of range: groups divide {_CHANNELS}, blocks ≥ 0")
+        check_min(self, "groups", 1)
+        if _CHANNELS % self.groups:
+            raise ConfigError(f"TMNetConfig: groups={self.groups} must divide {_CHANNELS}")
+        check_min(self, "num_front_blocks", 0)
+        check_min(self, "num_back_blocks", 0)
 
 
 class _Modulation(nn.Module):
-    """Weigh local features by a vector of time (temporal modulation block, Sec. 3.2)."""
+    """Weight local features by a vector of time (temporal modulation block, Sec. 3.2)."""
 
     def __init__(self) -> None:
         super().__init__()
         c = _CHANNELS
         self.time = nn.Sequential(
-            *(nn.Conv2d(1, c, 1, bias=False), nn.LeakyReLU(_SLOPE, inplace=True)),
-            *(nn.Conv2d(c, c, 1, bias=False), nn.LeakyReLU(_SLOPE, inplace=True)),
-            *(nn.Conv2d(c, c, 1, bias=False), nn.LeakyReLU(_SLOPE, inplace=True)),
+            nn.Conv2d(1, c, 1, bias=False),
+            nn.LeakyReLU(_SLOPE, inplace=True),
+            nn.Conv2d(c, c, 1, bias=False),
+            nn.LeakyReLU(_SLOPE, inplace=True),
+            nn.Conv2d(c, c, 1, bias=False),
+            nn.LeakyReLU(_SLOPE, inplace=True),
         )
         self.local = nn.Sequential(
-            *(nn.Conv2d(c, c, 3, padding=1), nn.LeakyReLU(_SLOPE, inplace=True)),
-            *(nn.Conv2d(c, c, 3, padding=1), nn.LeakyReLU(_SLOPE, inplace=True)),
+            nn.Conv2d(c, c, 3, padding=1),
+            nn.LeakyReLU(_SLOPE, inplace=True),
+            nn.Conv2d(c, c, 3, padding=1),
+            nn.LeakyReLU(_SLOPE, inplace=True),
         )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Modulate x (B, C, h, w) by time (B, 1, 1, 1) in (-1, 1)."""
+        """Modulate features x (B, C, h, w) by a time (B, 1, 1, 1) in (-1, 1)."""
         return self.local(x) * self.time(time)
 
 
 class _SideModulation(nn.Module):
-    """The modulations of the three levels of one side of the alignment."""
+    """Modulations of the three levels of the alignment of one frame."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,51 +130,67 @@ class _SideModulation(nn.Module):
         self.level3 = _Modulation()
 
     def at(self, time: Tensor) -> Modulate:
-        """Give what the alignment calls for one time (B, 1, 1, 1)."""
+        """Return the function that modulates each level for a time, (B, 1, 1, 1)."""
         levels = {1: self.level1, 2: self.level2, 3: self.level3}
         return lambda level, x: levels[level](x, time)
 
 
 class _LocalComparison(nn.Module):
-    """Compare a frame with those before and after it (locally-temporal feature comparison, Sec. 3.3)."""
+    """Compare a frame with its neighbors (locally-temporal feature comparison, Sec. 3.3)."""
 
     def __init__(self) -> None:
         super().__init__()
         c = _CHANNELS
-        self.before_guide, self.after_guide = (
-            nn.Sequential(
-                *(nn.Conv2d(2 * c, c, 3, padding=1), nn.LeakyReLU(_SLOPE, inplace=True)),
-                nn.Conv2d(c, c, 3, padding=1),
-            )
-            for _ in range(2)
-        )
-        self.before_dcn, self.after_dcn = (
-            ModulatedDeformConv(c, c, groups=_LOCAL_GROUPS) for _ in range(2)
-        )
+        self.before_guide = _guide_convs()
+        self.after_guide = _guide_convs()
+        self.before_dcn = ModulatedDeformConv(c, c, groups=_COMPARISON_GROUPS)
+        self.after_dcn = ModulatedDeformConv(c, c, groups=_COMPARISON_GROUPS)
         self.fusion = nn.Sequential(
-            *(nn.Conv2d(3 * c, 3 * c, 1), nn.LeakyReLU(_SLOPE, inplace=True)),
-            *(nn.Conv2d(3 * c, 3 * c, 1), nn.LeakyReLU(_SLOPE, inplace=True)),
-            *(nn.Conv2d(3 * c, 3 * c, 1), nn.LeakyReLU(_SLOPE, inplace=True)),
+            nn.Conv2d(3 * c, 3 * c, 1),
+            nn.LeakyReLU(_SLOPE, inplace=True),
+            nn.Conv2d(3 * c, 3 * c, 1),
+            nn.LeakyReLU(_SLOPE, inplace=True),
+            nn.Conv2d(3 * c, 3 * c, 1),
+            nn.LeakyReLU(_SLOPE, inplace=True),
             nn.Conv2d(3 * c, c, 1),
         )
 
     def forward(self, before: Tensor, feat: Tensor, after: Tensor) -> Tensor:
-        """Map three frames (B, C, H, W) to what the middle one gains."""
+        """Compute the residual of a frame from its neighbors.
+
+        Args:
+            before: Features of the frame before, (B, C, H, W).
+            feat: Features of the frame, (B, C, H, W).
+            after: Features of the frame after, (B, C, H, W).
+
+        Returns:
+            Residual of `feat`, (B, C, H, W).
+        """
+        # The offsets of each neighbor are predicted from it and the frame.
         before_guide = self.before_guide(torch.cat([before, feat], 1))
         after_guide = self.after_guide(torch.cat([after, feat], 1))
-        aligned = [
-            functional.leaky_relu(self.before_dcn(before, before_guide), _SLOPE),
-            feat,
-            functional.leaky_relu(self.after_dcn(after, after_guide), _SLOPE),
-        ]
-        return self.fusion(torch.cat(aligned, 1))
+        # Not in place, because the deformable convolution keeps its output.
+        before_aligned = functional.leaky_relu(self.before_dcn(before, before_guide), _SLOPE)
+        after_aligned = functional.leaky_relu(self.after_dcn(after, after_guide), _SLOPE)
+        return self.fusion(torch.cat([before_aligned, feat, after_aligned], 1))
+
+
+def _guide_convs() -> nn.Sequential:
+    """Build the convolutions of a guide for offsets: (B, 2C, H, W) → (B, C, H, W)."""
+    return nn.Sequential(
+        nn.Conv2d(2 * _CHANNELS, _CHANNELS, 3, padding=1),
+        nn.LeakyReLU(_SLOPE, inplace=True),
+        nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1),
+    )
 
 
 class TMNet(nn.Module):
-    """Space-time super-resolution, ×4 in size, with frames at any time; see the drawing on top of this file.
+    """Space-time super-resolution, ×4 in size, with new frames at any time.
+
+    See the drawing at the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     def __init__(self, config: TMNetConfig) -> None:
@@ -177,19 +206,20 @@ class TMNet(nn.Module):
     def forward(
         self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge(), *, times: Times | None = None
     ) -> Tensor:
-        """Restore a clip, with frames between any two of its frames.
+        """Restore a clip, with new frames between its frames.
 
         Args:
-            lq: (B, T, 3, H, W), H and W multiples of 4.
-            before: see `restore`.
-            after: see `restore`.
-            times: see `restore`.
+            lq: Low-quality clip, (B, T, 3, H, W), H and W multiples of 4.
+            before: See `restore`.
+            after: See `restore`.
+            times: See `restore`.
 
         Returns:
-            (B, T + (T - 1)·k, 3, 4H, 4W), in order of time.
+            Restored clip in order of time, (B, T + (T - 1)·k, 3, 4H, 4W).
         """
-        count = _count(lq, self._between(times, lq))
-        return stack_frames(self.restore(lq, before=before, after=after, times=times), count)
+        num_moments = _count_moments(lq, self._between(times, lq))
+        frames = self.restore(lq, before=before, after=after, times=times)
+        return stack_frames(frames, num_moments)
 
     def restore(
         self,
@@ -201,28 +231,32 @@ class TMNet(nn.Module):
         store: FeatureStore | None = None,
         times: Times | None = None,
     ) -> Iterator[Tensor]:
-        """Restore a clip as `forward` does, and yield each frame as it is done.
+        """Restore a clip like `forward`, but yield each frame as soon as it is finished.
 
-        The moments of the clip are its frames and those between them, in order of time. The state at an edge is that of
-        the moment next to the clip, between it and the frame of the edge.
+        The moments of the clip are its frames and the new ones between them, in order of time. The
+        state in an edge is that of the moment next to the clip, between it and the frame in the
+        edge.
 
         Args:
-            lq: (B, T, 3, H, W).
-            before: one frame, and the state of the sweep "forward"; empty where the video begins.
-            after: one frame, and the state of the sweep "backward"; empty where the video ends.
-            seen: called with the states of both sweeps at every moment, (B, 2C, H, W).
-            store: keeps the features of the clip, those compared, and the hidden states of one direction.
-            times: of the frames between two, (k,) for the whole batch or (B, k), in (0, 1) and increasing. Default: one
-                half-way, where the modulation adds nothing.
+            lq: Low-quality clip, (B, T, 3, H, W), H and W multiples of 4.
+            before: One frame before the clip and the state of the sweep "forward"; empty at the
+                start of the video.
+            after: One frame after the clip and the state of the sweep "backward"; empty at the end
+                of the video.
+            seen: Callback for the states of both sweeps at every moment, (B, 2C, H, W).
+            store: Store for the features of the clip before and after the comparison, and the
+                hidden states of one direction.
+            times: Times of the new frames between two frames, in (0, 1) and increasing: (k,) for
+                the whole batch, or (B, k). None is one frame half-way, which is not modulated.
 
         Yields:
-            (B, 3, 4H, 4W), T + (T - 1)·k times.
+            T + (T - 1)·k restored frames in order of time, (B, 3, 4H, 4W) each.
         """
         moments = self.propagate(
             lq, before=before, after=after, seen=seen, store=store, times=times
         )
-        for _, (hidden, raw) in moments:
-            yield self.reconstruction(hidden, raw)
+        for _, (hidden, feat) in moments:
+            yield self.reconstruction(hidden, feat)
 
     def propagate(
         self,
@@ -234,59 +268,84 @@ class TMNet(nn.Module):
         store: FeatureStore | None = None,
         times: Times | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Compare neighboring moments, and run both sweeps; arguments as in `restore`.
+        """Compare each moment with its neighbors, and propagate features in both directions.
+
+        Args:
+            lq: See `restore`.
+            before: See `restore`.
+            after: See `restore`.
+            seen: See `restore`.
+            store: See `restore`.
+            times: See `restore`.
 
         Yields:
-            each moment, its features of both sweeps fused, and its features before both, (B, C, H, W) each.
+            The index t of each moment and its features [h(t), f(t)], (B, C, H, W) each.
         """
         between = self._between(times, lq)
-        count = _count(lq, between)
+        num_moments = _count_moments(lq, between)
         with open_store(store) as features:
             for t, (last, feat, following) in self._neighbors(lq, before, after, between):
+                # f(t), for the skip connection of the reconstruction.
                 features.append(("raw", t), feat)
+                # g(t)
                 features.append(t, feat + self.comparison(last, feat, following))
-            fused = self.lstm(features, count, before=before, after=after, seen=seen)
+
+            fused = self.lstm(features, num_moments, before=before, after=after, seen=seen)
             for t, feat in enumerate(fused):
                 yield t, [feat, *features.pop(("raw", t))]
 
     def _between(self, times: Times | None, lq: Tensor) -> Between:
-        """Make the modulations of both sides for each of the k times."""
+        """Return the modulations of both frames of a pair for each of the k times."""
         if times is None:
             return [(None, None)]
-        signed = (
-            2 * torch.as_tensor(times, dtype=lq.dtype, device=lq.device) - 1
-        )  # its negative is that of 1 - τ
-        signed = signed.expand(lq.shape[0], -1)[..., None, None, None]  # (B, k, 1, 1, 1)
-        return [
-            (self.modulation1.at(time), self.modulation2.at(-time)) for time in signed.unbind(1)
-        ]
+        # From τ in (0, 1) to (-1, 1). Seen from the later frame, time runs the other way: 1 - 2τ.
+        signed = 2 * torch.as_tensor(times, dtype=lq.dtype, device=lq.device) - 1
+        # (B, k, 1, 1, 1)
+        signed = signed.expand(lq.shape[0], -1)[..., None, None, None]
+        between: list[tuple[Modulate | None, Modulate | None]] = []
+        for time in signed.unbind(1):
+            between.append((self.modulation1.at(time), self.modulation2.at(-time)))
+        return between
 
     def _neighbors(
         self, lq: Tensor, before: Edge, after: Edge, between: Between
     ) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
-        """Yield each moment with the features of the last, of itself and of the next; video ends are repeated."""
+        """Compute the features of each moment of the clip and of its neighbors.
+
+        Args:
+            lq: Low-quality clip, (B, T, 3, H, W).
+            before: Edge before the clip.
+            after: Edge after the clip.
+            between: Modulations for the moments between two frames.
+
+        Yields:
+            The index t of each moment and the features of the moments t-1, t and t+1, (B, C, H, W)
+            each. At the ends of the video, the first and the last moment are repeated.
+        """
         frames = [*before.frames[:1], *lq.unbind(1), *after.frames[:1]]
+        # A frame before the clip adds itself and the moments between it and the clip.
         first = -1 - len(between) if before.frames else 0
-        count = _count(lq, between)
+        num_moments = _count_moments(lq, between)
         triples = _triples(self.features(frames, between))
         for t, triple in enumerate(triples, first):
-            if 0 <= t < count:
+            if 0 <= t < num_moments:
                 yield t, triple
 
 
-def _count(lq: Tensor, between: Between) -> int:
-    """Count the moments of a clip."""
+def _count_moments(lq: Tensor, between: Between) -> int:
+    """Count the frames of a clip and the new ones between them."""
     num_frames = lq.shape[1]
     return num_frames + (num_frames - 1) * len(between)
 
 
 def _triples(feats: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield each with the one before and the one after it; beyond the ends the first or last is repeated."""
+    """Yield each item with the one before and the one after it; repeat the first and the last."""
     feat = next(feats)
     before = feat
     for after in feats:
         yield before, feat, after
-        before, feat = feat, after
+        before = feat
+        feat = after
     yield before, feat, feat
 
 
@@ -301,16 +360,21 @@ _AUTHORS: tuple[Rule, ...] = (
     (r"^layersCtB\.", "comparison.after_dcn."),
     (r"^layersFusion\.", "comparison.fusion."),
 )
-_PARTS = {"features", "modulation1", "modulation2", "comparison", "lstm", "reconstruction"}
+_MODULES = {"features", "modulation1", "modulation2", "comparison", "lstm", "reconstruction"}
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Map the authors' names; None where they are of another network."""
-    shared = rename_space_time(state)
-    if shared is None:
+    """Rename the tensors of a file of the authors.
+
+    Returns:
+        The renamed state dict, or None if it belongs to another architecture.
+    """
+    # Modules in common with Zooming Slow-Mo, then those of TMNet.
+    renamed = rename_space_time(state)
+    if renamed is None:
         return None
-    own = rename(shared, _AUTHORS)
-    return own if first_words(own) == _PARTS else None
+    renamed = rename(renamed, _AUTHORS)
+    return renamed if first_words(renamed) == _MODULES else None
 
 
 def _infer(state: State) -> TMNetConfig:
@@ -323,11 +387,11 @@ def _infer(state: State) -> TMNetConfig:
 
 
 def _contract(config: TMNetConfig) -> Contract:
-    del config  # every configuration asks for the same
-    temporal = Temporal("clip", overlap_frames=OVERLAP_FRAMES, between_frames=1)
+    # All configurations have the same contract.
+    del config
     return Contract(
         scale=SCALE,
-        temporal=temporal,
+        temporal=Temporal("clip", overlap_frames=OVERLAP_FRAMES, between_frames=1),
         halo_px=HALO_PX,
         size_multiple=SIZE_MULTIPLE,
         streams=True,
