@@ -145,7 +145,14 @@ def test_the_smallest_size(scale: int, multiple: int) -> None:
     assert sr.shape == (1, 1, 3, scale * multiple, scale * 2 * multiple)
 
 
-def test_refuses_a_configuration_out_of_range() -> None:
-    for changes in ({"scale": 0}, {"num_frames": 4}, {"order": "backwards"}):
-        with pytest.raises(ConfigError):
-            TOFlowConfig(**changes)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": 0}, "scale=0 must be at least 1"),
+        ({"num_frames": 4}, "num_frames=4 must be odd"),
+        ({"order": "backwards"}, "order='backwards' must be time or middle_first"),
+    ],
+)
+def test_refuses_a_configuration_out_of_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TOFlowConfig(**changes)

@@ -1,19 +1,20 @@
-"""TOFlow: frames enlarged, aligned to the middle one by optical flow that is learned for the task, and fused.
+"""TOFlow: frames aligned by optical flow that is trained for the task, and fused.
 
-    encode, of each frame (B, 3, H, W)
+    encode, for each frame (B, 3, H, W)
       bicubic ×s, normalized ── halved three times ── (B, 3, sH, sW) … (B, 3, sH/8, sW/8)
-    fuse, of 2r + 1 frames
+    fuse, for 2r + 1 frames
       flow from the middle frame to each neighbor, coarse to fine: flow = 2 · up(flow);
         flow += five convolutions [middle, warp(neighbor, flow), flow]
       [warp(neighbor, flow) …] in order of time, 3·(2r + 1) channels
         ── conv 9×9, ReLU ── conv 9×9, ReLU ── 1×1, ReLU ── 1×1 ──(+)── sr (B, 1, 3, sH, sW)
       middle frame ───────────────────────────────────────────────┘
 
-Published: 7 frames, ×4, Vimeo-90K (1.4 M parameters). The networks in circulation take frames that were enlarged
-before, by MATLAB's bicubic kernel; here that is the first step, and `scale=1` leaves it out.
+Published: 7 frames, ×4, Vimeo-90K (1.4 M parameters). Published networks take frames that were
+enlarged beforehand, by the bicubic kernel of MATLAB; here that is the first step, and `scale=1`
+omits it.
 
-Source: Xue et al., "Video Enhancement with Task-Oriented Flow", IJCV 2019, Sec. 4 and Fig. 4; the flow network after
-Ranjan and Black (SpyNet), CVPR 2017, with batch normalization.
+Source: Xue et al., "Video Enhancement with Task-Oriented Flow", IJCV 2019, Sec. 4 and Fig. 4; the
+flow network is that of Ranjan and Black (SpyNet), CVPR 2017, with batch normalization.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tubelet.errors import ConfigError
 from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.config_checks import check_choice, check_min, check_odd
 from tubelet.models.state_dict import Rule, State, rename
 from tubelet.ops.resize import imresize
 from tubelet.ops.warp import backward_warp
@@ -39,46 +40,45 @@ from tubelet.types import Temporal
 __all__ = ["ARCHITECTURE", "TOFlow", "TOFlowConfig"]
 
 Features = tuple[Tensor, ...]
-"""What is known of one frame: itself, enlarged and normalized, and halved up to three times, the largest first."""
+"""Pyramid of one frame: enlarged and normalized, then halved three times; the largest first."""
 
-_LEVELS = 4
-_WIDTHS = (
-    8,
-    32,
-    64,
-    32,
-    16,
-    2,
-)  # of the flow network: middle frame, warped neighbor and flow in; flow out
-_CHANNELS = 64  # of the fusing convolutions
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, R, G, B
+_NUM_LEVELS = 4
+# Channels of the flow network: middle frame, warped neighbor and flow in; flow out.
+_FLOW_CHANNELS = (3 + 3 + 2, 32, 64, 32, 16, 2)
+_NUM_FLOW_CONVS = len(_FLOW_CHANNELS) - 1
+# Of the fusing convolutions.
+_CHANNELS = 64
+# Of ImageNet, R, G, B.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TOFlowConfig:
-    """Shape of a `TOFlow`."""
+    """Configuration of `TOFlow`."""
 
     scale: int = 4
-    """Factor by which frames are enlarged first; 1 where they are already, or to restore without enlarging."""
+    """Factor by which frames are first enlarged; 1 if they are enlarged already, or to restore them
+    at their size."""
     num_frames: int = 7
-    """Frames of the window, the middle one included; odd."""
+    """Number of frames in the window, including the middle one; odd."""
     order: Literal["time", "middle_first"] = "time"
-    """How frames enter the fusion. Names do not tell: weights converted from the authors' Torch want the middle first;
-    MMagic's file is such a one, and is rearranged to the order of time as it is read."""
+    """Order of the frames in the fusion, which a file does not show. Weights converted from the
+    authors' Torch code expect "middle_first". The file of MMagic is one of these, but is rearranged
+    to the order of time when it is loaded."""
 
     def __post_init__(self) -> None:
-        if self.scale < 1 or self.num_frames < 1 or self.num_frames % 2 == 0:
-            raise ConfigError(f"{self} is out of range: scale ≥ 1, num_frames odd")
-        if self.order not in ("time", "middle_first"):
-            raise ConfigError(f"order={self.order!r} must be time or middle_first")
+        check_min(self, "scale", 1)
+        check_odd(self, "num_frames")
+        check_choice(self, "order", ("time", "middle_first"))
 
 
 class ConvNorm(nn.Module):
-    """Convolution 7×7, normalized over the batch, and cut at zero.
+    """Convolution 7×7, batch normalization, ReLU.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
+        in_channels: Number of channels of the input.
+        out_channels: Number of channels of the output.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -90,34 +90,39 @@ class ConvNorm(nn.Module):
         """Map (B, in, H, W) to (B, out, H, W)."""
         if self.training:
             return functional.relu_(self.bn(self.conv(x)))
-        mean, variance = self.bn.running_mean, self.bn.running_var
+        # After training, the normalization is a constant scale and shift of each channel, which the
+        # weight and bias of the convolution absorb.
+        mean = self.bn.running_mean
+        variance = self.bn.running_var
         assert mean is not None
         assert variance is not None
-        factor = (
-            self.bn.weight * (variance + self.bn.eps).rsqrt()
-        )  # part of the convolution, once trained
-        weight, bias = self.conv.weight * factor[:, None, None, None], self.bn.bias - mean * factor
+        factor = self.bn.weight * (variance + self.bn.eps).rsqrt()
+        weight = self.conv.weight * factor[:, None, None, None]
+        bias = self.bn.bias - mean * factor
         return functional.relu_(functional.conv2d(x, weight, bias, padding=3))
 
 
 class FlowLevel(nn.Module):
-    """The flow network of one level: (B, 8, h, w) → the residual of the flow (B, 2, h, w)."""
+    """Flow network of one level: computes the residual of the flow."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*(ConvNorm(a, b) for a, b in pairwise(_WIDTHS[:-1])))
-        self.last = nn.Conv2d(_WIDTHS[-2], _WIDTHS[-1], 7, padding=3)
+        convs: list[nn.Module] = []
+        for in_channels, out_channels in pairwise(_FLOW_CHANNELS[:-1]):
+            convs.append(ConvNorm(in_channels, out_channels))
+        self.convs = nn.Sequential(*convs)
+        self.last = nn.Conv2d(_FLOW_CHANNELS[-2], _FLOW_CHANNELS[-1], 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, 8, h, w) to (B, 2, h, w)."""
+        """Map [middle frame, warped neighbor, flow] (B, 8, h, w) to a flow (B, 2, h, w)."""
         return self.last(self.convs(x))
 
 
 class TOFlow(nn.Module):
-    """Restore the middle frame of a window with task-oriented flow; see the drawing on top of this file.
+    """Restore the middle frame of a window with task-oriented flow; see the top of this file.
 
     Args:
-        config: shape of the network.
+        config: Configuration of the network.
     """
 
     frame_mean: Tensor
@@ -128,108 +133,149 @@ class TOFlow(nn.Module):
         self.config = config
         self.register_buffer("frame_mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
         self.register_buffer("frame_std", torch.tensor(_STD).view(1, 3, 1, 1))
-        self.flow = nn.ModuleList(FlowLevel() for _ in range(_LEVELS))
+        # From the coarsest level to the finest.
+        self.flow = nn.ModuleList(FlowLevel() for _ in range(_NUM_LEVELS))
         self.conv_1 = nn.Conv2d(3 * config.num_frames, _CHANNELS, 9, padding=4)
         self.conv_2 = nn.Conv2d(_CHANNELS, _CHANNELS, 9, padding=4)
         self.conv_3 = nn.Conv2d(_CHANNELS, _CHANNELS, 1)
         self.conv_4 = nn.Conv2d(_CHANNELS, 3, 1)
 
     def encode(self, frame: Tensor) -> Features:
-        """Compute what depends on one frame alone: enlarge it, and halve that.
+        """Enlarge and normalize a frame, and build its pyramid, to share it between windows.
 
         Args:
-            frame: (B, 3, H, W); sH and sW multiples of 8.
+            frame: Low-quality frame, (B, 3, H, W); sH and sW are multiples of 8.
 
         Returns:
-            (B, 3, sH, sW) … (B, 3, sH/8, sW/8), normalized, for `fuse`.
+            Pyramid (B, 3, sH, sW) … (B, 3, sH/8, sW/8), normalized.
         """
         if self.config.scale != 1:
             frame = imresize(frame, self.config.scale)
         levels = [(frame - self.frame_mean) / self.frame_std]
-        for _ in range(_LEVELS - 1):
+        for _ in range(_NUM_LEVELS - 1):
             levels.append(functional.avg_pool2d(levels[-1], 2))
         return tuple(levels)
 
     def estimate_flow(self, middle: Features, neighbor: Features) -> Tensor:
-        """Estimate where each pixel of the middle frame lies in a neighbor: (B, 2, sH, sW), pixels, dx then dy."""
-        flow, warped = torch.zeros_like(middle[-1][:, :2]), neighbor[-1]
+        """Estimate the optical flow from the middle frame to a neighbor.
+
+        Args:
+            middle: Result of `encode` for the middle frame.
+            neighbor: Result of `encode` for the neighbor.
+
+        Returns:
+            Flow (B, 2, sH, sW) in pixels, dx then dy.
+        """
+        # The coarsest level starts without motion.
+        flow = torch.zeros_like(middle[-1][:, :2])
+        warped = neighbor[-1]
         for i, level in enumerate(self.flow):
-            frame = middle[_LEVELS - 1 - i]
-            if i:
+            # Levels of the pyramid go from fine to coarse, those of the flow from coarse to fine.
+            pyramid_index = _NUM_LEVELS - 1 - i
+            if i > 0:
+                # Flow is in pixels, so it doubles with the size.
                 flow = 2 * functional.interpolate(
                     flow, scale_factor=2.0, mode="bilinear", align_corners=True
                 )
-                warped = backward_warp(neighbor[_LEVELS - 1 - i], flow)
-            flow = flow + level(torch.cat([frame, warped, flow], 1))
+                warped = backward_warp(neighbor[pyramid_index], flow)
+            flow = flow + level(torch.cat([middle[pyramid_index], warped, flow], 1))
         return flow
 
     def fuse(self, window: Sequence[Features]) -> Tensor:
-        """Restore the middle frame of a window: `encode` of each of its 2r + 1 frames → (B, 3, sH, sW)."""
-        half = len(window) // 2
-        middle = window[half]
-        aligned = [
-            middle[0] if t == half else backward_warp(frame[0], self.estimate_flow(middle, frame))
-            for t, frame in enumerate(window)
-        ]
+        """Restore the middle frame of a window.
+
+        Args:
+            window: Results of `encode` for 2r + 1 frames.
+
+        Returns:
+            Restored frame, (B, 3, sH, sW).
+        """
+        middle_index = len(window) // 2
+        middle = window[middle_index]
+        aligned: list[Tensor] = []
+        for t, frame in enumerate(window):
+            if t == middle_index:
+                aligned.append(middle[0])
+            else:
+                aligned.append(backward_warp(frame[0], self.estimate_flow(middle, frame)))
         if self.config.order == "middle_first":
-            aligned.insert(0, aligned.pop(half))
+            aligned.insert(0, aligned.pop(middle_index))
+
         x = functional.relu_(self.conv_1(torch.cat(aligned, 1)))
         x = functional.relu_(self.conv_2(x))
-        x = self.conv_4(functional.relu_(self.conv_3(x)))
+        x = functional.relu_(self.conv_3(x))
+        x = self.conv_4(x)
+        # Add the middle frame, and undo the normalization.
         return x.add_(middle[0]).mul(self.frame_std).add_(self.frame_mean)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore the middle frame: (B, 2r + 1, 3, H, W) → (B, 1, 3, sH, sW)."""
-        return self.fuse([self.encode(frame) for frame in lq.unbind(1)]).unsqueeze(1)
+        window = [self.encode(frame) for frame in lq.unbind(1)]
+        return self.fuse(window).unsqueeze(1)
 
 
-_CONVOLUTIONS = len(_WIDTHS) - 1
-"""Of each level of the flow; the last one has no normalization."""
+def _flow_layer(level: str, index: int, layer: str) -> str:
+    """Return our name of a layer in the flow network.
+
+    Args:
+        level: Index of the level.
+        index: Index of the convolution.
+        layer: "conv" or "bn"; the last convolution has no normalization.
+    """
+    if index == _NUM_FLOW_CONVS - 1:
+        return f"flow.{level}.last."
+    return f"flow.{level}.convs.{index}.{layer}."
 
 
-def _module(level: str, index: int, layer: str) -> str:
-    place = "last" if index == _CONVOLUTIONS - 1 else f"convs.{index}.{layer}"
-    return f"flow.{level}.{place}."
+def _from_mmagic(match: re.Match[str]) -> str:
+    """Rename a layer of MMagic, which groups each convolution with its normalization."""
+    return _flow_layer(match[1], int(match[2]), match[3])
 
 
-def _count_modules(match: re.Match[str]) -> str:
-    """Rename a layer of a level in which every convolution stands with its normalization, as in MMagic."""
-    return _module(match[1], int(match[2]), match[3])
-
-
-def _count_layers(match: re.Match[str]) -> str:
-    """Rename a layer of a level in which convolutions, normalizations and activations are counted, as in BasicSR."""
-    index, layer = divmod(int(match[2]), 3)
-    return _module(match[1], index, "bn" if layer else "conv")
+def _from_basicsr(match: re.Match[str]) -> str:
+    """Rename a layer of BasicSR, which counts convolutions, normalizations and activations."""
+    index, position = divmod(int(match[2]), 3)
+    return _flow_layer(match[1], index, "conv" if position == 0 else "bn")
 
 
 _LEVEL = r"^spynet\.basic_module\.(\d)\.basic_module\.(\d+)\."
 _STATISTICS: Rule = (r"^(mean|std)$", r"frame_\1")
 _MMAGIC: tuple[Rule, ...] = (
     (r"^conv([1-4])\.", r"conv_\1."),
-    (_LEVEL + r"(conv|bn)\.", _count_modules),
+    (_LEVEL + r"(conv|bn)\.", _from_mmagic),
     _STATISTICS,
 )
-_BASICSR: tuple[Rule, ...] = ((_LEVEL + r"(?=\w+$)", _count_layers), _STATISTICS)
+_BASICSR: tuple[Rule, ...] = ((_LEVEL + r"(?=\w+$)", _from_basicsr), _STATISTICS)
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    """Map the names of BasicSR and of MMagic to ours; None where they are of another network."""
+    """Rename the tensors of a file of BasicSR or of MMagic.
+
+    Returns:
+        The renamed state dict, or None if it belongs to another architecture.
+    """
     is_mmagic = "spynet.basic_module.0.basic_module.0.conv.weight" in state
-    first = state.get("conv1.weight" if is_mmagic else "conv_1.weight")
-    if first is None or first.ndim != 4 or first.shape[1] < 3:
+    # The convolution that fuses the frames: (64, 3·T, 9, 9).
+    fusion_weight = state.get("conv1.weight" if is_mmagic else "conv_1.weight")
+    if fusion_weight is None or fusion_weight.ndim != 4 or fusion_weight.shape[1] < 3:
         return None
     if is_mmagic:
-        return {**rename(state, _MMAGIC), "conv_1.weight": _in_time(first)}
+        renamed = rename(state, _MMAGIC)
+        renamed["conv_1.weight"] = _to_time_order(fusion_weight)
+        return renamed
     if "spynet.basic_module.0.basic_module.1.running_var" in state:
         return rename(state, _BASICSR)
-    return dict(state) if "flow.0.convs.0.conv.weight" in state else None
+    if "flow.0.convs.0.conv.weight" in state:
+        return dict(state)
+    return None
 
 
-def _in_time(weight: Tensor) -> Tensor:
-    """Rearrange a convolution of frames, the middle one first, to the order of time."""
+def _to_time_order(weight: Tensor) -> Tensor:
+    """Rearrange the input channels of a convolution from the middle frame first to time order."""
     frames = list(weight.chunk(weight.shape[1] // 3, 1))
-    frames.insert(len(frames) // 2, frames.pop(0))
+    middle = frames.pop(0)
+    # Half of the neighbors are before the middle frame.
+    frames.insert(len(frames) // 2, middle)
     return torch.cat(frames, 1)
 
 
@@ -238,16 +284,18 @@ def _infer(state: State) -> TOFlowConfig:
 
 
 def _contract(config: TOFlowConfig) -> Contract:
-    # Frames are halved three times after they are enlarged. Five convolutions of 7×7 at every level see 15·(8+4+2+1)
-    # pixels of the result, the fusion 8 more.
-    halved = 2 ** (_LEVELS - 1)
-    multiple = halved // math.gcd(halved, config.scale)
+    # Frames are halved three times after they are enlarged.
+    reduction = 2 ** (_NUM_LEVELS - 1)
+    size_multiple = reduction // math.gcd(reduction, config.scale)
+    # Five convolutions 7×7 see 15 pixels of their level, so 15 · (8 + 4 + 2 + 1) pixels of the
+    # result in all; the fusion sees 8 more.
+    reach_px = 15 * (2 * reduction - 1) + 8
     return Contract(
         scale=config.scale,
         temporal=Temporal("window", radius=config.num_frames // 2),
-        halo_px=-(-(15 * (2 * halved - 1) + 8) // config.scale),
-        size_multiple=multiple,
-        min_size_px=multiple,
+        halo_px=math.ceil(reach_px / config.scale),
+        size_multiple=size_multiple,
+        min_size_px=size_multiple,
         encodes=True,
     )
 
