@@ -88,9 +88,15 @@ class BasicVSR(nn.Module):
         self.fusion = nn.Conv2d(2 * c, c, 1)
         self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
 
-    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+    def forward(
+        self,
+        lq: Tensor,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+    ) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); see `restore`."""
-        return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
+        frames = self.restore(lq, before=before, after=after)
+        return stack_frames(frames, lq.shape[1])
 
     def restore(
         self,
@@ -115,7 +121,14 @@ class BasicVSR(nn.Module):
         Yields:
             Restored frames in order, (B, 3, 4H, 4W).
         """
-        for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+        clip_feats = self.propagate(
+            lq,
+            before=before,
+            after=after,
+            seen=seen,
+            store=store,
+        )
+        for t, feats in clip_feats:
             # Aggregation (Sec. 3.3).
             fused = self.fusion(torch.cat(feats, 1))
             fused = functional.leaky_relu_(fused, 0.1)
@@ -149,23 +162,47 @@ class BasicVSR(nn.Module):
 
         def backward(t: int, past: Past) -> Tensor:
             aligned = self._align(past, frames, t, t + 1)
-            return self.backward_trunk(torch.cat([frames[t], aligned], 1))
+            x = torch.cat([frames[t], aligned], 1)
+            return self.backward_trunk(x)
 
         def forward(t: int, past: Past) -> Tensor:
             aligned = self._align(past, frames, t, t - 1)
-            return self.forward_trunk(torch.cat([frames[t], aligned], 1))
+            x = torch.cat([frames[t], aligned], 1)
+            return self.forward_trunk(x)
 
         with open_store(store) as features:
             # t = T … 1: all backward features must exist before the first frame can be restored.
-            for t, feat in sweep("backward", num_frames, -1, after, 1, backward, seen):
+            for t, feat in sweep(
+                "backward",
+                num_frames,
+                step=-1,
+                edge=after,
+                order=1,
+                advance=backward,
+                seen=seen,
+            ):
                 features.append(t, feat)
 
             # t = 1 … T: each frame is complete as soon as its forward features exist. The caller
             # gets the only reference to back(t), to free it early.
-            for t, feat in sweep("forward", num_frames, 1, before, 1, forward, seen):
+            for t, feat in sweep(
+                "forward",
+                num_frames,
+                step=1,
+                edge=before,
+                order=1,
+                advance=forward,
+                seen=seen,
+            ):
                 yield t, [*features.pop(t), feat]
 
-    def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, neighbor: int) -> Tensor:
+    def _align(
+        self,
+        past: Past,
+        frames: Mapping[int, Tensor],
+        t: int,
+        neighbor: int,
+    ) -> Tensor:
         """Warp the state of a neighboring frame to frame t (Sec. 3.2).
 
         Args:

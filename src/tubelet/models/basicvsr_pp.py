@@ -130,9 +130,15 @@ class BasicVSRPlusPlus(nn.Module):
         self.reconstruction = ResidualTrunk(5 * c, c, _OUTER_BLOCKS)
         self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
 
-    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+    def forward(
+        self,
+        lq: Tensor,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+    ) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, sH, sW); see `restore`."""
-        return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
+        frames = self.restore(lq, before=before, after=after)
+        return stack_frames(frames, lq.shape[1])
 
     def restore(
         self,
@@ -158,7 +164,14 @@ class BasicVSRPlusPlus(nn.Module):
         Yields:
             Restored frames in order, (B, 3, sH, sW); s is 4, or 1 if the input is "full".
         """
-        for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+        clip_feats = self.propagate(
+            lq,
+            before=before,
+            after=after,
+            seen=seen,
+            store=store,
+        )
+        for t, feats in clip_feats:
             yield self._reconstruct(feats, lq[:, t])
             # Free the features before those of the next frame are computed.
             del feats
@@ -187,7 +200,14 @@ class BasicVSRPlusPlus(nn.Module):
         num_frames = lq.shape[1]
         frames = {t: self._downsample(x) for t, x in clip_frames(lq, before, after).items()}
         with open_store(store) as features:
-            flows = ClipFlows(self.spynet, frames, num_frames, features, sweeps=2, order=2)
+            flows = ClipFlows(
+                self.spynet,
+                frames,
+                num_frames,
+                features,
+                sweeps=2,
+                order=2,
+            )
 
             # g(t), in the order in which backward_1 reads it.
             for t in reversed(range(num_frames)):
@@ -253,7 +273,15 @@ class BasicVSRPlusPlus(nn.Module):
             residual = self.backbone[name](torch.cat([*feats, aligned], 1))
             return residual + aligned
 
-        for t, feat in sweep(name, num_frames, step, edge, 2, advance, seen):
+        for t, feat in sweep(
+            name,
+            num_frames,
+            step=step,
+            edge=edge,
+            order=2,
+            advance=advance,
+            seen=seen,
+        ):
             yield t, [*feats, feat]
 
     def _align(self, name: str, current: Tensor, past: Past, hops: list[Tensor]) -> Tensor:
@@ -290,7 +318,8 @@ class BasicVSRPlusPlus(nn.Module):
         # Eqs. 4 to 6: predict offsets around the flows from the warped states, and sample the
         # states that are not warped.
         guide = torch.cat([backward_warp(past[0], flow_1), current, older_warped], 1)
-        return self.deform_align[name](torch.cat([past[0], older], 1), guide, flow_1, flow_2)
+        states = torch.cat([past[0], older], 1)
+        return self.deform_align[name](states, guide, flow_1, flow_2)
 
     def _reconstruct(self, feats: list[Tensor], frame: Tensor) -> Tensor:
         """Compute the restored frame from all features of a frame.

@@ -104,8 +104,15 @@ class EDVRConfig:
         return 1 if self.predeblur == "strided" else _SCALE
 
 
-def _conv(in_channels: int, out_channels: int, kernel_px: int = 3, *, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_px, stride=stride, padding=kernel_px // 2)
+def _conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_px: int = 3,
+    *,
+    stride: int = 1,
+) -> nn.Conv2d:
+    padding = kernel_px // 2
+    return nn.Conv2d(in_channels, out_channels, kernel_px, stride=stride, padding=padding)
 
 
 def _blocks(channels: int, num_blocks: int) -> nn.Sequential:
@@ -119,12 +126,14 @@ def _lrelu(x: Tensor) -> Tensor:
 
 def _convolve_first(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Compute the contribution of x to conv([x, y]), without the bias: (B, O, H, W)."""
-    return functional.conv2d(x, conv.weight[:, : x.shape[1]], padding=1)
+    weight = conv.weight[:, : x.shape[1]]
+    return functional.conv2d(x, weight, padding=1)
 
 
 def _convolve_second(conv: nn.Conv2d, y: Tensor) -> Tensor:
     """Compute the contribution of y to conv([x, y]), with the bias: (B, O, H, W)."""
-    return functional.conv2d(y, conv.weight[:, -y.shape[1] :], conv.bias, padding=1)
+    weight = conv.weight[:, -y.shape[1] :]
+    return functional.conv2d(y, weight, conv.bias, padding=1)
 
 
 class PCDAlignment(nn.Module):
@@ -157,7 +166,12 @@ class PCDAlignment(nn.Module):
                 "l3": _conv(c, c),
             }
         )
-        self.offset_conv3 = nn.ModuleDict({"l1": _conv(c, c), "l2": _conv(c, c)})
+        self.offset_conv3 = nn.ModuleDict(
+            {
+                "l1": _conv(c, c),
+                "l2": _conv(c, c),
+            }
+        )
         self.dcn_pack = nn.ModuleDict(
             {
                 "l1": ModulatedDeformConv(c, c, groups=groups),
@@ -165,7 +179,12 @@ class PCDAlignment(nn.Module):
                 "l3": ModulatedDeformConv(c, c, groups=groups),
             }
         )
-        self.feat_conv = nn.ModuleDict({"l1": _conv(2 * c, c), "l2": _conv(2 * c, c)})
+        self.feat_conv = nn.ModuleDict(
+            {
+                "l1": _conv(2 * c, c),
+                "l2": _conv(2 * c, c),
+            }
+        )
         self.cas_offset_conv1 = _conv(2 * c, c)
         self.cas_offset_conv2 = _conv(c, c)
         self.cas_dcnpack = ModulatedDeformConv(c, c, groups=groups)
@@ -229,13 +248,15 @@ class PCDAlignment(nn.Module):
             offset = _lrelu(self.offset_conv3[level](offset))
             # Eq. 4
             aligned = self.dcn_pack[level](neighbor[i], offset)
-            feat = self.feat_conv[level](torch.cat([aligned, enlarge(feat, 2)], 1))
+            feat = torch.cat([aligned, enlarge(feat, 2)], 1)
+            feat = self.feat_conv[level](feat)
             # The result of the pyramid itself has no activation.
             if level == "l2":
                 feat = _lrelu(feat)
 
         # Cascade: align the aligned features once more.
-        offset = _lrelu(_convolve_first(self.cas_offset_conv1, feat).add_(middle[3]))
+        offset = _convolve_first(self.cas_offset_conv1, feat)
+        offset = _lrelu(offset.add_(middle[3]))
         offset = _lrelu(self.cas_offset_conv2(offset))
         return functional.leaky_relu(self.cas_dcnpack(feat, offset), 0.1)
 
@@ -419,7 +440,8 @@ class EDVRFeatureExtractor(nn.Module):
         l2 = _lrelu(self.conv_l2_2(l2))
         l3 = _lrelu(self.conv_l3_1(l2))
         l3 = _lrelu(self.conv_l3_2(l3))
-        return l1, l2, l3, *self.pcd_align.project_neighbor((l1, l2, l3))
+        pyramid = (l1, l2, l3)
+        return pyramid + self.pcd_align.project_neighbor(pyramid)
 
     def fuse(self, window: Sequence[Features]) -> Tensor:
         """Align all frames of a window with the middle one, and fuse them.
@@ -447,7 +469,8 @@ class EDVRFeatureExtractor(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Compute the features of the middle frame: (B, 2r + 1, 3, H, W) → (B, C, H, W)."""
-        return self.fuse([self.encode(frame) for frame in lq.unbind(1)])
+        window = [self.encode(frame) for frame in lq.unbind(1)]
+        return self.fuse(window)
 
 
 class EDVR(nn.Module):

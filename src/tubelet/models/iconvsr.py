@@ -119,9 +119,15 @@ class IconVSR(nn.Module):
         self.forward_trunk = ResidualTrunk(3 + 2 * c, c, config.num_blocks)
         self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
 
-    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+    def forward(
+        self,
+        lq: Tensor,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+    ) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W), H and W ≥ 4; see `restore`."""
-        return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
+        frames = self.restore(lq, before=before, after=after)
+        return stack_frames(frames, lq.shape[1])
 
     def restore(
         self,
@@ -149,7 +155,14 @@ class IconVSR(nn.Module):
             Restored frames in order, (B, 3, 4H, 4W).
         """
         height, width = lq.shape[-2:]
-        for t, feats in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+        clip_feats = self.propagate(
+            lq,
+            before=before,
+            after=after,
+            seen=seen,
+            store=store,
+        )
+        for t, feats in clip_feats:
             padded = _pad(lq[:, t])
             # `pop` lets the features be freed before the frame is used.
             yield self._upsample(feats.pop(), padded)[..., : height * _SCALE, : width * _SCALE]
@@ -189,25 +202,51 @@ class IconVSR(nn.Module):
                 x = self._align(past, frames, t, t + 1)
                 if t in key_frames:
                     # Information-refill (Sec. 4.1).
-                    x = self.backward_fusion(torch.cat([x, *features.get(("refill", t))], 1))
-                return self.backward_trunk(torch.cat([frames[t], x], 1))
+                    x = torch.cat([x, *features.get(("refill", t))], 1)
+                    x = self.backward_fusion(x)
+                x = torch.cat([frames[t], x], 1)
+                return self.backward_trunk(x)
 
             def forward(t: int, past: Past) -> Tensor:
                 x = self._align(past, frames, t, t - 1)
                 if t in key_frames:
                     # Information-refill (Sec. 4.1). This is the last use of refill(t).
-                    x = self.forward_fusion(torch.cat([x, *features.pop(("refill", t))], 1))
+                    x = torch.cat([x, *features.pop(("refill", t))], 1)
+                    x = self.forward_fusion(x)
                 # Coupled propagation (Sec. 4.2): the forward trunk takes back(t), too.
-                return self.forward_trunk(torch.cat([frames[t], *features.pop(t), x], 1))
+                x = torch.cat([frames[t], *features.pop(t), x], 1)
+                return self.forward_trunk(x)
 
             for t, refill in self._refill(frames, key_frames):
                 features.append(("refill", t), refill)
-            for t, feat in sweep("backward", num_frames, -1, after, 1, backward, seen):
+            for t, feat in sweep(
+                "backward",
+                num_frames,
+                step=-1,
+                edge=after,
+                order=1,
+                advance=backward,
+                seen=seen,
+            ):
                 features.append(t, feat)
-            for t, feat in sweep("forward", num_frames, 1, before, 1, forward, seen):
+            for t, feat in sweep(
+                "forward",
+                num_frames,
+                step=1,
+                edge=before,
+                order=1,
+                advance=forward,
+                seen=seen,
+            ):
                 yield t, [feat]
 
-    def _align(self, past: Past, frames: Mapping[int, Tensor], t: int, neighbor: int) -> Tensor:
+    def _align(
+        self,
+        past: Past,
+        frames: Mapping[int, Tensor],
+        t: int,
+        neighbor: int,
+    ) -> Tensor:
         """Warp the state of a neighboring frame to frame t (Sec. 3.2).
 
         Args:
@@ -247,7 +286,12 @@ class IconVSR(nn.Module):
         # Encodings of the current window. Windows overlap, so frames are encoded once for several.
         encoded: dict[int, tuple[Tensor, ...]] = {}
         for t in key_frames:
-            window = window_of(t, self.config.temporal_padding, min(frames), max(frames))
+            window = window_of(
+                t,
+                self.config.temporal_padding,
+                first=min(frames),
+                last=max(frames),
+            )
             for i in encoded.keys() - set(window):
                 del encoded[i]
             for i in window:
@@ -256,7 +300,13 @@ class IconVSR(nn.Module):
             yield t, self.edvr.fuse([encoded[i] for i in window])
 
 
-def keyframes(first: int, num_frames: int, *, stride: int, ends_video: bool) -> list[int]:
+def keyframes(
+    first: int,
+    num_frames: int,
+    *,
+    stride: int,
+    ends_video: bool,
+) -> list[int]:
     """List the key frames of a clip: every `stride`-th frame of the video, and its last.
 
     Args:

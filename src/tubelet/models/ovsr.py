@@ -180,7 +180,9 @@ class _Successor(nn.Module):
         """
         streams: list[Tensor] = []
         for conv, frame, feat in zip(self.conv_c, window, hidden, strict=True):
-            streams.append(_lrelu(conv(torch.cat([frame, feat], 1))))
+            stream = torch.cat([frame, feat], 1)
+            stream = _lrelu(conv(stream))
+            streams.append(stream)
         return self.merge(torch.cat(self.blocks(streams), 1))
 
 
@@ -197,9 +199,15 @@ class OVSR(nn.Module):
         self.precursor = _Precursor(config.channels, config.num_precursor_blocks)
         self.successor = _Successor(config.channels, config.num_successor_blocks)
 
-    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+    def forward(
+        self,
+        lq: Tensor,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+    ) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); see `restore`."""
-        return stack_frames(self.restore(lq, before=before, after=after), lq.shape[1])
+        frames = self.restore(lq, before=before, after=after)
+        return stack_frames(frames, lq.shape[1])
 
     def restore(
         self,
@@ -225,8 +233,14 @@ class OVSR(nn.Module):
         Yields:
             Restored frames in order, (B, 3, 4H, 4W).
         """
-        frames = self.propagate(lq, before=before, after=after, seen=seen, store=store)
-        for _, (present, hidden) in frames:
+        clip_feats = self.propagate(
+            lq,
+            before=before,
+            after=after,
+            seen=seen,
+            store=store,
+        )
+        for _, (present, hidden) in clip_feats:
             yield self.successor.upscale(hidden) + self.precursor.upscale(present)
             # Free the features before those of the next frame are computed.
             del present, hidden
@@ -257,7 +271,8 @@ class OVSR(nn.Module):
 
         def precede(t: int, past: Past) -> Tensor:
             # Eq. 1
-            return self.precursor(_window(frames, t), self._last(past, frames[t]))
+            last = self._last(past, frames[t])
+            return self.precursor(_window(frames, t), last)
 
         def succeed(t: int, past: Past) -> Tensor:
             nonlocal present, future
@@ -272,19 +287,43 @@ class OVSR(nn.Module):
             # p(0), p(1), … p(T-1)
             if self.config.kind == "global":
                 # It runs backward, so it must finish before the successor begins.
-                for t, feat in sweep("precursor", num_frames, -1, after, 1, precede, seen):
+                for t, feat in sweep(
+                    "precursor",
+                    num_frames,
+                    step=-1,
+                    edge=after,
+                    order=1,
+                    advance=precede,
+                    seen=seen,
+                ):
                     features.append(t, feat)
                 precursor_feats = (features.pop(t)[0] for t in range(num_frames))
             else:
                 # It runs forward, and is computed only when the successor needs it.
-                local_sweep = sweep("precursor", num_frames, 1, before, 1, precede, seen)
+                local_sweep = sweep(
+                    "precursor",
+                    num_frames,
+                    step=1,
+                    edge=before,
+                    order=1,
+                    advance=precede,
+                    seen=seen,
+                )
                 precursor_feats = (feat for _, feat in local_sweep)
             # p(T), if the video continues after the clip.
             beyond = after.hidden.get("precursor", ())[:1]
             upcoming = chain(precursor_feats, beyond)
 
             future = present = next(upcoming)
-            for t, feat in sweep("successor", num_frames, 1, before, 1, succeed, seen):
+            for t, feat in sweep(
+                "successor",
+                num_frames,
+                step=1,
+                edge=before,
+                order=1,
+                advance=succeed,
+                seen=seen,
+            ):
                 yield t, [present, feat]
 
     def _last(self, past: Past, frame: Tensor) -> Tensor:

@@ -126,7 +126,13 @@ class RealBasicVSR(nn.Module):
             Restored frames in order, (B, 3, 4H, 4W).
         """
         lq, before, after = self._clean_with_edges(lq, before, after, cleanings)
-        yield from self.basicvsr.restore(lq, before=before, after=after, seen=seen, store=store)
+        yield from self.basicvsr.restore(
+            lq,
+            before=before,
+            after=after,
+            seen=seen,
+            store=store,
+        )
 
     def propagate(
         self,
@@ -152,7 +158,13 @@ class RealBasicVSR(nn.Module):
             The index t of each frame and its features [back(t), front(t)], (B, C, H, W) each.
         """
         lq, before, after = self._clean_with_edges(lq, before, after, cleanings)
-        yield from self.basicvsr.propagate(lq, before=before, after=after, seen=seen, store=store)
+        yield from self.basicvsr.propagate(
+            lq,
+            before=before,
+            after=after,
+            seen=seen,
+            store=store,
+        )
 
     def clean(self, lq: Tensor) -> Tensor:
         """Remove noise and artifacts, as often as each clip of the batch needs.

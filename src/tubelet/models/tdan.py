@@ -238,7 +238,8 @@ class TDAN(nn.Module):
             Restored frame, (B, 3, 4H, 4W).
         """
         # Reconstruction (Sec. 3.4).
-        x = functional.relu_(self.conv_fuse(torch.cat(self._align(window), 1)))
+        x = torch.cat(self._align(window), 1)
+        x = functional.relu_(self.conv_fuse(x))
         x = self.reconstruction(x)
         x = functional.pixel_shuffle(self.upconv1(x), 2)
         x = functional.pixel_shuffle(self.upconv2(x), 2)

@@ -170,8 +170,10 @@ class _LocalComparison(nn.Module):
         before_guide = self.before_guide(torch.cat([before, feat], 1))
         after_guide = self.after_guide(torch.cat([after, feat], 1))
         # Not in place, because the deformable convolution keeps its output.
-        before_aligned = functional.leaky_relu(self.before_dcn(before, before_guide), _SLOPE)
-        after_aligned = functional.leaky_relu(self.after_dcn(after, after_guide), _SLOPE)
+        before_aligned = self.before_dcn(before, before_guide)
+        before_aligned = functional.leaky_relu(before_aligned, _SLOPE)
+        after_aligned = self.after_dcn(after, after_guide)
+        after_aligned = functional.leaky_relu(after_aligned, _SLOPE)
         return self.fusion(torch.cat([before_aligned, feat, after_aligned], 1))
 
 
@@ -204,7 +206,12 @@ class TMNet(nn.Module):
         self.reconstruction = Reconstruction(_CHANNELS, config.num_back_blocks)
 
     def forward(
-        self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge(), *, times: Times | None = None
+        self,
+        lq: Tensor,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        *,
+        times: Times | None = None,
     ) -> Tensor:
         """Restore a clip, with new frames between its frames.
 
@@ -253,7 +260,12 @@ class TMNet(nn.Module):
             T + (T - 1)·k restored frames in order of time, (B, 3, 4H, 4W) each.
         """
         moments = self.propagate(
-            lq, before=before, after=after, seen=seen, store=store, times=times
+            lq,
+            before=before,
+            after=after,
+            seen=seen,
+            store=store,
+            times=times,
         )
         for _, (hidden, feat) in moments:
             yield self.reconstruction(hidden, feat)
@@ -290,7 +302,13 @@ class TMNet(nn.Module):
                 # g(t)
                 features.append(t, feat + self.comparison(last, feat, following))
 
-            fused = self.lstm(features, num_moments, before=before, after=after, seen=seen)
+            fused = self.lstm(
+                features,
+                num_moments,
+                before=before,
+                after=after,
+                seen=seen,
+            )
             for t, feat in enumerate(fused):
                 yield t, [feat, *features.pop(("raw", t))]
 
@@ -304,7 +322,9 @@ class TMNet(nn.Module):
         signed = signed.expand(lq.shape[0], -1)[..., None, None, None]
         between: list[tuple[Modulate | None, Modulate | None]] = []
         for time in signed.unbind(1):
-            between.append((self.modulation1.at(time), self.modulation2.at(-time)))
+            first = self.modulation1.at(time)
+            second = self.modulation2.at(-time)
+            between.append((first, second))
         return between
 
     def _neighbors(

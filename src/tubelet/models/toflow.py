@@ -178,7 +178,8 @@ class TOFlow(nn.Module):
                     flow, scale_factor=2.0, mode="bilinear", align_corners=True
                 )
                 warped = backward_warp(neighbor[pyramid_index], flow)
-            flow = flow + level(torch.cat([middle[pyramid_index], warped, flow], 1))
+            x = torch.cat([middle[pyramid_index], warped, flow], 1)
+            flow = flow + level(x)
         return flow
 
     def fuse(self, window: Sequence[Features]) -> Tensor:
@@ -201,7 +202,8 @@ class TOFlow(nn.Module):
         if self.config.order == "middle_first":
             aligned.insert(0, aligned.pop(middle_index))
 
-        x = functional.relu_(self.conv_1(torch.cat(aligned, 1)))
+        x = torch.cat(aligned, 1)
+        x = functional.relu_(self.conv_1(x))
         x = functional.relu_(self.conv_2(x))
         x = functional.relu_(self.conv_3(x))
         x = self.conv_4(x)

@@ -164,7 +164,8 @@ class _Side(nn.Module):
         """Align `source` with `target`: (B, C, H, W)."""
         # Level 3, a quarter of the size.
         level = self.level3
-        x = _lrelu(level.offset_conv1(torch.cat([source[2], target[2]], 1)))
+        x = torch.cat([source[2], target[2]], 1)
+        x = _lrelu(level.offset_conv1(x))
         offset = _offset_features(level.offset_conv2, x, modulate, 3)
         # Not in place, because the deformable convolution keeps its output.
         aligned = functional.leaky_relu(level.dcn(source[2], offset), 0.1)
@@ -173,20 +174,28 @@ class _Side(nn.Module):
         for number, level in ((2, self.level2), (1, self.level1)):
             own = source[number - 1]
             other = target[number - 1]
-            x = _lrelu(level.offset_conv1(torch.cat([own, other], 1)))
+            x = torch.cat([own, other], 1)
+            x = _lrelu(level.offset_conv1(x))
             # Offsets are in pixels, so they double with the size.
             below = _double(offset).mul_(2)
-            x = _lrelu(level.offset_conv2(torch.cat([x, below], 1)))
+            x = torch.cat([x, below], 1)
+            x = _lrelu(level.offset_conv2(x))
             offset = _offset_features(level.offset_conv3, x, modulate, number)
             finer = level.dcn(own, offset)
-            aligned = level.fea_conv(torch.cat([finer, _double(aligned)], 1))
+            aligned = torch.cat([finer, _double(aligned)], 1)
+            aligned = level.fea_conv(aligned)
             # The result of the pyramid itself has no activation.
             if number > 1:
                 aligned = _lrelu(aligned)
         return aligned
 
 
-def _offset_features(conv: nn.Conv2d, x: Tensor, modulate: Modulate | None, level: int) -> Tensor:
+def _offset_features(
+    conv: nn.Conv2d,
+    x: Tensor,
+    modulate: Modulate | None,
+    level: int,
+) -> Tensor:
     """Compute the features from which a level predicts its offsets: (B, C, h, w)."""
     offset = _lrelu(conv(x))
     if modulate is None:
@@ -259,7 +268,8 @@ class _AlignState(nn.Module):
 
     def forward(self, feat: Tensor, state: Tensor) -> Tensor:
         """Align a state (B, C, H, W) with the features of a frame (B, C, H, W)."""
-        return self.fusion(self.pcd_align(self.pyramid(feat), self.pyramid(state)))
+        aligned = self.pcd_align(self.pyramid(feat), self.pyramid(state))
+        return self.fusion(aligned)
 
 
 class _DeformableConvLSTM(nn.Module):
@@ -314,7 +324,13 @@ class BiDeformableConvLSTM(nn.Module):
         self.conv_1x1 = nn.Conv2d(2 * channels, channels, 1)
 
     def forward(
-        self, features: FeatureStore, count: int, *, before: Edge, after: Edge, seen: Seen | None
+        self,
+        features: FeatureStore,
+        count: int,
+        *,
+        before: Edge,
+        after: Edge,
+        seen: Seen | None,
     ) -> Iterator[Tensor]:
         """Run over moments 0 … count - 1: the frames of the clip and those between them.
 
@@ -339,9 +355,25 @@ class BiDeformableConvLSTM(nn.Module):
             feat, h_backward = features.pop(t)
             return self.forward_net(feat, past)
 
-        for t, state in sweep("backward", count, -1, after, 1, backward, seen):
+        for t, state in sweep(
+            "backward",
+            count,
+            step=-1,
+            edge=after,
+            order=1,
+            advance=backward,
+            seen=seen,
+        ):
             features.append(t, _hidden(state))
-        for _, state in sweep("forward", count, 1, before, 1, forward, seen):
+        for _, state in sweep(
+            "forward",
+            count,
+            step=1,
+            edge=before,
+            order=1,
+            advance=forward,
+            seen=seen,
+        ):
             # `forward` has just set it.
             assert h_backward is not None
             yield self.conv_1x1(torch.cat([_hidden(state), h_backward], 1))
@@ -387,7 +419,9 @@ class SpaceTimeFeatures(nn.Module):
         """
         last: Pyramid | None = None
         for frame in frames:
-            pyramid = self.pyramid(self.blocks(_lrelu(self.conv_first(frame))))
+            feat = _lrelu(self.conv_first(frame))
+            feat = self.blocks(feat)
+            pyramid = self.pyramid(feat)
             if last is not None:
                 # Feature interpolation (Sec. 3.2).
                 for modulate in between:
@@ -444,9 +478,15 @@ class ZoomingSlowMo(nn.Module):
         self.lstm = BiDeformableConvLSTM(config.channels, config.groups)
         self.reconstruction = Reconstruction(config.channels, config.num_back_blocks)
 
-    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+    def forward(
+        self,
+        lq: Tensor,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+    ) -> Tensor:
         """Restore a clip: (B, T, 3, H, W) → (B, 2T - 1, 3, 4H, 4W); see `restore`."""
-        return stack_frames(self.restore(lq, before=before, after=after), 2 * lq.shape[1] - 1)
+        frames = self.restore(lq, before=before, after=after)
+        return stack_frames(frames, 2 * lq.shape[1] - 1)
 
     def restore(
         self,
@@ -475,7 +515,14 @@ class ZoomingSlowMo(nn.Module):
         Yields:
             2T - 1 restored frames in order of time, (B, 3, 4H, 4W) each.
         """
-        for _, (feat,) in self.propagate(lq, before=before, after=after, seen=seen, store=store):
+        clip_feats = self.propagate(
+            lq,
+            before=before,
+            after=after,
+            seen=seen,
+            store=store,
+        )
+        for _, (feat,) in clip_feats:
             yield self.reconstruction(feat)
 
     def propagate(
@@ -503,7 +550,13 @@ class ZoomingSlowMo(nn.Module):
         with open_store(store) as features:
             for t, feat in enumerate(self.features(lq.unbind(1))):
                 features.append(t, feat)
-            fused = self.lstm(features, num_moments, before=before, after=after, seen=seen)
+            fused = self.lstm(
+                features,
+                num_moments,
+                before=before,
+                after=after,
+                seen=seen,
+            )
             for t, feat in enumerate(fused):
                 yield t, [feat]
 
