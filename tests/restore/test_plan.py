@@ -140,8 +140,8 @@ def test_the_descent_ends_and_every_step_needs_less_memory(kind, device):
         assert not last.keep_encodings
         if last.features is None:
             # No smaller tile would see less.
-            least = max(32, CONTRACTS[kind].min_size_px)
-            tiles = plan_tiles(*last.padded, least, last.contract)
+            min_px = max(32, CONTRACTS[kind].min_size_px)
+            tiles = plan_tiles(*last.padded, min_px, last.contract)
             assert max(tile.area_px for tile in tiles) >= max(tile.area_px for tile in last.tiles)
 
 

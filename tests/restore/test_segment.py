@@ -170,7 +170,7 @@ def test_inside_a_scene_segments_are_exact_where_the_context_is_known(
 
 @pytest.mark.parametrize("spec", [WINDOW, ONLINE, STREAM, WHOLE_CLIP], **IDS)
 def test_context_is_what_makes_them_so(spec: ModelSpec) -> None:
-    """A control: without context and state, the frames beside a seam are others."""
+    """A control: without context and state, the frames next to a seam differ."""
     clip = clip_of(13)
     engine = engine_of(spec)
     plan = plan_of(engine, clip, 5)
@@ -330,7 +330,7 @@ def prepare(
 
 
 def write_at_once(job: Job, segments: list[Segment], dst: Path) -> None:
-    """Restore segment by segment into one output, states handed over: what `upscale` does."""
+    """Restore segment by segment into one output and pass on the state, as `upscale` does."""
     engine = engine_of(SPECS[job.network])
     plan = Plan.from_json(job.plan)
     engine.follow(plan)

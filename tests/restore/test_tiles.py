@@ -10,7 +10,7 @@ COARSE = toy_models.COARSE.contract
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("target", "expected"),
     [
         ({}, (1280, 720)),
         ({"scale": 2}, (640, 360)),
@@ -18,8 +18,8 @@ COARSE = toy_models.COARSE.contract
         ({"target_height": 333}, (592, 333)),
     ],
 )
-def test_output_size(asked, expected):
-    assert output_size(320, 180, native=4, **asked) == expected
+def test_output_size(target, expected):
+    assert output_size(320, 180, native=4, **target) == expected
 
 
 @pytest.mark.parametrize(

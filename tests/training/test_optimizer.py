@@ -15,7 +15,7 @@ def _model() -> nn.Module:
 
 
 def _moved(model: nn.Module, groups: ParameterGroups, step: int) -> dict[str, float]:
-    """Do one step of rate 1e-2, and tell how far each part moved."""
+    """Do one step at learning rate 1e-2, and return how far each module moved."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     groups.prepare(step, 1e-2)
     groups.optimizer.zero_grad()
