@@ -250,7 +250,7 @@ def _resize(clip: Tensor, step: Resize, gt_size: tuple[int, int]) -> Tensor:
 
 
 def _add_noise(clip: Tensor, step: Noise, part: int) -> Tensor:
-    # A generator of its own: the noise depends on the recipe only, not on torch's global state.
+    # A separate generator: the noise depends on the recipe only, not on torch's global state.
     seed = (step.seed + part * _PART_SEED) % 2**63
     generator = torch.Generator().manual_seed(seed)
     if step.kind == "poisson":

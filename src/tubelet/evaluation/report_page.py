@@ -296,7 +296,7 @@ def _cost_points(
     by_time: list[Point] = []
     plotted: set[str] = set()
     for row in rows:
-        # Where tables disagree on a score, the better one comes first and is plotted.
+        # Where tables disagree on a score, the rows are sorted, so the better one is plotted.
         if row.method in plotted or metric not in row.values:
             continue
         plotted.add(row.method)
@@ -444,7 +444,7 @@ def _crop_image(path: Path, alt: str) -> str:
 def _profile_image(path: Path, alt: str) -> str:
     """Embed a temporal profile, whose frames are wider if there are few of them."""
     with Image.open(path) as image:
-        # One column per frame: about `_PROFILE_PX` on the page, whatever the number of frames.
+        # One column per frame: about `_PROFILE_PX` on the page for any number of frames.
         zoom = _PROFILE_PX // image.width
         return _image_tag(image, alt, zoom_x=min(_MAX_PROFILE_ZOOM, max(1, zoom)))
 

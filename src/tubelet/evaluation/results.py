@@ -137,7 +137,7 @@ class ModelScore:
     @property
     def mean(self) -> dict[str, float]:
         """Mean of each metric over clips, each of which is a mean over frames."""
-        # Clips have equal weight, whatever their number of frames: papers average this way.
+        # Clips of any length have equal weight: papers average this way.
         means: dict[str, float] = {}
         for metric in self.clips[0].mean:
             means[metric] = mean_of([clip.mean[metric] for clip in self.clips])
