@@ -1,1 +1,1 @@
-"""The only door to PyAV, and the only place of 8- and 16-bit pixels."""
+"""Read and write videos through PyAV; the only package that handles 8- and 16-bit pixels."""
