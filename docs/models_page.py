@@ -1,4 +1,4 @@
-"""Write docs/models.md from the specs: `make models-page`."""
+"""Write docs/models.md from the model specs: `make models-page`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tubelet.downloads import RemoteFile
 from tubelet.models.architecture import Architecture
 from tubelet.types import Temporal
 from tubelet.zoo.architectures import ARCHITECTURES
@@ -21,125 +22,151 @@ PAGE = Path(__file__).with_name("models.md")
 _HEAD = """\
 # Models
 
-This page is written by `make models-page` from the specs in the code; `tubelet models` prints the same for this
-machine.
+`make models-page` generates this page from the model specs in the code. `tubelet models` prints the
+same list for your machine.
 
-A *frame* model sees one frame, a *window* model some neighbors too, an *online* model what came before, a *clip* model
-all of a scene, or a window of it. The number before it is the factor by which it enlarges.
+The kind of a model is the frames that it uses: a *frame* model uses one frame, a *window* model
+also some neighbors, an *online* model the previous frames, and a *clip* model all frames of a
+scene, or a window of them. The number before the kind is the upscaling factor.
 
 ## In the package
 
 """
-_FETCHED = """
-## Fetched on first use
+_DOWNLOADED = """
+## Downloaded on first use
 
 ```console
-tubelet upscale in.mp4 out.mp4 --model basicvsr_pp-reds4    # fetches about 29 MB, once
-tubelet models download realesr-animevideov3                # beforehand, for a machine without network
-tubelet models cache                                        # where the files are, and which
-tubelet models identify path/to/weights.pth                 # what a file is, and how it was recognized
+tubelet upscale in.mp4 out.mp4 --model basicvsr_pp-reds4  # downloads about 29 MB, once
+tubelet models download realesr-animevideov3              # in advance, to work offline later
+tubelet models cache                                      # location and list of downloaded files
+tubelet models identify path/to/weights.pth               # architecture of a weight file
 ```
 
-Files are kept in `$TUBELET_HOME/models`, by default `~/.cache/tubelet/models` (on macOS
-`~/Library/Caches/tubelet/models`, on Windows `%LOCALAPPDATA%\\tubelet\\Cache\\models`). A transfer that broke off is
-completed by the next run, what arrives is compared with the published size and hash as far as there are any, and a file
-that is there needs no network. Proxies are those of `https_proxy`. Where *by hand* stands, the publisher's page wants a
-person: put the file into that folder under its published name. The license is that of the weights, as their publisher
-states it; data that they were trained on can have terms of its own.
+Downloaded files are stored in `$TUBELET_HOME/models`. The default of `$TUBELET_HOME` is
+`~/.cache/tubelet` on Linux, `~/Library/Caches/tubelet` on macOS and
+`%LOCALAPPDATA%\\tubelet\\Cache` on Windows. An interrupted download resumes in the next run. A file
+is verified by its published size and hash, if there are any, and a file in the folder needs no
+network. Proxies are taken from `https_proxy`.
 
-*Bicubic* and *blurred* are the ways in which the low-quality images of training were made: MATLAB's bicubic (BI), and
-a Gaussian blur before every fourth pixel is taken (BD). Give a model what it was trained for; for videos of people that
-is a model for real videos or images.
+Files marked *by hand* must be downloaded in a browser: copy the file into that folder and keep its
+published name. The license is that of the weights, as their publisher states it; the training data
+may have other terms.
+
+*Bicubic* and *blurred* are the degradations of the training data: MATLAB's bicubic downscaling
+(BI), and a Gaussian blur followed by taking every fourth pixel (BD). Use a model on input with the
+degradation of its training; for your own videos, use a model for real videos or images.
 
 """
 _ARCHITECTURES = """
 ## Architectures
 
-`--model path/to/any.pth` runs files of these networks, as BasicSR, MMagic (MMEditing), KAIR or the authors save them:
-the names and shapes of its tensors tell the architecture and the configuration. Parameters and temporal contract are
-those of the usual configuration.
+`--model path/to/any.pth` runs weight files of these networks, as BasicSR, MMagic (MMEditing), KAIR
+or the authors save them: tensor names and shapes identify the architecture and the configuration.
+Parameters and kind are those of the default configuration.
 
 """
 
 
 def render() -> str:
-    """Make the text of the page."""
-    package = [
-        (
-            f"`{s.id}`",
-            _factor(s.scale),
-            _temporal(s.temporal),
-            _count(model_size(s)),
-            _license(s),
-            s.summary,
+    """Render the page in Markdown."""
+    package_rows: list[Sequence[str]] = []
+    for spec in list_models():
+        row = (
+            f"`{spec.id}`",
+            _factor(spec.scale),
+            _temporal(spec.temporal),
+            _count(model_size(spec)),
+            _license(spec),
+            spec.summary,
         )
-        for s in list_models()
-    ]
-    fetched = [_fetched(known) for known in PUBLISHED_WEIGHTS]
-    names = ", ".join(
-        dict.fromkeys(
-            foreign.name for foreign in UNSUPPORTED if foreign.advice.startswith("Tubelet")
-        )
+        package_rows.append(row)
+    # Discriminators and other networks without a result are not worth a mention.
+    unsupported: list[str] = []
+    for network in UNSUPPORTED:
+        if network.advice.startswith("Tubelet"):
+            unsupported.append(network.name)
+    sections = (
+        _HEAD,
+        _table(("id", "scale", "kind", "parameters", "license", "for"), package_rows),
+        _DOWNLOADED,
+        _table(
+            ("id", "network", "kind", "parameters", "license", "trained on or for", "file"),
+            map(_published_row, PUBLISHED_WEIGHTS),
+        ),
+        _ARCHITECTURES,
+        _table(
+            ("network", "kind", "parameters", "paper", "published weights"),
+            map(_architecture_row, ARCHITECTURES),
+        ),
+        f"\nTubelet recognizes weights of these networks but cannot run them: "
+        f"{', '.join(unsupported)}.\n",
     )
-    return "".join(
-        (
-            _HEAD,
-            _table(("id", "scale", "kind", "parameters", "license", "for"), package),
-            _FETCHED,
-            _table(
-                ("id", "network", "kind", "parameters", "license", "trained on or for", "file"),
-                fetched,
-            ),
-            _ARCHITECTURES,
-            _table(
-                ("network", "kind", "parameters", "paper", "published weights"),
-                [_architecture(a) for a in ARCHITECTURES],
-            ),
-            f"\nFiles of these are named and not run yet: {names}.\n",
-        )
+    return "".join(sections)
+
+
+def _published_row(published: PublishedWeights) -> Sequence[str]:
+    contract = published.architecture.contract(published.config)
+    if contract is None:
+        kind = "component"
+        size = _default_size(published.architecture)
+    else:
+        kind = f"{_factor(contract.scale)} {_temporal(contract.temporal)}"
+        size = model_size(find_model(published.id))
+    return (
+        f"`{published.id}`",
+        published.architecture.name,
+        kind,
+        _count(size),
+        published.license,
+        published.summary,
+        _file_link(published.file),
     )
 
 
-def _fetched(known: PublishedWeights) -> Sequence[str]:
-    contract = known.architecture.contract(known.config)
-    kind = f"{_factor(contract.scale)} {_temporal(contract.temporal)}" if contract else "part"
-    count = (
-        _count(model_size(find_model(known.id)))
-        if contract
-        else _count(_usual_size(known.architecture))
-    )
-    file = (
-        f"[{known.file.name}]({known.file.url})"
-        if known.file.url
-        else f"[by hand]({known.file.page}): {known.file.name}"
-    )
-    return f"`{known.id}`", known.architecture.name, kind, count, known.license, known.summary, file
+def _file_link(file: RemoteFile) -> str:
+    if file.url:
+        return f"[{file.name}]({file.url})"
+    return f"[by hand]({file.page}): {file.name}"
 
 
-def _architecture(architecture: Architecture) -> Sequence[str]:
-    config = architecture.config()
-    contract = architecture.contract(config)
-    kind = (
-        f"{_factor(contract.scale)} {_temporal(contract.temporal)}"
-        if contract
-        else "part of others"
+def _architecture_row(architecture: Architecture) -> Sequence[str]:
+    contract = architecture.contract(architecture.config())
+    if contract is None:
+        kind = "component of others"
+    else:
+        kind = f"{_factor(contract.scale)} {_temporal(contract.temporal)}"
+    source = architecture.source
+    if source.startswith("http"):
+        source = f"<{source}>"
+    return (
+        architecture.name,
+        kind,
+        _count(_default_size(architecture)),
+        source or "–",
+        _available_weights(architecture),
     )
-    ids = [known.id for known in PUBLISHED_WEIGHTS if known.architecture is architecture]
-    ids += [spec.id for spec in list_models() if spec.architecture == architecture.name]
-    page = PAGES.get(architecture.name)
-    named = f"`{ids[0]}`" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "") if ids else ""
-    by_hand = f"[authors]({page})" if page else ""
-    weights = ", ".join(filter(None, (named, by_hand))) or "–"
-    size = _count(_usual_size(architecture))
-    source = (
-        f"<{architecture.source}>"
-        if architecture.source.startswith("http")
-        else architecture.source
-    )
-    return architecture.name, kind, size, source or "–", weights
 
 
-def _usual_size(architecture: Architecture) -> int:
+def _available_weights(architecture: Architecture) -> str:
+    """List the ids of an architecture's weights, and the page of its authors."""
+    ids: list[str] = []
+    for published in PUBLISHED_WEIGHTS:
+        if published.architecture is architecture:
+            ids.append(published.id)
+    for spec in list_models():
+        if spec.architecture == architecture.name:
+            ids.append(spec.id)
+    sources: list[str] = []
+    if len(ids) == 1:
+        sources.append(f"`{ids[0]}`")
+    elif ids:
+        sources.append(f"`{ids[0]}` and {len(ids) - 1} more")
+    if architecture.name in PAGES:
+        sources.append(f"[authors]({PAGES[architecture.name]})")
+    return ", ".join(sources) or "–"
+
+
+def _default_size(architecture: Architecture) -> int:
     with torch.device("meta"):
         return count_parameters(architecture.build(architecture.config()))
 
@@ -149,7 +176,9 @@ def _temporal(temporal: Temporal) -> str:
         return f"window of {2 * temporal.radius + 1}"
     if temporal.lookahead:
         return f"online, {temporal.lookahead} ahead"
-    return f"{temporal.kind}, also between frames" if temporal.between_frames else temporal.kind
+    if temporal.between_frames:
+        return f"{temporal.kind}, also between frames"
+    return temporal.kind
 
 
 def _factor(scale: int) -> str:
@@ -163,7 +192,9 @@ def _license(spec: ModelSpec) -> str:
 def _count(parameters: int) -> str:
     if parameters == 0:
         return "–"
-    return f"{parameters / 1e6:.2f} M" if parameters >= 1_000_000 else f"{parameters / 1e3:.1f} k"
+    if parameters >= 1_000_000:
+        return f"{parameters / 1e6:.2f} M"
+    return f"{parameters / 1e3:.1f} k"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
