@@ -92,7 +92,8 @@ def test_triplets_train_everything_but_the_memory(clips):
         _config(clips, stage="triplets", crops=crops, loop=LoopSettings(steps=20, save_every=20))
     )
     model = load_model(path)
-    assert model.recall is None  # nothing to keep of what was not trained
+    # The untrained recurrent path is not saved.
+    assert model.recall is None
     torch.manual_seed(0)
     before = FastVSR(dataclasses.replace(model.config, recurrent=True))
     assert not torch.equal(model.head.weight, before.head.weight)
@@ -152,7 +153,8 @@ def test_harm_is_what_is_worse_than_lanczos(clips, stage, precision):
         if stage == "triplets":
             network.zero_recurrent_path()
             sr = network.step(lq[:, 1:3], (lq[:, 0],))[0][:, None]
-            lq, gt = lq[:, 1:2], gt[:, 1:2]
+            lq = lq[:, 1:2]
+            gt = gt[:, 1:2]
         else:
             sr = network(lq)
     lanczos = resample(luma(lq), (48, 48), kernel="lanczos3")

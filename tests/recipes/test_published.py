@@ -30,7 +30,8 @@ TABLE = {
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_recipes_are_as_published(recipe):
-    crops, loop = recipe.crops, recipe.loop
+    crops = recipe.crops
+    loop = recipe.loop
     got = (
         crops.patch_px,
         crops.frames,
@@ -47,7 +48,7 @@ def test_recipes_are_as_published(recipe):
     assert recipe.source
 
 
-def test_what_only_some_of_them_do():
+def test_settings_of_single_recipes():
     def optimizer(name):
         return find_recipe(name).loop.optimizer
 
@@ -97,7 +98,7 @@ def test_names_as_they_are_typed(typed, name):
     assert find_recipe(typed).name == name
 
 
-def test_every_network_that_makes_images_alone_can_be_trained():
+def test_every_network_that_outputs_images_can_be_trained():
     names = list_names()
     for architecture in ARCHITECTURES:
         if architecture.name in ("SpyNet", "ConditionalEncoder", "TwoStepRestorer"):
@@ -114,7 +115,7 @@ def test_every_network_that_makes_images_alone_can_be_trained():
             assert recipe.crops.frames == 2 * contract.temporal.radius + 1
 
 
-def test_unknown_names_bring_the_nearest():
+def test_unknown_names_suggest_similar_ones():
     with pytest.raises(RequestError, match="called 'basicvrs'; did you mean basicvsr"):
         find_recipe("basicvrs")
     with pytest.raises(RequestError, match="known are basicvsr, iconvsr"):

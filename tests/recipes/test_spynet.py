@@ -62,7 +62,7 @@ def test_finer_levels_stay_as_they_were(data: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(begun.state_dict(), network.state_dict(), atol=1e-5, rtol=0)
 
 
-def test_shared_levels_are_one_network_that_all_of_them_teach(data: Path, tmp_path: Path) -> None:
+def test_shared_levels_are_one_network_that_all_levels_train(data: Path, tmp_path: Path) -> None:
     network = load_model(main(_config(data, tmp_path / "a", shared=True)))
     assert isinstance(network, SpyNet)
     torch.manual_seed(0)
@@ -118,9 +118,7 @@ def test_each_level_is_judged_in_its_own_pixels(data: Path, tmp_path: Path) -> N
     )
 
 
-def test_learns_a_batch_by_heart(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overfits_a_batch(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = MovingImages.batch
     monkeypatch.setattr(MovingImages, "batch", lambda self, step: draw(self, 3))
     losses: list[float] = []
@@ -154,7 +152,8 @@ def test_resume_gives_the_same_network(
 
 def test_scores_of_pairs() -> None:
     flow = torch.zeros(2, 8, 8)
-    flow[0, :, :4], flow[1, :, :4] = 3.0, 4.0
+    flow[0, :, :4] = 3.0
+    flow[1, :, :4] = 4.0
     visible = torch.zeros(1, 8, 8)
     visible[:, :, 4:] = 1
     pair = MovingPair(torch.rand(2, 3, 8, 8), flow, visible)
@@ -198,7 +197,7 @@ def test_settings_out_of_range(data: Path, changes: dict[str, object]) -> None:
         _config(data, Path("out"), **changes)
 
 
-def test_begins_with_a_spynet_alone(data: Path, tmp_path: Path) -> None:
+def test_starts_only_from_a_spynet(data: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other.safetensors", FSRCNN(FSRCNNConfig()), {})
     with pytest.raises(InputError, match="FSRCNN, not SpyNet"):
         main(_config(data, tmp_path / "a", init=tmp_path / "other.safetensors"))

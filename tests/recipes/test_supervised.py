@@ -22,9 +22,10 @@ from tubelet.training import LoopSettings, OptimizerSettings, ScheduleSettings
 from tubelet.zoo.checkpoint import load_model, read_notes, save_checkpoint
 from tubelet.zoo.opening import open_model
 
-PATCH_PX = 12  # of a clip that is no larger: every sample is the whole of it, mirrored and turned
+# The clip is no larger, so that every sample is all of it, flipped and rotated.
+PATCH_PX = 12
 FALLS = {"SRVGGNetCompact": 0.92, "TDAN": 0.7, "RRN": 0.95, "OVSR": 0.7, "ZoomingSlowMo": 0.995}
-"""A network of each temporal kind, and how far its loss falls in a few steps at least."""
+"""A network of each temporal kind, and the bound on the ratio of its last loss to the first."""
 
 
 @pytest.fixture
@@ -63,9 +64,8 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", FALLS)
 def test_learns_a_tiny_clip_and_writes_what_upscale_takes(clips, name):
     records = []
-    steps, evaluate = (
-        (6, None) if name == "ZoomingSlowMo" else (20, clips)
-    )  # it is far slower than the others
+    # This network is far slower than the others.
+    steps, evaluate = (6, None) if name == "ZoomingSlowMo" else (20, clips)
     loop = LoopSettings(steps=steps, lr=4e-3, warmup_steps=2, ema=0.5, log_every=1, save_every=100)
     path = main(
         _config(clips, name, loop=loop, evaluate=evaluate, evaluate_frames=2), on_log=records.append
@@ -75,7 +75,8 @@ def test_learns_a_tiny_clip_and_writes_what_upscale_takes(clips, name):
     assert losses[-1] < FALLS[name] * losses[0]
     assert evaluate is None or math.isfinite(records[-1]["psnr_y/pattern"])
     opened = open_model(str(path))
-    spec, network = opened.spec, opened.network
+    spec = opened.spec
+    network = opened.network
     assert spec.architecture == name
     assert network.config == TINY[name]
     assert read_notes(path)["training"]["loop"]["steps"] == steps
@@ -99,7 +100,8 @@ def test_is_compared_with_the_frames_that_it_restores(clips, name):
 def test_collapsible_networks_are_kept_in_both_forms(clips):
     path = main(_config(clips, "SESR"))
     assert load_model(path).config.expanded_channels == 0
-    wide, lq = load_model(path.with_name("wide.safetensors")), torch.rand(1, 1, 3, 12, 12)
+    wide = load_model(path.with_name("wide.safetensors"))
+    lq = torch.rand(1, 1, 3, 12, 12)
     assert wide.config == TINY["SESR"]
     torch.testing.assert_close(load_model(path)(lq), wide(lq), rtol=0, atol=1e-5)
 
@@ -113,7 +115,7 @@ def test_a_token_also_stops_the_preparation_of_clips(clips):
     assert not config.cache.exists()
 
 
-def test_goes_on_to_the_same_numbers(clips):
+def test_resume_gives_the_same_network(clips):
     loop = LoopSettings(
         steps=4,
         warmup_steps=0,
@@ -142,7 +144,7 @@ def test_goes_on_to_the_same_numbers(clips):
         assert torch.equal(value, _tensors(resumed)[name]), name
 
 
-def test_attention_learns_alone_on_weights_that_are_given(clips):
+def test_attention_is_trained_first_on_pretrained_weights(clips):
     network = TINY["EDVR"]
     before = main(
         _config(clips, "edvr-m-wotsa", network=dataclasses.replace(network, fusion="conv"))
@@ -151,7 +153,8 @@ def test_attention_learns_alone_on_weights_that_are_given(clips):
     assert recipe.warmup_only_modules == ("extractor.fusion",)
     loop = dataclasses.replace(_config(clips).loop, optimizer=recipe)
     config = _config(clips, "EDVR", loop=loop, init=before, out=clips.parent / "tsa")
-    start, after = _tensors(before), _tensors(main(config))
+    start = _tensors(before)
+    after = _tensors(main(config))
     kept = [name for name in start if name in after and "fusion" not in name]
     assert len(kept) > 30
     assert all(torch.equal(start[name], after[name]) for name in kept)
@@ -165,7 +168,7 @@ def test_attention_learns_alone_on_weights_that_are_given(clips):
     )
 
 
-def test_flow_begins_with_weights_that_are_given_and_waits(clips):
+def test_flow_starts_from_a_checkpoint_and_is_frozen_first(clips):
     spynet = SpyNet()
     save_checkpoint(clips.parent / "spynet.safetensors", spynet, {})
     recipe = configure("basicvsr").loop.optimizer
@@ -177,18 +180,21 @@ def test_flow_begins_with_weights_that_are_given_and_waits(clips):
     optimizer = dataclasses.replace(recipe, freeze_steps=0)
     moving = dataclasses.replace(loop, optimizer=optimizer)
     after = _tensors(main(dataclasses.replace(config, loop=moving, out=clips.parent / "moving")))
-    level, rate = "basic_module.5.basic_module.8.weight", loop.lr * 0.125
+    level = "basic_module.5.basic_module.8.weight"
+    rate = loop.lr * 0.125
     moved = (after[f"spynet.{level}"] - spynet.state_dict()[level]).abs().max().item()
-    assert 0.5 * rate < moved <= 2.1 * rate  # two steps of Adam
+    # Two steps of Adam.
+    assert 0.5 * rate < moved <= 2.1 * rate
     assert (
         "the flow network starts from random weights"
         in describe(dataclasses.replace(config, spynet="random"))[-1]
     )
 
 
-def test_flow_begins_with_ours():
+def test_flow_starts_from_the_weights_in_the_package():
     assert SupervisedConfig.__dataclass_fields__["spynet"].default == "own"
-    network, ours = architecture_of("BasicVSR").build(TINY["BasicVSR"]), SpyNet()
+    network = architecture_of("BasicVSR").build(TINY["BasicVSR"])
+    ours = SpyNet()
     init_spynets(network, "own")
     assert load_spynet(ours) == 1
     assert all(
@@ -200,7 +206,8 @@ def test_flow_begins_with_ours():
 
 
 def test_cleaned_frames_are_compared_with_what_they_should_be(clips, monkeypatch):
-    records, cleaned = [], []
+    records = []
+    cleaned = []
     clean = RealBasicVSR.clean
     monkeypatch.setattr(
         RealBasicVSR, "clean", lambda self, lq: (cleaned.append(len(lq)), clean(self, lq))[1]
@@ -210,7 +217,8 @@ def test_cleaned_frames_are_compared_with_what_they_should_be(clips, monkeypatch
         dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=1)),
         on_log=records.append,
     )
-    assert cleaned == [1]  # once for both losses
+    # Once for both losses.
+    assert cleaned == [1]
     clip = list(prepare_clips(config.data, config.cache, preset="bi", scale=4))
     lq, gt = (
         torch.cat([x, x.flip(1)], 1)
@@ -285,7 +293,7 @@ def test_a_file_leaves_the_rest_to_the_recipe(tmp_path):
         ),
     ],
 )
-def test_what_does_not_fit_is_named(clips, name, changes, message):
+def test_unsuitable_settings_are_refused(clips, name, changes, message):
     with pytest.raises(ConfigError, match=message):
         main(_config(clips, name, **changes))
 

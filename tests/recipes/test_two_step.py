@@ -75,7 +75,7 @@ def _clip(name: str, frames: int = 5, size: tuple[int, int] = (24, 30)) -> Cache
     return CachedClip(name, lq.repeat(2, -1).repeat(2, -2), (lq,))
 
 
-def test_learns_and_writes_what_was_trained_and_over_what(gratings, image_model):
+def test_learns_and_saves_the_network_and_its_image_model(gratings, image_model):
     records = []
     loop = LoopSettings(lr=2e-2, warmup_steps=0, ema=0.5, log_every=1)
     config = _config(
@@ -87,9 +87,11 @@ def test_learns_and_writes_what_was_trained_and_over_what(gratings, image_model)
     )
     path = main(config, on_log=records.append)
     losses = [record["loss"] for record in records if "loss" in record]
-    assert len(losses) == 20  # two triplets of one video in a batch of two
+    # Two triplets of one video in a batch of two.
+    assert len(losses) == 20
     assert losses[-1] < 0.9 * losses[0]
-    notes, network = read_notes(path), load_model(path)
+    notes = read_notes(path)
+    network = load_model(path)
     assert isinstance(network, TwoStepRestorer)
     assert network.config == config.network
     assert not any("image_model" in name for name in read_state(path)[0])
@@ -101,8 +103,10 @@ def test_learns_and_writes_what_was_trained_and_over_what(gratings, image_model)
     }
     assert json.loads(read_header(path)["base"]) == expected
     assert notes["training"]["loss"] == "mae"
-    opened = open_model(str(path))  # as `tubelet upscale --model` opens it
-    spec, both = opened.spec, opened.network
+    # As `tubelet upscale --model` opens it.
+    opened = open_model(str(path))
+    spec = opened.spec
+    both = opened.network
     assert (spec.architecture, spec.scale, spec.temporal.radius) == ("TwoStepRestorer", 2, 1)
     assert type(both.image_model).__name__ == "SRVGGNetCompact"
     scores = read_scores(path.parent)
@@ -132,7 +136,8 @@ def test_scores_are_those_of_both_steps_run_on_the_video(gratings, image_model):
     lq, gt = _held_out(config, "test")
     network = load_model(path).with_image_model(load_model(image_model))
     with torch.inference_mode():
-        sr, hq = network(lq)[:, 0], network.enlarge(lq[:, 1])
+        sr = network(lq)[:, 0]
+        hq = network.enlarge(lq[:, 1])
         kept = (hq * 255).round() / 255
         sr_of_kept = network.restore(kept, lq[:, 0], lq[:, 2])
     scores = read_scores(path.parent)["test"]
@@ -202,7 +207,7 @@ def _first_batch(
     return lq, gt, (hq * 255).round() / 255
 
 
-def test_goes_on_to_the_same_numbers(gratings):
+def test_resume_gives_the_same_network(gratings):
     loop = dataclasses.replace(_config(gratings).loop, steps=4, save_every=2)
     whole = main(_config(gratings, out=gratings.parent / "whole", loop=loop))
 
@@ -216,10 +221,12 @@ def test_goes_on_to_the_same_numbers(gratings):
     steps = []
     resumed = main(parts, on_log=lambda record: steps.append(record["step"]))
     assert steps == [3, 4, 4]
-    expected, found = load_model(whole).state_dict(), load_model(resumed).state_dict()
+    expected = load_model(whole).state_dict()
+    found = load_model(resumed).state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert main(parts, on_log=lambda record: steps.append(record["step"])) == resumed
-    assert len(steps) == 3  # what is finished stays
+    # A finished run is not repeated.
+    assert len(steps) == 3
 
 
 @pytest.mark.parametrize(
@@ -256,9 +263,8 @@ def test_other_clips_and_other_weights_are_another_run(gratings, image_model):
     path = main(config)
     moved = Path(image_model).with_name("moved.safetensors")
     moved.write_bytes(Path(image_model).read_bytes())
-    assert (
-        main(dataclasses.replace(config, image_model=str(moved))) == path
-    )  # the same weights at another place
+    # The same weights at another path.
+    assert main(dataclasses.replace(config, image_model=str(moved))) == path
     save_checkpoint(moved, SRVGGNetCompact(SRVGGConfig(scale=2, channels=4, num_blocks=1)), {})
     with pytest.raises(CheckpointError, match="or the weights of the image model have changed"):
         main(dataclasses.replace(config, image_model=str(moved)))
@@ -280,21 +286,22 @@ def test_a_damaged_record_of_a_run_gives_one_line(gratings, text):
 def test_the_image_model_runs_once(gratings, image_model, calls):
     shared = {"frozen": gratings.parent / "frozen"}
     main(_config(gratings, image_model, out=gratings.parent / "a", **shared))
-    assert sum(calls) == 2 + 2 + 2  # the crops of one video, two frames of either held-out one
+    # The crops of one video, two frames of either held-out one.
+    assert sum(calls) == 2 + 2 + 2
     calls.clear()
     loop = dataclasses.replace(_config(gratings).loop, seed=1)
     main(_config(gratings, image_model, out=gratings.parent / "b", loop=loop, loss="mse", **shared))
     assert calls == []
-    main(_config(gratings, out=gratings.parent / "c", **shared))  # another image model
+    # Another image model.
+    main(_config(gratings, out=gratings.parent / "c", **shared))
     assert sum(calls) == 6
     calls.clear()
-    main(
-        _config(gratings, "lanczos-x2", out=gratings.parent / "d", **shared)
-    )  # has no tensors either
+    # This image model has no tensors, either.
+    main(_config(gratings, "lanczos-x2", out=gratings.parent / "d", **shared))
     assert sum(calls) == 6
 
 
-def test_what_the_image_model_made_is_gone_on_with(tmp_path, image_model, calls):
+def test_an_interrupted_run_of_the_image_model_resumes(tmp_path, image_model, calls):
     crops = TrainingCrops([_clip("a", frames=25)], 2, TripletSettings(patch_px=16))
     model = _open(image_model)
     whole = frozen_outputs(crops, model, tmp_path / "whole")
@@ -320,9 +327,8 @@ def test_what_the_image_model_made_is_gone_on_with(tmp_path, image_model, calls)
 
 @pytest.mark.parametrize("count", [3, 10, 52])
 def test_the_split_keeps_videos_apart(count):
-    clips = [
-        _clip(f"video {number}") for number in range(count) for _ in range(2)
-    ]  # two files of each name
+    # Two files of each name.
+    clips = [_clip(f"video {number}") for number in range(count) for _ in range(2)]
     parts = split_videos(clips)
     names = [{clip.name for clip in part} for part in parts]
     held = max(1, round(count / 10))
@@ -333,7 +339,7 @@ def test_the_split_keeps_videos_apart(count):
     assert [{clip.name for clip in part} for part in again] == names
 
 
-def test_clips_that_cannot_be_used_hold_no_part(gratings):
+def test_unusable_clips_do_not_count_in_the_split(gratings):
     for name, frames in (("four", 2), ("five", 1), ("six", 2)):
         shutil.copytree(gratings / "one", gratings / name)
         for image in sorted((gratings / name).iterdir())[frames:]:
@@ -395,7 +401,7 @@ def test_the_middle_of_held_out_frames_is_scored():
     assert np.array_equal(gt, clips[1].gt[2, :, 8:40, 14:46])
 
 
-def test_crops_know_what_they_depend_on():
+def test_crops_describe_everything_they_depend_on():
     base = TrainingCrops([_clip("a")], 2, TripletSettings(patch_px=16)).describe()
     for clip, settings in (
         (_clip("ab"), TripletSettings(patch_px=16)),

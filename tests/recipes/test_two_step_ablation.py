@@ -22,7 +22,8 @@ from tubelet.recipes.two_step_data import TripletSettings
 
 
 def _runs(better: list[float], worse: list[float]) -> list[Run]:
-    mae, plain = VARIANTS[1], VARIANTS[0]
+    mae = VARIANTS[1]
+    plain = VARIANTS[0]
     pairs = zip(better, worse, strict=True)
     return [
         Run(v, seed, x, 20.0)
@@ -44,9 +45,8 @@ def _runs(better: list[float], worse: list[float]) -> list[Run]:
     ],
 )
 def test_verdicts(differences, margin, outcome):
-    offsets = [
-        30.0 + 3 * seed for seed in range(len(differences))
-    ]  # seeds differ far more than losses do
+    # Seeds differ far more than losses do.
+    offsets = [30.0 + 3 * seed for seed in range(len(differences))]
     runs = _runs([a + b for a, b in zip(offsets, differences, strict=True)], offsets)
     claim = Claim(text="", better="MAE", worse="MSE", margin_db=margin, published_db=0.18)
     assert judge(claim, runs).outcome == outcome
@@ -58,7 +58,8 @@ def test_verdicts(differences, margin, outcome):
 
 def test_half_the_width_of_an_interval():
     verdict = judge(CLAIMS[1], _runs([1.0, 2.0, 4.0], [0.0, 0.0, 0.0]))
-    assert verdict.half_width_db == pytest.approx(3.7945, abs=0.01)  # as R's t.test has it
+    # As R's t.test has it.
+    assert verdict.half_width_db == pytest.approx(3.7945, abs=0.01)
 
 
 def test_figures_of_the_paper_are_those_of_its_tables():
@@ -97,7 +98,8 @@ def test_ablation_runs_each_variant_once_and_reports(gratings, image_model, monk
         seeds=1,
         steps=1,
     )
-    finished, stop_after = [], 3
+    finished = []
+    stop_after = 3
 
     def stop(run):
         finished.append(run)
@@ -106,7 +108,8 @@ def test_ablation_runs_each_variant_once_and_reports(gratings, image_model, monk
 
     with pytest.raises(KeyboardInterrupt):
         two_step_ablation.run(ablation, on_run=stop)
-    trained, main = [], two_step_ablation.main
+    trained = []
+    main = two_step_ablation.main
 
     def count(config, **options):
         if not (config.out / "scores.json").is_file():

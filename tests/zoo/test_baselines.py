@@ -12,9 +12,8 @@ def test_bicubic_is_imresize(scale):
 
 
 def test_lanczos_keeps_fine_detail_better_than_bicubic():
-    wave = torch.sin(torch.arange(64) * 2 * torch.pi / 3).expand(
-        1, 1, 3, 8, 64
-    )  # a period of three pixels
+    # A period of three pixels.
+    wave = torch.sin(torch.arange(64) * 2 * torch.pi / 3).expand(1, 1, 3, 8, 64)
     truth = torch.sin((torch.arange(256) + 0.5 - 2) / 4 * 2 * torch.pi / 3)
     bicubic, lanczos = (
         Resample(4, kernel=kernel)(wave)[0, 0, 0, 16] for kernel in ("bicubic", "lanczos3")

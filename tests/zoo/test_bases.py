@@ -29,7 +29,8 @@ from tubelet.zoo.opened_model import OpenedModel, open_without_base
 from tubelet.zoo.opening import open_model
 from tubelet.zoo.spec import ModelSpec
 
-WIDTH, HEIGHT = 45, 35
+WIDTH = 45
+HEIGHT = 35
 
 
 def save_image_model(path: Path, scale: int = 2) -> Path:
@@ -73,7 +74,8 @@ def test_the_hash_is_of_names_shapes_and_numbers(tmp_path: Path) -> None:
 
 def test_both_steps_from_one_path(pair: Path) -> None:
     opened = open_model(str(pair))
-    spec, model = opened.spec, opened.network
+    spec = opened.spec
+    model = opened.network
     assert (spec.scale, spec.temporal.kind, spec.temporal.radius, spec.contract.size_multiple) == (
         2,
         "window",
@@ -87,10 +89,11 @@ def test_both_steps_from_one_path(pair: Path) -> None:
         hq = image(lq[:, 1:2])[:, 0].clamp(0, 1)
         assert torch.equal(model(lq)[:, 0], model.restore(hq, lq[:, 0], lq[:, 2]))
     opened = open_without_base(str(pair))
-    alone, without = opened.spec, opened.network
+    restorer_spec = opened.spec
+    without = opened.network
     assert without.image_model is None
     image = open_image_model(str(pair.with_name("image.safetensors")), 2)
-    assert spec.contract.halo_px == alone.contract.halo_px + image.spec.contract.halo_px
+    assert spec.contract.halo_px == restorer_spec.contract.halo_px + image.spec.contract.halo_px
 
 
 def test_relative_paths_begin_at_the_checkpoint(
@@ -101,10 +104,14 @@ def test_relative_paths_begin_at_the_checkpoint(
     monkeypatch.chdir(elsewhere)
     assert open_model("../two_step.safetensors").network.image_model is not None
     shutil.move(pair, elsewhere)
-    line = r"needs the image model image\.safetensors, but it is not at image\.safetensors; put it there"
+    line = (
+        r"needs the image model image\.safetensors, "
+        r"but it is not at image\.safetensors; put it there"
+    )
     with pytest.raises(CheckpointError, match=line):
         open_model("two_step.safetensors")
-    monkeypatch.chdir(tmp_path)  # then at the folder of the process
+    # The current folder is searched, too.
+    monkeypatch.chdir(tmp_path)
     assert open_model("elsewhere/two_step.safetensors").network.image_model is not None
 
 
@@ -149,7 +156,7 @@ def test_an_image_model_is_found_again(
     assert open_model(str(second)).network.image_model is not None
 
 
-def test_models_without_tensors_are_told_apart() -> None:
+def test_models_without_tensors_have_different_fingerprints() -> None:
     bicubic, lanczos = (open_image_model(name, 2) for name in ("bicubic-x2", "lanczos-x2"))
     assert hash_tensors(bicubic.network) == hash_tensors(lanczos.network)
     assert fingerprint(bicubic) != fingerprint(lanczos)
@@ -182,7 +189,7 @@ def test_models_without_tensors_are_told_apart() -> None:
         ),
     ],
 )
-def test_what_cannot_be_an_image_model(
+def test_unsuitable_image_models_are_refused(
     tmp_path: Path, note: dict[str, str] | None, line: str
 ) -> None:
     path = save_two_step(tmp_path / "two_step.safetensors", note)
@@ -240,7 +247,7 @@ def test_hostile_headers_give_one_line(tmp_path: Path, header: dict[str, str]) -
         open_model(str(path))
 
 
-def test_published_weights_run_over_what_they_were_trained_over(
+def test_published_two_step_weights_use_their_image_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUBELET_HOME", str(tmp_path / "home"))
@@ -275,14 +282,15 @@ def test_an_image_model_with_other_windows(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "swinir.safetensors", swinir, {})
     path = save_two_step(tmp_path / "two_step.safetensors", {"model": "swinir.safetensors"})
     assert open_model(str(path)).spec.contract.size_multiple == 7 * 16
-    image, lq = open_image_model(str(tmp_path / "swinir.safetensors"), 2), torch.rand(2, 3, 9, 14)
+    image = open_image_model(str(tmp_path / "swinir.safetensors"), 2)
+    lq = torch.rand(2, 3, 9, 14)
     padded = functional.pad(lq, (0, 0, 0, 5), mode="replicate")
     expected = swinir(padded[:, None])[:, 0, :, :18].clamp(0, 1)
     torch.testing.assert_close(enlarge(image, lq), expected)
 
 
 def by_hand(spec: ModelSpec, model: nn.Module, scene: Tensor) -> Tensor:
-    """Restore a scene whose ends are repeated, on images that are mirrored to 48×48: (T, 3, sH, sW)."""
+    """Restore a scene with repeated end frames, reflect-padded to 48×48: (T, 3, sH, sW)."""
     height, width = scene.shape[-2:]
     padded = functional.pad(scene, (0, -width % 16, 0, -height % 16), mode="reflect")
     return direct(spec, model, padded)[..., : spec.scale * height, : spec.scale * width]
@@ -327,7 +335,8 @@ def test_a_real_clip_through_the_command(
         [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").glob("*.png"))]
     )
     opened = open_model(str(pair))
-    spec, model = opened.spec, opened.network
+    spec = opened.spec
+    model = opened.network
     expected = to_images(torch.cat([by_hand(spec, model, clip) for clip in clips]))
     assert written.shape == expected.shape == (len(expected), 2 * HEIGHT, 2 * WIDTH, 3)
     assert np.abs(written.astype(int) - expected).max() <= 1
@@ -338,7 +347,8 @@ def test_a_real_clip_through_the_command(
 def test_tiles_leave_no_seam(tmp_path: Path, scale: int) -> None:
     path = save_two_step(tmp_path / "two_step.safetensors", {"model": "lanczos"}, scale=scale)
     opened = open_model(str(path))
-    spec, model = opened.spec, opened.network
+    spec = opened.spec
+    model = opened.network
     clip = clip_of(1, 16, 288)
     results: list[Tensor] = []
     for tile in (0, 32):

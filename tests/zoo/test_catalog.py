@@ -36,7 +36,7 @@ def test_unknown_name_suggests_the_nearest(name):
         find_model(name)
 
 
-def test_hopeless_name_lists_what_there_is():
+def test_a_name_without_similar_ones_lists_the_models():
     with pytest.raises(RequestError, match="known are default, bicubic"):
         find_model("zzzzzz")
 
@@ -54,7 +54,7 @@ def test_a_published_model_is_described_before_it_is_fetched(published):
     assert not path.exists()
 
 
-def test_published_models_are_listed_when_asked_for():
+def test_published_models_are_listed_on_request():
     ids = {spec.id for spec in list_models()}
     more = [spec.id for spec in list_models(published=True)]
     assert len(set(more)) == len(more) > len(ids)
@@ -63,7 +63,7 @@ def test_published_models_are_listed_when_asked_for():
     assert not is_checkpoint("basicvsr_pp-reds4")
 
 
-def test_parts_of_networks_have_weights_and_make_no_images():
+def test_components_of_networks_are_not_models():
     with pytest.raises(RequestError, match="spynet-sintel is a component of other networks"):
         find_model("spynet-sintel")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The models in the package: whole, described truly, stable over time, and better than what they replace."""
+"""The models in the package: intact, described correctly, stable, and better than Lanczos."""
 
 import hashlib
 import json
@@ -49,7 +49,8 @@ def test_all_four_are_there_and_the_default_is_for_people():
 
 @pytest.mark.parametrize("id", MANIFEST)
 def test_the_manifest_tells_the_truth(id):
-    entry, path = MANIFEST[id], WEIGHTS / f"{id}.safetensors"
+    entry = MANIFEST[id]
+    path = WEIGHTS / f"{id}.safetensors"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
     assert asdict(load_model(path).config) == entry["config"]
     assert {"license", "data", "stages", "scores"} <= set(entry)
@@ -60,7 +61,8 @@ def test_the_manifest_tells_the_truth(id):
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("id", MANIFEST)
 def test_beats_bicubic_and_lanczos(shared, id, name):
-    scale, preset = MANIFEST[id]["config"]["scale"], id.rsplit("-", 1)[1]
+    scale = MANIFEST[id]["config"]["scale"]
+    preset = id.rsplit("-", 1)[1]
     gt = clip(shared, name, 15)
     lq = degrade(gt, preset, scale=scale, seed=CLIPS.index(name))
     restored = [restore(model, lq) for model in (id, f"bicubic-x{scale}", f"lanczos-x{scale}")]
@@ -78,7 +80,8 @@ def test_colors_stay_and_a_long_still_scene_does_not_drift(id):
         torch.rand(1, 3, 6, 8), scale_factor=6.0, mode="bicubic"
     ).clamp(0, 1)
     lq = still[:, None].expand(-1, 2, -1, -1, -1)
-    hidden, results = None, []
+    hidden = None
+    results = []
     for _ in range(400):
         sr, hidden = model.step(lq, hidden)
         results.append(sr)

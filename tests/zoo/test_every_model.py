@@ -1,4 +1,4 @@
-"""What every model must do, through the engine; each architecture with weights of chance, too."""
+"""What every model must do, through the engine; each architecture with random weights, too."""
 
 from fractions import Fraction
 
@@ -37,7 +37,8 @@ def opened(request, tmp_path) -> tuple[ModelSpec, nn.Module]:
         )
     torch.manual_seed(0)
     network = FastVSR(RANDOM[request.param])
-    for parameter in network.parameters():  # memory begins at zero, which would hide it
+    # The recurrent path starts at zero, which would hide errors in it.
+    for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     save_checkpoint(tmp_path / "model.safetensors", network, {})
     opened = open_model(str(tmp_path / "model.safetensors"))

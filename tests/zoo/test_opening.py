@@ -1,4 +1,4 @@
-"""The one door to a model: ids and paths, weights of the package, published ones and those of checkpoints."""
+"""Models are opened by id or path, with weights of the package, published ones or checkpoints."""
 
 import hashlib
 from collections.abc import Callable
@@ -80,7 +80,8 @@ def test_published_weights_are_fetched_once(published, tmp_path, capsys):
     assert torch.equal(create_model("tiny-x4")(lq), model(lq))
     assert capsys.readouterr().err.startswith("downloading tiny.pth from file://")
     assert path.is_file()
-    (tmp_path / "tiny.pth").unlink()  # nobody asks again
+    # The second call must not download.
+    (tmp_path / "tiny.pth").unlink()
     assert torch.equal(create_model("tiny-x4")(lq), model(lq))
     assert published_ids(path) == ["tiny-x4"]
     assert model_weights("tiny-x4") == path
@@ -102,7 +103,7 @@ def test_published_weights_are_fetched_once(published, tmp_path, capsys):
         ),
     ],
 )
-def test_published_weights_that_cannot_be_had(published, changes, error, said):
+def test_unavailable_published_weights_are_refused(published, changes, error, said):
     publish, _, path = published
     publish(**changes)
     with pytest.raises(error, match=said):
@@ -132,11 +133,10 @@ def test_the_path_of_a_published_file_that_is_not_there_names_the_model(publishe
         open_model("weights/tiny.pth")
 
 
-def test_a_published_file_given_by_its_path_is_what_it_is_by_its_name(published, tmp_path):
+def test_the_hash_of_a_published_file_determines_its_settings(published, tmp_path):
     publish, _, _ = published
-    config = srvgg.SRVGGConfig(
-        channels=4, num_blocks=1, act="leakyrelu"
-    )  # its files look like those of relu
+    # Its files have the same names and shapes as with relu.
+    config = srvgg.SRVGGConfig(channels=4, num_blocks=1, act="leakyrelu")
     torch.save(srvgg.SRVGGNetCompact(config).state_dict(), tmp_path / "leaky.pth")
     publish()
     assert open_model(str(tmp_path / "leaky.pth")).network.config.act == "relu"

@@ -142,7 +142,7 @@ def test_recorded_names_are_claimed_by_their_own(recordings: Path, case: str, na
 
 @pytest.mark.parametrize(("case", "name"), RECORDED.items())
 @pytest.mark.parametrize("prefix", ["", "generator."])
-def test_recorded_weights_load_without_being_told_what_they_are(
+def test_recorded_weights_are_recognized_and_load(
     recordings: Path, case: str, name: str, prefix: str
 ) -> None:
     description, _ = recorded(recordings, case)

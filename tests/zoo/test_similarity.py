@@ -1,4 +1,4 @@
-"""What an unknown state dict comes nearest to."""
+"""The architectures with the names that are closest to those of an unknown state dict."""
 
 import torch
 
@@ -6,7 +6,7 @@ from tubelet.models import fsrcnn, srvgg
 from tubelet.zoo.similarity import compare, nearest
 
 
-def test_a_network_is_wholly_like_itself() -> None:
+def test_a_network_is_identical_to_itself() -> None:
     with torch.device("meta"):
         state = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig()).state_dict()
     like = compare(state, srvgg.ARCHITECTURE)
@@ -26,5 +26,5 @@ def test_differences_are_named() -> None:
     assert best.shapes == (f"first_part.0.bias 3 for {fsrcnn.FSRCNNConfig().channels}",)
 
 
-def test_nothing_is_like_a_stranger() -> None:
+def test_an_unrelated_state_dict_has_no_nearest_architecture() -> None:
     assert nearest({"zzz": torch.zeros(1)}) == []

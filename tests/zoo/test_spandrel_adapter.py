@@ -17,7 +17,7 @@ def spandrel():
 
 @pytest.fixture
 def state(spandrel):
-    """Weights of chance of a network that Tubelet does not have."""
+    """Random weights of a network that Tubelet does not have."""
     from spandrel.architectures.SAFMN import SAFMN
 
     torch.manual_seed(0)
@@ -39,10 +39,11 @@ def test_networks_of_spandrel_load_and_run(spandrel, state, tmp_path):
 
 
 @torch.inference_mode()
-def test_they_stand_in_for_models_of_the_zoo(state, tmp_path):
+def test_a_network_of_spandrel_opens_like_a_model_of_the_zoo(state, tmp_path):
     torch.save(state, tmp_path / "net.pth")
     opened = open_model(str(tmp_path / "net.pth"))
-    spec, model = opened.spec, opened.network
+    spec = opened.spec
+    model = opened.network
     assert (spec.architecture, spec.scale, spec.temporal.kind, spec.contract.halo_px) == (
         "SAFMN",
         2,
@@ -60,13 +61,14 @@ def test_gray_networks_restore_each_color(spandrel):
 
     torch.manual_seed(0)
     state = DnCNN(in_nc=1, out_nc=1, nc=8, nb=8, act_mode="R").state_dict()
-    model, lq = load_model(state), torch.rand(1, 1, 3, 8, 8)
+    model = load_model(state)
+    lq = torch.rand(1, 1, 3, 8, 8)
     gray = lq[:, :, :1].expand(1, 1, 3, 8, 8)
     assert torch.equal(model(lq)[:, :, :1], model(gray)[:, :, :1])
     assert model(gray)[0, 0].unique(dim=0).shape[0] == 1
 
 
-def test_what_spandrel_cannot_load_is_said_in_one_line(state):
+def test_an_error_of_spandrel_is_one_line(state):
     del state["feats.1.norm2.bias"]
     with pytest.raises(CheckpointError, match=r"but cannot load it") as info:
         load_model(state)
@@ -79,14 +81,14 @@ def test_a_damaged_name_is_not_built(state):
         open_checkpoint(state)
 
 
-def test_an_asked_for_architecture_is_not_left_to_spandrel(state):
+def test_a_named_architecture_is_not_loaded_by_spandrel(state):
     with pytest.raises(CheckpointError, match="of no architecture that Tubelet knows"):
         load_model(state, architecture="SwinIR")
     with pytest.raises(ConfigError):
         load_model(state, architecture="SAFMN")
 
 
-def test_what_nobody_knows(spandrel):
+def test_unknown_tensors_are_refused(spandrel):
     with pytest.raises(CheckpointError, match=r"its first tensors are conv\.weight$"):
         load_model(UNKNOWN)
 

@@ -1,4 +1,4 @@
-"""Networks that Tubelet names and does not run; the published ones are tested with all others in test_recognition."""
+"""Networks that Tubelet recognizes but cannot run; `test_recognition` tests published ones."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def names_of(patterns: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("foreign", UNSUPPORTED, ids=lambda foreign: foreign.name)
-def test_each_is_told_by_its_names_and_by_all_of_them(foreign) -> None:
+def test_each_network_is_recognized_by_all_of_its_names(foreign) -> None:
     names = names_of(foreign.has)
     assert recognize_unsupported(names) is foreign
     assert all(
@@ -36,6 +36,6 @@ def test_a_discriminator_is_not_unknown_but_of_no_use() -> None:
         load_model({"params": state})
 
 
-def test_what_is_unknown_is_of_none() -> None:
+def test_unknown_names_match_no_network() -> None:
     assert recognize_unsupported(["conv_first.weight"]) is None
     assert recognize_unsupported([]) is None

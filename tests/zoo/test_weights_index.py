@@ -1,4 +1,4 @@
-"""Published weights: the table is consistent, and its networks are those that the published names and shapes tell."""
+"""The index of published weights is consistent with the published names and shapes."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -72,7 +72,8 @@ def test_every_entry_is_whole(known: PublishedWeights) -> None:
 def test_the_network_is_the_one_that_names_and_shapes_tell(
     recordings: Path, keys: str, id: str
 ) -> None:
-    known, state = BY_ID[id], published_keys(recordings, keys)
+    known = BY_ID[id]
+    state = published_keys(recordings, keys)
     own = known.architecture.translate(state)
     assert own is not None
     with torch.device("meta"):
