@@ -84,7 +84,7 @@ def test_a_mislabeled_convention_is_a_problem(tmp_path: Path):
             pixels = (clip[0] * 255).round().byte().permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(tmp_path / folder / name / "0.png")
     (problem,) = check_set(VID4, tmp_path).problems
-    assert "is taken for bd-b, but nearest is bd: bd 9" in problem
+    assert "is expected to be bd-b, but nearest is bd: bd 9" in problem
 
 
 def test_sets_are_recognized_and_numbers_alone_are_not(tmp_path: Path):

@@ -67,7 +67,7 @@ def test_mp4_is_near_and_says_so(tmp_path: Path):
     notes = write_video(
         src, dst, Degradation(preset="bi", scale=2), encode=lossless(dst), overwrite=False
     )
-    assert ".mkv or a folder keeps every value" in notes[-1]
+    assert "use .mkv or a folder to keep all values" in notes[-1]
     difference = read_clip(dst, max_frames=99).astype(int) - expected(src, "bi", 2)
     assert np.abs(difference).mean() < 2
 
@@ -118,7 +118,7 @@ def test_copies_of_two_degradations_do_not_mix(tmp_path: Path):
     assert json.loads((out / "degradation.json").read_text())["preset"] == "bi"
     with pytest.raises(RequestError, match="copies of another degradation"):
         write_clips(clips, out, Degradation(preset="bi", scale=2))
-    with pytest.raises(RequestError, match="not empty and not a folder of copies"):
+    with pytest.raises(RequestError, match="not empty, and has no copies"):
         write_clips(clips, tmp_path / "src", Degradation())
 
 
@@ -161,5 +161,5 @@ def test_requests_without_sense_are_refused(fields: dict):
 
 def test_images_too_small_are_refused(tmp_path: Path):
     src = save_frames(tmp_path / "src", 1, (3, 3))
-    with pytest.raises(InputError, match="3x3, too small for 1/4"):
+    with pytest.raises(InputError, match="3x3 pixels, too small for scale 1/4"):
         write_images(src, tmp_path / "out", Degradation(preset="bi"))

@@ -1,4 +1,4 @@
-"""Compare what is on the disk with what a standard set must hold."""
+"""Compare the files of a standard dataset with its expected contents."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from tubelet.data.cache import read_clip
 from tubelet.data.catalog import DATASETS, ClipFacts, Dataset, DatasetSplit
@@ -30,21 +31,24 @@ __all__ = [
     "sets_in",
 ]
 
-_SAME_DB = 50.0  # a fraction of a code value: the same rule, rounded otherwise
+# Above it, the difference is a fraction of a code value: the same filter, rounded differently.
+_SAME_DEGRADATION_DB = 50.0
+# Instead of the infinite PSNR of equal frames.
+_MAX_PSNR_DB = 99.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipReport:
-    """One clip.
+    """Result of the check of one clip.
 
     Attributes:
-        split: part of the set.
-        name: of the clip.
-        path: of the good clip, or of the only one; None where it is missing.
-        frames: how many there are; None where only decoding would tell.
-        size: (width, height), pixels; None where no frame can be read.
-        lq: degradations whose low-quality version is there too.
-        problems: what is wrong, a line each.
+        split: Split of the dataset.
+        name: Name of the clip.
+        path: Ground truth, or the only version; None if it is missing.
+        frames: Number of frames; None if it is only known after decoding.
+        size: (width, height), pixels; None if no frame can be read.
+        lq: Degradations with an existing low-quality version.
+        problems: Problems, a line each.
     """
 
     split: str
@@ -56,23 +60,24 @@ class ClipReport:
     problems: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the report as values of JSON."""
         values = dataclasses.asdict(self)
-        return {**values, "path": None if self.path is None else str(self.path)}
+        values["path"] = None if self.path is None else str(self.path)
+        return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetReport:
-    """One set.
+    """Result of the check of one dataset.
 
     Attributes:
-        name: of the set, or "folder".
-        title: for a user.
-        folder: where it was found.
-        expected: number of clips that it has; None for any folder.
-        clips: all that were looked for.
-        problems: of the whole set, a line each.
-        notes: what its low-quality clips were made by, a line each.
+        name: Name of the dataset, or "folder".
+        title: Name for a user.
+        folder: Folder of the dataset.
+        expected: Expected number of clips; None for an arbitrary folder.
+        clips: Reports of all expected clips.
+        problems: Problems of the dataset as a whole, a line each.
+        notes: Recognized degradations of its low-quality clips, a line each.
     """
 
     name: str
@@ -84,7 +89,7 @@ class SetReport:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the report as values of JSON."""
         return {
             "set": self.name,
             "folder": str(self.folder),
@@ -98,24 +103,24 @@ class SetReport:
 
     @property
     def found(self) -> int:
-        """Number of clips that are there."""
+        """Number of existing clips."""
         return sum(clip.path is not None for clip in self.clips)
 
     @property
     def is_complete(self) -> bool:
-        """Nothing is missing and nothing wrong."""
+        """Whether no clip is missing and there are no problems."""
         return not self.problems and not any(clip.problems for clip in self.clips)
 
 
 def sets_in(root: Path) -> list[Dataset]:
-    """List the standard sets of which something lies in a folder.
+    """List the standard datasets that are in a folder, completely or in part.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: There is no such folder.
     """
     if not root.is_dir():
         raise InputError(f"no such folder: {root}")
-    return [dataset for dataset in DATASETS if _has_any(dataset, root)]
+    return [dataset for dataset in DATASETS if _has_any_clip(dataset, root)]
 
 
 def check_set(
@@ -126,22 +131,28 @@ def check_set(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> SetReport:
-    """Look for every clip of a set, count its frames and measure them.
+    """Look for every clip of a dataset, and check its number of frames and their size.
 
     Args:
-        dataset: what to look for.
-        root: folder of the set, or one that holds it.
-        every_frame: decode every image instead of reading the size of the first.
-        on_progress: called at most ten times a second and at the end.
-        cancel: stops after the clip that it is at.
+        dataset: Dataset to check.
+        root: Folder of the dataset, or folder that contains it.
+        every_frame: Decode every image, instead of reading the size of the first one of a clip.
+        on_progress: Called up to ten times a second and at the end.
+        cancel: Stops after the current clip.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: There is no such folder.
         Cancelled: `cancel` was cancelled.
     """
     folder = set_folder(dataset, root)
-    expected = sum(split.count for split in dataset.splits)
-    ticker = Ticker(on_progress, unit="clip", total=expected, label=dataset.title, cancel=cancel)
+    num_expected = sum(split.count for split in dataset.splits)
+    ticker = Ticker(
+        on_progress,
+        unit="clip",
+        total=num_expected,
+        label=dataset.title,
+        cancel=cancel,
+    )
     clips: list[ClipReport] = []
     problems: list[str] = []
     notes: list[str] = []
@@ -155,11 +166,7 @@ def check_set(
             clips.append(_check_clip(split, clip, every_frame))
             ticker.tick()
         for preset in split.lq:
-            pair = next(
-                ((c.gt, c.lq[preset]) for c in found if c.gt is not None and preset in c.lq), None
-            )
-            if pair is not None:
-                _compare(preset, *pair, problems, notes)
+            _check_degradation(preset, found, problems, notes)
         if len(found) != split.count:
             problems.append(f"{split.name}: {len(found)} clips instead of {split.count}")
     ticker.finish()
@@ -167,7 +174,7 @@ def check_set(
         name=dataset.name,
         title=dataset.title,
         folder=folder,
-        expected=expected,
+        expected=num_expected,
         clips=tuple(clips),
         problems=tuple(problems),
         notes=tuple(notes),
@@ -184,13 +191,13 @@ def check_folder(
     """Describe the clips of any folder.
 
     Args:
-        root: folder of clips.
-        every_frame: as in `check_set`.
-        on_progress: as in `check_set`.
-        cancel: as in `check_set`.
+        root: Folder of clips.
+        every_frame: As in `check_set`.
+        on_progress: As in `check_set`.
+        cancel: As in `check_set`.
 
     Raises:
-        InputError: there is none.
+        InputError: There are no clips.
         Cancelled: `cancel` was cancelled.
     """
     found = find_folder_clips(root)
@@ -199,130 +206,174 @@ def check_folder(
     for clip in found:
         if clip.gt is not None:
             report = ClipReport(split="", name=clip.name, path=clip.gt)
-            clips.append(_described(report, clip.gt, ClipFacts(), every_frame))
+            clips.append(_with_frames(report, clip.gt, ClipFacts(), every_frame))
         ticker.tick()
     ticker.finish()
     return SetReport(
-        name="folder", title="folder of clips", folder=root, expected=None, clips=tuple(clips)
+        name="folder",
+        title="folder of clips",
+        folder=root,
+        expected=None,
+        clips=tuple(clips),
     )
 
 
-def _has_any(dataset: Dataset, root: Path) -> bool:
-    """Say whether a clip of the set is there, by more than a number that any folder might have for a name."""
+def _has_any_clip(dataset: Dataset, root: Path) -> bool:
+    """Return whether a clip of a dataset exists.
+
+    A clip that is only a folder with a number, such as 000, is not enough: it can be of any other
+    dataset. The name of its parent folder must then be that of the dataset.
+    """
     folder = set_folder(dataset, root)
-    is_named = folder.name.lower() in dataset.folders
+    has_usual_name = folder.name.lower() in dataset.folders
     for split in dataset.splits:
-        if not is_named and not split.clips and not split.list_file:
+        has_known_clips = bool(split.clips or split.list_file)
+        if not has_usual_name and not has_known_clips:
             continue
         try:
             found = find_split(dataset, split, root)
-        except InputError:  # the list of its clips is missing: it is not here
+        except InputError:
+            # The list of its clips is missing, so the split is not here.
             continue
         for clip in found:
-            places = [place for place in (clip.gt, *clip.lq.values()) if place is not None]
-            if any(
-                is_named or place.parent != folder or not place.name.isdigit() for place in places
-            ):
-                return True
+            for path in (clip.gt, *clip.lq.values()):
+                if path is None:
+                    continue
+                is_only_number = path.parent == folder and path.name.isdigit()
+                if has_usual_name or not is_only_number:
+                    return True
     return False
 
 
 def _check_clip(split: DatasetSplit, clip: FoundClip, every_frame: bool) -> ClipReport:
+    # A split without ground truth has only real low-quality clips, listed as "none".
     path = clip.gt if split.gt else clip.lq.get("none")
     report = ClipReport(
-        split=split.name, name=clip.name, path=path, lq=tuple(p for p in clip.lq if p != "none")
+        split=split.name,
+        name=clip.name,
+        path=path,
+        lq=tuple(preset for preset in clip.lq if preset != "none"),
     )
     if path is None:
-        return _with(report, problems=("missing",))
-    report = _described(report, path, clip.facts, every_frame)
-    uneven = [
-        f"{preset}: {count_frames(place)} low-quality frames, not {report.frames}"
-        for preset, place in clip.lq.items()
-        if count_frames(place) != report.frames
-    ]
-    return _with(report, problems=(*report.problems, *uneven))
+        return dataclasses.replace(report, problems=("missing",))
+    report = _with_frames(report, path, clip.facts, every_frame)
+    problems = list(report.problems)
+    for preset, lq in clip.lq.items():
+        lq_frames = count_frames(lq)
+        if lq_frames != report.frames:
+            problems.append(f"{preset}: {lq_frames} low-quality frames, not {report.frames}")
+    return dataclasses.replace(report, problems=tuple(problems))
 
 
-def _compare(preset: str, gt: Path, lq: Path, problems: list[str], notes: list[str]) -> None:
-    """Say which degradation the low-quality clips of a set were made by: names of folders do not always tell."""
+def _check_degradation(
+    preset: str, clips: Sequence[FoundClip], problems: list[str], notes: list[str]
+) -> None:
+    """Check the degradation of the low-quality clips of a folder, by the first one.
+
+    The name of a folder is not enough: datasets use the same names for different degradations.
+    """
+    for clip in clips:
+        if clip.gt is not None and preset in clip.lq:
+            break
+    else:
+        return
+    gt = clip.gt
+    lq = clip.lq[preset]
     try:
-        likeness = identify_degradation(gt, lq)
+        psnrs_db = identify_degradation(gt, lq)
     except InputError as error:
         problems.append(str(error))
         return
-    if not likeness:
+    if not psnrs_db:
         return
-    best = next(iter(likeness))
-    told = ", ".join(f"{name} {value:.1f} dB" for name, value in likeness.items())
-    if best == preset or likeness.get(preset, 0) > _SAME_DB:
-        notes.append(f"{lq} is {preset}: {told}")
+    best = next(iter(psnrs_db))
+    values = ", ".join(f"{name} {value:.1f} dB" for name, value in psnrs_db.items())
+    if best == preset or psnrs_db.get(preset, 0) > _SAME_DEGRADATION_DB:
+        notes.append(f"{lq} is {preset}: {values}")
     else:
-        problems.append(f"{lq} is taken for {preset}, but nearest is {best}: {told}")
+        problems.append(f"{lq} is expected to be {preset}, but nearest is {best}: {values}")
 
 
 def identify_degradation(gt: Path, lq: Path) -> dict[str, float]:
-    """Compare the first low-quality frame of a clip with what each benchmark degradation makes of the good one.
+    """Compare the first frame of a low-quality clip with the benchmark degradations of its gt.
 
     Args:
-        gt: folder of frames, video or image.
-        lq: the same, smaller.
+        gt: Folder of frames, video or image.
+        lq: The same, smaller.
 
     Returns:
-        Degradation → PSNR of RGB, dB, at most 99, the nearest first; empty where the sizes do not fit a whole scale.
+        RGB-PSNR by degradation, in dB up to 99, the highest first; empty if the ratio of the sizes
+        is not an integer scale.
 
     Raises:
-        InputError: one of them cannot be decoded.
+        InputError: One of the clips cannot be decoded.
     """
-    good, low = (torch.from_numpy(read_clip(path, max_frames=1)).float() / 255 for path in (gt, lq))
-    scale = good.shape[-2] // low.shape[-2]
-    if (
-        scale < 2
-        or good.shape[-1] // scale != low.shape[-1]
-        or good.shape[-2] // scale != low.shape[-2]
-    ):
+    gt_frame = _read_first_frame(gt)
+    lq_frame = _read_first_frame(lq)
+    gt_height, gt_width = gt_frame.shape[-2:]
+    lq_height, lq_width = lq_frame.shape[-2:]
+    scale = gt_height // lq_height
+    if scale < 2 or gt_width // scale != lq_width or gt_height // scale != lq_height:
         return {}
-    good = good[..., : low.shape[-2] * scale, : low.shape[-1] * scale]
-    presets: list[Preset] = [
-        p for p in PRESETS if p not in RANDOM_PRESETS and not (p == "bd-b" and scale % 2)
-    ]
-    made = {
-        preset: psnr(degrade(good, preset, scale=scale), low, channel="rgb").item()
-        for preset in presets
-    }
-    return dict(
-        sorted(
-            ((name, min(value, 99.0)) for name, value in made.items()), key=lambda item: -item[1]
-        )
-    )
+    # Benchmarks crop to a multiple of the scale.
+    gt_frame = gt_frame[..., : lq_height * scale, : lq_width * scale]
+    psnrs_db: dict[str, float] = {}
+    for preset in _comparable_presets(scale):
+        degraded = degrade(gt_frame, preset, scale=scale)
+        value = psnr(degraded, lq_frame, channel="rgb").item()
+        psnrs_db[preset] = min(value, _MAX_PSNR_DB)
+    ranking = sorted(psnrs_db.items(), key=lambda item: -item[1])
+    return dict(ranking)
 
 
-def _described(report: ClipReport, path: Path, facts: ClipFacts, every_frame: bool) -> ClipReport:
+def _read_first_frame(path: Path) -> Tensor:
+    """Read the first frame of a clip: (1, 3, H, W), float32 in [0, 1]."""
+    return torch.from_numpy(read_clip(path, max_frames=1)).float() / 255
+
+
+def _comparable_presets(scale: int) -> Iterator[Preset]:
+    """List the degradations that are not random and that support a scale."""
+    for preset in PRESETS:
+        needs_even_scale = preset == "bd-b"
+        if preset not in RANDOM_PRESETS and not (needs_even_scale and scale % 2):
+            yield preset
+
+
+def _with_frames(report: ClipReport, path: Path, facts: ClipFacts, every_frame: bool) -> ClipReport:
+    """Add the number and the size of the frames to a report, and compare them with the facts."""
     images = list_images(str(path))
     if images is None:
-        try:
-            info = probe(path)
-        except InputError as error:
-            return _with(report, problems=(str(error),))
-        return _with(report, frames=info.frames_hint, size=(info.width, info.height))
-    problems = list(_wrong_count(len(images), facts))
+        return _with_probed_video(report, path)
+    problems = list(_count_problems(len(images), facts))
     sizes = list(_sizes(images if every_frame else images[:1], every_frame, problems))
     size = sizes[0] if sizes else None
-    odd = [other for other in sizes if other != size]
-    if odd and size:
-        problems.append(f"{len(odd)} frames are not {size[0]}x{size[1]}")
-    if size and facts.size and size != facts.size:
-        problems.append(f"{size[0]}x{size[1]} instead of {facts.size[0]}x{facts.size[1]}")
-    return _with(report, frames=len(images), size=size, problems=tuple(problems))
+    if size is not None:
+        width, height = size
+        num_different = sum(other != size for other in sizes)
+        if num_different:
+            problems.append(f"{num_different} frames are not {width}x{height}")
+        if facts.size and size != facts.size:
+            problems.append(f"{width}x{height} instead of {facts.size[0]}x{facts.size[1]}")
+    return dataclasses.replace(report, frames=len(images), size=size, problems=tuple(problems))
 
 
-def _wrong_count(count: int, facts: ClipFacts) -> Iterator[str]:
-    if facts.frames is not None and count != facts.frames:
-        yield f"{count} frames instead of {facts.frames}"
-    if facts.frames_max is not None and count > facts.frames_max:
-        yield f"{count} frames, more than {facts.frames_max}"
+def _with_probed_video(report: ClipReport, path: Path) -> ClipReport:
+    try:
+        info = probe(path)
+    except InputError as error:
+        return dataclasses.replace(report, problems=(str(error),))
+    return dataclasses.replace(report, frames=info.frames_hint, size=(info.width, info.height))
+
+
+def _count_problems(num_frames: int, facts: ClipFacts) -> Iterator[str]:
+    if facts.frames is not None and num_frames != facts.frames:
+        yield f"{num_frames} frames instead of {facts.frames}"
+    if facts.frames_max is not None and num_frames > facts.frames_max:
+        yield f"{num_frames} frames, more than {facts.frames_max}"
 
 
 def _sizes(images: Sequence[Path], decode: bool, problems: list[str]) -> Iterator[tuple[int, int]]:
+    """Yield the sizes of images; add those that cannot be read to the problems."""
     for path in images:
         try:
             with Image.open(path) as image:
@@ -331,7 +382,3 @@ def _sizes(images: Sequence[Path], decode: bool, problems: list[str]) -> Iterato
                 yield image.size
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
             problems.append(f"{path.name} cannot be read: {error}")
-
-
-def _with(report: ClipReport, **changes: Any) -> ClipReport:
-    return dataclasses.replace(report, **changes)

@@ -1,10 +1,11 @@
-"""Write low-quality copies of clips: as images, a folder for each clip, or as a lossless video.
+"""Write low-quality copies of clips: a folder of images for each clip, or a lossless video.
 
     copies/
-      degradation.json      preset, scale, seed; another run with other values is refused
+      degradation.json      preset, scale, seed; a run with other values is refused
       calendar/0001.png     named as the frames of the source
 
-A clip has its name only when it is whole, so a run that was stopped goes on with the clip it was at.
+The folder of a clip gets its name only when it is complete, so that a run that was stopped resumes
+with the clip that was being written.
 """
 
 from __future__ import annotations
@@ -55,21 +56,24 @@ __all__ = [
     "write_video",
 ]
 
-_NOTHING = torch.empty(3, 0, 0)
-_MARKER = "degradation.json"
-_X264 = (".mp4", ".m4v", ".mov", ".ts")
-_PNG_LEVEL = 3  # of zlib: half the time of the default, 3 % larger
+_NO_PIXELS = torch.empty(3, 0, 0)
+_RECORD_FILE = "degradation.json"
+# Containers that are encoded with x264.
+_X264_SUFFIXES = (".mp4", ".m4v", ".mov", ".ts")
+# zlib level: half the time of the default, and 3 % larger files.
+_PNG_COMPRESS_LEVEL = 3
+_MAX_SCALE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Degradation:
-    """What is done to a clip.
+    """Degradation of a clip.
 
     Attributes:
-        preset: name of the degradation.
-        scale: factor by which the copies are smaller, 1 to 16.
-        seed: of the random presets.
-        recipe: drawn steps to replay instead of drawing from the seed.
+        preset: Name of the degradation.
+        scale: Downscaling factor, 1 to 16.
+        seed: Seed of the random presets.
+        recipe: Random steps to replay, instead of drawing them from the seed.
     """
 
     preset: Preset = "bi"
@@ -82,22 +86,23 @@ class Degradation:
             raise ConfigError(
                 f"unknown degradation {self.preset!r}; known are {', '.join(PRESETS)}"
             )
-        if not 1 <= self.scale <= 16:
-            raise ConfigError(f"scale={self.scale} must be between 1 and 16")
+        if not 1 <= self.scale <= _MAX_SCALE:
+            raise ConfigError(f"scale={self.scale} must be between 1 and {_MAX_SCALE}")
         if self.preset == "bd-b" and self.scale % 2:
             raise ConfigError(
-                f"bd-b samples the centers of blocks, which scale={self.scale} has not; take 2 or 4"
+                f"bd-b samples the centers of blocks with an even side, not scale={self.scale}; "
+                "use 2 or 4"
             )
 
     def stream(self, frames: Iterator[Tensor], size: tuple[int, int]) -> Iterator[Tensor]:
-        """Degrade frames (3, H, W) of a `size` (H, W) that the scale divides."""
+        """Degrade frames (3, H, W); `size` is (H, W), a multiple of the scale."""
         if self.recipe is not None:
             return stream_recipe(frames, self.recipe, size)
         return degrade_frames(frames, self.preset, size, scale=self.scale, seed=self.seed)
 
 
 def clip_seed(name: str, seed: int) -> int:
-    """Make the seed of a clip: another for every name, the same whatever else lies beside it."""
+    """Return the seed of a clip, which depends on its name but not on the other clips."""
     return zlib.crc32(name.encode()) + seed
 
 
@@ -109,33 +114,35 @@ def write_clips(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> int:
-    """Write a folder of images for every clip; those that are there are left.
+    """Write a folder of images for every clip; existing folders are skipped.
 
     Args:
-        clips: with good versions.
-        out: folder of the copies; made where it is missing.
-        degradation: its seed becomes another for every clip, except that a recipe is replayed on all alike.
-        on_progress: called at most ten times a second and at the end.
-        cancel: stops after the frame that is written; finished clips are kept.
+        clips: Clips with ground truth.
+        out: Folder of the copies, which is created if it is missing.
+        degradation: Degradation. Its seed is combined with the name of each clip; a recipe is
+            replayed equally on all clips.
+        on_progress: Called up to ten times a second and at the end.
+        cancel: Stops after the current frame; finished clips are kept.
 
     Returns:
-        Number of clips that were made now.
+        Number of clips that were written now.
 
     Raises:
-        RequestError: the folder holds something else, or copies of another degradation.
-        InputError: a clip cannot be decoded.
+        RequestError: The folder has other contents, or copies of another degradation.
+        InputError: A clip cannot be decoded.
         Cancelled: `cancel` was cancelled.
     """
-    _claim(out, degradation)
+    _check_or_write_record(out, degradation)
     missing = [clip for clip in clips if not (out / clip.name).exists()]
     sources = [clip.gt for clip in missing if clip.gt is not None]
     ticker = Ticker(on_progress, unit="frame", total=_expected_frames(sources), cancel=cancel)
     for clip in missing:
         if clip.gt is None:
-            raise InputError(f"{clip.name} has no good version to degrade")
+            raise InputError(f"{clip.name} has no ground truth to degrade")
         ticker.label = clip.name
-        own = dataclasses.replace(degradation, seed=clip_seed(clip.name, degradation.seed))
-        _write_folder(clip.gt, out / clip.name, own, ticker)
+        seed = clip_seed(clip.name, degradation.seed)
+        clip_degradation = dataclasses.replace(degradation, seed=seed)
+        _write_folder(clip.gt, out / clip.name, clip_degradation, ticker)
     ticker.finish()
     return len(missing)
 
@@ -151,18 +158,18 @@ def write_images(
     """Write the degraded frames of a clip as 8-bit PNGs.
 
     Args:
-        src: video, folder or printf pattern of images.
-        dst: folder; of one that exists, the PNGs are replaced. Images keep the names of the source's, frames of a
-            video are numbered.
-        degradation: what to do.
-        on_progress: called at most ten times a second and at the end.
-        cancel: stops after the frame that is written; nothing is left.
+        src: Video, folder or printf pattern of images.
+        dst: Folder. If it exists, its PNGs are replaced. Images keep the names of the source; the
+            frames of a video are numbered.
+        degradation: Degradation of the frames.
+        on_progress: Called up to ten times a second and at the end.
+        cancel: Stops after the current frame; nothing is written then.
 
     Returns:
         Number of frames.
 
     Raises:
-        InputError: the source cannot be decoded, or not all of it: a copy would lack frames.
+        InputError: The source cannot be decoded completely: the copy would lack frames.
         Cancelled: `cancel` was cancelled.
     """
     total = _expected_frames([Path(src)])
@@ -173,23 +180,23 @@ def write_images(
 
 
 def _write_folder(src: Path | str, dst: Path, degradation: Degradation, ticker: Ticker) -> None:
-    """Write a folder of images, whole or not at all."""
+    """Write a folder of images, completely or not at all."""
     part = dst.with_name(f".{dst.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    # A run that was killed can have left one.
+    shutil.rmtree(part, ignore_errors=True)
     images = list_images(str(src))
     try:
         with open_reader(src) as reader, write_errors(str(dst)):
             part.mkdir()
-            done_before = ticker.done
+            first_done = ticker.done
             for frame in _degraded(reader, degradation):
                 stem = images[frame.pts].stem if images else f"{frame.index:08d}"
                 _save(part / f"{stem}.png", frame.rgb)
                 ticker.tick(time_s=frame.time_s)
-            if reader.problems or ticker.done == done_before:
-                raise InputError(
-                    f"{src}: {'; '.join(reader.problems) or 'no frame can be decoded'}"
-                )
-            _put(part, dst)
+            if reader.problems or ticker.done == first_done:
+                problems = "; ".join(reader.problems) or "no frame can be decoded"
+                raise InputError(f"{src}: {problems}")
+            _move_into_place(part, dst)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -198,12 +205,13 @@ def write_image(src: Path, dst: Path, degradation: Degradation) -> None:
     """Write one degraded image as an 8-bit PNG.
 
     Raises:
-        InputError: the source cannot be decoded.
+        InputError: The source cannot be decoded.
     """
     with open_reader(src) as reader, write_errors(str(dst)), atomic_write(dst) as part:
         frame = next(_degraded(reader, degradation), None)
         if frame is None:
-            raise InputError(f"{src}: {'; '.join(reader.problems) or 'it cannot be decoded'}")
+            problems = "; ".join(reader.problems) or "it cannot be decoded"
+            raise InputError(f"{src}: {problems}")
         _save(part, frame.rgb)
 
 
@@ -217,115 +225,133 @@ def write_video(
     on_progress: OnProgress | None = None,
     cancel: CancelToken | None = None,
 ) -> list[str]:
-    """Write the degraded frames of a clip as a video, with their times, audio and the rest of the source.
+    """Write the degraded frames of a clip as a video; times and other streams are kept.
 
     Args:
-        src: video, folder or printf pattern of images.
-        dst: video file.
-        degradation: what to do.
-        encode: `lossless(dst)` keeps every value as far as the container can.
-        overwrite: replace an existing file.
-        on_progress: called at most ten times a second and at the end.
-        cancel: stops after the frame that is written; nothing is left.
+        src: Video, folder or printf pattern of images.
+        dst: Video file.
+        degradation: Degradation of the frames.
+        encode: Encoder settings. `lossless(dst)` keeps all values, if the container can.
+        overwrite: Replace an existing file.
+        on_progress: Called up to ten times a second and at the end.
+        cancel: Stops after the current frame; nothing is written then.
 
     Returns:
-        What a user should know, a line each.
+        Notes for the user, a line each.
 
     Raises:
-        IncompleteError: the video was written, but part of the source could not be decoded.
+        IncompleteError: The video was written, but a part of the source could not be decoded.
         Cancelled: `cancel` was cancelled.
     """
     total = _expected_frames([Path(src)])
     ticker = Ticker(on_progress, unit="frame", total=total, label=dst.name, cancel=cancel)
     with open_reader(src) as reader:
         info = _as_written(reader.info, dst)
-        height, width = (n // degradation.scale for n in (info.height, info.width))
-        with open_writer(
-            dst, like=info, width=width, height=height, settings=encode, overwrite=overwrite
-        ) as writer:
+        writer = open_writer(
+            dst,
+            like=info,
+            width=info.width // degradation.scale,
+            height=info.height // degradation.scale,
+            settings=encode,
+            overwrite=overwrite,
+        )
+        with writer:
             for frame in _degraded(reader, degradation):
                 writer.write(frame)
                 ticker.tick(time_s=frame.time_s)
     ticker.finish()
     if reader.problems:
-        raise IncompleteError(
-            f"{dst} was written, but {src} is damaged: {'; '.join(reader.problems)}"
-        )
-    return writer.notes + _losses(dst)
+        problems = "; ".join(reader.problems)
+        raise IncompleteError(f"{dst} was written, but {src} is damaged: {problems}")
+    return writer.notes + _loss_notes(dst)
 
 
 def _expected_frames(sources: Sequence[Path]) -> int | None:
-    """Add up the frames of folders, images and videos, these by their headers; None where one does not tell."""
+    """Add up the frames of folders, images and videos; None if the number of one is unknown.
+
+    The frames of a video are taken from its header.
+    """
     total = 0
     for source in sources:
-        frames = count_frames(source)
-        if not frames and source.is_file():
-            frames = probe(source).frames_hint
-        if not frames:
+        num_frames = count_frames(source)
+        if not num_frames and source.is_file():
+            num_frames = probe(source).frames_hint
+        if not num_frames:
             return None
-        total += frames
+        total += num_frames
     return total
 
 
-def _losses(dst: Path) -> list[str]:
+def _loss_notes(dst: Path) -> list[str]:
+    """Describe how a container changes the values, if it does."""
     suffix = dst.suffix.lower()
     if suffix == ".mkv":
         return []
-    what = (
-        "holds color at half the resolution or through a matrix"
-        if suffix in (*_X264, ".avi")
-        else "is lossy"
-    )
-    return [f"{suffix} {what}; .mkv or a folder keeps every value"]
+    if suffix in (*_X264_SUFFIXES, ".avi"):
+        loss = "converts color to YCbCr, often with chroma at half the resolution"
+    else:
+        loss = "is lossy"
+    return [f"{suffix} {loss}; use .mkv or a folder to keep all values"]
 
 
 def lossless(dst: Path) -> EncodeSettings:
-    """Choose the encoder that loses least in a container: FFV1 in .mkv and .avi, else H.264 without quantization."""
-    if dst.suffix.lower() in (".mkv", ".avi"):
+    """Choose the encoder with the smallest loss in a container.
+
+    FFV1 in .mkv and .avi, H.264 without quantization in .mp4, .m4v, .mov and .ts, otherwise the
+    default of the container.
+    """
+    suffix = dst.suffix.lower()
+    if suffix in (".mkv", ".avi"):
         return EncodeSettings(codec="ffv1")
-    if dst.suffix.lower() in _X264:
+    if suffix in _X264_SUFFIXES:
         return EncodeSettings(codec="h264", crf=0)
     return EncodeSettings()
 
 
 def _degraded(reader: Reader, degradation: Degradation) -> Iterator[Frame]:
-    """Pair degraded images, which may come in parts, with the times of their frames."""
+    """Yield the degraded frames of a clip with the times of the original ones."""
+    info = reader.info
     scale = degradation.scale
-    height, width = (n // scale * scale for n in (reader.info.height, reader.info.width))
+    height = info.height // scale * scale
+    width = info.width // scale * scale
     if min(height, width) < scale:
         raise InputError(
-            f"{reader.info.source} is {reader.info.width}x{reader.info.height}, too small for 1/{scale}"
+            f"{info.source} is {info.width}x{info.height} pixels, too small for scale 1/{scale}"
         )
-    waiting: deque[Frame] = deque()
+    # A degradation may read several frames before it yields the first one, for example to
+    # compress them as a video. The times of these frames are kept here.
+    pending: deque[Frame] = deque()
 
-    def cropped() -> Iterator[Tensor]:
+    def cropped_frames() -> Iterator[Tensor]:
         for frame in reader:
-            rgb = quantize(
-                frame.rgb[:, :height, :width]
-            )  # as if read from images, whatever the source
-            waiting.append(
-                dataclasses.replace(frame, rgb=_NOTHING, alpha=None)
-            )  # a view would keep the image
+            # 8 bits, as if read from images: all sources give the same results.
+            rgb = quantize(frame.rgb[:, :height, :width])
+            # Without its pixels, so that a waiting frame needs no memory.
+            pending.append(dataclasses.replace(frame, rgb=_NO_PIXELS, alpha=None))
             yield rgb
 
-    for lq in degradation.stream(cropped(), (height, width)):
-        frame = waiting.popleft()
+    for lq in degradation.stream(cropped_frames(), (height, width)):
+        frame = pending.popleft()
         frame.rgb = lq
         yield frame
 
 
 def _as_written(info: VideoInfo, dst: Path) -> VideoInfo:
-    """Describe the source as 8 bit without transparency, and as RGB where the container holds RGB without loss."""
-    rgb = {"is_rgb": True, "pix_fmt": "gbrp"} if dst.suffix.lower() == ".mkv" else {}
-    return dataclasses.replace(info, bit_depth=8, has_alpha=False, hdr=None, **rgb)
+    """Describe the source as 8 bit without transparency, and as RGB if the container allows it."""
+    info = dataclasses.replace(info, bit_depth=8, has_alpha=False, hdr=None)
+    if dst.suffix.lower() == ".mkv":
+        # FFV1 in .mkv stores RGB without loss.
+        return dataclasses.replace(info, is_rgb=True, pix_fmt="gbrp")
+    return info
 
 
 def _save(path: Path, rgb: Tensor) -> None:
-    Image.fromarray(to_image_array(rgb)).save(path, "PNG", compress_level=_PNG_LEVEL)
+    image = Image.fromarray(to_image_array(rgb))
+    image.save(path, "PNG", compress_level=_PNG_COMPRESS_LEVEL)
 
 
-def _put(part: Path, dst: Path) -> None:
-    """Give a finished folder its name, or put its images in place of those that are there."""
+def _move_into_place(part: Path, dst: Path) -> None:
+    """Rename a finished folder, or replace the images in an existing folder by its images."""
     if not dst.exists():
         part.rename(dst)
         return
@@ -335,8 +361,8 @@ def _put(part: Path, dst: Path) -> None:
         image.replace(dst / image.name)
 
 
-def _claim(out: Path, degradation: Degradation) -> None:
-    """Mark a folder as that of one degradation, or see that it is."""
+def _check_or_write_record(out: Path, degradation: Degradation) -> None:
+    """Record the degradation in a new folder, or check that an existing folder has the same."""
     record = {
         "preset": degradation.preset,
         "edition": RANDOM_PRESETS.get(degradation.preset, 1),
@@ -344,18 +370,19 @@ def _claim(out: Path, degradation: Degradation) -> None:
         "seed": degradation.seed,
         "recipe": None if degradation.recipe is None else str(degradation.recipe),
     }
-    marker = out / _MARKER
-    if marker.is_file():
+    path = out / _RECORD_FILE
+    if path.is_file():
+        # A damaged file is treated as that of another degradation.
         with contextlib.suppress(ValueError):
-            before = json.loads(marker.read_text(encoding="utf-8"))
-            if before == record:
+            existing = json.loads(path.read_text(encoding="utf-8"))
+            if existing == record:
                 return
         raise RequestError(
-            f"{out} holds copies of another degradation ({marker}); choose another folder"
+            f"{out} has copies of another degradation ({path}); choose another folder"
         )
     if out.is_dir() and any(out.iterdir()):
-        raise RequestError(f"{out} is not empty and not a folder of copies; choose another folder")
+        raise RequestError(f"{out} is not empty, and has no copies; choose another folder")
     with write_errors(str(out)):
         out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(marker) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

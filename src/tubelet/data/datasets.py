@@ -1,7 +1,7 @@
-"""Find the clips of a standard set, or of any folder, below a root that the user names.
+"""Find the clips of a standard dataset, or of any folder, below a root folder.
 
-The root is the set's own folder (with GT/, or train_sharp/, or the clips themselves) or one that holds it under a
-usual name. What is missing is named, with the places where it was looked for.
+The root is the folder of the dataset (with GT/, or train_sharp/, or the clips themselves), or a
+folder that contains it under a usual name. Errors name the missing clips and the searched folders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ __all__ = [
     "set_folder",
 ]
 
-_LQ_SCALE = 4  # of the low-quality clips that come with a set
+# Scale of the low-quality clips that are published with a dataset.
+_LQ_SCALE = 4
+# Number of clips that are looked for to choose a folder; a dataset can have 64 000.
+_SAMPLE_CLIPS = 8
+# Of more missing clips, only the first four are named.
+_MAX_NAMES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +41,10 @@ class EvalClip:
     """A clip to score a model on.
 
     Attributes:
-        name: unique within the set, fit for a file name.
-        gt: folder of frames or video file of the good clip; None where there is none.
-        lq: the same of the low-quality clip; None: it is made from `gt` by the degradation of the protocol.
+        name: Unique name within the dataset, usable as a file name.
+        gt: Folder of frames or video file of the ground truth; None if there is none.
+        lq: The same of the low-quality clip; None if it is made from `gt` by the degradation of
+            the protocol.
     """
 
     name: str
@@ -48,13 +54,13 @@ class EvalClip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundClip:
-    """A clip of a standard set, as far as it is there.
+    """A clip of a standard dataset, with the files that exist of it.
 
     Attributes:
-        name: as the set names it.
-        facts: what it must be.
-        gt: folder of frames, or an image; None where it is missing.
-        lq: degradation → low-quality version that came with the set.
+        name: Name in the dataset.
+        facts: Expected length and size.
+        gt: Folder of frames, or an image; None if it is missing.
+        lq: Low-quality versions that were published with the dataset, by degradation.
     """
 
     name: str
@@ -66,269 +72,304 @@ class FoundClip:
 def find_clips(protocol: MetricProtocol, root: Path) -> list[EvalClip]:
     """Find the clips that a protocol scores.
 
-    Low-quality clips that came with the set are used where their convention is that of the protocol and every clip has
-    one. Good clips are given whole: whoever degrades them crops height and width to multiples of the scale first.
+    Published low-quality clips are used if their degradation is that of the protocol and every clip
+    has one. Ground truth is returned uncropped: before it is degraded, height and width must be
+    cropped to multiples of the scale.
 
     Args:
-        protocol: see `tubelet.metrics.protocols`.
-        root: folder of the set, or one that holds it.
+        protocol: See `tubelet.metrics.protocols`.
+        root: Folder of the dataset, or folder that contains it.
 
     Returns:
-        In the order of the set.
+        The clips in the order of the dataset.
 
     Raises:
-        InputError: clips or frames are missing; the line says which, and where they were looked for.
+        InputError: Clips or frames are missing; the message names them and the searched folders.
     """
     if protocol.dataset == "folder":
         return find_folder_clips(root)
     dataset = find_dataset(protocol.dataset)
-    found = [clip for split in dataset.splits for clip in find_split(dataset, split, root)]
-    if protocol.clips is not None:
-        found = [clip for clip in found if clip.name in protocol.clips]
+    found: list[FoundClip] = []
+    for split in dataset.splits:
+        for clip in find_split(dataset, split, root):
+            if protocol.clips is None or clip.name in protocol.clips:
+                found.append(clip)
     _refuse_missing(dataset, protocol, found, root)
-    own = protocol.degradation if protocol.scale == _LQ_SCALE else ""
-    has_lq = all(own in clip.lq for clip in found)
-    clips = [
-        EvalClip(name=_file_name(c.name), gt=c.gt, lq=c.lq[own] if has_lq else None) for c in found
-    ]
+
+    degradation = protocol.degradation if protocol.scale == _LQ_SCALE else ""
+    has_lq = all(degradation in clip.lq for clip in found)
+    clips: list[EvalClip] = []
+    for clip in found:
+        lq = clip.lq[degradation] if has_lq else None
+        clips.append(EvalClip(name=_file_name(clip.name), gt=clip.gt, lq=lq))
     for clip in clips:
-        _refuse_uneven(dataset, clip)
+        _refuse_different_lengths(dataset, clip)
     return clips
 
 
 def find_training_clips(name: str, root: Path, *, degradation: str = "bi-u8") -> list[EvalClip]:
-    """Find the clips or images of a set that are trained on: its splits "train" and "val", never a test set.
+    """Find the training clips or images of a dataset: its splits "train" and "val", never "test".
 
     Args:
-        name: of a standard set: reds (the 266 clips that are not REDS4), vimeo90k, div2k, flickr2k.
-        root: folder of the set, or one that holds it.
-        degradation: of the low-quality versions, which are given where they came with the set.
+        name: Name of a standard dataset: reds (the 266 clips that are not REDS4), vimeo90k, div2k,
+            flickr2k.
+        root: Folder of the dataset, or folder that contains it.
+        degradation: Degradation of the low-quality versions, which are returned if they were
+            published with the dataset.
 
     Raises:
-        RequestError: there is no such set.
-        InputError: nothing is found, or the set is one for tests.
+        RequestError: There is no such dataset.
+        InputError: Nothing is found, or the dataset has only test clips.
     """
     dataset = find_dataset(name)
     splits = [split for split in dataset.splits if split.name != "test"]
     if not splits:
-        raise InputError(f"{dataset.title} is a test set; nothing of it may be trained on")
-    found = [
-        clip
-        for split in splits
-        for clip in _named_apart(dataset, split, root, degradation)
-        if clip.gt is not None
-    ]
-    if not found:
-        raise InputError(_nowhere(dataset, root))
-    return found
+        raise InputError(f"{dataset.title} is a test set; its clips must not be trained on")
+    return _find_gt_clips(dataset, splits, root, degradation)
 
 
 def find_set_clips(dataset: Dataset, root: Path) -> list[EvalClip]:
-    """Find all good clips of a set that are there, of every split.
+    """Find all existing clips of a dataset that have ground truth, of every split.
 
     Raises:
-        InputError: there is none.
+        InputError: There is none.
     """
-    found = [
-        clip
-        for split in dataset.splits
-        for clip in _named_apart(dataset, split, root)
-        if clip.gt is not None
-    ]
-    if not found:
-        raise InputError(_nowhere(dataset, root))
-    return found
+    return _find_gt_clips(dataset, dataset.splits, root, degradation="")
+
+
+def _find_gt_clips(
+    dataset: Dataset, splits: Sequence[DatasetSplit], root: Path, degradation: str
+) -> list[EvalClip]:
+    clips: list[EvalClip] = []
+    for split in splits:
+        # Two splits may count from the same number; the prefix keeps their names different.
+        prefix = f"{split.name}_" if split.shift else ""
+        for clip in find_split(dataset, split, root):
+            if clip.gt is not None:
+                name = prefix + _file_name(clip.name)
+                clips.append(EvalClip(name=name, gt=clip.gt, lq=clip.lq.get(degradation)))
+    if not clips:
+        raise InputError(_not_found_message(dataset, root))
+    return clips
 
 
 def find_folder_clips(root: Path) -> list[EvalClip]:
     """Find the clips of any folder: videos, folders of frames, or the frames of one clip.
 
     Raises:
-        InputError: the folder is missing or empty.
+        InputError: The folder is missing or empty.
     """
     if not root.is_dir():
         raise InputError(f"no such folder of clips: {root}")
-    entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-    clips = [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
-    clips += [path for path in entries if path.is_dir() and count_frames(path)]
-    if not clips and count_frames(root):
-        clips = [root]
-    if not clips:
+    paths: list[Path] = []
+    for path in root.iterdir():
+        if path.name.startswith("."):
+            continue
+        is_video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        if is_video or (path.is_dir() and count_frames(path)):
+            paths.append(path)
+    if not paths and count_frames(root):
+        # The folder itself is one clip.
+        paths = [root]
+    if not paths:
         raise InputError(f"no video and no folder of frames in {root}; a clip is one or the other")
-    clips.sort()
-    stems = [path.stem for path in clips]
-    names = [path.stem if stems.count(path.stem) == 1 else path.name for path in clips]
-    return [EvalClip(name=name, gt=path, lq=None) for name, path in zip(names, clips, strict=True)]
+    paths.sort()
+
+    # The suffix is part of the name only where it distinguishes two clips.
+    stems = [path.stem for path in paths]
+    clips: list[EvalClip] = []
+    for path in paths:
+        name = path.stem if stems.count(path.stem) == 1 else path.name
+        clips.append(EvalClip(name=name, gt=path, lq=None))
+    return clips
 
 
 def find_split(dataset: Dataset, split: DatasetSplit, root: Path) -> list[FoundClip]:
-    """Look for every clip of a part of a set.
+    """Look for every clip of a split.
 
     Returns:
-        All that the set has, in its order, those that are missing too (gt None and no lq). Where the set's clips have
-        no fixed names, those that are found.
+        All clips of the split in its order, including missing ones (gt is None and lq is empty).
+        If the clips of the dataset have no fixed names, only the existing ones.
 
     Raises:
-        InputError: the root is missing, or the file that lists the clips.
+        InputError: The root is missing, or the file that lists the clips.
     """
     base = set_folder(dataset, root)
-    names = _names(dataset, split, base)
     clips: list[FoundClip] = []
-    for name in names:
-        lq = {
-            preset: place
-            for preset, patterns in split.lq.items()
-            if (place := _first(base, patterns, split, name))
-        }
-        clips.append(
-            FoundClip(
-                name=name, facts=split.facts_of(name), gt=_first(base, split.gt, split, name), lq=lq
-            )
-        )
+    for name in _clip_names(dataset, split, base):
+        lqs: dict[str, Path] = {}
+        for preset, patterns in split.lq.items():
+            lq = _find_path(base, patterns, split, name)
+            if lq is not None:
+                lqs[preset] = lq
+        gt = _find_path(base, split.gt, split, name)
+        clips.append(FoundClip(name=name, facts=split.facts_of(name), gt=gt, lq=lqs))
     return clips
 
 
 def set_folder(dataset: Dataset, root: Path) -> Path:
-    """Choose, of the root and its folders with a usual name of the set, the one with most of the set's clips.
+    """Choose the folder with the highest number of clips of a dataset.
+
+    Candidates are the root, and the folders in it that have a usual name of the dataset. If the
+    numbers are equal, a folder with a usual name is preferred.
 
     Raises:
-        InputError: the root is missing.
+        InputError: The root is missing.
     """
     if not root.is_dir():
         raise InputError(f"no such folder: {root}")
-    bases = [
-        root,
-        *sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower() in dataset.folders),
-    ]
+    candidates = [root]
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and _has_usual_name(dataset, path):
+            candidates.append(path)
     return max(
-        bases, key=lambda base: (_presence(dataset, base), base.name.lower() in dataset.folders)
+        candidates,
+        key=lambda base: (_count_sample(dataset, base), _has_usual_name(dataset, base)),
     )
 
 
+def _has_usual_name(dataset: Dataset, folder: Path) -> bool:
+    return folder.name.lower() in dataset.folders
+
+
 def count_frames(path: Path) -> int:
-    """Count the images of a folder, 1 for an image, 0 for anything else."""
-    if path.is_dir():
-        return sum(
-            p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            for p in path.iterdir()
-        )
-    return int(path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _named_apart(
-    dataset: Dataset, split: DatasetSplit, root: Path, degradation: str = ""
-) -> list[EvalClip]:
-    """Give the clips of a split; their names begin with its own where two splits count from the same number."""
-    before = f"{split.name}_" if split.shift else ""
-    return [
-        EvalClip(name=before + _file_name(clip.name), gt=clip.gt, lq=clip.lq.get(degradation))
-        for clip in find_split(dataset, split, root)
-    ]
-
-
-def _presence(dataset: Dataset, base: Path) -> int:
-    """Count a sample of the set's clips that are there."""
+    """Count the images of a folder; return 1 for an image, and 0 for anything else."""
+    if not path.is_dir():
+        return int(path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES)
     count = 0
-    for split in dataset.splits:
-        patterns = [*split.gt, *(pattern for patterns in split.lq.values() for pattern in patterns)]
-        if split.list_file:
-            count += (base / split.list_file).is_file()
-        elif split.clips:
-            sample = split.clips[:: max(1, len(split.clips) // 8)]
-            count += sum(_first(base, patterns, split, name) is not None for name in sample)
-        else:
-            count += len(_discover(dataset, split, base))
+    for file in path.iterdir():
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+            count += 1
     return count
 
 
-def _names(dataset: Dataset, split: DatasetSplit, base: Path) -> Sequence[str]:
+def _count_sample(dataset: Dataset, base: Path) -> int:
+    """Count the existing clips in a sample of a dataset."""
+    count = 0
+    for split in dataset.splits:
+        if split.list_file:
+            count += (base / split.list_file).is_file()
+            continue
+        if not split.clips:
+            count += len(_discover(dataset, split, base))
+            continue
+        patterns = list(split.gt)
+        for lq_patterns in split.lq.values():
+            patterns += lq_patterns
+        step = max(1, len(split.clips) // _SAMPLE_CLIPS)
+        for name in split.clips[::step]:
+            count += _find_path(base, patterns, split, name) is not None
+    return count
+
+
+def _clip_names(dataset: Dataset, split: DatasetSplit, base: Path) -> Sequence[str]:
+    """List the clips of a split: known names, those of its list file, or the existing folders."""
     if not split.list_file:
         return split.clips or _discover(dataset, split, base)
     path = base / split.list_file
     if not path.is_file():
         raise InputError(
-            f"{dataset.title} needs {path}, which names its clips; it comes with the set"
+            f"{dataset.title} needs {path}, which lists its clips; it is part of the download"
         )
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line]
 
 
 def _discover(dataset: Dataset, split: DatasetSplit, base: Path) -> list[str]:
-    """Take the clips of the first layout that is there; plain folders count only below the set's own name."""
+    """List the clips of the first layout that exists.
+
+    Without a subfolder such as GT/, any folder of frames would be a clip. This layout is accepted
+    only in a folder with a usual name of the dataset.
+    """
     for pattern in split.gt:
-        before, _, after = pattern.partition("{clip}")
-        folder = base / before
-        if not folder.is_dir() or (
-            pattern == "{clip}" and base.name.lower() not in dataset.folders
-        ):
+        prefix, _, suffix = pattern.partition("{clip}")
+        folder = base / prefix
+        if not folder.is_dir():
             continue
-        names = [
-            p.name
-            for p in sorted(folder.iterdir())
-            if p.is_dir() and count_frames(folder / (p.name + after))
-        ]
+        if pattern == "{clip}" and not _has_usual_name(dataset, base):
+            continue
+        names: list[str] = []
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and count_frames(folder / (path.name + suffix)):
+                names.append(path.name)
         if names:
             return names
     return []
 
 
-def _first(base: Path, patterns: Sequence[str], split: DatasetSplit, name: str) -> Path | None:
-    shifted = f"{int(name) + split.shift:0{len(name)}d}" if split.shift else name
-    places = (base / pattern.format(clip=name, shifted=shifted) for pattern in patterns)
-    return next((place for place in places if count_frames(place)), None)
+def _find_path(base: Path, patterns: Sequence[str], split: DatasetSplit, name: str) -> Path | None:
+    """Return the first path with images that a clip has by one of the patterns."""
+    shifted_name = name
+    if split.shift:
+        shifted_name = f"{int(name) + split.shift:0{len(name)}d}"
+    for pattern in patterns:
+        path = base / pattern.format(clip=name, shifted=shifted_name)
+        if count_frames(path):
+            return path
+    return None
 
 
 def _refuse_missing(
     dataset: Dataset, protocol: MetricProtocol, found: list[FoundClip], root: Path
 ) -> None:
-    """Refuse a set of which clips or frames are missing: its mean would not be the protocol's number."""
+    """Refuse a dataset with missing clips or frames: its mean would not be that of the protocol."""
     only_lq = protocol.degradation == "none"
-    places = {clip.name: clip.lq.get("none") if only_lq else clip.gt for clip in found}
-    missing = [name for name, place in places.items() if place is None]
-    if len(missing) == len(places):
-        raise InputError(_nowhere(dataset, root))
-    expected = len(protocol.clips or ()) or sum(split.count for split in dataset.splits)
-    if missing or len(places) != expected:
-        named = f"; {_shortened(missing)} missing" if missing else ""
+    paths: dict[str, Path | None] = {}
+    for clip in found:
+        paths[clip.name] = clip.lq.get("none") if only_lq else clip.gt
+    missing = [name for name, path in paths.items() if path is None]
+    if len(missing) == len(paths):
+        raise InputError(_not_found_message(dataset, root))
+
+    num_expected = len(protocol.clips or ())
+    if not num_expected:
+        num_expected = sum(split.count for split in dataset.splits)
+    if missing or len(paths) != num_expected:
+        names = f"; missing: {_shortened(missing)}" if missing else ""
         raise InputError(
-            f"{dataset.title} has {expected} clips, but {set_folder(dataset, root)} has {len(places) - len(missing)}"
-            f"{named}; `tubelet data check --set {dataset.name}` tells more"
+            f"{dataset.title} has {num_expected} clips, but {set_folder(dataset, root)} has "
+            f"{len(paths) - len(missing)}{names}; "
+            f"run `tubelet data check --set {dataset.name}` for details"
         )
     for clip in found:
-        place = places[clip.name]
-        wanted, have = clip.facts.frames, count_frames(place) if place else 0
-        if wanted is not None and have != wanted:
+        path = paths[clip.name]
+        num_frames = count_frames(path) if path else 0
+        if clip.facts.frames is not None and num_frames != clip.facts.frames:
             raise InputError(
-                f"{dataset.title} {clip.name} has {wanted} frames, but {place} has {have}; get it again"
+                f"{dataset.title} {clip.name} has {clip.facts.frames} frames, "
+                f"but {path} has {num_frames}; get it again"
             )
 
 
 def _shortened(names: Sequence[str]) -> str:
-    return (
-        ", ".join(names)
-        if len(names) <= 5
-        else f"{', '.join(names[:4])} and {len(names) - 4} more are"
-    )
+    if len(names) <= _MAX_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:4])} and {len(names) - 4} more"
 
 
-def _refuse_uneven(dataset: Dataset, clip: EvalClip) -> None:
-    """Refuse a low-quality clip that has not as many frames as the good one."""
+def _refuse_different_lengths(dataset: Dataset, clip: EvalClip) -> None:
+    """Refuse a low-quality clip with another number of frames than its ground truth."""
     if clip.gt is None or clip.lq is None:
         return
-    good, low = count_frames(clip.gt), count_frames(clip.lq)
-    if good != low:
+    gt_frames = count_frames(clip.gt)
+    lq_frames = count_frames(clip.lq)
+    if gt_frames != lq_frames:
         raise InputError(
-            f"{dataset.title} {clip.name}: {clip.gt} has {good} frames, but {clip.lq} has {low}; get both again"
+            f"{dataset.title} {clip.name}: {clip.gt} has {gt_frames} frames, "
+            f"but {clip.lq} has {lq_frames}; get both again"
         )
 
 
-def _nowhere(dataset: Dataset, root: Path) -> str:
-    patterns = [
-        pattern for split in dataset.splits for pattern in (split.gt or split.lq.get("none", ()))
-    ]
-    folders = ", ".join(
-        pattern.replace("{clip}", "…") for pattern in patterns if "{shifted}" not in pattern
+def _not_found_message(dataset: Dataset, root: Path) -> str:
+    folders: list[str] = []
+    for split in dataset.splits:
+        for pattern in split.gt or split.lq.get("none", ()):
+            if "{shifted}" not in pattern:
+                folders.append(pattern.replace("{clip}", "…"))
+    return (
+        f"{dataset.title} is not in {root}: searched it, and the folder {dataset.folders[0]} in "
+        f"it, for {', '.join(folders)}"
     )
-    return f"{dataset.title} is not in {root}: looked there and in folders named {dataset.folders[0]} for {folders}"
 
 
 def _file_name(name: str) -> str:
