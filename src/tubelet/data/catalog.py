@@ -1,7 +1,8 @@
-"""The standard sets: what each holds, in which folder layouts it circulates, where it comes from, whose it is.
+"""The standard datasets: contents, folder layouts, sources and licenses.
 
-A layout is a pattern for the place of a clip below the set's folder: GT/{clip}, {clip}/truth. Several are tried, the
-first that exists counts. Numbers that are not certain are left out, and then not checked.
+A layout is a pattern of the path of a clip in the folder of the dataset: GT/{clip}, {clip}/truth.
+Several are tried in order, and the first that exists is used. Numbers that are not certain are left
+out, and are not checked.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ __all__ = ["DATASETS", "ClipFacts", "Dataset", "DatasetSplit", "find_dataset"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipFacts:
-    """What a clip must be; None is not checked.
+    """Expected length and size of a clip; None is not checked.
 
     Attributes:
-        frames: number of frames.
-        size: (width, height) of the good frames, pixels.
-        frames_max: most frames, where clips differ.
+        frames: Number of frames.
+        size: (width, height) of the ground truth, pixels.
+        frames_max: Maximum number of frames, if clips differ.
     """
 
     frames: int | None = None
@@ -31,18 +32,21 @@ class ClipFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSplit:
-    """Clips of a set that belong together.
+    """A split of a dataset: clips for training, validation or testing.
 
     Attributes:
-        name: "train", "test", ...
-        clips: their names; empty where they are taken as they are found, or read from `list_file`.
-        list_file: text file that names the clips, a line each.
-        count: how many there are.
-        facts: of every clip.
-        own_facts: of single clips, before `facts`.
-        gt: patterns of the good clips, with {clip}, or {shifted}: the clip's number plus `shift`.
-        lq: degradation → patterns of low-quality clips that came with the set; scale 4.
-        shift: what a regrouped copy adds to the numbers.
+        name: "train", "val" or "test".
+        clips: Names of the clips; empty if they are read from `list_file`, or if all existing
+            folders are clips.
+        list_file: Text file with the names of the clips, one per line.
+        count: Number of clips.
+        facts: Expected length and size of every clip.
+        own_facts: Expected length and size of single clips, which override `facts`.
+        gt: Patterns of the ground truth, with {clip}, or with {shifted}: the number of the clip
+            plus `shift`.
+        lq: Patterns of the low-quality clips that are published with the dataset, by degradation;
+            scale 4.
+        shift: Offset of the numbers in a regrouped copy of the dataset.
     """
 
     name: str
@@ -56,22 +60,22 @@ class DatasetSplit:
     shift: int = 0
 
     def facts_of(self, clip: str) -> ClipFacts:
-        """Look up what a clip must be."""
+        """Return the expected length and size of a clip."""
         return self.own_facts.get(clip, self.facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """A standard set.
+    """A standard dataset.
 
     Attributes:
-        name: what a user types.
-        title: its name in papers.
-        folders: names that its folder goes by below a common root, in any case.
-        splits: its parts.
-        summary: what it holds and is for.
-        source: where to get it.
-        license: what its authors say of its use.
+        name: Name in commands.
+        title: Name in papers.
+        folders: Usual names of its folder, in lower case.
+        splits: Splits of the dataset.
+        summary: Contents and use.
+        source: Address of the download.
+        license: License, as stated by its authors.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Dataset:
 
 
 def _numbers(start: int, stop: int, digits: int) -> tuple[str, ...]:
+    """List numbers with leading zeros, without `stop`: "000", "001", ..."""
     return tuple(f"{number:0{digits}d}" for number in range(start, stop))
 
 
@@ -98,8 +103,8 @@ _TEST_LQ = {
     "bd-b": ("BDx4/{clip}",),
     "bd-c": ("Gaussian4xLR/{clip}",),
 }
-"""Low-quality clips by the names of their folders: of BasicSR and mmagic (BIx4, BDx4), PFNL (blur4) and
-TecoGAN-PyTorch (…4xLR). Which convention BDx4 follows its authors do not say; that it is bd-b is inferred."""
+"""Low-quality clips by their folders in the layouts of BasicSR and MMagic (BIx4, BDx4), PFNL (blur4)
+and TecoGAN-PyTorch (…4xLR). The authors of BDx4 do not state its degradation; bd-b is inferred."""
 _TEST_GT = ("GT/{clip}", "HR/{clip}", "{clip}/truth", "{clip}/original", "{clip}/hr", "{clip}")
 _VIMEO = ClipFacts(frames=7, size=(448, 256))
 _VIMEO_GT = ("sequences/{clip}", "GT/{clip}")
@@ -137,10 +142,14 @@ DATASETS: tuple[Dataset, ...] = (
                         "train_sharp_bicubic/X4/{shifted}",
                     )
                 },
+                # BasicSR moves the validation clips behind the 240 training clips.
                 shift=240,
             ),
         ),
-        summary="266 training clips: 236 of the training set, without REDS4, and the 30 of the validation set",
+        summary=(
+            "266 training clips: 236 of the training set, without REDS4, "
+            "and the 30 of the validation set"
+        ),
         source=_REDS_SOURCE,
         license="CC BY 4.0",
     ),
@@ -158,7 +167,7 @@ DATASETS: tuple[Dataset, ...] = (
                 lq={"bi-u8": (*_REDS_TRAIN_LQ, "sharp_bicubic/{clip}")},
             ),
         ),
-        summary="clips 000, 011, 015, 020 of the training set of REDS, kept for testing",
+        summary="clips 000, 011, 015, 020 of the training set of REDS, held out for testing",
         source=_REDS_SOURCE,
         license="CC BY 4.0",
     ),
@@ -176,7 +185,7 @@ DATASETS: tuple[Dataset, ...] = (
                 lq=_VIMEO_LQ,
             ),
         ),
-        summary="64 612 septuplets for training, named in sep_trainlist.txt",
+        summary="64 612 septuplets for training, listed in sep_trainlist.txt",
         source="http://toflow.csail.mit.edu/",
         license="videos of Vimeo's users, for research; the list and code are MIT",
     ),
@@ -194,7 +203,7 @@ DATASETS: tuple[Dataset, ...] = (
                 lq=_VIMEO_LQ,
             ),
         ),
-        summary="7 824 septuplets for testing, named in sep_testlist.txt; the 4th frame is scored",
+        summary="7 824 septuplets for testing, listed in sep_testlist.txt; the 4th frame is scored",
         source="http://toflow.csail.mit.edu/",
         license="videos of Vimeo's users, for research; the list and code are MIT",
     ),
@@ -207,6 +216,7 @@ DATASETS: tuple[Dataset, ...] = (
                 name="test",
                 clips=("calendar", "city", "foliage", "walk"),
                 count=4,
+                # The clips differ in length and size.
                 facts=ClipFacts(),
                 own_facts={
                     "calendar": ClipFacts(frames=41, size=(720, 576)),
@@ -284,6 +294,7 @@ DATASETS: tuple[Dataset, ...] = (
                 clips=_numbers(0, 50, 3),
                 count=50,
                 facts=ClipFacts(frames_max=100),
+                # Real low-quality videos: there is no ground truth and no known degradation.
                 lq={"none": ("Input/{clip}", "LQ/{clip}", "{clip}")},
             ),
         ),
@@ -336,17 +347,17 @@ DATASETS: tuple[Dataset, ...] = (
         license="photographs of Flickr's users, for research; no license is stated",
     ),
 )
-"""Every set that has a name."""
+"""All standard datasets."""
 
 
 def find_dataset(name: str) -> Dataset:
-    """Look up a standard set.
+    """Look up a standard dataset.
 
     Raises:
-        RequestError: there is none; the line names the nearest.
+        RequestError: There is no such dataset; the message suggests the nearest name.
     """
     for dataset in DATASETS:
         if dataset.name == name.lower():
             return dataset
     names = [dataset.name for dataset in DATASETS]
-    raise RequestError(f"no set {name!r}; {suggest(name, names)}")
+    raise RequestError(f"unknown dataset {name!r}; {suggest(name, names)}")
