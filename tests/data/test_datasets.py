@@ -50,7 +50,8 @@ def test_what_is_missing_is_named(tmp_path: Path):
         find_clips(VID4, tmp_path)
     make_vid4(tmp_path, clips=("calendar", "walk"))
     with pytest.raises(
-        InputError, match=r"Vid4 has 4 clips, but .* has 2; missing: city, foliage;.*check --set vid4"
+        InputError,
+        match=r"Vid4 has 4 clips, but .* has 2; missing: city, foliage;.*check --set vid4",
     ):
         find_clips(VID4, tmp_path)
 

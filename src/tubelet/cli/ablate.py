@@ -51,6 +51,7 @@ def main(args: Sequence[str]) -> int:
         from tubelet.recipes.two_step_ablation import TwoStepAblation, run
         from tubelet.restore.device import resolve_device
 
+    # `--help` works without a study, since there is only one.
     flags = flags_from(TwoStepAblation, metavars=_METAVARS)
     command = parse(flags, args, verb="ablate two-step", examples=_EXAMPLES)
     ablation: TwoStepAblation = pick(command, TwoStepAblation)

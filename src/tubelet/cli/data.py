@@ -141,10 +141,16 @@ def _list(flags: ListFlags) -> int:
     with loading():
         from tubelet.data.catalog import DATASETS
     if flags.json:
-        names = ("name", "title", "summary", "source", "license")
         rows: list[dict[str, Any]] = []
         for dataset in DATASETS:
-            rows.append({name: getattr(dataset, name) for name in names})
+            row = {
+                "name": dataset.name,
+                "title": dataset.title,
+                "summary": dataset.summary,
+                "source": dataset.source,
+                "license": dataset.license,
+            }
+            rows.append(row)
         write_json(rows, sys.stdout)
         return 0
     for dataset in DATASETS:
@@ -180,6 +186,7 @@ def _check(flags: CheckFlags) -> int:
     else:
         for report in reports:
             _print_report(report)
+    # Without --set, an incomplete dataset is no error: its presence was not requested.
     if flags.set and not reports[0].is_complete:
         if not flags.json:
             sys.stderr.write(f"{reports[0].title} is not complete\n")
@@ -198,6 +205,7 @@ def _print_report(report: SetReport) -> None:
     for note in report.notes:
         console.print(f"  {note}", markup=False, soft_wrap=True)
 
+    # Missing clips share a line; the others are rows of a table.
     present: list[ClipReport] = []
     missing: list[str] = []
     for clip in report.clips:

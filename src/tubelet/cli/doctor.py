@@ -173,12 +173,20 @@ def _check_video() -> Iterator[Finding]:
     from tubelet.video.capabilities import library_versions, working_codecs
 
     versions = library_versions()
-    names = [name for name in ("PyAV", "libavcodec", "libavformat") if name in versions]
-    yield Finding("video", ", ".join(f"{name} {versions[name]}" for name in names))
+    libraries: list[str] = []
+    for name in ("PyAV", "libavcodec", "libavformat"):
+        if name in versions:
+            libraries.append(f"{name} {versions[name]}")
+    yield Finding("video", ", ".join(libraries))
 
-    codecs = working_codecs()
-    working = [name for name, works in codecs.items() if works]
-    failing = [name for name, works in codecs.items() if not works]
+    # Each encoder is opened for a trial: one that FFmpeg lists can lack its hardware.
+    working: list[str] = []
+    failing: list[str] = []
+    for name, works in working_codecs().items():
+        if works:
+            working.append(name)
+        else:
+            failing.append(name)
     value = ", ".join(working)
     if not failing:
         yield Finding("encoders", value)
@@ -227,6 +235,7 @@ def _measure_speed() -> Finding:
     for t in range(_SPEED_FRAMES):
         frames.append(Frame(torch.rand(3, height, width), t, Fraction(1, 25), index=t))
 
+    # The first frames include the allocation of memory and the choice of convolution algorithms.
     start_s = 0.0
     restored = engine.restore(frames, starts_scene=lambda _: False)
     for number, _ in enumerate(restored, 1):
@@ -256,6 +265,7 @@ def _print_table(findings: list[Finding]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    # Columns: mark, name, value and advice. Brackets such as [train] must not be read as markup.
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")

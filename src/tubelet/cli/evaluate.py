@@ -85,6 +85,7 @@ def _evaluate(request: EvaluateFlags, settings: EvaluateSettings) -> None:
     from tubelet.metrics.protocols import PROTOCOLS, find_protocol
 
     if not request.protocol:
+        # "folder" protocols take any degradation and scale, and are not in the list.
         names = ", ".join(protocol.name for protocol in PROTOCOLS)
         raise RequestError(f"no protocol is given; use --protocol with {names} or folder-bi-x4")
     protocol = find_protocol(request.protocol)
@@ -99,6 +100,7 @@ def _evaluate(request: EvaluateFlags, settings: EvaluateSettings) -> None:
             on_progress=on_progress,
             on_score=lambda score: _show_score(request, score),
         )
+    # The report has all scores in the folder, including those of earlier runs.
     reports = write_report(out)
     if request.progress == "json":
         means = {score.model: score.mean for score in scores}
@@ -146,7 +148,10 @@ def _show_score(request: EvaluateFlags, score: ClipScore) -> None:
 def _metric_texts(mean: Mapping[str, float]) -> str:
     from tubelet.evaluation.report_rows import metric_text
 
-    return "  ".join(f"{name} {metric_text(name, value)}" for name, value in mean.items())
+    texts: list[str] = []
+    for name, value in mean.items():
+        texts.append(f"{name} {metric_text(name, value)}")
+    return "  ".join(texts)
 
 
 def _print_table(scores: Sequence[ModelScore]) -> None:
@@ -157,6 +162,7 @@ def _print_table(scores: Sequence[ModelScore]) -> None:
     from tubelet.evaluation.report_rows import metric_heading, metric_text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    # All models are scored by the same metrics.
     table.add_column("model", no_wrap=True, style="bold")
     for name in scores[0].mean:
         table.add_column(metric_heading(name), justify="right", no_wrap=True)

@@ -50,12 +50,14 @@ def flags_from(
                 metavar=metavars.get(field.name),
             )
             hint = hints[field.name]
+            # Without a default, the value is required: a positional argument.
             if field.default is dataclasses.MISSING:
                 hint = tyro.conf.Positional[hint]
                 specification = dataclasses.field()
             else:
                 specification = dataclasses.field(default=field.default)
             fields.append((field.name, Annotated[hint, argument], specification))
+    # tyro shows the docstring of the class as the description of the verb.
     flags = dataclasses.make_dataclass("Flags", fields, kw_only=True, frozen=True)
     flags.__doc__ = sources[0].__doc__
     return flags
@@ -72,6 +74,7 @@ def _default_hint(default: Any, help_text: str) -> str:
 
 def field_help(source: type[Any]) -> dict[str, str]:
     """Read the docstrings below the fields of a class, each joined to one line."""
+    # Python discards the string after a field, so it is read from the source.
     module = ast.parse(textwrap.dedent(inspect.getsource(source)))
     class_definition = module.body[0]
     assert isinstance(class_definition, ast.ClassDef)
@@ -144,7 +147,7 @@ def _multi_value_flags(flags: type[Any]) -> dict[str, str]:
         hint, argument, *_ = get_args(field.type)
         is_tuple = get_origin(hint) is tuple
         has_tuple = any(get_origin(member) is tuple for member in get_args(hint))
-        if not (is_tuple or has_tuple):
+        if not is_tuple and not has_tuple:
             continue
         long_name = "--" + field.name.replace("_", "-")
         for spelling in (long_name, *(argument.aliases or ())):

@@ -128,10 +128,14 @@ def _facts(file: str, opened: OpenedCheckpoint) -> dict[str, Any]:
 
     scale: int | None = None
     temporal: dict[str, Any] = {}
+    # A component of other networks has no contract.
     contract = opened.architecture.contract(opened.config)
     if contract:
         scale = contract.scale
-        temporal = {name: value for name, value in asdict(contract.temporal).items() if value}
+        # Fields without effect are left out: they are 0 or None.
+        for name, value in asdict(contract.temporal).items():
+            if value:
+                temporal[name] = value
     return {
         "file": file,
         "architecture": opened.architecture.name,
@@ -222,6 +226,7 @@ def _cache(flags: CacheFlags) -> int:
 
     folder = weights_folder()
     sizes_bytes: dict[str, int] = {}
+    # Hidden files are locks of running downloads.
     for path in sorted(folder.glob("*")):
         if path.is_file() and not path.name.startswith("."):
             sizes_bytes[path.name] = path.stat().st_size

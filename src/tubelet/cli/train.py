@@ -245,6 +245,7 @@ def _parse_supervised(args: Sequence[str]) -> Any:
         _print_networks()
         return None
 
+    # A model may be given twice, if both names are of the same recipe.
     default = configure(str(model or file_model))
     if file_model is not None and find_recipe(str(file_model)).name != default.model:
         raise RequestError(
@@ -252,6 +253,7 @@ def _parse_supervised(args: Sequence[str]) -> Any:
         )
     if path is not None:
         default = read_config(Path(path), type(default), default=default)
+    # The settings class depends on the network, whose configuration is one of its fields.
     args = _current_flags(type(default), args)
     verb = f"train supervised --model {default.model}"
     return parse_nested(type(default), args, verb=verb, default=default)
@@ -260,10 +262,15 @@ def _parse_supervised(args: Sequence[str]) -> Any:
 def _print_networks() -> None:
     from tubelet.recipes.published import RECIPES, list_names
 
-    published = [recipe.name for recipe in RECIPES]
-    recipes = "\n".join(f"  {recipe.name:<16} {recipe.source}" for recipe in RECIPES)
-    others = ", ".join(name for name in list_names() if name not in published)
-    sys.stdout.write(_HELP_SUPERVISED.format(recipes=recipes, others=others))
+    # Every recipe has a name; `list_names` also has the architectures without a published recipe.
+    others = list(list_names())
+    rows: list[str] = []
+    for recipe in RECIPES:
+        rows.append(f"  {recipe.name:<16} {recipe.source}")
+        if recipe.name in others:
+            others.remove(recipe.name)
+    text = _HELP_SUPERVISED.format(recipes="\n".join(rows), others=", ".join(others))
+    sys.stdout.write(text)
 
 
 def _parse_two_step(args: Sequence[str]) -> Any:
@@ -293,10 +300,18 @@ def _parse_two_step(args: Sequence[str]) -> Any:
     config = parse_nested(TwoStepTraining, args, verb="train two-step", default=default)
 
     # The epochs of the preset would otherwise take precedence over --loop.steps.
-    flags = {arg.split("=")[0].replace("_", "-") for arg in args}
-    if "--loop.steps" in flags and "--epochs" not in flags:
+    if _has_flag(args, "--loop.steps") and not _has_flag(args, "--epochs"):
         config = replace(config, epochs=None)
     return config
+
+
+def _has_flag(args: Sequence[str], flag: str) -> bool:
+    """Return whether a flag is given, as `--loop.steps 5` or `--loop.steps=5`."""
+    for arg in args:
+        name, _, _ = arg.partition("=")
+        if name.replace("_", "-") == flag:
+            return True
+    return False
 
 
 def _wants_help(args: Sequence[str]) -> bool:
@@ -369,5 +384,9 @@ class _LogPrinter:
             speed = f"{record['s_per_step']:.2f} s/step"
             print(f"{step}  {loss}  {lr}  {speed}  {remaining} left", flush=True)
             return
-        scores = [f"{name} {value:.3f}" for name, value in record.items() if name != "step"]
-        print(f"{step}  {'  '.join(scores)}", flush=True)
+        # A record without a loss holds the scores of an evaluation.
+        line = step
+        for name, value in record.items():
+            if name != "step":
+                line += f"  {name} {value:.3f}"
+        print(line, flush=True)

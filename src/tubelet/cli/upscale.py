@@ -103,6 +103,7 @@ def _check(request: UpscaleFlags) -> None:
     if preview is not None and not 1 <= preview <= _MAX_PREVIEW_FRAMES:
         raise ConfigError(f"preview={preview} must be between 1 and {_MAX_PREVIEW_FRAMES} frames")
 
+    # These three exclude each other, and read the input a second time.
     modes: list[str] = []
     if request.dry_run:
         modes.append("--dry-run")
@@ -144,6 +145,7 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
     with loading():
         from tubelet.restore.job import run
 
+    # The plan and the page are checked before the run, which can take hours.
     plan = None if request.plan is None else _read_plan(request.plan)
     page = companion(request.output, ".compare.html")
     if request.compare:
@@ -230,6 +232,7 @@ def _print_summary(request: UpscaleFlags, result: Result) -> None:
 
     _print_notes(result.notes)
     size = f"{result.width}×{result.height}"
+    # A pipe cannot be read again for the size of the input.
     if request.input != "-":
         info = probe(request.input)
         size = f"{info.width}×{info.height} → {size}"
@@ -251,6 +254,7 @@ def _preview(request: UpscaleFlags, count: int, settings: UpscaleSettings) -> No
     from tubelet.restore.job import build_engine
     from tubelet.video.probe import probe
 
+    # "%" marks a pattern of numbered images, not the name of a single one.
     is_image_name = request.output.lower().endswith(".png") and "%" not in request.output
     path = Path(request.output) if is_image_name else companion(request.output, ".preview.png")
     refuse_existing(path, overwrite=settings.overwrite)
@@ -329,7 +333,11 @@ def _plan_rows(request: UpscaleFlags, description: Description) -> dict[str, str
 
 def _other_streams(kinds: Sequence[str]) -> str:
     """Count the streams that are not video, for example "2 audio, 1 subtitle"."""
-    counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds) if kind != "video"]
+    counts: list[str] = []
+    # Each kind once, in the order of the streams.
+    for kind in dict.fromkeys(kinds):
+        if kind != "video":
+            counts.append(f"{kinds.count(kind)} {kind}")
     return ", ".join(counts) or "nothing: the input has only video"
 
 

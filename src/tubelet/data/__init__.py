@@ -1,4 +1,4 @@
-"""Clips for training and evaluation: decoded once, degraded once, cropped at random."""
+"""Clips for training: decoded once, degraded once, cropped at random."""
 
 from tubelet.data.cache import CachedClip, prepare_clips, read_clip
 from tubelet.data.crops import Crops, CropSettings

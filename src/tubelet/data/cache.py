@@ -116,8 +116,11 @@ def prepare_clips(
 def _find_sources(root: Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"no such folder of clips: {root}")
-    suffixes = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-    sources = [p for p in sorted(root.iterdir()) if p.suffix.lower() in suffixes or p.is_dir()]
+    sources: list[Path] = []
+    for path in sorted(root.iterdir()):
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES or suffix in IMAGE_SUFFIXES or path.is_dir():
+            sources.append(path)
     if not sources:
         raise InputError(f"no video, image or folder of frames in {root}")
     return sources
@@ -153,8 +156,10 @@ def read_clip(source: Path, *, max_frames: int, size_multiple: int = 1) -> NDArr
     Raises:
         InputError: Nothing can be decoded.
     """
+    frames: list[NDArray[np.uint8]] = []
     with open_reader(source) as reader:
-        frames = [to_uint8(frame.rgb).numpy() for frame in islice(reader, max_frames)]
+        for frame in islice(reader, max_frames):
+            frames.append(to_uint8(frame.rgb).numpy())
     return _stack_cropped(frames, size_multiple)
 
 

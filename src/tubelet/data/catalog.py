@@ -103,8 +103,9 @@ _TEST_LQ = {
     "bd-b": ("BDx4/{clip}",),
     "bd-c": ("Gaussian4xLR/{clip}",),
 }
-"""Low-quality clips by their folders in the layouts of BasicSR and MMagic (BIx4, BDx4), PFNL (blur4)
-and TecoGAN-PyTorch (…4xLR). The authors of BDx4 do not state its degradation; bd-b is inferred."""
+"""Low-quality clips by their folders in the layouts of BasicSR and MMagic (BIx4, BDx4), PFNL
+(blur4) and TecoGAN-PyTorch (…4xLR). The authors of BDx4 do not state its degradation; bd-b is
+inferred."""
 _TEST_GT = ("GT/{clip}", "HR/{clip}", "{clip}/truth", "{clip}/original", "{clip}/hr", "{clip}")
 _VIMEO = ClipFacts(frames=7, size=(448, 256))
 _VIMEO_GT = ("sequences/{clip}", "GT/{clip}")

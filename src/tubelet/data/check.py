@@ -252,7 +252,7 @@ def _check_clip(split: DatasetSplit, clip: FoundClip, every_frame: bool) -> Clip
         split=split.name,
         name=clip.name,
         path=path,
-        lq=tuple(preset for preset in clip.lq if preset != "none"),
+        lq=_degradations(clip),
     )
     if path is None:
         return dataclasses.replace(report, problems=("missing",))
@@ -263,6 +263,11 @@ def _check_clip(split: DatasetSplit, clip: FoundClip, every_frame: bool) -> Clip
         if lq_frames != report.frames:
             problems.append(f"{preset}: {lq_frames} low-quality frames, not {report.frames}")
     return dataclasses.replace(report, problems=tuple(problems))
+
+
+def _degradations(clip: FoundClip) -> tuple[str, ...]:
+    """List the degradations of the low-quality versions; "none" is no degradation."""
+    return tuple(preset for preset in clip.lq if preset != "none")
 
 
 def _check_degradation(
@@ -287,11 +292,18 @@ def _check_degradation(
     if not psnrs_db:
         return
     best = next(iter(psnrs_db))
-    values = ", ".join(f"{name} {value:.1f} dB" for name, value in psnrs_db.items())
+    values = _psnr_text(psnrs_db)
     if best == preset or psnrs_db.get(preset, 0) > _SAME_DEGRADATION_DB:
         notes.append(f"{lq} is {preset}: {values}")
     else:
         problems.append(f"{lq} is expected to be {preset}, but nearest is {best}: {values}")
+
+
+def _psnr_text(psnrs_db: dict[str, float]) -> str:
+    texts: list[str] = []
+    for name, value in psnrs_db.items():
+        texts.append(f"{name} {value:.1f} dB")
+    return ", ".join(texts)
 
 
 def identify_degradation(gt: Path, lq: Path) -> dict[str, float]:

@@ -133,8 +133,14 @@ def write_clips(
         Cancelled: `cancel` was cancelled.
     """
     _check_or_write_record(out, degradation)
-    missing = [clip for clip in clips if not (out / clip.name).exists()]
-    sources = [clip.gt for clip in missing if clip.gt is not None]
+    missing: list[EvalClip] = []
+    sources: list[Path] = []
+    for clip in clips:
+        if (out / clip.name).exists():
+            continue
+        missing.append(clip)
+        if clip.gt is not None:
+            sources.append(clip.gt)
     ticker = Ticker(on_progress, unit="frame", total=_expected_frames(sources), cancel=cancel)
     for clip in missing:
         if clip.gt is None:

@@ -271,8 +271,11 @@ def _clip_names(dataset: Dataset, split: DatasetSplit, base: Path) -> Sequence[s
         raise InputError(
             f"{dataset.title} needs {path}, which lists its clips; it is part of the download"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line]
+    names: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            names.append(line.strip())
+    return names
 
 
 def _discover(dataset: Dataset, split: DatasetSplit, base: Path) -> list[str]:
