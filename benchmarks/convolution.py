@@ -20,7 +20,7 @@ from tubelet.evaluation.machine import processor_name
 from tubelet.layers import convolution
 from tubelet.layers.convolution import ConvAct, LeakyReLU
 from tubelet.layers.inference import prepare_for_inference
-from tubelet.restore.memory import keep_freed
+from tubelet.malloc import retain_freed_memory
 
 SHAPES = (
     (64, 64, 180, 320),
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="runs of each way")
     options = parser.parse_args()
-    keep_freed()
+    retain_freed_memory()
     print(f"{date.today()}, {processor_name()}, {torch.get_num_threads()} threads; median ms\n")
     print(
         f"| channels | size | plain | all products | half | all / half | what is taken |\n{'|---' * 7}|"
