@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import threading
 from fractions import Fraction
@@ -57,8 +58,8 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 
     Right angles and mirrors are exact; other rotations are rounded to the nearest of them.
     """
-    data = _side_data(frame, SideDataType.DISPLAYMATRIX)
-    if data is None or len(data) < _DISPLAY_MATRIX_BYTES:
+    data = _side_data(frame, SideDataType.DISPLAYMATRIX, _DISPLAY_MATRIX_BYTES)
+    if data is None:
         return _ROTATIONS[round(frame.rotation / 90) % 4]
     # x' = a·x + c·y, y' = b·x + d·y, in 16.16 fixed point.
     a, b, _, c, d = struct.unpack_from("=5i", data)
@@ -111,11 +112,8 @@ def pick_video_stream(container: InputContainer, source: str) -> VideoStream:
     if not streams:
         kinds = sorted({str(stream.type) for stream in container.streams})
         raise InputError(f"{source} has no video stream, only {', '.join(kinds) or 'nothing'}")
-    stream = streams[0]
-    for candidate in streams:
-        if "default" in _flags(candidate):
-            stream = candidate
-            break
+    # `max` returns the first of equals: the first default stream, else the first stream.
+    stream = max(streams, key=lambda candidate: "default" in _flags(candidate))
     context: Any = stream.codec_context
     if context is None:
         raise InputError(
@@ -131,19 +129,18 @@ def read_siting(container: InputContainer, stream: VideoStream) -> int:
     set, every thread that logs waits for the interpreter; a decoder thread that logs while its
     decoder is freed would wait forever.
     """
-    dump = _dump_format(container)
-    pix_fmt: str | None = stream.codec_context.pix_fmt
-    opening = f"{pix_fmt}("
+    pix_fmt = re.escape(str(stream.codec_context.pix_fmt))
     # For example: Stream #0:0: Video: h264 (High), yuv420p(tv, bt709/bt709/smpte170m, topleft), ...
-    for line in dump.splitlines():
-        if not line.strip().startswith(f"Stream #0:{stream.index}") or opening not in line:
-            continue
-        _, _, rest = line.partition(opening)
-        in_parentheses, _, _ = rest.partition(")")
-        for word in in_parentheses.replace("/", ", ").split(", "):
-            if word in _SITINGS:
-                return _SITINGS.index(word)
+    tags = re.search(
+        rf"^\s*Stream #0:{stream.index}\b.*?{pix_fmt}\(([^)\n]*)",
+        _dump_format(container),
+        re.MULTILINE,
+    )
+    if tags is None:
         return 0
+    for word in tags.group(1).replace("/", ", ").split(", "):
+        if word in _SITINGS:
+            return _SITINGS.index(word)
     return 0
 
 
@@ -206,9 +203,10 @@ def describe(
         width, height = height, width
         aspect = 1 / aspect
 
-    # The average rate of AVI also counts dropped frames.
-    rate = stream.guessed_rate if _is_avi(container) else stream.average_rate
-    rate = rate or stream.guessed_rate
+    rate = stream.average_rate or stream.guessed_rate
+    if _is_avi(container):
+        # The average rate of AVI also counts dropped frames.
+        rate = stream.guessed_rate
     duration_s = _duration_s(container, stream)
     pix_fmt = frame.format
     bits = [component.bits for component in pix_fmt.components]
@@ -274,17 +272,23 @@ def _codec(stream: Any) -> str:
 
 
 def _stream_info(stream: Any) -> StreamInfo:
+    kind = str(stream.type)
+    codec = ""
+    # An attachment is a file, such as a font: it has no codec.
+    if kind != "attachment":
+        codec = _codec(stream)
     return StreamInfo(
         index=stream.index,
-        kind=str(stream.type),
-        codec="" if str(stream.type) == "attachment" else _codec(stream),
+        kind=kind,
+        codec=codec,
         language=stream.language,
         title=stream.metadata.get("title"),
         disposition=_flags(stream),
     )
 
 
-def _side_data(frame: VideoFrame, kind: SideDataType) -> bytes | None:
+def _side_data(frame: VideoFrame, kind: SideDataType, min_bytes: int) -> bytes | None:
+    """Return a structure attached to a frame; None if it is missing or truncated."""
     try:
         # The stubs declare a mapping, but it iterates over values.
         items: Any = frame.side_data
@@ -292,16 +296,21 @@ def _side_data(frame: VideoFrame, kind: SideDataType) -> bytes | None:
         # PyAV raises if the frame has a single kind that it does not know, such as EXIF.
         return None
     for item in items:
-        if item.type == kind:
-            return bytes(item)
+        data = bytes(item)
+        if item.type == kind and len(data) >= min_bytes:
+            return data
     return None
 
 
 def _hdr(frame: VideoFrame) -> HdrMetadata | None:
     """Read the static HDR metadata of a frame from FFmpeg's structures."""
     fields: dict[str, Any] = {}
-    mastering = _side_data(frame, SideDataType.MASTERING_DISPLAY_METADATA)
-    if mastering is not None and len(mastering) >= _MASTERING_DISPLAY_BYTES:
+    mastering = _side_data(
+        frame,
+        SideDataType.MASTERING_DISPLAY_METADATA,
+        _MASTERING_DISPLAY_BYTES,
+    )
+    if mastering is not None:
         # AVMasteringDisplayMetadata: ten rationals, has_primaries, has_luminance.
         *ints, has_primaries, has_luminance = struct.unpack_from("=22i", mastering)
         values: list[Fraction] = []
@@ -315,8 +324,8 @@ def _hdr(frame: VideoFrame) -> HdrMetadata | None:
         if has_luminance:
             fields["min_luminance"] = values[8]
             fields["max_luminance"] = values[9]
-    light = _side_data(frame, SideDataType.CONTENT_LIGHT_LEVEL)
-    if light is not None and len(light) >= _LIGHT_LEVEL_BYTES:
+    light = _side_data(frame, SideDataType.CONTENT_LIGHT_LEVEL, _LIGHT_LEVEL_BYTES)
+    if light is not None:
         max_cll, max_fall = struct.unpack_from("=2I", light)
         fields["max_cll"] = max_cll
         fields["max_fall"] = max_fall
@@ -347,14 +356,12 @@ def _first_specified(of_frame: int, of_stream: int) -> int:
 
 
 def _has_alpha(frame: VideoFrame, stream: VideoStream) -> bool:
-    pix_fmt = frame.format
-    has_alpha_component = any(component.is_alpha for component in pix_fmt.components)
-    has_alpha = pix_fmt.has_palette or has_alpha_component
-    if has_alpha and _codec(stream) == "gif":
+    if _codec(stream) == "gif":
         # The decoder always returns bgra, but most GIFs are opaque.
         alpha = frame.to_ndarray(format="rgba")[..., 3]
         return bool((alpha < 255).any())
-    return has_alpha
+    has_alpha_component = any(component.is_alpha for component in frame.format.components)
+    return frame.format.has_palette or has_alpha_component
 
 
 def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
@@ -375,14 +382,19 @@ def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
 
 def _tagged_duration_s(stream: VideoStream) -> float | None:
     """Read Matroska's DURATION tag of a stream: "00:01:02.345000000"."""
-    text = stream.metadata.get("DURATION") or stream.metadata.get("DURATION-eng")
-    if not text or text.count(":") != 2:
+    fields = _statistics_tag(stream, "DURATION").split(":")
+    if len(fields) != 3:
         return None
-    hours, minutes, seconds = text.split(":")
+    hours, minutes, seconds = fields
     try:
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
         return None
+
+
+def _statistics_tag(stream: VideoStream, name: str) -> str:
+    """Read a tag of Matroska that some muxers write with a language; "" if it is missing."""
+    return stream.metadata.get(name) or stream.metadata.get(f"{name}-eng") or ""
 
 
 def _is_avi(container: InputContainer) -> bool:
@@ -398,8 +410,7 @@ def _frames_hint(
     """Read the number of frames from the header or a tag, or estimate it."""
     if stream.frames and not _is_avi(container):
         return stream.frames
-    tagged = stream.metadata.get("NUMBER_OF_FRAMES")
-    tagged = tagged or stream.metadata.get("NUMBER_OF_FRAMES-eng") or ""
+    tagged = _statistics_tag(stream, "NUMBER_OF_FRAMES")
     if tagged.isdigit():
         return int(tagged)
     if not duration_s or not rate:
