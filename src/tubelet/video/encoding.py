@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import av
 import av.codec
@@ -20,14 +21,56 @@ from tubelet.video.info import HdrMetadata, VideoInfo
 
 __all__ = ["Encoding", "choose_encoding"]
 
-# Option with the encoder's own parameters, and its parameters for the mastering display and the
-# content light level. Encoders of other codecs do not write them.
-_HDR_PARAMETERS = {
-    "hevc": ("x265-params", "master-display", "max-cll"),
-    "h264": ("x264-params", "mastering-display", "cll"),
-    "av1": ("svtav1-params", "mastering-display", "content-light"),
+
+class _EncoderParameters(NamedTuple):
+    """Names of an encoder's own parameters.
+
+    Attributes:
+        option: FFmpeg's option that passes them to the encoder.
+        display: Parameter for the mastering display.
+        light: Parameter for the content light level.
+        always: Parameters of every output.
+        with_hdr: Parameters that HDR metadata needs in addition.
+    """
+
+    option: str
+    display: str
+    light: str
+    always: tuple[str, ...] = ()
+    with_hdr: tuple[str, ...] = ()
+
+
+# Encoders of other codecs do not write HDR metadata.
+_ENCODER_PARAMETERS = {
+    "hevc": _EncoderParameters(
+        option="x265-params",
+        display="master-display",
+        light="max-cll",
+        always=("log-level=error",),
+        with_hdr=("hdr10=1", "repeat-headers=1"),
+    ),
+    "h264": _EncoderParameters(
+        option="x264-params",
+        display="mastering-display",
+        light="cll",
+    ),
+    "av1": _EncoderParameters(
+        option="svtav1-params",
+        display="mastering-display",
+        light="content-light",
+    ),
 }
-_COMPONENT_DEPTHS = (8, 10, 12)
+# Ends of the names of planar formats, by the bits of a component.
+_DEPTH_SUFFIXES = {8: "p", 10: "p10le", 12: "p12le"}
+# RGB formats of FFV1 by the bits of a component and whether they have alpha.
+_RGB_FORMATS = {
+    (8, False): "bgr0",
+    (8, True): "bgra",
+    (10, False): "gbrp10le",
+    (10, True): "gbrap10le",
+    (12, False): "gbrp12le",
+    (12, True): "gbrap12le",
+}
 # Subsamplings by how little they lose of the one in the first column.
 _NEAREST_SUBSAMPLINGS = {
     "420": ("420", "422", "444"),
@@ -90,7 +133,7 @@ def choose_encoding(
         )
     notes: list[str] = []
     pix_fmt = _choose_pix_fmt(name, spec, supported, like, (width, height), notes)
-    if like.hdr is not None and name not in _HDR_PARAMETERS:
+    if like.hdr is not None and name not in _ENCODER_PARAMETERS:
         notes.append(
             f"mastering display and light level of the input are dropped: {name} does not carry "
             "them"
@@ -162,23 +205,20 @@ def _choose_pix_fmt(
     if name == "gif":
         return "pal8"
     depth = min(max(like.bit_depth, spec.min_depth), spec.max_depth)
-    depth = next(bits for bits in _COMPONENT_DEPTHS if bits >= depth)
+    depth = min(bits for bits in _DEPTH_SUFFIXES if bits >= depth)
     if like.is_rgb and spec.keeps_rgb:
-        return _rgb_format(depth, alpha=like.has_alpha)
+        return _RGB_FORMATS[depth, like.has_alpha]
 
     # Odd sizes cannot be subsampled; 4:2:2 needs only an even width.
     width, height = size
     subsampling = _subsampling(like)
-    needs_444 = False
-    if spec.even_size:
-        has_odd_height = height % 2 == 1 and subsampling != "422"
-        needs_444 = width % 2 == 1 or has_odd_height
-    if needs_444:
+    is_too_odd = spec.even_size and (width % 2 == 1 or height % 2 == 1)
+    can_keep_422 = subsampling == "422" and width % 2 == 0
+    if is_too_odd and not can_keep_422:
         subsampling = "444"
     pix_fmt = _nearest_format(supported, subsampling, depth, alpha=like.has_alpha)
 
-    is_odd = width % 2 == 1 or height % 2 == 1
-    if is_odd and spec.even_size and subsampling == "444":
+    if is_too_odd and subsampling == "444":
         if "444" not in pix_fmt:
             raise RequestError(
                 f"{spec.encoder} cannot encode the odd size {width}x{height}; use h264 or vp9"
@@ -192,13 +232,6 @@ def _choose_pix_fmt(
             f"{like.bit_depth} bit of the input are written as 8 bit: {spec.encoder} holds no more"
         )
     return pix_fmt
-
-
-def _rgb_format(depth: int, *, alpha: bool) -> str:
-    """Name the RGB format of FFV1."""
-    if depth == 8:
-        return "bgra" if alpha else "bgr0"
-    return f"gbrap{depth}le" if alpha else f"gbrp{depth}le"
 
 
 def _subsampling(like: VideoInfo) -> str:
@@ -223,12 +256,10 @@ def _nearest_format(supported: set[str], subsampling: str, depth: int, *, alpha:
         RequestError: The encoder has no planar YCbCr format.
     """
     prefix = "yuva" if alpha else "yuv"
-    for bits in reversed(_COMPONENT_DEPTHS):
-        if bits > depth:
-            continue
-        suffix = "p" if bits == 8 else f"p{bits}le"
+    depths = [bits for bits in _DEPTH_SUFFIXES if bits <= depth]
+    for bits in reversed(depths):
         for chroma in _NEAREST_SUBSAMPLINGS[subsampling]:
-            name = prefix + chroma + suffix
+            name = prefix + chroma + _DEPTH_SUFFIXES[bits]
             if not supported or name in supported:
                 return name
     raise RequestError(
@@ -296,29 +327,25 @@ def _check_preset(name: str, spec: CodecSpec, preset: str | None) -> None:
 
 def _encoder_parameters(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[str, str]:
     """Build the option with the encoder's own parameters: HDR metadata and safeguards."""
-    if name not in _HDR_PARAMETERS:
+    names = _ENCODER_PARAMETERS.get(name)
+    if names is None:
         return {}
-    option, display_name, light_name = _HDR_PARAMETERS[name]
-    params: list[str] = []
-    if name == "hevc":
-        params.append("log-level=error")
+    params = list(names.always)
     if name == "hevc" and side_px < X265_BLOCK_PX:
         # CU-tree writes beyond its buffers if an image is smaller than a block.
         params.append("cutree=0")
     if hdr is not None:
         display = hdr.master_display()
-        light = hdr.max_cll_text()
         if display and name == "av1":
             display = _svt_master_display(hdr)
-        if display:
-            params.append(f"{display_name}={display}")
-        if light:
-            params.append(f"{light_name}={light}")
-        if name == "hevc" and (display or light):
-            params += ["hdr10=1", "repeat-headers=1"]
+        values = {names.display: display, names.light: hdr.max_cll_text()}
+        hdr_params = [f"{key}={value}" for key, value in values.items() if value]
+        if hdr_params:
+            params += hdr_params
+            params += names.with_hdr
     if not params:
         return {}
-    return {option: ":".join(params)}
+    return {names.option: ":".join(params)}
 
 
 def _svt_master_display(hdr: HdrMetadata) -> str:
