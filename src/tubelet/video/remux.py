@@ -142,24 +142,19 @@ class Remuxer:
         for stream in self._source.streams:
             if stream.index not in self._tracks:
                 stream.discard = Discard.all
-        packets = self._source.demux(*streams)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.FFmpegError as error:
-                self._notes.append(
-                    f"audio and subtitles end early, the input is damaged: {error.strerror}"
-                )
-                return
-            if packet.dts is None and packet.pts is None:
-                continue
-            if packet.pts is None:
-                packet.pts = packet.dts
-            if packet.dts is None:
-                packet.dts = packet.pts
-            yield packet
+        try:
+            for packet in self._source.demux(*streams):
+                if packet.pts is None:
+                    packet.pts = packet.dts
+                if packet.dts is None:
+                    packet.dts = packet.pts
+                # A packet that still has no time only flushes a decoder.
+                if packet.pts is not None:
+                    yield packet
+        except av.FFmpegError as error:
+            self._notes.append(
+                f"audio and subtitles end early, the input is damaged: {error.strerror}"
+            )
 
     def _output_time(self, packet: Packet[Any]) -> Fraction:
         """Return the decoding time of a packet in seconds of the output."""
@@ -169,10 +164,13 @@ class Remuxer:
         """Move a packet to the time of the output, convert it, and mux it."""
         if self._is_cut and self._is_cut_off(packet):
             return
+        # `_demux` sets both times.
+        assert packet.pts is not None
+        assert packet.dts is not None
         shift = round(self._origin / Fraction(packet.time_base))
-        pts = (packet.pts or 0) - shift
+        pts = packet.pts - shift
         packet.pts = pts
-        packet.dts = (packet.dts or 0) - shift
+        packet.dts -= shift
         if self._is_cut and packet.stream.type == "subtitle" and pts < 0:
             # A subtitle that is visible at the cut starts there.
             packet.duration = (packet.duration or 0) + pts
@@ -279,19 +277,17 @@ class _StreamMapper:
 
     def add(self, stream: Any) -> list[str]:
         """Add one stream of the source to the output."""
-        match stream.type:
-            case "video":
-                return self._add_image(stream)
-            case "attachment":
-                return self._add_attachment(stream)
-            case "data":
-                return self._add_data(stream)
-            case "audio":
-                return self._add_audio(stream)
-            case "subtitle":
-                return self._add_subtitle(stream)
-            case _:
-                return self._leave_out(stream, "its kind is unknown")
+        methods = {
+            "video": self._add_image,
+            "attachment": self._add_attachment,
+            "data": self._add_data,
+            "audio": self._add_audio,
+            "subtitle": self._add_subtitle,
+        }
+        method = methods.get(stream.type)
+        if method is None:
+            return self._leave_out(stream, "its kind is unknown")
+        return method(stream)
 
     def _add_audio(self, stream: Any) -> list[str]:
         encoder = self._spec.audio_encoder
