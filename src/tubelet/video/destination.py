@@ -139,21 +139,22 @@ def _exists(path: Path, kind: DestinationKind) -> bool:
     Raises:
         RequestError: The path is not of the right kind.
     """
-    match kind:
-        case "file":
-            if path.is_symlink() and not path.exists():
-                raise RequestError(
-                    f"{path} is a symbolic link to nothing; remove it or choose another name"
-                )
-            if path.exists() and not path.is_file():
-                raise RequestError(f"{path} is not a regular file; choose another name")
-            return path.exists()
-        case "folder":
-            if path.exists() and not path.is_dir():
-                raise RequestError(f"{path} is a file, not a folder for images")
-            return path.is_dir() and any(path.iterdir())
-        case _:
-            return any(path.parent.glob(_PATTERN.sub("*", path.name)))
+    if kind == "pattern":
+        return any(path.parent.glob(_PATTERN.sub("*", path.name)))
+    if not path.exists():
+        if kind == "file" and path.is_symlink():
+            raise RequestError(
+                f"{path} is a symbolic link to nothing; remove it or choose another name"
+            )
+        return False
+    if kind == "folder":
+        if not path.is_dir():
+            raise RequestError(f"{path} is a file, not a folder for images")
+        # Images can be added to an empty folder.
+        return any(path.iterdir())
+    if not path.is_file():
+        raise RequestError(f"{path} is not a regular file; choose another name")
+    return True
 
 
 def _refuse_source(path: Path, source: str | Path) -> None:
@@ -162,8 +163,9 @@ def _refuse_source(path: Path, source: str | Path) -> None:
         return
     source_path = Path(source)
     try:
-        is_same = source_path.exists() and path.exists() and path.samefile(source_path)
-    except OSError:
+        is_same = path.samefile(source_path)
+    except (OSError, ValueError):
+        # One of them does not exist, or its name cannot be that of a file.
         is_same = False
     if is_same or path.absolute() == source_path.absolute():
         raise RequestError(f"output {path} is the input itself; choose another name")
