@@ -5,6 +5,7 @@ Frames are returned as FFmpeg decodes them; `reader` assigns exact times and con
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
@@ -56,13 +57,15 @@ class ContainerFrames:
         self._source = source
         self._seekable = seekable
         self._threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        # A pipe cannot be read again; a single thread drops no frames.
+        self._may_redecode_tail = seekable and self._threads > 1
         self._report = DecodeReport()
         self._container: InputContainer = self._open_stream(self._threads)
         try:
             # Both must be read before the first packet is decoded.
             siting = read_siting(self._container, self._stream)
             origin_s = clock_origin(self._container)
-            self._decoding = self._decode()
+            self._decoding = self._decode(self._read())
             first = next(self._decoding, None)
             if first is None:
                 codec = self._stream.codec_context.codec.canonical_name
@@ -119,7 +122,7 @@ class ContainerFrames:
 
         # No keyframe can be trusted: go back to the first frame.
         self._restart(self._threads)
-        self._decoding = self._decode()
+        self._decoding = self._decode(self._read())
         first = next(self._decoding, None)
         if first is None:
             raise InputError(
@@ -206,22 +209,19 @@ class ContainerFrames:
 
     def _decode(
         self,
-        packets: Iterator[Packet[Any] | None] | None = None,
+        packets: Iterator[Packet[Any] | None],
         *,
-        count_after: int | None = None,
+        count_after: float = -math.inf,
     ) -> Generator[VideoFrame]:
         """Decode packets and count damage.
 
         Args:
-            packets: Packets to decode; None reads them from the container.
-            count_after: pts up to which damage was already counted by an earlier pass; None counts
-                all.
+            packets: Packets to decode; the last is None, which flushes the decoder.
+            count_after: pts up to which an earlier pass has counted the damage already.
         """
         context = self._stream.codec_context
         report = self._report
         has_image = False
-        if packets is None:
-            packets = self._read()
         for packet in packets:
             self._count(packet)
             try:
@@ -229,16 +229,21 @@ class ContainerFrames:
             except EOFError:
                 return
             except av.FFmpegError as error:
-                report.damaged += self._is_counted(packet, count_after)
+                if packet is None:
+                    # An error while several threads are flushed is counted in `_redecode_tail`.
+                    report.damaged += not self._may_redecode_tail
+                else:
+                    report.damaged += packet.pts is None or packet.pts > count_after
                 report.reason = str(error.strerror)
                 continue
             for frame in frames:
                 report.frames += 1
                 # A stream that begins between two keyframes: there is no complete image yet.
-                if not has_image and frame.is_corrupt and not frame.key_frame:
+                lacks_reference = frame.is_corrupt and not frame.key_frame
+                if lacks_reference and not has_image:
                     continue
                 has_image = True
-                is_uncounted = count_after is None or (frame.pts or 0) > count_after
+                is_uncounted = (frame.pts or 0) > count_after
                 report.concealed += frame.is_corrupt and is_uncounted
                 report.count_frame(frame)
                 yield frame
@@ -264,14 +269,14 @@ class ContainerFrames:
                 self._seek(start_tick - int(back_s / self.info.time_base))
             except av.FFmpegError:
                 break
-            self._decoding = self._decode()
+            self._decoding = self._decode(self._read())
             first = next(self._decoding, None)
             if first is None or first.pts is None:
                 continue
             if first.pts <= start_tick:
                 return chain([first], self._decoding)
         self._restart(self._threads)
-        self._decoding = self._decode()
+        self._decoding = self._decode(self._read())
         return self._decoding
 
     def _begin_at_keyframe(self, start_tick: int, seek_tick: int) -> Iterator[VideoFrame] | None:
@@ -302,7 +307,7 @@ class ContainerFrames:
         if last is None or last.pts is None:
             return
         is_short = self._report.frames < self._report.packets
-        if self._seekable and self._threads > 1 and is_short:
+        if is_short and self._may_redecode_tail:
             yield from self._redecode_tail(last.pts)
 
     def _redecode_tail(self, after_tick: int) -> Iterator[VideoFrame]:
@@ -316,7 +321,7 @@ class ContainerFrames:
             self._container.seek(after_tick, stream=self._stream)
         except av.FFmpegError:
             return
-        self._decoding = self._decode(count_after=after_tick)
+        self._decoding = self._decode(self._read(), count_after=after_tick)
         for frame in self._decoding:
             if frame.pts is not None and frame.pts > after_tick:
                 yield frame
@@ -332,10 +337,3 @@ class ContainerFrames:
         if not self._report.packets and packet.has_sidedata("encryption_info"):
             raise InputError(f"{self._source} is encrypted and cannot be decoded")
         self._report.count_packet(packet)
-
-    def _is_counted(self, packet: Packet[Any] | None, count_after: int | None) -> bool:
-        """Return whether this pass counts a packet that failed to decode."""
-        if packet is None:
-            # An error while flushing several threads is counted when the tail is decoded again.
-            return not self._seekable or self._threads == 1
-        return count_after is None or packet.pts is None or packet.pts > count_after
