@@ -105,14 +105,27 @@ class DecodeReport:
             gap = self.gaps.report(info.start_s, end_s)
             if gap:
                 lines.append(gap)
-        if self.damaged > at_the_end:
-            lines.append(f"damaged packets that could not be decoded: {self.damaged}{self.why}")
-        if self.marked > max(self.damaged, at_the_end):
-            lines.append(f"damaged packets that the container marks: {self.marked}")
-        if self.concealed > at_the_end:
-            lines.append(f"damaged frames in which the decoder concealed errors: {self.concealed}")
-        if self.read_errors > at_the_end:
-            lines.append(f"places where the file could not be read: {self.read_errors}{self.why}")
+        # Each count, the number up to which it is not reported, and what it counts.
+        counts = (
+            (self.damaged, at_the_end, "damaged packets that could not be decoded", self.why),
+            (
+                self.marked,
+                # Marked packets that also fail to decode are in the line above.
+                max(self.damaged, at_the_end),
+                "damaged packets that the container marks",
+                "",
+            ),
+            (
+                self.concealed,
+                at_the_end,
+                "damaged frames in which the decoder concealed errors",
+                "",
+            ),
+            (self.read_errors, at_the_end, "places where the file could not be read", self.why),
+        )
+        for count, threshold, subject, reason in counts:
+            if count > threshold:
+                lines.append(f"{subject}: {count}{reason}")
         return lines
 
 
@@ -190,12 +203,10 @@ def _missing_frames(
 
 def _count_later_entries(stream: VideoStream, last_dts: int, end_tick: int | None) -> int:
     """Count the entries of a stream's index after `last_dts` and before `end_tick`."""
-    count = 0
-    for entry in stream.index_entries:
-        is_later = entry.timestamp > last_dts
-        is_before_end = end_tick is None or entry.timestamp < end_tick
-        count += is_later and is_before_end
-    return count
+    end = math.inf
+    if end_tick is not None:
+        end = end_tick
+    return sum(last_dts < entry.timestamp < end for entry in stream.index_entries)
 
 
 def _ends_mid_frame(report: DecodeReport, info: VideoInfo, container: InputContainer) -> bool:
