@@ -54,23 +54,27 @@ class GapDetector:
         """Examine the next packet of the file, of any stream."""
         start = packet.pos
         if start is not None and start >= 0:
-            is_jump = self._end_byte is not None and start - self._end_byte > _MAX_HEADER_BYTES
+            # The first packet defines the position and cannot jump.
+            if self._end_byte is None:
+                self._end_byte = start
+            is_jump = start - self._end_byte > _MAX_HEADER_BYTES
             self._packets += 1
             self._jumps += is_jump
             self._has_jumped |= is_jump
-            self._end_byte = max(self._end_byte or 0, start + packet.size)
+            self._end_byte = max(self._end_byte, start + packet.size)
         if packet.stream_index != self._video_index or packet.pts is None:
             return
 
         # Bytes were skipped since the last packet of the video: is time missing too?
         time_s = packet.pts * Fraction(packet.time_base)
-        if self._has_jumped and self._last_s is not None:
+        if self._last_s is None:
+            self._last_s = time_s
+        if self._has_jumped:
             lost = round((time_s - self._last_s) * self._rate) - 1
             if lost > 0:
                 self._gaps.append(_Gap(float(self._last_s), lost))
         self._has_jumped = False
-        if self._last_s is None or time_s > self._last_s:
-            self._last_s = time_s
+        self._last_s = max(self._last_s, time_s)
 
     def report(self, start_s: float, end_s: float) -> str:
         """Describe the gaps before a time in one line.
