@@ -12,8 +12,9 @@ from helpers.image_parity import (
     load,
     published_keys,
 )
-from tubelet.errors import ConfigError
+from tubelet.errors import CheckpointError, ConfigError
 from tubelet.models.edvr import ARCHITECTURE, EDVR, EDVRConfig
+from tubelet.zoo.checkpoint import load_model
 
 TINY: dict[str, Any] = {
     "channels": 8,
@@ -115,6 +116,13 @@ def test_loads_the_names_of_the_authors(changes: dict[str, Any]) -> None:
 def test_loads_its_own_names() -> None:
     model = _seeded(predeblur="plain")
     assert load(ARCHITECTURE, model.state_dict()).config == model.config
+
+
+def test_reports_a_missing_fusion_weight() -> None:
+    damaged = _seeded().state_dict()
+    del damaged["extractor.fusion.feat_fusion.weight"]
+    with pytest.raises(CheckpointError, match=r"lacks the fusion weight extractor\.fusion"):
+        load_model(damaged)
 
 
 def test_leaves_other_files_alone(recordings: Path) -> None:

@@ -1,20 +1,34 @@
-"""EDVR: neighbors aligned by a pyramid of deformable convolutions, and fused by attention.
+"""EDVR aligns neighbors by a pyramid of deformable convolutions and fuses them by attention.
 
     encode, for each frame (B, 3, H, W)
-      conv (or predeblur) ── residual blocks ── L1 (B, C, H, W) ── ½ ── L2 ── ½ ── L3      pyramid
-    fuse, for a window of 2r + 1 pyramids
-      PCD   for each neighbor, from L3 to L1: offsets from [neighbor, middle] and from the level
-            below; deformable convolution of the neighbor; once more at L1 (cascade)
-            ── aligned (B, C, H, W)
-      TSA   aligned · σ⟨aligned, middle⟩ ── 1×1 ── · 2σ(attention) + attention   (or only one 1×1)
+      conv (or predeblur) ── residual blocks ── L1 (B, C, h, w) ── ½ ── L2 ── ½ ── L3      pyramid
+    fuse, for a window of T = 2r + 1 encoded frames
+      PCD   alignment with Pyramid, Cascading and Deformable convolutions; for each neighbor:
+            from L3 to L1: deformable convolution of the neighbor, with offsets predicted from
+                           [neighbor, middle] and from the coarser level; joined with the result
+                           of the coarser level
+            at the end:    the L1 result is aligned once more (cascade)
+            ── aligned (B, C, h, w)
+      TSA   fusion with Temporal and Spatial Attention; σ is the sigmoid, ⟨,⟩ the inner product:
+            aligned · σ⟨conv(aligned), conv(aligned middle)⟩, all frames
+            ── 1×1 ── · 2σ(attention) + convs(attention)
+            or, without TSA: aligned, all frames ── 1×1
       residual blocks
-        ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ──(+)── sr (B, 1, 3, 4H, 4W)
-      middle frame ──────── bilinear ×4 ──────────────────────────┘
+        ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv ── conv ──(+)── sr (B, 1, 3, sH, sW)
+      middle frame ──────── bilinear ×s ──────────────────────────┘
 
-Published: M, 64 channels, 5 + 10 blocks (3.3 M parameters); L, 128 channels, 5 + 40 blocks
-(20.6 M); 5 frames for REDS, 7 for Vimeo-90K; with and without TSA. Networks for deblurring begin
-with a predeblur module; some of them take frames of the output size, and downsample them ×1/4 in
-that module.
+B is the batch, C = `channels`, s the scale. Features have the size of the frame, (h, w) = (H, W),
+and s = 4. Only with a strided predeblur module (h, w) = (H/4, W/4) and s = 1, because frames have
+the output size already. The pyramid halves the features twice, so H and W are multiples of 4, or
+of 16 with a strided predeblur module; the caller pads.
+
+Published networks: M (64 channels, 5 blocks before alignment and 10 after fusion, 3.3 M parameters)
+and L (128 channels, 5 and 40 blocks, 20.6 M); with windows of 5 frames for REDS and of 7 for
+Vimeo-90K; with and without TSA. Networks for blurry input begin with a predeblur module. Those that
+keep the size (s = 1) reduce the frame to a quarter of its height and width in that module.
+
+Modules have the names of BasicSR (`dcn_pack`, `cas_dcnpack`, `conv_l2_1`), below `extractor.` for
+all that IconVSR shares.
 
 Source: Wang et al., "EDVR: Video Restoration with Enhanced Deformable Convolutional Networks",
 CVPRW 2019, Secs. 3.1 to 3.3.
@@ -40,21 +54,26 @@ from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "EDVR", "EDVRConfig", "EDVRFeatureExtractor"]
 
-Features = tuple[Tensor, ...]
-"""Features of one frame: a tensor for each level of the pyramid, and others that `encode` lists."""
+Pyramid = tuple[Tensor, ...]
+"""Tensors at L1, L2 and L3: (B, C, h, w), (B, C, h/2, w/2), (B, C, h/4, w/4)."""
 
-Fusion = Literal["tsa", "conv"]
-Predeblur = Literal["none", "plain", "strided"]
+Encoding = tuple[Tensor, ...]
+"""Result of `encode` for one frame, which all windows with this frame share."""
 
+FusionKind = Literal["tsa", "conv"]
+PredeblurKind = Literal["none", "plain", "strided"]
+
+# Factor of the two pixel shuffles at the end of the network.
 _SCALE = 4
-# Width of the convolutions at high resolution: published files have it at every `channels`.
+# Channels of the convolutions after upsampling: 64 in all published networks, whatever `channels`.
 _HR_CHANNELS = 64
-# Each group predicts dy, dx and a weight for each of 3×3 kernel taps.
+# For each group, `conv_offset` predicts dy, dx and a mask for each of the 3×3 taps.
 _OFFSET_CHANNELS = 27
-# Full, half and quarter size.
+# Levels of the pyramid: full, half and quarter size of the features.
 _LEVELS = ("l1", "l2", "l3")
-# In pixels of the features. With random weights, changes further away move the output by less than
-# 1e-4 of its standard deviation.
+# Context that a tile needs, in pixels of the features. Measured with random weights: changing the
+# input more than 48 px from an output pixel changes that pixel by less than 1e-4 of the standard
+# deviation of the output. Trained offsets may reach further.
 _HALO_PX = 48
 
 
@@ -79,15 +98,19 @@ class EDVRConfig:
     num_frames: int = 5
     """Number of frames in the window, including the middle one; odd."""
     groups: int = 8
-    """Offset groups of the deformable convolutions: groups of channels with their own offsets."""
+    """Offset groups of the deformable convolutions: groups of channels with their own offsets (not
+    the `groups` of `nn.Conv2d`)."""
     num_extract_blocks: int = 5
     """Number of residual blocks for each frame, before alignment."""
     num_reconstruct_blocks: int = 10
     """Number of residual blocks after fusion."""
-    fusion: Fusion = "tsa"
-    """Fusion of the aligned frames: temporal and spatial attention, or one convolution."""
-    predeblur: Predeblur = "none"
-    """Deblurring before alignment: none, a pyramid, or a pyramid for frames of the output size."""
+    fusion: FusionKind = "tsa"
+    """Fusion of the aligned frames. "tsa": temporal and spatial attention; "conv": one 1×1
+    convolution."""
+    predeblur: PredeblurKind = "none"
+    """Deblurring before alignment. "none"; "plain": a module that deblurs features at the size of
+    the input; "strided": the same after reducing the features to a quarter of the height and width,
+    for input that has the output size (scale 1)."""
 
     def __post_init__(self) -> None:
         check_min(self, "channels", 1)
@@ -100,7 +123,7 @@ class EDVRConfig:
 
     @property
     def scale(self) -> int:
-        """Upscaling factor."""
+        """Upscaling factor: 4, or 1 with a strided predeblur module."""
         return 1 if self.predeblur == "strided" else _SCALE
 
 
@@ -120,18 +143,24 @@ def _blocks(channels: int, num_blocks: int) -> nn.Sequential:
 
 
 def _lrelu(x: Tensor) -> Tensor:
-    """Apply LeakyReLU in place, where `x` is the output of a convolution and used nowhere else."""
+    """Apply LeakyReLU (slope 0.1), overwriting `x`.
+
+    `x` must be a temporary: nobody else uses it, and autograd has not saved it.
+    """
     return functional.leaky_relu_(x, 0.1)
 
 
-def _convolve_first(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Compute the contribution of x to conv([x, y]), without the bias: (B, O, H, W)."""
+def _conv_first_half(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Compute the part of conv([x, y]) that depends on x, without the bias: (B, O, H, W).
+
+    With the result of `_conv_second_half`, which adds the bias once, it sums to conv([x, y]).
+    """
     weight = conv.weight[:, : x.shape[1]]
     return functional.conv2d(x, weight, padding=1)
 
 
-def _convolve_second(conv: nn.Conv2d, y: Tensor) -> Tensor:
-    """Compute the contribution of y to conv([x, y]), with the bias: (B, O, H, W)."""
+def _conv_second_half(conv: nn.Conv2d, y: Tensor) -> Tensor:
+    """Compute the part of conv([x, y]) that depends on y, with the bias: (B, O, H, W)."""
     weight = conv.weight[:, -y.shape[1] :]
     return functional.conv2d(y, weight, conv.bias, padding=1)
 
@@ -139,9 +168,15 @@ def _convolve_second(conv: nn.Conv2d, y: Tensor) -> Tensor:
 class PCDAlignment(nn.Module):
     """Align the features of a neighbor with those of the middle frame (Sec. 3.2, "PCD").
 
-    A convolution of [neighbor, middle] is the sum of a convolution of each. The one of the neighbor
-    is the same in every window, and the one of the middle frame is the same for all neighbors, so
-    each is computed once.
+    "PCD" is Pyramid, Cascading and Deformable convolutions. `ModulatedDeformConv(x, offset_feat)`
+    predicts the offsets and masks itself, by its `conv_offset`; this module computes `offset_feat`,
+    the features from which it predicts them.
+
+    The first offset convolution of each level takes [neighbor, middle], concatenated over channels.
+    Being linear, it is the sum of a part for each. The neighbor's part is the same in every window
+    and is computed in `encode`; the middle frame's part is the same for all neighbors and is
+    computed once for each window. In the cascade only the middle frame's part is shared, because
+    the other input is already aligned.
 
     Args:
         channels: Number of channels of the features.
@@ -158,7 +193,8 @@ class PCDAlignment(nn.Module):
                 "l3": _conv(2 * c, c),
             }
         )
-        # Only l3, the coarsest level, has no offsets from a level below.
+        # l3 has no coarser level, so here it takes C channels, not 2C, and below it needs neither
+        # `offset_conv3` nor `feat_conv`.
         self.offset_conv2 = nn.ModuleDict(
             {
                 "l1": _conv(2 * c, c),
@@ -189,78 +225,88 @@ class PCDAlignment(nn.Module):
         self.cas_offset_conv2 = _conv(c, c)
         self.cas_dcnpack = ModulatedDeformConv(c, c, groups=groups)
 
-    def project_neighbor(self, pyramid: Features) -> Features:
-        """Compute the contribution of a frame to the offsets when it is a neighbor.
+    def project_neighbor(self, pyramid: Pyramid) -> Pyramid:
+        """Compute what a frame, as a neighbor, contributes to the offset features.
 
         Args:
-            pyramid: Features of the frame: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4).
+            pyramid: Features of the frame at L1, L2 and L3.
 
         Returns:
-            The first half of `offset_conv1` for each level, in the shapes of the pyramid.
+            The neighbor's part of `offset_conv1` at L1, L2 and L3, in the shapes of the pyramid.
         """
-        projected: list[Tensor] = []
+        projections: list[Tensor] = []
         for level, feat in zip(_LEVELS, pyramid, strict=True):
-            projected.append(_convolve_first(self._offset_conv1(level), feat))
-        return tuple(projected)
+            projections.append(_conv_first_half(self._get_offset_conv1(level), feat))
+        return tuple(projections)
 
-    def project_middle(self, pyramid: Features) -> Features:
-        """Compute the contribution of the middle frame to the offsets of all neighbors.
+    def project_middle(self, pyramid: Pyramid) -> tuple[Tensor, ...]:
+        """Compute what the middle frame contributes to the offset features of all neighbors.
 
         Args:
-            pyramid: Features of the middle frame, as for `project_neighbor`.
+            pyramid: Features of the middle frame at L1, L2 and L3.
 
         Returns:
-            The second half of `offset_conv1` for each level, in the shapes of the pyramid, then
-            that of the cascade, (B, C, H, W).
+            Four tensors: the middle frame's part of `offset_conv1` at L1, L2 and L3, in the shapes
+            of the pyramid, then that of the cascade, (B, C, h, w).
         """
-        projected: list[Tensor] = []
+        projections: list[Tensor] = []
         for level, feat in zip(_LEVELS, pyramid, strict=True):
-            projected.append(_convolve_second(self._offset_conv1(level), feat))
-        projected.append(_convolve_second(self.cas_offset_conv1, pyramid[0]))
-        return tuple(projected)
+            projections.append(_conv_second_half(self._get_offset_conv1(level), feat))
+        projections.append(_conv_second_half(self.cas_offset_conv1, pyramid[0]))
+        return tuple(projections)
 
-    def forward(self, neighbor: Features, projected: Features, middle: Features) -> Tensor:
-        """Align one neighbor.
+    def forward(
+        self,
+        pyramid: Pyramid,
+        neighbor_projections: Pyramid,
+        middle_projections: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Align one neighbor with the middle frame.
 
         Args:
-            neighbor: Features of the neighbor: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4).
-            projected: Result of `project_neighbor`.
-            middle: Result of `project_middle`.
+            pyramid: Features of the neighbor at L1, L2 and L3.
+            neighbor_projections: Result of `project_neighbor` for the neighbor.
+            middle_projections: Result of `project_middle` for the middle frame.
 
         Returns:
-            Aligned features, (B, C, H, W).
+            Aligned features, (B, C, h, w).
         """
         # L3, the coarsest level.
-        # Eq. 3
-        offset = _lrelu(projected[2] + middle[2])
-        offset = _lrelu(self.offset_conv2["l3"](offset))
-        # Eq. 4. Not in place, because the deformable convolution keeps its output.
-        feat = self.dcn_pack["l3"](neighbor[2], offset)
+        # Eq. 3: offsets from both frames.
+        offset_feat = _lrelu(neighbor_projections[2] + middle_projections[2])
+        offset_feat = _lrelu(self.offset_conv2["l3"](offset_feat))
+        # Eq. 4: deformable convolution. Its result is a view made in a custom autograd function,
+        # which autograd does not allow to be overwritten; so this activation is not in place.
+        feat = self.dcn_pack["l3"](pyramid[2], offset_feat)
         feat = functional.leaky_relu(feat, 0.1)
 
-        # L2 and L1 refine the result of the level below.
+        # L2 and L1 refine the result of the coarser level.
         for i, level in ((1, "l2"), (0, "l1")):
-            # Eq. 3. Offsets are in pixels, so they double with the size.
-            below = offset
-            offset = _lrelu(projected[i] + middle[i])
-            offset = torch.cat([offset, enlarge(below.mul(2), 2)], 1)
-            offset = _lrelu(self.offset_conv2[level](offset))
-            offset = _lrelu(self.offset_conv3[level](offset))
-            # Eq. 4
-            aligned = self.dcn_pack[level](neighbor[i], offset)
+            # Eq. 3: offsets from both frames and from the coarser level. Offsets predicted from
+            # these features are in pixels; a pixel of the coarser level is two here, so the
+            # published code doubles the features too.
+            coarser = offset_feat
+            offset_feat = _lrelu(neighbor_projections[i] + middle_projections[i])
+            # (B, 2C, ·, ·), at the size of this level.
+            offset_feat = torch.cat([offset_feat, enlarge(coarser.mul(2), 2)], 1)
+            offset_feat = _lrelu(self.offset_conv2[level](offset_feat))
+            offset_feat = _lrelu(self.offset_conv3[level](offset_feat))
+            # Eq. 4: deformable convolution, joined with the result of the coarser level.
+            aligned = self.dcn_pack[level](pyramid[i], offset_feat)
             feat = torch.cat([aligned, enlarge(feat, 2)], 1)
             feat = self.feat_conv[level](feat)
-            # The result of the pyramid itself has no activation.
+            # No activation at L1, as in the published code.
             if level == "l2":
                 feat = _lrelu(feat)
 
         # Cascade: align the aligned features once more.
-        offset = _convolve_first(self.cas_offset_conv1, feat)
-        offset = _lrelu(offset.add_(middle[3]))
-        offset = _lrelu(self.cas_offset_conv2(offset))
-        return functional.leaky_relu(self.cas_dcnpack(feat, offset), 0.1)
+        offset_feat = _conv_first_half(self.cas_offset_conv1, feat)
+        offset_feat = _lrelu(offset_feat.add_(middle_projections[3]))
+        offset_feat = _lrelu(self.cas_offset_conv2(offset_feat))
+        return functional.leaky_relu(self.cas_dcnpack(feat, offset_feat), 0.1)
 
-    def _offset_conv1(self, level: str) -> nn.Conv2d:
+    def _get_offset_conv1(self, level: str) -> nn.Conv2d:
+        """Return `offset_conv1` of a level, with its type, which `nn.ModuleDict` does not know."""
         conv = self.offset_conv1[level]
         assert isinstance(conv, nn.Conv2d)
         return conv
@@ -269,8 +315,8 @@ class PCDAlignment(nn.Module):
 class TSAFusion(nn.Module):
     """Fuse aligned frames by temporal and spatial attention (Sec. 3.3, "TSA").
 
-    Temporal attention weights each frame by its similarity to the middle one. Spatial attention
-    then weights the fused features by position.
+    Temporal attention weights each frame, at each position, by its similarity to the middle one.
+    Spatial attention then scales and shifts the fused features at each position.
 
     Args:
         channels: Number of channels of the features.
@@ -280,6 +326,7 @@ class TSAFusion(nn.Module):
     def __init__(self, channels: int, num_frames: int) -> None:
         super().__init__()
         c = channels
+        # The first embeds the middle frame, the second every frame of the window.
         self.temporal_attn1 = _conv(c, c)
         self.temporal_attn2 = _conv(c, c)
         self.feat_fusion = _conv(num_frames * c, c, 1)
@@ -288,6 +335,7 @@ class TSAFusion(nn.Module):
         self.spatial_attn3 = _conv(c, c)
         self.spatial_attn4 = _conv(c, c, 1)
         self.spatial_attn5 = _conv(c, c)
+        # Names of BasicSR: l1 to l3 are three convolutions in a row, not levels of the pyramid.
         self.spatial_attn_l1 = _conv(c, c, 1)
         self.spatial_attn_l2 = _conv(2 * c, c)
         self.spatial_attn_l3 = _conv(c, c)
@@ -298,51 +346,52 @@ class TSAFusion(nn.Module):
         """Fuse the aligned features of a window.
 
         Args:
-            aligned: Features of 2r + 1 frames, (B, C, H, W) each. The list is emptied, to free them
-                early.
+            aligned: Features of T frames, (B, C, h, w) each. This call empties the list, so that
+                without gradients the tensors are freed before the attention is computed.
 
         Returns:
-            Fused features, (B, C, H, W).
+            Fused features, (B, C, h, w).
         """
-        # (B, T·C, H, W)
+        # (B, T·C, h, w)
         x = torch.cat(self._weight_by_similarity(aligned), 1)
         aligned.clear()
-        # Eq. 7
+        # Eq. 7: fusion.
         feat = _lrelu(self.feat_fusion(x))
         attn = _lrelu(self.spatial_attn1(x))
         # Free the widest tensor before the attention is computed.
         del x
 
-        # Spatial attention over a pyramid. Half the size, (B, C, H/2, W/2):
+        # Spatial attention over three sizes. At half size, (B, C, h/2, w/2):
         attn = _lrelu(self.spatial_attn2(_pool(attn)))
-        # A quarter of the size, (B, C, H/4, W/4), enlarged and added to the half:
-        lower = _lrelu(self.spatial_attn_l1(attn))
-        lower = _lrelu(self.spatial_attn_l2(_pool(lower)))
-        lower = enlarge(_lrelu(self.spatial_attn_l3(lower)), 2)
-        attn = _lrelu(self.spatial_attn3(attn)).add(lower)
-        # Back to full size, (B, C, H, W):
+        # At quarter size, (B, C, h/4, w/4), enlarged and added at half size:
+        coarser = _lrelu(self.spatial_attn_l1(attn))
+        coarser = _lrelu(self.spatial_attn_l2(_pool(coarser)))
+        coarser = enlarge(_lrelu(self.spatial_attn_l3(coarser)), 2)
+        attn = _lrelu(self.spatial_attn3(attn)).add(coarser)
+        # Back at full size, (B, C, h, w):
         attn = _lrelu(self.spatial_attn4(attn))
         attn = self.spatial_attn5(enlarge(attn, 2))
         shift = _lrelu(self.spatial_attn_add1(attn))
         shift = self.spatial_attn_add2(shift)
-        # The factor 2 lets the attention start near 1.
+        # At initialization attn ≈ 0 and its sigmoid ≈ 0.5; the factor 2 makes the gain ≈ 1.
         return (feat * attn.sigmoid()).mul_(2).add_(shift)
 
     def _weight_by_similarity(self, aligned: list[Tensor]) -> list[Tensor]:
         """Weight each frame, pixel by pixel, by its similarity to the middle one (Eqs. 5 and 6)."""
-        middle = self.temporal_attn1(aligned[len(aligned) // 2])
+        middle_embedding = self.temporal_attn1(aligned[len(aligned) // 2])
         weighted: list[Tensor] = []
         for feat in aligned:
-            # Eq. 5: the inner product over the channels, (B, 1, H, W).
-            similarity = (self.temporal_attn2(feat) * middle).sum(1, keepdim=True).sigmoid()
-            # Eq. 6
-            weighted.append(feat * similarity)
+            # Eq. 5: sigmoid of the inner product over the channels, (B, 1, h, w).
+            weight = (self.temporal_attn2(feat) * middle_embedding).sum(1, keepdim=True).sigmoid()
+            # Eq. 6: weighting.
+            weighted.append(feat * weight)
         return weighted
 
 
 def _pool(x: Tensor) -> Tensor:
-    """Halve the size, and return maxima and means: (B, C, H, W) → (B, 2C, H/2, W/2)."""
+    """Pool to half size, maxima and means concatenated: (B, C, h, w) → (B, 2C, h/2, w/2)."""
     maxima = functional.max_pool2d(x, 3, stride=2, padding=1)
+    # The zeros of the padding count in the means, as in the published code.
     means = functional.avg_pool2d(x, 3, stride=2, padding=1)
     return torch.cat([maxima, means], 1)
 
@@ -352,7 +401,8 @@ class PredeblurModule(nn.Module):
 
     Args:
         channels: Number of channels of the features.
-        strided: Frames have the output size, and the features a quarter of it.
+        strided: Reduce the features to a quarter of the frame's height and width first, for frames
+            that have the output size.
     """
 
     def __init__(self, channels: int, *, strided: bool) -> None:
@@ -371,7 +421,7 @@ class PredeblurModule(nn.Module):
         self.resblock_l1 = nn.ModuleList(ResidualBlock(c) for _ in range(5))
 
     def forward(self, frame: Tensor) -> Tensor:
-        """Map a frame (B, 3, H, W) to features (B, C, H, W), or (B, C, H/4, W/4) if strided."""
+        """Compute deblurred features: (B, 3, H, W) → (B, C, h, w), h = H, or H/4 if strided."""
         l1 = _lrelu(self.conv_first(frame))
         if self.strided:
             l1 = _lrelu(self.stride_conv_hr1(l1))
@@ -380,11 +430,11 @@ class PredeblurModule(nn.Module):
         # Down the pyramid.
         l2 = _lrelu(self.stride_conv_l2(l1))
         l3 = _lrelu(self.stride_conv_l3(l2))
-        # Up again: each level adds the enlarged features of the level below.
+        # Up again: each level adds the enlarged features of the coarser level.
         l2 = self.resblock_l2_1(l2) + enlarge(self.resblock_l3(l3), 2)
         l2 = enlarge(self.resblock_l2_2(l2), 2)
         for i, block in enumerate(self.resblock_l1):
-            # L2 joins after two of the five blocks.
+            # As in the published code, L2 is added before the third of the five blocks.
             if i == 2:
                 l1 = l1 + l2
             l1 = block(l1)
@@ -395,7 +445,7 @@ class EDVRFeatureExtractor(nn.Module):
     """EDVR without the reconstruction: from the frames of a window to fused features.
 
     `encode` computes the part that depends only on one frame, `fuse` the part that depends on the
-    window.
+    window. `EDVR` and `IconVSR` use it.
 
     Args:
         config: Configuration of the network.
@@ -408,6 +458,7 @@ class EDVRFeatureExtractor(nn.Module):
             self.conv_first = _conv(3, c)
         else:
             self.predeblur = PredeblurModule(c, strided=config.predeblur == "strided")
+            # Follows the predeblur module, without an activation.
             self.conv_1x1 = _conv(c, c, 1)
         self.config = config
         self.feature_extraction = _blocks(c, config.num_extract_blocks)
@@ -421,15 +472,16 @@ class EDVRFeatureExtractor(nn.Module):
         else:
             self.fusion = _conv(config.num_frames * c, c, 1)
 
-    def encode(self, frame: Tensor) -> Features:
+    def encode(self, frame: Tensor) -> Encoding:
         """Compute the features that depend only on one frame.
 
         Args:
-            frame: Low-quality frame, (B, 3, H, W).
+            frame: Low-quality frame, (B, 3, H, W); H and W are multiples of 4, or of 16 if the
+                predeblur module is strided.
 
         Returns:
-            The pyramid (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4), then its contributions to
-            the offsets (see `PCDAlignment.project_neighbor`), in the same three shapes.
+            Six tensors: the pyramid at L1, L2 and L3, (B, C, h, w), (B, C, h/2, w/2) and
+            (B, C, h/4, w/4), then the result of `PCDAlignment.project_neighbor` in these shapes.
         """
         if self.config.predeblur == "none":
             l1 = _lrelu(self.conv_first(frame))
@@ -443,38 +495,40 @@ class EDVRFeatureExtractor(nn.Module):
         pyramid = (l1, l2, l3)
         return pyramid + self.pcd_align.project_neighbor(pyramid)
 
-    def fuse(self, window: Sequence[Features]) -> Tensor:
+    def fuse(self, window: Sequence[Encoding]) -> Tensor:
         """Align all frames of a window with the middle one, and fuse them.
 
         Args:
-            window: Results of `encode` for 2r + 1 frames.
+            window: Results of `encode` for T frames.
 
         Returns:
-            Features of the middle frame, (B, C, H, W).
+            Features of the middle frame, (B, C, h, w).
         """
         num_levels = len(_LEVELS)
         middle_pyramid = window[len(window) // 2][:num_levels]
-        middle = self.pcd_align.project_middle(middle_pyramid)
+        middle_projections = self.pcd_align.project_middle(middle_pyramid)
 
-        # The middle frame itself goes through the alignment, too.
+        # As in the paper, the middle frame is aligned with itself like a neighbor.
         aligned: list[Tensor] = []
-        for features in window:
-            pyramid = features[:num_levels]
-            projected = features[num_levels:]
-            aligned.append(self.pcd_align(pyramid, projected, middle))
+        for encoding in window:
+            pyramid = encoding[:num_levels]
+            neighbor_projections = encoding[num_levels:]
+            aligned.append(self.pcd_align(pyramid, neighbor_projections, middle_projections))
 
         if isinstance(self.fusion, TSAFusion):
             return self.fusion(aligned)
         return self.fusion(torch.cat(aligned, 1))
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Compute the features of the middle frame: (B, 2r + 1, 3, H, W) → (B, C, H, W)."""
+        """Compute the features of the middle frame: (B, T, 3, H, W) → (B, C, h, w)."""
         window = [self.encode(frame) for frame in lq.unbind(1)]
         return self.fuse(window)
 
 
 class EDVR(nn.Module):
-    """Super-resolution ×4 or deblurring from a window of frames; see the top of this file.
+    """Super-resolution ×4, with or without deblurring, or deblurring at the same size.
+
+    It restores the middle frame of a window; see the drawing at the top of this file.
 
     Args:
         config: Configuration of the network.
@@ -488,7 +542,7 @@ class EDVR(nn.Module):
         self.reconstruction = _blocks(c, config.num_reconstruct_blocks)
         self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
 
-    def encode(self, frame: Tensor) -> Features:
+    def encode(self, frame: Tensor) -> Encoding:
         """Compute the part that depends only on one frame, to share it between windows.
 
         Args:
@@ -496,40 +550,44 @@ class EDVR(nn.Module):
                 predeblur module is strided.
 
         Returns:
-            The frame, and its features as in `EDVRFeatureExtractor.encode`.
+            Seven tensors: the frame, then the six of `EDVRFeatureExtractor.encode`.
         """
         return frame, *self.extractor.encode(frame)
 
-    def fuse(self, window: Sequence[Features]) -> Tensor:
+    def fuse(self, window: Sequence[Encoding]) -> Tensor:
         """Restore the middle frame of a window.
 
         Args:
-            window: Results of `encode` for 2r + 1 frames.
+            window: Results of `encode` for T frames.
 
         Returns:
-            Restored frame, (B, 3, sH, sW).
+            Restored frame, (B, 3, sH, sW), without a time axis: it is always one frame.
         """
-        feat = self.extractor.fuse([features[1:] for features in window])
+        # Without the frame, an encoding is that of the extractor.
+        feat = self.extractor.fuse([encoding[1:] for encoding in window])
         feat = self.reconstruction(feat)
         base = window[len(window) // 2][0]
         if self.config.scale != 1:
-            base = enlarge(base, _SCALE)
+            base = enlarge(base, self.config.scale)
         convs = (self.upconv1, self.upconv2, self.conv_hr, self.conv_last)
         return shuffle_x4(feat, base, convs)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Restore the middle frame: (B, 2r + 1, 3, H, W) → (B, 1, 3, sH, sW)."""
+        """Restore the middle frame: (B, T, 3, H, W) → (B, 1, 3, sH, sW)."""
         window = [self.encode(frame) for frame in lq.unbind(1)]
         return self.fuse(window).unsqueeze(1)
 
 
+# Our names are those of BasicSR, with `extractor.` before those of the extractor. The rules of a
+# table map other names to those of BasicSR; they apply in order, each to the result of the last.
+# MMagic (formerly MMEditing).
 _MMAGIC: tuple[Rule, ...] = (
     (r"\.conv\.(weight|bias)$", r".\1"),
     (r"^feat_l([23])_conv([12])\.", r"conv_l\1_\2."),
     (r"^pcd_alignment\.", "pcd_align."),
     (r"^upsample([12])\.upsample_conv\.", r"upconv\1."),
 )
-# The code of the authors.
+# mmsr, the code of the authors.
 _MMSR: tuple[Rule, ...] = (
     (r"^pre_deblur\.conv_first_1\.", "predeblur.conv_first."),
     (r"^pre_deblur\.conv_first_2\.", "predeblur.stride_conv_hr1."),
@@ -544,6 +602,7 @@ _MMSR: tuple[Rule, ...] = (
     (r"^pcd_align\.L([123])_dcnpack\.", r"pcd_align.dcn_pack.l\1."),
     (r"^pcd_align\.L([12])_fea_conv\.", r"pcd_align.feat_conv.l\1."),
     (r"\.conv_offset_mask\.", ".conv_offset."),
+    # BasicSR swapped the two names.
     (r"^tsa_fusion\.tAtt_1\.", "fusion.temporal_attn2."),
     (r"^tsa_fusion\.tAtt_2\.", "fusion.temporal_attn1."),
     (r"^tsa_fusion\.fea_fusion\.", "fusion.feat_fusion."),
@@ -554,13 +613,15 @@ _MMSR: tuple[Rule, ...] = (
     (r"^recon_trunk\.", "reconstruction."),
     (r"^HRconv\.", "conv_hr."),
 )
-# All modules that are not part of the reconstruction belong to the extractor.
+# From the names of BasicSR to ours: all modules but those of the reconstruction belong to the
+# extractor.
 _EXTRACTOR: tuple[Rule, ...] = (
     (r"^(?!(reconstruction|upconv1|upconv2|conv_hr|conv_last)\.)", "extractor."),
 )
+# Enough to tell a complete network from a feature extractor.
 _REQUIRED_CONVS = ("pcd_align.cas_dcnpack.conv_offset", "conv_l3_2", "upconv2", "conv_last")
-# The convolution that fuses the frames, (C, T·C, 1, 1).
-_FUSION_WEIGHTS: dict[Fusion, str] = {
+# For each kind of fusion, the convolution that fuses the frames; its weight is (C, T·C, 1, 1).
+_FUSION_WEIGHT_NAMES: dict[FusionKind, str] = {
     "tsa": "fusion.feat_fusion.weight",
     "conv": "fusion.weight",
 }
@@ -569,14 +630,13 @@ _FUSION_WEIGHTS: dict[Fusion, str] = {
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Rename the tensors of a file of BasicSR, MMagic or the authors.
 
-    Names of BasicSR are ours without the prefix of the extractor.
-
     Returns:
         The renamed state dict, or None if it belongs to another architecture.
     """
     if "extractor.pcd_align.cas_dcnpack.weight" in state:
         return dict(state)
     if "pcd_align.cas_dcnpack.weight" in state:
+        # BasicSR and the authors share this name; only the authors have HRconv.
         rules = _MMSR if "HRconv.weight" in state else ()
     elif "pcd_alignment.cas_dcnpack.weight" in state:
         rules = _MMAGIC
@@ -590,22 +650,38 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     return rename(renamed, _EXTRACTOR)
 
 
-def _find_fusion(state: State, *, prefix: str) -> tuple[Fusion, Tensor] | None:
-    """Find the kind of fusion and the weight of its convolution, (C, T·C, 1, 1)."""
-    for kind, name in _FUSION_WEIGHTS.items():
+def _find_fusion(state: State, *, prefix: str) -> tuple[FusionKind, Tensor] | None:
+    """Find the kind of fusion and the weight of its convolution, (C, T·C, 1, 1).
+
+    Args:
+        state: Tensors by name.
+        prefix: Prefix of the extractor's names.
+
+    Returns:
+        The kind and the weight, or None if no fusion has a weight of a usable shape.
+    """
+    for kind, name in _FUSION_WEIGHT_NAMES.items():
         weight = state.get(prefix + name)
         if weight is None or weight.ndim != 4:
             continue
         channels, in_channels = weight.shape[:2]
+        # Guards the division by the number of channels in `_infer`.
         if 0 < channels <= in_channels:
             return kind, weight
     return None
 
 
 def _infer(state: State) -> EDVRConfig:
-    # `_translate` has checked that there is a fusion.
+    """Infer the configuration from names and shapes.
+
+    Raises:
+        ValueError: The weight that fuses the frames is missing or has another shape.
+    """
     match = _find_fusion(state, prefix="extractor.")
-    assert match is not None
+    if match is None:
+        # A damaged file with our own names: `_translate` has checked only those of other code.
+        names = " or ".join(f"extractor.{name}" for name in _FUSION_WEIGHT_NAMES.values())
+        raise ValueError(f"it lacks the fusion weight {names}, (C, num_frames·C, 1, 1)")
     fusion, fusion_weight = match
     channels, in_channels = fusion_weight.shape[:2]
     offset_weight = state["extractor.pcd_align.cas_dcnpack.conv_offset.weight"]
@@ -620,7 +696,7 @@ def _infer(state: State) -> EDVRConfig:
     )
 
 
-def _infer_predeblur(state: State) -> Predeblur:
+def _infer_predeblur(state: State) -> PredeblurKind:
     if "extractor.predeblur.conv_first.weight" not in state:
         return "none"
     if "extractor.predeblur.stride_conv_hr1.weight" in state:
@@ -629,8 +705,9 @@ def _infer_predeblur(state: State) -> Predeblur:
 
 
 def _contract(config: EDVRConfig) -> Contract:
-    # Side of a feature in pixels of lq: a strided predeblur module downsamples ×1/4.
-    feature_px = _SCALE // config.scale
+    """Return how the engine runs the network; it counts in pixels of lq, not of the features."""
+    # Input pixels per feature pixel: a strided predeblur module reduces by 4.
+    feature_px = 4 if config.predeblur == "strided" else 1
     # The pyramid halves the features twice.
     size_multiple = 4 * feature_px
     return Contract(
