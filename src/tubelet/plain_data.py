@@ -17,6 +17,13 @@ __all__ = ["build", "to_plain"]
 
 T = TypeVar("T")
 
+_CONVERTIBLE_TYPES: dict[Any, tuple[type, ...]] = {
+    # YAML 1.1 reads 1e-3 as a string.
+    float: (float, int, str),
+    Path: (Path, str),
+}
+"""Types of plain data that are converted to a type; other types accept only their own values."""
+
 
 def to_plain(value: Any) -> Any:
     """Convert a dataclass and the values in it into dicts, lists, numbers and strings."""
@@ -91,29 +98,41 @@ def _convert(
     Raises:
         ConfigError: The value does not fit the annotation.
     """
-    origin = get_origin(kind)
     if dataclasses.is_dataclass(kind):
-        return build(cast("type[Any]", kind), value, where, default)
+        return build(
+            cast("type[Any]", kind),
+            value,
+            where,
+            default,
+        )
+    origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _convert_optional(kind, value, where)
     if origin is Literal:
         return _check_choice(kind, value, where)
     if origin is tuple and isinstance(value, list):
         return _convert_tuple(kind, cast("list[Any]", value), where)
-    if kind is Path and isinstance(value, str):
-        return Path(value)
+    return _convert_scalar(kind, value, where)
 
+
+def _convert_scalar(kind: Any, value: Any, where: str) -> Any:
+    """Convert a value to a type without parameters, such as float or Path."""
+    fault = ConfigError(f"{where} is {value!r}; it must be {getattr(kind, '__name__', kind)}")
     # In Python a bool is an int, but for a user it is not.
-    is_bool = isinstance(value, bool)
-    if kind is float and isinstance(value, int | float | str) and not is_bool:
+    is_misplaced_bool = isinstance(value, bool) and kind is not bool
+    if is_misplaced_bool:
+        raise fault
+    if kind in _CONVERTIBLE_TYPES:
+        if not isinstance(value, _CONVERTIBLE_TYPES[kind]):
+            raise fault
         try:
-            # YAML 1.1 reads 1e-3 as a string.
-            return float(value)
+            return kind(value)
         except ValueError:
-            pass
-    elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not is_bool):
+            raise fault from None
+    # A value of a parametrized type, such as dict[str, int], has no plain form.
+    if isinstance(kind, type) and isinstance(value, kind):
         return value
-    raise ConfigError(f"{where} is {value!r}; it must be {getattr(kind, '__name__', kind)}")
+    raise fault
 
 
 def _convert_optional(kind: Any, value: Any, where: str) -> Any:
