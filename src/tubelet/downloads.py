@@ -157,14 +157,17 @@ def fetch(
 def check_file(file: RemoteFile, path: Path) -> str:
     """Compare a local file with the published one; return the difference, "" if there is none."""
     size_bytes = path.stat().st_size
-    if file.size_bytes is not None and size_bytes != file.size_bytes:
+    # A publisher may give neither the size nor the hash.
+    if file.size_bytes not in (None, size_bytes):
         return f"has {size_bytes} bytes, and {file.size_bytes} are published"
-    if file.sha256:
-        with path.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        if not digest.startswith(file.sha256.lower()):
-            return f"has sha256 {digest[:12]}…, and {file.sha256[:12]}… is published"
-    return ""
+    if not file.sha256:
+        return ""
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    # Some publishers give only the first digits.
+    if digest.startswith(file.sha256.lower()):
+        return ""
+    return f"has sha256 {digest[:12]}…, and {file.sha256[:12]}… is published"
 
 
 def _download(
@@ -275,11 +278,15 @@ def _attempt(
 
 def _check_response(file: RemoteFile, response: Any, total: int | None) -> None:
     """Check that a response carries the published file."""
-    if total is not None and file.size_bytes not in (None, total):
+    # Either size may be unknown; then there is nothing to compare.
+    sizes_bytes = {total, file.size_bytes} - {None}
+    if len(sizes_bytes) > 1:
         raise _RefusedError(f"the server has {total} bytes, and {file.size_bytes} are published")
-    content_type = response.headers.get_content_type() or ""
+    # Servers answer with an error page or a login form in place of a file. A file URL names the
+    # file itself.
+    is_web_page = response.headers.get_content_type() == "text/html"
     is_local = urlsplit(file.url).scheme == "file"
-    if content_type == "text/html" and not is_local:
+    if is_web_page and not is_local:
         raise _RefusedError("the server answered with a web page, not with the file")
 
 
@@ -310,8 +317,11 @@ def _open(request: Request, part: Path, timeout_s: float) -> Any:
 
 def _one_line(error: object) -> str:
     """Return the message of an error on one line."""
+    # The text of the system, without the number and the path that `str` adds.
     text = getattr(error, "strerror", None) or str(error)
-    return " ".join(str(text).split()) or type(error).__name__
+    message = " ".join(str(text).split())
+    # Some errors have no message.
+    return message or type(error).__name__
 
 
 def _response_range(response: Any, offset: int) -> tuple[int, int | None]:
@@ -321,13 +331,21 @@ def _response_range(response: Any, offset: int) -> tuple[int, int | None]:
     """
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
         length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdecimal() else None
+        return 0, _parse_size(length)
     # "bytes 1000-1999/2000"
     content_range = response.headers.get("Content-Range", "").removeprefix("bytes ")
     span, _, total = content_range.partition("/")
-    if span.split("-")[0] != str(offset):
+    first_byte = span.split("-")[0]
+    if first_byte != str(offset):
         raise _RefusedError(f"the server sent the bytes {span}, not those from {offset} on")
-    return offset, int(total) if total.isdecimal() else None
+    return offset, _parse_size(total)
+
+
+def _parse_size(text: str) -> int | None:
+    """Read a size in bytes from a header; None if it is absent, or "*" for an unknown size."""
+    if not text.isdecimal():
+        return None
+    return int(text)
 
 
 def _chunks(response: Any) -> Generator[bytes]:
