@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import string
 import warnings
 import zipfile
 from pathlib import Path
@@ -46,6 +47,7 @@ _FOREIGN_FORMATS: tuple[tuple[bytes, str], ...] = (
 """First bytes of a format in lower case, and the message about the file."""
 _ZIP_START = b"PK"
 _PICKLE_START = b"\x80"
+_TEXT_BYTES = frozenset(string.printable.encode("ascii")) - frozenset(b"\v\f")
 _HEAD_BYTES = 512
 
 _MAX_EXPANSION_RATIO = 4
@@ -150,21 +152,22 @@ def _foreign_fault(path: Path, head: bytes) -> str:
     for first_bytes, fault in _FOREIGN_FORMATS:
         if text.startswith(first_bytes):
             return fault
-    if path.suffix == ".onnx" or _is_onnx(head):
+
+    # ONNX has no signature: the first and the third byte are its protobuf tags of ir_version and
+    # producer_name.
+    is_onnx = head[0:3:2] == b"\x08\x12"
+    if is_onnx or path.suffix == ".onnx":
         return f"is an ONNX model; {_SUPPORTED}"
+
+    # Zip archives and pickles are the two formats of `torch.save`.
     if head.startswith(_ZIP_START):
         return _zip_fault(path)
-    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+    if head.startswith(_PICKLE_START):
+        return ""
+    if _TEXT_BYTES.issuperset(head):
         first_words = " ".join(head[:60].decode("ascii").split())
         return f"is text, not weights: it begins {first_words!r}"
-    if not head.startswith(_PICKLE_START):
-        return f"is not a file of weights: it begins with the bytes {head[:8].hex(' ')}"
-    return ""
-
-
-def _is_onnx(head: bytes) -> bool:
-    # The protobuf fields ir_version and producer_name.
-    return head[:1] == b"\x08" and head[2:3] == b"\x12"
+    return f"is not a file of weights: it begins with the bytes {head[:8].hex(' ')}"
 
 
 def _zip_fault(path: Path) -> str:
