@@ -208,11 +208,13 @@ def _resolve_alias(alias: str, factor: float | None) -> str:
 
 def is_checkpoint(name: str) -> bool:
     """Return whether a name is the path of a weight file, and not the id of a model."""
-    if name in _ALIASES or name in _ids(_MODELS):
+    if name in (*_ALIASES, *_ids(_MODELS)):
         return False
     has_suffix = name.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
-    is_path = has_suffix or Path(name).is_file()
-    return is_path and name not in _published_by_id()
+    if not has_suffix and not Path(name).is_file():
+        return False
+    # The search of published models loads every architecture, so it comes last.
+    return name not in _published_by_id()
 
 
 def package_folder() -> Path:

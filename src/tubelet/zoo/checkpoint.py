@@ -281,12 +281,14 @@ def _check_fit(architecture: Architecture, state: State, expected: State, source
             other_types.append(name)
 
     faults: list[str] = []
-    if missing:
-        faults.append(f"lacks {_first_names(missing)}")
-    if unexpected:
-        faults.append(f"has unexpected tensors: {_first_names(unexpected)}")
-    if other_shapes:
-        faults.append(f"has other shapes: {_first_names(other_shapes)}")
+    findings = (
+        ("lacks", missing),
+        ("has unexpected tensors:", unexpected),
+        ("has other shapes:", other_shapes),
+    )
+    for description, names in findings:
+        if names:
+            faults.append(f"{description} {_first_names(names)}")
     if faults:
         reason = ", and ".join(faults)
         raise CheckpointError(f"{source} does not fit {architecture.name}: it {reason}")
@@ -348,11 +350,16 @@ def _stored_fields(stored_config: str, config: Any) -> dict[str, Any]:
 
 def _is_loadable(value: Tensor, target: Tensor) -> bool:
     """Return whether a tensor has ordinary dense real numbers that `target` can represent."""
-    is_dense = value.layout == torch.strided and not value.is_meta
-    is_real = not value.is_quantized and not value.is_complex()
-    # Integers for a floating-point parameter are quantized weights without their scales.
-    has_fractions = value.is_floating_point() or not target.is_floating_point()
-    return is_dense and is_real and has_fractions
+    faults = (
+        # Sparse tensors, and those without data.
+        value.layout != torch.strided,
+        value.is_meta,
+        value.is_quantized,
+        value.is_complex(),
+        # Integers for a floating-point parameter are quantized weights without their scales.
+        target.is_floating_point() and not value.is_floating_point(),
+    )
+    return not any(faults)
 
 
 def _first_names(names: list[str]) -> str:
@@ -409,9 +416,13 @@ def _wrapper_key(content: Mapping[str, Any]) -> str | None:
 
 
 def _first_keys(entries: Mapping[object, object]) -> str:
+    """Write the first keys of a file without tensors; keys that are no strings by their type."""
     keys: list[str] = []
     for key in list(entries)[:3]:
-        keys.append(key if isinstance(key, str) else type(key).__name__)
+        text = type(key).__name__
+        if isinstance(key, str):
+            text = key
+        keys.append(text)
     return ", ".join(keys) or "none"
 
 
