@@ -37,22 +37,22 @@ def current_fields(
     fields = {field.name for field in dataclasses.fields(kind)}
     published: dict[str, str] = dict(getattr(kind, "PUBLISHED_NAMES", {}))
     former: dict[str, str] = dict(getattr(kind, "FORMER_NAMES", {}))
-    former_in_use = [name for name in values if name in former and name not in fields]
+
+    # A former name that is also a field now does not show which version wrote it.
+    only_former = former.keys() - fields
+    former_in_use = [name for name in values if name in only_former]
+    new_names = dict(published)
+    if former_in_use:
+        new_names |= former
+    else:
+        # Without names of version 0.1, the name of a field always means that field.
+        new_names |= {name: name for name in fields}
+
     if not quiet:
         for name in former_in_use:
             if name not in published:
                 _warn(name, former[name])
-
-    new_names = dict(published)
-    if former_in_use:
-        new_names |= former
-    renamed: dict[str, T] = {}
-    for name, value in values.items():
-        # Without names of version 0.1, the name of a field always means that field.
-        is_current = name in fields and not former_in_use
-        new_name = name if is_current else new_names.get(name, name)
-        renamed[new_name] = value
-    return renamed
+    return {new_names.get(name, name): value for name, value in values.items()}
 
 
 def current_path(

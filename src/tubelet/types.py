@@ -100,8 +100,9 @@ class Temporal:
     def __post_init__(self) -> None:
         for name, kind in _KINDS_BY_FIELD.items():
             value = getattr(self, name)
-            is_used = value != 0
-            if value < 0 or (is_used and kind != self.kind):
+            # The fields of other kinds must be 0.
+            is_valid = value >= 0 if kind == self.kind else value == 0
+            if not is_valid:
                 raise ValueError(
                     f"{name}={value} does not fit a {self.kind!r} model; it is for {kind!r} models"
                 )
