@@ -41,7 +41,6 @@ from tubelet.models.state_dict import (
     count_names,
     has_convolutions,
     rename,
-    shape_of,
     zero_based,
 )
 from tubelet.types import Temporal
@@ -275,23 +274,24 @@ _BASICSR_RULES: tuple[Rule, ...] = (
 )
 
 
+_BASICSR_NAMES = {"conv3d_r2.weight", "dense_block2.temporal_reduce1.5.weight"}
+
+
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names and shapes of BasicSR to ours; None if the state dict is of another network."""
-    if "conv3d1.weight" not in state:
-        return dict(state) if _has_own_names(state) else None
-    if len(shape_of(state, "conv3d1.weight")) != 5:
+    own = dict(state)
+    is_basicsr = "conv3d1.weight" in state
+    if is_basicsr:
+        if not state.keys() >= _BASICSR_NAMES or state["conv3d1.weight"].ndim != 5:
+            return None
+        own = rename(state, _BASICSR_RULES)
+        for name, value in own.items():
+            is_conv3d = value.ndim == 5 and name.endswith(".weight")
+            if is_conv3d:
+                own[name] = _as_conv2d(value)
+    if not has_convolutions(own, "reduce.0.conv_2", "residual_2", "conv_first"):
         return None
-    if not {"conv3d_r2.weight", "dense_block2.temporal_reduce1.5.weight"} <= state.keys():
-        return None
-    own: dict[str, Tensor] = {}
-    for name, value in rename(state, _BASICSR_RULES).items():
-        is_conv3d = value.ndim == 5 and name.endswith(".weight")
-        own[name] = _as_conv2d(value) if is_conv3d else value
-    return own if _has_own_names(own) else None
-
-
-def _has_own_names(state: State) -> bool:
-    return has_convolutions(state, "reduce.0.conv_2", "residual_2", "conv_first")
+    return own
 
 
 def _as_conv2d(weight: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from tubelet.models.state_dict import (
     Rule,
     State,
     count_names,
+    input_channels,
     rename,
     shape_of,
     shuffle_scale,
@@ -166,14 +167,18 @@ _AUTHORS_RULES: tuple[Rule, ...] = (
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    if "head.0.weight" in state and "tail.0.0.weight" in state:
+    """Take our names, which are those of BasicSR, or rename those of the authors.
+
+    Returns:
+        The tensors by our names, or None if the state dict belongs to another network.
+    """
+    if state.keys() >= {"head.0.weight", "tail.0.0.weight"}:
         state = rename(without(state, r"(sub|add)_mean\..*"), _AUTHORS_RULES)
-    if "conv_last.weight" not in state or "body.0.conv1.weight" not in state:
+    if not state.keys() >= {"conv_last.weight", "body.0.conv1.weight"}:
         return None
-    first = shape_of(state, "conv_first.weight")
-    if len(first) != 4 or first[1] != 3:
+    if input_channels(state, "conv_first") != 3:
         return None
-    channels = first[0]
+    channels = state["conv_first.weight"].shape[0]
     if shape_of(state, "conv_after_body.weight") != (channels, channels, 3, 3):
         return None
     if shuffle_scale(state, "upsample") not in _UPSAMPLE_FACTORS:

@@ -48,9 +48,9 @@ from tubelet.models.state_dict import (
     Rule,
     State,
     count_names,
+    input_channels,
     is_bias_table,
     rename,
-    shape_of,
     shuffle_scale,
     without,
 )
@@ -529,6 +529,8 @@ _FIRST_BLOCK = "layers.0.blocks.0."
 _BIAS_TABLE = f"{_FIRST_BLOCK}attn.relative_position_bias_table"
 _OVERLAP_BIAS_TABLE = "layers.0.overlap.relative_position_bias_table"
 _REQUIRED_NAMES = {
+    # SwinIR has no overlapping attention.
+    _OVERLAP_BIAS_TABLE,
     "conv_before_upsample.0.weight",
     f"{_FIRST_BLOCK}cab.compress.weight",
     f"{_FIRST_BLOCK}cab.squeeze.weight",
@@ -541,19 +543,16 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of the authors to ours; None if the state dict belongs to another network."""
     if "conv_first.weight" not in state:
         return None
-    # Overlapping attention tells HAT from SwinIR.
-    if not any(".overlap" in name for name in state):
-        return None
     own = rename(without(state, _DERIVED_NAMES), _AUTHORS_RULES)
     if not own.keys() >= _REQUIRED_NAMES:
         return None
     if shuffle_scale(own, "upsample") not in _UPSAMPLE_FACTORS:
         return None
-    first = shape_of(own, "conv_first.weight")
-    if len(first) != 4 or first[1] != 3:
+    if input_channels(own, "conv_first") != 3:
         return None
-    if not is_bias_table(own, _BIAS_TABLE) or not is_bias_table(own, _OVERLAP_BIAS_TABLE):
-        return None
+    for table in (_BIAS_TABLE, _OVERLAP_BIAS_TABLE):
+        if not is_bias_table(own, table):
+            return None
     return own
 
 

@@ -27,7 +27,7 @@ from tubelet.layers.convolution import ConvAct, LeakyReLU
 from tubelet.layers.residual import ResidualBlock
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_min
-from tubelet.models.state_dict import State, count_names, shape_of
+from tubelet.models.state_dict import State, count_names, input_channels, shape_of
 from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "MSRResNet", "MSRResNetConfig"]
@@ -106,12 +106,12 @@ class MSRResNet(nn.Module):
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
-    if "conv_hr.weight" not in state or "body.0.conv1.weight" not in state:
+    """Take our names, which are those of BasicSR; None for the tensors of another network."""
+    if not state.keys() >= {"conv_hr.weight", "body.0.conv1.weight"}:
         return None
-    first = shape_of(state, "conv_first.weight")
-    if len(first) != 4 or first[1] != 3:
+    if input_channels(state, "conv_first") != 3:
         return None
-    channels = first[0]
+    channels = state["conv_first.weight"].shape[0]
     if shape_of(state, "conv_last.weight") != (3, channels, 3, 3):
         return None
     if _infer_scale(state) not in _UPSAMPLE_FACTORS:

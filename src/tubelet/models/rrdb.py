@@ -230,11 +230,14 @@ def _translate(state: State) -> dict[str, Tensor] | None:
         state = _rename_first_release(state)
     if not has_convolutions(state, "conv_first", "body.0.rdb1.conv1"):
         return None
-    if "conv_body.weight" not in state or "conv_last.weight" not in state:
+    if not state.keys() >= {"conv_body.weight", "conv_last.weight"}:
         return None
-    unshuffle = _infer_unshuffle(state)
     doublings = count_names(state, r"conv_up\d\.weight")
-    if unshuffle == 0 or doublings > _MAX_DOUBLINGS or unshuffle > 2**doublings:
+    if doublings > _MAX_DOUBLINGS:
+        return None
+    # The network does not shrink images: it undoes at least the unshuffle.
+    unshuffle = _infer_unshuffle(state)
+    if not 1 <= unshuffle <= 2**doublings:
         return None
     return dict(state)
 

@@ -21,6 +21,7 @@ __all__ = [
     "first_words",
     "has_convolutions",
     "indexes",
+    "input_channels",
     "is_bias_table",
     "rename",
     "shape_of",
@@ -94,6 +95,14 @@ def has_convolutions(state: State, *paths: str) -> bool:
     return all(len(shape_of(state, f"{path}.weight")) == 4 for path in paths)
 
 
+def input_channels(state: State, path: str) -> int:
+    """Return the number of input channels of a 2-D convolution, or 0 if there is none at a path."""
+    shape = shape_of(state, f"{path}.weight")
+    if len(shape) != 4:
+        return 0
+    return shape[1]
+
+
 def indexes(state: State, pattern: str) -> list[int]:
     """List the indexes in names, such as those of the modules in a list.
 
@@ -146,13 +155,16 @@ def shuffle_scale(state: State, path: str) -> int:
     Returns:
         The upscaling factor, or 0 if the shapes do not fit pixel shuffles.
     """
-    shape = shape_of(state, f"{path}.0.weight")
-    if len(shape) != 4 or shape[1] < 1:
+    channels = input_channels(state, f"{path}.0")
+    if channels == 0:
         return 0
-    expansion = shape[0] // shape[1]
+    out_channels = shape_of(state, f"{path}.0.weight")[0]
+    expansion = out_channels // channels
     num_shuffles = count_names(state, rf"{re.escape(path)}\.\d+\.weight")
-    if expansion == 9 and num_shuffles == 1:
-        return 3
-    if expansion == 4:
-        return 2**num_shuffles
-    return 0
+    match expansion, num_shuffles:
+        case 9, 1:
+            return 3
+        case 4, _:
+            return 2**num_shuffles
+        case _:
+            return 0

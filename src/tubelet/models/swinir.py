@@ -46,6 +46,7 @@ from tubelet.models.state_dict import (
     Rule,
     State,
     count_names,
+    input_channels,
     is_bias_table,
     rename,
     shape_of,
@@ -422,15 +423,17 @@ def _translate(state: State) -> dict[str, Tensor] | None:
     own = rename(without(state, _DERIVED_NAMES), _AUTHORS_RULES)
     if not own.keys() >= _REQUIRED_NAMES:
         return None
-    if "layers.0.conv.weight" not in own and "layers.0.conv.4.weight" not in own:
+    # The end of a group is one convolution or three.
+    if own.keys().isdisjoint({"layers.0.conv.weight", "layers.0.conv.4.weight"}):
         return None
-    first = shape_of(own, "conv_first.weight")
-    if len(first) != 4 or first[1] not in (1, 3):
+    # Grayscale or RGB images.
+    if input_channels(own, "conv_first") not in (1, 3):
         return None
     if not is_bias_table(own, _BIAS_TABLE):
         return None
     upsampler = _infer_upsampler(own)
-    if _infer_scale(own, upsampler) not in _SCALES[upsampler]:
+    scale = _infer_scale(own, upsampler)
+    if scale not in _SCALES[upsampler]:
         return None
     return own
 
