@@ -55,14 +55,16 @@ def find_trunks(model: nn.Module) -> list[nn.Module]:
     """
     trunks: list[nn.Module] = []
     for child in model.children():
-        if isinstance(child, nn.Sequential) and _has_blocks(child):
-            trunks += _trunks_of(child)
-        elif isinstance(child, nn.ModuleList) and _has_blocks(child):
-            # A ModuleList has no forward pass of its own, its blocks have.
-            for block in child:
-                trunks += _trunks_of(block)
-        else:
+        is_list = isinstance(child, nn.Sequential | nn.ModuleList)
+        if not is_list or not _has_blocks(child):
             trunks += find_trunks(child)
+            continue
+        candidates = [child]
+        if isinstance(child, nn.ModuleList):
+            # A ModuleList has no forward pass of its own, its blocks have.
+            candidates = list(child)
+        for candidate in candidates:
+            trunks += _trunks_of(candidate)
     return trunks
 
 

@@ -45,13 +45,15 @@ class OptimizerSettings:
     """Steps at the start during which only warmup_only_modules are trained."""
 
     def __post_init__(self) -> None:
-        has_valid_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        if not has_valid_betas or self.weight_decay < 0:
-            raise ConfigError(f"{self}: need two betas of 0 ≤ beta < 1, and weight_decay ≥ 0")
-        if self.lr_multiplier < 0 or self.freeze_steps < 0 or self.warmup_only_steps < 0:
-            raise ConfigError(
-                "lr_multiplier, freeze_steps and warmup_only_steps must not be negative"
-            )
+        if len(self.betas) != 2:
+            raise ConfigError(f"betas={self.betas} must be two numbers")
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ConfigError(f"betas={self.betas} must be at least 0 and below 1")
+        for name in ("weight_decay", "lr_multiplier", "freeze_steps", "warmup_only_steps"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ConfigError(f"{name}={value} must not be negative")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,11 @@ class ScheduleSettings:
     """For steps: multiplier at each milestone."""
 
     def __post_init__(self) -> None:
-        min_period = min(self.periods, default=1)
-        if min_period < 1 or not 0 < self.factor <= 1:
-            raise ConfigError(f"{self}: need periods ≥ 1 and 0 < factor ≤ 1")
+        for period in self.periods:
+            if period < 1:
+                raise ConfigError(f"periods={self.periods}: need periods ≥ 1")
+        if not 0 < self.factor <= 1:
+            raise ConfigError(f"factor={self.factor}: need 0 < factor ≤ 1")
         for earlier, later in pairwise((0, *self.milestones)):
             if later <= earlier:
                 raise ConfigError(f"milestones={self.milestones} must rise, from 1 on")
