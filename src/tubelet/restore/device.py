@@ -48,27 +48,30 @@ def _fastest_device() -> str:
 
 
 def _is_available(device: torch.device) -> bool:
-    match device.type:
-        case "cuda":
-            index = device.index or 0
-            return torch.cuda.is_available() and index < torch.cuda.device_count()
-        case "mps":
-            return torch.backends.mps.is_available()
-        case _:
-            return True
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    if device.type == "cpu":
+        return True
+    if not torch.cuda.is_available():
+        return False
+    # "cuda" without a number is the first GPU.
+    index = device.index or 0
+    return index < torch.cuda.device_count()
 
 
 def fast_precision(device: torch.device) -> Precision:
     """Return the number format in which a device convolves fastest."""
-    if device.type == "cuda":
-        return "fp16"
-    if device.type == "cpu":
-        features = torch.cpu.get_capabilities()
-        # bf16 is twice as fast as fp32 with these instructions, and several times slower without,
-        # where the processor must emulate it.
-        if any(features.get(name) for name in _BF16_CPU_FEATURES):
-            return "bf16"
-    return "fp32"
+    match device.type:
+        case "cuda":
+            return "fp16"
+        case "cpu":
+            # bf16 is twice as fast as fp32 with these instructions, and several times slower
+            # without, where the processor must emulate it.
+            features = torch.cpu.get_capabilities()
+            has_fast_bf16 = any(map(features.get, _BF16_CPU_FEATURES))
+            return "bf16" if has_fast_bf16 else "fp32"
+        case _:
+            return "fp32"
 
 
 def resolve_precision(requested: str, spec: ModelSpec, device: torch.device) -> Precision:

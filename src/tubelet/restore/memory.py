@@ -151,13 +151,12 @@ class _LiveTensors(TorchDispatchMode):
     ) -> Any:
         # Views and in-place operations return storages of their arguments.
         input_ids: set[int] = set()
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor):
-                input_ids.add(_storage_id(leaf))
+        for tensor in _tensors_in((args, kwargs)):
+            input_ids.add(_storage_id(tensor))
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and _storage_id(leaf) not in input_ids:
-                self._count(leaf)
+        for tensor in _tensors_in(out):
+            if _storage_id(tensor) not in input_ids:
+                self._count(tensor)
         return out
 
     @classmethod
@@ -179,6 +178,11 @@ class _LiveTensors(TorchDispatchMode):
         self._storages[key] = weakref.ref(storage, on_freed)
         self.live_bytes += size_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+
+def _tensors_in(tree: Any) -> list[torch.Tensor]:
+    """List the tensors in nested tuples, lists and dicts."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _storage_id(tensor: torch.Tensor) -> int:

@@ -255,19 +255,40 @@ def _check(plan: Plan) -> None:
 
 def _check_temporal(plan: Plan) -> None:
     """Check that a plan fits the temporal kind of its contract; raise ConfigError otherwise."""
-    temporal = plan.contract.temporal
+    contract = plan.contract
+    temporal = contract.temporal
     window = plan.window
-    is_clip = temporal.kind == "clip"
-    if (window is not None) != is_clip:
+    has_window = window is not None
+    needs_window = temporal.kind == "clip"
+    if has_window != needs_window:
         raise ConfigError(f"the plan: window={window} does not fit a {temporal.kind!r} model")
     if window is not None and not 0 <= window.overlap < window.frames:
         raise ConfigError(f"the plan: window={window} must have 0 ≤ overlap < frames")
-    if plan.features is not None and not plan.contract.streams:
-        raise ConfigError("the plan: features are for models that return frames one by one")
-    if plan.keep_encodings and not plan.contract.encodes:
-        raise ConfigError("the plan: keep_encodings is for models that encode frames separately")
-    if plan.doubles_rate and not temporal.between_frames:
-        raise ConfigError("the plan: doubles_rate is for models that return frames between two")
+
+    # Fields that only some models support: (field, used by the plan, supported, those models).
+    abilities = (
+        (
+            "features",
+            plan.features is not None,
+            contract.streams,
+            "return frames one by one",
+        ),
+        (
+            "keep_encodings",
+            plan.keep_encodings,
+            contract.encodes,
+            "encode frames separately",
+        ),
+        (
+            "doubles_rate",
+            plan.doubles_rate,
+            temporal.between_frames > 0,
+            "return frames between two",
+        ),
+    )
+    for field, is_used, is_supported, models in abilities:
+        if is_used and not is_supported:
+            raise ConfigError(f"the plan: {field} is for models that {models}")
 
 
 def plan_restoration(

@@ -310,7 +310,8 @@ class FrameBuffer:
 
     def discard_before(self, number: int) -> None:
         """Drop the frames before a number, except the `num_previous` last of them."""
-        while self._first < number - self._num_previous and self._entries:
+        first = number - self._num_previous
+        while self._first < first and self._entries:
             self._entries.popleft()
             self._first += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,30 @@ _MAX_HEIGHT_PX = 16384
 # Equal to tiles.MIN_TILE_PX, whose import would load torch before the flags are parsed.
 _MIN_TILE_PX = 32
 _MAX_CRF = 63
+
+_REQUIREMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "scale": (
+        lambda scale: scale not in (2, 3, 4),
+        "2, 3 or 4; for other sizes give height",
+    ),
+    "height": (
+        lambda height_px: not _MIN_HEIGHT_PX <= height_px <= _MAX_HEIGHT_PX,
+        f"between {_MIN_HEIGHT_PX} and {_MAX_HEIGHT_PX} pixels",
+    ),
+    "fps": (
+        lambda fps: fps != "x2",
+        "x2, twice the frame rate of the input: no model supports another rate",
+    ),
+    "start": (lambda start_s: start_s < 0, "0 or more seconds"),
+    "duration": (lambda duration_s: duration_s <= 0, "more than 0 seconds"),
+    "tile": (
+        lambda tile_px: tile_px != 0 and tile_px < _MIN_TILE_PX,
+        f"0 (none) or at least {_MIN_TILE_PX} input pixels",
+    ),
+    "memory": (lambda memory_gib: memory_gib <= 0, "more than 0 GiB"),
+    "crf": (lambda crf: not 0 <= crf <= _MAX_CRF, f"between 0 and {_MAX_CRF}"),
+}
+"""Setting → test for an invalid value, and what the error message requires."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,39 +88,15 @@ class UpscaleSettings:
     """Replace the output if it exists."""
 
     def __post_init__(self) -> None:
-        self._check_size()
-        self._check_time()
-        if self.tile is not None and self.tile != 0 and self.tile < _MIN_TILE_PX:
-            raise ConfigError(
-                f"tile={self.tile} must be 0 (none) or at least {_MIN_TILE_PX} input pixels"
-            )
-        if self.memory is not None and self.memory <= 0:
-            raise ConfigError(f"memory={self.memory} must be more than 0 GiB")
-        if self.crf is not None and not 0 <= self.crf <= _MAX_CRF:
-            raise ConfigError(f"crf={self.crf} must be between 0 and {_MAX_CRF}")
-
-    def _check_size(self) -> None:
         if self.scale is not None and self.height is not None:
             raise ConfigError(
                 f"scale={self.scale} and height={self.height} contradict; give one of the two"
             )
-        if self.scale not in (None, 2, 3, 4):
-            raise ConfigError(f"scale={self.scale} must be 2, 3 or 4; for other sizes give height")
-        if self.height is not None and not _MIN_HEIGHT_PX <= self.height <= _MAX_HEIGHT_PX:
-            raise ConfigError(
-                f"height={self.height} must be between {_MIN_HEIGHT_PX} and {_MAX_HEIGHT_PX} pixels"
-            )
-
-    def _check_time(self) -> None:
-        if self.fps not in (None, "x2"):
-            raise ConfigError(
-                f"fps={self.fps} must be x2, twice the frame rate of the input: "
-                "no model supports another rate"
-            )
-        if self.start is not None and self.start < 0:
-            raise ConfigError(f"start={self.start} must be 0 or more seconds")
-        if self.duration is not None and self.duration <= 0:
-            raise ConfigError(f"duration={self.duration} must be more than 0 seconds")
+        for field, (is_invalid, requirement) in _REQUIREMENTS.items():
+            value = getattr(self, field)
+            # None is the default of each of these settings.
+            if value is not None and is_invalid(value):
+                raise ConfigError(f"{field}={value} must be {requirement}")
 
 
 @dataclass(frozen=True, slots=True)
