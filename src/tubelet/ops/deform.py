@@ -195,16 +195,19 @@ def _can_run_in_strips(
     """Return whether the guided convolution can read its prediction strip by strip."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
+    # Strips do not support groups of the convolution.
     if weight.shape[1] != x.shape[1]:
         return False
     tensors = [x, predicted, weight, *flows]
     if bias is not None:
         tensors.append(bias)
-    if any(tensor.dtype != torch.float32 for tensor in tensors):
-        return False
-    # Strips have no gradient.
-    needs_grad = any(tensor.requires_grad for tensor in tensors)
-    return not (torch.is_grad_enabled() and needs_grad)
+    for tensor in tensors:
+        if tensor.dtype != torch.float32:
+            return False
+        # Strips have no gradient.
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return False
+    return True
 
 
 class _GuideReader:
@@ -492,11 +495,13 @@ def _prefers_planes(
     taps: Taps,
 ) -> bool:
     """Return whether sampling planes is possible and faster than gathering rows."""
-    if taps.border != "zeros" or x.shape[1] > deform_planes.MAX_CHANNELS * taps.groups:
+    max_channels = deform_planes.MAX_CHANNELS * taps.groups
+    if taps.border != "zeros" or x.shape[1] > max_channels:
         return False
-    if mask is not None and not mask.is_contiguous():
-        return False
-    return x.is_contiguous() and offset.is_contiguous()
+    tensors = [x, offset]
+    if mask is not None:
+        tensors.append(mask)
+    return all(tensor.is_contiguous() for tensor in tensors)
 
 
 def _without_groups(weight: Tensor, channels: int) -> Tensor:
