@@ -220,14 +220,17 @@ class FramePairs:
         gt_frames = self._read(gt_path)
         lq_frames = self._read(lq_path)
         for count, (lq, gt) in enumerate(zip_longest(lq_frames, gt_frames)):
-            if lq is None or gt is None:
-                shorter = lq_path if lq is None else gt_path
-                longer = gt_path if lq is None else lq_path
-                raise InputError(
-                    f"{self._clip.name}: {shorter} ends after {count} frames, "
-                    f"but {longer} has more; they must have the same frames"
-                )
+            if lq is None:
+                raise self._too_short(lq_path, gt_path, count)
+            if gt is None:
+                raise self._too_short(gt_path, lq_path, count)
             yield lq, to_uint8(self._crop(gt.rgb))
+
+    def _too_short(self, shorter: Path, longer: Path, num_frames: int) -> InputError:
+        return InputError(
+            f"{self._clip.name}: {shorter} ends after {num_frames} frames, "
+            f"but {longer} has more; they must have the same frames"
+        )
 
     def _crop(self, gt: Tensor) -> Tensor:
         return gt[..., : self._clip.height, : self._clip.width]
@@ -308,13 +311,11 @@ def _compared_size(
 
 def _count_frames(path: Path, info: VideoInfo, *, exact: bool) -> int:
     """Count the frames of a folder or video; `exact` decodes a video to verify its header."""
-    if path.is_dir() or not exact:
+    must_decode = exact and not path.is_dir()
+    if not must_decode:
         return info.frames_hint or 1
-    count = 0
     with open_reader(path) as reader:
-        for _ in reader:
-            count += 1
-    return count
+        return sum(1 for _ in reader)
 
 
 def _check_folder_counts(
@@ -330,9 +331,8 @@ def _check_folder_counts(
     Raises:
         InputError: The numbers differ.
     """
-    if not (gt.is_dir() and lq.is_dir()):
-        return
-    if counts[gt] != counts[lq]:
+    are_folders = gt.is_dir() and lq.is_dir()
+    if are_folders and counts[gt] != counts[lq]:
         raise InputError(
             f"{name}: {gt} has {counts[gt]} frames and {lq} has {counts[lq]}; "
             "they must have the same frames"

@@ -12,6 +12,7 @@ import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 __all__ = ["COLORS", "Axis", "Line", "Point", "line_plot", "line_sample", "point_plot"]
@@ -303,9 +304,9 @@ def _name_positions(
 def _is_inside(box: Box) -> bool:
     """Return whether a name is in the plot area, or in the margin at its right."""
     left, top, right, bottom = box
-    inside_x = left >= _LEFT + 2 and right <= WIDTH - 2
-    inside_y = top >= 0 and bottom <= _BOTTOM
-    return inside_x and inside_y
+    is_inside_x = _LEFT + 2 <= left <= right <= WIDTH - 2
+    is_inside_y = 0 <= top <= bottom <= _BOTTOM
+    return is_inside_x and is_inside_y
 
 
 def _overlap(a: Box, b: Box) -> bool:
@@ -440,13 +441,16 @@ def _log_ticks(low: float, high: float) -> list[float]:
         low: Decimal logarithm of the smallest value.
         high: Decimal logarithm of the largest value.
     """
-    factors = (1,) if high - low > 3 else (1, 2, 5)
+    factors = (1, 2, 5)
+    is_long = high - low > 3
+    if is_long:
+        factors = (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1)
     ticks: list[float] = []
-    for power in range(math.floor(low), math.ceil(high) + 1):
-        for factor in factors:
-            tick = factor * 10.0**power
-            if low <= math.log10(tick) <= high:
-                ticks.append(tick)
+    for power, factor in product(powers, factors):
+        tick = factor * 10.0**power
+        if low <= math.log10(tick) <= high:
+            ticks.append(tick)
     return ticks
 
 

@@ -309,9 +309,10 @@ def _rows_with_figures(
     if ablations:
         kinds.add("ablation")
     for table in TABLES:
-        if table.kind in kinds:
-            for row in table.rows:
-                yield table, row
+        if table.kind not in kinds:
+            continue
+        for row in table.rows:
+            yield table, row
 
 
 def _row_costs(table: PublishedTable, row: PublishedRow) -> dict[str, float]:

@@ -392,10 +392,15 @@ def _frame_score(
         if model.model == side:
             clip = _find_clip(model, clip_name)
             values = clip.per_frame[metric]
-            # The protocol may not score the frame, and a metric may have no value for it.
             index = frame - clip.first_frame
-            if 0 <= index < len(values) and not math.isnan(values[index]):
-                return f"<small>{metric_text(metric, values[index])}</small>"
+            # The protocol does not score this frame.
+            if not 0 <= index < len(values):
+                return ""
+            value = values[index]
+            # The metric has no value for this frame.
+            if math.isnan(value):
+                return ""
+            return f"<small>{metric_text(metric, value)}</small>"
     return ""
 
 

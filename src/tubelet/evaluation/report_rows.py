@@ -150,10 +150,12 @@ def best_values(
     """Find the best score of each metric; a metric without scores is absent."""
     best: dict[str, float] = {}
     for metric in metrics:
-        values = [row.values.get(metric, math.nan) for row in rows]
-        value = best_value(metric, values)
-        if value is not None:
-            best[metric] = value
+        values: list[float] = []
+        for row in rows:
+            values.append(row.values.get(metric, math.nan))
+        best_of_metric = best_value(metric, values)
+        if best_of_metric is not None:
+            best[metric] = best_of_metric
     return best
 
 
@@ -190,7 +192,9 @@ def metric_text(metric: str, value: float | None) -> str:
         return _NO_VALUE
     if math.isinf(value):
         return "∞"
-    decimals = 2 if metric_info(metric).unit == "dB" else 4
+    decimals = 4
+    if metric_info(metric).unit == "dB":
+        decimals = 2
     return f"{value:.{decimals}f}"
 
 

@@ -53,9 +53,11 @@ class Reference:
         frame = f"{self._name}, frame {self._num_frames}"
         if sr.ndim != 3 or sr.shape[0] != 3:
             raise InputError(f"{frame} is {tuple(sr.shape)}; it must be (3, H, W)")
-        if gt is None and (self._required or self._has_reference):
-            raise InputError(f"{frame} has no reference, and {self._name} compares with one")
-        if gt is not None and gt.shape != sr.shape:
+        if gt is None:
+            # A clip has a reference for every frame, or for none.
+            if self._required or self._has_reference:
+                raise InputError(f"{frame} has no reference, and {self._name} compares with one")
+        elif gt.shape != sr.shape:
             raise InputError(
                 f"{frame} is {_format_size(sr)} but its reference is {_format_size(gt)}; "
                 "they must have the same size"

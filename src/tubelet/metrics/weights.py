@@ -66,9 +66,11 @@ def _explicit(
     any_name: bool,
 ) -> Path:
     """Find a file at the user's path: the path itself, or the published name in its folder."""
-    if explicit.is_file() and (any_name or explicit.name == file.name):
-        return explicit
-    folder = explicit.parent if explicit.is_file() else explicit
+    folder = explicit
+    if explicit.is_file():
+        if any_name or explicit.name == file.name:
+            return explicit
+        folder = explicit.parent
     path = folder / file.name
     if not path.is_file():
         raise ResourceError(
