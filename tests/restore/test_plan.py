@@ -98,7 +98,7 @@ def test_text_that_is_no_plan_is_refused_in_one_line():
         ("frame", {"window": {"frames": 5, "overlap": 1}}, "does not fit a 'frame' model"),
         ("scene", {"window": None}, "does not fit a 'clip' model"),
         ("scene", {"window": {"frames": 4, "overlap": 4}}, "must have 0 ≤ overlap < frames"),
-        ("scene", {"features": {}}, "features are for models"),
+        ("scene", {"features": {}}, "features is for models"),
     ],
 )
 def test_a_plan_whose_values_contradict_each_other_is_refused(kind, changes, words):
