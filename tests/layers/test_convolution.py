@@ -131,13 +131,13 @@ def test_a_sum_can_have_hooks_of_gradients() -> None:
 def _watch_columns(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Collect the results of Winograd's algorithm."""
     results = list[Tensor]()
-    columns = convolution.convolve_columns
+    columns = convolution.winograd_conv3x3
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
         results.append(columns(*args, **kwargs))
         return results[-1]
 
-    monkeypatch.setattr(convolution, "convolve_columns", watched)
+    monkeypatch.setattr(convolution, "winograd_conv3x3", watched)
     return results
 
 

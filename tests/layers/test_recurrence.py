@@ -85,9 +85,9 @@ def test_frames_are_numbered_from_the_first_of_the_clip() -> None:
 
 
 def test_an_edge_without_frames_can_be_inside_the_video() -> None:
-    assert Edge().is_video_end
-    assert Edge(frame_index=-1).is_video_end
-    assert not Edge(frame_index=0).is_video_end
+    assert Edge().is_video_boundary
+    assert Edge(frame_index=-1).is_video_boundary
+    assert not Edge(frame_index=0).is_video_boundary
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from tubelet.layers import winograd
-from tubelet.layers.winograd import Region, TransformCache, convolve_columns
+from tubelet.layers.winograd import Region, TransformCache, winograd_conv3x3
 
 
-def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
+def _conv1x3(x: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
     y = functional.conv2d(x, weight, bias, padding=(0, 1))
     return y if total is None else total.add_(y)
 
 
 def _convolve(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return convolve_columns(
-        parts, weight, bias, convolve_rows=_convolve_rows, finish=lambda _, __: None
-    )
+    return winograd_conv3x3(parts, weight, bias, conv1x3=_conv1x3, epilogue=lambda _, __: None)
 
 
 def _draw(*shape: int) -> Tensor:
@@ -60,11 +58,11 @@ def test_strips_are_finished_once_and_in_their_place(
     other = _draw(2, 4, height, 4)
     regions = list[Region]()
 
-    def finish(y: Tensor, region: Region) -> None:
+    def epilogue(y: Tensor, region: Region) -> None:
         y.add_(other[region])
         regions.append(region)
 
-    y = convolve_columns([x], weight, None, convolve_rows=_convolve_rows, finish=finish)
+    y = winograd_conv3x3([x], weight, None, conv1x3=_conv1x3, epilogue=epilogue)
     torch.testing.assert_close(
         y, functional.conv2d(x, weight, padding=1) + other, rtol=0, atol=1e-12
     )
@@ -93,12 +91,12 @@ def test_transforms_are_computed_once_for_all_that_share_a_cache(
     for _ in range(3):
         weight = torch.randn(4, 4 * len(parts), 3, 3).double()
         expected = functional.conv2d(torch.cat(parts, 1), weight, padding=1)
-        y = convolve_columns(
+        y = winograd_conv3x3(
             parts,
             weight,
             None,
-            convolve_rows=_convolve_rows,
-            finish=lambda _, __: None,
+            conv1x3=_conv1x3,
+            epilogue=lambda _, __: None,
             cache=cache,
         )
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)

@@ -230,7 +230,7 @@ def whole(name: str) -> tuple[nn.Module, Tensor, Tensor, dict[tuple[str, int], T
     case, recorder = CASES[name], Recorder()
     network, video = build(case), video_of(case)
     with torch.no_grad():
-        sr = restore(case, network, video, seen=recorder)
+        sr = restore(case, network, video, on_state=recorder)
     return network, video, sr, recorder.states
 
 
@@ -265,7 +265,7 @@ def test_a_clip_records_the_states_of_the_film(name: str) -> None:
     recorder = Recorder()
     with torch.no_grad():
         for _ in network.propagate(
-            video[:, start:stop], before=before, after=after, seen=recorder, **case.options()
+            video[:, start:stop], before=before, after=after, on_state=recorder, **case.options()
         ):
             pass
     first = (1 + case.between) * start
@@ -285,7 +285,7 @@ def test_in_single_precision_and_channels_last(name: str) -> None:
     video = video_of(case).float().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     recorder = Recorder()
     with torch.no_grad():
-        sr = restore(case, network, video, seen=recorder)
+        sr = restore(case, network, video, on_state=recorder)
         for start, stop in [(0, 2), (2, case.num_frames), (1, 2)]:
             before, after = edges_of(case, video, recorder.states, start, stop)
             part = restore(case, network, video[:, start:stop], before=before, after=after)
@@ -323,7 +323,7 @@ def test_gradients_are_those_of_the_film_cut_at_the_edges(name: str, frozen: boo
     for start, stop in spans:
         inside = moments_of(case, start, stop)
         recorder = Recorder(cut_outside=inside)
-        full = restore(case, network, video, seen=recorder)[:, inside]
+        full = restore(case, network, video, on_state=recorder)[:, inside]
         expected = parameter_gradients(network, full, start)
         before, after = edges_of(case, video, recorder.states, start, stop)
         part = network(video[:, start:stop], before, after, **case.options())
@@ -415,7 +415,7 @@ def test_a_film_in_windows_goes_on_from_what_was_given_out() -> None:
             recorder, stop = Recorder(), min(start + 3, case.num_frames)
             after = Edge() if stop == case.num_frames else Edge(frame_index=stop)
             stream = network.restore(
-                video[:, start:stop], before=before, after=after, seen=recorder, store=store
+                video[:, start:stop], before=before, after=after, on_state=recorder, store=store
             )  # type: ignore[operator]
             out += [next(stream), next(stream)]
             stream.close()

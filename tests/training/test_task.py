@@ -271,7 +271,7 @@ def states_of(model: BasicVSR, lq: Tensor) -> dict[tuple[str, int], Tensor]:
         states[sweep, t] = state
 
     model.eval()
-    for _ in model.propagate(lq, seen=keep):
+    for _ in model.propagate(lq, on_state=keep):
         pass
     model.train()
     return states

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers.inference import SwitchableLayer, without_gradient
-from tubelet.layers.winograd import Finish, Region, TransformCache, convolve_columns
+from tubelet.layers.winograd import Region, StripEpilogue, TransformCache, winograd_conv3x3
 
 __all__ = ["Activation", "ConvAct", "ConvAdd", "ConvCat", "LeakyReLU", "UpsampleConv"]
 
@@ -162,14 +162,14 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
     ) -> Tensor:
         """Convolve the concatenation of `inputs` by Winograd's algorithm, then activate."""
 
-        def finish(y: Tensor, region: Region) -> None:
+        def epilogue(y: Tensor, region: Region) -> None:
             _activate(y, self.act)
 
-        return _convolve_columns(
+        return _winograd_conv3x3(
             inputs,
             weight,
             bias,
-            finish,
+            epilogue,
             cache,
         )
 
@@ -251,10 +251,10 @@ class ConvAdd(_FusedConv):
                 self._padding_px,
             )
 
-        def finish(y: Tensor, region: Region) -> None:
+        def epilogue(y: Tensor, region: Region) -> None:
             y.add_(other[region])
 
-        return _convolve_columns([x], weight, bias, finish)
+        return _winograd_conv3x3([x], weight, bias, epilogue)
 
 
 class ConvCat(_FusedConv):
@@ -352,25 +352,25 @@ def _activate(y: Tensor, act: Activation) -> Tensor:
     return functional.relu_(y) if act == "relu" else y
 
 
-def _convolve_columns(
+def _winograd_conv3x3(
     inputs: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
-    finish: Finish,
+    epilogue: StripEpilogue,
     cache: TransformCache | None = None,
 ) -> Tensor:
     """Convolve by Winograd's algorithm, with oneDNN for its 1×3 convolutions."""
-    return convolve_columns(
+    return winograd_conv3x3(
         inputs,
         weight,
         bias,
-        convolve_rows=_convolve_rows,
-        finish=finish,
+        conv1x3=_conv1x3,
+        epilogue=epilogue,
         cache=cache,
     )
 
 
-def _convolve_rows(
+def _conv1x3(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,

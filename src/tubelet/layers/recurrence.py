@@ -17,15 +17,15 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["Advance", "Edge", "Past", "Seen", "clip_frames", "sweep"]
+__all__ = ["Edge", "Past", "StateObserver", "StepFunction", "clip_frames", "sweep"]
 
 Past = tuple[Tensor, ...]
 """Last states of a sweep, nearest first; fewer than its order at the start of the video."""
 
-Advance = Callable[[int, Past], Tensor]
+StepFunction = Callable[[int, Past], Tensor]
 """One step of a sweep: maps the frame number and the past states to the state at this frame."""
 
-Seen = Callable[[str, int, Tensor], None]
+StateObserver = Callable[[str, int, Tensor], None]
 """Observer of a sweep: called with its name, the frame number and the new state (read only)."""
 
 
@@ -65,7 +65,7 @@ class Edge:
                 )
 
     @property
-    def is_video_end(self) -> bool:
+    def is_video_boundary(self) -> bool:
         """Whether the video has no frame beyond this end of the clip."""
         return self.frame_index < 0
 
@@ -76,8 +76,8 @@ def sweep(
     step: Literal[-1, 1],
     edge: Edge,
     order: int,
-    advance: Advance,
-    seen: Seen | None = None,
+    advance: StepFunction,
+    on_state: StateObserver | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Run over a clip in one direction.
 
@@ -89,7 +89,7 @@ def sweep(
         order: Number of last states that `advance` takes.
         advance: Computes the state at a frame. It recognizes the start of the video by the number
             of past states: none at the first frame, one at the second.
-        seen: Called with every new state, before the sweep yields it.
+        on_state: Called with every new state, before the sweep yields it.
 
     Yields:
         The frame number and its state.
@@ -97,8 +97,8 @@ def sweep(
     past = tuple(edge.hidden.get(name, ()))[:order]
     for t in range(num_frames)[::step]:
         state = advance(t, past)
-        if seen is not None:
-            seen(name, t, state)
+        if on_state is not None:
+            on_state(name, t, state)
         past = (state, *past)[:order]
         yield t, state
 

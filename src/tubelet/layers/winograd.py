@@ -32,12 +32,12 @@ from torch import Tensor
 from torch.nn import functional
 
 __all__ = [
-    "Finish",
+    "Conv1x3",
     "Region",
-    "RowConvolution",
+    "StripEpilogue",
     "TransformCache",
     "TransformedInput",
-    "convolve_columns",
+    "winograd_conv3x3",
 ]
 
 # Lines of the result that are computed together.
@@ -53,14 +53,14 @@ _G = (
     (0, 0, -1),
 )
 
-RowConvolution = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+Conv1x3 = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """x (1, C, h, W), weight (C', C, 1, 3), bias, and a total to add to in place, or None →
 conv(x), (1, C', h, W)."""
 
 Region = tuple[slice, slice, slice]
 """Images, channels and lines of (B, C, H, W), as an index."""
 
-Finish = Callable[[Tensor, Region], object]
+StripEpilogue = Callable[[Tensor, Region], object]
 """Changes a strip (1, C', h, W) of the result in place; the region is its index in the result."""
 
 TransformedInput = Iterable[tuple[int, Tensor]]
@@ -72,13 +72,13 @@ the number of the input, the image, the first line and the line after the last: 
 same tensor in all calls with this cache."""
 
 
-def convolve_columns(
+def winograd_conv3x3(
     inputs: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
     *,
-    convolve_rows: RowConvolution,
-    finish: Finish,
+    conv1x3: Conv1x3,
+    epilogue: StripEpilogue,
     cache: TransformCache | None = None,
 ) -> Tensor:
     """Convolve the concatenation of several tensors, padded by zeros to the same size.
@@ -87,8 +87,8 @@ def convolve_columns(
         inputs: (B, C₁, H, W), (B, C₂, H, W), …, channels last: the channels of the input, in order.
         weight: (C', C, 3, 3).
         bias: (C',).
-        convolve_rows: Computes the 1×3 convolutions.
-        finish: Called with every strip of the result while it is in the cache of the processor.
+        conv1x3: Computes the 1×3 convolutions.
+        epilogue: Called with every strip of the result while it is in the cache of the processor.
         cache: Transforms of earlier calls, to which those of these inputs are added; None stores
             none.
 
@@ -125,11 +125,11 @@ def convolve_columns(
             slice(None),
             slice(top, bottom),
         )
-        m = _multiply(transformed, kernels, bias, convolve_rows)
+        m = _multiply(transformed, kernels, bias, conv1x3)
         _output_transform(m, y[region])
-        # Freed before `finish`, which may allocate.
+        # Freed before `epilogue`, which may allocate.
         del m
-        finish(y[region], region)
+        epilogue(y[region], region)
     return y
 
 
@@ -224,7 +224,7 @@ def _multiply(
     transformed: Sequence[TransformedInput],
     kernels: Sequence[Sequence[Tensor]],
     bias: Tensor | None,
-    convolve_rows: RowConvolution,
+    conv1x3: Conv1x3,
 ) -> list[Tensor]:
     """Compute m, six tensors (1, C', ⌈h / 4⌉, W): sums over the inputs."""
     m: dict[int, Tensor] = {}
@@ -232,7 +232,7 @@ def _multiply(
         for p, t in transforms:
             # m₁ is in each line of y once: with the bias in it, each line gets the bias once.
             sum_bias = bias if p == 1 and i == 0 else None
-            m[p] = convolve_rows(t, kernels[p][i], sum_bias, m.get(p))
+            m[p] = conv1x3(t, kernels[p][i], sum_bias, m.get(p))
     return [m[p] for p in range(len(_G))]
 
 

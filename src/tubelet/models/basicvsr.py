@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
@@ -104,7 +104,7 @@ class BasicVSR(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
         """Restore a clip like `forward`, but yield each frame as soon as it is finished.
@@ -115,7 +115,7 @@ class BasicVSR(nn.Module):
                 start of the video.
             after: One frame after the clip and the state of the backward sweep at it; empty at the
                 end of the video.
-            seen: Callback for every state of both sweeps, (B, C, H, W).
+            on_state: Callback for every state of both sweeps, (B, C, H, W).
             store: Store for the features between the two sweeps.
 
         Yields:
@@ -125,7 +125,7 @@ class BasicVSR(nn.Module):
             lq,
             before=before,
             after=after,
-            seen=seen,
+            on_state=on_state,
             store=store,
         )
         for t, feats in clip_feats:
@@ -142,7 +142,7 @@ class BasicVSR(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """Propagate features in both directions (Sec. 3.1, Eqs. 2 to 5).
@@ -151,7 +151,7 @@ class BasicVSR(nn.Module):
             lq: See `restore`.
             before: See `restore`.
             after: See `restore`.
-            seen: See `restore`.
+            on_state: See `restore`.
             store: See `restore`.
 
         Yields:
@@ -179,7 +179,7 @@ class BasicVSR(nn.Module):
                 edge=after,
                 order=1,
                 advance=backward,
-                seen=seen,
+                on_state=on_state,
             ):
                 features.append(t, feat)
 
@@ -192,7 +192,7 @@ class BasicVSR(nn.Module):
                 edge=before,
                 order=1,
                 advance=forward,
-                seen=seen,
+                on_state=on_state,
             ):
                 yield t, [*features.pop(t), feat]
 

@@ -38,7 +38,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.deform import SecondOrderAlign
 from tubelet.layers.flows import ClipFlows
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
@@ -146,7 +146,7 @@ class BasicVSRPlusPlus(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
         """Restore a clip like `forward`, but yield each frame as soon as it is finished.
@@ -157,8 +157,8 @@ class BasicVSRPlusPlus(nn.Module):
                 near the start of the video.
             after: Two frames after the clip and the states of both backward sweeps at them; fewer
                 near the end of the video.
-            seen: Callback for every state of the four sweeps, (B, C, H, W), or (B, C, H/4, W/4) if
-                the input is "full".
+            on_state: Callback for every state of the four sweeps, (B, C, H, W), or
+                (B, C, H/4, W/4) if the input is "full".
             store: Store for the features and flows between the sweeps.
 
         Yields:
@@ -168,7 +168,7 @@ class BasicVSRPlusPlus(nn.Module):
             lq,
             before=before,
             after=after,
-            seen=seen,
+            on_state=on_state,
             store=store,
         )
         for t, feats in clip_feats:
@@ -182,7 +182,7 @@ class BasicVSRPlusPlus(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """Extract features and propagate them in four sweeps (Sec. 3.1).
@@ -191,7 +191,7 @@ class BasicVSRPlusPlus(nn.Module):
             lq: See `restore`.
             before: See `restore`.
             after: See `restore`.
-            seen: See `restore`.
+            on_state: See `restore`.
             store: See `restore`.
 
         Yields:
@@ -216,13 +216,13 @@ class BasicVSRPlusPlus(nn.Module):
             # Each sweep adds f_j(t) to the features of frame t in the store.
             for name in _SWEEPS[:-1]:
                 edge = after if name.startswith("backward") else before
-                for t, feats in self._sweep(name, num_frames, edge, flows, features.get, seen):
+                for t, feats in self._sweep(name, num_frames, edge, flows, features.get, on_state):
                     features.append(t, feats[-1])
                     # Only the store may hold features, so that it can move or free them.
                     del feats
 
             # The last sweep completes frames in order, and frees their features in the store.
-            yield from self._sweep(_SWEEPS[-1], num_frames, before, flows, features.pop, seen)
+            yield from self._sweep(_SWEEPS[-1], num_frames, before, flows, features.pop, on_state)
 
     def _downsample(self, frame: Tensor) -> Tensor:
         """Resize a frame to the size of the features, for the optical flow."""
@@ -239,7 +239,7 @@ class BasicVSRPlusPlus(nn.Module):
         edge: Edge,
         flows: ClipFlows,
         load: Callable[[int], list[Tensor]],
-        seen: Seen | None,
+        on_state: StateObserver | None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """Run sweep j over the clip (Eqs. 1 and 2).
 
@@ -249,7 +249,7 @@ class BasicVSRPlusPlus(nn.Module):
             edge: Frames and states before the first frame that the sweep visits.
             flows: Optical flow between the frames of the clip.
             load: Returns the features [g(t), f_1(t) … f_{j-1}(t)] of frame t.
-            seen: Callback for every state.
+            on_state: Callback for every state.
 
         Yields:
             The index t of each frame and its features [g(t), f_1(t) … f_j(t)].
@@ -280,7 +280,7 @@ class BasicVSRPlusPlus(nn.Module):
             edge=edge,
             order=2,
             advance=advance,
-            seen=seen,
+            on_state=on_state,
         ):
             yield t, [*feats, feat]
 

@@ -20,7 +20,7 @@ from typing import Protocol, cast
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.layers.recurrence import Edge, Seen
+from tubelet.layers.recurrence import Edge, StateObserver
 from tubelet.layers.store import FeatureStore
 from tubelet.models.architecture import Contract
 
@@ -126,7 +126,7 @@ class StreamingModel(Protocol):
         *,
         before: Edge = ...,
         after: Edge = ...,
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
         """Yield the frames of `forward` in order.
@@ -135,7 +135,7 @@ class StreamingModel(Protocol):
             lq: Low-quality clip, (B, T, 3, H, W).
             before: Frames and states before the clip; `Edge()` at the start of the video.
             after: Frames and states after the clip; `Edge()` at the end of the video.
-            seen: Callback for every new state, which can become part of a later edge.
+            on_state: Callback for every new state, which can become part of a later edge.
             store: Store for features between the sweeps, empty again afterwards; None creates one
                 with default limits.
 

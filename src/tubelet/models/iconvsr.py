@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
@@ -135,7 +135,7 @@ class IconVSR(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
         """Restore a clip like `forward`, but yield each frame as soon as it is finished.
@@ -147,8 +147,8 @@ class IconVSR(nn.Module):
                 frames are key frames depends only on its `frame_index`.
             after: The same after the clip, with the state of the backward sweep. If it is empty,
                 the last frame is a key frame.
-            seen: Callback for every state of both sweeps, (B, C, H', W'), where H' and W' are H and
-                W rounded up to multiples of 4.
+            on_state: Callback for every state of both sweeps, (B, C, H', W'), where H' and W' are
+                H and W rounded up to multiples of 4.
             store: Store for backward and refill features.
 
         Yields:
@@ -159,7 +159,7 @@ class IconVSR(nn.Module):
             lq,
             before=before,
             after=after,
-            seen=seen,
+            on_state=on_state,
             store=store,
         )
         for t, feats in clip_feats:
@@ -173,7 +173,7 @@ class IconVSR(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """Compute the features of key frames, then propagate in both directions.
@@ -182,7 +182,7 @@ class IconVSR(nn.Module):
             lq: See `restore`.
             before: See `restore`.
             after: See `restore`.
-            seen: See `restore`.
+            on_state: See `restore`.
             store: See `restore`.
 
         Yields:
@@ -194,7 +194,7 @@ class IconVSR(nn.Module):
             before.frame_index + 1,
             num_frames,
             stride=self.config.keyframe_stride,
-            ends_video=after.is_video_end,
+            ends_video=after.is_video_boundary,
         )
         with open_store(store) as features:
 
@@ -226,7 +226,7 @@ class IconVSR(nn.Module):
                 edge=after,
                 order=1,
                 advance=backward,
-                seen=seen,
+                on_state=on_state,
             ):
                 features.append(t, feat)
             for t, feat in sweep(
@@ -236,7 +236,7 @@ class IconVSR(nn.Module):
                 edge=before,
                 order=1,
                 advance=forward,
-                seen=seen,
+                on_state=on_state,
             ):
                 yield t, [feat]
 

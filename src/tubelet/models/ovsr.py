@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from tubelet.layers.convolution import ConvAct, ConvCat, LeakyReLU
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, Seen, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_min
@@ -215,7 +215,7 @@ class OVSR(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
         """Restore a clip like `forward`, but yield each frame as soon as it is finished.
@@ -226,7 +226,7 @@ class OVSR(nn.Module):
                 precursor; empty at the start of the video.
             after: One frame after the clip and the state at it of the precursor, global or local;
                 empty at the end of the video.
-            seen: Callback for every state of "precursor" and "successor", (B, C, H, W).
+            on_state: Callback for every state of "precursor" and "successor", (B, C, H, W).
             store: Store for the features of a global precursor; a local one is computed one frame
                 ahead of the successor.
 
@@ -237,7 +237,7 @@ class OVSR(nn.Module):
             lq,
             before=before,
             after=after,
-            seen=seen,
+            on_state=on_state,
             store=store,
         )
         for _, (present, hidden) in clip_feats:
@@ -251,7 +251,7 @@ class OVSR(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """Run the precursor and the successor.
@@ -260,7 +260,7 @@ class OVSR(nn.Module):
             lq: See `restore`.
             before: See `restore`.
             after: See `restore`.
-            seen: See `restore`.
+            on_state: See `restore`.
             store: See `restore`.
 
         Yields:
@@ -294,7 +294,7 @@ class OVSR(nn.Module):
                     edge=after,
                     order=1,
                     advance=precede,
-                    seen=seen,
+                    on_state=on_state,
                 ):
                     features.append(t, feat)
                 precursor_feats = (features.pop(t)[0] for t in range(num_frames))
@@ -307,7 +307,7 @@ class OVSR(nn.Module):
                     edge=before,
                     order=1,
                     advance=precede,
-                    seen=seen,
+                    on_state=on_state,
                 )
                 precursor_feats = (feat for _, feat in local_sweep)
             # p(T), if the video continues after the clip.
@@ -322,7 +322,7 @@ class OVSR(nn.Module):
                 edge=before,
                 order=1,
                 advance=succeed,
-                seen=seen,
+                on_state=on_state,
             ):
                 yield t, [present, feat]
 

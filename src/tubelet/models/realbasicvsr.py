@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Seen
+from tubelet.layers.recurrence import Edge, StateObserver
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.store import FeatureStore
 from tubelet.models import basicvsr
@@ -105,7 +105,7 @@ class RealBasicVSR(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
         cleanings: Tensor | None = None,
     ) -> Iterator[Tensor]:
@@ -117,7 +117,7 @@ class RealBasicVSR(nn.Module):
                 it; empty at the start of the video.
             after: One frame after the clip, not cleaned, and the state of the backward sweep at it;
                 empty at the end of the video.
-            seen: Callback for every state of both sweeps, (B, C, H, W).
+            on_state: Callback for every state of both sweeps, (B, C, H, W).
             store: Store for the features between the two sweeps.
             cleanings: Number of cleanings of each clip in the batch, (B,), at most 3. None decides
                 by the mean change of this clip, which can differ from that of the whole video.
@@ -130,7 +130,7 @@ class RealBasicVSR(nn.Module):
             lq,
             before=before,
             after=after,
-            seen=seen,
+            on_state=on_state,
             store=store,
         )
 
@@ -140,7 +140,7 @@ class RealBasicVSR(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
         cleanings: Tensor | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
@@ -150,7 +150,7 @@ class RealBasicVSR(nn.Module):
             lq: See `restore`.
             before: See `restore`.
             after: See `restore`.
-            seen: See `restore`.
+            on_state: See `restore`.
             store: See `restore`.
             cleanings: See `restore`.
 
@@ -162,7 +162,7 @@ class RealBasicVSR(nn.Module):
             lq,
             before=before,
             after=after,
-            seen=seen,
+            on_state=on_state,
             store=store,
         )
 

@@ -34,7 +34,7 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Seen
+from tubelet.layers.recurrence import Edge, StateObserver
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_min
@@ -234,7 +234,7 @@ class TMNet(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
         times: Times | None = None,
     ) -> Iterator[Tensor]:
@@ -250,7 +250,7 @@ class TMNet(nn.Module):
                 start of the video.
             after: One frame after the clip and the state of the sweep "backward"; empty at the end
                 of the video.
-            seen: Callback for the states of both sweeps at every moment, (B, 2C, H, W).
+            on_state: Callback for the states of both sweeps at every moment, (B, 2C, H, W).
             store: Store for the features of the clip before and after the comparison, and the
                 hidden states of one direction.
             times: Times of the new frames between two frames, in (0, 1) and increasing: (k,) for
@@ -263,7 +263,7 @@ class TMNet(nn.Module):
             lq,
             before=before,
             after=after,
-            seen=seen,
+            on_state=on_state,
             store=store,
             times=times,
         )
@@ -276,7 +276,7 @@ class TMNet(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
         times: Times | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
@@ -286,7 +286,7 @@ class TMNet(nn.Module):
             lq: See `restore`.
             before: See `restore`.
             after: See `restore`.
-            seen: See `restore`.
+            on_state: See `restore`.
             store: See `restore`.
             times: See `restore`.
 
@@ -307,7 +307,7 @@ class TMNet(nn.Module):
                 num_moments,
                 before=before,
                 after=after,
-                seen=seen,
+                on_state=on_state,
             )
             for t, feat in enumerate(fused):
                 yield t, [feat, *features.pop(("raw", t))]

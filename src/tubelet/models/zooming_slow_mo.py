@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, Seen, sweep
+from tubelet.layers.recurrence import Edge, Past, StateObserver, sweep
 from tubelet.layers.residual import ResidualBlock
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract
@@ -330,7 +330,7 @@ class BiDeformableConvLSTM(nn.Module):
         *,
         before: Edge,
         after: Edge,
-        seen: Seen | None,
+        on_state: StateObserver | None,
     ) -> Iterator[Tensor]:
         """Run over moments 0 … count - 1: the frames of the clip and those between them.
 
@@ -340,7 +340,7 @@ class BiDeformableConvLSTM(nn.Module):
             count: Number of moments.
             before: Edge with the state of the sweep "forward" at moment -1.
             after: Edge with the state of the sweep "backward" at moment `count`.
-            seen: Callback for every state of both sweeps, (B, 2C, H, W).
+            on_state: Callback for every state of both sweeps, (B, 2C, H, W).
 
         Yields:
             Fused features of each moment in order, (B, C, H, W).
@@ -362,7 +362,7 @@ class BiDeformableConvLSTM(nn.Module):
             edge=after,
             order=1,
             advance=backward,
-            seen=seen,
+            on_state=on_state,
         ):
             features.append(t, _hidden(state))
         for _, state in sweep(
@@ -372,7 +372,7 @@ class BiDeformableConvLSTM(nn.Module):
             edge=before,
             order=1,
             advance=forward,
-            seen=seen,
+            on_state=on_state,
         ):
             # `forward` has just set it.
             assert h_backward is not None
@@ -494,7 +494,7 @@ class ZoomingSlowMo(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
         """Restore a clip like `forward`, but yield each frame as soon as it is finished.
@@ -509,7 +509,7 @@ class ZoomingSlowMo(nn.Module):
                 start of the video.
             after: One frame after the clip and the state of the sweep "backward"; empty at the end
                 of the video.
-            seen: Callback for the states of both sweeps at every moment, (B, 2C, H, W).
+            on_state: Callback for the states of both sweeps at every moment, (B, 2C, H, W).
             store: Store for the features of the clip and the hidden states of one direction.
 
         Yields:
@@ -519,7 +519,7 @@ class ZoomingSlowMo(nn.Module):
             lq,
             before=before,
             after=after,
-            seen=seen,
+            on_state=on_state,
             store=store,
         )
         for _, (feat,) in clip_feats:
@@ -531,7 +531,7 @@ class ZoomingSlowMo(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
-        seen: Seen | None = None,
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """Extract and interpolate features, and propagate them in both directions.
@@ -540,7 +540,7 @@ class ZoomingSlowMo(nn.Module):
             lq: See `restore`.
             before: See `restore`.
             after: See `restore`.
-            seen: See `restore`.
+            on_state: See `restore`.
             store: See `restore`.
 
         Yields:
@@ -555,7 +555,7 @@ class ZoomingSlowMo(nn.Module):
                 num_moments,
                 before=before,
                 after=after,
-                seen=seen,
+                on_state=on_state,
             )
             for t, feat in enumerate(fused):
                 yield t, [feat]
