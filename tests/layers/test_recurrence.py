@@ -46,7 +46,7 @@ def test_a_sweep_starts_with_no_past_and_takes_the_nearest_states_first() -> Non
     assert _run(-1, 2, Edge()) == ([(2, []), (1, [12]), (0, [11, 12])], [(2, 12), (1, 11), (0, 10)])
 
 
-def test_a_sweep_goes_on_from_the_states_of_its_own_name() -> None:
+def test_a_sweep_continues_from_the_states_under_its_name() -> None:
     assert _run(1, 2, _edge(s=_states(3, 2), other=_states(7)))[0] == [
         (0, [3, 2]),
         (1, [10, 3]),
@@ -56,12 +56,12 @@ def test_a_sweep_goes_on_from_the_states_of_its_own_name() -> None:
     assert _run(1, 1, _edge(other=_states(7)))[0] == [(0, []), (1, [10]), (2, [11])]
 
 
-def test_states_beyond_the_order_are_left_alone() -> None:
+def test_states_beyond_the_order_are_not_used() -> None:
     assert _run(1, 1, _edge(s=_states(3, 2, 1)))[0] == [(0, [3]), (1, [10]), (2, [11])]
 
 
-def test_every_new_state_is_seen_before_it_comes_out() -> None:
-    seen: list[tuple[str, int, Tensor]] = []
+def test_the_observer_gets_every_new_state_before_it_is_yielded() -> None:
+    observed: list[tuple[str, int, Tensor]] = []
     for t, state in sweep(
         "s",
         3,
@@ -69,10 +69,10 @@ def test_every_new_state_is_seen_before_it_comes_out() -> None:
         Edge(),
         1,
         lambda t, _: torch.tensor(t),
-        lambda *new: seen.append(new),
+        lambda *new: observed.append(new),
     ):
-        assert seen[-1] == ("s", t, state)
-    assert [t for _, t, _ in seen] == [2, 1, 0]
+        assert observed[-1] == ("s", t, state)
+    assert [t for _, t, _ in observed] == [2, 1, 0]
 
 
 def test_frames_are_numbered_from_the_first_of_the_clip() -> None:
@@ -93,7 +93,7 @@ def test_an_edge_without_frames_can_be_inside_the_video() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"frames": (torch.zeros(1),)}, "needs the frame_index"),
+        ({"frames": (torch.zeros(1),)}, "needs frame_index"),
         (
             {"hidden": {"backward": _states(1)}, "frame_index": 3},
             "1 states of 'backward' has only 0 frames",
