@@ -107,6 +107,12 @@ def test_download_and_cache(
     }
 
 
+def test_an_unknown_action_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "downlod"]) == 2
+    expected = "tubelet: error: unknown action 'downlod'; did you mean download?\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize(
     ("ids", "code", "said"),
     [

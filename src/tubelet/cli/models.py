@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tubelet.cli.flags import flags_from, parse
 from tubelet.cli.progress import write_json
-from tubelet.errors import CheckpointError, RequestError
+from tubelet.errors import CheckpointError, RequestError, suggest
 
 if TYPE_CHECKING:
     from tubelet.zoo.checkpoint import OpenedCheckpoint
@@ -79,6 +79,8 @@ def main(args: Sequence[str]) -> int:
         flags_class, action = actions[name]
         flags = flags_from(flags_class, metavars=_METAVARS)
         return action(parse(flags, args[1:], verb=f"models {name}"))
+    if args and not args[0].startswith("-"):
+        raise RequestError(f"unknown action {args[0]!r}; {suggest(args[0], actions)}")
 
     command: ModelsFlags = parse(flags_from(ModelsFlags), args, verb="models", examples=_EXAMPLES)
     rows = _rows()
