@@ -1,4 +1,4 @@
-"""`tubelet bench` measures models and shows what papers say of them."""
+"""`tubelet bench` measures models and shows the figures of papers."""
 
 import json
 from dataclasses import replace
@@ -37,7 +37,7 @@ def cost(model: str, *, architecture: str = "Net", scale: int = 4) -> Cost:
     )
 
 
-def test_published_figures_stand_beside(capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_figures_are_in_a_second_table(capsys: pytest.CaptureFixture[str]) -> None:
     bench._print_published(
         Console(width=100), [cost("basicvsr-plus-plus-x4"), cost("fast-x4-real")]
     )
@@ -110,7 +110,7 @@ def test_errors_are_one_line(
     assert words in captured.err
 
 
-def test_what_runs_out_of_memory_is_told_and_the_rest_is_shown(
+def test_a_model_that_runs_out_of_memory_is_reported_and_the_others_are_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cost_module, "free_bytes", lambda _: 20_000_000)

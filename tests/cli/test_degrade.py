@@ -44,7 +44,7 @@ def test_a_folder_of_clips_and_a_image(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (("clip.mp4", "out.mkv"), 2, "give --preset, one of bi, bi-u8"),
         (("clip.mp4", "out.mkv", "--preset", "bx"), 2, "unknown degradation 'bx'"),
@@ -71,13 +71,13 @@ def test_errors_are_one_line(
     capsys: pytest.CaptureFixture[str],
     args: tuple,
     code: int,
-    told: str,
+    message: str,
 ):
     monkeypatch.chdir(clip.parent)
     Path("empty").mkdir()
     before = sorted(Path.cwd().rglob("*"))
     assert run(*args) == code
     written = capsys.readouterr().err
-    assert told in written
+    assert message in written
     assert written.count("\n") == 1
     assert sorted(Path.cwd().rglob("*")) == before

@@ -25,18 +25,20 @@ def test_demo_leaves_three_videos_and_a_page(
         with av.open(str(folder / name)) as container:
             assert len(container.streams.audio) == 1
             assert [(f.width, f.height) for f in container.decode(video=0)] == [size] * 8
-    said = capsys.readouterr().out
-    assert "street.compare.html" in said
-    assert "PSNR of luma" in said
+    output = capsys.readouterr().out
+    assert "street.compare.html" in output
+    assert "PSNR of luma" in output
 
 
 @pytest.mark.parametrize("frames", ["3", "1001"])
-def test_a_length_that_makes_no_sense(frames: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_length_out_of_range(frames: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--frames", frames]) == 2
     assert f"frames={frames}" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert main(["demo", str(tmp_path / "file" / "show")]) == 2
     assert "cannot create the folder" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`tubelet doctor` says what there is and what is missing."""
+"""`tubelet doctor` reports the state of the machine, and missing parts."""
 
 import json
 from collections.abc import Iterator

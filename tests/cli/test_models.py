@@ -49,18 +49,18 @@ def test_json_counts_parameters(capsys: pytest.CaptureFixture[str]) -> None:
         assert rows[spec.id]["parameters"] == sum(p.numel() for p in spec.build().parameters())
 
 
-def test_identify_tells_what_a_checkpoint_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_identify_prints_architecture_and_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     path = str(WEIGHTS / "fast-x4-real.safetensors")
     assert main(["models", "identify", path]) == 0
-    said = capsys.readouterr().out
-    assert f"{path}: FastVSR ×4, 53.6 k parameters" in said
-    assert "kind=online, lookahead=1" in said
-    assert "num_blocks=4" in said
+    output = capsys.readouterr().out
+    assert f"{path}: FastVSR ×4, 53.6 k parameters" in output
+    assert "kind=online, lookahead=1" in output
+    assert "num_blocks=4" in output
     assert main(["models", "identify", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["recurrent_kernel_px"] == 3
 
 
-def test_the_table_says_what_is_here_and_what_is_fetched(
+def test_the_table_shows_which_weights_are_here_and_which_are_downloaded(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -114,7 +114,7 @@ def test_an_unknown_action_suggests_the_nearest(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("ids", "code", "said"),
+    ("ids", "code", "output"),
     [
         ([], 2, "no model id is given"),
         (["edvrm"], 2, "did you mean edvr_m-reds"),
@@ -122,16 +122,16 @@ def test_an_unknown_action_suggests_the_nearest(capsys: pytest.CaptureFixture[st
         (["edsr_l-x4"], 4, "must be fetched by hand: from https://github.com/XPixelGroup/BasicSR"),
     ],
 )
-def test_what_cannot_be_downloaded(
-    ids: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+def test_models_that_cannot_be_downloaded(
+    ids: list[str], code: int, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["models", "download", *ids]) == code
     error = capsys.readouterr().err
-    assert said in error
+    assert output in error
     assert error.count("\n") == 1
 
 
-def test_identify_tells_the_layout_and_under_which_name_it_is_published(
+def test_identify_prints_the_layout_and_the_published_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = srvgg.SRVGGNetCompact(srvgg.SRVGGConfig(channels=4, num_blocks=1)).half()
@@ -146,13 +146,13 @@ def test_identify_tells_the_layout_and_under_which_name_it_is_published(
     )
     monkeypatch.setattr(zoo, "_published_by_id", lambda: {known.id: known})
     assert main(["models", "identify", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert "SRVGGNetCompact ×4" in said
-    assert "layout: recognized by names and shapes; in params_ema → module, all " in said
-    assert "published as: realesr-animevideov3" in said
+    output = capsys.readouterr().out
+    assert "SRVGGNetCompact ×4" in output
+    assert "layout: recognized by names and shapes; in params_ema → module, all " in output
+    assert "published as: realesr-animevideov3" in output
 
 
-def test_identify_says_what_comes_nearest(
+def test_identify_prints_the_nearest_architecture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = {
@@ -162,19 +162,17 @@ def test_identify_says_what_comes_nearest(
     }
     torch.save(state, tmp_path / "a.pth")
     assert main(["models", "identify", str(tmp_path / "a.pth")]) == 3
-    said = capsys.readouterr()
-    assert said.out.startswith("nearest: ")
-    assert "unexpected: other" in said.out
-    assert "is of no architecture that Tubelet knows" in said.err
+    output = capsys.readouterr()
+    assert output.out.startswith("nearest: ")
+    assert "unexpected: other" in output.out
+    assert "is of no architecture that Tubelet knows" in output.err
     assert main(["models", "identify", str(tmp_path / "a.pth"), "--json"]) == 3
     facts = json.loads(capsys.readouterr().out)
     assert facts["tensors"] == 3
     assert facts["nearest"][0]["share"] > 0
 
 
-def test_identify_refuses_what_is_no_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_identify_refuses_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.pth").write_text("hello")
     assert main(["models", "identify", str(tmp_path / "a.pth")]) == 3
     assert capsys.readouterr().err.count("\n") == 1

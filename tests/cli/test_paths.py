@@ -30,6 +30,6 @@ def test_an_existing_file_is_only_replaced_where_that_is_allowed(tmp_path: Path)
         refuse_existing(path, overwrite=False, remedy="name another")
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="absent does not exist; create it first"):
         refuse_existing(tmp_path / "absent" / "a.png", overwrite=True)

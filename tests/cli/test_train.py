@@ -163,11 +163,11 @@ def supervised(*args: str) -> int:
 
 def test_supervised_trains_a_network_by_its_name(folder, capsys):
     assert supervised("--model", "rrn", "--data", "clips", *SMALL) == 0
-    said = capsys.readouterr().out
-    assert "rrn: RRN x4" in said
-    assert "Isobe et al., BMVC 2020" in said
-    assert "step 2/2  loss" in said
-    assert "tubelet upscale IN OUT --model runs/rrn/model.safetensors" in said
+    output = capsys.readouterr().out
+    assert "rrn: RRN x4" in output
+    assert "Isobe et al., BMVC 2020" in output
+    assert "step 2/2  loss" in output
+    assert "tubelet upscale IN OUT --model runs/rrn/model.safetensors" in output
     assert load_model("runs/rrn/model.safetensors").config.channels == 4
     assert supervised("--config=runs/rrn/config.yaml", "--out", "b", "--network.channels", "5") == 0
     assert load_model("b/model.safetensors").config.channels == 5
@@ -180,9 +180,9 @@ def test_supervised_trains_a_network_by_its_name(folder, capsys):
 
 def test_supervised_lists_its_networks(capsys):
     assert supervised("--help") == 0
-    said = capsys.readouterr().out
-    assert "basicvsr_pp      Chan et al., CVPR 2022" in said
-    assert "TDAN" in said
+    output = capsys.readouterr().out
+    assert "basicvsr_pp      Chan et al., CVPR 2022" in output
+    assert "TDAN" in output
 
 
 @pytest.mark.parametrize(

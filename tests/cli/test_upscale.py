@@ -1,4 +1,4 @@
-"""`tubelet upscale`: what is written, what is said, and every error with its exit code."""
+"""`tubelet upscale`: its outputs and messages, and every error with its exit code."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_json_events_go_to_the_standard_output(
     assert (events[-1]["frames"], events[-1]["width"], events[-1]["height"]) == (FRAMES, 256, 192)
 
 
-def test_json_tells_an_error_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_an_event_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["upscale", str(tmp_path / "no.mp4"), str(tmp_path / "o.mp4"), "--progress", "json"])
         == 3
@@ -141,7 +141,7 @@ def test_a_run_follows_the_plan_that_a_dry_run_printed(
         ('{"tile": 3}', "unknown key 'tile'"),
     ],
 )
-def test_a_plan_that_is_none_is_refused(
+def test_an_invalid_plan_is_refused(
     clip: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | None, words: str
 ) -> None:
     plan = tmp_path / "plan.json"
@@ -329,13 +329,13 @@ def test_an_input_that_is_no_video(
     assert names_in(tmp_path) == ["odd.mp4"]
 
 
-def test_audio_alone(audio: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_input_without_video(audio: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", str(audio), str(audio.with_name("out.mp4"))]) == 3
     assert "no video stream" in one_line(capsys)
     assert names_in(audio.parent) == [audio.name]
 
 
-def test_a_truncated_input_gives_what_can_be_decoded(
+def test_a_truncated_input_gives_the_frames_that_can_be_decoded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = make_video(tmp_path / "whole.mkv", frames=60)
@@ -355,7 +355,7 @@ def test_a_truncated_input_gives_what_can_be_decoded(
     assert names_in(tmp_path) == ["cut.mkv", "out.compare.html", "out.mp4", "whole.mkv"]
 
 
-def test_a_film_without_its_end_and_index(
+def test_a_video_without_its_end_and_index(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = make_video(tmp_path / "whole.mp4", frames=60)
@@ -517,7 +517,7 @@ def test_a_pipe_carries_the_video_and_nothing_else(clip: Path) -> None:
     assert [json.loads(line)["event"] for line in done.stderr.splitlines()][-1] == "end"
 
 
-def test_an_interrupt_while_the_pipe_says_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_while_the_pipe_is_idle(tmp_path: Path) -> None:
     video = make_video(tmp_path / "in.y4m", codec="rawvideo").read_bytes()
     program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [
