@@ -154,4 +154,4 @@ def test_the_recurrent_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(restored, model(clip[None])[0], atol=1e-5, rtol=0)
     names: dict[str, Any] = {}
     exec(test, names)
-    names["test_a_clip_inside_a_film"]()
+    names["test_a_clip_inside_a_video"]()
