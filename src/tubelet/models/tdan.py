@@ -1,19 +1,24 @@
-"""TDAN: neighbors aligned with the middle frame by deformable convolutions, without optical flow.
+"""TDAN aligns neighbors with the middle frame by deformable convolutions, without optical flow.
 
     encode, for each frame (B, 3, H, W) minus 0.5
       conv, ReLU ── residual blocks ── feat (B, C, H, W)
-    fuse, for 2r + 1 frames
-      x = conv [feat of the middle frame, feat of a neighbor]
-      x = deform_2(deform_1(x))             each with offsets predicted from its own input
-      x = deform_3(feat of the neighbor)    with offsets predicted from x
-      x = deform_4(x) ── conv ── aligned frame (B, 3, H, W)
-      the aligned neighbors and the middle frame, 3·(2r + 1) channels
+    fuse, for a window of T = 2r + 1 encoded frames
+      for each neighbor:
+        x = merge [feat of the middle frame, feat of the neighbor]
+        x = deform_2(deform_1(x))             each with offsets predicted from its own input
+        x = deform_3(feat of the neighbor)    with offsets predicted from x
+        x = deform_4(x) ── conv ── aligned frame (B, 3, H, W)
+      the aligned neighbors and the unchanged middle frame, in order of time, 3·T channels
         ── conv, ReLU ── residual blocks ── conv, shuffle ×2 ── conv, shuffle ×2 ── conv
         ── plus 0.5 ── sr (B, 1, 3, 4H, 4W)
 
-Published: 64 channels, 5 + 10 blocks, 5 frames (2.0 M parameters), by the authors and by MMagic.
-The authors' weights were trained with the original deformable convolution, which differs from
-today's within a pixel of the border. The two releases differ in names, but not in shapes.
+Unlike EDVR, each neighbor is aligned to an image, not to features, and no interpolated frame is
+added to the result.
+
+Published: 64 channels, 5 blocks before alignment and 10 after, 5 frames (2.0 M parameters), by the
+authors and by MMagic. The authors' weights were trained with the original deformable convolution,
+which differs from today's within a pixel of the border. The two releases differ in their names, in
+the border, and in modulation (`TDANConfig.deform`).
 
 Source: Tian et al., "TDAN: Temporally-Deformable Alignment Network for Video Super-Resolution",
 CVPR 2020, Secs. 3.2 to 3.4.
@@ -46,21 +51,26 @@ from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "TDAN", "TDANConfig"]
 
-Features = tuple[Tensor, ...]
-"""Result of `TDAN.encode` for one frame: the frame, its features, and those projected."""
+Encoding = tuple[Tensor, ...]
+"""Result of `TDAN.encode` for one frame, which all windows with this frame share.
+
+Three tensors: the frame minus the mean, (B, 3, H, W), its features, (B, C, H, W), and what they
+contribute to the alignment as a neighbor, (B, C, H, W).
+"""
 
 Release = Literal["authors", "mmagic"]
 
 _SCALE = 4
 # Both releases subtract it from the frames and add it to the result.
 _MEAN = 0.5
-# With random weights, changes further away move the output by less than 1e-5 of its standard
-# deviation.
+# Measured with random weights: changing the input more than 32 px from an output pixel changes that
+# pixel by less than 1e-5 of the standard deviation of the output. Trained offsets may reach
+# further.
 _HALO_PX = 32
-# Each group without modulation predicts dy and dx for each of 3×3 kernel taps.
+# For each group, `conv_offset` without modulation predicts dy and dx for each of the 3×3 taps.
 _PLAIN_OFFSET_CHANNELS = 18
-# Module name of the alignment: weights of one release cannot be loaded as those of the other, whose
-# shapes are the same.
+# Module name of the alignment. It differs so that weights of one release cannot be loaded as those
+# of the other, whose shapes can be the same.
 _ALIGNMENT: dict[Release, str] = {
     "authors": "alignment",
     "mmagic": "alignment_mmagic",
@@ -81,14 +91,16 @@ class TDANConfig:
     num_frames: int = 5
     """Number of frames in the window, including the middle one; odd."""
     groups: int = 8
-    """Offset groups of the deformable convolutions: groups of channels with their own offsets."""
+    """Offset groups of the deformable convolutions: groups of channels with their own offsets (not
+    the `groups` of `nn.Conv2d`)."""
     num_extract_blocks: int = 5
     """Number of residual blocks for each frame, before alignment."""
     num_reconstruct_blocks: int = 10
     """Number of residual blocks after alignment."""
     deform: Literal["plain", "modulated"] = "plain"
-    """Deformable convolutions: "plain" predicts only offsets; "modulated" also weights the samples
-    (not in the third) and adds a bias."""
+    """Kind of the deformable convolutions. "plain" (the authors): they predict only offsets, and
+    add no bias; "modulated" (MMagic): all but the third also predict a mask, which weights the
+    samples, and all add a bias."""
     release: Release = "authors"
     """Release whose parameter names the network has."""
     border: Border = "original"
@@ -108,6 +120,12 @@ class TDANConfig:
 
 class TemporalAlignment(nn.Module):
     """Compute the frame of a neighbor, aligned with the middle frame, from features (Sec. 3.3).
+
+    `ModulatedDeformConv(x, guide)` samples `x` at offsets that it predicts from `guide` itself.
+
+    `merge` takes [middle, neighbor], concatenated over channels. Being linear, it is the sum of a
+    part for each. The neighbor's part is the same in every window and is computed in `encode`; the
+    middle frame's part is the same for all neighbors and is computed once for each window.
 
     Args:
         config: Configuration of the network.
@@ -137,19 +155,19 @@ class TemporalAlignment(nn.Module):
         self.to_rgb = nn.Conv2d(c, 3, 3, padding=1)
 
     def project_middle(self, feat: Tensor) -> Tensor:
-        """Compute the contribution of the middle frame to `merge`, the same for all neighbors.
+        """Compute what the middle frame contributes to `merge`, the same for all neighbors.
 
         Args:
             feat: Features of the middle frame, (B, C, H, W).
 
         Returns:
-            Convolution with the first half of the weight, with the bias, (B, C, H, W).
+            Convolution with the first half of the weight, and the bias, (B, C, H, W).
         """
         weight = self.merge.weight[:, : feat.shape[1]]
         return functional.conv2d(feat, weight, self.merge.bias, padding=1)
 
     def project_neighbor(self, feat: Tensor) -> Tensor:
-        """Compute the contribution of a neighbor to `merge`, the same in all windows.
+        """Compute what a frame, as a neighbor, contributes to `merge`, the same in all windows.
 
         Args:
             feat: Features of the neighbor, (B, C, H, W).
@@ -160,29 +178,34 @@ class TemporalAlignment(nn.Module):
         weight = self.merge.weight[:, feat.shape[1] :]
         return functional.conv2d(feat, weight, padding=1)
 
-    def forward(self, feat: Tensor, projected: Tensor, middle: Tensor) -> Tensor:
-        """Align one neighbor.
+    def forward(
+        self,
+        feat: Tensor,
+        neighbor_projection: Tensor,
+        middle_projection: Tensor,
+    ) -> Tensor:
+        """Align one neighbor with the middle frame.
 
         Args:
             feat: Features of the neighbor, (B, C, H, W).
-            projected: Result of `project_neighbor`.
-            middle: Result of `project_middle`.
+            neighbor_projection: Result of `project_neighbor` for the neighbor.
+            middle_projection: Result of `project_middle` for the middle frame.
 
         Returns:
             Aligned frame minus the mean, (B, 3, H, W).
         """
-        # merge([middle, neighbor])
-        x = projected + middle
+        # merge [middle, neighbor]
+        x = neighbor_projection + middle_projection
         x = self.deform_1(x, x)
         x = self.deform_2(x, x)
-        # The features of the neighbor itself are sampled only here.
+        # Only here are the features of the neighbor itself sampled; before, x guides the offsets.
         x = self.deform_3(feat, x)
         x = self.deform_4(x, x)
         return self.to_rgb(x)
 
 
 class TDAN(nn.Module):
-    """Super-resolution ×4 from a window of frames; see the drawing at the top of this file.
+    """Super-resolution ×4 of the middle frame of a window; see the drawing at the top of this file.
 
     Args:
         config: Configuration of the network.
@@ -201,43 +224,43 @@ class TDAN(nn.Module):
         self.upconv2 = nn.Conv2d(c, 4 * c, 3, padding=1)
         self.conv_last = nn.Conv2d(c, 3, 3, padding=1, bias=False)
 
-    def encode(self, frame: Tensor) -> Features:
+    def encode(self, frame: Tensor) -> Encoding:
         """Compute the part that depends only on one frame, to share it between windows.
 
         Args:
             frame: Low-quality frame, (B, 3, H, W).
 
         Returns:
-            The frame minus the mean, (B, 3, H, W), its features, (B, C, H, W), and their
-            contribution to the alignment (see `TemporalAlignment.project_neighbor`).
+            Three tensors: the frame minus the mean, (B, 3, H, W), its features, (B, C, H, W), and
+            the result of `TemporalAlignment.project_neighbor`, (B, C, H, W).
         """
         frame = frame - _MEAN
         feat = functional.relu_(self.conv_first(frame))
         feat = self.feature_extraction(feat)
-        projected = self._alignment().project_neighbor(feat)
-        return frame, feat, projected
+        neighbor_projection = self._get_alignment().project_neighbor(feat)
+        return frame, feat, neighbor_projection
 
-    def align(self, window: Sequence[Features]) -> Tensor:
+    def align(self, window: Sequence[Encoding]) -> Tensor:
         """Align the frames of a window with the middle one.
 
         Args:
-            window: Results of `encode` for 2r + 1 frames.
+            window: Results of `encode` for T frames.
 
         Returns:
-            Aligned frames, RGB, (B, 2r + 1, 3, H, W).
+            Aligned frames, RGB, (B, T, 3, H, W); the middle one is unchanged.
         """
         return torch.stack(self._align(window), 1).add_(_MEAN)
 
-    def fuse(self, window: Sequence[Features]) -> Tensor:
+    def fuse(self, window: Sequence[Encoding]) -> Tensor:
         """Restore the middle frame of a window.
 
         Args:
-            window: Results of `encode` for 2r + 1 frames.
+            window: Results of `encode` for T frames.
 
         Returns:
-            Restored frame, (B, 3, 4H, 4W).
+            Restored frame, (B, 3, 4H, 4W), without a time axis: it is always one frame.
         """
-        # Reconstruction (Sec. 3.4).
+        # Reconstruction (Sec. 3.4) from all aligned frames, (B, 3·T, H, W).
         x = torch.cat(self._align(window), 1)
         x = functional.relu_(self.conv_fuse(x))
         x = self.reconstruction(x)
@@ -246,26 +269,27 @@ class TDAN(nn.Module):
         return self.conv_last(x).add_(_MEAN)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Restore the middle frame: (B, 2r + 1, 3, H, W) → (B, 1, 3, 4H, 4W)."""
+        """Restore the middle frame: (B, T, 3, H, W) → (B, 1, 3, 4H, 4W)."""
         window = [self.encode(frame) for frame in lq.unbind(1)]
         return self.fuse(window).unsqueeze(1)
 
-    def _align(self, window: Sequence[Features]) -> list[Tensor]:
-        """Align frames minus the mean; the middle one is unchanged."""
-        alignment = self._alignment()
+    def _align(self, window: Sequence[Encoding]) -> list[Tensor]:
+        """Align the frames of a window: T tensors (B, 3, H, W), minus the mean."""
+        alignment = self._get_alignment()
         middle_index = len(window) // 2
         _, middle_feat, _ = window[middle_index]
-        middle = alignment.project_middle(middle_feat)
+        middle_projection = alignment.project_middle(middle_feat)
 
         aligned: list[Tensor] = []
-        for t, (frame, feat, projected) in enumerate(window):
+        for t, (frame, feat, neighbor_projection) in enumerate(window):
             if t == middle_index:
                 aligned.append(frame)
             else:
-                aligned.append(alignment(feat, projected, middle))
+                aligned.append(alignment(feat, neighbor_projection, middle_projection))
         return aligned
 
-    def _alignment(self) -> TemporalAlignment:
+    def _get_alignment(self) -> TemporalAlignment:
+        """Return the alignment, whose module name depends on the release."""
         alignment = self.get_submodule(_ALIGNMENT[self.config.release])
         assert isinstance(alignment, TemporalAlignment)
         return alignment
@@ -275,6 +299,8 @@ def _blocks(channels: int, num_blocks: int) -> nn.Sequential:
     return nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
 
 
+# Rules apply in order, each to the result of the last. The authors number the alignment off2d_1 to
+# off2d_3, then off2d (offsets), and dconv_1, deconv_2, deconv_3, then dconv (convolutions).
 _AUTHORS: tuple[Rule, ...] = (
     (r"^residual_layer\.", "feature_extraction."),
     (r"^cr\.", "alignment.merge."),
@@ -290,6 +316,7 @@ _AUTHORS: tuple[Rule, ...] = (
     (r"^up\.0\.2\.", "upconv2."),
     (r"^up\.1\.", "conv_last."),
 )
+# MMagic (formerly MMEditing).
 _MMAGIC: tuple[Rule, ...] = (
     (r"^feat_extract\.0\.conv\.", "conv_first."),
     (r"^feat_extract\.1\.", "feature_extraction."),
@@ -343,7 +370,8 @@ def _infer(state: State) -> TDANConfig:
     alignment = _ALIGNMENT[release]
     # The convolution that fuses the aligned frames: (C, 3·T, 3, 3).
     channels, in_channels = state["conv_fuse.weight"].shape[:2]
-    # The third deformable convolution is never modulated, so its offsets have no weights with them.
+    # The third deformable convolution is never modulated, so `conv_offset` predicts no masks there.
+    # That of the first has as many channels only if it predicts no masks, either.
     plain_channels = state[f"{alignment}.deform_3.conv_offset.weight"].shape[0]
     is_plain = state[f"{alignment}.deform_1.conv_offset.weight"].shape[0] == plain_channels
     return TDANConfig(

@@ -1,11 +1,13 @@
-"""TOFlow: frames aligned by optical flow that is trained for the task, and fused.
+"""TOFlow aligns frames by optical flow that is trained for the task, and fuses them.
 
     encode, for each frame (B, 3, H, W)
       bicubic ×s, normalized ── halved three times ── (B, 3, sH, sW) … (B, 3, sH/8, sW/8)
-    fuse, for 2r + 1 frames
-      flow from the middle frame to each neighbor, coarse to fine: flow = 2 · up(flow);
-        flow += five convolutions [middle, warp(neighbor, flow), flow]
-      [warp(neighbor, flow) …] in order of time, 3·(2r + 1) channels
+    fuse, for a window of T = 2r + 1 encoded frames
+      flow from the middle frame to each neighbor; starts at 0, then from the coarsest to the finest
+      of the four levels:
+        flow = 2 · up(flow)                                            not at the coarsest
+        flow = flow + five convolutions [middle, warp(neighbor, flow), flow]
+      [warp(neighbor, flow), …, middle, …] in order of time, 3·T channels
         ── conv 9×9, ReLU ── conv 9×9, ReLU ── 1×1, ReLU ── 1×1 ──(+)── sr (B, 1, 3, sH, sW)
       middle frame ───────────────────────────────────────────────┘
 
@@ -39,16 +41,20 @@ from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "TOFlow", "TOFlowConfig"]
 
-Features = tuple[Tensor, ...]
-"""Pyramid of one frame: enlarged and normalized, then halved three times; the largest first."""
+Encoding = tuple[Tensor, ...]
+"""Result of `TOFlow.encode` for one frame, which all windows with this frame share.
+
+A pyramid of the enlarged and normalized frame, the largest level first: (B, 3, sH, sW),
+(B, 3, sH/2, sW/2), (B, 3, sH/4, sW/4), (B, 3, sH/8, sW/8).
+"""
 
 _NUM_LEVELS = 4
 # Channels of the flow network: middle frame, warped neighbor and flow in; flow out.
 _FLOW_CHANNELS = (3 + 3 + 2, 32, 64, 32, 16, 2)
 _NUM_FLOW_CONVS = len(_FLOW_CHANNELS) - 1
-# Of the fusing convolutions.
+# Channels of the convolutions that fuse the frames.
 _CHANNELS = 64
-# Of ImageNet, R, G, B.
+# Mean and standard deviation of ImageNet: R, G, B.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -74,7 +80,9 @@ class TOFlowConfig:
 
 
 class ConvNorm(nn.Module):
-    """Convolution 7×7, batch normalization, ReLU.
+    """Convolution 7×7, batch normalization and ReLU.
+
+    In inference, the convolution includes the normalization.
 
     Args:
         in_channels: Number of channels of the input.
@@ -103,7 +111,7 @@ class ConvNorm(nn.Module):
 
 
 class FlowLevel(nn.Module):
-    """Flow network of one level: computes the residual of the flow."""
+    """Flow network of one level: computes a correction of the flow from the coarser level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +122,7 @@ class FlowLevel(nn.Module):
         self.last = nn.Conv2d(_FLOW_CHANNELS[-2], _FLOW_CHANNELS[-1], 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [middle frame, warped neighbor, flow] (B, 8, h, w) to a flow (B, 2, h, w)."""
+        """Map [middle, warped neighbor, flow] to a correction: (B, 8, h, w) → (B, 2, h, w)."""
         return self.last(self.convs(x))
 
 
@@ -140,14 +148,14 @@ class TOFlow(nn.Module):
         self.conv_3 = nn.Conv2d(_CHANNELS, _CHANNELS, 1)
         self.conv_4 = nn.Conv2d(_CHANNELS, 3, 1)
 
-    def encode(self, frame: Tensor) -> Features:
+    def encode(self, frame: Tensor) -> Encoding:
         """Enlarge and normalize a frame, and build its pyramid, to share it between windows.
 
         Args:
             frame: Low-quality frame, (B, 3, H, W); sH and sW are multiples of 8.
 
         Returns:
-            Pyramid (B, 3, sH, sW) … (B, 3, sH/8, sW/8), normalized.
+            Four tensors: the normalized pyramid (B, 3, sH, sW) … (B, 3, sH/8, sW/8).
         """
         if self.config.scale != 1:
             frame = imresize(frame, self.config.scale)
@@ -156,7 +164,7 @@ class TOFlow(nn.Module):
             levels.append(functional.avg_pool2d(levels[-1], 2))
         return tuple(levels)
 
-    def estimate_flow(self, middle: Features, neighbor: Features) -> Tensor:
+    def estimate_flow(self, middle: Encoding, neighbor: Encoding) -> Tensor:
         """Estimate the optical flow from the middle frame to a neighbor.
 
         Args:
@@ -170,7 +178,7 @@ class TOFlow(nn.Module):
         flow = torch.zeros_like(middle[-1][:, :2])
         warped = neighbor[-1]
         for i, level in enumerate(self.flow):
-            # Levels of the pyramid go from fine to coarse, those of the flow from coarse to fine.
+            # The pyramid is ordered from fine to coarse, the flow networks from coarse to fine.
             pyramid_index = _NUM_LEVELS - 1 - i
             if i > 0:
                 # Flow is in pixels, so it doubles with the size.
@@ -182,26 +190,28 @@ class TOFlow(nn.Module):
             flow = flow + level(x)
         return flow
 
-    def fuse(self, window: Sequence[Features]) -> Tensor:
+    def fuse(self, window: Sequence[Encoding]) -> Tensor:
         """Restore the middle frame of a window.
 
         Args:
-            window: Results of `encode` for 2r + 1 frames.
+            window: Results of `encode` for T frames.
 
         Returns:
-            Restored frame, (B, 3, sH, sW).
+            Restored frame, (B, 3, sH, sW), without a time axis: it is always one frame.
         """
+        # Only the largest level of each pyramid is warped and fused; the others serve the flow.
         middle_index = len(window) // 2
         middle = window[middle_index]
         aligned: list[Tensor] = []
-        for t, frame in enumerate(window):
+        for t, neighbor in enumerate(window):
             if t == middle_index:
                 aligned.append(middle[0])
             else:
-                aligned.append(backward_warp(frame[0], self.estimate_flow(middle, frame)))
+                aligned.append(backward_warp(neighbor[0], self.estimate_flow(middle, neighbor)))
         if self.config.order == "middle_first":
             aligned.insert(0, aligned.pop(middle_index))
 
+        # (B, 3·T, sH, sW)
         x = torch.cat(aligned, 1)
         x = functional.relu_(self.conv_1(x))
         x = functional.relu_(self.conv_2(x))
@@ -211,17 +221,17 @@ class TOFlow(nn.Module):
         return x.add_(middle[0]).mul(self.frame_std).add_(self.frame_mean)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Restore the middle frame: (B, 2r + 1, 3, H, W) → (B, 1, 3, sH, sW)."""
+        """Restore the middle frame: (B, T, 3, H, W) → (B, 1, 3, sH, sW)."""
         window = [self.encode(frame) for frame in lq.unbind(1)]
         return self.fuse(window).unsqueeze(1)
 
 
 def _flow_layer(level: str, index: int, layer: str) -> str:
-    """Return our name of a layer in the flow network.
+    """Return our name of a layer in the flow network, up to its last dot.
 
     Args:
-        level: Index of the level.
-        index: Index of the convolution.
+        level: Index of the level, from the coarsest.
+        index: Index of the convolution in its level.
         layer: "conv" or "bn"; the last convolution has no normalization.
     """
     if index == _NUM_FLOW_CONVS - 1:
@@ -240,13 +250,16 @@ def _from_basicsr(match: re.Match[str]) -> str:
     return _flow_layer(match[1], index, "conv" if position == 0 else "bn")
 
 
+# The groups are the indexes of the level and of the layer in it.
 _LEVEL = r"^spynet\.basic_module\.(\d)\.basic_module\.(\d+)\."
 _STATISTICS: Rule = (r"^(mean|std)$", r"frame_\1")
+# MMagic (formerly MMEditing).
 _MMAGIC: tuple[Rule, ...] = (
     (r"^conv([1-4])\.", r"conv_\1."),
     (_LEVEL + r"(conv|bn)\.", _from_mmagic),
     _STATISTICS,
 )
+# The last part of a name, such as "weight", stays.
 _BASICSR: tuple[Rule, ...] = ((_LEVEL + r"(?=\w+$)", _from_basicsr), _STATISTICS)
 
 
@@ -263,6 +276,7 @@ def _translate(state: State) -> dict[str, Tensor] | None:
         return None
     if is_mmagic:
         renamed = rename(state, _MMAGIC)
+        # Converted from the authors' Torch code, which fuses the middle frame first.
         renamed["conv_1.weight"] = _to_time_order(fusion_weight)
         return renamed
     if "spynet.basic_module.0.basic_module.1.running_var" in state:
@@ -282,6 +296,7 @@ def _to_time_order(weight: Tensor) -> Tensor:
 
 
 def _infer(state: State) -> TOFlowConfig:
+    # Names and shapes show neither the scale nor the order of the frames.
     return TOFlowConfig(num_frames=state["conv_1.weight"].shape[1] // 3)
 
 
@@ -289,8 +304,9 @@ def _contract(config: TOFlowConfig) -> Contract:
     # Frames are halved three times after they are enlarged.
     reduction = 2 ** (_NUM_LEVELS - 1)
     size_multiple = reduction // math.gcd(reduction, config.scale)
-    # Five convolutions 7×7 see 15 pixels of their level, so 15 · (8 + 4 + 2 + 1) pixels of the
-    # result in all; the fusion sees 8 more.
+    # In pixels of the result: five convolutions 7×7 see 15 pixels of their level on each side, so
+    # 15 · (8 + 4 + 2 + 1) in all four; the two convolutions 9×9 of the fusion see 8 more. Motion,
+    # by which the warp reaches further, is not included.
     reach_px = 15 * (2 * reduction - 1) + 8
     return Contract(
         scale=config.scale,
