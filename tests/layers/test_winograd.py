@@ -25,12 +25,12 @@ def _draw(*shape: int) -> Tensor:
 @pytest.mark.parametrize(
     "size", [(1, 12, 7), (3, 32, 9), (1, 1, 1), (2, 5, 3), (1, 6, 2), (2, 11, 4)]
 )
-@pytest.mark.parametrize("strip_bytes", [1, 4000, 2**20])
+@pytest.mark.parametrize("transform_bytes", [1, 4000, 2**20])
 def test_is_exact(
-    size: tuple[int, int, int], strip_bytes: int, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int, int], transform_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(winograd, "_STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(winograd, "_TRANSFORM_BYTES", transform_bytes)
     batch, height, width = size
     x = _draw(batch, 5, height, width)
     weight = torch.randn(4, 5, 3, 3).double()
@@ -52,7 +52,7 @@ def test_is_exact(
 def test_strips_are_finished_once_and_in_their_place(
     height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(winograd, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(winograd, "_TRANSFORM_BYTES", 1)
     x = _draw(2, 3, height, 4)
     weight = torch.randn(4, 3, 3, 3).double()
     other = _draw(2, 4, height, 4)
@@ -70,24 +70,24 @@ def test_strips_are_finished_once_and_in_their_place(
 
 
 @pytest.mark.parametrize("size", [(2, 9, 5), (1, 16, 6)])
-@pytest.mark.parametrize("strip_bytes", [1, 2**20])
+@pytest.mark.parametrize("transform_bytes", [1, 2**20])
 def test_transforms_are_computed_once_for_all_that_share_a_cache(
-    size: tuple[int, int, int], strip_bytes: int, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int, int], transform_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(winograd, "_STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(winograd, "_TRANSFORM_BYTES", transform_bytes)
     batch, height, width = size
     parts = [_draw(batch, 4, height, width)]
     cache: TransformCache = {}
     computed = list[int]()
-    input_transform = winograd._input_transform
+    transform_input = winograd._transform_input
 
     def counted(part: Tensor, top: int, bottom: int) -> Iterator[tuple[int, Tensor]]:
         # Reached when the first transform is requested.
         computed.append(top)
-        yield from input_transform(part, top, bottom)
+        yield from transform_input(part, top, bottom)
 
-    monkeypatch.setattr(winograd, "_input_transform", counted)
+    monkeypatch.setattr(winograd, "_transform_input", counted)
     for _ in range(3):
         weight = torch.randn(4, 4 * len(parts), 3, 3).double()
         expected = functional.conv2d(torch.cat(parts, 1), weight, padding=1)
@@ -101,5 +101,5 @@ def test_transforms_are_computed_once_for_all_that_share_a_cache(
         )
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
         parts.append(y)
-    strips = batch * (-(-height // 4) if strip_bytes == 1 else 1)
+    strips = batch * (-(-height // 4) if transform_bytes == 1 else 1)
     assert len(computed) == 3 * strips

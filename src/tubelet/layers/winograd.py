@@ -1,10 +1,11 @@
-"""3×3 convolution with half the multiplications: Winograd's F(4, 3) along the columns.
+"""3×3 convolution with half the multiplications: Winograd's F(4, 3) along the height.
 
-Four lines of the result depend on six of the input. They take six 1×3 convolutions instead of four
-times three:
+Four rows of the result depend on six rows d of the input and on three rows w of the kernel. They
+take six 1×3 convolutions (written * below, along the width) instead of four times three:
 
-    t = Bᵀ d          input transform: six combinations of the six input lines d
-    mₚ = tₚ * uₚ      a 1×3 convolution of each, p = 0 … 5, with u = G w
+    t = Bᵀ d          input transform: six combinations of the six input rows
+    u = G w           weight transform: six combinations of the three kernel rows
+    mₚ = tₚ * uₚ      a 1×3 convolution each, p = 0 … 5, summed over the input channels
     y = Aᵀ m          output transform: four combinations of the six results
 
          4  0 −5  0  1  0           1/4     0    0           1  1  1  1  1  0
@@ -14,10 +15,17 @@ times three:
          0  2 −1 −2  1  0          1/24 −1/12  1/6
          0 −4  0  5  0 −1             0     0   −1
 
-The transforms are passes over memory and cost a part of the time that the multiplications save;
-strips of lines keep them within the cache. Along both axes there would be a quarter of the
-multiplications, and more additions than that is worth. Errors are some three times those of the
-direct sum, around 1e-5 of the values; an infinite or undefined value spreads over its four lines.
+The last rows of Bᵀ and G have the opposite signs of the paper's, which cancel.
+
+A group is four adjacent rows of the result, beginning at row 0, 4, 8, … A strip is one or more
+adjacent groups of one image. The transforms are passes over memory and cost a part of the time that
+the multiplications save; computing strip by strip keeps them within the CPU cache. F(4×4, 3×3),
+along both axes, would need a quarter of the multiplications, but its extra additions cost more than
+that saves.
+
+The functions are for inference on CPUs: they work in place and compute no gradients. In float32,
+rounding errors are about 1e-5 of the largest output, about three times those of direct convolution;
+an infinity or NaN in the input spreads over all four rows of its group.
 
 Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, Sec. 4.
 """
@@ -40,10 +48,10 @@ __all__ = [
     "winograd_conv3x3",
 ]
 
-# Lines of the result that are computed together.
-_GROUP = 4
-# Size of one of the six transforms for each thread: about the cache of a core.
-_STRIP_BYTES = 2**20
+_GROUP_ROWS = 4
+# Target size of one of the six transforms of a strip, for each thread: about the L2 cache of a CPU
+# core.
+_TRANSFORM_BYTES = 2**20
 _G = (
     (1 / 4, 0, 0),
     (-1 / 6, -1 / 6, -1 / 6),
@@ -54,22 +62,37 @@ _G = (
 )
 
 Conv1x3 = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
-"""x (1, C, h, W), weight (C', C, 1, 3), bias, and a total to add to in place, or None →
-conv(x), (1, C', h, W)."""
+"""Maps x (1, C, h, W), weight (C', C, 1, 3), bias or None, and total or None to conv(x),
+(1, C', h, W).
+
+The convolution runs along the width, with one zero column of padding on each side. If there is a
+total, (1, C', h, W), the result is added to it in place, and the total is returned. The caller may
+overwrite the returned tensor.
+"""
 
 Region = tuple[slice, slice, slice]
-"""Images, channels and lines of (B, C, H, W), as an index."""
+"""Images, channels and rows of (B, C, H, W), as an index."""
 
 StripEpilogue = Callable[[Tensor, Region], object]
-"""Changes a strip (1, C', h, W) of the result in place; the region is its index in the result."""
+"""Applies a final operation, such as an activation, in place to a finished strip (1, C', h, W).
+
+The region is the index of the strip in the result, to select the same part of another tensor.
+"""
 
 TransformedInput = Iterable[tuple[int, Tensor]]
-"""Each p and tₚ (1, C, ⌈h / 4⌉, W) of some lines of a tensor."""
+"""Pairs of p and tₚ, (1, C, ⌈h / 4⌉, W), of h rows of a tensor, in any order of p.
 
-TransformCache = dict[tuple[int, int, int, int], TransformedInput]
-"""Input transforms that several convolutions share, 1.5 times as large as their inputs. The key is
-the number of the input, the image, the first line and the line after the last: input i must be the
-same tensor in all calls with this cache."""
+It may be a generator, so iterate over it only once.
+"""
+
+TransformCache = dict[tuple[int, int, int, int], tuple[tuple[int, Tensor], ...]]
+"""Input transforms that several convolutions share.
+
+They are 1.5 times as large as the inputs: six transforms with a quarter of the rows. The key is the
+number of the input, the image, the first row of the strip and the row after the last. It does not
+identify the tensor: input i must be the same, unmodified tensor in all calls with one cache. Calls
+share transforms only where they cut the image into the same strips.
+"""
 
 
 def winograd_conv3x3(
@@ -81,16 +104,17 @@ def winograd_conv3x3(
     epilogue: StripEpilogue,
     cache: TransformCache | None = None,
 ) -> Tensor:
-    """Convolve the concatenation of several tensors, padded by zeros to the same size.
+    """Compute a 3×3 convolution of tensors concatenated along the channels, without copying them.
+
+    Its stride is 1 and its zero padding 1.
 
     Args:
         inputs: (B, C₁, H, W), (B, C₂, H, W), …, channels last: the channels of the input, in order.
-        weight: (C', C, 3, 3).
-        bias: (C',).
+        weight: (C', C₁ + C₂ + …, 3, 3).
+        bias: (C',), or None.
         conv1x3: Computes the 1×3 convolutions.
-        epilogue: Called with every strip of the result while it is in the cache of the processor.
-        cache: Transforms of earlier calls, to which those of these inputs are added; None stores
-            none.
+        epilogue: Called with every finished strip of the result while it is in the CPU cache.
+        cache: Input transforms of earlier calls; those that it lacks are added. None stores none.
 
     Returns:
         (B, C', H, W), channels last.
@@ -104,13 +128,14 @@ def winograd_conv3x3(
     y = y.movedim(3, 1)
 
     max_channels = max(out_channels, *in_channels)
-    strip_lines = _count_strip_lines(width, max_channels, y.element_size())
-    for image, top in itertools.product(range(batch), range(0, height, strip_lines)):
-        bottom = min(top + strip_lines, height)
+    strip_rows = _count_strip_rows(width, max_channels, y.element_size())
+    for image, top in itertools.product(range(batch), range(0, height, strip_rows)):
+        bottom = min(top + strip_rows, height)
+        # Without a cache these are generators, which compute nothing yet.
         transformed: list[TransformedInput] = []
         for i in range(len(inputs)):
             transformed.append(
-                _transform(
+                _transform_input_cached(
                     inputs,
                     i,
                     image,
@@ -125,38 +150,40 @@ def winograd_conv3x3(
             slice(None),
             slice(top, bottom),
         )
-        m = _multiply(transformed, kernels, bias, conv1x3)
-        _output_transform(m, y[region])
+        m = _convolve_transforms(transformed, kernels, bias, conv1x3)
+        _transform_output(m, y[region])
         # Freed before `epilogue`, which may allocate.
         del m
         epilogue(y[region], region)
     return y
 
 
-def _count_strip_lines(width: int, channels: int, element_bytes: int) -> int:
-    """Return the number of lines of a strip, a multiple of the group."""
-    line_bytes = width * channels * element_bytes
-    num_groups = _STRIP_BYTES * torch.get_num_threads() // line_bytes
-    return _GROUP * max(1, num_groups)
+def _count_strip_rows(width: int, channels: int, element_bytes: int) -> int:
+    """Return the number of rows of a strip, a multiple of four."""
+    # A transform has one row for each group.
+    transform_row_bytes = width * channels * element_bytes
+    num_groups = _TRANSFORM_BYTES * torch.get_num_threads() // transform_row_bytes
+    return _GROUP_ROWS * max(1, num_groups)
 
 
 def _transform_weight(weight: Tensor, in_channels: Sequence[int]) -> list[list[Tensor]]:
     """Compute u = G w.
 
     Returns:
-        `kernels[p][i]` (C', Cᵢ, 1, 3), channels last: the kernel of transform p of input i.
+        `kernels[p][i]`, (C', Cᵢ, 1, 3), channels last: the part of uₚ that applies to input i.
     """
-    u = torch.einsum("pk,oikw->poiw", weight.new_tensor(_G), weight)[..., None, :]
+    # (6, C', C, 3) → (6, C', C, 1, 3)
+    u = torch.einsum("pk,ockw->pocw", weight.new_tensor(_G), weight)[..., None, :]
     kernels: list[list[Tensor]] = []
     for u_p in u:
-        by_input: list[Tensor] = []
+        kernel_by_input: list[Tensor] = []
         for kernel in torch.split(u_p, list(in_channels), 1):
-            by_input.append(kernel.contiguous(memory_format=torch.channels_last))
-        kernels.append(by_input)
+            kernel_by_input.append(kernel.contiguous(memory_format=torch.channels_last))
+        kernels.append(kernel_by_input)
     return kernels
 
 
-def _transform(
+def _transform_input_cached(
     inputs: Sequence[Tensor],
     i: int,
     image: int,
@@ -164,10 +191,10 @@ def _transform(
     bottom: int,
     cache: TransformCache | None,
 ) -> TransformedInput:
-    """Transform lines top to bottom of one image of input i, or take them from the cache."""
-    transforms = _input_transform(inputs[i][image : image + 1], top, bottom)
+    """Transform rows top to bottom of one image of input i, or reuse the cached transforms."""
+    transforms = _transform_input(inputs[i][image : image + 1], top, bottom)
     if cache is None:
-        # Lazily, so that only one of the six transforms is in memory.
+        # The generator itself, so that only one of the six transforms is in memory at a time.
         return transforms
     key = (i, image, top, bottom)
     if key not in cache:
@@ -175,72 +202,85 @@ def _transform(
     return cache[key]
 
 
-def _input_transform(x: Tensor, top: int, bottom: int) -> Iterator[tuple[int, Tensor]]:
-    """Compute t = Bᵀ d of lines top to bottom, one transform after the other.
+def _transform_input(x: Tensor, top: int, bottom: int) -> Iterator[tuple[int, Tensor]]:
+    """Compute t = Bᵀ d of rows top to bottom, one transform after the other.
 
-    The six input lines d0 … d5 of a group begin one line above it. Terms that two transforms have
-    in common are computed once, and in place where a buffer is free again.
+    d1 … d4 are the rows of a group, d0 is the row above it and d5 the row below it. Terms that two
+    transforms have in common are computed once, and in place where a buffer is free again.
+
+    Yields:
+        p and tₚ, (1, C, ⌈h / 4⌉, W), in the order 1, 2, 0, 3, 4, 5.
     """
-    lines = x[:, :, top:bottom]
-    missing = (top - bottom) % _GROUP
-    if missing:
-        lines = functional.pad(lines, (0, 0, 0, missing))
-    d1, d2, d3, d4 = _split_groups(lines)
+    rows = x[:, :, top:bottom]
+    num_padding = -rows.shape[2] % _GROUP_ROWS
+    if num_padding:
+        rows = functional.pad(rows, (0, 0, 0, num_padding))
+    d1, d2, d3, d4 = _rows_by_position(rows)
 
     # t1, t2 = (d4 − 4·d2) ± (d3 − 4·d1)
-    even = torch.sub(d4, d2, alpha=4)
-    odd = torch.sub(d3, d1, alpha=4)
-    yield 1, even + odd
-    yield 2, even.sub_(odd)
+    even_12 = torch.sub(d4, d2, alpha=4)
+    odd_12 = torch.sub(d3, d1, alpha=4)
+    yield 1, even_12 + odd_12
+    yield 2, even_12.sub_(odd_12)
+    # The caller is done with t2: free the buffers.
+    del even_12, odd_12
+
+    even_34 = d4 - d2
+    odd_34 = d3 - d1
 
     # t0 = 4·d0 − 5·d2 + d4
-    even = d4 - d2
-    odd = d3 - d1
-    t0 = torch.sub(even, d2, alpha=4)
+    t0 = torch.sub(even_34, d2, alpha=4)
     if top > 0:
-        t0.add_(x[:, :, top - 1 : bottom - 1 : _GROUP], alpha=4)
+        t0.add_(x[:, :, top - 1 : bottom - 1 : _GROUP_ROWS], alpha=4)
     else:
-        # Above the image is zero: d0 of the first group is left out; that of the others is d4 of
-        # the group above.
+        # The row above the image is zero, so the first group has no d0 term. The d0 of each other
+        # group is the d4 of the group above it.
         t0[:, :, 1:].add_(d4[:, :, :-1], alpha=4)
     yield 0, t0
 
     # t3, t4 = (d4 − d2) ± 2·(d3 − d1)
-    yield 3, torch.add(even, odd, alpha=2)
-    yield 4, even.sub_(odd, alpha=2)
+    yield 3, torch.add(even_34, odd_34, alpha=2)
+    yield 4, even_34.sub_(odd_34, alpha=2)
 
     # t5 = 4·(d3 − d1) + d3 − d5
-    t5 = odd.mul_(4).add_(d3)
+    t5 = odd_34.mul_(4).add_(d3)
     if bottom < x.shape[2]:
-        # The strip consists of full groups: only the last strip of an image can lack lines.
-        t5.sub_(x[:, :, top + _GROUP : bottom + _GROUP : _GROUP])
+        # All groups of this strip are complete: only the last strip of an image can lack rows.
+        t5.sub_(x[:, :, top + _GROUP_ROWS : bottom + _GROUP_ROWS : _GROUP_ROWS])
     else:
-        # Below the image is zero; d5 of the other groups is d1 of the group below.
+        # The row below the image is zero, so the last group has no d5 term. The d5 of each other
+        # group is the d1 of the group below it.
         t5[:, :, :-1].sub_(d1[:, :, 1:])
     yield 5, t5
 
 
-def _multiply(
+def _convolve_transforms(
     transformed: Sequence[TransformedInput],
     kernels: Sequence[Sequence[Tensor]],
     bias: Tensor | None,
     conv1x3: Conv1x3,
 ) -> list[Tensor]:
-    """Compute m, six tensors (1, C', ⌈h / 4⌉, W): sums over the inputs."""
+    """Compute mₚ = Σᵢ tₚ * uₚ over the inputs i, for p = 0 … 5.
+
+    Returns:
+        Six tensors (1, C', ⌈h / 4⌉, W).
+    """
     m: dict[int, Tensor] = {}
     for i, transforms in enumerate(transformed):
-        for p, t in transforms:
-            # m₁ is in each line of y once: with the bias in it, each line gets the bias once.
-            sum_bias = bias if p == 1 and i == 0 else None
-            m[p] = conv1x3(t, kernels[p][i], sum_bias, m.get(p))
+        for p, t_p in transforms:
+            # m₁ enters all four rows with factor 1 (column 1 of Aᵀ), so a bias that is added to it
+            # once reaches each row once.
+            bias_p = bias if p == 1 and i == 0 else None
+            m[p] = conv1x3(t_p, kernels[p][i], bias_p, m.get(p))
     return [m[p] for p in range(len(_G))]
 
 
-def _output_transform(m: Sequence[Tensor], y: Tensor) -> None:
-    """Write y = Aᵀ m; the six tensors are overwritten."""
-    missing = -y.shape[2] % _GROUP
-    out = functional.pad(y, (0, 0, 0, missing)) if missing else y
-    y0, y1, y2, y3 = _split_groups(out)
+def _transform_output(m: Sequence[Tensor], y: Tensor) -> None:
+    """Write y = Aᵀ m. The tensors m are used as scratch memory: their contents are lost."""
+    num_padding = -y.shape[2] % _GROUP_ROWS
+    # Where the last group is incomplete, it is computed completely in another tensor and cut.
+    out = functional.pad(y, (0, 0, 0, num_padding)) if num_padding else y
+    y0, y1, y2, y3 = _rows_by_position(out)
     m0, m1, m2, m3, m4, m5 = m
     sum_12 = m1 + m2
     difference_12 = m1.sub_(m2)
@@ -250,10 +290,10 @@ def _output_transform(m: Sequence[Tensor], y: Tensor) -> None:
     torch.add(sum_12, sum_34, alpha=4, out=y2)
     torch.add(m5.add_(difference_12), difference_34, alpha=8, out=y3)
     torch.add(sum_12.add_(sum_34), m0, out=y0)
-    if missing:
-        y.copy_(out[:, :, :-missing])
+    if num_padding:
+        y.copy_(out[:, :, :-num_padding])
 
 
-def _split_groups(lines: Tensor) -> tuple[Tensor, ...]:
-    """View lines (B, C, h, W) by their position in their group: four of (B, C, h / 4, W)."""
-    return tuple(lines[:, :, i::_GROUP] for i in range(_GROUP))
+def _rows_by_position(rows: Tensor) -> tuple[Tensor, ...]:
+    """View (B, C, h, W) as four tensors (B, C, h / 4, W): all first rows of a group, and so on."""
+    return tuple(rows[:, :, position::_GROUP_ROWS] for position in range(_GROUP_ROWS))
