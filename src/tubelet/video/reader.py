@@ -306,7 +306,10 @@ class _Clock:
             pts = self._last_pts + self._frame_ticks
         else:
             pts = 0
-        if self._last_pts is not None and pts <= self._last_pts:
+        if self._last_pts is None:
+            # The first frame cannot be late.
+            self._last_pts = pts - 1
+        if pts <= self._last_pts:
             self.moved += 1
             setback_s = (self._last_pts - pts) * self._tick_s
             if setback_s > 1:
@@ -327,9 +330,10 @@ class _Clock:
             if name in self._last_stamps:
                 self._faults[name] += value <= self._last_stamps[name]
             self._last_stamps[name] = value
-        if frame.pts is None or frame.dts is None:
-            return frame.dts if frame.pts is None else frame.pts
-        if self._faults["pts"] <= self._faults["dts"]:
+        if frame.pts is None:
+            return frame.dts
+        is_pts_reliable = self._faults["pts"] <= self._faults["dts"]
+        if frame.dts is None or is_pts_reliable:
             return frame.pts
         return frame.dts
 
