@@ -171,15 +171,17 @@ class VideoMuxer:
             return
         pts = packet.pts + self._shift
         is_movable = self._depth == 0 or self._is_new_segment
-        if self._last_pts is not None and pts <= self._last_pts and is_movable:
-            late = self._last_pts + 1 - pts
+        if self._last_pts is None:
+            # The first packet cannot be late.
+            self._last_pts = pts - 1
+        late = self._last_pts + 1 - pts
+        if late > 0 and is_movable:
             self._note("times of frames that did not increase were moved to the next tick")
             pts += late
             if self._depth:
                 self._shift += late
         self._is_new_segment = False
-        if self._last_pts is None or pts > self._last_pts:
-            self._last_pts = pts
+        self._last_pts = max(self._last_pts, pts)
         packet.pts = pts
 
     def _mux(self, packet: Packet[Any]) -> None:
