@@ -81,9 +81,10 @@ class CopiedTrack:
             smooth: Replace coarse times of audio (milliseconds in Matroska) by sample counts.
         """
         self._target = target
+        # Only the contexts of audio have them; 0 samples are a frame of variable size.
         context = source.codec_context
-        self._frame_size = int(getattr(context, "frame_size", 0) or 0)
-        self._sample_rate = int(getattr(context, "sample_rate", 0) or 0)
+        self._frame_size = int(getattr(context, "frame_size", 0))
+        self._sample_rate = int(getattr(context, "sample_rate", 0))
         self._smooth = smooth and self._frame_size > 0 and self._sample_rate > 0
         self._next_sample: int | None = None
 
