@@ -89,16 +89,17 @@ def test_text_that_is_no_plan_is_refused_in_one_line():
         ("frame", {"padded": [64]}, "has 1 values; it must have 2"),
         ("frame", {"padded": [32, 32]}, "padded=(32, 32) must be (90, 160)"),
         ("frame", {"output": [1, 2, 3]}, "has 3 values"),
-        ("frame", {"tiles": []}, "tiles do not cover the image"),
-        ("frame", {"tile_px": 32}, "tiles do not cover the image as tile_px=32 requires"),
-        ("frame", {"segment_frames": 0}, "must be at least 1"),
-        ("frame", {"precision": "fp16"}, "precision=fp16 loses quality"),
-        ("frame", {"keep_encodings": True}, "keep_encodings is for models"),
-        ("frame", {"doubles_rate": True}, "doubles_rate is for models"),
-        ("frame", {"window": {"frames": 5, "overlap": 1}}, "does not fit a 'frame' model"),
-        ("scene", {"window": None}, "does not fit a 'clip' model"),
+        ("frame", {"tiles": []}, "tiles do not match tile_px=0"),
+        ("frame", {"tile_px": 32}, "tiles do not match tile_px=32; to change"),
+        ("frame", {"segment_frames": 0}, "segment_frames=0 must be at least 1"),
+        ("frame", {"output": [0, 8]}, "output=(0, 8) must be at least 1"),
+        ("frame", {"precision": "fp16"}, "loses quality with this model; use one of fp32"),
+        ("frame", {"keep_encodings": True}, "keep_encodings must be false"),
+        ("frame", {"doubles_rate": True}, "doubles_rate must be false"),
+        ("frame", {"window": {"frames": 5, "overlap": 1}}, "only clip models have window"),
+        ("scene", {"window": None}, "a clip model needs window"),
         ("scene", {"window": {"frames": 4, "overlap": 4}}, "must have 0 ≤ overlap < frames"),
-        ("scene", {"features": {}}, "features is for models"),
+        ("scene", {"features": {}}, "features must be null: this model cannot stream"),
     ],
 )
 def test_a_plan_whose_values_contradict_each_other_is_refused(kind, changes, words):
@@ -120,7 +121,7 @@ def test_a_plan_is_a_pure_function_of_its_arguments():
 
 @pytest.mark.parametrize("kind", CONTRACTS)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_descent_ends_and_every_step_needs_less_memory(kind, device):
+def test_the_fallback_ends_and_every_step_needs_less_memory(kind, device):
     unknown = replace(COST, call_bytes_per_px=None)
     scales = (None, 2)
     for size, budget, scale, cost in product(SIZES, BUDGETS, scales, (COST, unknown)):
@@ -138,7 +139,7 @@ def test_the_descent_ends_and_every_step_needs_less_memory(kind, device):
         last = steps[-1]
         assert last.device == "cpu"
         assert not last.keep_encodings
-        if last.features is None:
+        if not last.is_streamed:
             # No smaller tile would see less.
             min_px = max(32, CONTRACTS[kind].min_size_px)
             tiles = plan_tiles(*last.padded, min_px, last.contract)
@@ -166,7 +167,7 @@ def test_a_stream_that_does_not_fit_gets_shorter_windows_and_then_tiles():
     plans = [plan_of("stream", (720, 1280), 2**35)]
     while (smaller := plans[-1].smaller()) is not None:
         plans.append(smaller)
-    streamed = [plan for plan in plans if plan.features is not None]
+    streamed = [plan for plan in plans if plan.is_streamed]
     windows = [plan.window.frames for plan in streamed if plan.window is not None]
     assert windows[1:] == [64, 16]
     assert streamed == plans[:3]
@@ -182,8 +183,8 @@ def test_frames_of_a_window_model_are_encoded_once_where_memory_allows():
 def test_requested_tiles_are_used_and_rule_out_streaming():
     plan = plan_of("stream", (720, 1280), 2**37, tile=256)
     assert plan.tile_px == 256
-    assert plan.features is None
-    assert plan_of("stream", (720, 1280), 2**37, tile=0).features is not None
+    assert not plan.is_streamed
+    assert plan_of("stream", (720, 1280), 2**37, tile=0).is_streamed
 
 
 def test_the_cpu_takes_over_at_the_tile_that_its_own_memory_allows():
@@ -196,6 +197,19 @@ def test_the_cpu_takes_over_at_the_tile_that_its_own_memory_allows():
     assert plan.precision == "fp32"
     # Half-precision numbers become twice as large.
     assert plan.cost.call_bytes_per_px == 40_000
+
+
+def test_encodings_need_twice_the_memory_on_a_cpu_that_computes_in_fp32():
+    # In fp16 the encodings of 5 frames would take 6.4 GiB, less than half of the 16 GiB of the host.
+    size = (720, 1280)
+    cost = replace(COST, encoding_bytes_per_px=1500.0)
+    plan = plan_of("encodes", size, 2**33, device="cuda:0", cost=cost)
+    while plan.device != "cpu":
+        smaller = plan.smaller()
+        assert smaller is not None
+        plan = smaller
+    assert plan.cost.encoding_bytes_per_px == 3000
+    assert not plan.keep_encodings
 
 
 @pytest.mark.parametrize(

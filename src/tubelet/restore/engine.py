@@ -262,7 +262,7 @@ def _window_results(
     first_frame = scene.first + span.start
     ends_scene = span.keep_stop == span.stop and scene.reaches_end
     # The stacked frames get no name here, so that the runner can free them after padding.
-    if plan.features is not None:
+    if plan.is_streamed:
         yield from runner.stream(
             _stack(window),
             plan,

@@ -1,10 +1,23 @@
-"""The plan of a restoration: every decision that is made before the first frame, as one value.
+"""The plan of a restoration: how it is carried out, decided before the first frame.
 
-    input size, contract, settings, memory budget ── plan_restoration ── Plan
-                                Plan.smaller() ── Plan that needs less memory ── … ── None
+    input size, contract, settings ──┐
+    memory budget, memory cost ──────┼── plan_restoration ── Plan
+    device, precision ───────────────┘
+                  Plan.smaller() ── Plan for less memory, or for the CPU ── … ── None
 
-A plan is a pure function of its arguments. It is written to JSON and read back unchanged, so that
-`--dry-run` can print it, a journal can store it, and another process can follow it.
+`plan_restoration` is pure: equal arguments give equal plans. A plan is written to JSON and read
+back unchanged, so that `--dry-run` can print it, a journal can store it, and another process can
+follow it.
+
+Terms:
+
+    contract    everything that the engine must know about a model to run it (`Contract`)
+    window      consecutive frames that a clip model restores together; windows overlap
+    batched     a call returns all its frames at once, and may run tile by tile
+    streamed    a clip model returns the frames of a window one by one, as whole images
+    features    tensors that a streamed call stores of each frame, between its passes over a window
+    encoding    tensors that a window model computes from one frame, for all neighborhoods with it
+    halo        border of a tile that the model reads, and whose results are dropped
 """
 
 from __future__ import annotations
@@ -33,26 +46,28 @@ from tubelet.types import Precision
 __all__ = ["MemoryBudget", "MemoryCost", "Plan", "WindowPlan", "plan_restoration"]
 
 MIN_WINDOW_FRAMES = 16
-"""Shortest window of a clip model whose contract sets no window length."""
+"""Shortest window that is planned at the start, if the contract sets no length. Shorter ones are
+tried only when memory runs out."""
 MAX_WINDOW_FRAMES = 100
-"""Longest window that is restored in one call."""
+"""Longest batched window."""
 MAX_STREAMED_FRAMES = 3000
-"""Longest window that is restored frame by frame: two minutes of video before the first result.
-`upscale` stays far below it, because its segments are shorter."""
+"""Longest streamed window. The whole window is read before its first frame is returned: 3000
+frames are two minutes at 25 fps. Segments of `upscale` end at 1000 frames."""
 MAX_SEGMENT_FRAMES = 1000
-"""Maximum length of a segment; a longer scene is split into several."""
+"""Maximum length of a segment; a longer scene is divided into several."""
 MIN_SEGMENT_FRAMES = 100
-"""Shorter scenes share a segment: each segment begins with a keyframe, so short segments make a
-larger file."""
+"""A segment ends only at cuts after this many frames: each one begins with a keyframe, so short
+segments make the file larger."""
 DEFAULT_OVERLAP_FRAMES = 8
 """Overlap of consecutive windows if the contract sets none."""
 MAX_HOST_FEATURE_BYTES = 2**29
-"""Features beyond it go to a file, which the operating system caches while memory is free."""
-_DESCENT_STREAM_FRAMES = (64, MIN_WINDOW_FRAMES)
-"""Window lengths that a streaming model tries when memory runs out. They are few because every try
+"""Maximum host memory for features. The rest goes to a file; little is lost, as the system caches
+the file in free memory."""
+_FALLBACK_STREAMED_FRAMES = (64, MIN_WINDOW_FRAMES)
+"""Lengths of streamed windows that are tried when memory runs out. They are few because every try
 restarts the window."""
-_MIN_DESCENT_WINDOW_FRAMES = 4
-"""Shortest window when memory runs out, for a clip model whose contract sets no window length."""
+_MIN_FALLBACK_WINDOW_FRAMES = 4
+"""Shortest batched window when memory runs out, if the contract sets no length."""
 _FRAME_COPIES = 3
 """Copies of the frames of a window: decoded, stacked, and in the memory layout of the network."""
 _FRAME_BYTES_PER_PX = 12
@@ -66,26 +81,28 @@ class MemoryBudget:
     device_bytes: int
     """Memory of the device that computes."""
     host_bytes: int
-    """Memory of the host; the same bytes as `device_bytes` if the CPU computes."""
+    """Memory of the host. If the CPU computes, this is the same memory as `device_bytes`, not
+    additional memory."""
     file_bytes: int = 0
-    """Size of a temporary file."""
+    """Maximum size of the temporary file for features; 0: no file."""
     folder: Path | None = None
-    """Folder of that file; None is the system's folder for temporary files."""
+    """Folder of that file; None: the folder of the system for temporary files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryCost:
-    """Memory use of a model in bytes per lq pixel, measured on a small image."""
+    """Memory use of a model in bytes per input pixel, measured on a small image."""
 
     call_bytes_per_px: float | None
-    """A call, per pixel of one image; for a clip model per pixel of each frame. None: even the
-    small image did not fit, or nothing depends on the value."""
+    """Peak of one batched call; for a clip model also divided by its number of frames. None: not
+    measured, because the plan does not depend on it or because the small image did not fit."""
     stream_bytes_per_px: float = 0.0
-    """A call that returns frames one by one, without the features it stores."""
+    """Peak of one streamed call, without the features that it stores."""
     feature_bytes_per_px: float = 0.0
-    """The features that such a call stores of each frame."""
+    """Features that a streamed call stores of each frame; more than 0 for a measured model that can
+    stream."""
     encoding_bytes_per_px: float = 0.0
-    """The encoding of one frame of a window model."""
+    """Encoding of one frame by a window model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +110,10 @@ class WindowPlan:
     """Window length and overlap of a clip model."""
 
     frames: int
-    """Frames of a window."""
+    """Number of frames of a window."""
     overlap: int
-    """Frames shared by consecutive windows; the seam is in the middle of the overlap."""
+    """Number of frames that consecutive windows share. Results change from one window to the next
+    in the middle of the overlap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +125,11 @@ class Plan:
     width: int
     """Width of the input, pixels."""
     padded: tuple[int, int]
-    """Height and width of the padded input of the network, pixels."""
+    """Size of the padded input of the network as (height, width), pixels."""
     output: tuple[int, int]
-    """Width and height of the output, pixels."""
+    """Size of the output as (width, height), pixels: the reverse order of `padded`."""
     doubles_rate: bool
-    """Whether a frame is added half-way between any two frames."""
+    """Whether a frame is added half-way between every two consecutive frames."""
     contract: Contract
     """Contract of the model."""
     device: str
@@ -121,26 +139,31 @@ class Plan:
     cpu_precision: Precision
     """Number format inside the model after a fallback to the CPU."""
     tile_px: int
-    """Side of a tile without its halo, lq pixels; 0 is the whole image."""
+    """Side of a tile without its halo, input pixels; 0: the whole image."""
     requested_tile_px: int | None
-    """Tile side in the settings; None derives it from the memory budget."""
+    """Tile side in the settings. None: derived from the budget; 0: whole image."""
     tiles: tuple[Tile, ...]
     """Tiles that cover the padded image."""
     window: WindowPlan | None = None
-    """Windows of a clip model; None for the other kinds."""
+    """Windows of a clip model. None for the other kinds, also for window models, which see a
+    neighborhood of each frame."""
     features: FeatureLimits | None = None
-    """Memory limits for the features of a window if the model returns frames one by one; None: all
-    frames of a window are returned at once."""
+    """Memory limits for the features of a streamed window. None: the calls are batched."""
     keep_encodings: bool = False
-    """Whether the engine caches the frame encodings of a window model."""
+    """Whether the engine caches the encodings of a window model."""
     segment_frames: int = MAX_SEGMENT_FRAMES
-    """Maximum length of a segment; a longer scene is split into several."""
+    """Maximum number of frames of a segment; a longer scene is divided into several segments."""
     min_segment_frames: int = MIN_SEGMENT_FRAMES
-    """A segment ends at the first cut once it has this many frames."""
+    """Number of frames after which a cut ends the segment."""
     budget: MemoryBudget
     """Memory that the plan was made for."""
     cost: MemoryCost
     """Memory use of the model."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the frames of a window are returned one by one; otherwise calls are batched."""
+        return self.features is not None
 
     @property
     def context_frames(self) -> tuple[int, int]:
@@ -160,40 +183,37 @@ class Plan:
     @property
     def memory_bytes(self) -> float:
         """Estimated memory of the largest call on the device."""
-        if self.features is not None and self.window is not None:
-            return _stream_bytes(
-                self.padded,
-                self.window.frames,
-                self.features,
-                self.cost,
-            )
+        if self.is_streamed:
+            return _streamed_bytes(self)
         num_frames = 1 if self.window is None else self.window.frames
-        # The tile in the middle is larger than those at the borders: it has a halo on all sides.
-        largest_tile_px = max(tile.area_px for tile in self.tiles)
-        total_bytes = largest_tile_px * num_frames * (self.cost.call_bytes_per_px or 1.0)
+        # Tiles at the borders of the image are smaller: they have no halo outside of it.
+        largest_area_px = max(tile.area_px for tile in self.tiles)
+        # Unknown: any constant will do to compare plans.
+        bytes_per_px = self.cost.call_bytes_per_px or 1.0
+        total_bytes = largest_area_px * num_frames * bytes_per_px
         if self.keep_encodings:
-            total_bytes += _encoding_bytes(self.padded, self.contract, self.cost)
+            total_bytes += _encoding_bytes(self)
         return total_bytes
 
     def smaller(self) -> Plan | None:
         """Return the next plan to try when this one runs out of memory.
 
-        The order of the whole descent:
+        Repeated calls take these steps, in order:
 
-        1. A model that returns frames one by one gets shorter windows, and then windows that are
-           restored in one call.
-        2. The tile side is halved, down to the smallest tile.
-        3. Windows are halved.
-        4. The frame encodings are no longer cached.
-        5. The CPU takes over.
+        1. Streamed windows: 64, 16 frames, then batched.
+        2. The tile side is halved, also of a requested tile.
+        3. Batched windows are halved, unless the contract sets their length.
+        4. Encodings are not cached.
+        5. The CPU takes over, and 2 to 4 repeat there.
 
         Returns:
-            A plan that needs less memory, or none on the accelerator; None if nothing is left to
-            try.
+            The next plan: it needs less memory on the same device, or runs on the CPU. None if
+            there is no further plan.
         """
-        for candidate in _descent(self):
-            leaves_accelerator = candidate.device != self.device
-            if leaves_accelerator or candidate.memory_bytes < self.memory_bytes:
+        for candidate in _fallback_plans(self):
+            # Memory of two devices cannot be compared.
+            changes_device = candidate.device != self.device
+            if changes_device or candidate.memory_bytes < self.memory_bytes:
                 return candidate
         return None
 
@@ -213,26 +233,27 @@ class Plan:
         except (json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"the plan is not JSON: {error}") from error
         plan = build(cls, data, "the plan")
-        _check(plan)
+        _check_consistent(plan)
         return plan
 
 
-def _check(plan: Plan) -> None:
+def _check_consistent(plan: Plan) -> None:
     """Check that the values of a plan are consistent, as those of `plan_restoration` are.
 
     Raises:
         ConfigError: They are not; the message names the field.
     """
     # A plan may have been edited by hand, or written by another version.
-    counts = (
-        plan.height,
-        plan.width,
-        *plan.output,
-        plan.segment_frames,
-        plan.min_segment_frames,
-    )
-    if min(counts) < 1:
-        raise ConfigError("the plan: sizes and numbers of frames must be at least 1")
+    min_values = {
+        "height": plan.height,
+        "width": plan.width,
+        "output": min(plan.output),
+        "segment_frames": plan.segment_frames,
+        "min_segment_frames": plan.min_segment_frames,
+    }
+    for field, min_value in min_values.items():
+        if min_value < 1:
+            raise ConfigError(f"the plan: {field}={getattr(plan, field)} must be at least 1")
     if plan.tile_px < 0:
         raise ConfigError(f"the plan: tile_px={plan.tile_px} must be at least 0")
 
@@ -245,50 +266,53 @@ def _check(plan: Plan) -> None:
     tiles = tuple(plan_tiles(*padded, plan.tile_px, plan.contract))
     if plan.tiles != tiles:
         raise ConfigError(
-            f"the plan: tiles do not cover the image as tile_px={plan.tile_px} requires; "
-            "give --tile to the dry run instead of changing its plan"
+            f"the plan: tiles do not match tile_px={plan.tile_px}; "
+            "to change the tile size, repeat the dry run with --tile"
         )
-    if plan.precision not in plan.contract.precisions:
-        raise ConfigError(f"the plan: precision={plan.precision} loses quality with this model")
+    precisions = plan.contract.precisions
+    if plan.precision not in precisions:
+        raise ConfigError(
+            f"the plan: precision={plan.precision} loses quality with this model; "
+            f"use one of {', '.join(precisions)}"
+        )
     _check_temporal(plan)
 
 
 def _check_temporal(plan: Plan) -> None:
     """Check that a plan fits the temporal kind of its contract; raise ConfigError otherwise."""
     contract = plan.contract
-    temporal = contract.temporal
+    kind = contract.temporal.kind
     window = plan.window
-    has_window = window is not None
-    needs_window = temporal.kind == "clip"
-    if has_window != needs_window:
-        raise ConfigError(f"the plan: window={window} does not fit a {temporal.kind!r} model")
+    if window is None and kind == "clip":
+        raise ConfigError("the plan: a clip model needs window, with frames and overlap")
+    if window is not None and kind != "clip":
+        raise ConfigError(
+            f"the plan: only clip models have window; it must be null for this {kind} model"
+        )
     if window is not None and not 0 <= window.overlap < window.frames:
         raise ConfigError(f"the plan: window={window} must have 0 ≤ overlap < frames")
 
-    # Fields that only some models support: (field, used by the plan, supported, those models).
+    # Fields that only some models support: (used by the plan, supported, message).
     abilities = (
         (
-            "features",
-            plan.features is not None,
+            plan.is_streamed,
             contract.streams,
-            "return frames one by one",
+            "features must be null: this model cannot stream",
         ),
         (
-            "keep_encodings",
             plan.keep_encodings,
             contract.encodes,
-            "encode frames separately",
+            "keep_encodings must be false: this model does not encode frames separately",
         ),
         (
-            "doubles_rate",
             plan.doubles_rate,
-            temporal.between_frames > 0,
-            "return frames between two",
+            contract.temporal.between_frames > 0,
+            "doubles_rate must be false: this model returns no frames between two",
         ),
     )
-    for field, is_used, is_supported, models in abilities:
+    for is_used, is_supported, message in abilities:
         if is_used and not is_supported:
-            raise ConfigError(f"the plan: {field} is for models that {models}")
+            raise ConfigError(f"the plan: {message}")
 
 
 def plan_restoration(
@@ -305,6 +329,8 @@ def plan_restoration(
 ) -> Plan:
     """Plan the restoration of frames of one size.
 
+    Streamed windows are preferred: they are longer and need no tiles, so they have fewer seams.
+
     Args:
         height: Height of the input, pixels.
         width: Width of the input, pixels.
@@ -316,6 +342,9 @@ def plan_restoration(
         precision: Number format on that device.
         cpu_precision: Number format on the CPU, which takes over when another device runs out of
             memory.
+
+    Returns:
+        A plan for the budget. It may exceed a small budget: tiles and windows have minimum sizes.
     """
     output = output_size(
         width,
@@ -324,8 +353,8 @@ def plan_restoration(
         scale=settings.scale,
         target_height=settings.height,
     )
-    # Tiles and windows follow; until then the plan holds the whole image.
-    untiled = Plan(
+    # Without tiles and windows, which one of the two functions below adds.
+    common = Plan(
         height=height,
         width=width,
         padded=padded_size(height, width, contract),
@@ -341,17 +370,17 @@ def plan_restoration(
         budget=budget,
         cost=cost,
     )
-    streamed = _plan_streamed(untiled)
+    streamed = _plan_streamed(common)
     if streamed is not None:
         return streamed
-    return _plan_batched(untiled, max_bytes=budget.device_bytes)
+    return _plan_batched(common, max_bytes=budget.device_bytes)
 
 
 def _plan_streamed(plan: Plan) -> Plan | None:
-    """Plan windows of whole images whose frames are returned one by one.
+    """Plan streamed windows.
 
     Returns:
-        None if the model cannot do it, tiles are requested, or the memory does not suffice.
+        None if the model cannot stream, tiles are requested, or the memory does not suffice.
     """
     contract = plan.contract
     cost = plan.cost
@@ -359,15 +388,17 @@ def _plan_streamed(plan: Plan) -> Plan | None:
     has_fixed_window = contract.temporal.window_frames > 0
     if not contract.streams or has_fixed_window or plan.requested_tile_px:
         return None
-    # None: even the probe ran out of memory.
+    # Not measured: a small image did not fit, so the whole image does not fit either.
     if cost.call_bytes_per_px is None:
         return None
-    # The call needs half of the budget at the maximum.
+
+    # Up to 1/2 of the budget is for the call, 1/2 for features and 1/4 for the frames. The sum may
+    # exceed the budget, because the cost of the call has a margin of 2 (`runner.py`), and by
+    # default only half of the free memory is budgeted. If memory runs out all the same, `smaller`
+    # shortens the window.
     area_px = math.prod(plan.padded)
     if area_px * cost.stream_bytes_per_px > budget.device_bytes / 2:
         return None
-
-    # Half of the budget is for features, a quarter is for the frames, and a quarter is spare.
     limits = _feature_limits(plan.device, budget)
     max_feature_bytes = (limits.device_bytes or 0) + (limits.host_bytes or 0) + budget.file_bytes
     frames_by_features = max_feature_bytes / (area_px * cost.feature_bytes_per_px)
@@ -378,54 +409,62 @@ def _plan_streamed(plan: Plan) -> Plan | None:
         return None
     return replace(
         _with_tile(plan, 0),
-        window=_window(contract, num_frames),
+        window=_window_with_overlap(contract, num_frames),
         features=limits,
     )
 
 
 def _plan_batched(plan: Plan, *, max_bytes: float) -> Plan:
-    """Plan calls that return all their frames at once and, if possible, fit into `max_bytes`."""
+    """Plan batched calls that, if possible, fit into `max_bytes`."""
     contract = plan.contract
     is_clip = contract.temporal.kind == "clip"
-    # 0 selects the smallest tile if the memory use is not known.
-    max_px = 0.0
+    # Area of all frames of a call together. If the memory use is unknown, 0 selects the smallest
+    # tile.
+    max_area_px = 0.0
     if plan.cost.call_bytes_per_px is not None:
-        max_px = max_bytes / plan.cost.call_bytes_per_px
+        max_area_px = max_bytes / plan.cost.call_bytes_per_px
 
     num_frames = contract.temporal.window_frames if is_clip else 1
     if not num_frames:
         # As many untiled frames as fit; if those are few, MIN_WINDOW_FRAMES in tiles.
-        fitting = int(max_px // math.prod(plan.padded))
-        num_frames = min(max(fitting, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
+        num_fitting = int(max_area_px // math.prod(plan.padded))
+        num_frames = min(max(num_fitting, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
 
     tile_px = plan.requested_tile_px
     if tile_px is None:
-        max_area_px = max_px / num_frames
-        tile_px = choose_tile(plan.height, plan.width, contract, max_area_px=max_area_px)
+        tile_px = choose_tile(
+            plan.height,
+            plan.width,
+            contract,
+            max_area_px=max_area_px / num_frames,
+        )
     batched = replace(
         _with_tile(plan, tile_px),
-        window=_window(contract, num_frames) if is_clip else None,
+        window=_window_with_overlap(contract, num_frames) if is_clip else None,
         features=None,
     )
     if not contract.encodes:
         return batched
-    # The other half of the memory is for the calls.
-    encoding_bytes = _encoding_bytes(plan.padded, contract, plan.cost)
-    return replace(batched, keep_encodings=encoding_bytes <= max_bytes / 2)
+    # Cache the encodings only if they take at most half of `max_bytes`; the tile was chosen without
+    # counting them.
+    return replace(batched, keep_encodings=_encoding_bytes(plan) <= max_bytes / 2)
 
 
-def _descent(plan: Plan) -> Iterator[Plan]:
+def _fallback_plans(plan: Plan) -> Iterator[Plan]:
     """Yield the candidates of `Plan.smaller` in the order in which they are tried."""
-    if plan.features is not None and plan.window is not None:
-        for num_frames in _DESCENT_STREAM_FRAMES:
+    if plan.is_streamed:
+        assert plan.window is not None
+        for num_frames in _FALLBACK_STREAMED_FRAMES:
             if num_frames < plan.window.frames:
-                yield replace(plan, window=_window(plan.contract, num_frames))
+                yield replace(plan, window=_window_with_overlap(plan.contract, num_frames))
+        # The estimate was too low: aim at half of it.
         batched = _plan_batched(plan, max_bytes=plan.memory_bytes / 2)
         yield batched
-        yield from _descent(batched)
+        yield from _fallback_plans(batched)
         return
 
-    # Each step starts from the last plan of the step before.
+    # Tiles, windows and encodings build on each other; the CPU plan is made anew for the memory of
+    # the host.
     smallest = plan
     for candidate in _smaller_tiles(plan):
         smallest = candidate
@@ -436,11 +475,11 @@ def _descent(plan: Plan) -> Iterator[Plan]:
     if plan.keep_encodings:
         yield replace(smallest, keep_encodings=False)
     if plan.device != "cpu":
-        yield _on_cpu(smallest)
+        yield _on_cpu(plan)
 
 
 def _smaller_tiles(plan: Plan) -> Iterator[Plan]:
-    """Halve the tile side repeatedly, down to the smallest tile."""
+    """Yield plans with ever smaller tiles: the side is halved, down to the smallest tile."""
     min_side_px = max(MIN_TILE_PX, plan.contract.min_size_px)
     side_px = plan.tile_px or max(plan.height, plan.width)
     while side_px > min_side_px:
@@ -449,33 +488,38 @@ def _smaller_tiles(plan: Plan) -> Iterator[Plan]:
 
 
 def _shorter_windows(plan: Plan) -> Iterator[Plan]:
-    """Halve the window repeatedly, down to a few frames: seams are better than no result.
+    """Yield plans with ever shorter windows, down to a few frames: seams are better than no result.
 
-    A window length that the contract sets stays.
+    A length set by the contract is not changed.
     """
     if plan.window is None or plan.contract.temporal.window_frames:
         return
     num_frames = plan.window.frames
-    while num_frames > _MIN_DESCENT_WINDOW_FRAMES:
-        num_frames = max(_MIN_DESCENT_WINDOW_FRAMES, num_frames // 2)
-        yield replace(plan, window=_window(plan.contract, num_frames))
+    while num_frames > _MIN_FALLBACK_WINDOW_FRAMES:
+        num_frames = max(_MIN_FALLBACK_WINDOW_FRAMES, num_frames // 2)
+        yield replace(plan, window=_window_with_overlap(plan.contract, num_frames))
 
 
 def _on_cpu(plan: Plan) -> Plan:
-    """Move a plan to the CPU and the memory of the host."""
-    call_bytes_per_px = plan.cost.call_bytes_per_px
+    """Plan the same restoration anew for the CPU, within the host memory.
+
+    It is batched: streamed plans were already tried before smaller tiles.
+    """
+    cost = plan.cost
     widens_numbers = plan.precision != "fp32" and plan.cpu_precision == "fp32"
-    if call_bytes_per_px is not None and widens_numbers:
-        # The cost was measured with 16-bit numbers.
-        call_bytes_per_px *= 2
-    moved = replace(
+    if widens_numbers:
+        # The cost was measured with 16-bit numbers. Batched plans do not use the other two costs.
+        if cost.call_bytes_per_px is not None:
+            cost = replace(cost, call_bytes_per_px=2 * cost.call_bytes_per_px)
+        cost = replace(cost, encoding_bytes_per_px=2 * cost.encoding_bytes_per_px)
+    cpu_plan = replace(
         plan,
         device="cpu",
         precision=plan.cpu_precision,
         budget=replace(plan.budget, device_bytes=plan.budget.host_bytes),
-        cost=replace(plan.cost, call_bytes_per_px=call_bytes_per_px),
+        cost=cost,
     )
-    return _plan_batched(moved, max_bytes=plan.budget.host_bytes)
+    return _plan_batched(cpu_plan, max_bytes=plan.budget.host_bytes)
 
 
 def _with_tile(plan: Plan, tile_px: int) -> Plan:
@@ -484,12 +528,13 @@ def _with_tile(plan: Plan, tile_px: int) -> Plan:
     return replace(plan, tile_px=tile_px, tiles=tuple(tiles))
 
 
-def _window(contract: Contract, num_frames: int) -> WindowPlan:
-    """Choose the overlap of windows of `num_frames`."""
+def _window_with_overlap(contract: Contract, num_frames: int) -> WindowPlan:
+    """Choose the overlap of windows of `num_frames` frames, and return both."""
     temporal = contract.temporal
     if temporal.window_frames:
         return WindowPlan(frames=num_frames, overlap=temporal.overlap_frames)
     overlap = temporal.overlap_frames or DEFAULT_OVERLAP_FRAMES
+    # More than half would make three windows overlap.
     return WindowPlan(frames=num_frames, overlap=min(overlap, num_frames // 2))
 
 
@@ -497,7 +542,7 @@ def _feature_limits(device: str, budget: MemoryBudget) -> FeatureLimits:
     """Limit the memory of the features of a window, by kind of memory."""
     half_bytes = budget.device_bytes // 2
     if device == "cpu":
-        # Device and host share their memory.
+        # Device and host share their memory, so there is no separate device limit.
         host_bytes = min(half_bytes, MAX_HOST_FEATURE_BYTES)
         return FeatureLimits(host_bytes=host_bytes, folder=budget.folder)
     host_bytes = min(budget.host_bytes // 2, MAX_HOST_FEATURE_BYTES)
@@ -508,27 +553,21 @@ def _feature_limits(device: str, budget: MemoryBudget) -> FeatureLimits:
     )
 
 
-def _stream_bytes(
-    padded: tuple[int, int],
-    num_frames: int,
-    limits: FeatureLimits,
-    cost: MemoryCost,
-) -> float:
-    """Estimate the memory of a streamed window: the call, its features, and its frames."""
-    area_px = math.prod(padded)
-    call_bytes = area_px * cost.stream_bytes_per_px
-    # Features over the limit are moved out of this memory.
-    feature_bytes = area_px * num_frames * cost.feature_bytes_per_px
-    max_feature_bytes = limits.device_bytes or limits.host_bytes or 0
-    frame_bytes = _FRAME_COPIES * _FRAME_BYTES_PER_PX * area_px * num_frames
+def _streamed_bytes(plan: Plan) -> float:
+    """Estimate the device memory of a streamed window: the call, its features, and its frames."""
+    assert plan.window is not None
+    assert plan.features is not None
+    area_px = math.prod(plan.padded)
+    window_px = area_px * plan.window.frames
+    call_bytes = area_px * plan.cost.stream_bytes_per_px
+    # Features over the limit are moved to the host, or to a file.
+    feature_bytes = window_px * plan.cost.feature_bytes_per_px
+    max_feature_bytes = plan.features.device_bytes or plan.features.host_bytes or 0
+    frame_bytes = _FRAME_COPIES * _FRAME_BYTES_PER_PX * window_px
     return call_bytes + min(feature_bytes, max_feature_bytes) + frame_bytes
 
 
-def _encoding_bytes(
-    padded: tuple[int, int],
-    contract: Contract,
-    cost: MemoryCost,
-) -> float:
-    """Compute the memory of the encodings of a window: whole images, however they are tiled."""
-    num_frames = 2 * contract.temporal.radius + 1
-    return num_frames * math.prod(padded) * cost.encoding_bytes_per_px
+def _encoding_bytes(plan: Plan) -> float:
+    """Compute the memory of the encodings of a neighborhood: whole images, even with tiles."""
+    num_frames = 2 * plan.contract.temporal.radius + 1
+    return num_frames * math.prod(plan.padded) * plan.cost.encoding_bytes_per_px
