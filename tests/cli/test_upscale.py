@@ -170,7 +170,7 @@ def test_a_plan_of_another_input_or_model_is_refused(
         "none",
     ]
     assert main([*command, "--plan", str(plan)]) == 2
-    assert "for a model with another contract than fast-x4-real" in one_line(capsys)
+    assert "not made for the model fast-x4-real" in one_line(capsys)
 
 
 @pytest.mark.parametrize(

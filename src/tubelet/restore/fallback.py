@@ -32,7 +32,13 @@ class PlanFallback:
         self._notes = notes
 
     def run(self, call: Callable[[Plan], T]) -> T:
-        """Run a call, under smaller and smaller plans until it fits into memory.
+        """Run a call, and repeat it under smaller and smaller plans until it fits into memory.
+
+        Args:
+            call: Function of the plan to follow. Errors other than out of memory are not caught.
+
+        Returns:
+            The result of the call.
 
         Raises:
             ResourceError: It does not fit under the smallest plan.
@@ -42,7 +48,8 @@ class PlanFallback:
                 return call(self.plan)
             except (RuntimeError, MemoryError) as error:
                 reason = out_of_memory_reason(error)
-            # Outside of the handler: the traceback of its error would keep the tensors alive.
+            # Outside of the handler, where the traceback of the error no longer keeps the tensors
+            # alive.
             self.reduce_memory(reason)
 
     def reduce_memory(self, reason: str) -> None:
@@ -61,6 +68,7 @@ class PlanFallback:
                 f"out of memory with the smallest tile ({side_px} px): {reason}; "
                 "close other programs or use a smaller model"
             )
+        # Blocks that torch caches may not fit the sizes of the smaller plan.
         if self.plan.device.startswith("cuda"):
             torch.cuda.empty_cache()
         self._notes.append(_note(self.plan, smaller))
@@ -76,6 +84,7 @@ def out_of_memory_reason(error: BaseException) -> str:
 
 def _note(before: Plan, after: Plan) -> str:
     """Describe to the user how the run continues."""
+    # A step of `Plan.smaller` changes the device, the windows, the tiles or the cache.
     if after.device != before.device:
         return f"out of memory on {before.device}: continuing on the CPU"
     if before.window is not None and after.window is not None and before.window != after.window:

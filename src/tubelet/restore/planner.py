@@ -50,7 +50,8 @@ class Planner:
         Args:
             height: Height of the input, pixels.
             width: Width of the input, pixels.
-            runner: Runner whose memory use is measured at the first call.
+            runner: Runner of the model. Its memory use is measured at the first call, and holds
+                for all sizes.
         """
         if self._cost is None:
             self._cost = self._measure_cost(runner)
@@ -68,12 +69,15 @@ class Planner:
         )
 
     def _measure_cost(self, runner: Runner) -> MemoryCost:
-        """Measure the model, unless no decision of the plan depends on its memory use."""
-        # A measurement takes up to seconds.
+        """Measure the memory use of the model, if the plan depends on it.
+
+        A measurement takes up to several seconds.
+        """
         contract = self._spec.contract
         is_clip = contract.temporal.kind == "clip"
         needs_tile = self._settings.tile is None
         needs_window = is_clip and not contract.temporal.window_frames
+        # Models that encode frames: the plan decides whether the encodings are cached.
         if needs_tile or needs_window or contract.encodes:
             return runner.memory_cost()
         return MemoryCost(call_bytes_per_px=None)
@@ -91,7 +95,7 @@ def check_plan(
     Args:
         plan: Plan to be followed.
         spec: Entry of the model in the zoo.
-        settings: Settings of the run; those left at their defaults agree with any plan.
+        settings: Settings of the run. Those left at their defaults agree with any plan.
         width: Width of the input, pixels.
         height: Height of the input, pixels.
 
@@ -106,11 +110,14 @@ def check_plan(
         )
     if plan.contract != spec.contract:
         raise ConfigError(
-            f"the plan is for a model with another contract than {spec.id}; "
-            "give the model that it was made with"
+            f"the plan was not made for the model {spec.id}: their contracts differ; "
+            "use the model of the plan, or make a plan for this one with --dry-run --json"
         )
+    # Raises an error if this machine does not have the device.
     resolve_device(plan.device)
-    for name in _contradictions(plan, spec, settings):
+    contradictions = _contradictions(plan, spec, settings)
+    if contradictions:
+        name = contradictions[0]
         raise ConfigError(
             f"{name}={getattr(settings, name)} contradicts the plan; "
             "leave it out, or make a plan with it"

@@ -1,9 +1,13 @@
-"""Runners compute the calls of a plan: `TorchRunner` with a torch module, others may follow.
+"""Runners call the model as a plan requires: `TorchRunner` calls a torch module.
 
     frames of one call (1, T, 3, H, W) ── pad ── tiles ── model ── crop ── (1, T', 3, sH, sW)
 
-The engine chooses the frames of a call, the plan everything else. States and encodings are whole
-images, padded as planned, so that the tiles may change between two calls.
+    T, T'    frames of the call, and results: T' is 1 for the center frame of a neighborhood, and
+             for clip models T, or 2 T - 1 if they also return a frame between any two
+    s        upscaling factor of the model
+
+The engine chooses the frames of a call, and the plan everything else. States and encodings are
+whole images of the padded size, so that the tiles may change between two calls.
 """
 
 from __future__ import annotations
@@ -34,18 +38,23 @@ from tubelet.types import Precision
 
 __all__ = ["Encoding", "Runner", "TorchRunner"]
 
+# The probe is a call on a small image, which measures the memory use of a model.
 _WORKSPACE_FACTOR = 2.0
-"""Accounts for work space of convolutions and copies between memory layouts, which the probe does
+"""Margin for work space of convolutions and copies between memory layouts, which the probe does
 not measure."""
 _PROBE_PX = 64
+"""Side of the image in a batched probe."""
 _PROBE_FRAMES = 5
+"""Maximum number of frames in a batched probe of a clip model."""
 _STREAM_PROBE_PX = 32
-"""Small because streaming networks are slow, and their memory is linear in the pixels."""
+"""Side of the image in a streamed probe. Small because streaming networks are slow, and their
+memory is linear in the pixels."""
 _STREAM_PROBE_FRAMES = 3
+"""Number of frames in a streamed probe."""
 
 
 class Runner(Protocol):
-    """Computes the calls of a plan.
+    """Calls a model as a plan requires.
 
     Attributes:
         contract: Contract of the model; it determines which of the methods may be called.
@@ -66,7 +75,7 @@ class Runner(Protocol):
         first_frame: int = 0,
         ends_scene: bool = True,
     ) -> tuple[Tensor, Hidden]:
-        """Restore the frames of one call.
+        """Restore the frames of one batched call.
 
         Args:
             lq: Frames, (1, T, 3, H, W), of the size in the plan, on any device.
@@ -76,7 +85,7 @@ class Runner(Protocol):
             ends_scene: Whether the scene ends with the last frame.
 
         Returns:
-            sr (1, T', 3, sH, sW), and the new state.
+            sr (1, T', 3, sH, sW), and the new state of an online model; None for other kinds.
         """
         ...
 
@@ -88,7 +97,7 @@ class Runner(Protocol):
         first_frame: int = 0,
         ends_scene: bool = True,
     ) -> Iterator[Tensor]:
-        """Restore a window with a clip model that returns its frames one by one.
+        """Restore a streamed window: a clip model returns its frames one by one.
 
         Args:
             lq: Frames, (1, T, 3, H, W).
@@ -102,11 +111,11 @@ class Runner(Protocol):
         ...
 
     def encode(self, lq: Tensor, plan: Plan) -> Encoding:
-        """Encode one frame, lq (1, 1, 3, H, W), for every window of a window model that uses it."""
+        """Encode one frame, lq (1, 1, 3, H, W), once for all neighborhoods that contain it."""
         ...
 
     def fuse(self, window: Sequence[Encoding], plan: Plan) -> Tensor:
-        """Restore the center frame, (1, 1, 3, sH, sW), from the encodings of its window."""
+        """Restore the center frame, (1, 1, 3, sH, sW), from the encodings of its neighborhood."""
         ...
 
 
@@ -116,8 +125,8 @@ class TorchRunner:
     Args:
         model: Network that fulfills `contract`; it is prepared for inference, in place.
         contract: Contract of the network.
-        device: Device on which it computes.
-        precision: Number format inside it.
+        device: Device of the network until a plan moves it.
+        precision: Number format inside the network until a plan changes it.
 
     Raises:
         ConfigError: The network lacks a method that its contract promises.
@@ -136,8 +145,9 @@ class TorchRunner:
         self.contract = contract
         self.device = device
         self.precision: Precision = precision
-        # Once, in place, for every call on any device: a prepared layer looks at the size, device
-        # and number format of its input. To train the network again, call `reference_form`.
+        # This is done once, and holds for calls on any device: a prepared layer chooses its
+        # algorithm by the size, device and number format of its input. To train the network again,
+        # call `reference_form`.
         self._model = prepare_for_inference(_move(model.eval(), device))
 
     @torch.no_grad()
@@ -193,7 +203,7 @@ class TorchRunner:
             )
         )
         while True:
-            # The caller gets control between two frames, which must not run under autocast.
+            # Autocast ends before each `yield`: the code of the caller must not run under it.
             with self._number_format():
                 sr = next(results, None)
             if sr is None:
@@ -212,7 +222,8 @@ class TorchRunner:
                 encoding = as_encoding(self._model).encode(_channels_last(tile)[:, 0])
             return tile, encoding
 
-        # The encoding takes the place of a state, whose tiles are assembled into whole images.
+        # Tiles of a state are assembled into whole images. The encoding is returned as a state, so
+        # that the same happens to it.
         _, encoding = self._call_on_tiles(
             call,
             lq,
@@ -227,7 +238,8 @@ class TorchRunner:
     def fuse(self, window: Sequence[Encoding], plan: Plan) -> Tensor:
         """Restore the center frame of a window; see `Runner`."""
         self._follow(plan)
-        # The encodings of all frames take the place of one state, which is cut into tiles.
+        # A state is cut into tiles. The encodings of all frames are passed as one state, so that
+        # the same happens to them.
         num_tensors = len(window[0])
         joined: list[Tensor] = []
         for encoding in window:
@@ -236,23 +248,15 @@ class TorchRunner:
         def call(tile: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
             del tile
             assert hidden is not None
+            # Regroup the tensors by frame.
             encodings = [
                 hidden[first : first + num_tensors] for first in range(0, len(hidden), num_tensors)
             ]
             with self._number_format():
                 return as_encoding(self._model).fuse(encodings)[:, None], None
 
-        # An image without memory: only its size is used.
-        lq = (
-            joined[0]
-            .new_empty(())
-            .expand(
-                1,
-                1,
-                1,
-                *plan.padded,
-            )
-        )
+        # Only the size of lq is used: one number, expanded to an image without more memory.
+        lq = joined[0].new_empty(()).expand(1, 1, 1, *plan.padded)
         sr, _ = self._call_on_tiles(
             call,
             lq,
@@ -268,7 +272,7 @@ class TorchRunner:
         hidden: Hidden,
         **edges: Edge,
     ) -> tuple[Tensor, Hidden]:
-        """Run the network once, with the memory layout and number format of every tile.
+        """Call the network once, for a tile or a whole image, in its layout and number format.
 
         Args:
             lq: Frames, (1, T, 3, h, w), on the device, of a size that the network accepts.
@@ -276,7 +280,7 @@ class TorchRunner:
             edges: `before` and `after` of a streaming model.
 
         Returns:
-            sr (1, T', 3, sh, sw), and the new state.
+            sr (1, T', 3, sh, sw), and the new state of an online model; None for other kinds.
         """
         lq = _channels_last(lq)
         with self._number_format():
@@ -304,7 +308,7 @@ class TorchRunner:
             return MemoryCost(call_bytes_per_px=None)
 
     def _measure_call(self) -> float:
-        """Measure a call that returns all its frames at once: bytes per lq pixel."""
+        """Measure a batched call: bytes per input pixel, and for clip models per frame."""
         temporal = self.contract.temporal
         num_frames_by_kind = {
             "frame": 1,
@@ -325,7 +329,7 @@ class TorchRunner:
         return _WORKSPACE_FACTOR * max(peak_bytes, lq.nbytes) / pixels
 
     def _measure_encoding(self) -> float:
-        """Measure the encoding of one frame of a window model: bytes per lq pixel."""
+        """Measure the encoding of one frame of a window model: bytes per input pixel."""
         lq = self._probe_image(_PROBE_PX, 1)
         with self._number_format():
             encoding = as_encoding(self._model).encode(_channels_last(lq)[:, 0])
@@ -333,11 +337,11 @@ class TorchRunner:
         return encoding_bytes / math.prod(lq.shape[-2:])
 
     def _measure_stream(self) -> MemoryCost:
-        """Measure a model that returns frames one by one.
+        """Measure a streamed call, and derive the cost of a batched one from it.
 
-        Its features go to a file meanwhile and are counted separately. A call that returns all
-        frames at once is a stream that keeps features and results in memory; so it is estimated
-        instead of measured, which would take seconds.
+        Meanwhile the features go to a file and are counted separately. A batched call does the same
+        work and keeps features and results in memory; its cost is the sum, because another
+        measurement would take seconds.
         """
         lq = _channels_last(self._probe_image(_STREAM_PROBE_PX, _STREAM_PROBE_FRAMES))
         store = FeatureStore(FeatureLimits(device_bytes=0, host_bytes=0))
@@ -351,7 +355,7 @@ class TorchRunner:
         pixels = math.prod(lq.shape[-2:])
         stream_bytes = _WORKSPACE_FACTOR * peak_bytes / pixels
         feature_bytes = max(store.peak_bytes, lq.nbytes) / (_STREAM_PROBE_FRAMES * pixels)
-        # One frame of lq and one of sr, per lq pixel.
+        # One frame of lq and one of sr, per input pixel.
         frame_bytes = 3 * lq.element_size() * (1 + self.contract.scale**2)
         return MemoryCost(
             # The work of one frame is spread over the frames of a short window.
@@ -406,7 +410,7 @@ class TorchRunner:
         )
 
     def _crop(self, sr: Tensor, plan: Plan) -> Tensor:
-        """Crop the padding."""
+        """Remove the result of the padding, at the bottom and at the right."""
         scale = self.contract.scale
         return sr[..., : plan.height * scale, : plan.width * scale]
 
@@ -416,7 +420,11 @@ def _edges(
     first_frame: int,
     ends_scene: bool,
 ) -> tuple[Edge, Edge]:
-    """Give the position of a window (1, T, 3, H, W) in its scene as edges without states."""
+    """Describe the position of a window (1, T, 3, H, W) in its scene as edges without states.
+
+    Returns:
+        The edges before and after the window; each has the number of the frame next to it.
+    """
     before = Edge(frame_index=first_frame - 1)
     if ends_scene:
         return before, Edge()
@@ -441,20 +449,5 @@ def _channels_last(lq: Tensor) -> Tensor:
 
     Then any frame, and all frames as one batch, are channels last.
     """
-    return (
-        lq.permute(
-            0,
-            1,
-            3,
-            4,
-            2,
-        )
-        .contiguous()
-        .permute(
-            0,
-            1,
-            4,
-            2,
-            3,
-        )
-    )
+    contiguous = lq.permute(0, 1, 3, 4, 2).contiguous()  # (B, T, H, W, C)
+    return contiguous.permute(0, 1, 4, 2, 3)  # (B, T, C, H, W)

@@ -88,9 +88,9 @@ class SegmentFrames:
         cuts: Frames inside the segment that start a scene.
         last_scene_start: First frame of the scene in which the segment ends.
         reaches_scene_end: Whether the frames that were read reach to the end of that scene.
-        next_pts: Time of frame `stop` in ticks of `time_base`; None at the end of the video.
+        next_pts: Time of frame `stop` in units of `time_base`; None at the end of the video.
         read_stop_pts: Time of the frame after the last one that was read; None at the end.
-        time_base: Seconds per tick.
+        time_base: Unit of these times, seconds.
         problems: Damage of the video that was detected, one line each.
     """
 
@@ -193,7 +193,7 @@ class SegmentFrames:
 
 
 class SegmentStream:
-    """Cuts a stream into segments in one pass, as needed for pipes and for a single process.
+    """Divides a stream into segments in one pass, as needed for pipes and for a single process.
 
     Args:
         frames: Frames of the whole video in order.

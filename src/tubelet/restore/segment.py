@@ -1,13 +1,18 @@
-"""Segments: the unit of work within a video. Each can be restored in any order, by any process.
+"""Segments: the unit of work within a video.
 
     video     |-- scene --|- scene -|----------------- long scene -----------------|-- scene --|
     segments  |--------- 0 ---------|----------- 1 -----------|--------- 2 --------|---- 3 ----|
                                     reads         ... context |--------- 2 --------|
 
 A segment ends at the first cut after the plan's `min_segment_frames`, or inside a scene once it has
-`segment_frames`. In the second case it is read with the context that the contract requires:
-neighbors of a window model, warm-up frames of a recurrent model. An online model needs no warm-up
-if the state after the segment before is available.
+`segment_frames`. A segment that starts or ends inside a scene is read with frames beyond that end,
+its context: neighbors of a window model, warm-up frames of a recurrent model.
+
+Segments can be restored in any order and by different processes. In order, an online model can
+continue from the state of the previous segment instead of reading warm-up frames. Results equal
+those of the undivided video if segments end at cuts, for frame and window models, and for online
+models that continue from the state. Otherwise they differ slightly after the start of a segment,
+and for clip models also before its end.
 """
 
 from __future__ import annotations
@@ -56,15 +61,15 @@ class Segment:
     stop: int
     """First frame after the segment."""
     read_start: int
-    """First frame to read: the context before `start` begins with it."""
+    """First frame to read; equals `start` if there is no context before it."""
     read_start_pts: int
-    """Time of that frame, in ticks of the input."""
+    """Time of that frame, in units of the time base of the input."""
     read_stop_pts: int | None
-    """Time of the first frame after the context that follows `stop`; None reads to the end."""
+    """Time of the first frame that is no longer read; None: read to the end."""
     cuts: tuple[int, ...]
-    """Frames inside the segment that start a scene."""
+    """Numbers of frames, after `start` and before `stop`, at which a new scene begins."""
     reaches_scene_end: bool
-    """Whether the frames to read reach to the end of the last scene."""
+    """Whether the last scene of the segment ends with the last frame read."""
     stop_pts: int | None
     """Time of frame `stop`; None at the end of the video."""
     may_seek: bool
@@ -74,7 +79,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class SegmentResult:
-    """Outcome of `restore_segment`, which writes the frames to its sink."""
+    """What `restore_segment` returns, besides the frames that it writes."""
 
     num_frames: int
     """Number of frames written to the sink."""
@@ -83,17 +88,18 @@ class SegmentResult:
 
 
 class FrameSink(Protocol):
-    """Takes the restored frames of one segment: a `VideoEncoder`, or a queue in front of one."""
+    """Where restored frames go: the encoder, or a queue that feeds it."""
 
     def write(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Accept the next frame."""
         ...
 
     def finish(self, next_s: Fraction | None = None) -> None:
         """End the segment.
 
         Args:
-            next_s: Time of the first frame of the next segment; None at the end of the video.
+            next_s: Time of the first frame of the next segment, which sets the duration of the last
+                frame; None at the end of the video.
         """
         ...
 
@@ -110,32 +116,34 @@ def restore_segment(
 
     Args:
         frames: Frames of the segment.
-        engine: Engine with its model, after `engine.follow(plan)`.
-        sink: Takes the restored frames.
-        hidden: State of an online model after the frame before the segment, if that frame is in the
-            same scene.
-        on_frame: Called after each frame that was written to the sink.
+        engine: Engine, on which `follow(plan)` was called.
+        sink: Accepts the restored frames.
+        hidden: State of an online model at the end of the previous segment, if this segment
+            continues its scene; otherwise None.
+        on_frame: Called with each frame after it was written.
 
     Raises:
         ResourceError: Memory does not suffice for the smallest tile on the CPU.
     """
     last_hidden = hidden
 
-    # A generator has no other way to return the state than a variable of the function around it.
+    # The loop below, and `double_rate`, discard the return value of a generator; so the state goes
+    # out through `last_hidden`.
     def restored() -> Iterator[Frame]:
         nonlocal last_hidden
-        # Only the first scene continues from a state.
         first_hidden = hidden
         for scene in frames.scenes():
             last_hidden = yield from engine.restore_scene(scene, first_hidden)
+            # A cut resets the state.
             first_hidden = None
 
     output: Iterable[Frame] = restored()
     if engine.current_plan.doubles_rate:
         output = double_rate(
             output,
+            # Each input frame becomes two.
             first=2 * frames.start,
-            # Valid only after the frames were read.
+            # Known only after the last frame.
             next_pts=lambda: frames.next_pts,
         )
     num_frames = 0
@@ -159,7 +167,7 @@ def find_segments(
     duration_s: float | None = None,
     starts_scene: Callable[[Tensor], bool] | None = None,
 ) -> list[Segment]:
-    """Read a video once and cut it into segments, without restoring anything.
+    """Decode the whole video once to find its segments.
 
     Args:
         src: Source as in `open_reader`, but not a pipe.
@@ -169,24 +177,30 @@ def find_segments(
         starts_scene: Called with the rgb of each frame in order; returns True if the frame starts
             a new scene. Default: `scene_detector`.
 
+    Returns:
+        The segments in order; together they cover every frame once.
+
     Raises:
         InputError: The source cannot be decoded.
     """
-    detect_cut = starts_scene or scene_detector(plan.contract)
+    if starts_scene is None:
+        starts_scene = scene_detector(plan.contract)
     segments: list[Segment] = []
     with open_reader(src, start_s=start_s, duration_s=duration_s, gamut="keep") as reader:
-        stream = SegmentStream(reader, plan, keeps_state=False, starts_scene=detect_cut)
+        # Segments will be restored in any order, so the state of the previous one is not available.
+        stream = SegmentStream(reader, plan, keeps_state=False, starts_scene=starts_scene)
         for index, frames in enumerate(stream):
-            segments.append(_read_segment(index, frames))
-        # Only the reader of the whole video knows whether seeking is safe.
+            segments.append(_describe_segment(index, frames))
+        # Known only after the last frame.
         may_seek = reader.may_seek
     return [replace(segment, may_seek=may_seek) for segment in segments]
 
 
-def _read_segment(index: int, frames: SegmentFrames) -> Segment:
-    """Read the frames of a segment, and describe it."""
-    # This attribute moves on while the frames are read.
+def _describe_segment(index: int, frames: SegmentFrames) -> Segment:
+    """Read all frames of a segment, and return its description."""
+    # Reading moves this attribute to the start of the last scene.
     scene_start = frames.last_scene_start
+    # Reading all frames fills the attributes used below.
     read_start_pts: int | None = None
     for scene in frames.scenes():
         for frame in scene:
@@ -205,6 +219,7 @@ def _read_segment(index: int, frames: SegmentFrames) -> Segment:
         read_stop_pts=frames.read_stop_pts,
         reaches_scene_end=frames.reaches_scene_end,
         stop_pts=frames.next_pts,
+        # `find_segments` sets it at the end of the video.
         may_seek=False,
     )
 
@@ -217,7 +232,7 @@ def open_segment(
     start_s: float = 0.0,
     duration_s: float | None = None,
 ) -> Generator[SegmentFrames]:
-    """Open the frames of a segment.
+    """Open the source at a segment and yield its frames, with context.
 
     Args:
         src: Source as for `find_segments`.
@@ -250,12 +265,12 @@ def open_segment(
             read_start=segment.read_start,
             start=segment.start,
             ends_before=lambda number: number == segment.stop,
-            # The span of the reader ends with the context.
+            # No limit: the reader stops at the end of the context.
             context_after=sys.maxsize,
         )
         frames.next_pts = segment.stop_pts
         frames.time_base = reader.info.time_base
         if segment.stop_pts is None:
-            # Other segments whose context reaches to the end find the same damage.
+            # Damage at the end of the file is reported once, by the last segment.
             frames.problems = reader.problems
         yield frames
