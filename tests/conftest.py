@@ -49,6 +49,7 @@ class ParityCount:
         self.without_shared = 0
         self.missing: list[str] = []
 
+    @pytest.hookimpl(tryfirst=True)  # before `-m parity` selects by the marker
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             if "recordings" in getattr(item, "fixturenames", ()):
