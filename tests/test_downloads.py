@@ -406,7 +406,7 @@ def test_progress_goes_to_the_standard_error(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tubelet.progress_display.LINE_INTERVAL_S", 0.0)
     fetch(remote(server), tmp_path)
     said = capsys.readouterr()
     assert said.out == ""

@@ -29,7 +29,7 @@ def megabytes() -> Progress:
 def test_a_log_tells_bytes_in_megabytes(
     megabytes: Progress, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tubelet.progress_display.LINE_INTERVAL_S", 0.0)
     show_lines()(megabytes)
     assert capsys.readouterr().err == "w.pth: 2.5 MB of 10.0, 0.5 MB a second, 15.0 s left\n"
 
@@ -37,7 +37,7 @@ def test_a_log_tells_bytes_in_megabytes(
 def test_slow_work_is_told_in_seconds_a_unit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tubelet.progress_display.LINE_INTERVAL_S", 0.0)
     show_lines()(Progress(done=3, total=27, unit="run", elapsed_s=300.0, rate=0.01, eta_s=2400.0))
     assert capsys.readouterr().err == "run 3 of 27, 1:40 a run, 40:00 left\n"
 

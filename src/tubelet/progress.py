@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from tubelet.errors import Cancelled
 
-__all__ = ["CancelToken", "OnProgress", "Progress", "Ticker", "Unit"]
+__all__ = ["MIN_INTERVAL_S", "CancelToken", "OnProgress", "Progress", "Ticker", "Unit"]
 
 Unit = Literal["frame", "byte", "step", "clip", "call", "run"]
 """Unit of the work that is counted."""
 
-_MIN_INTERVAL_S = 0.1
+MIN_INTERVAL_S = 0.1
 """Minimum time between two reports."""
 
 
@@ -184,7 +184,7 @@ class Ticker:
         self._time_s = time_s
         now_s = time.monotonic()
         if now_s >= self._next_report_s:
-            self._next_report_s = now_s + _MIN_INTERVAL_S
+            self._next_report_s = now_s + MIN_INTERVAL_S
             self.report()
         # After the report, so that a callback can cancel the run.
         if self._cancel is not None:

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 
 from tubelet.progress import OnProgress, Progress, Unit
 
-__all__ = ["at_intervals", "clock", "show_bar", "show_lines"]
+__all__ = ["LINE_INTERVAL_S", "at_intervals", "clock", "show_bar", "show_lines"]
 
-_LINE_EVERY_S = 10.0
+LINE_INTERVAL_S = 10.0
+"""Time between two lines where there is no bar."""
+
 _SHORT_RATES = {"frame": "fps"}
 
 
@@ -28,7 +30,7 @@ def clock(seconds: float) -> str:
 
 def show_lines() -> OnProgress:
     """Return a function that writes a line every ten seconds, the first one after ten seconds."""
-    return at_intervals(_LINE_EVERY_S, _write_line, first_s=_LINE_EVERY_S)
+    return at_intervals(LINE_INTERVAL_S, _write_line, first_s=LINE_INTERVAL_S)
 
 
 @contextmanager

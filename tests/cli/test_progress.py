@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from tubelet.cli import progress
 from tubelet.cli.progress import show_progress
 from tubelet.progress import Progress
 
@@ -24,10 +23,9 @@ def at(frame: int, total: int | None = 20) -> Progress:
     )
 
 
-def test_json_lines_have_the_documented_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_JSON_INTERVAL_S", 0.0)
+def test_json_lines_have_the_documented_fields() -> None:
     stream = io.StringIO()
-    with show_progress("json", label="x", json_to=stream) as update:
+    with show_progress("json", label="x", json_to=stream, json_interval_s=0.0) as update:
         update(at(5))
         update(at(6, None))
     first, second = (json.loads(line) for line in stream.getvalue().splitlines())
@@ -73,7 +71,7 @@ def test_none_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_log_gets_a_plain_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tubelet.progress_display._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("tubelet.progress_display.LINE_INTERVAL_S", 0.0)
     with show_progress("auto", label="x", json_to=io.StringIO()) as update:
         update(at(5))
         update(at(6, None))

@@ -111,7 +111,7 @@ def test_any_folder_is_described(tmp_path: Path):
 def test_progress_counts_clips_and_a_token_stops_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("tubelet.progress.MIN_INTERVAL_S", 0.0)
     for name in ("a", "b", "c"):
         save_frames(tmp_path / name, 1)
     seen: list[int] = []

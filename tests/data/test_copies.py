@@ -85,7 +85,7 @@ def test_clips_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest
     clips, out = find_folder_clips(tmp_path / "src"), tmp_path / "out"
     how = Degradation(preset="real", scale=2, seed=3)
 
-    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("tubelet.progress.MIN_INTERVAL_S", 0.0)
     token = CancelToken()
     seen: list[Progress] = []
 

@@ -203,7 +203,7 @@ def test_an_interrupted_run_continues_after_its_last_clip(clips: Path, tmp_path:
 def test_progress_counts_every_frame(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("tubelet.progress.MIN_INTERVAL_S", 0.0)
     seen: list[Progress] = []
     scores: list[ClipScore] = []
     run(

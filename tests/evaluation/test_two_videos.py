@@ -142,7 +142,7 @@ def test_a_requested_metric_must_work(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_progress_counts_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("tubelet.progress.MIN_INTERVAL_S", 0.0)
     seen: list[Progress] = []
     a = write_frames(tmp_path / "a", 3)
     compare_videos(a, a, metrics=Y, on_progress=seen.append)
@@ -152,7 +152,7 @@ def test_progress_counts_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_token_stops_it_after_the_frame_it_is_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("tubelet.progress.MIN_INTERVAL_S", 0.0)
     seen: list[Progress] = []
     token = CancelToken()
 

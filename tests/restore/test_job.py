@@ -109,7 +109,7 @@ def test_progress_is_reported_in_this_thread(video, tmp_path):
 
 
 def test_a_cancelled_run_stops_at_the_next_frame_and_leaves_nothing(video, tmp_path, monkeypatch):
-    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("tubelet.progress.MIN_INTERVAL_S", 0.0)
     token, seen = CancelToken(), []
 
     def on_progress(progress):

@@ -95,7 +95,7 @@ def test_resumes_to_the_same_numbers(tmp_path):
 
 
 def test_a_token_stops_it_after_a_step_and_it_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("tubelet.progress._MIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("tubelet.progress.MIN_INTERVAL_S", 0.0)
     whole = train(_model(), _Fit(), SETTINGS, tmp_path / "whole")
     token, seen = CancelToken(), []
 

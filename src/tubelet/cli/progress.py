@@ -24,19 +24,26 @@ _JSON_INTERVAL_S = 0.25
 
 
 @contextmanager
-def show_progress(style: ProgressStyle, *, label: str, json_to: TextIO) -> Generator[OnProgress]:
+def show_progress(
+    style: ProgressStyle,
+    *,
+    label: str,
+    json_to: TextIO,
+    json_interval_s: float = _JSON_INTERVAL_S,
+) -> Generator[OnProgress]:
     """Show the progress of one run until the block ends.
 
     Args:
         style: "auto" is a bar if standard error is a terminal, otherwise a line every ten seconds.
         label: Name of the output, shown next to the bar.
         json_to: Stream of the JSON lines.
+        json_interval_s: Minimum time between two JSON lines, seconds.
 
     Yields:
         The function to call with each `Progress`.
     """
     if style == "json":
-        yield _json_lines(json_to)
+        yield _json_lines(json_to, json_interval_s)
     elif style == "none":
         yield lambda progress: None
     elif style == "bar" or sys.stderr.isatty():
@@ -79,13 +86,13 @@ def _write_line(stream: TextIO, line: str) -> None:
     stream.flush()
 
 
-def _json_lines(stream: TextIO) -> OnProgress:
+def _json_lines(stream: TextIO, interval_s: float) -> OnProgress:
     """Return a function that writes events at intervals, and always the event of the last unit."""
 
     def write(progress: Progress) -> None:
         _write_line(stream, progress.to_json())
 
-    write_at_intervals = at_intervals(_JSON_INTERVAL_S, write)
+    write_at_intervals = at_intervals(interval_s, write)
 
     def update(progress: Progress) -> None:
         if progress.done == progress.total:
