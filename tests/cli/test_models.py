@@ -88,10 +88,10 @@ def test_download_and_cache(
     source = home.parent / "net.pth"
     source.write_bytes(b"weights")
     known = replace(
-        zoo._published_by_id()["realesr-animevideov3"],
+        zoo.published_by_id()["realesr-animevideov3"],
         file=RemoteFile(name="net.pth", url=source.as_uri()),
     )
-    monkeypatch.setitem(zoo._published_by_id(), known.id, known)
+    monkeypatch.setitem(zoo.published_by_id(), known.id, known)
     path = home / "models" / "net.pth"
     assert main(["models", "download", known.id, known.id]) == 0
     assert capsys.readouterr().out == f"{known.id}: {path}\n" * 2
@@ -141,10 +141,10 @@ def test_identify_prints_the_layout_and_the_published_name(
         path,
     )
     known = replace(
-        zoo._published_by_id()["realesr-animevideov3"],
+        zoo.published_by_id()["realesr-animevideov3"],
         file=RemoteFile(name="a.pth", sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
     )
-    monkeypatch.setattr(zoo, "_published_by_id", lambda: {known.id: known})
+    monkeypatch.setattr(zoo, "published_by_id", lambda: {known.id: known})
     assert main(["models", "identify", str(path)]) == 0
     output = capsys.readouterr().out
     assert "SRVGGNetCompact ×4" in output

@@ -29,8 +29,8 @@ def learned(tmp_path, monkeypatch):
         build=lambda: nn.Conv2d(3, 3, 3),
         weights=WeightsSpec(file=file.name, sha256=digest),
     )
-    monkeypatch.setattr(zoo, "_WEIGHTS", tmp_path)
-    monkeypatch.setattr(zoo, "_MODELS", (spec,))
+    monkeypatch.setattr(zoo, "PACKAGE_FOLDER", tmp_path)
+    monkeypatch.setattr(zoo, "MODELS", (spec,))
     return trained, spec, file
 
 
@@ -54,7 +54,7 @@ def published(tmp_path, monkeypatch):
             license="MIT",
         )
         files = {known.id: known}
-        monkeypatch.setattr(zoo, "_published_by_id", lambda: files)
+        monkeypatch.setattr(zoo, "published_by_id", lambda: files)
         return known
 
     return publish, model, tmp_path / "home" / "models" / "tiny.pth"

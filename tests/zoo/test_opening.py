@@ -114,7 +114,7 @@ def test_unavailable_published_weights_are_refused(published, changes, error, sa
 def test_a_published_file_of_another_network_is_refused(published):
     publish, _, path = published
     known = publish()
-    zoo._published_by_id()["tiny-x4"] = replace(
+    zoo.published_by_id()["tiny-x4"] = replace(
         known, config=srvgg.SRVGGConfig(channels=4, num_blocks=2)
     )
     with pytest.raises(
@@ -141,7 +141,7 @@ def test_the_hash_of_a_published_file_determines_its_settings(published, tmp_pat
     publish()
     assert open_model(str(tmp_path / "leaky.pth")).network.config.act == "relu"
     known = publish(sha256=hashlib.sha256((tmp_path / "leaky.pth").read_bytes()).hexdigest())
-    zoo._published_by_id()["tiny-x4"] = replace(known, config=config)
+    zoo.published_by_id()["tiny-x4"] = replace(known, config=config)
     assert open_model(str(tmp_path / "leaky.pth")).network.config == config
 
 
@@ -166,6 +166,6 @@ def test_damaged_weights(learned):
 
 
 def test_weights_of_another_network(learned, monkeypatch):
-    monkeypatch.setattr(zoo, "_MODELS", (replace(learned[1], build=lambda: nn.Linear(3, 3)),))
+    monkeypatch.setattr(zoo, "MODELS", (replace(learned[1], build=lambda: nn.Linear(3, 3)),))
     with pytest.raises(CheckpointError, match="does not fit"):
         create_model("tiny")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tubelet.zoo.publishers import PublishedWeights
 
 __all__ = [
+    "MODELS",
+    "PACKAGE_FOLDER",
     "find_model",
     "find_published_by_file_name",
     "find_published_by_hash",
@@ -38,12 +40,14 @@ __all__ = [
     "model_size",
     "model_weights",
     "package_folder",
+    "published_by_id",
     "published_ids",
     "published_weights",
     "weights_folder",
 ]
 
-_WEIGHTS = Path(__file__).parents[1] / "weights"
+PACKAGE_FOLDER = Path(__file__).parents[1] / "weights"
+"""Folder of the weights in the package."""
 
 
 def make_spec(
@@ -84,7 +88,7 @@ def _builder(architecture: Architecture, config: Any) -> Callable[[], nn.Module]
 
 def _package_models() -> list[ModelSpec]:
     """List the models whose weights the package contains, as its manifest describes them."""
-    manifest = json.loads((_WEIGHTS / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((PACKAGE_FOLDER / "manifest.json").read_text(encoding="utf-8"))
     models: list[ModelSpec] = []
     for entry in manifest:
         id = entry["id"]
@@ -115,7 +119,9 @@ def _published_spec(published: PublishedWeights) -> ModelSpec:
     )
 
 
-_MODELS: tuple[ModelSpec, ...] = (*_package_models(), *BASELINES)
+MODELS: tuple[ModelSpec, ...] = (*_package_models(), *BASELINES)
+"""Models of the package, in the order in which `tubelet models` shows them."""
+
 _ALIASES: dict[str, dict[int, str]] = {
     "default": {2: "fast-x2-real", 4: "fast-x4-real"},
     "bicubic": {2: "bicubic-x2", 3: "bicubic-x3", 4: "bicubic-x4"},
@@ -125,8 +131,8 @@ _ALIASES: dict[str, dict[int, str]] = {
 
 
 @cache
-def _published_by_id() -> dict[str, PublishedWeights]:
-    """Return the published files by id."""
+def published_by_id() -> dict[str, PublishedWeights]:
+    """Return all published weights by their ids."""
     # This import loads every architecture, which models of the package do not need.
     from tubelet.zoo.weights_index import PUBLISHED_WEIGHTS
 
@@ -135,7 +141,7 @@ def _published_by_id() -> dict[str, PublishedWeights]:
 
 def _published_models() -> list[ModelSpec]:
     models: list[ModelSpec] = []
-    for published in _published_by_id().values():
+    for published in published_by_id().values():
         # Components of other networks, such as SpyNet, have no contract: they are not models.
         if published.architecture.contract(published.config) is not None:
             models.append(_published_spec(published))
@@ -148,7 +154,7 @@ def list_models(*, published: bool = False) -> list[ModelSpec]:
     Args:
         published: Include the models whose weights are downloaded on first use.
     """
-    models = list(_MODELS)
+    models = list(MODELS)
     if published:
         models += _published_models()
     return models
@@ -170,18 +176,18 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
     """
     if name in _ALIASES:
         name = _resolve_alias(name, factor)
-    for spec in _MODELS:
+    for spec in MODELS:
         if spec.id == name:
             return spec
     published_models = _published_models()
     for spec in published_models:
         if spec.id == name:
             return spec
-    if name in _published_by_id():
+    if name in published_by_id():
         raise RequestError(f"{name} is a component of other networks: it cannot upscale alone")
 
     # Suggest similar names from all models, but list only the short part of them.
-    package_names = [*_ALIASES, *_ids(_MODELS)]
+    package_names = [*_ALIASES, *_ids(MODELS)]
     names = [*package_names, *_ids(published_models)]
     listing = (
         f"{', '.join(package_names)}, and {len(published_models)} with downloaded weights: "
@@ -208,18 +214,18 @@ def _resolve_alias(alias: str, factor: float | None) -> str:
 
 def is_checkpoint(name: str) -> bool:
     """Return whether a name is the path of a weight file, and not the id of a model."""
-    if name in (*_ALIASES, *_ids(_MODELS)):
+    if name in (*_ALIASES, *_ids(MODELS)):
         return False
     has_suffix = name.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
     if not has_suffix and not Path(name).is_file():
         return False
     # The search of published models loads every architecture, so it comes last.
-    return name not in _published_by_id()
+    return name not in published_by_id()
 
 
 def package_folder() -> Path:
     """Return the folder of the weights in the package."""
-    return _WEIGHTS
+    return PACKAGE_FOLDER
 
 
 def weights_folder() -> Path:
@@ -238,7 +244,7 @@ def model_weights(id: str, *, on_progress: OnProgress | None = None) -> Path:
         RequestError: No published weights have this id.
         ResourceError: The weights cannot be downloaded, or do not have the published hash.
     """
-    published = _published_by_id().get(id)
+    published = published_by_id().get(id)
     if published is None:
         # For an unknown id, this raises an error with suggestions.
         spec = find_model(id)
@@ -265,13 +271,13 @@ def published_weights(id: str) -> PublishedWeights:
     Raises:
         KeyError: No published weights have this id.
     """
-    return _published_by_id()[id]
+    return published_by_id()[id]
 
 
 def find_published_by_file_name(file_name: str) -> PublishedWeights | None:
     """Find published weights by their file name, ignoring case; None if no file has this name."""
     lowered = file_name.lower()
-    for published in _published_by_id().values():
+    for published in published_by_id().values():
         if published.file.name.lower() == lowered:
             return published
     return None
@@ -280,7 +286,7 @@ def find_published_by_file_name(file_name: str) -> PublishedWeights | None:
 def find_published_by_hash(sha256: str) -> list[PublishedWeights]:
     """List the published weights with this hash; files without a published hash never match."""
     matches: list[PublishedWeights] = []
-    for published in _published_by_id().values():
+    for published in published_by_id().values():
         # A publisher may give only the leading digits.
         published_digits = published.file.sha256
         if published_digits and sha256.startswith(published_digits):
