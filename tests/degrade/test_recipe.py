@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tubelet.degrade import apply_recipe, degrade, degrade_frames, draw_recipe, stream_recipe
-from tubelet.degrade import recipe as module
 from tubelet.degrade.recipe import DegradationRecipe, part_frames, recipe_from_json, recipe_to_json
 from tubelet.degrade.steps import Blur, Codec, DegradationStep, Jpeg, Noise, Resize, apply_step
 from tubelet.errors import ConfigError, InputError
@@ -94,8 +93,7 @@ def test_the_stream_of_a_short_clip_is_the_clip(clip):
             assert torch.equal(streamed, apply_recipe(clip, recipe))
 
 
-def test_a_long_clip_is_taken_in_parts_of_the_same_steps(clip, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_PART_FRAMES", 2)
+def test_a_long_clip_is_taken_in_parts_of_the_same_steps(clip):
     recipe = DegradationRecipe(
         preset="real",
         seed=0,
@@ -112,7 +110,7 @@ def test_a_long_clip_is_taken_in_parts_of_the_same_steps(clip, monkeypatch):
             pulled.append(number)
             yield frame
 
-    stream = stream_recipe(frames(), recipe, (90, 131))
+    stream = stream_recipe(frames(), recipe, (90, 131), max_part_frames=2)
     first = next(stream)
     assert pulled == [0, 1]  # no more than a part is held
     out = torch.stack([first, *stream])

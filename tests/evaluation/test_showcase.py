@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from tubelet.evaluation import showcase
 from tubelet.evaluation.showcase import (
     BICUBIC,
     ORIGINAL,
@@ -66,11 +64,8 @@ def test_without_an_original_the_result_and_the_input_are_shown(tmp_path: Path) 
     assert profile.shape == (collector.showcase.column[2], 3, 3)
 
 
-def test_a_long_clip_has_the_columns_of_its_first_frames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(showcase, "_MAX_COLUMNS", 5)
-    collector = CropCollector(8)
+def test_a_long_clip_has_the_columns_of_its_first_frames(tmp_path: Path) -> None:
+    collector = CropCollector(8, max_columns=5)
     for number in range(9):
         collector.add(number, sr=frame(number, (48, 64)), gt=frame(number, (48, 64)), lq=None)
     collector.save(tmp_path, "clip", "model")

@@ -104,8 +104,7 @@ def test_embedded_weights_see_motion() -> None:
     assert load_spynet(nn.Conv2d(1, 1, 1)) == 0
 
 
-def test_damaged_embedded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_embedded_weights(tmp_path: Path) -> None:
     (tmp_path / "parts.json").write_text('{"spynet": {"sha256": "0"}}', encoding="utf-8")
-    monkeypatch.setattr("tubelet.layers.spynet._WEIGHTS", tmp_path)
     with pytest.raises(CheckpointError, match="missing or damaged"):
-        load_spynet(SpyNet())
+        load_spynet(SpyNet(), folder=tmp_path)

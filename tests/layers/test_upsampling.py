@@ -48,7 +48,7 @@ def test_strips_equal_the_whole(
     monkeypatch: pytest.MonkeyPatch, height: int, layout: torch.memory_format
 ) -> None:
     # Strips of 8 lines.
-    monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(upsampling, "STRIP_BYTES", 1)
     x = torch.randn(2, 6, height, 5).contiguous(memory_format=layout)
     base = torch.rand(2, 3, 4 * height, 20)
     convs = _convs()
@@ -69,7 +69,7 @@ def test_repeated_pixels_in_strips_equal_the_layers_written_plainly(
     monkeypatch: pytest.MonkeyPatch, doublings: int, height: int
 ) -> None:
     # Strips of 8 lines.
-    monkeypatch.setattr(upsampling, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(upsampling, "STRIP_BYTES", 1)
     torch.manual_seed(0)
     ups = [UpsampleConv(6, 6, act=LeakyReLU(0.2)) for _ in range(doublings)]
     detail = ConvAct(6, 6, act=LeakyReLU(0.2))

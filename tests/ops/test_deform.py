@@ -149,8 +149,8 @@ def test_strips_layouts_and_float32(
     monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format
 ) -> None:
     """Strips that end within a line; the result has the layout of the input."""
-    monkeypatch.setattr(deform_rows, "_STRIP_SAMPLES", 11 * 4 * 9)
-    monkeypatch.setattr(deform_planes, "_STRIP_SAMPLES", 3 * 17 * 4 * 9)
+    monkeypatch.setattr(deform_rows, "STRIP_SAMPLES", 11 * 4 * 9)
+    monkeypatch.setattr(deform_planes, "STRIP_SAMPLES", 3 * 17 * 4 * 9)
     exact = _inputs(CASES[0])
     inputs: Inputs = {
         name: t.float().to(memory_format=layout) if t.ndim == 4 else t.float()

@@ -67,14 +67,13 @@ def test_torch_itself_runs_out_of_memory_recognizably():
     assert is_out_of_memory(caught.value)
 
 
-def test_container_limit_counts(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    unlimited = free_bytes(CPU)
+def test_container_limit_counts(tmp_path):
+    unlimited = free_bytes(CPU, cgroup=tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("5000\n")
-    assert free_bytes(CPU) > unlimited // 2
+    assert free_bytes(CPU, cgroup=tmp_path) > unlimited // 2
     (tmp_path / "memory.max").write_text("105000\n")
-    assert free_bytes(CPU) == 100_000
+    assert free_bytes(CPU, cgroup=tmp_path) == 100_000
 
 
 def test_a_folder_in_memory_has_no_room_for_features(tmp_path, monkeypatch):

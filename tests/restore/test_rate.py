@@ -286,7 +286,7 @@ def test_the_plan_shows_the_new_rate(tmp_path: Path, small: dict[str, Any]) -> N
 def test_a_checkpoint_of_zooming_slow_mo_raises_the_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_PROBE_PX", 8)  # the memory use does not matter here
+    monkeypatch.setattr(runner, "PROBE_PX", 8)  # the memory use does not matter here
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ZoomingSlowMo(

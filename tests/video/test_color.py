@@ -233,7 +233,7 @@ def test_strips_do_not_show(monkeypatch, pix_fmt, siting):
     rgb = torch.rand(3, 117, 53, generator=torch.Generator().manual_seed(0))
     color = ColorTags(matrix=1, siting=siting)
     whole = codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, color=color))
-    monkeypatch.setattr("tubelet.video.color._STRIP_PX", 1)
+    monkeypatch.setattr("tubelet.video.color.STRIP_PX", 1)
     strips = codes_of(rgb_to_frame(rgb, None, pix_fmt=pix_fmt, color=color))
     for one, other in zip(whole, strips, strict=True):
         assert np.abs(one - other).max() <= 1  # sums may be rounded in another order

@@ -152,6 +152,8 @@ def stream_recipe(
     frames: Iterable[Tensor],
     recipe: DegradationRecipe,
     size: tuple[int, int],
+    *,
+    max_part_frames: int = _MAX_PART_FRAMES,
 ) -> Iterator[Tensor]:
     """Degrade a clip of any length in bounded memory.
 
@@ -163,6 +165,7 @@ def stream_recipe(
         frames: Frames of the clip, (3, H, W) each, in [0, 1].
         recipe: The steps.
         size: (H, W), pixels.
+        max_part_frames: Maximum length of a part, if the memory allows it.
 
     Yields:
         (3, ceil(H/scale), ceil(W/scale)) per frame.
@@ -177,7 +180,7 @@ def stream_recipe(
 
     # Lazy: a part is read and degraded only when it is needed.
     prepared = (_apply_steps(frame_steps, frame[None], size, 0)[0] for frame in frames)
-    max_frames = part_frames(recipe, size)
+    max_frames = min(max_part_frames, part_frames(recipe, size))
     for part in itertools.count():
         batch = list(itertools.islice(prepared, max_frames))
         if not batch:

@@ -44,7 +44,6 @@ _CROP_HEIGHT_PX = 96
 _NUM_CANDIDATES = 8
 _COLUMN_PX = 160
 _MAX_COLUMNS = 240
-"""Frames of a temporal profile; later frames are left out."""
 
 
 class CropCollector:
@@ -52,10 +51,12 @@ class CropCollector:
 
     Args:
         frame: Index of the frame that the crops are cut from.
+        max_columns: Frames of the temporal profile; later frames are left out.
     """
 
-    def __init__(self, frame: int) -> None:
+    def __init__(self, frame: int, *, max_columns: int = _MAX_COLUMNS) -> None:
         self.frame = frame
+        self.max_columns = max_columns
         self.showcase: Showcase | None = None
         self._column: Column | None = None
         self._profiles: dict[str, NDArray[np.uint8]] = {}
@@ -82,7 +83,7 @@ class CropCollector:
         if self._column is None:
             self._column = _choose_column(reference)
         # The column of pixels, from every frame up to a limit.
-        if index < _MAX_COLUMNS:
+        if index < self.max_columns:
             self._num_columns = index + 1
             self._add_column(_RESULT, index, sr, self._column)
             if gt is not None:
@@ -119,7 +120,7 @@ class CropCollector:
         x, y, height = column
         if side not in self._profiles:
             # Allocated once: small arrays per frame would fragment the heap, which then grows.
-            self._profiles[side] = np.zeros((height, _MAX_COLUMNS, 3), np.uint8)
+            self._profiles[side] = np.zeros((height, self.max_columns, 3), np.uint8)
         # (3, height) → (height, 3)
         pixels = to_uint8(rgb[:, y : y + height, x]).T.contiguous()
         self._profiles[side][:, index] = pixels.cpu().numpy()

@@ -142,7 +142,7 @@ class SpyNet(nn.Module):
         return flows
 
 
-def load_spynet(network: nn.Module) -> int:
+def load_spynet(network: nn.Module, *, folder: Path = _WEIGHTS) -> int:
     """Load the weights that are shipped with Tubelet into every SpyNet of a network.
 
     Published checkpoints of flow-based models contain the flow network that they were trained with;
@@ -150,6 +150,7 @@ def load_spynet(network: nn.Module) -> int:
 
     Args:
         network: A SpyNet, or a network that contains some.
+        folder: Folder of the weights and their hashes; default: that of the package.
 
     Returns:
         The number of SpyNets; 0 leaves the network unchanged.
@@ -159,17 +160,17 @@ def load_spynet(network: nn.Module) -> int:
     """
     spynets = [module for module in network.modules() if isinstance(module, SpyNet)]
     if spynets:
-        weights = _read_embedded()
+        weights = _read_embedded(folder)
         for spynet in spynets:
             # The file has the parameters; the buffers are those of the network.
             spynet.load_state_dict({**spynet.state_dict(), **weights})
     return len(spynets)
 
 
-def _read_embedded() -> dict[str, Tensor]:
-    """Read the weights in the package, after checking their hash."""
-    index = json.loads((_WEIGHTS / "parts.json").read_text(encoding="utf-8"))
-    path = _WEIGHTS / "spynet.safetensors"
+def _read_embedded(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of SpyNet from a folder, after checking their hash."""
+    index = json.loads((folder / "parts.json").read_text(encoding="utf-8"))
+    path = folder / "spynet.safetensors"
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != index["spynet"]["sha256"]:
         raise CheckpointError(

@@ -26,6 +26,7 @@ from torch.nn import functional
 from tubelet.layers.convolution import ConvAct, LeakyReLU, UpsampleConv
 
 __all__ = [
+    "STRIP_BYTES",
     "TailConvs",
     "UpsampleStep",
     "enlarge",
@@ -43,9 +44,11 @@ TailConvs = tuple[ConvAct, ConvAct, ConvAct, ConvAct]
 _SLOPE = 0.1
 # Lines of the input in a strip: a shorter strip is mostly halo.
 _MIN_ROWS = 8
-# About the last-level cache of a processor: faster than one run; smaller strips are not faster.
-_STRIP_BYTES = 2**25
 _STRIP_BYTES_DEVICE = 2**28
+
+STRIP_BYTES = 2**25
+"""Memory of the widest result of a strip on a processor. About the size of its last-level cache:
+faster than one run over the whole frame, and smaller strips are not faster."""
 
 
 class UpsampleStep(NamedTuple):
@@ -191,7 +194,7 @@ def _strip_rows(x: Tensor, values_per_pixel: int) -> int:
         x: (B, C, H, W).
         values_per_pixel: Values of the widest result that each pixel of `x` becomes.
     """
-    max_bytes = _STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES_DEVICE
+    max_bytes = STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES_DEVICE
     batch, _, _, width = x.shape
     line_bytes = batch * values_per_pixel * width * x.element_size()
     return max(max_bytes // line_bytes, _MIN_ROWS)

@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from tubelet.ops.deform_rows import Taps, multiply
 
-__all__ = ["MAX_CHANNELS", "Gradients", "convolve_planes", "gradients"]
+__all__ = ["MAX_CHANNELS", "STRIP_SAMPLES", "Gradients", "convolve_planes", "gradients"]
 
 MAX_CHANNELS = 8
 """Channels of a group up to which planes are faster than rows."""
-_STRIP_SAMPLES = 1 << 19
+STRIP_SAMPLES = 1 << 19
 """Samples (pixels · groups · taps) of a strip."""
 
 
@@ -179,7 +179,7 @@ class _Planes:
         taps = self.taps
         out_h, out_w = offset.shape[1:]
         samples_per_line = taps.groups * taps.num * out_w
-        num_lines = max(1, min(_STRIP_SAMPLES // samples_per_line, out_h))
+        num_lines = max(1, min(STRIP_SAMPLES // samples_per_line, out_h))
         moved = offset.view(taps.groups, taps.num, 2, out_h, out_w)
 
         # Positions of the taps before they are moved, in pixels: (K, H') and (K, W').

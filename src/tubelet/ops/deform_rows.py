@@ -18,10 +18,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Border", "Reader", "Strip", "Taps", "convolve", "multiply", "read_offsets", "rows_of"]
+__all__ = [
+    "STRIP_SAMPLES",
+    "Border",
+    "Reader",
+    "Strip",
+    "Taps",
+    "convolve",
+    "multiply",
+    "read_offsets",
+    "rows_of",
+]
 
 Border = Literal["zeros", "original"]
-_STRIP_SAMPLES = 1 << 17
+STRIP_SAMPLES = 1 << 17
 """Samples (pixels · groups · taps) of a strip: some megabytes of scratch memory, and enough work
 for each thread."""
 
@@ -200,7 +210,7 @@ class _Sampler:
         # Scratch memory of a strip of n pixels, (n, G·K) each.
         num_samples = taps.groups * taps.num
         num_pixels = out_size[0] * out_size[1]
-        self.max_pixels = max(1, min(_STRIP_SAMPLES // num_samples, num_pixels))
+        self.max_pixels = max(1, min(STRIP_SAMPLES // num_samples, num_pixels))
         shape = (self.max_pixels, num_samples)
         self.y = x.new_empty(shape)
         self.x = x.new_empty(shape)

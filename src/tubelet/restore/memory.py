@@ -33,10 +33,14 @@ _OUT_OF_MEMORY_MESSAGES = (
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device, *, cgroup: Path = _CGROUP) -> int:
     """Return the number of bytes that can still be allocated on a device.
 
     On a CPU, the limits of a container are respected.
+
+    Args:
+        device: Device of the memory.
+        cgroup: Folder with the files of the container's limits (cgroup v2).
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -45,8 +49,8 @@ def free_bytes(device: torch.device) -> int:
         return free + cached
     available = psutil.virtual_memory().available
     try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
     except (OSError, ValueError):
         # There is no cgroup v2, or the limit is "max".
         return available

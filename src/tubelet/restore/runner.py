@@ -36,13 +36,13 @@ from tubelet.restore.tiles import padded_size
 from tubelet.restore.tiling import Hidden, run_tiled
 from tubelet.types import Precision
 
-__all__ = ["Encoding", "Runner", "TorchRunner"]
+__all__ = ["PROBE_PX", "Encoding", "Runner", "TorchRunner"]
 
 # The probe is a call on a small image, which measures the memory use of a model.
 _WORKSPACE_FACTOR = 2.0
 """Margin for work space of convolutions and copies between memory layouts, which the probe does
 not measure."""
-_PROBE_PX = 64
+PROBE_PX = 64
 """Side of the image in a batched probe."""
 _PROBE_FRAMES = 5
 """Maximum number of frames in a batched probe of a clip model."""
@@ -317,7 +317,7 @@ class TorchRunner:
             "clip": min(temporal.window_frames or _PROBE_FRAMES, _PROBE_FRAMES),
         }
         num_frames = num_frames_by_kind[temporal.kind]
-        lq = self._probe_image(_PROBE_PX, num_frames)
+        lq = self._probe_image(PROBE_PX, num_frames)
         hidden: Hidden = None
         if temporal.kind == "online":
             # The first step has no state, so the second one is measured.
@@ -330,7 +330,7 @@ class TorchRunner:
 
     def _measure_encoding(self) -> float:
         """Measure the encoding of one frame of a window model: bytes per input pixel."""
-        lq = self._probe_image(_PROBE_PX, 1)
+        lq = self._probe_image(PROBE_PX, 1)
         with self._number_format():
             encoding = as_encoding(self._model).encode(_channels_last(lq)[:, 0])
         encoding_bytes = sum(tensor.nbytes for tensor in encoding)

@@ -36,7 +36,7 @@ from tubelet.video.chroma import downsample_chroma, sitings_of, upsample_chroma
 from tubelet.video.info import ColorTags
 from tubelet.video.layout import PixelLayout, component_views, layout_of, to_viewable
 
-__all__ = ["Gamut", "ResolvedColor", "frame_to_rgb", "resolve_matrix", "rgb_to_frame"]
+__all__ = ["STRIP_PX", "Gamut", "ResolvedColor", "frame_to_rgb", "resolve_matrix", "rgb_to_frame"]
 
 Gamut = Literal["clip", "keep"]
 ResolvedColor = NewType("ResolvedColor", ColorTags)
@@ -62,8 +62,8 @@ _BT2020 = 9
 _UNRESOLVED = (_RGB, _UNSPECIFIED, _RESERVED)
 _HD_WIDTH = 1280
 _HD_HEIGHT = 720
-# A strip of one float plane is 1 MiB.
-_STRIP_PX = 1 << 18
+STRIP_PX = 1 << 18
+"""Pixels of a strip: one float plane of it is 1 MiB."""
 # Rows: complete dither cells even in chroma that is subsampled by four.
 _STRIP_STEP = 32
 _DITHER_CELL = 8
@@ -287,7 +287,7 @@ def _rows_per_strip(layout: PixelLayout, color: ColorTags, width: int, height: i
     if layout.shift_y and sitings_of(color.siting)[1] == "cosited":
         # The vertical filter needs rows beyond the edge of a strip.
         return height
-    num_steps = _STRIP_PX // width // _STRIP_STEP
+    num_steps = STRIP_PX // width // _STRIP_STEP
     return max(_STRIP_STEP, num_steps * _STRIP_STEP)
 
 
