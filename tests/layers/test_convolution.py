@@ -128,13 +128,13 @@ def test_a_sum_can_have_hooks_of_gradients() -> None:
     assert seen
 
 
-def _watch_columns(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+def _watch_winograd(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Collect the results of Winograd's algorithm."""
     results = list[Tensor]()
-    columns = convolution.winograd_conv3x3
+    compute = convolution.winograd_conv3x3
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
-        results.append(columns(*args, **kwargs))
+        results.append(compute(*args, **kwargs))
         return results[-1]
 
     monkeypatch.setattr(convolution, "winograd_conv3x3", watched)
@@ -149,7 +149,7 @@ def test_half_the_multiplications_give_the_same(
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(convolution, "_MIN_CHANNELS", 1)
-    results = _watch_columns(monkeypatch)
+    results = _watch_winograd(monkeypatch)
     layout = torch.channels_last
     x = _draw(size, 12, layout)
     other = _draw(size, 8, layout)
@@ -174,7 +174,7 @@ def test_half_the_multiplications_from_some_size_on(
 ) -> None:
     smallest = 64 * 64 * 9 * 64 * 64 // torch.get_num_threads()
     monkeypatch.setattr(convolution, "_MIN_MULTIPLICATIONS", smallest)
-    results = _watch_columns(monkeypatch)
+    results = _watch_winograd(monkeypatch)
     conv = prepare_for_inference(ConvAct(64, 64))
     with torch.no_grad():
         conv(_draw(size, 64, torch.channels_last))
@@ -189,7 +189,7 @@ def test_half_the_multiplications_from_some_size_on(
 def test_all_multiplications_where_half_would_not_do(
     conv: ConvAct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = _watch_columns(monkeypatch)
+    results = _watch_winograd(monkeypatch)
     x = _draw((1, 8, 8), conv.in_channels, torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(

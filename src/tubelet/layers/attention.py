@@ -1,8 +1,10 @@
 """Attention within windows, with a learned bias for every relative position.
 
-    x (n, N, C) tokens of n windows ─ q, k, v (n, heads, N, C / heads)
-    softmax(q kᵀ / √d + bias) v
-    bias (heads, N, N) is read from a table of (2w − 1)² relative positions
+    x        (n, N, C)            N tokens of each of n windows
+    q, k, v  (n, heads, N, d)     d = C / heads
+    bias     (heads, N, N)        looked up by the relative position of query and key, in a table
+                                  with (2w − 1)² entries for each head and a w × w window
+    result   (n, N, C)            softmax(q kᵀ / √d + bias) v, then a linear layer
 
 Source: Liu et al., Swin Transformer, ICCV 2021, Eq. 4; the MLP: Dosovitskiy et al., ViT, ICLR 2021.
 """
@@ -23,10 +25,10 @@ def relative_position_bias(table: Tensor, window: Sequence[int], size: Sequence[
     """Look up the bias of every pair of tokens of a window.
 
     Args:
-        table: (∏ (2·window − 1), heads); the last axis of the window changes fastest, and an entry
-            belongs to the position of the query minus that of the key, plus window − 1.
-        window: Window size that the table was made for.
-        size: Size of the actual window, at most `window` along each axis.
+        table: (∏ (2·window − 1), heads). Along each axis, the index of an entry is
+            query position − key position + window − 1. The last axis changes fastest.
+        window: Size of a full window along each axis, which determines the size of the table.
+        size: Size of the given window along each axis, at most `window`.
 
     Returns:
         (heads, N, N), query by key, N = ∏ size.
@@ -34,14 +36,17 @@ def relative_position_bias(table: Tensor, window: Sequence[int], size: Sequence[
     heads = table.shape[-1]
     axes = range(1, len(window) + 1)
     table_shape = [2 * side - 1 for side in window]
-    # (heads, 2·w₁ − 1, 2·w₂ − 1, …), with distances descending along each axis.
+    # (heads, 2·w₁ − 1, 2·w₂ − 1, …)
     bias = table.T.reshape(heads, *table_shape)
+    # From here on, the distance (query − key) descends along each axis, from w − 1 to 1 − w.
     bias = bias.flip(list(axes))
     for axis, max_side, side in zip(axes, window, size, strict=True):
-        distances = bias.narrow(axis, max_side - side, 2 * side - 1)
-        # Entry [i, j] is that of the distance side - 1 - i - j: of query side - 1 - i and key j.
-        bias = distances.unfold(axis, side, 1)
-    # (heads, *queries, *keys); undo the reversed order of the queries.
+        # Keep the distances that occur in this window: side − 1 to 1 − side.
+        bias = bias.narrow(axis, max_side - side, 2 * side - 1)
+        # Unfolding adds an axis j at the end: entry [i, j] is entry i + j of before. Its distance,
+        # side − 1 − i − j, is that of the query at side − 1 − i and the key at j.
+        bias = bias.unfold(axis, side, 1)
+    # The query at side − 1 − i has index i: reverse the queries. (heads, *queries, *keys)
     bias = bias.flip(list(axes))
     num_tokens = prod(size)
     return bias.reshape(heads, num_tokens, num_tokens)
@@ -59,7 +64,7 @@ def attend(
         q: Queries, (n, heads, N, d).
         k: Keys, (n, heads, M, d).
         v: Values, (n, heads, M, d).
-        bias: (heads, N, M), added to the scores.
+        bias: (heads, N, M), added to the scores before the softmax.
 
     Returns:
         (n, N, heads·d).
@@ -69,13 +74,13 @@ def attend(
 
 
 class WindowAttention(nn.Module):
-    """Self-attention of the tokens of each window: (n, N, C) → the same shape.
+    """Multi-head self-attention among the tokens of each window: (n, N, C) → the same shape.
 
     Args:
-        channels: Width of the tokens.
+        channels: Number of channels of a token, C.
         heads: Number of heads, a divisor of `channels`.
         window: Size of a full window along each axis.
-        qkv_bias: Give queries, keys and values learned biases.
+        qkv_bias: Add learned biases to queries, keys and values.
     """
 
     def __init__(
@@ -100,8 +105,8 @@ class WindowAttention(nn.Module):
 
         Args:
             x: Tokens of n windows, (n, N, C).
-            size: Size of these windows along each axis, N = ∏ size; less than `window` where a
-                shift cuts them.
+            size: Size of these windows along each axis, N = ∏ size. It is smaller than `window` at
+                the borders of a shifted partition.
 
         Returns:
             (n, N, C).
@@ -115,11 +120,11 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with the exact GELU between them, token by token.
+    """Two linear layers for each token, with GELU (exact, not its tanh approximation) between.
 
     Args:
-        channels: Width of the tokens.
-        hidden: Width between the layers.
+        channels: Number of channels of a token.
+        hidden: Number of channels between the layers.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:

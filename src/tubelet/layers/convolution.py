@@ -1,18 +1,20 @@
-"""Fused convolutions: with an activation, with a sum, over a concatenation, over repeated pixels.
+"""Convolutions fused with the operations around them: activation, sum, concatenation, upsampling.
 
     ConvAct       act(conv(x))
     ConvAdd       conv(x) + other
     ConvCat       act(conv(cat(inputs))), without copying the inputs into one tensor
-    UpsampleConv  act(conv(x, each pixel repeated 2×2)), with 4/9 of the multiplications
+    UpsampleConv  act(conv(upsampled x)), nearest-neighbor ×2, with 4/9 of the multiplications
 
-Each is an `nn.Conv2d` that keeps the size of its input, with its parameters under the same names.
-The reference form runs one operation after the other. The form for inference
-(`tubelet.layers.inference`) writes features once instead of two to five times: on an x86 processor
-and in float32, oneDNN applies the activation or the sum in the pass that writes the result, and
-large 3×3 convolutions of channels-last images take half the multiplications (`winograd.py`).
-Elsewhere it works in place.
+Each is an `nn.Conv2d` whose padding keeps the image size, so its parameters are `weight` and
+`bias`. The layers have two forms (`tubelet.layers.inference`):
 
-Source: post-operations of oneDNN, as torch's own compiler uses them.
+    reference   One operation of torch after the other, with gradients.
+    inference   Writes features once instead of two to five times. On an x86 CPU and in float32,
+                oneDNN applies the activation or the sum in the pass that writes the result, and
+                large 3×3 convolutions of channels-last images take half the multiplications
+                (`winograd.py`). Elsewhere, the activation or the sum is applied in place.
+
+Source: post-operations of oneDNN, called as torch's own compiler (Inductor) calls them.
 """
 
 from __future__ import annotations
@@ -34,30 +36,35 @@ __all__ = ["Activation", "ConvAct", "ConvAdd", "ConvCat", "LeakyReLU", "Upsample
 
 @dataclass(frozen=True, slots=True)
 class LeakyReLU:
-    """A rectifier that scales negative values."""
+    """Choice of a leaky ReLU as the activation of a layer."""
 
     slope: float
     """Factor of negative values."""
 
 
 Activation = Literal["none", "relu"] | LeakyReLU
+"""Activation after a convolution."""
 
 _HAS_ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()
 
-# Winograd is faster from these bounds on, measured with AVX-512 (benchmarks/convolution.py).
+# Winograd's algorithm is used from these bounds on, where it was faster with AVX-512
+# (benchmarks/convolution.py).
 
-# Bound of in · out / (in + out): below it, the transforms cost more than they save.
+# Bound of in · out / (in + out), with in input and out output channels. The multiplications grow
+# with in · out and the transforms with in + out: below the bound, the transforms cost more than
+# they save.
 _MIN_CHANNELS = 24
-# For each image and thread: below it, dispatch overhead dominates.
+# Multiplications of the direct convolution for each image and thread. Below, dispatch overhead
+# dominates.
 _MIN_MULTIPLICATIONS = 2**29
-# Below it, transforming the weights dominates.
+# Pixels of an image. Below, transforming the weights dominates.
 _MIN_PIXELS = 1024
-# Below it, padding to whole groups of lines dominates.
-_MIN_LINES = 16
+# Rows of an image. Below, padding to whole groups of four rows dominates.
+_MIN_ROWS = 16
 
 
 class _FusedConv(SwitchableLayer, nn.Conv2d):
-    """A convolution that keeps the image size and chooses how it is computed.
+    """Base of the fused convolutions: keeps the image size and selects the algorithm.
 
     Args:
         in_channels: C of the input.
@@ -91,22 +98,22 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
 
     @property
     def _padding_px(self) -> list[int]:
-        # (vertical, horizontal); `padding` is never a string in these layers.
+        # (vertical, horizontal). A Conv2d may also have padding="same", but these layers never do.
         return list(self.padding)  # pyright: ignore[reportReturnType]
 
     def _can_fuse(self, *inputs: Tensor) -> bool:
-        """Return whether oneDNN may compute this call as one operation."""
+        """Return whether a call with these inputs may use the kernels of oneDNN."""
         if self.backend in ("reference", "unfused"):
             return False
         if not _HAS_ONEDNN or not torch.backends.mkldnn.enabled:
             return False
-        # Operations of torch obey autocast by themselves; the kernels used here do not.
+        # The operations of torch follow autocast to a lower precision. These kernels ignore it.
         if torch.is_autocast_enabled("cpu"):
             return False
         return all(_is_float32_on_cpu(tensor) for tensor in (self.weight, *inputs))
 
     def _prefers_winograd(self, inputs: Sequence[Tensor]) -> bool:
-        """Return whether half the multiplications are worth the transforms that they take."""
+        """Return whether Winograd's algorithm should be used for these inputs."""
         if self.kernel_size != (3, 3):
             return False
         if not all(_is_channels_last(x) for x in inputs):
@@ -114,6 +121,7 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         channel_sum = self.in_channels + self.out_channels
         if self.in_channels * self.out_channels / channel_sum < _MIN_CHANNELS:
             return False
+        # With this backend, a small image takes the algorithm of a large one.
         if self.backend == "winograd":
             return True
 
@@ -121,7 +129,7 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         multiplications = self.weight.numel() * height * width
         if multiplications < _MIN_MULTIPLICATIONS * torch.get_num_threads():
             return False
-        return height >= _MIN_LINES and height * width >= _MIN_PIXELS
+        return height >= _MIN_ROWS and height * width >= _MIN_PIXELS
 
     def _convolve_onednn(
         self,
@@ -129,7 +137,11 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Convolve the concatenation of `inputs`: the first one, then add the others in place."""
+        """Convolve the concatenation of `inputs`, then activate.
+
+        A convolution is a sum over its input channels, so each input is convolved with its part of
+        the weights, and the results are summed.
+        """
         in_channels = [x.shape[1] for x in inputs]
         first_weight, *other_weights = torch.split(weight, in_channels, 1)
         if not other_weights:
@@ -162,14 +174,14 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
     ) -> Tensor:
         """Convolve the concatenation of `inputs` by Winograd's algorithm, then activate."""
 
-        def epilogue(y: Tensor, region: Region) -> None:
+        def activate_strip(y: Tensor, region: Region) -> None:
             _activate(y, self.act)
 
-        return _winograd_conv3x3(
+        return _winograd_onednn(
             inputs,
             weight,
             bias,
-            epilogue,
+            activate_strip,
             cache,
         )
 
@@ -223,6 +235,8 @@ class ConvAdd(_FusedConv):
         Returns:
             (B, C', H, W).
         """
+        # Not in place: hooks can make the result of the convolution a view, which an operation in
+        # place would break.
         if not self.is_prepared:
             return super().forward(x) + other
         if not self._can_fuse(x, other) or not _same_layout(x, other):
@@ -251,10 +265,10 @@ class ConvAdd(_FusedConv):
                 self._padding_px,
             )
 
-        def epilogue(y: Tensor, region: Region) -> None:
+        def add_strip(y: Tensor, region: Region) -> None:
             y.add_(other[region])
 
-        return _winograd_conv3x3([x], weight, bias, epilogue)
+        return _winograd_onednn([x], weight, bias, add_strip)
 
 
 class ConvCat(_FusedConv):
@@ -271,12 +285,13 @@ class ConvCat(_FusedConv):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *inputs: Tensor, cache: TransformCache | None = None
     ) -> Tensor:
-        """Convolve.
+        """Return `act(conv(cat(inputs)))`.
 
         Args:
             inputs: (B, C₁, H, W), (B, C₂, H, W), …: the channels of the input, in order.
-            cache: Shared by convolutions whose inputs begin with the same tensors, as in a dense
-                block; it holds 1.5 times the size of these tensors. The reference form ignores it.
+            cache: Input transforms of Winograd's algorithm, shared by convolutions whose inputs
+                begin with the same tensors, as in a dense block. It holds 1.5 times the size of
+                these tensors. Other algorithms ignore it.
 
         Returns:
             (B, C', H, W).
@@ -294,10 +309,10 @@ class ConvCat(_FusedConv):
 
 
 class UpsampleConv(_FusedConv):
-    """Doubling by repeated pixels, 3×3 convolution, then an activation.
+    """Nearest-neighbor upsampling by 2, 3×3 convolution, then an activation.
 
-    Of the nine pixels under the kernel only four differ: the form for inference sums the weights of
-    equal ones first, which makes a transposed convolution of stride 2.
+    Of the nine upsampled pixels under the kernel only four differ. So the form for inference sums
+    the weights of equal pixels first: the result is a transposed convolution of `x` with stride 2.
 
     Args:
         in_channels: C of the input.
@@ -312,13 +327,14 @@ class UpsampleConv(_FusedConv):
         """Map (B, C, H, W) to (B, C', 2H, 2W)."""
         if self._can_fuse(x):
             return without_gradient(self._fused, x, self.weight, self.bias)
-        repeated = functional.interpolate(x, scale_factor=2.0, mode="nearest")
-        return _activate(super().forward(repeated), self.act)
+        upsampled = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        return _activate(super().forward(upsampled), self.act)
 
     def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # A transposed convolution applies its kernel mirrored.
+        # A transposed convolution applies its kernel mirrored: (C', C, 3, 3) → (C', C, 5, 5).
         flipped = functional.pad(weight.flip(2, 3), (1, 1, 1, 1))
-        # Weights of 2×2 equal pixels, summed: (C', C, 4, 4).
+        # A pixel of x becomes 2×2 equal pixels. Its weight in a pixel of the result is the sum of
+        # their weights, for each of the 4×4 positions that they reach: (C', C, 4, 4).
         summed = functional.avg_pool2d(flipped, 2, stride=1, divisor_override=1)
         y = functional.conv_transpose2d(
             x,
@@ -339,20 +355,20 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 def _same_layout(x: Tensor, other: Tensor) -> bool:
-    """Return whether both are channels last (as the result will be) and differ only in channels."""
+    """Return whether both are channels last, as the result will be, and have the same B, H and W."""
     if x.shape[0] != other.shape[0] or x.shape[2:] != other.shape[2:]:
         return False
     return _is_channels_last(x) and _is_channels_last(other)
 
 
 def _activate(y: Tensor, act: Activation) -> Tensor:
-    """Apply an activation in place: `y` is a convolution's own output."""
+    """Apply an activation in place: nothing else uses `y`, the result of a convolution."""
     if isinstance(act, LeakyReLU):
         return functional.leaky_relu_(y, act.slope)
     return functional.relu_(y) if act == "relu" else y
 
 
-def _winograd_conv3x3(
+def _winograd_onednn(
     inputs: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
@@ -376,8 +392,9 @@ def _conv1x3(
     bias: Tensor | None,
     total: Tensor | None,
 ) -> Tensor:
-    """Convolve along the rows, padded by a pixel at both ends; add to a total if there is one."""
+    """Convolve along the width, with one column of padding on each side; add to a total if any."""
     padding_px = [0, 1]
+    # Only the convolution without a total gets a bias, so that it is added once.
     if total is None:
         return _onednn_conv(
             x,
@@ -389,13 +406,17 @@ def _conv1x3(
     return _onednn_conv_add_(total, x, weight, padding_px)
 
 
-# Calls of oneDNN. All convolutions here have stride 1, dilation 1 and one group.
+# Arguments of the operators of oneDNN, by position.
+
+# Stride, dilation and number of groups of all convolutions here.
 _GEOMETRY = ([1, 1], [1, 1], 1)
-# Binary operation, alpha, then no activation after it (name, scalars, algorithm).
+# Sum after the convolution: its name, the factor of `other`, then no activation after the sum
+# (name, scalars, algorithm).
 _ADD: tuple[Any, ...] = ("add", 1.0, None, [], None)
 
 
 def _operators() -> Any:
+    """Return torch's namespace of private oneDNN operators, which has no type annotations."""
     return torch.ops.mkldnn
 
 

@@ -1,11 +1,14 @@
-"""Windows of an image or clip, without rolls and without masks.
+"""Partition of an image or clip into shifted attention windows, without rolls and masks.
 
     x        (B, *grid, C), channels last; grid is (H, W) or (T, H, W)
-    windows  (n, *size, C), flattened by the caller to (n, N, C) tokens
+    windows  (n, N, C): n windows of `size` positions along each axis, N = ∏ size tokens each
+    span     adjacent windows of equal size along one axis
+    block    adjacent windows of equal size along all axes, processed in one call
 
-Swin's cyclic shift joins tokens of opposite borders in one window and then masks their attention.
-The tokens that still attend to each other are those of a plain partition whose first and last
-windows are cut, to `shift` and `window − shift` positions:
+Swin rolls the image by its shift, which joins positions of opposite borders in one window, and then
+masks the attention between them. Without the masked pairs, that is a plain partition whose first
+and last windows are smaller. For a length that is a multiple of `window` they have `shift` and
+`window − shift` positions:
 
     length 12, window 4, shift 2      ▏0 1▕▏2 3 4 5▕▏6 7 8 9▕▏10 11▕
 
@@ -35,10 +38,10 @@ __all__ = [
     "window_spans",
 ]
 
-_CACHED_TOKENS = 2048
-"""Tokens of a block on a CPU: at 180 channels, its intermediate results stay in the caches of two
-cores. Half or twice as many took the same time within 3 %, one block for all up to 25 % more
-(docs/log/2026-11-21.md)."""
+# Maximum number of tokens of a block on a CPU: with 180 channels, its intermediate results stay in
+# the L2 caches of two cores. Half or twice as many took the same time within 3 %, a single block
+# for all windows up to 25 % more (docs/log/2026-11-21.md).
+_MAX_BLOCK_TOKENS = 2048
 
 
 class WindowSpan(NamedTuple):
@@ -47,21 +50,22 @@ class WindowSpan(NamedTuple):
     start: int
     """First position of the first window."""
     size: int
-    """Positions of each window."""
-    windows: int
+    """Number of positions of each window."""
+    num_windows: int
     """Number of windows."""
 
 
 def window_spans(length: int, window: int, shift: int) -> list[WindowSpan]:
-    """Partition an axis into windows; those that the shift cuts are spans of one window.
+    """Partition an axis into windows, grouped into spans of equal size.
 
     Args:
         length: Length of the axis, at least 1.
-        window: Size of a window.
-        shift: Position of the first cut, 0 to window − 1.
+        window: Size of a full window.
+        shift: Size of the smaller window at the start, 0 (no such window) to window − 1.
 
     Returns:
-        Spans that cover the axis, in order.
+        One to three spans that cover the axis, in order: the smaller window at the start, the full
+        windows, and the rest at the end.
     """
     first_size = min(shift, length)
     num_full, last_size = divmod(length - first_size, window)
@@ -71,13 +75,13 @@ def window_spans(length: int, window: int, shift: int) -> list[WindowSpan]:
         WindowSpan(first_size, window, num_full),
         WindowSpan(last_start, last_size, 1),
     ]
-    return [span for span in spans if span.size and span.windows]
+    return [span for span in spans if span.size and span.num_windows]
 
 
 def pad_to_windows(image: Tensor, window: int) -> Tensor:
-    """Extend (B, C, H, W) to a multiple of the window size.
+    """Extend (B, C, H, W) to the right and below to multiples of the window size.
 
-    The image is mirrored, or its last line and column repeated where it is too small to mirror.
+    The image is mirrored, or its last row and column repeated where it is too small to mirror.
     """
     height, width = image.shape[-2:]
     return pad_to(image, round_up(height, window), round_up(width, window))
@@ -87,11 +91,11 @@ def split_windows(block: Tensor, size: Sequence[int]) -> Tensor:
     """Cut a block into its windows.
 
     Args:
-        block: (B, *grid, C); each side of the grid is a multiple of the window's.
+        block: (B, *grid, C); each side of the grid is a multiple of the window size.
         size: Size of a window along each axis.
 
     Returns:
-        (n, N, C), windows and tokens in the order of the grid, N = ∏ size.
+        (n, N, C), N = ∏ size; windows and their tokens are in row-major order.
     """
     # (B, *counts, *size, C)
     view = _view_as_windows(block, size)
@@ -106,7 +110,7 @@ def join_windows(windows: Tensor, size: Sequence[int], block: Tensor) -> None:
 
 
 def _view_as_windows(block: Tensor, size: Sequence[int]) -> Tensor:
-    """View (B, *grid, C) as (B, *counts, *size, C), counts being the windows along each axis."""
+    """View (B, *grid, C) as (B, *counts, *size, C), where `counts` are windows along each axis."""
     batch, *grid, channels = block.shape
     shape = [batch]
     for length, side in zip(grid, size, strict=True):
@@ -114,6 +118,7 @@ def _view_as_windows(block: Tensor, size: Sequence[int]) -> Tensor:
     # (B, count₁, size₁, count₂, size₂, …, C)
     split = block.view(*shape, channels)
 
+    # Move the counts before the sizes.
     num_axes = len(size)
     count_axes = range(1, 2 * num_axes, 2)
     size_axes = range(2, 2 * num_axes + 1, 2)
@@ -126,34 +131,36 @@ def window_blocks(
     shift: Sequence[int],
     backend: Backend,
 ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Iterate over the windows of an image or clip, block by block.
+    """Iterate over the blocks of an image or clip.
 
-    In the reference form a block holds all windows of the same size. In the form for inference, and
-    on a CPU, it holds a few of them, so that all intermediate results of a block stay in the cache.
+    In the reference form, or on a GPU, a block is as large as possible. In the form for inference
+    on a CPU it has a few windows, so that all its intermediate results stay in the CPU cache.
 
     Args:
         x: (B, *grid, C).
         window: Window size along each axis of the grid.
-        shift: Shift of the partition along each axis.
+        shift: Shift of the partition along each axis, see `window_spans`.
         backend: Form of the calling layer.
 
     Yields:
-        The size of the windows of a block along each axis, and the block as an index of
+        The size of the windows of a block along each axis, and the index of the block in
             (B, *grid, C).
     """
+    # Tokens of one image or clip of the batch: a block contains the whole batch.
     if x.device.type == "cpu" and backend != "reference":
-        max_tokens = _CACHED_TOKENS // x.shape[0]
+        max_tokens = _MAX_BLOCK_TOKENS // x.shape[0]
     else:
+        # No limit.
         max_tokens = x.numel()
 
     spans_by_axis: list[list[WindowSpan]] = []
     for length, side, offset in zip(x.shape[1:-1], window, shift, strict=True):
         spans_by_axis.append(window_spans(length, side, offset))
 
-    # One span of each axis: a box of windows of equal size.
+    # All windows in one span of each axis have the same size.
     for spans in product(*spans_by_axis):
         size = tuple(span.size for span in spans)
-        for block in _blocks(spans, max_tokens):
+        for block in _cut_into_blocks(spans, max_tokens):
             yield size, (slice(None), *block)
 
 
@@ -169,13 +176,14 @@ def map_windows(
 
     Args:
         apply: Called with the same windows of each input, (n, N, C), and their size along each
-            axis (the window's, or less where the shift cuts it); returns (n, N, C) like the first.
-            It must treat windows independently.
+            axis, which is smaller than `window` at some borders. Returns (n, N, C), with the shape
+            of the first. The result for a window must not depend on the other windows, because
+            their number differs from call to call.
         inputs: Contiguous tensors (B, *grid, C) over the same grid; the first has the shape of
             the result.
         window: Window size along each axis of the grid.
-        shift: Shift of the partition along each axis.
-        backend: Form of the calling layer; see `window_blocks`.
+        shift: Shift of the partition along each axis, see `window_spans`.
+        backend: Form of the calling layer, see `window_blocks`.
 
     Returns:
         A new tensor, (B, *grid, C).
@@ -188,19 +196,23 @@ def map_windows(
     return out
 
 
-def _blocks(spans: Sequence[WindowSpan], max_tokens: int) -> Iterator[tuple[slice, ...]]:
-    """Cut a box of windows, given as one span per axis, into blocks of similar token counts."""
+def _cut_into_blocks(spans: Sequence[WindowSpan], max_tokens: int) -> Iterator[tuple[slice, ...]]:
+    """Cut the windows in one span of each axis into blocks of about equal size.
+
+    A block has at most `max_tokens` tokens, but at least one window.
+    """
     max_windows = max_tokens // prod([span.size for span in spans])
     slices_by_axis: list[list[slice]] = []
-    # From the last axis on, so that a block is long along the rows, which are contiguous.
+    # The last axis first, so that a block is long along the width, where memory is contiguous.
     for span in reversed(spans):
-        windows_per_block = max(1, min(span.windows, max_windows))
-        num_blocks = ceil(span.windows / windows_per_block)
+        windows_per_block = max(1, min(span.num_windows, max_windows))
+        num_blocks = ceil(span.num_windows / windows_per_block)
+        # Positions between the blocks along this axis.
         cuts: list[int] = []
         for i in range(num_blocks + 1):
-            first_window = span.windows * i // num_blocks
+            first_window = span.num_windows * i // num_blocks
             cuts.append(span.start + span.size * first_window)
         slices_by_axis.insert(0, [slice(start, stop) for start, stop in pairwise(cuts)])
-        # Windows that each block may still span along the axes that follow.
-        max_windows //= ceil(span.windows / num_blocks)
+        # Number of windows that a block may have along the remaining axes together.
+        max_windows //= ceil(span.num_windows / num_blocks)
     return product(*slices_by_axis)
