@@ -6,6 +6,7 @@ folder that contains it under a usual name. Errors name the missing clips and th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,19 +92,27 @@ def find_clips(protocol: MetricProtocol, root: Path) -> list[EvalClip]:
     dataset = find_dataset(protocol.dataset)
     found: list[FoundClip] = []
     for split in dataset.splits:
-        for clip in find_split(dataset, split, root):
-            if protocol.clips is None or clip.name in protocol.clips:
-                found.append(clip)
+        found += find_split(dataset, split, root)
+    if protocol.clips is not None:
+        found = [clip for clip in found if clip.name in protocol.clips]
     _refuse_missing(dataset, protocol, found, root)
 
-    degradation = protocol.degradation if protocol.scale == _LQ_SCALE else ""
-    has_lq = all(degradation in clip.lq for clip in found)
+    # All scores of a protocol come from the same source of low-quality clips: published ones if
+    # every clip has one at this scale, otherwise the degradation of the protocol.
+    has_published_lq = all(protocol.degradation in clip.lq for clip in found)
+    uses_published_lq = has_published_lq and protocol.scale == _LQ_SCALE
     clips: list[EvalClip] = []
     for clip in found:
-        lq = clip.lq[degradation] if has_lq else None
-        clips.append(EvalClip(name=_file_name(clip.name), gt=clip.gt, lq=lq))
-    for clip in clips:
-        _refuse_different_lengths(dataset, clip)
+        lq = None
+        if uses_published_lq:
+            lq = clip.lq[protocol.degradation]
+        eval_clip = EvalClip(
+            name=_file_name(clip.name),
+            gt=clip.gt,
+            lq=lq,
+        )
+        _refuse_different_lengths(dataset, eval_clip)
+        clips.append(eval_clip)
     return clips
 
 
@@ -143,11 +152,18 @@ def _find_gt_clips(
     clips: list[EvalClip] = []
     for split in splits:
         # Two splits may count from the same number; the prefix keeps their names different.
-        prefix = f"{split.name}_" if split.shift else ""
+        prefix = ""
+        if split.shift:
+            prefix = f"{split.name}_"
         for clip in find_split(dataset, split, root):
-            if clip.gt is not None:
-                name = prefix + _file_name(clip.name)
-                clips.append(EvalClip(name=name, gt=clip.gt, lq=clip.lq.get(degradation)))
+            if clip.gt is None:
+                continue
+            eval_clip = EvalClip(
+                name=prefix + _file_name(clip.name),
+                gt=clip.gt,
+                lq=clip.lq.get(degradation),
+            )
+            clips.append(eval_clip)
     if not clips:
         raise InputError(_not_found_message(dataset, root))
     return clips
@@ -161,27 +177,34 @@ def find_folder_clips(root: Path) -> list[EvalClip]:
     """
     if not root.is_dir():
         raise InputError(f"no such folder of clips: {root}")
-    paths: list[Path] = []
-    for path in root.iterdir():
-        if path.name.startswith("."):
-            continue
-        is_video = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-        if is_video or (path.is_dir() and count_frames(path)):
-            paths.append(path)
-    if not paths and count_frames(root):
-        # The folder itself is one clip.
-        paths = [root]
+    paths = sorted(filter(_is_clip, root.iterdir()))
     if not paths:
-        raise InputError(f"no video and no folder of frames in {root}; a clip is one or the other")
-    paths.sort()
+        # The folder itself may be the frames of one clip.
+        if not count_frames(root):
+            raise InputError(
+                f"no video and no folder of frames in {root}; a clip is one or the other"
+            )
+        paths = [root]
 
-    # The suffix is part of the name only where it distinguishes two clips.
-    stems = [path.stem for path in paths]
+    num_clips_by_stem = Counter(path.stem for path in paths)
     clips: list[EvalClip] = []
     for path in paths:
-        name = path.stem if stems.count(path.stem) == 1 else path.name
+        name = path.stem
+        # The suffix is part of the name only where it distinguishes two clips.
+        if num_clips_by_stem[name] > 1:
+            name = path.name
         clips.append(EvalClip(name=name, gt=path, lq=None))
     return clips
+
+
+def _is_clip(path: Path) -> bool:
+    """Return whether a path is a video or a folder of frames that is not hidden."""
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        return count_frames(path) > 0
+    has_video_suffix = path.suffix.lower() in VIDEO_SUFFIXES
+    return has_video_suffix and path.is_file()
 
 
 def find_split(dataset: Dataset, split: DatasetSplit, root: Path) -> list[FoundClip]:
@@ -235,10 +258,13 @@ def _has_usual_name(dataset: Dataset, folder: Path) -> bool:
 def count_frames(path: Path) -> int:
     """Count the images of a folder; return 1 for an image, and 0 for anything else."""
     if not path.is_dir():
-        return int(path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES)
+        has_image_suffix = path.suffix.lower() in IMAGE_SUFFIXES
+        return int(has_image_suffix and path.is_file())
     count = 0
     for file in path.iterdir():
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+        is_hidden = file.name.startswith(".")
+        has_image_suffix = file.suffix.lower() in IMAGE_SUFFIXES
+        if has_image_suffix and not is_hidden:
             count += 1
     return count
 
@@ -248,17 +274,21 @@ def _count_sample(dataset: Dataset, base: Path) -> int:
     count = 0
     for split in dataset.splits:
         if split.list_file:
+            # The file lists all clips of the split, so it counts as one.
             count += (base / split.list_file).is_file()
             continue
         if not split.clips:
             count += len(_discover(dataset, split, base))
             continue
+
+        # Any version of a clip counts, ground truth or low quality.
         patterns = list(split.gt)
         for lq_patterns in split.lq.values():
             patterns += lq_patterns
         step = max(1, len(split.clips) // _SAMPLE_CLIPS)
         for name in split.clips[::step]:
-            count += _find_path(base, patterns, split, name) is not None
+            path = _find_path(base, patterns, split, name)
+            count += path is not None
     return count
 
 
@@ -271,11 +301,10 @@ def _clip_names(dataset: Dataset, split: DatasetSplit, base: Path) -> Sequence[s
         raise InputError(
             f"{dataset.title} needs {path}, which lists its clips; it is part of the download"
         )
-    names: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            names.append(line.strip())
-    return names
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = map(str.strip, lines)
+    # Blank lines name no clip.
+    return list(filter(None, names))
 
 
 def _discover(dataset: Dataset, split: DatasetSplit, base: Path) -> list[str]:
@@ -285,15 +314,18 @@ def _discover(dataset: Dataset, split: DatasetSplit, base: Path) -> list[str]:
     only in a folder with a usual name of the dataset.
     """
     for pattern in split.gt:
+        any_folder_matches = pattern == "{clip}"
+        if any_folder_matches and not _has_usual_name(dataset, base):
+            continue
+        # In a layout such as GT/{clip}/frames, the clips are the folders in GT that have frames.
         prefix, _, suffix = pattern.partition("{clip}")
         folder = base / prefix
         if not folder.is_dir():
             continue
-        if pattern == "{clip}" and not _has_usual_name(dataset, base):
-            continue
         names: list[str] = []
         for path in sorted(folder.iterdir()):
-            if path.is_dir() and count_frames(folder / (path.name + suffix)):
+            frames_path = folder / (path.name + suffix)
+            if path.is_dir() and count_frames(frames_path):
                 names.append(path.name)
         if names:
             return names
@@ -316,32 +348,46 @@ def _refuse_missing(
     dataset: Dataset, protocol: MetricProtocol, found: list[FoundClip], root: Path
 ) -> None:
     """Refuse a dataset with missing clips or frames: its mean would not be that of the protocol."""
+    # Without a degradation, a protocol scores the published clips themselves.
     only_lq = protocol.degradation == "none"
     paths: dict[str, Path | None] = {}
     for clip in found:
         paths[clip.name] = clip.lq.get("none") if only_lq else clip.gt
     missing = [name for name, path in paths.items() if path is None]
-    if len(missing) == len(paths):
+    num_existing = len(paths) - len(missing)
+    if num_existing == 0:
         raise InputError(_not_found_message(dataset, root))
 
-    num_expected = len(protocol.clips or ())
-    if not num_expected:
-        num_expected = sum(split.count for split in dataset.splits)
-    if missing or len(paths) != num_expected:
-        names = f"; missing: {_shortened(missing)}" if missing else ""
+    num_expected = sum(split.count for split in dataset.splits)
+    if protocol.clips:
+        num_expected = len(protocol.clips)
+    # A clip can also be absent from the list of the dataset, and then has no name here.
+    if missing or num_existing != num_expected:
+        base = set_folder(dataset, root)
+        names = ""
+        if missing:
+            names = f"; missing: {_shortened(missing)}"
         raise InputError(
-            f"{dataset.title} has {num_expected} clips, but {set_folder(dataset, root)} has "
-            f"{len(paths) - len(missing)}{names}; "
+            f"{dataset.title} has {num_expected} clips, but {base} has {num_existing}{names}; "
             f"run `tubelet data check --set {dataset.name}` for details"
         )
     for clip in found:
         path = paths[clip.name]
-        num_frames = count_frames(path) if path else 0
-        if clip.facts.frames is not None and num_frames != clip.facts.frames:
-            raise InputError(
-                f"{dataset.title} {clip.name} has {clip.facts.frames} frames, "
-                f"but {path} has {num_frames}; get it again"
-            )
+        assert path is not None
+        _refuse_missing_frames(dataset, clip, path)
+
+
+def _refuse_missing_frames(dataset: Dataset, clip: FoundClip, path: Path) -> None:
+    """Refuse a clip with another number of frames than that of the dataset, if that is known."""
+    expected = clip.facts.frames
+    if expected is None:
+        return
+    num_frames = count_frames(path)
+    if num_frames != expected:
+        raise InputError(
+            f"{dataset.title} {clip.name} has {expected} frames, "
+            f"but {path} has {num_frames}; get it again"
+        )
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -366,9 +412,12 @@ def _refuse_different_lengths(dataset: Dataset, clip: EvalClip) -> None:
 def _not_found_message(dataset: Dataset, root: Path) -> str:
     folders: list[str] = []
     for split in dataset.splits:
-        for pattern in split.gt or split.lq.get("none", ()):
-            if "{shifted}" not in pattern:
-                folders.append(pattern.replace("{clip}", "…"))
+        patterns = split.gt or split.lq.get("none", ())
+        for pattern in patterns:
+            if "{shifted}" in pattern:
+                continue
+            folder = pattern.replace("{clip}", "…")
+            folders.append(folder)
     return (
         f"{dataset.title} is not in {root}: searched it, and the folder {dataset.folders[0]} in "
         f"it, for {', '.join(folders)}"
