@@ -85,12 +85,12 @@ class FeatureStore:
     def get(self, frame: Key) -> list[Tensor]:
         """Return the features of `frame` (an empty list if there are none) and keep them."""
         entries = self._entries.get(frame, [])
-        return [self._load(entry) for entry in entries]
+        return list(map(self._load, entries))
 
     def pop(self, frame: Key) -> list[Tensor]:
         """Return the features of `frame` and remove them."""
         entries = self._entries.pop(frame, [])
-        feats = [self._load(entry) for entry in entries]
+        feats = list(map(self._load, entries))
         for entry in entries:
             self._release(entry)
         return feats
@@ -125,13 +125,15 @@ class FeatureStore:
         self._total_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self._total_bytes)
 
-        on_device = feat.device.type != "cpu"
-        if on_device and _fits(self._device_bytes + num_bytes, self.limits.device_bytes):
-            self._device_bytes += num_bytes
-            return _Entry(feat, None, feat.device, num_bytes)
+        if feat.device.type != "cpu":
+            device_bytes = self._device_bytes + num_bytes
+            if _fits(device_bytes, self.limits.device_bytes):
+                self._device_bytes = device_bytes
+                return _Entry(feat, None, feat.device, num_bytes)
 
-        if _fits(self._host_bytes + num_bytes, self.limits.host_bytes):
-            self._host_bytes += num_bytes
+        host_bytes = self._host_bytes + num_bytes
+        if _fits(host_bytes, self.limits.host_bytes):
+            self._host_bytes = host_bytes
             return _Entry(feat.cpu(), None, feat.device, num_bytes)
 
         if self._spill_file is None:
@@ -214,8 +216,11 @@ class _SpillFile:
             feat = feat.contiguous()
         num_bytes = feat.numel() * feat.element_size()
         free_offsets = self._free_offsets.get(num_bytes)
-        offset = free_offsets.pop() if free_offsets else self._end
-        self._end = max(self._end, offset + num_bytes)
+        if free_offsets:
+            offset = free_offsets.pop()
+        else:
+            offset = self._end
+            self._end += num_bytes
 
         content = _bytes_of(feat)
         num_written = 0
