@@ -60,7 +60,9 @@ class SceneFrames:
 
     def is_past_output(self, position: int) -> bool:
         """Return whether a position is after the last output frame."""
-        return self.stop is not None and position >= self.stop
+        if self.stop is None:
+            return False
+        return position >= self.stop
 
     def is_output(self, position: int) -> bool:
         """Return whether the frame at a position is an output frame."""
@@ -159,17 +161,30 @@ class SegmentFrames:
             if self.stop is not None:
                 scene.stop = self.stop - self.last_scene_start
 
-            if frame is None or is_cut or self._is_past_context(number):
-                # The scene ends here, or is left incomplete because no context is needed any more.
-                is_stream_end = frame is None
-                scene.reaches_end = is_cut or (is_stream_end and self._buffer.ends_scene)
-                self.reaches_scene_end = scene.reaches_end
-                self.read_stop_pts = None if frame is None else frame.pts
+            # The scene ends with the stream or at a cut, or is left incomplete because no context
+            # is needed any more.
+            if frame is None:
+                self._end_scene(scene, reaches_end=self._buffer.ends_scene, next_pts=None)
+                return
+            if is_cut or self._is_past_context(number):
+                self._end_scene(scene, reaches_end=is_cut, next_pts=frame.pts)
                 return
 
             yield frame
             self._position += 1
             self._buffer.discard_before(self._position)
+
+    def _end_scene(
+        self,
+        scene: SceneFrames,
+        *,
+        reaches_end: bool,
+        next_pts: int | None,
+    ) -> None:
+        """Note how a scene ends, and the time of the frame after it (None at the stream's end)."""
+        scene.reaches_end = reaches_end
+        self.reaches_scene_end = reaches_end
+        self.read_stop_pts = next_pts
 
     def _is_next_scene(self, number: int, frame: Frame | None) -> bool:
         if frame is None or number <= self.last_scene_start:
@@ -189,7 +204,9 @@ class SegmentFrames:
             self.time_base = frame.time_base
 
     def _is_past_context(self, number: int) -> bool:
-        return self.stop is not None and number >= self.stop + self._context_after
+        if self.stop is None:
+            return False
+        return number >= self.stop + self._context_after
 
 
 class SegmentStream:
@@ -214,7 +231,9 @@ class SegmentStream:
     ) -> None:
         self._plan = plan
         self._context_before, self._context_after = plan.context_frames
-        if keeps_state and plan.contract.temporal.kind == "online":
+        # The state of an online model replaces its warm-up frames.
+        is_online = plan.contract.temporal.kind == "online"
+        if keeps_state and is_online:
             self._context_before = 0
         # A segment reads `context_after` frames past its end, and the next one then starts to read
         # `context_before` frames before that end.
@@ -228,7 +247,9 @@ class SegmentStream:
     def first_s(self) -> Fraction | None:
         """Read the first frame and return its time in seconds; None if the stream is empty."""
         frame = self._buffer.frame(0)
-        return None if frame is None else frame.pts * frame.time_base
+        if frame is None:
+            return None
+        return frame.pts * frame.time_base
 
     def __iter__(self) -> Iterator[SegmentFrames]:
         """Yield the segments; exhaust each before the next one is requested."""
@@ -293,20 +314,25 @@ class FrameBuffer:
 
     def frame(self, number: int) -> Frame | None:
         """Return a frame, reading up to it if necessary; None after the last one."""
-        while not self._ended and number >= self._first + len(self._entries):
+        index = number - self._first
+        while index >= len(self._entries):
+            # An iterator must not be called again after its end.
+            if self._ended:
+                return None
             frame = next(self._stream, None)
             if frame is None:
                 self._ended = True
-            else:
-                self._entries.append((frame, self._starts_scene(frame)))
-        index = number - self._first
-        if index >= len(self._entries):
-            return None
-        return self._entries[index][0]
+                return None
+            starts_scene = self._starts_scene(frame)
+            self._entries.append((frame, starts_scene))
+        frame, _ = self._entries[index]
+        return frame
 
     def is_cut(self, number: int) -> bool:
         """Return whether a frame that was read starts a scene."""
-        return self._entries[number - self._first][1]
+        index = number - self._first
+        _, starts_scene = self._entries[index]
+        return starts_scene
 
     def discard_before(self, number: int) -> None:
         """Drop the frames before a number, except the `num_previous` last of them."""
