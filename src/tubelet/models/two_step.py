@@ -160,8 +160,11 @@ class ConvPair(nn.Module):
         act: Activation = "none" if has_norm else "relu"
         self.conv1 = ConvCat(in_channels, channels, act=act, bias=not has_norm)
         self.conv2 = ConvAct(channels, channels, act=act, bias=not has_norm)
-        self.norm1 = nn.BatchNorm2d(channels) if has_norm else None
-        self.norm2 = nn.BatchNorm2d(channels) if has_norm else None
+        self.norm1: nn.BatchNorm2d | None = None
+        self.norm2: nn.BatchNorm2d | None = None
+        if has_norm:
+            self.norm1 = nn.BatchNorm2d(channels)
+            self.norm2 = nn.BatchNorm2d(channels)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map one or more tensors (B, Cᵢ, H, W), which are concatenated, to (B, C', H, W)."""
@@ -267,11 +270,13 @@ def _init_weights(
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.in_channels == 3 and module.bias is not None:
+            reads_pixels = module.in_channels == 3
+            if reads_pixels and module.bias is not None:
                 _standardize_pixels(module.weight, module.bias)
         elif isinstance(module, nn.ConvTranspose2d):
             # With a 2×2 kernel of stride 2, each output pixel has one tap per input channel.
-            nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+            std = module.in_channels**-0.5
+            nn.init.normal_(module.weight, std=std)
 
 
 @torch.no_grad()
@@ -517,25 +522,36 @@ _REQUIRED_CONVOLUTIONS = (
 
 
 def _rename(state: State) -> dict[str, Tensor]:
+    """Map the names of the authors to ours, and leave our own names unchanged."""
+    # In the authors' code, every pair of convolutions is a module `double_conv`.
     is_published = any(".double_conv." in name for name in state)
-    return rename(state, _AUTHORS_RULES) if is_published else dict(state)
+    if is_published:
+        return rename(state, _AUTHORS_RULES)
+    return dict(state)
 
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Map the names of the authors to ours; None if the state dict belongs to another network."""
     own = _rename(state)
-    return own if has_convolutions(own, *_REQUIRED_CONVOLUTIONS) else None
+    if not has_convolutions(own, *_REQUIRED_CONVOLUTIONS):
+        return None
+    return own
 
 
 def _infer_norm(state: State) -> Norm:
-    return "batch" if "stages.0.norm1.weight" in state else "none"
+    has_norm = "stages.0.norm1.weight" in state
+    if has_norm:
+        return "batch"
+    return "none"
 
 
 def _infer(state: State) -> TwoStepConfig:
     is_published = "head.3.weight" in state
     num_stages = count_names(state, r"stages\.\d+\.conv1\.weight")
+    # At ×2, Ψ has one stage more than Φ, and at ×4 two.
+    num_extra_stages = num_stages - len(_WIDTH_FACTORS)
     return TwoStepConfig(
-        scale=2 if num_stages <= len(_WIDTH_FACTORS) + 1 else 4,
+        scale=2 if num_extra_stages <= 1 else 4,
         channels=state["stages.0.conv1.weight"].shape[0],
         variant="published" if is_published else "paper",
         norm=_infer_norm(state),
@@ -605,9 +621,13 @@ ARCHITECTURE = Architecture(
 def _translate_encoder(state: State) -> dict[str, Tensor] | None:
     """Map the names of the authors to ours; None unless the state dict is of an encoder only."""
     own = _rename(state)
-    if without(own, r"stages\.[0-4]\.(conv|norm)[12]\..*"):
+    # Any other name belongs to a complete network.
+    other_names = without(own, r"stages\.[0-4]\.(conv|norm)[12]\..*")
+    if other_names:
         return None
-    return own if has_convolutions(own, "stages.0.conv1", "stages.4.conv2") else None
+    if not has_convolutions(own, "stages.0.conv1", "stages.4.conv2"):
+        return None
+    return own
 
 
 def _infer_encoder(state: State) -> ConditionalEncoderConfig:
