@@ -15,6 +15,8 @@ import tyro
 
 __all__ = ["field_help", "flags_from", "parse", "pick"]
 
+# Defaults that go without saying in the help of a flag.
+_TRIVIAL_DEFAULTS = (None, False, "", ())
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes)
 
 
@@ -43,10 +45,11 @@ def flags_from(
         help_texts = field_help(source)
         for field in dataclasses.fields(source):
             help_text = help_texts.get(field.name, "")
+            short_flags = aliases.get(field.name, "").split()
             argument = tyro.conf.arg(
                 help=help_text,
                 help_behavior_hint=_default_hint(field.default, help_text),
-                aliases=aliases.get(field.name, "").split() or None,
+                aliases=short_flags or None,
                 metavar=metavars.get(field.name),
             )
             hint = hints[field.name]
@@ -67,8 +70,10 @@ def _default_hint(default: Any, help_text: str) -> str:
     """Show a default, unless it is trivial or the help text already mentions it."""
     if default is dataclasses.MISSING or "Default:" in help_text:
         return ""
-    if default is None or default is False or default in ("", ()):
-        return ""
+    for trivial in _TRIVIAL_DEFAULTS:
+        # The type is compared, too: 0 equals False, but is worth showing.
+        if type(default) is type(trivial) and default == trivial:
+            return ""
     return f"(default: {default})"
 
 
@@ -145,17 +150,19 @@ def _multi_value_flags(flags: type[Any]) -> dict[str, str]:
             continue
         # Fields of `flags_from` are Annotated[type, argument]; the type may be a union with None.
         hint, argument, *_ = get_args(field.type)
-        is_tuple = get_origin(hint) is tuple
-        has_tuple = any(get_origin(member) is tuple for member in get_args(hint))
-        if not is_tuple and not has_tuple:
+        origins = [get_origin(member) for member in (hint, *get_args(hint))]
+        if tuple not in origins:
             continue
         long_name = "--" + field.name.replace("_", "-")
-        for spelling in (long_name, *(argument.aliases or ())):
-            long_names[spelling] = long_name
+        long_names[long_name] = long_name
+        for alias in argument.aliases or ():
+            long_names[alias] = long_name
     return long_names
 
 
 def pick(command: object, settings: type[Any]) -> Any:
     """Build `settings` from the fields of a parsed command that have the same names."""
-    values = {field.name: getattr(command, field.name) for field in dataclasses.fields(settings)}
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        values[field.name] = getattr(command, field.name)
     return settings(**values)

@@ -137,7 +137,8 @@ def main(args: Sequence[str]) -> int:
             print(line)
     config.out.mkdir(parents=True, exist_ok=True)
     # An existing run keeps its settings file: the new settings may still be refused.
-    is_new_run = not any((config.out / file).exists() for file in _RUN_FILES)
+    run_files = [config.out / name for name in _RUN_FILES]
+    is_new_run = not any(map(Path.exists, run_files))
     if is_new_run:
         write_config(config.out / "config.yaml", config)
     _run(recipe, config, style)
@@ -210,7 +211,10 @@ def _find_recipe(name: str) -> _Recipe:
 
 
 def _num_steps_unless_epochs(config: Any) -> int | None:
-    return config.loop.steps if config.epochs is None else None
+    # With epochs, the number of steps depends on the data.
+    if config.epochs is not None:
+        return None
+    return config.loop.steps
 
 
 def _parse(name: str, config_class: type[Any], args: Sequence[str]) -> Any:
@@ -218,7 +222,9 @@ def _parse(name: str, config_class: type[Any], args: Sequence[str]) -> Any:
     from tubelet.recipes.configs import read_config
 
     path, args = _take_flag(args, "--config", "the name of a YAML file")
-    default = None if path is None else read_config(Path(path), config_class)
+    default = None
+    if path is not None:
+        default = read_config(Path(path), config_class)
     args = _current_flags(config_class, args)
     return parse_nested(config_class, args, verb=f"train {name}", default=default)
 
@@ -235,7 +241,9 @@ def _parse_supervised(args: Sequence[str]) -> Any:
 
     path, args = _take_flag(args, "--config", "the name of a YAML file")
     model, args = _take_flag(args, "--model", "the name of a network")
-    file_model = None if path is None else read_entry(Path(path), "model")
+    file_model = None
+    if path is not None:
+        file_model = read_entry(Path(path), "model")
     if model is None and file_model is None:
         if not _wants_help(args):
             raise RequestError(
@@ -335,11 +343,13 @@ def _take_style(args: Sequence[str]) -> tuple[ProgressStyle, list[str]]:
     """Take --progress out of the arguments."""
     styles: tuple[ProgressStyle, ...] = get_args(ProgressStyle)
     value, remaining = _take_flag(args, "--progress", ", ".join(styles))
-    value = value or "auto"
+    if not value:
+        return "auto", remaining
     for style in styles:
         if style == value:
             return style, remaining
-    raise RequestError(f"unknown value {value!r} of --progress; {suggest(value, styles)}")
+    suggestion = suggest(value, styles)
+    raise RequestError(f"unknown value {value!r} of --progress; {suggestion}")
 
 
 def _take_flag(args: Sequence[str], flag: str, expected: str) -> tuple[str | None, list[str]]:
@@ -385,8 +395,9 @@ class _LogPrinter:
             print(f"{step}  {loss}  {lr}  {speed}  {remaining} left", flush=True)
             return
         # A record without a loss holds the scores of an evaluation.
+        scores = dict(record)
+        del scores["step"]
         line = step
-        for name, value in record.items():
-            if name != "step":
-                line += f"  {name} {value:.3f}"
+        for name, value in scores.items():
+            line += f"  {name} {value:.3f}"
         print(line, flush=True)

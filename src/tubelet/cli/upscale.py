@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,13 +105,12 @@ def _check(request: UpscaleFlags) -> None:
         raise ConfigError(f"preview={preview} must be between 1 and {_MAX_PREVIEW_FRAMES} frames")
 
     # These three exclude each other, and read the input a second time.
-    modes: list[str] = []
-    if request.dry_run:
-        modes.append("--dry-run")
-    if preview is not None:
-        modes.append("--preview")
-    if request.compare:
-        modes.append("--compare")
+    is_given = {
+        "--dry-run": request.dry_run,
+        "--preview": preview is not None,
+        "--compare": request.compare,
+    }
+    modes = [flag for flag, given in is_given.items() if given]
     if len(modes) > 1:
         raise RequestError(f"{' and '.join(modes)} cannot be combined; give one of them")
     if modes and request.input == "-":
@@ -122,8 +122,12 @@ def _check(request: UpscaleFlags) -> None:
         raise RequestError(
             "--json works only with --dry-run; use --progress json for the events of a run"
         )
-    if request.plan is not None and (request.dry_run or preview is not None):
-        raise RequestError("--plan cannot be combined with --dry-run or --preview; leave them out")
+    # A plan is for a complete run; a comparison only adds a page to that.
+    is_complete_run = modes in ([], ["--compare"])
+    if request.plan is not None and not is_complete_run:
+        raise RequestError(
+            "--plan cannot be combined with --dry-run or --preview; leave them out",
+        )
     if request.compare:
         _check_comparable(request.output)
 
@@ -135,7 +139,9 @@ def _check_comparable(output: str) -> None:
     kind = destination_kind(output)
     if kind == "file":
         return
-    reason = "a pipe cannot be read again" if kind == "pipe" else "images have no times"
+    reason = "images have no times"
+    if kind == "pipe":
+        reason = "a pipe cannot be read again"
     raise RequestError(
         f"--compare pairs frames by their times, but {reason}; give a video file as OUTPUT"
     )
@@ -146,7 +152,9 @@ def _upscale(request: UpscaleFlags, settings: UpscaleSettings) -> None:
         from tubelet.restore.job import run
 
     # The plan and the page are checked before the run, which can take hours.
-    plan = None if request.plan is None else _read_plan(request.plan)
+    plan: Plan | None = None
+    if request.plan is not None:
+        plan = _read_plan(request.plan)
     page = companion(request.output, ".compare.html")
     if request.compare:
         refuse_existing(page, overwrite=settings.overwrite)
@@ -254,9 +262,11 @@ def _preview(request: UpscaleFlags, count: int, settings: UpscaleSettings) -> No
     from tubelet.restore.job import build_engine
     from tubelet.video.probe import probe
 
+    path = companion(request.output, ".preview.png")
     # "%" marks a pattern of numbered images, not the name of a single one.
-    is_image_name = request.output.lower().endswith(".png") and "%" not in request.output
-    path = Path(request.output) if is_image_name else companion(request.output, ".preview.png")
+    is_pattern = "%" in request.output
+    if request.output.lower().endswith(".png") and not is_pattern:
+        path = Path(request.output)
     refuse_existing(path, overwrite=settings.overwrite)
     info = probe(request.input)
     times_s = write_preview(
@@ -307,8 +317,10 @@ def _plan_rows(request: UpscaleFlags, description: Description) -> dict[str, str
     frames = "unknown"
     if description.frames is not None:
         frames = f"{description.frames} (by the header)"
-    runs_on = f"{plan.device}, {plan.precision}, "
-    runs_on += f"tiles of {plan.tile_px} input pixels" if plan.tile_px else "whole frames"
+    extent = "whole frames"
+    if plan.tile_px:
+        extent = f"tiles of {plan.tile_px} input pixels"
+    runs_on = f"{plan.device}, {plan.precision}, {extent}"
     if plan.window is not None:
         runs_on += f", {plan.window.frames} frames at once"
 
@@ -333,17 +345,20 @@ def _plan_rows(request: UpscaleFlags, description: Description) -> dict[str, str
 
 def _other_streams(kinds: Sequence[str]) -> str:
     """Count the streams that are not video, for example "2 audio, 1 subtitle"."""
-    counts: list[str] = []
     # Each kind once, in the order of the streams.
-    for kind in dict.fromkeys(kinds):
-        if kind != "video":
-            counts.append(f"{kinds.count(kind)} {kind}")
-    return ", ".join(counts) or "nothing: the input has only video"
+    num_streams = Counter(kinds)
+    del num_streams["video"]
+    if not num_streams:
+        return "nothing: the input has only video"
+    return ", ".join(f"{count} {kind}" for kind, count in num_streams.items())
 
 
 def _new_rate(before: Fraction | None, after: Fraction | None) -> str:
     """Describe the change of the frame rate."""
-    if before is None or after is None or before == after:
+    # Without a rate in the header, the output has the times of the input.
+    if before is None or after is None:
+        return "as in the input"
+    if before == after:
         return "as in the input"
     return f"{_rate(before)} → {_rate(after)} a second"
 
