@@ -111,11 +111,12 @@ class PublishedTable:
         if column not in self.columns:
             columns = ", ".join(self.columns)
             raise RequestError(f"{self.source} has no column {column!r}; it has {columns}")
-        for row in self.rows:
-            if row.method == method:
-                return row.cells[self.columns.index(column)]
-        methods = ", ".join(row.method for row in self.rows)
-        raise RequestError(f"{self.source} has no row {method!r}; it has {methods}")
+        position = self.columns.index(column)
+        cells = {row.method: row.cells[position] for row in self.rows}
+        if method not in cells:
+            methods = ", ".join(cells)
+            raise RequestError(f"{self.source} has no row {method!r}; it has {methods}")
+        return cells[method]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,8 @@ def _read_tables() -> Iterator[PublishedTable]:
     folder = Path(__file__).parent / "published_tables"
     for paper in _TITLES:
         path = folder / f"{paper.replace('-', '_')}.toml"
-        for entry in tomllib.loads(path.read_text("utf-8"))["tables"]:
+        content = tomllib.loads(path.read_text("utf-8"))
+        for entry in content["tables"]:
             yield _parse_table(paper, entry)
 
 
@@ -215,11 +217,12 @@ def find_tables(paper: str | None = None) -> list[PublishedTable]:
     Raises:
         RequestError: There is no such paper.
     """
-    papers: tuple[str, ...] = get_args(Paper)
     if paper is None:
         return list(TABLES)
+    papers: tuple[str, ...] = get_args(Paper)
     if paper not in papers:
-        raise RequestError(f"no tables of a paper {paper!r}; {suggest(paper, papers)}")
+        suggestion = suggest(paper, papers)
+        raise RequestError(f"no tables of a paper {paper!r}; {suggestion}")
     return [table for table in TABLES if table.paper == paper]
 
 
@@ -246,12 +249,12 @@ def published_scores(
     # (method, metric, value) → tables that print it.
     sources: dict[tuple[str, str, float], list[str]] = {}
     for table, row in _rows_with_figures(ablations=ablations):
-        for column, cell in zip(table.columns, row.cells, strict=True):
-            # Columns without a space are costs, and cells that are no numbers are marks.
+        method = _method_name(row)
+        for column, value in _numbers(table, row).items():
+            # Columns without a space are costs.
             column_protocol, _, metric = column.partition(" ")
-            is_score = column_protocol == base_protocol and metric != ""
-            if is_score and isinstance(cell, float):
-                key = (_method_name(row), metric, cell)
+            if metric and column_protocol == base_protocol:
+                key = (method, metric, value)
                 sources.setdefault(key, []).append(table.source)
     scores: list[PublishedScore] = []
     for (method, metric, value), tables in sources.items():
@@ -305,7 +308,7 @@ def _rows_with_figures(
     ablations: bool,
 ) -> Iterator[tuple[PublishedTable, PublishedRow]]:
     """Yield the rows of the tables that have scores or costs, each with its table."""
-    kinds = {"comparison", "cost"}
+    kinds: set[Kind] = {"comparison", "cost"}
     if ablations:
         kinds.add("ablation")
     for table in TABLES:
@@ -315,12 +318,21 @@ def _rows_with_figures(
             yield table, row
 
 
+def _numbers(table: PublishedTable, row: PublishedRow) -> dict[str, float]:
+    """Select the cells of a row that are numbers, not marks such as a tick, by column."""
+    numbers: dict[str, float] = {}
+    for column, cell in zip(table.columns, row.cells, strict=True):
+        if isinstance(cell, float):
+            numbers[column] = cell
+    return numbers
+
+
 def _row_costs(table: PublishedTable, row: PublishedRow) -> dict[str, float]:
     """Select the costs of a row, by column."""
     costs: dict[str, float] = {}
-    for column, cell in zip(table.columns, row.cells, strict=True):
-        if column in _COST_COLUMNS and isinstance(cell, float):
-            costs[column] = cell
+    for column, value in _numbers(table, row).items():
+        if column in _COST_COLUMNS:
+            costs[column] = value
     return costs
 
 
@@ -346,11 +358,13 @@ def _merge_costs(
                     f"{table.source}: {method} has another {column} than in {first_table.source}"
                 )
     # Tables are in 10¹² operations. The product is rounded, as 2.01 · 1000 is not exactly 2010.
-    flops_t = figures.get("flops-t")
+    flops_g: float | None = None
+    if "flops-t" in figures:
+        flops_g = round(figures["flops-t"] * 1000, 3)
     return PublishedCost(
         method=method,
         params_m=figures.get("params-m"),
-        flops_g=None if flops_t is None else round(flops_t * 1000, 3),
+        flops_g=flops_g,
         runtime_ms=figures.get("runtime-ms"),
         memory_mb=figures.get("memory-mb"),
         size=first_table.size,
