@@ -87,11 +87,11 @@ def _escape(value: object) -> str:
 
 def _escape_note(note: str) -> str:
     """Escape a note, and mark text between backticks as code."""
-    escaped: list[str] = []
+    pieces = html.escape(note).split("`")
     # Every second piece was between two backticks.
-    for index, piece in enumerate(html.escape(note).split("`")):
-        escaped.append(f"<code>{piece}</code>" if index % 2 else piece)
-    return "".join(escaped)
+    for index in range(1, len(pieces), 2):
+        pieces[index] = f"<code>{pieces[index]}</code>"
+    return "".join(pieces)
 
 
 def _empty_section(reason: str) -> str:
@@ -174,7 +174,9 @@ def _clips_table(results: Results, metric: str) -> str:
     lines.append("</tbody>")
     table = _table("".join(lines))
     note = omitted_clips_note(results)
-    return f"{table}<p>{html.escape(note)}</p>" if note else table
+    if not note:
+        return table
+    return f"{table}<p>{html.escape(note)}</p>"
 
 
 def _legend(results: Results) -> str:
@@ -186,10 +188,8 @@ def _legend(results: Results) -> str:
 
 
 def _find_clip(model: ModelScore, name: str) -> ClipScore:
-    for clip in model.clips:
-        if clip.identity.clip == name:
-            return clip
-    raise KeyError(name)
+    clips = {clip.identity.clip: clip for clip in model.clips}
+    return clips[name]
 
 
 def _curves(results: Results) -> str:
@@ -319,10 +319,11 @@ def _time_per_megapixel_s(results: Results, model_name: str) -> float:
     seconds = 0.0
     pixels = 0
     for model in results.models:
-        if model.model == model_name:
-            for clip in model.clips:
-                seconds += clip.seconds_per_frame * clip.frames
-                pixels += clip.width * clip.height * clip.frames
+        if model.model != model_name:
+            continue
+        for clip in model.clips:
+            seconds += clip.seconds_per_frame * clip.frames
+            pixels += clip.width * clip.height * clip.frames
     return seconds * _MEGAPIXEL / pixels
 
 
@@ -334,17 +335,20 @@ def _published_time_per_megapixel_s(
         return None
     # Papers give the size of the input of ×4 models: the output has 16 times as many pixels.
     width, height = map(int, cost.size.split("x"))
-    return cost.runtime_ms / 1e3 * _MEGAPIXEL / (16 * width * height)
+    output_px = 16 * width * height
+    return cost.runtime_ms / 1e3 * _MEGAPIXEL / output_px
 
 
 def _sides(results: Results) -> Iterator[tuple[str, str]]:
     """Yield the images to show side by side: their names in files, and their captions."""
     yield ORIGINAL, "original"
+    names = [model.model for model in results.models]
     # A bicubic model shows the enlarged input already.
-    if not any(model.model.startswith("bicubic") for model in results.models):
+    has_bicubic = any(name.startswith("bicubic") for name in names)
+    if not has_bicubic:
         yield BICUBIC, "bicubic"
-    for model in results.models:
-        yield model.model, model.model
+    for name in names:
+        yield name, name
 
 
 def _crops(results: Results, out: Path) -> str:
@@ -388,20 +392,21 @@ def _frame_score(
 ) -> str:
     """Write the score of the frame that a crop was cut from; empty if it has none."""
     metric = results.metrics[0]
-    for model in results.models:
-        if model.model == side:
-            clip = _find_clip(model, clip_name)
-            values = clip.per_frame[metric]
-            index = frame - clip.first_frame
-            # The protocol does not score this frame.
-            if not 0 <= index < len(values):
-                return ""
-            value = values[index]
-            # The metric has no value for this frame.
-            if math.isnan(value):
-                return ""
-            return f"<small>{metric_text(metric, value)}</small>"
-    return ""
+    models = {model.model: model for model in results.models}
+    # The original and the bicubic image have no scores.
+    if side not in models:
+        return ""
+    clip = _find_clip(models[side], clip_name)
+    values = clip.per_frame[metric]
+    index = frame - clip.first_frame
+    # The protocol does not score this frame.
+    if not 0 <= index < len(values):
+        return ""
+    value = values[index]
+    # The metric has no value for this frame.
+    if math.isnan(value):
+        return ""
+    return f"<small>{metric_text(metric, value)}</small>"
 
 
 def _profiles(results: Results, out: Path) -> str:

@@ -130,9 +130,10 @@ def compare_videos(
     """
     has_reference = reference is not None
     sources = [first, second]
+    default_metrics = _METRICS_WITHOUT_REFERENCE
     if reference is not None:
         sources.append(reference)
-    default_metrics = _METRICS_WITH_REFERENCE if has_reference else _METRICS_WITHOUT_REFERENCE
+        default_metrics = _METRICS_WITH_REFERENCE
     names = metrics or default_metrics
 
     with ExitStack() as stack:
@@ -171,8 +172,11 @@ def compare_videos(
             )
     scores: list[PairScore] = []
     for metric, pair in meters.items():
-        first_score = None if pair.first is None else pair.first.mean()
-        scores.append(PairScore(metric, first_score, pair.second.mean()))
+        first_score: float | None = None
+        if pair.first is not None:
+            first_score = pair.first.mean()
+        second_score = pair.second.mean()
+        scores.append(PairScore(metric, first_score, second_score))
     return Comparison(
         frames=moments.count,
         left_out=tuple(moments.left_out),
@@ -305,10 +309,9 @@ def _common_size(
 
 def _smallest_frame_count(infos: Sequence[VideoInfo]) -> int | None:
     """Estimate the number of moments from the headers; None if they have no frame counts."""
-    counts: list[int] = []
-    for info in infos:
-        if info.frames_hint:
-            counts.append(info.frames_hint)
+    hints = [info.frames_hint for info in infos]
+    # A header can lack its count, or have a count of 0.
+    counts = filter(None, hints)
     return min(counts, default=None)
 
 
@@ -338,11 +341,12 @@ def _make_meters(
     for metric in metrics:
         # Without a reference, the first video is the one to compare with.
         first_is_reference = metric_info(metric).needs_reference and not has_reference
+        first: Meter | None = None
         try:
-            meters[metric] = _MeterPair(
-                first=None if first_is_reference else make_meter(metric, device=device),
-                second=make_meter(metric, device=device),
-            )
+            if not first_is_reference:
+                first = make_meter(metric, device=device)
+            second = make_meter(metric, device=device)
+            meters[metric] = _MeterPair(first, second)
         except ResourceError as error:
             if not optional:
                 raise
