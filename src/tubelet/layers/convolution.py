@@ -355,7 +355,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 def _same_layout(x: Tensor, other: Tensor) -> bool:
-    """Return whether both are channels last, as the result will be, and have the same B, H and W."""
+    """Return whether both are channels last, like the result, and have the same B, H and W."""
     if x.shape[0] != other.shape[0] or x.shape[2:] != other.shape[2:]:
         return False
     return _is_channels_last(x) and _is_channels_last(other)
