@@ -109,7 +109,11 @@ class SetReport:
     @property
     def is_complete(self) -> bool:
         """Whether no clip is missing and there are no problems."""
-        return not self.problems and not any(clip.problems for clip in self.clips)
+        problems = list(self.problems)
+        for clip in self.clips:
+            # A missing clip is one of its own problems.
+            problems += clip.problems
+        return not problems
 
 
 def sets_in(root: Path) -> list[Dataset]:

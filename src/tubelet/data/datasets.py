@@ -245,10 +245,12 @@ def set_folder(dataset: Dataset, root: Path) -> Path:
     for path in sorted(root.iterdir()):
         if path.is_dir() and _has_usual_name(dataset, path):
             candidates.append(path)
-    return max(
-        candidates,
-        key=lambda base: (_count_sample(dataset, base), _has_usual_name(dataset, base)),
-    )
+
+    def preference(base: Path) -> tuple[int, bool]:
+        num_clips = _count_sample(dataset, base)
+        return num_clips, _has_usual_name(dataset, base)
+
+    return max(candidates, key=preference)
 
 
 def _has_usual_name(dataset: Dataset, folder: Path) -> bool:
