@@ -2,7 +2,7 @@
 
 One image, float32, a leaky ReLU behind; "plain" is the reference form in PyTorch's default layout. The ways take turns,
 so that a busy moment falls on all alike. OMP_NUM_THREADS chooses the threads. The bounds from which on
-`layers/convolution.py` takes half of them (`_MIN_CHANNELS` and the constants after it) come from this table.
+`layers/convolution.py` takes half of them (`MIN_CHANNELS` and the constants after it) come from this table.
 """
 
 import argparse
@@ -46,11 +46,11 @@ def ways(conv: ConvAct, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     winograd = prepare_for_inference(deepcopy(conv), "winograd")
 
     def all_products() -> Tensor:
-        with patch.object(convolution, "_MIN_CHANNELS", float("inf")):
+        with patch.object(convolution, "MIN_CHANNELS", float("inf")):
             return conv(x)
 
     def half() -> Tensor:
-        with patch.object(convolution, "_MIN_CHANNELS", 0):
+        with patch.object(convolution, "MIN_CHANNELS", 0):
             return winograd(x)
 
     return {

@@ -148,7 +148,7 @@ def test_half_the_multiplications_give_the_same(
     size: tuple[int, int, int], act: Activation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(convolution, "_MIN_CHANNELS", 1)
+    monkeypatch.setattr(convolution, "MIN_CHANNELS", 1)
     results = _watch_winograd(monkeypatch)
     layout = torch.channels_last
     x = _draw(size, 12, layout)
@@ -173,7 +173,7 @@ def test_half_the_multiplications_from_some_size_on(
     size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, *, half: bool
 ) -> None:
     smallest = 64 * 64 * 9 * 64 * 64 // torch.get_num_threads()
-    monkeypatch.setattr(convolution, "_MIN_MULTIPLICATIONS", smallest)
+    monkeypatch.setattr(convolution, "MIN_MULTIPLICATIONS", smallest)
     results = _watch_winograd(monkeypatch)
     conv = prepare_for_inference(ConvAct(64, 64))
     with torch.no_grad():

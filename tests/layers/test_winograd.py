@@ -30,7 +30,7 @@ def test_is_exact(
     size: tuple[int, int, int], transform_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(winograd, "_TRANSFORM_BYTES", transform_bytes)
+    monkeypatch.setattr(winograd, "TRANSFORM_BYTES", transform_bytes)
     batch, height, width = size
     x = _draw(batch, 5, height, width)
     weight = torch.randn(4, 5, 3, 3).double()
@@ -52,7 +52,7 @@ def test_is_exact(
 def test_strips_are_finished_once_and_in_their_place(
     height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(winograd, "_TRANSFORM_BYTES", 1)
+    monkeypatch.setattr(winograd, "TRANSFORM_BYTES", 1)
     x = _draw(2, 3, height, 4)
     weight = torch.randn(4, 3, 3, 3).double()
     other = _draw(2, 4, height, 4)
@@ -75,7 +75,7 @@ def test_transforms_are_computed_once_for_all_that_share_a_cache(
     size: tuple[int, int, int], transform_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(winograd, "_TRANSFORM_BYTES", transform_bytes)
+    monkeypatch.setattr(winograd, "TRANSFORM_BYTES", transform_bytes)
     batch, height, width = size
     parts = [_draw(batch, 4, height, width)]
     cache: TransformCache = {}

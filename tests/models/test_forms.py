@@ -17,7 +17,7 @@ BACKENDS: tuple[InferenceBackend, ...] = ("auto", "winograd", "unfused")
 
 @pytest.mark.parametrize("name", TINY)
 def test_prepared_networks_give_the_same_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "_MIN_CHANNELS", 0)  # narrow layers take Winograd's way too
+    monkeypatch.setattr(convolution, "MIN_CHANNELS", 0)  # narrow layers take Winograd's way too
     torch.manual_seed(0)
     network = tiny_network(name).eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     names = list(network.state_dict())

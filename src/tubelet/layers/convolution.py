@@ -31,7 +31,16 @@ from torch.nn import functional
 from tubelet.layers.inference import SwitchableLayer, without_gradient
 from tubelet.layers.winograd import Region, StripEpilogue, TransformCache, winograd_conv3x3
 
-__all__ = ["Activation", "ConvAct", "ConvAdd", "ConvCat", "LeakyReLU", "UpsampleConv"]
+__all__ = [
+    "MIN_CHANNELS",
+    "MIN_MULTIPLICATIONS",
+    "Activation",
+    "ConvAct",
+    "ConvAdd",
+    "ConvCat",
+    "LeakyReLU",
+    "UpsampleConv",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +59,13 @@ _HAS_ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldn
 # Winograd's algorithm is used from these bounds on, where it was faster with AVX-512
 # (benchmarks/convolution.py).
 
-# Bound of in · out / (in + out), with in input and out output channels. The multiplications grow
-# with in · out and the transforms with in + out: below the bound, the transforms cost more than
-# they save.
-_MIN_CHANNELS = 24
-# Multiplications of the direct convolution for each image and thread. Below, dispatch overhead
-# dominates.
-_MIN_MULTIPLICATIONS = 2**29
+MIN_CHANNELS = 24
+"""Bound of in · out / (in + out), with in input and out output channels. The multiplications grow
+with in · out and the transforms with in + out: below the bound, the transforms cost more than they
+save."""
+MIN_MULTIPLICATIONS = 2**29
+"""Multiplications of the direct convolution for each image and thread. Below, dispatch overhead
+dominates."""
 # Pixels of an image. Below, transforming the weights dominates.
 _MIN_PIXELS = 1024
 # Rows of an image. Below, padding to whole groups of four rows dominates.
@@ -119,7 +128,7 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         if not all(_is_channels_last(x) for x in inputs):
             return False
         channel_sum = self.in_channels + self.out_channels
-        if self.in_channels * self.out_channels / channel_sum < _MIN_CHANNELS:
+        if self.in_channels * self.out_channels / channel_sum < MIN_CHANNELS:
             return False
         # With this backend, a small image takes the algorithm of a large one.
         if self.backend == "winograd":
@@ -127,7 +136,7 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
 
         height, width = inputs[0].shape[2:]
         multiplications = self.weight.numel() * height * width
-        if multiplications < _MIN_MULTIPLICATIONS * torch.get_num_threads():
+        if multiplications < MIN_MULTIPLICATIONS * torch.get_num_threads():
             return False
         return height >= _MIN_ROWS and height * width >= _MIN_PIXELS
 

@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.nn import functional
 
 __all__ = [
+    "TRANSFORM_BYTES",
     "Conv1x3",
     "Region",
     "StripEpilogue",
@@ -49,9 +50,9 @@ __all__ = [
 ]
 
 _GROUP_ROWS = 4
-# Target size of one of the six transforms of a strip, for each thread: about the L2 cache of a CPU
-# core.
-_TRANSFORM_BYTES = 2**20
+TRANSFORM_BYTES = 2**20
+"""Target size of one of the six transforms of a strip, for each thread: about the L2 cache of a CPU
+core."""
 _G = (
     (1 / 4, 0, 0),
     (-1 / 6, -1 / 6, -1 / 6),
@@ -162,7 +163,7 @@ def _count_strip_rows(width: int, channels: int, element_bytes: int) -> int:
     """Return the number of rows of a strip, a multiple of four."""
     # A transform has one row for each group.
     transform_row_bytes = width * channels * element_bytes
-    num_groups = _TRANSFORM_BYTES * torch.get_num_threads() // transform_row_bytes
+    num_groups = TRANSFORM_BYTES * torch.get_num_threads() // transform_row_bytes
     return _GROUP_ROWS * max(1, num_groups)
 
 
