@@ -62,7 +62,8 @@ class ClipReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the report as values of JSON."""
         values = dataclasses.asdict(self)
-        values["path"] = None if self.path is None else str(self.path)
+        if self.path is not None:
+            values["path"] = str(self.path)
         return values
 
 
@@ -230,23 +231,19 @@ def _has_any_clip(dataset: Dataset, root: Path) -> bool:
     """
     folder = set_folder(dataset, root)
     has_usual_name = folder.name.lower() in dataset.folders
-    for split in dataset.splits:
-        has_known_clips = bool(split.clips or split.list_file)
-        if not has_usual_name and not has_known_clips:
-            continue
+    splits = dataset.splits
+    if not has_usual_name:
+        # Without known clips, any folder of frames would be a clip of the split.
+        splits = [split for split in splits if split.clips or split.list_file]
+    for split in splits:
         try:
             found = find_split(dataset, split, root)
         except InputError:
             # The list of its clips is missing, so the split is not here.
             continue
-        paths = _existing_paths(found)
-        if has_usual_name:
-            if paths:
-                return True
-            continue
-        for path in paths:
+        for path in _existing_paths(found):
             is_only_number = path.parent == folder and path.name.isdigit()
-            if not is_only_number:
+            if has_usual_name or not is_only_number:
                 return True
     return False
 
@@ -359,16 +356,14 @@ def _read_first_frame(path: Path) -> Tensor:
     return torch.from_numpy(read_clip(path, max_frames=1)).float() / 255
 
 
-def _comparable_presets(scale: int) -> Iterator[Preset]:
+def _comparable_presets(scale: int) -> list[Preset]:
     """List the degradations that are not random and that support a scale."""
+    excluded = set(RANDOM_PRESETS)
     has_odd_scale = scale % 2 == 1
-    for preset in PRESETS:
-        if preset in RANDOM_PRESETS:
-            continue
+    if has_odd_scale:
         # Its definition needs an even scale.
-        if preset == "bd-b" and has_odd_scale:
-            continue
-        yield preset
+        excluded.add("bd-b")
+    return [preset for preset in PRESETS if preset not in excluded]
 
 
 def _with_frames(report: ClipReport, path: Path, facts: ClipFacts, every_frame: bool) -> ClipReport:
@@ -419,7 +414,8 @@ def _with_probed_video(report: ClipReport, path: Path) -> ClipReport:
 
 
 def _count_problems(num_frames: int, facts: ClipFacts) -> Iterator[str]:
-    if facts.frames is not None and num_frames != facts.frames:
+    # A dataset may give neither the number of frames nor their maximum.
+    if facts.frames not in (None, num_frames):
         yield f"{num_frames} frames instead of {facts.frames}"
     if facts.frames_max is not None and num_frames > facts.frames_max:
         yield f"{num_frames} frames, more than {facts.frames_max}"

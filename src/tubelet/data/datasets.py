@@ -242,9 +242,10 @@ def set_folder(dataset: Dataset, root: Path) -> Path:
     if not root.is_dir():
         raise InputError(f"no such folder: {root}")
     candidates = [root]
-    for path in sorted(root.iterdir()):
-        if path.is_dir() and _has_usual_name(dataset, path):
-            candidates.append(path)
+    folders = filter(Path.is_dir, root.iterdir())
+    for folder in sorted(folders):
+        if _has_usual_name(dataset, folder):
+            candidates.append(folder)
 
     def preference(base: Path) -> tuple[int, bool]:
         num_clips = _count_sample(dataset, base)
@@ -264,10 +265,10 @@ def count_frames(path: Path) -> int:
         return int(has_image_suffix and path.is_file())
     count = 0
     for file in path.iterdir():
-        is_hidden = file.name.startswith(".")
-        has_image_suffix = file.suffix.lower() in IMAGE_SUFFIXES
-        if has_image_suffix and not is_hidden:
-            count += 1
+        # Hidden files are no frames: macOS writes "._0001.png" next to "0001.png".
+        if file.name.startswith("."):
+            continue
+        count += file.suffix.lower() in IMAGE_SUFFIXES
     return count
 
 
@@ -325,10 +326,11 @@ def _discover(dataset: Dataset, split: DatasetSplit, base: Path) -> list[str]:
         if not folder.is_dir():
             continue
         names: list[str] = []
-        for path in sorted(folder.iterdir()):
-            frames_path = folder / (path.name + suffix)
-            if path.is_dir() and count_frames(frames_path):
-                names.append(path.name)
+        clip_folders = filter(Path.is_dir, folder.iterdir())
+        for clip_folder in sorted(clip_folders):
+            frames_path = folder / (clip_folder.name + suffix)
+            if count_frames(frames_path):
+                names.append(clip_folder.name)
         if names:
             return names
     return []
@@ -354,7 +356,10 @@ def _refuse_missing(
     only_lq = protocol.degradation == "none"
     paths: dict[str, Path | None] = {}
     for clip in found:
-        paths[clip.name] = clip.lq.get("none") if only_lq else clip.gt
+        path = clip.gt
+        if only_lq:
+            path = clip.lq.get("none")
+        paths[clip.name] = path
     missing = [name for name, path in paths.items() if path is None]
     num_existing = len(paths) - len(missing)
     if num_existing == 0:
