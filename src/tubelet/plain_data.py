@@ -28,8 +28,11 @@ _CONVERTIBLE_TYPES: dict[Any, tuple[type, ...]] = {
 def to_plain(value: Any) -> Any:
     """Convert a dataclass and the values in it into dicts, lists, numbers and strings."""
     if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        return {field.name: to_plain(getattr(value, field.name)) for field in fields}
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(value):
+            field_value = getattr(value, field.name)
+            values[field.name] = to_plain(field_value)
+        return values
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in cast("list[Any]", value)]
     if isinstance(value, Path):
@@ -122,17 +125,19 @@ def _convert_scalar(kind: Any, value: Any, where: str) -> Any:
     is_misplaced_bool = isinstance(value, bool) and kind is not bool
     if is_misplaced_bool:
         raise fault
-    if kind in _CONVERTIBLE_TYPES:
-        if not isinstance(value, _CONVERTIBLE_TYPES[kind]):
-            raise fault
-        try:
-            return kind(value)
-        except ValueError:
-            raise fault from None
     # A value of a parametrized type, such as dict[str, int], has no plain form.
-    if isinstance(kind, type) and isinstance(value, kind):
+    if not isinstance(kind, type):
+        raise fault
+    accepted_types = _CONVERTIBLE_TYPES.get(kind, (kind,))
+    if not isinstance(value, accepted_types):
+        raise fault
+    if kind not in _CONVERTIBLE_TYPES:
         return value
-    raise fault
+    try:
+        return kind(value)
+    except ValueError:
+        # A string that is no number.
+        raise fault from None
 
 
 def _convert_optional(kind: Any, value: Any, where: str) -> Any:
@@ -163,4 +168,8 @@ def _convert_tuple(
     has_fixed_length = item_types[-1] is not Ellipsis
     if has_fixed_length and len(items) != len(item_types):
         raise ConfigError(f"{where} has {len(items)} values; it must have {len(item_types)}")
-    return tuple(_convert(item_types[0], item, where) for item in items)
+    item_type = item_types[0]
+    converted: list[Any] = []
+    for item in items:
+        converted.append(_convert(item_type, item, where))
+    return tuple(converted)
