@@ -152,17 +152,25 @@ class FeatureStore:
     def _release(self, entry: _Entry) -> None:
         """Give the memory of an entry back to the limit that it counts for."""
         self._total_bytes -= entry.num_bytes
-        if entry.slot is not None and self._spill_file is not None:
+        if entry.slot is not None:
+            # The file has no limit; the next tensor of this size reuses the slot.
+            assert self._spill_file is not None
             self._spill_file.free(entry.slot)
-        elif entry.feat is not None and entry.feat.device.type != "cpu":
-            self._device_bytes -= entry.num_bytes
-        else:
+            return
+
+        assert entry.feat is not None
+        if entry.feat.device.type == "cpu":
             self._host_bytes -= entry.num_bytes
+        else:
+            self._device_bytes -= entry.num_bytes
 
 
 def open_store(store: FeatureStore | None) -> FeatureStore:
     """Return the caller's store, or a new one; used as a context, either is empty at the end."""
-    return FeatureStore() if store is None else store
+    # An empty store is false because of its length, so `or` would replace it.
+    if store is None:
+        return FeatureStore()
+    return store
 
 
 def _fits(num_bytes: int, limit: int | None) -> bool:
