@@ -94,11 +94,11 @@ def recognize_unsupported(names: Collection[str]) -> Unsupported | None:
 
 def matches(network: Unsupported, names: Collection[str]) -> bool:
     """Return whether a state dict with these tensor names belongs to an unsupported network."""
-    for pattern in network.has:
-        if not _matches_any(pattern, names):
-            return False
-    return not any(_matches_any(pattern, names) for pattern in network.lacks)
 
+    def is_present(pattern: str) -> bool:
+        match_start = re.compile(pattern).match
+        return any(map(match_start, names))
 
-def _matches_any(pattern: str, names: Collection[str]) -> bool:
-    return any(map(re.compile(pattern).match, names))
+    if not all(map(is_present, network.has)):
+        return False
+    return not any(map(is_present, network.lacks))
