@@ -237,8 +237,10 @@ def _complete(
             _attempt(file, part, ticker, retry_policy.timeout_s)
             return
         except _BrokenError:
-            has_progress = _size(part) > size_before
-            failed_attempts = 1 if has_progress else failed_attempts + 1
+            failed_attempts += 1
+            # After new bytes, the count starts again.
+            if _size(part) > size_before:
+                failed_attempts = 1
             if failed_attempts >= retry_policy.attempts:
                 raise
         pause_s = retry_policy.pause_s * 2 ** (failed_attempts - 1)
@@ -264,7 +266,11 @@ def _attempt(
         # A server without ranges sends the whole file again.
         size, total = _response_range(response, size)
         _check_response(file, response, total)
-        with part.open("ab" if size else "wb") as sink:
+        mode = "wb"
+        if size:
+            # The response continues the bytes of earlier attempts.
+            mode = "ab"
+        with part.open(mode) as sink:
             ticker.done = size
             ticker.total = total
             ticker.report()
@@ -362,7 +368,10 @@ def _chunks(response: Any) -> Generator[bytes]:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    # The first attempt creates the file.
+    if not path.is_file():
+        return 0
+    return path.stat().st_size
 
 
 @contextmanager

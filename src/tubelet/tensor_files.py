@@ -77,9 +77,10 @@ def read_content(path: Path) -> Any:
     fault = _foreign_fault(path, head)
     if fault:
         raise CheckpointError(f"{path} {fault}")
-    if _is_safetensors(head) or not head.startswith((_ZIP_START, _PICKLE_START)):
+    if _is_safetensors(head):
         tensors, _ = read_safetensors(path)
         return tensors
+    # All other files without a fault are zip archives or pickles of `torch.save`.
     return _read_pickle(path)
 
 

@@ -68,6 +68,10 @@ def make_spec(
         raise CheckpointError(
             f"{id} is {architecture.name}, a component of other networks: it cannot upscale alone"
         )
+    # Only a composite network needs a frozen base network.
+    base = None
+    if architecture.base is not None:
+        base = architecture.base(config)
     return ModelSpec(
         id=id,
         summary=summary,
@@ -75,7 +79,7 @@ def make_spec(
         contract=contract,
         build=_builder(architecture, config),
         weights=weights,
-        base=architecture.base(config) if architecture.base else None,
+        base=base,
         source=architecture.source,
     )
 

@@ -164,9 +164,10 @@ def open_checkpoint(
         translated = candidate.translate(state)
         if translated is None:
             continue
+        stored_config = "{}"
         # The stored configuration belongs to the network that was saved, and to no other.
-        is_stored = header.get("architecture") == candidate.name
-        stored_config = header.get("config", "{}") if is_stored else "{}"
+        if header.get("architecture") == candidate.name:
+            stored_config = header.get("config", "{}")
         opened = _build(candidate, translated, config, stored_config, source)
         renamed = len(state.keys() - translated.keys())
         return dataclasses.replace(opened, wrapping=wrapping, renamed=renamed)
@@ -365,7 +366,9 @@ def _is_loadable(value: Tensor, target: Tensor) -> bool:
 def _first_names(names: list[str]) -> str:
     listed = ", ".join(names[:_MAX_LISTED_NAMES])
     num_hidden = len(names) - _MAX_LISTED_NAMES
-    return f"{listed} and {num_hidden} more" if num_hidden > 0 else listed
+    if num_hidden > 0:
+        listed += f" and {num_hidden} more"
+    return listed
 
 
 def _shape(tensor: Tensor) -> str:
@@ -419,10 +422,10 @@ def _first_keys(entries: Mapping[object, object]) -> str:
     """Write the first keys of a file without tensors; keys that are no strings by their type."""
     keys: list[str] = []
     for key in list(entries)[:3]:
-        text = type(key).__name__
         if isinstance(key, str):
-            text = key
-        keys.append(text)
+            keys.append(key)
+        else:
+            keys.append(type(key).__name__)
     return ", ".join(keys) or "none"
 
 
@@ -432,7 +435,9 @@ def _check_expansion(state: Mapping[str, Tensor], source: str) -> None:
     # Expanded or tied tensors share a storage, which counts once.
     stored_bytes_by_address: dict[int, int] = {}
     for value in state.values():
-        if value.layout == torch.strided and not value.is_meta:
+        # Other layouts, and tensors on the meta device, have no storage of their bytes.
+        has_storage = value.layout == torch.strided and not value.is_meta
+        if has_storage:
             storage = value.untyped_storage()
             declared_bytes += value.nbytes
             stored_bytes_by_address[storage.data_ptr()] = storage.nbytes()
