@@ -140,14 +140,17 @@ def choose_encoding(
         )
     side_px = min(width, height)
     options = _choose_options(name, spec, settings, like.hdr, pix_fmt, side_px)
-    # Apple's players need the tag hvc1 for HEVC.
-    is_hevc_in_mov = container.is_mov_family and name in ("hevc", "hevc_nvenc")
+    tag = ""
+    is_hevc = name in ("hevc", "hevc_nvenc")
+    if container.is_mov_family and is_hevc:
+        # Apple's players need this tag for HEVC.
+        tag = "hvc1"
     return Encoding(
         codec=name,
         encoder=spec.encoder,
         pix_fmt=pix_fmt,
         options=options,
-        tag="hvc1" if is_hevc_in_mov else "",
+        tag=tag,
         notes=tuple(notes),
     )
 
@@ -160,12 +163,16 @@ def _choose_codec(
 ) -> str:
     name = settings.codec
     if name == "auto":
-        is_deep = like.bit_depth > 8
-        name = container.deep_codec if is_deep else container.codecs[0]
+        name = container.codecs[0]
+        if like.bit_depth > 8:
+            # The first codec may hold no more than 8 bit.
+            name = container.deep_codec
     elif name not in CODECS:
-        raise RequestError(f"unknown codec {name!r}; known are auto, {', '.join(CODECS)}")
+        known_names = ", ".join(CODECS)
+        raise RequestError(f"unknown codec {name!r}; known are auto, {known_names}")
     if name not in container.codecs:
-        raise RequestError(f"{suffix} does not hold {name}; it holds {', '.join(container.codecs)}")
+        container_codecs = ", ".join(container.codecs)
+        raise RequestError(f"{suffix} does not hold {name}; it holds {container_codecs}")
 
     # The alpha of VP9 is coded in block additions of Matroska, which MP4 does not have.
     loses_alpha = name == "vp9" and container.is_mov_family
@@ -190,7 +197,9 @@ def _supported_formats(name: str, spec: CodecSpec) -> set[str]:
         raise ResourceError(
             f"this FFmpeg has no {spec.encoder}, which {name} needs; it has {', '.join(available)}"
         ) from error
-    return {pix_fmt.name for pix_fmt in formats or ()}
+    if not formats:
+        return set()
+    return {pix_fmt.name for pix_fmt in formats}
 
 
 def _choose_pix_fmt(
@@ -205,20 +214,24 @@ def _choose_pix_fmt(
     if name == "gif":
         return "pal8"
     depth = min(max(like.bit_depth, spec.min_depth), spec.max_depth)
-    depth = min(bits for bits in _DEPTH_SUFFIXES if bits >= depth)
+    # Depths without a format, such as 9 bit, are rounded up.
+    sufficient_depths = [bits for bits in _DEPTH_SUFFIXES if bits >= depth]
+    depth = min(sufficient_depths)
     if like.is_rgb and spec.keeps_rgb:
         return _RGB_FORMATS[depth, like.has_alpha]
 
     # Odd sizes cannot be subsampled; 4:2:2 needs only an even width.
     width, height = size
     subsampling = _subsampling(like)
-    is_too_odd = spec.even_size and (width % 2 == 1 or height % 2 == 1)
+    is_odd = width % 2 == 1 or height % 2 == 1
     can_keep_422 = subsampling == "422" and width % 2 == 0
-    if is_too_odd and not can_keep_422:
+    needs_444 = spec.even_size and is_odd and not can_keep_422
+    if needs_444:
         subsampling = "444"
     pix_fmt = _nearest_format(supported, subsampling, depth, alpha=like.has_alpha)
 
-    if is_too_odd and subsampling == "444":
+    if needs_444:
+        # The encoder may lack 4:4:4; the nearest format would then be subsampled.
         if "444" not in pix_fmt:
             raise RequestError(
                 f"{spec.encoder} cannot encode the odd size {width}x{height}; use h264 or vp9"
@@ -236,10 +249,13 @@ def _choose_pix_fmt(
 
 def _subsampling(like: VideoInfo) -> str:
     """Name the chroma subsampling of the input; RGB is written as 4:2:0."""
-    if not like.is_rgb:
-        for subsampling in ("444", "422"):
-            if subsampling in like.pix_fmt:
-                return subsampling
+    if like.is_rgb:
+        return "420"
+    # Names of formats contain it: yuv422p10le, for example.
+    if "444" in like.pix_fmt:
+        return "444"
+    if "422" in like.pix_fmt:
+        return "422"
     return "420"
 
 
@@ -255,7 +271,10 @@ def _nearest_format(supported: set[str], subsampling: str, depth: int, *, alpha:
     Raises:
         RequestError: The encoder has no planar YCbCr format.
     """
-    prefix = "yuva" if alpha else "yuv"
+    prefix = "yuv"
+    if alpha:
+        prefix = "yuva"
+    # More bits than needed would only cost space.
     depths = [bits for bits in _DEPTH_SUFFIXES if bits <= depth]
     for bits in reversed(depths):
         for chroma in _NEAREST_SUBSAMPLINGS[subsampling]:
@@ -288,41 +307,39 @@ def _choose_options(
     Raises:
         RequestError: The quality or preset does not apply to the codec.
     """
-    _check_crf(name, spec, settings.crf)
-    _check_preset(name, spec, settings.preset)
     options = dict(spec.options)
-    if spec.crf_option:
+
+    crf = settings.crf
+    if crf is None:
         crf = spec.crf
-        if settings.crf is not None:
-            crf = settings.crf
+    elif not spec.crf_option:
+        raise RequestError(f"crf={crf:g} has no meaning for {name}; leave it out")
+    elif not 0 <= crf <= spec.crf_max:
+        raise RequestError(f"crf={crf:g} must be between 0 and {spec.crf_max:g} for {name}")
+    if spec.crf_option:
         options[spec.crf_option] = f"{crf:g}"
+
+    preset = settings.preset
+    if preset is None:
+        preset = spec.preset
+    elif not spec.preset_option:
+        raise RequestError(f"preset={preset!r} has no meaning for {name}; leave it out")
+    elif spec.presets and preset not in spec.presets:
+        known_presets = ", ".join(spec.presets)
+        raise RequestError(
+            f"preset={preset!r} is not a preset of {name}; choose from {known_presets}",
+        )
     if spec.preset_option:
-        options[spec.preset_option] = settings.preset or spec.preset
+        # An empty preset also means the default.
+        options[spec.preset_option] = preset or spec.preset
+
     if name == "prores":
-        # Profiles 4444 and HQ.
-        options["profile"] = "4" if "444" in pix_fmt else "3"
+        # Profile HQ; 4444 keeps all chroma samples.
+        options["profile"] = "3"
+        if "444" in pix_fmt:
+            options["profile"] = "4"
     options.update(_encoder_parameters(name, hdr, side_px))
     return options
-
-
-def _check_crf(name: str, spec: CodecSpec, crf: float | None) -> None:
-    if crf is None:
-        return
-    if not spec.crf_option:
-        raise RequestError(f"crf={crf:g} has no meaning for {name}; leave it out")
-    if not 0 <= crf <= spec.crf_max:
-        raise RequestError(f"crf={crf:g} must be between 0 and {spec.crf_max:g} for {name}")
-
-
-def _check_preset(name: str, spec: CodecSpec, preset: str | None) -> None:
-    if preset is None:
-        return
-    if not spec.preset_option:
-        raise RequestError(f"preset={preset!r} has no meaning for {name}; leave it out")
-    if spec.presets and preset not in spec.presets:
-        raise RequestError(
-            f"preset={preset!r} is not a preset of {name}; choose from {', '.join(spec.presets)}"
-        )
 
 
 def _encoder_parameters(name: str, hdr: HdrMetadata | None, side_px: int) -> dict[str, str]:
@@ -338,10 +355,12 @@ def _encoder_parameters(name: str, hdr: HdrMetadata | None, side_px: int) -> dic
         display = hdr.master_display()
         if display and name == "av1":
             display = _svt_master_display(hdr)
-        values = {names.display: display, names.light: hdr.max_cll_text()}
-        hdr_params = [f"{key}={value}" for key, value in values.items() if value]
-        if hdr_params:
-            params += hdr_params
+        if display:
+            params.append(f"{names.display}={display}")
+        light = hdr.max_cll_text()
+        if light:
+            params.append(f"{names.light}={light}")
+        if display or light:
             params += names.with_hdr
     if not params:
         return {}
