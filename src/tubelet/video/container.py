@@ -63,9 +63,10 @@ def orientation_of(frame: VideoFrame) -> Orientation:
         return _ROTATIONS[round(frame.rotation / 90) % 4]
     # x' = a·x + c·y, y' = b·x + d·y, in 16.16 fixed point.
     a, b, _, c, d = struct.unpack_from("=5i", data)
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return Orientation(False, a < 0, d < 0)
-    return Orientation(True, c < 0, b < 0)
+    is_transposed = abs(b) + abs(c) > abs(a) + abs(d)
+    if is_transposed:
+        return Orientation(transpose=True, flip_x=c < 0, flip_y=b < 0)
+    return Orientation(flip_x=a < 0, flip_y=d < 0)
 
 
 def open_container(path: Path) -> InputContainer:
@@ -80,7 +81,14 @@ def open_container(path: Path) -> InputContainer:
     Raises:
         InputError: The file is missing, empty, unreadable, or not a media file.
     """
-    _check_file(path)
+    # Report common mistakes by their cause.
+    if not path.exists():
+        raise InputError(f"no such file: {path}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a video file")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes)")
+
     try:
         container = av.open(
             f"file:{path}",
@@ -108,10 +116,15 @@ def pick_video_stream(container: InputContainer, source: str) -> VideoStream:
     Raises:
         InputError: There is none, or no decoder for it.
     """
-    streams = [s for s in container.streams.video if "attached_pic" not in _flags(s)]
+    streams: list[VideoStream] = []
+    for candidate in container.streams.video:
+        is_cover_image = "attached_pic" in _flags(candidate)
+        if not is_cover_image:
+            streams.append(candidate)
     if not streams:
-        kinds = sorted({str(stream.type) for stream in container.streams})
-        raise InputError(f"{source} has no video stream, only {', '.join(kinds) or 'nothing'}")
+        kinds = {str(stream.type) for stream in container.streams}
+        kinds_text = ", ".join(sorted(kinds)) or "nothing"
+        raise InputError(f"{source} has no video stream, only {kinds_text}")
     # `max` returns the first of equals: the first default stream, else the first stream.
     stream = max(streams, key=lambda candidate: "default" in _flags(candidate))
     context: Any = stream.codec_context
@@ -167,11 +180,11 @@ def clock_origin(container: InputContainer) -> Fraction:
     """
     if container.format.name not in _FREE_CLOCKS:
         return Fraction(0)
-    starts: list[Fraction] = []
+    starts_s: list[Fraction] = []
     for stream in container.streams:
         if stream.start_time is not None and stream.time_base:
-            starts.append(stream.start_time * stream.time_base)
-    return min(starts, default=Fraction(0))
+            starts_s.append(stream.start_time * stream.time_base)
+    return min(starts_s, default=Fraction(0))
 
 
 def describe(
@@ -204,7 +217,7 @@ def describe(
         aspect = 1 / aspect
 
     rate = stream.average_rate or stream.guessed_rate
-    if _is_avi(container):
+    if container.format.name == "avi":
         # The average rate of AVI also counts dropped frames.
         rate = stream.guessed_rate
     duration_s = _duration_s(container, stream)
@@ -235,15 +248,6 @@ def describe(
     )
 
 
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"no such file: {path}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a video file")
-    if path.is_file() and path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes)")
-
-
 def _failure_reason(path: Path, error: Exception) -> str:
     """Explain in a few words why FFmpeg refused a file."""
     with path.open("rb") as file:
@@ -268,7 +272,9 @@ def _codec(stream: Any) -> str:
     if stream.codec_context is not None:
         return str(stream.codec_context.codec.canonical_name)
     name = getattr(stream, "name", None)
-    return str(name or getattr(stream, "codec_tag", None) or "")
+    if not name:
+        name = getattr(stream, "codec_tag", None)
+    return str(name or "")
 
 
 def _stream_info(stream: Any) -> StreamInfo:
@@ -296,8 +302,11 @@ def _side_data(frame: VideoFrame, kind: SideDataType, min_bytes: int) -> bytes |
         # PyAV raises if the frame has a single kind that it does not know, such as EXIF.
         return None
     for item in items:
+        if item.type != kind:
+            continue
         data = bytes(item)
-        if item.type == kind and len(data) >= min_bytes:
+        # A truncated structure cannot be unpacked.
+        if len(data) >= min_bytes:
             return data
     return None
 
@@ -360,13 +369,17 @@ def _has_alpha(frame: VideoFrame, stream: VideoStream) -> bool:
         # The decoder always returns bgra, but most GIFs are opaque.
         alpha = frame.to_ndarray(format="rgba")[..., 3]
         return bool((alpha < 255).any())
-    has_alpha_component = any(component.is_alpha for component in frame.format.components)
-    return frame.format.has_palette or has_alpha_component
+    pix_fmt = frame.format
+    if pix_fmt.has_palette:
+        # An entry of the palette may be transparent.
+        return True
+    return any(component.is_alpha for component in pix_fmt.components)
 
 
 def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
     """Read the duration of the video stream, else of the container, in seconds."""
-    if _is_avi(container) and stream.frames and stream.average_rate:
+    is_avi = container.format.name == "avi"
+    if is_avi and stream.frames and stream.average_rate:
         # This count includes dropped frames.
         return float(stream.frames / stream.average_rate)
     if stream.duration and stream.time_base:
@@ -394,11 +407,8 @@ def _tagged_duration_s(stream: VideoStream) -> float | None:
 
 def _statistics_tag(stream: VideoStream, name: str) -> str:
     """Read a tag of Matroska that some muxers write with a language; "" if it is missing."""
-    return stream.metadata.get(name) or stream.metadata.get(f"{name}-eng") or ""
-
-
-def _is_avi(container: InputContainer) -> bool:
-    return container.format.name == "avi"
+    tags = stream.metadata
+    return tags.get(name) or tags.get(f"{name}-eng", "")
 
 
 def _frames_hint(
@@ -408,7 +418,9 @@ def _frames_hint(
     rate: Fraction | None,
 ) -> int | None:
     """Read the number of frames from the header or a tag, or estimate it."""
-    if stream.frames and not _is_avi(container):
+    # The count of an AVI includes dropped frames.
+    is_avi = container.format.name == "avi"
+    if stream.frames and not is_avi:
         return stream.frames
     tagged = _statistics_tag(stream, "NUMBER_OF_FRAMES")
     if tagged.isdigit():
