@@ -6,6 +6,7 @@ a note. Its packets are written in step with the video, so no stream is held in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -94,14 +95,15 @@ class Remuxer:
             return
         seek_to = origin - _SEEK_BACK_S
         if is_cut and seek_to > 0:
+            seek_ticks = int(seek_to * av.time_base)
             try:
-                self._source.seek(int(seek_to * av.time_base))
+                self._source.seek(seek_ticks)
             except av.FFmpegError:
                 self._source.seek(0)
         self._packets = self._demux()
         self._next = next(self._packets, None)
 
-    def advance(self, until: Fraction) -> None:
+    def advance(self, until: Fraction | float) -> None:
         """Mux the packets up to a time of the output, in seconds."""
         while self._next is not None and self._output_time(self._next) <= until:
             self._emit(self._next)
@@ -114,12 +116,11 @@ class Remuxer:
             end: End of the video if it was cut, in seconds of the output; None muxes all.
         """
         self._end = end
-        while self._next is not None:
+        last_time = math.inf
+        if end is not None:
             # Streams are interleaved only roughly: look one second beyond the end.
-            if end is not None and self._output_time(self._next) > end + 1:
-                break
-            self._emit(self._next)
-            self._next = next(self._packets, None)
+            last_time = end + 1
+        self.advance(last_time)
 
         damaged = 0
         for track in self._tracks.values():
@@ -141,9 +142,11 @@ class Remuxer:
         streams = [self._source.streams[index] for index in self._tracks]
         for stream in self._source.streams:
             if stream.index not in self._tracks:
+                # FFmpeg need not read their packets.
                 stream.discard = Discard.all
         try:
             for packet in self._source.demux(*streams):
+                # Where one of the times is missing, the other is the best estimate.
                 if packet.pts is None:
                     packet.pts = packet.dts
                 if packet.dts is None:
@@ -152,6 +155,7 @@ class Remuxer:
                 if packet.pts is not None:
                     yield packet
         except av.FFmpegError as error:
+            # The video may go on: keep what was copied so far.
             self._notes.append(
                 f"audio and subtitles end early, the input is damaged: {error.strerror}"
             )
@@ -173,8 +177,10 @@ class Remuxer:
         packet.dts -= shift
         if self._is_cut and packet.stream.type == "subtitle" and pts < 0:
             # A subtitle that is visible at the cut starts there.
-            packet.duration = (packet.duration or 0) + pts
-            packet.pts = packet.dts = 0
+            duration = packet.duration or 0
+            packet.duration = duration + pts
+            packet.pts = 0
+            packet.dts = 0
         track = self._tracks[packet.stream_index]
         for converted in track.convert(packet):
             self._target.mux(converted)
@@ -246,11 +252,14 @@ def describe_left_out(like: VideoInfo, reason: str) -> list[str]:
     """
     names: list[str] = []
     for stream in like.streams:
-        if stream.index != like.video_index:
-            names.append(f"{stream.kind} {stream.index} ({stream.codec or 'unknown'})")
+        if stream.index == like.video_index:
+            continue
+        codec = stream.codec or "unknown"
+        names.append(f"{stream.kind} {stream.index} ({codec})")
     if not names:
         return []
-    return [f"{reason} only the image; left out: {', '.join(names)}"]
+    left_out = ", ".join(names)
+    return [f"{reason} only the image; left out: {left_out}"]
 
 
 class _StreamMapper:
@@ -334,9 +343,11 @@ class _StreamMapper:
     def _add_image(self, stream: Any) -> list[str]:
         """Add a cover image; leave out other video streams."""
         flags = int(stream.disposition)
-        if not flags & _ATTACHED_PIC:
+        is_attached = bool(flags & _ATTACHED_PIC)
+        is_timed = bool(flags & _TIMED_THUMBNAILS)
+        if not is_attached:
             return self._leave_out(stream, "only one video is written")
-        if flags & _TIMED_THUMBNAILS:
+        if is_timed:
             return self._leave_out(stream, "images of chapters are not written")
         codec = codec_name(stream)
         data = _first_packet(self._path, stream.index)
