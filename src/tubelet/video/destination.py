@@ -31,7 +31,6 @@ DestinationKind = Literal["file", "folder", "pattern", "pipe"]
 FOLDER_NAMES = "%08d.png"
 """Printf pattern of the images in a folder."""
 _PATTERN = re.compile(r"%0?(\d*)d")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def destination_kind(dst: str | Path) -> DestinationKind:
@@ -55,15 +54,19 @@ def destination_kind(dst: str | Path) -> DestinationKind:
             "the output has no name; give a file such as new.mp4, a folder, or - for y4m on stdout"
         )
     path = Path(text)
+    suffix = path.suffix.lower()
     if _PATTERN.search(path.name):
-        if path.suffix.lower() != ".png":
+        if suffix != ".png":
             raise RequestError(f"images are written as PNG: let {path.name!r} end in .png")
         return "pattern"
-    if text.endswith("/") or path.is_dir() or not path.suffix:
+    # A folder that does not exist yet has a slash at its end, or no extension.
+    is_folder_name = text.endswith("/") or not suffix
+    if is_folder_name or path.is_dir():
         return "folder"
-    if path.suffix.lower() not in CONTAINERS:
+    if suffix not in CONTAINERS:
+        known = " ".join(CONTAINERS)
         raise RequestError(
-            f"unknown output extension {path.suffix!r}; known are {' '.join(CONTAINERS)}, "
+            f"unknown output extension {path.suffix!r}; known are {known}, "
             "a folder or a pattern such as frames/%05d.png for images, and - for y4m on stdout"
         )
     return "file"
@@ -113,13 +116,16 @@ def write_errors(name: str) -> Generator[None]:
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        if error.errno in _NO_SPACE:
-            raise ResourceError(
-                f"no space left for {name}; free some or choose another disk"
-            ) from error
-        if error.errno == errno.EPIPE:
-            raise ResourceError("the program that reads the output has closed the pipe") from error
-        raise ResourceError(f"{name} could not be written: {error.strerror or error}") from error
+        no_space = f"no space left for {name}; free some or choose another disk"
+        messages: dict[int | None, str] = {
+            errno.ENOSPC: no_space,
+            errno.EDQUOT: no_space,
+            errno.EFBIG: no_space,
+            errno.EPIPE: "the program that reads the output has closed the pipe",
+        }
+        reason = error.strerror or error
+        message = messages.get(error.errno, f"{name} could not be written: {reason}")
+        raise ResourceError(message) from error
 
 
 def images_in(folder: Path, names: str) -> list[Path]:
@@ -128,7 +134,8 @@ def images_in(folder: Path, names: str) -> list[Path]:
         return []
     prefix, digits, suffix = _PATTERN.split(names, maxsplit=1)
     # printf writes no fewer digits than the pattern gives, but may write more.
-    number = rf"\d{{{digits or 1},}}"
+    min_digits = digits or 1
+    number = rf"\d{{{min_digits},}}"
     regex = re.compile(re.escape(prefix) + number + re.escape(suffix))
     return [path for path in folder.iterdir() if regex.fullmatch(path.name)]
 
@@ -140,7 +147,8 @@ def _exists(path: Path, kind: DestinationKind) -> bool:
         RequestError: The path is not of the right kind.
     """
     if kind == "pattern":
-        return any(path.parent.glob(_PATTERN.sub("*", path.name)))
+        any_number = _PATTERN.sub("*", path.name)
+        return any(path.parent.glob(any_number))
     if not path.exists():
         if kind == "file" and path.is_symlink():
             raise RequestError(
@@ -165,9 +173,9 @@ def _refuse_source(path: Path, source: str | Path) -> None:
     try:
         is_same = path.samefile(source_path)
     except (OSError, ValueError):
-        # One of them does not exist, or its name cannot be that of a file.
-        is_same = False
-    if is_same or path.absolute() == source_path.absolute():
+        # One of them does not exist, or its name cannot be that of a file: compare the names.
+        is_same = path.absolute() == source_path.absolute()
+    if is_same:
         raise RequestError(f"output {path} is the input itself; choose another name")
 
 
