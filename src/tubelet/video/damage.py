@@ -59,22 +59,28 @@ class DecodeReport:
     @property
     def why(self) -> str:
         """The reason in parentheses, to be appended to a message; "" if there was no error."""
-        return f" ({self.reason})" if self.reason else ""
+        if not self.reason:
+            return ""
+        return f" ({self.reason})"
 
     def count_packet(self, packet: Packet[Any]) -> None:
         """Count a packet that was read."""
         self.packets += not packet.is_discard
         self.marked += packet.is_corrupt
-        self.end_byte = (packet.pos or 0) + packet.size
+        start_byte = packet.pos or 0
+        self.end_byte = start_byte + packet.size
         if packet.dts is not None:
             self.last_dts = packet.dts
 
     def count_frame(self, frame: VideoFrame) -> None:
         """Record where a decoded frame ends in time."""
-        # AVI has no pts.
-        start = frame.pts if frame.pts is not None else frame.dts
+        start = frame.pts
+        if start is None:
+            # AVI has no pts.
+            start = frame.dts
         if start is not None:
-            self.end_tick = start + (frame.duration or 0)
+            duration = frame.duration or 0
+            self.end_tick = start + duration
 
     def has_reached(self, end_tick: int | None) -> bool:
         """Return whether the last frame ends at or after a pts; None is the end of the file."""
@@ -183,18 +189,22 @@ def _missing_frames(
 ) -> int:
     """Estimate how many frames the header lists after the last one that was read."""
     # MP4 and MOV have an index of all frames, other formats state only a duration.
-    if info.container.startswith("mov") and report.last_dts is not None:
+    has_index = info.container.startswith("mov")
+    if has_index and report.last_dts is not None:
         return _count_later_entries(stream, report.last_dts, end_tick)
     rate = info.average_rate
     duration_s = info.duration_s
-    if info.container not in _TRUSTED_DURATION or not rate or not duration_s:
+    if info.container not in _TRUSTED_DURATION:
         return 0
-    if report.end_tick is None:
+    # All three are needed to compare the declared end with the last frame.
+    if not rate or not duration_s or report.end_tick is None:
         return 0
     declared_end_s = Fraction(duration_s) + Fraction(info.start_s)
     if end_tick is not None:
         declared_end_s = min(declared_end_s, end_tick * info.time_base)
-    gap_s = declared_end_s - report.end_tick * info.time_base
+    decoded_end_s = report.end_tick * info.time_base
+    gap_s = declared_end_s - decoded_end_s
+    # The header of a complete file may be a little off; in a truncated one every gap is real.
     tolerance_s = max(_MIN_GAP_S, 3 / rate)
     if not is_cut and gap_s <= tolerance_s:
         return 0
@@ -214,5 +224,7 @@ def _ends_mid_frame(report: DecodeReport, info: VideoInfo, container: InputConta
     if info.container != "yuv4mpegpipe":
         return False
     pipe = getattr(container.file, "file", None)
-    total_bytes = pipe.total_bytes if isinstance(pipe, ForwardOnly) else container.size
-    return total_bytes > report.end_byte
+    if isinstance(pipe, ForwardOnly):
+        # A pipe has no size: take the number of bytes that were read.
+        return pipe.total_bytes > report.end_byte
+    return container.size > report.end_byte

@@ -148,7 +148,9 @@ class ContainerFrames:
             decoded=decoded,
             end_tick=end_tick,
         )
-        lines = [ending] if ending else []
+        lines: list[str] = []
+        if ending:
+            lines.append(ending)
         lines += self._report.describe_damage(self.info, end_tick, at_the_end=len(lines))
         return lines
 
@@ -166,7 +168,10 @@ class ContainerFrames:
             container.close()
             raise
         context = self._stream.codec_context
-        context.thread_type = "AUTO" if threads > 1 else "SLICE"
+        context.thread_type = "SLICE"
+        if threads > 1:
+            # Frame threads too.
+            context.thread_type = "AUTO"
         context.thread_count = threads
         # A frame with a missing reference is concealed, not dropped.
         context.flags |= int(Flags.output_corrupt)
@@ -192,6 +197,7 @@ class ContainerFrames:
             try:
                 for packet in self._container.demux(*streams):
                     if not packet.size:
+                        # It only marks the end of a stream.
                         continue
                     if report.gaps:
                         report.gaps.add_packet(packet)
@@ -203,7 +209,8 @@ class ContainerFrames:
                 report.read_errors += 1
                 report.reason = str(error.strerror)
                 # Read on behind the damage, unless nothing more can be read.
-                if not has_progress or report.read_errors >= _MAX_READ_ERRORS:
+                has_errors_left = report.read_errors < _MAX_READ_ERRORS
+                if not has_progress or not has_errors_left:
                     break
         yield None
 
@@ -233,7 +240,8 @@ class ContainerFrames:
                     # An error while several threads are flushed is counted in `_redecode_tail`.
                     report.damaged += not self._may_redecode_tail
                 else:
-                    report.damaged += packet.pts is None or packet.pts > count_after
+                    is_uncounted = packet.pts is None or packet.pts > count_after
+                    report.damaged += is_uncounted
                 report.reason = str(error.strerror)
                 continue
             for frame in frames:
@@ -243,7 +251,8 @@ class ContainerFrames:
                 if lacks_reference and not has_image:
                     continue
                 has_image = True
-                is_uncounted = (frame.pts or 0) > count_after
+                frame_tick = frame.pts or 0
+                is_uncounted = frame_tick > count_after
                 report.concealed += frame.is_corrupt and is_uncounted
                 report.count_frame(frame)
                 yield frame
@@ -266,7 +275,8 @@ class ContainerFrames:
         """Decode from a keyframe at or before `start_tick`, or from the start if seeking fails."""
         for back_s in _SEEK_BACK_S:
             try:
-                self._seek(start_tick - int(back_s / self.info.time_base))
+                back_ticks = int(back_s / self.info.time_base)
+                self._seek(start_tick - back_ticks)
             except av.FFmpegError:
                 break
             self._decoding = self._decode(self._read())
@@ -293,9 +303,12 @@ class ContainerFrames:
             return None
         self._decoding = self._decode(chain([key], packets))
         first = next(self._decoding, None)
+        if first is None:
+            return None
         # This fails for streams with intra refresh: they have no keyframes, only recovery points
         # from which the image becomes complete over several frames.
-        if first is None or not first.key_frame or first.pts != key.pts:
+        is_shown_first = first.pts == key.pts
+        if not first.key_frame or not is_shown_first:
             return None
         return chain([first], self._decoding)
 
@@ -306,6 +319,7 @@ class ContainerFrames:
             yield last
         if last is None or last.pts is None:
             return
+        # Every packet that is shown should have become a frame.
         is_short = self._report.frames < self._report.packets
         if is_short and self._may_redecode_tail:
             yield from self._redecode_tail(last.pts)
@@ -325,8 +339,9 @@ class ContainerFrames:
         for frame in self._decoding:
             if frame.pts is not None and frame.pts > after_tick:
                 yield frame
+        first_end = first_pass.end_tick or 0
         second_end = self._report.end_tick or 0
-        self._report.end_tick = max(second_end, first_pass.end_tick or 0)
+        self._report.end_tick = max(second_end, first_end)
         # Only the first pass has seen the packets of the whole file.
         self._report.gaps = first_pass.gaps
 
@@ -334,6 +349,7 @@ class ContainerFrames:
         """Count a packet that was read, and refuse an encrypted video at its first."""
         if packet is None:
             return
-        if not self._report.packets and packet.has_sidedata("encryption_info"):
+        is_first = self._report.packets == 0
+        if is_first and packet.has_sidedata("encryption_info"):
             raise InputError(f"{self._source} is encrypted and cannot be decoded")
         self._report.count_packet(packet)
