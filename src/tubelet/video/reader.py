@@ -171,6 +171,7 @@ class Reader:
             has_other_size = (raw.width, raw.height) != size
             num_resized += has_other_size
             num_decoded += 1
+            # Frames from the keyframe to the span are only decoded.
             if self._span.start is not None and pts < self._span.start:
                 continue
             if self._span.stop is not None and pts >= self._span.stop:
@@ -200,8 +201,14 @@ class Reader:
             frames = self._source.frames_from_keyframe(self._span.start)
         if frames is None:
             frames = self._source.frames(self._start_tick)
-        start_tick = -math.inf if self._start_tick is None else self._start_tick
-        end_tick = math.inf if self._end_tick is None else self._end_tick
+
+        # A bound that was not set excludes no frame.
+        start_tick = -math.inf
+        if self._start_tick is not None:
+            start_tick = self._start_tick
+        end_tick = math.inf
+        if self._end_tick is not None:
+            end_tick = self._end_tick
         for frame in frames:
             pts = self._clock.assign_pts(frame)
             if pts >= end_tick:
@@ -330,12 +337,14 @@ class _Clock:
             if name in self._last_stamps:
                 self._faults[name] += value <= self._last_stamps[name]
             self._last_stamps[name] = value
-        if frame.pts is None:
-            return frame.dts
-        is_pts_reliable = self._faults["pts"] <= self._faults["dts"]
-        if frame.dts is None or is_pts_reliable:
-            return frame.pts
-        return frame.dts
+        preferred = frame.pts
+        other = frame.dts
+        if self._faults["dts"] < self._faults["pts"]:
+            preferred = frame.dts
+            other = frame.pts
+        if preferred is None:
+            return other
+        return preferred
 
 
 def _tick_at_or_after(time_s: Fraction, tick_s: Fraction) -> int:
