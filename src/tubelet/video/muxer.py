@@ -62,8 +62,12 @@ class VideoMuxer:
         self._format = output_format
         self._spec: ContainerSpec = spec
         self._name = name
+        url = "pipe:1"
+        if path:
+            # The protocol is named, because FFmpeg would look for one in a name with a colon.
+            url = f"file:{path}"
         self._container = av.open(
-            f"file:{path}" if path else "pipe:1",
+            url,
             "w",
             format=spec.muxer,
             container_options=_muxer_options(output_format, spec),
@@ -201,13 +205,15 @@ class VideoMuxer:
 
     def _extend_to_end(self, packet: Packet[Any]) -> None:
         """Let the last packet last to the end: MP4 adds up durations in decoding order."""
-        if not self._spec.is_mov_family or packet.dts is None or self._first_delay is None:
+        if not self._spec.is_mov_family:
             return
-        remaining = min(
-            self._end - (packet.dts + self._first_delay),
-            self._end - (packet.pts or 0),
-        )
-        packet.duration = max(packet.duration or 0, remaining)
+        if packet.dts is None or self._first_delay is None:
+            return
+        decoding_time = packet.dts + self._first_delay
+        presentation_time = packet.pts or 0
+        remaining = min(self._end - decoding_time, self._end - presentation_time)
+        duration = packet.duration or 0
+        packet.duration = max(duration, remaining)
 
     def _note(self, line: str) -> None:
         if line not in self.notes:
@@ -232,6 +238,9 @@ def _with_idle_options(output_format: OutputFormat) -> OutputFormat:
     name, value = _IDLE_OPTIONS[encoding.encoder]
     current = encoding.options.get(name)
     options = dict(encoding.options)
-    options[name] = f"{current}:{value}" if current else value
+    options[name] = value
+    if current:
+        # Keep the options that are set already; a colon separates them.
+        options[name] = f"{current}:{value}"
     idle_encoding = dataclasses.replace(encoding, options=options)
     return dataclasses.replace(output_format, encoding=idle_encoding)

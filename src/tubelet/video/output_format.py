@@ -103,7 +103,9 @@ class OutputFormat:
     @property
     def container(self) -> ContainerSpec | None:
         """Container format; None for numbered images."""
-        return CONTAINERS[self.suffix] if self.suffix else None
+        if not self.suffix:
+            return None
+        return CONTAINERS[self.suffix]
 
     @property
     def frame_rate(self) -> Fraction:
@@ -152,7 +154,8 @@ class OutputFormat:
         data = dataclasses.asdict(self)
         for name in _FRACTIONS:
             value = data[name]
-            data[name] = None if value is None else str(value)
+            if value is not None:
+                data[name] = str(value)
         data["encoding"]["notes"] = list(self.encoding.notes)
         return data
 
@@ -162,7 +165,8 @@ class OutputFormat:
         fields = dict(data)
         for name in _FRACTIONS:
             value = fields[name]
-            fields[name] = None if value is None else Fraction(value)
+            if value is not None:
+                fields[name] = Fraction(value)
         encoding = dict(fields["encoding"])
         encoding["notes"] = tuple(encoding["notes"])
         fields["encoding"] = Encoding(**encoding)
@@ -171,6 +175,13 @@ class OutputFormat:
         return cls(**fields)
 
 
+# Pixel format of a PNG by whether the source has more than 8 bits, and alpha.
+_PNG_PIX_FMTS = {
+    (False, False): "rgb24",
+    (False, True): "rgba",
+    (True, False): "rgb48be",
+    (True, True): "rgba64be",
+}
 # Fields of `OutputFormat` that JSON stores as strings.
 _FRACTIONS = ("tick_s", "average_rate", "sample_aspect", "source_tick_s", "source_origin_s")
 
@@ -203,7 +214,9 @@ def choose_output_format(
     kind = destination_kind(dst)
     if kind in ("folder", "pattern"):
         return _image_format(like, width, height, start_s, duration_s)
-    suffix = ".y4m" if kind == "pipe" else Path(dst).suffix.lower()
+    suffix = Path(dst).suffix.lower()
+    if kind == "pipe":
+        suffix = ".y4m"
     container = CONTAINERS[suffix]
     encoding = choose_encoding(suffix, like, width, height, settings)
     if container.muxer == "avi":
@@ -236,10 +249,8 @@ def _image_format(
     duration_s: float | None,
 ) -> OutputFormat:
     """Choose the format of numbered PNG files: 8 bit, or 16 bit if the source has more."""
-    if like.bit_depth > 8:
-        pix_fmt = "rgba64be" if like.has_alpha else "rgb48be"
-    else:
-        pix_fmt = "rgba" if like.has_alpha else "rgb24"
+    is_deep = like.bit_depth > 8
+    pix_fmt = _PNG_PIX_FMTS[is_deep, like.has_alpha]
     encoding = Encoding(
         codec="png",
         encoder="png",
