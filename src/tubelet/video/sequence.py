@@ -66,7 +66,9 @@ class ImageFrames:
 
     def problems(self, decoded: int, end_tick: int | None) -> list[str]:
         """Describe missing images and those that could not be decoded, one line each."""
-        lines = [self._gaps] if self._gaps else []
+        lines: list[str] = []
+        if self._gaps:
+            lines.append(self._gaps)
         if self._failures:
             count = f"{len(self._failures)} of {len(self._paths)}"
             lines.append(f"{count} images could not be decoded: {self._failures[0]}")
@@ -86,7 +88,8 @@ class ImageFrames:
             try:
                 frame = self._decode_image(path)
             except (av.FFmpegError, OSError, StopIteration, InputError) as error:
-                reason = getattr(error, "strerror", None) or str(error) or "no image in it"
+                system_message = getattr(error, "strerror", None)
+                reason = system_message or str(error) or "no image in it"
                 self._failures.append(f"{path.name}: {reason}")
                 continue
             frame.pts = index
@@ -99,7 +102,10 @@ class ImageFrames:
         data = io.BytesIO(path.read_bytes())
         with av.open(data, mode="r") as container:
             stream = pick_video_stream(container, str(path))
-            siting = 0 if self._first_info else read_siting(container, stream)
+            siting = 0
+            if self._first_info is None:
+                # It must be read before the first packet is decoded.
+                siting = read_siting(container, stream)
             frame = next(container.decode(stream))
             if self._first_info is None:
                 self._first_info = describe(
@@ -128,7 +134,10 @@ def list_images(src: str) -> list[Path] | None:
     if path.is_dir():
         return _images_of_folder(path, src)
     if path.exists():
-        return [path] if path.suffix.lower() in IMAGE_SUFFIXES else None
+        # One file: an image, or a video, which is not read here.
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return [path]
+        return None
     if not _PATTERN.search(path.name):
         return None
     by_number = _numbered_files(path)
@@ -145,10 +154,12 @@ def _images_of_folder(folder: Path, src: str) -> list[Path]:
     """
     images: list[Path] = []
     for path in folder.iterdir():
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        has_image_suffix = path.suffix.lower() in IMAGE_SUFFIXES
+        if has_image_suffix and path.is_file():
             images.append(path)
     if not images:
-        raise InputError(f"folder {src} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"folder {src} has no images ({suffixes})")
     return sorted(images, key=lambda path: _natural_key(path.name))
 
 
@@ -169,8 +180,10 @@ def _numbered_files(pattern: Path) -> dict[int, Path]:
     if match is None or not pattern.parent.is_dir():
         return {}
     digits = match.group(1)
-    # printf writes %05d with five digits or more, and %d without leading zeros.
-    number = rf"(\d{{{digits},}})" if digits else r"(0|[1-9]\d*)"
+    # printf writes %d without leading zeros, and %05d with five digits or more.
+    number = r"(0|[1-9]\d*)"
+    if digits:
+        number = rf"(\d{{{digits},}})"
     prefix = re.escape(pattern.name[: match.start()])
     suffix = re.escape(pattern.name[match.end() :])
     regex = re.compile(prefix + number + suffix)
@@ -188,7 +201,8 @@ def _describe_missing_numbers(source: str, paths: list[Path]) -> str:
     if pattern.exists() or not _PATTERN.search(pattern.name):
         return ""
     numbers = sorted(_numbered_files(pattern))
-    missing = numbers[-1] - numbers[0] + 1 - len(paths)
+    expected = numbers[-1] - numbers[0] + 1
+    missing = expected - len(paths)
     if not missing:
         return ""
     present = set(numbers)

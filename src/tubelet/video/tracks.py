@@ -110,7 +110,8 @@ class CopiedTrack:
         if self._next_sample is None or abs(rounded - self._next_sample) > samples_per_tick:
             self._next_sample = rounded
         packet.time_base = Fraction(1, self._sample_rate)
-        packet.pts = packet.dts = self._next_sample
+        packet.pts = self._next_sample
+        packet.dts = self._next_sample
         packet.duration = self._frame_size
         self._next_sample += self._frame_size
 
@@ -136,8 +137,9 @@ class RecodedAudio:
         rates = Codec(encoder, "w").audio_rates
         rate = int(source.codec_context.sample_rate)
         if rates and rate not in rates:
-            has_preferred = _PREFERRED_SAMPLE_RATE in rates
-            rate = _PREFERRED_SAMPLE_RATE if has_preferred else max(rates)
+            rate = max(rates)
+            if _PREFERRED_SAMPLE_RATE in rates:
+                rate = _PREFERRED_SAMPLE_RATE
         layout = _choose_audio_layout(encoder, rate, source.codec_context.layout)
         self._stream: Any = container.add_stream(encoder, rate=rate)
         _open_audio_encoder(self._stream.codec_context, encoder, rate, layout)
@@ -205,7 +207,8 @@ class ConvertedSubtitle:
             return
         subtitle_set = SubtitleSet.create(fields + rb"\N".join(texts), 0, 1)
         converted = self._encoder.encode_subtitle(subtitle_set)
-        converted.pts = converted.dts = packet.pts
+        converted.pts = packet.pts
+        converted.dts = packet.pts
         converted.duration = packet.duration
         converted.time_base = packet.time_base
         converted.stream = self._stream
@@ -222,7 +225,8 @@ def _open_audio_encoder(context: Any, encoder: str, rate: int, layout: str) -> N
     context.layout = layout
     if encoder in _BITS_PER_CHANNEL:
         channels = cast(Any, context.layout).nb_channels
-        context.bit_rate = min(channels, _MAX_RATED_CHANNELS) * _BITS_PER_CHANNEL[encoder]
+        rated_channels = min(channels, _MAX_RATED_CHANNELS)
+        context.bit_rate = rated_channels * _BITS_PER_CHANNEL[encoder]
     context.open()
 
 
@@ -259,7 +263,8 @@ def codec_name(stream: Any) -> str:
     """Return FFmpeg's name of the codec of a stream."""
     context = stream.codec_context
     if context is None:
-        return str(getattr(stream, "name", None) or "unknown")
+        name = getattr(stream, "name", None)
+        return str(name or "unknown")
     return str(context.codec.canonical_name)
 
 
