@@ -166,7 +166,7 @@ class Remuxer:
 
     def _emit(self, packet: Packet[Any]) -> None:
         """Move a packet to the time of the output, convert it, and mux it."""
-        if self._is_cut and self._is_cut_off(packet):
+        if self._is_cut_off(packet):
             return
         # `_demux` sets both times.
         assert packet.pts is not None
@@ -175,7 +175,8 @@ class Remuxer:
         pts = packet.pts - shift
         packet.pts = pts
         packet.dts -= shift
-        if self._is_cut and packet.stream.type == "subtitle" and pts < 0:
+        is_subtitle = packet.stream.type == "subtitle"
+        if self._is_cut and is_subtitle and pts < 0:
             # A subtitle that is visible at the cut starts there.
             duration = packet.duration or 0
             packet.duration = duration + pts
@@ -187,10 +188,13 @@ class Remuxer:
 
     def _is_cut_off(self, packet: Packet[Any]) -> bool:
         """Return whether a packet is shown only before or only after the span that is written."""
+        if not self._is_cut:
+            return False
         start = _seconds(packet.pts, packet) - self._origin
         end = start + _seconds(packet.duration, packet)
+        is_before_start = end <= 0
         is_after_end = self._end is not None and start >= self._end
-        return end <= 0 or is_after_end
+        return is_before_start or is_after_end
 
 
 def open_remuxer(
