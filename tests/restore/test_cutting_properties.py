@@ -10,7 +10,7 @@ from tubelet.restore.tiles import MIN_TILE_PX, choose_tile, padded_size, plan_ti
 from tubelet.restore.windows import WindowCutter, cut_windows, neighborhoods, scenes
 from tubelet.types import Temporal
 
-settings.register_profile("tubelet", deadline=None, max_examples=200, derandomize=True)
+settings.register_profile("tubelet", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("tubelet")
 
 sides = st.integers(1, 400)

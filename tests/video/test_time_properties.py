@@ -12,7 +12,7 @@ from tubelet.types import Frame
 from tubelet.video.output_format import OutputClock
 from tubelet.video.reader import Span, open_reader
 
-settings.register_profile("tubelet", deadline=None, max_examples=200, derandomize=True)
+settings.register_profile("tubelet", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("tubelet")
 
 ticks = st.sampled_from(
@@ -48,7 +48,7 @@ def test_a_clock_survives_json(clock: OutputClock) -> None:
 
 
 @settings(
-    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 @given(
     gaps_ms=st.lists(st.integers(1, 120), min_size=1, max_size=12),
