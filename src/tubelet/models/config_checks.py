@@ -5,15 +5,18 @@ check_min(self, "channels", 1)            FastConfig: channels=0 must be at leas
 check_odd(self, "num_frames")             EDVRConfig: num_frames=4 must be odd and at least 1
 check_positive(self, "img_range")         EDSRConfig: img_range=0.0 must be greater than 0
 check_divides(self, "groups", "channels") EDVRConfig: groups=3 must divide channels=64
+check_attention_groups(self)              HATConfig: each of num_heads=(7,) must divide channels=64
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from tubelet.errors import ConfigError
 
 __all__ = [
+    "check_attention_groups",
     "check_choice",
     "check_divides",
     "check_min",
@@ -118,6 +121,41 @@ def check_divides(config: object, divisor: str, dividend: str) -> None:
     if value < 1 or total % value:
         name = type(config).__name__
         raise ConfigError(f"{name}: {divisor}={value} must divide {dividend}={total}")
+
+
+class _AttentionConfig(Protocol):
+    @property
+    def channels(self) -> int: ...
+    @property
+    def depths(self) -> tuple[int, ...]: ...
+    @property
+    def num_heads(self) -> tuple[int, ...]: ...
+
+
+def check_attention_groups(config: _AttentionConfig) -> None:
+    """Require a depth and a number of heads for each group of a transformer.
+
+    Args:
+        config: Configuration dataclass, with the fields `channels`, `depths` and `num_heads`.
+
+    Raises:
+        ConfigError: There is no group, a group has no blocks, the two fields differ in length, or
+            a number of heads does not divide the channels.
+    """
+    name = type(config).__name__
+    depths = config.depths
+    num_heads = config.num_heads
+    if not depths or min(depths) < 1:
+        raise ConfigError(f"{name}: depths={depths} must hold one or more numbers, each at least 1")
+    if len(depths) != len(num_heads):
+        raise ConfigError(
+            f"{name}: depths={depths} and num_heads={num_heads} must have the same length"
+        )
+    for heads in num_heads:
+        if heads < 1 or config.channels % heads:
+            raise ConfigError(
+                f"{name}: each of num_heads={num_heads} must divide channels={config.channels}"
+            )
 
 
 def _error(config: object, field: str, requirement: str) -> ConfigError:

@@ -43,7 +43,12 @@ from tubelet.layers.windows import (
     window_blocks,
 )
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.config_checks import check_choice, check_min, check_positive
+from tubelet.models.config_checks import (
+    check_attention_groups,
+    check_choice,
+    check_min,
+    check_positive,
+)
 from tubelet.models.state_dict import (
     Rule,
     State,
@@ -122,21 +127,7 @@ class HATConfig:
         check_choice(self, "scale", _UPSAMPLE_FACTORS)
         check_positive(self, "img_range")
         check_positive(self, "mlp_ratio")
-        if not self.depths or min(self.depths) < 1:
-            raise ConfigError(
-                f"HATConfig: depths={self.depths} must hold one or more numbers, each at least 1"
-            )
-        if len(self.depths) != len(self.num_heads):
-            raise ConfigError(
-                f"HATConfig: depths={self.depths} and num_heads={self.num_heads} "
-                "must have the same length"
-            )
-        for heads in self.num_heads:
-            if heads < 1 or self.channels % heads:
-                raise ConfigError(
-                    f"HATConfig: each of num_heads={self.num_heads} must divide "
-                    f"channels={self.channels}"
-                )
+        check_attention_groups(self)
         for field in ("compress_ratio", "squeeze_factor"):
             ratio = getattr(self, field)
             if not 1 <= ratio <= self.channels:

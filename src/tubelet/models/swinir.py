@@ -41,7 +41,12 @@ from tubelet.layers.inference import SwitchableLayer
 from tubelet.layers.upsampling import repeat_and_convolve
 from tubelet.layers.windows import map_windows, pad_to_windows
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.config_checks import check_choice, check_min, check_positive
+from tubelet.models.config_checks import (
+    check_attention_groups,
+    check_choice,
+    check_min,
+    check_positive,
+)
 from tubelet.models.state_dict import (
     Rule,
     State,
@@ -128,21 +133,7 @@ class SwinIRConfig:
                 f"SwinIRConfig: scale={self.scale} does not go with upsampler={self.upsampler!r}, "
                 f"which has scale {scales}"
             )
-        if not self.depths or min(self.depths) < 1:
-            raise ConfigError(
-                f"SwinIRConfig: depths={self.depths} must hold one or more numbers, each at least 1"
-            )
-        if len(self.depths) != len(self.num_heads):
-            raise ConfigError(
-                f"SwinIRConfig: depths={self.depths} and num_heads={self.num_heads} "
-                "must have the same length"
-            )
-        for heads in self.num_heads:
-            if heads < 1 or self.channels % heads:
-                raise ConfigError(
-                    f"SwinIRConfig: each of num_heads={self.num_heads} must divide "
-                    f"channels={self.channels}"
-                )
+        check_attention_groups(self)
         check_min(self, "window", 1)
         check_choice(self, "image_channels", (1, 3))
         check_positive(self, "mlp_ratio")
