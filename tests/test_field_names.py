@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tubelet.cli import main, train
+from tubelet.cli.nested_flags import current_flags
 from tubelet.errors import ConfigError
 from tubelet.field_names import current_fields, current_path
 from tubelet.models.edsr import EDSRConfig
@@ -98,10 +99,10 @@ FORMER_OPTIMIZER = "--loop.optimiser."
 def test_flags_of_version_0_1_are_accepted(recipe: str, former: str, current: str) -> None:
     config = train._find_recipe(recipe).config
     with pytest.warns(FutureWarning, match="old name is accepted"):
-        assert train._current_flags(config, [former, "1"]) == [current, "1"]
+        assert current_flags(config, [former, "1"]) == [current, "1"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert train._current_flags(config, [f"{current}=1"]) == [f"{current}=1"]
+        assert current_flags(config, [f"{current}=1"]) == [f"{current}=1"]
 
 
 @pytest.mark.parametrize(
@@ -121,4 +122,4 @@ def test_flags_of_networks_of_version_0_1_are_accepted(
     with warnings.catch_warnings():
         # Names that are also the published ones give no note.
         warnings.simplefilter("ignore", FutureWarning)
-        assert train._current_flags(config, [former, "1"]) == [current, "1"]
+        assert current_flags(config, [former, "1"]) == [current, "1"]

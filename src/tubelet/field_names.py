@@ -16,9 +16,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
-__all__ = ["current_fields", "current_path"]
+__all__ = ["RenamedFieldWarning", "current_fields", "current_path"]
 
 T = TypeVar("T")
+
+
+class RenamedFieldWarning(FutureWarning):
+    """A configuration field is called by its name of version 0.1."""
 
 
 def current_fields(
@@ -92,4 +96,4 @@ def _nested_dataclass(owner: type[Any], name: str) -> type[Any] | None:
 
 def _warn(former: str, current: str) -> None:
     message = f"{former!r} is now {current!r}; the old name is accepted until version 0.2"
-    warnings.warn(message, FutureWarning, stacklevel=2)
+    warnings.warn(message, RenamedFieldWarning, stacklevel=2)

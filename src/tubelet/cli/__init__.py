@@ -151,8 +151,10 @@ def _renamings_as_notes() -> Generator[None]:
     show_warning = warnings.showwarning
 
     def show_note(message: Warning | str, category: type[Warning], *position: Any) -> None:
-        is_renaming = "old name is accepted" in str(message)
-        if is_renaming and issubclass(category, FutureWarning):
+        # Imported here: `tubelet --help` does not need it.
+        from tubelet.field_names import RenamedFieldWarning
+
+        if issubclass(category, RenamedFieldWarning):
             sys.stderr.write(f"tubelet: note: {message}\n")
         else:
             show_warning(message, category, *position)

@@ -16,14 +16,17 @@ from tyro.constructors import (
 )
 
 from tubelet.cli.flags import field_help
+from tubelet.field_names import current_path
 
-__all__ = ["parse_nested"]
+__all__ = ["current_flags", "parse_nested"]
 
 
 def parse_nested(
     config_class: type[Any], args: Sequence[str], *, verb: str, default: Any = None
 ) -> Any:
     """Parse flags of nested settings, such as `--loop.optimizer.kind adamw`.
+
+    Former and published names of the settings are accepted; see `tubelet.field_names`.
 
     Args:
         config_class: Dataclass, whose fields may be dataclasses.
@@ -37,9 +40,23 @@ def parse_nested(
     registry = ConstructorRegistry()
     registry.struct_rule(_describe_fields)
     prog = f"tubelet {verb}"
+    args = current_flags(config_class, args)
     if default is None:
         return tyro.cli(config_class, args=args, prog=prog, registry=registry)
     return tyro.cli(config_class, args=args, prog=prog, registry=registry, default=default)
+
+
+def current_flags(config_class: type[Any], args: Sequence[str]) -> list[str]:
+    """Replace former and published names of flags, such as `--loop.optimiser.kind`."""
+    current: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if flag.startswith("--") and flag != "--":
+            field_path = flag.removeprefix("--").replace("-", "_")
+            field_path = current_path(config_class, field_path)
+            flag = "--" + field_path.replace("_", "-")
+        current.append(flag + equals + value)
+    return current
 
 
 def _describe_fields(info: StructTypeInfo) -> StructConstructorSpec | None:

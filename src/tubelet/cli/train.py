@@ -12,7 +12,6 @@ from typing import Any, get_args
 from tubelet.cli.nested_flags import parse_nested
 from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
 from tubelet.errors import RequestError, suggest
-from tubelet.field_names import current_path
 
 __all__ = ["main"]
 
@@ -225,7 +224,6 @@ def _parse(name: str, config_class: type[Any], args: Sequence[str]) -> Any:
     default = None
     if path is not None:
         default = read_config(Path(path), config_class)
-    args = _current_flags(config_class, args)
     return parse_nested(config_class, args, verb=f"train {name}", default=default)
 
 
@@ -261,8 +259,6 @@ def _parse_supervised(args: Sequence[str]) -> Any:
         )
     if path is not None:
         default = read_config(Path(path), type(default), default=default)
-    # The settings class depends on the network, whose configuration is one of its fields.
-    args = _current_flags(type(default), args)
     verb = f"train supervised --model {default.model}"
     return parse_nested(type(default), args, verb=verb, default=default)
 
@@ -302,7 +298,6 @@ def _parse_two_step(args: Sequence[str]) -> Any:
         default = read_config(Path(path), TwoStepTraining, default=default)
     if _wants_help(args):
         sys.stdout.write(_HELP_TWO_STEP)
-    args = _current_flags(TwoStepTraining, args)
     if scale is not None:
         args = ["--network.scale", scale, *args]
     config = parse_nested(TwoStepTraining, args, verb="train two-step", default=default)
@@ -324,19 +319,6 @@ def _has_flag(args: Sequence[str], flag: str) -> bool:
 
 def _wants_help(args: Sequence[str]) -> bool:
     return "-h" in args or "--help" in args
-
-
-def _current_flags(config_class: type[Any], args: Sequence[str]) -> list[str]:
-    """Replace former and published names of flags, such as `--loop.optimiser.kind`."""
-    current: list[str] = []
-    for arg in args:
-        flag, equals, value = arg.partition("=")
-        if flag.startswith("--") and flag != "--":
-            field_path = flag.removeprefix("--").replace("-", "_")
-            field_path = current_path(config_class, field_path)
-            flag = "--" + field_path.replace("_", "-")
-        current.append(flag + equals + value)
-    return current
 
 
 def _take_style(args: Sequence[str]) -> tuple[ProgressStyle, list[str]]:
