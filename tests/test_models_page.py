@@ -1,11 +1,11 @@
 """docs/models.md is what its script writes."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from helpers.scripts import import_script
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.weights_index import PUBLISHED_WEIGHTS
 
@@ -14,12 +14,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "models_page.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("models_page", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_script(SCRIPT)
 
 
 def test_the_page_is_current(script: ModuleType) -> None:

@@ -1,7 +1,6 @@
 """What pyproject.toml promises: the order of the packages, and extras that have code behind them."""
 
 import ast
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers.scripts import import_script
 from tubelet.cli.doctor import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,12 +26,7 @@ def modules() -> set[str]:
 
 def package_map() -> ModuleType:
     """Import docs/package_map.py."""
-    spec = importlib.util.spec_from_file_location("package_map", ROOT / "docs" / "package_map.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_script(ROOT / "docs" / "package_map.py")
 
 
 def imported_names() -> set[str]:

@@ -1,0 +1,1 @@
+"""Modules that several tests share: videos, toy networks, configurations, parity with recordings."""

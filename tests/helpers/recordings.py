@@ -1,6 +1,5 @@
 """Read the recorded outputs of published code (tests/recordings)."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from helpers.scripts import import_script
 
 
 def recorded(recordings: Path, case: str) -> tuple[dict[str, Any], list[Tensor]]:
@@ -21,12 +22,7 @@ def recorded(recordings: Path, case: str) -> tuple[dict[str, Any], list[Tensor]]
 
 def rules(recordings: Path) -> ModuleType:
     """Return the module that makes weights (`fill`) and inputs (`image`) from names."""
-    spec = importlib.util.spec_from_file_location("recorded_rules", recordings / "rules.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_script(recordings / "rules.py")
 
 
 def recorded_input(recordings: Path, key: str, shape: tuple[int, ...]) -> Tensor:

@@ -62,6 +62,23 @@ def test_a_file_of_a_version_without_a_setting_has_its_default(tmp_path):
         _state(path, nn.Linear(2, 3), replace(SETTINGS, loss_eps=0.1)).resume()
 
 
+def test_a_file_of_version_0_1_resumes(tmp_path):
+    """Its settings and its optimizer have former names."""
+    path = tmp_path / "state.pt"
+    _state(path, nn.Linear(2, 3)).save(4)
+    state = torch.load(path, weights_only=True)
+    former = {
+        "optimizer.low_lr_modules": "optimiser.slow",
+        "optimizer.lr_multiplier": "optimiser.slow_factor",
+        "optimizer.betas": "optimiser.betas",
+    }
+    state["settings"] = {former.get(name, name): v for name, v in state["settings"].items()}
+    state["optimiser"] = state.pop("optimizer")
+    assert set(former.values()) <= state["settings"].keys()
+    torch.save(state, path)
+    assert _state(path, nn.Linear(2, 3)).resume() == 4
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"hello\n"])
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "state.pt").write_bytes(content)
