@@ -22,7 +22,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, build_opener
 
-from tubelet.errors import ResourceError
+from tubelet.errors import ResourceError, error_text
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.progress_display import show_bar, show_lines
 
@@ -323,9 +323,7 @@ def _open(request: Request, part: Path, timeout_s: float) -> Any:
 
 def _one_line(error: object) -> str:
     """Return the message of an error on one line."""
-    # The text of the system, without the number and the path that `str` adds.
-    text = getattr(error, "strerror", None) or str(error)
-    message = " ".join(str(text).split())
+    message = " ".join(error_text(error).split())
     # Some errors have no message.
     return message or type(error).__name__
 

@@ -21,6 +21,8 @@ __all__ = [
     "RequestError",
     "ResourceError",
     "TubeletError",
+    "error_text",
+    "require",
     "suggest",
 ]
 
@@ -76,6 +78,23 @@ class Cancelled(TubeletError):  # noqa: N818 - not an error: somebody wanted it
     """The run was stopped with its `CancelToken`; no unfinished output is left."""
 
     exit_code = 130
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse a configuration that does not meet a condition.
+
+    Raises:
+        ConfigError: The condition is false.
+    """
+    if not condition:
+        raise ConfigError(message)
+
+
+def error_text(error: object) -> str:
+    """Return the message of an error, without the number and the path that `str` may add."""
+    # Errors of the operating system and of FFmpeg store the message separately.
+    system_message = getattr(error, "strerror", None)
+    return str(system_message or error)
 
 
 def suggest(

@@ -32,11 +32,12 @@ from tubelet.files import atomic_write
 from tubelet.ops.pixels import to_uint8
 from tubelet.progress import CancelToken
 from tubelet.video.reader import open_reader
-from tubelet.video.sequence import IMAGE_SUFFIXES
+from tubelet.video.sequence import IMAGE_SUFFIXES, has_image_suffix
 
 __all__ = ["VIDEO_SUFFIXES", "CachedClip", "prepare_clips", "read_clip"]
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".y4m", ".ts"})
+_CLIP_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 # Frames used of one source: a long video contributes a sample.
 _MAX_FRAMES = 300
 # Divisible by the scales 2, 3 and 4.
@@ -118,8 +119,8 @@ def _find_sources(root: Path) -> list[Path]:
         raise InputError(f"no such folder of clips: {root}")
     sources: list[Path] = []
     for path in sorted(root.iterdir()):
-        suffix = path.suffix.lower()
-        if suffix in VIDEO_SUFFIXES or suffix in IMAGE_SUFFIXES or path.is_dir():
+        has_clip_suffix = path.suffix.lower() in _CLIP_SUFFIXES
+        if has_clip_suffix or path.is_dir():
             sources.append(path)
     if not sources:
         raise InputError(f"no video, image or folder of frames in {root}")
@@ -137,7 +138,7 @@ def _key(source: Path) -> str:
         size_bytes += stat.st_size
         time_ns = max(time_ns, stat.st_mtime_ns)
     identity = f"{source.resolve()}|{len(files)}|{size_bytes}|{time_ns}"
-    if source.suffix.lower() in IMAGE_SUFFIXES:
+    if has_image_suffix(source):
         identity += f"|{_PAN_FRAMES}x{_PAN_SIZE}"
     return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
@@ -172,7 +173,7 @@ def _stack_cropped(frames: Sequence[NDArray[np.uint8]], multiple: int) -> NDArra
 
 def _decode(source: Path) -> NDArray[np.uint8]:
     """Decode a source to (T, 3, H, W); an image becomes a clip."""
-    if source.suffix.lower() not in IMAGE_SUFFIXES:
+    if not has_image_suffix(source):
         return read_clip(source, max_frames=_MAX_FRAMES, size_multiple=_SIZE_MULTIPLE)
     image = torch.from_numpy(read_clip(source, max_frames=1)[0])
     seed = zlib.crc32(source.name.encode())

@@ -33,7 +33,7 @@ from tubelet.degrade import (
     degrade_frames,
     stream_recipe,
 )
-from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError
+from tubelet.errors import ConfigError, IncompleteError, InputError, RequestError, require
 from tubelet.files import atomic_write
 from tubelet.ops.pixels import quantize, to_image_array
 from tubelet.progress import CancelToken, OnProgress, Ticker
@@ -82,12 +82,14 @@ class Degradation:
     recipe: DegradationRecipe | None = None
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ConfigError(
-                f"unknown degradation {self.preset!r}; known are {', '.join(PRESETS)}"
-            )
-        if not 1 <= self.scale <= _MAX_SCALE:
-            raise ConfigError(f"scale={self.scale} must be between 1 and {_MAX_SCALE}")
+        require(
+            self.preset in PRESETS,
+            f"unknown degradation {self.preset!r}; known are {', '.join(PRESETS)}",
+        )
+        require(
+            1 <= self.scale <= _MAX_SCALE,
+            f"scale={self.scale} must be between 1 and {_MAX_SCALE}",
+        )
         if self.preset == "bd-b" and self.scale % 2:
             raise ConfigError(
                 f"bd-b samples the centers of blocks with an even side, not scale={self.scale}; "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.data.cache import CachedClip
-from tubelet.errors import ConfigError, InputError
+from tubelet.errors import InputError, require
 
 __all__ = ["CropSettings", "Crops"]
 
@@ -33,8 +33,8 @@ class CropSettings:
     """Random crop positions per sample; the one with the highest detail is used."""
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.frames, self.patch_px, self.candidates) < 1:
-            raise ConfigError(f"{self}: every field must be at least 1")
+        min_field = min(self.batch, self.frames, self.patch_px, self.candidates)
+        require(min_field >= 1, f"{self}: every field must be at least 1")
 
 
 class Crops:

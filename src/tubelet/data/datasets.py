@@ -15,7 +15,7 @@ from tubelet.data.cache import VIDEO_SUFFIXES
 from tubelet.data.catalog import ClipFacts, Dataset, DatasetSplit, find_dataset
 from tubelet.errors import InputError
 from tubelet.metrics.protocols import MetricProtocol
-from tubelet.video.sequence import IMAGE_SUFFIXES
+from tubelet.video.sequence import has_image_suffix
 
 __all__ = [
     "EvalClip",
@@ -261,14 +261,13 @@ def _has_usual_name(dataset: Dataset, folder: Path) -> bool:
 def count_frames(path: Path) -> int:
     """Count the images of a folder; return 1 for an image, and 0 for anything else."""
     if not path.is_dir():
-        has_image_suffix = path.suffix.lower() in IMAGE_SUFFIXES
-        return int(has_image_suffix and path.is_file())
+        return int(has_image_suffix(path) and path.is_file())
     count = 0
     for file in path.iterdir():
         # Hidden files are no frames: macOS writes "._0001.png" next to "0001.png".
         if file.name.startswith("."):
             continue
-        count += file.suffix.lower() in IMAGE_SUFFIXES
+        count += has_image_suffix(file)
     return count
 
 

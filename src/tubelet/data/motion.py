@@ -32,9 +32,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tubelet.data.cache import read_clip
-from tubelet.errors import ConfigError, InputError
+from tubelet.errors import InputError, require
 from tubelet.ops.pixels import quantize
-from tubelet.video.sequence import IMAGE_SUFFIXES
+from tubelet.video.sequence import has_image_suffix
 
 __all__ = ["MotionSettings", "MovingImages", "MovingPair", "find_images"]
 
@@ -77,10 +77,25 @@ class MotionSettings:
     pairs have one."""
 
     def __post_init__(self) -> None:
-        if self.batch < 4 or self.batch % 4 or self.patch_px < 8 or self.things < 0:
-            raise ConfigError(f"{self}: need batch a multiple of 4, patch_px ≥ 8 and things ≥ 0")
-        if not self.max_px > 0 or self.noise < 0 or not 0 <= self.change < 1:
-            raise ConfigError(f"{self}: need max_px > 0, noise ≥ 0 and 0 ≤ change < 1")
+        count_faults = (
+            self.batch < 4,
+            self.batch % 4 != 0,
+            self.patch_px < 8,
+            self.things < 0,
+        )
+        require(
+            not any(count_faults),
+            f"{self}: need batch a multiple of 4, patch_px ≥ 8 and things ≥ 0",
+        )
+        amount_faults = (
+            not self.max_px > 0,
+            self.noise < 0,
+            not 0 <= self.change < 1,
+        )
+        require(
+            not any(amount_faults),
+            f"{self}: need max_px > 0, noise ≥ 0 and 0 ≤ change < 1",
+        )
 
 
 class MovingPair(NamedTuple):
@@ -97,12 +112,11 @@ def find_images(roots: Sequence[Path]) -> list[Path]:
     Raises:
         InputError: A folder is missing, or there is no image.
     """
+    images: list[Path] = []
     for root in roots:
         if not root.is_dir():
             raise InputError(f"no such folder of images: {root}")
-    images: list[Path] = []
-    for root in roots:
-        images += [path for path in sorted(root.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+        images += filter(has_image_suffix, sorted(root.iterdir()))
     if not images:
         raise InputError(f"no image in {', '.join(map(str, roots))}")
     return images

@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tubelet.errors import ConfigError, ResourceError
+from tubelet.errors import ConfigError, ResourceError, require
 from tubelet.evaluation.counting import count_flops, peak_bytes
 from tubelet.evaluation.machine import Machine, describe_machine, peak_resident_bytes
 from tubelet.layers.frozen import all_tensors
@@ -93,12 +93,9 @@ class CostSettings:
         _parse_size(self.size)
         if self.frames is not None and not 1 <= self.frames <= 1000:
             raise ConfigError(f"frames={self.frames} must be between 1 and 1000")
-        if not 1 <= self.runs <= 100_000:
-            raise ConfigError(f"runs={self.runs} must be between 1 and 100000")
-        if not 0 <= self.warmup <= 100_000:
-            raise ConfigError(f"warmup={self.warmup} must be between 0 and 100000")
-        if not self.max_seconds > 0:
-            raise ConfigError(f"max_seconds={self.max_seconds} must be more than 0")
+        require(1 <= self.runs <= 100_000, f"runs={self.runs} must be between 1 and 100000")
+        require(0 <= self.warmup <= 100_000, f"warmup={self.warmup} must be between 0 and 100000")
+        require(self.max_seconds > 0, f"max_seconds={self.max_seconds} must be more than 0")
 
     @property
     def width(self) -> int:
@@ -503,10 +500,13 @@ def _num_input_frames(temporal: Temporal, requested: int | None) -> int:
         temporal: Temporal properties of the model.
         requested: Frames for a clip model, limited to its window; None is its window.
     """
-    if temporal.kind == "clip":
-        max_frames = temporal.window_frames or requested or _CLIP_FRAMES
-        return min(requested or max_frames, max_frames)
-    return 1 + 2 * temporal.radius + temporal.lookahead
+    if temporal.kind != "clip":
+        return 1 + 2 * temporal.radius + temporal.lookahead
+    window_frames = temporal.window_frames
+    if not window_frames:
+        # The model takes a scene of any length.
+        return requested or _CLIP_FRAMES
+    return min(requested or window_frames, window_frames)
 
 
 def _synchronize(device: torch.device) -> None:

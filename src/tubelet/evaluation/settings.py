@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tubelet.errors import ConfigError
+from tubelet.errors import ConfigError, require
 from tubelet.types import Precision
 
 __all__ = ["EvaluateSettings"]
@@ -41,5 +41,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         if self.max_frames is not None and self.max_frames < 1:
             raise ConfigError(f"max_frames={self.max_frames} must be 1 or more")
-        if not 0 <= self.showcases <= 100:
-            raise ConfigError(f"showcases={self.showcases} must be between 0 and 100")
+        require(
+            0 <= self.showcases <= 100,
+            f"showcases={self.showcases} must be between 0 and 100",
+        )

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from tubelet.data import read_clip
 from tubelet.data.motion import MotionSettings, MovingImages, MovingPair, find_images
-from tubelet.errors import ConfigError, InputError
+from tubelet.errors import InputError, require
 from tubelet.layers.spynet import SpyNet
 from tubelet.losses import end_point_error
 from tubelet.metrics.temporal import warp
@@ -80,17 +80,26 @@ class SpynetConfig:
     """Steps, learning rate and device; the pixel loss in it is not used."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.levels <= _LEVELS or self.hold_out < 2 or self.evaluate_pairs < 1:
-            raise ConfigError(f"need 1 ≤ levels ≤ {_LEVELS}, hold_out ≥ 2 and evaluate_pairs ≥ 1")
-        if not 0 <= self.hidden_weight <= 1:
-            raise ConfigError(f"hidden_weight={self.hidden_weight} must be from 0 to 1")
+        conditions = (
+            1 <= self.levels <= _LEVELS,
+            self.hold_out >= 2,
+            self.evaluate_pairs >= 1,
+        )
+        require(
+            all(conditions),
+            f"need 1 ≤ levels ≤ {_LEVELS}, hold_out ≥ 2 and evaluate_pairs ≥ 1",
+        )
+        require(
+            0 <= self.hidden_weight <= 1,
+            f"hidden_weight={self.hidden_weight} must be from 0 to 1",
+        )
         # Every level halves the size.
         multiple = 2 ** (self.levels - 1)
-        if self.motion.patch_px % multiple:
-            raise ConfigError(
-                f"motion.patch_px={self.motion.patch_px} must be a multiple of {multiple} for "
-                f"levels={self.levels}"
-            )
+        require(
+            self.motion.patch_px % multiple == 0,
+            f"motion.patch_px={self.motion.patch_px} must be a multiple of {multiple} for "
+            f"levels={self.levels}",
+        )
 
 
 def main(

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from tubelet.data import Crops, CropSettings, prepare_clips
 from tubelet.degrade import RANDOM_PRESETS, Preset
-from tubelet.errors import ConfigError
+from tubelet.errors import ConfigError, require
 from tubelet.losses import l1
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.contracts import as_cleaning
@@ -89,8 +89,15 @@ class SupervisedConfig:
     """Steps, learning rate, loss and device."""
 
     def __post_init__(self) -> None:
-        if self.cleaning_weight < 0 or self.variants < 1 or self.evaluate_frames < 1:
-            raise ConfigError("need cleaning_weight ≥ 0, variants ≥ 1 and evaluate_frames ≥ 1")
+        faults = (
+            self.cleaning_weight < 0,
+            self.variants < 1,
+            self.evaluate_frames < 1,
+        )
+        require(
+            not any(faults),
+            "need cleaning_weight ≥ 0, variants ≥ 1 and evaluate_frames ≥ 1",
+        )
 
 
 @cache

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from tubelet.data import prepare_clips
 from tubelet.degrade import Preset
-from tubelet.errors import CheckpointError, ConfigError
+from tubelet.errors import CheckpointError, ConfigError, require
 from tubelet.files import atomic_write
 from tubelet.layers.inference import use_backend
 from tubelet.losses import encoder_distance, l1, l1_and_ssim, mse
@@ -123,8 +123,8 @@ class TwoStepTraining:
             raise ConfigError(
                 f"alpha={self.alpha} is out of range: 0 to {max_alpha:g} for loss {self.loss}"
             )
-        if min(self.batch, self.score_px, self.score_frames, self.epochs or 1) < 1:
-            raise ConfigError("batch, epochs, score_px and score_frames must be at least 1")
+        min_count = min(self.batch, self.score_px, self.score_frames, self.epochs or 1)
+        require(min_count >= 1, "batch, epochs, score_px and score_frames must be at least 1")
         defaults = LoopSettings()
         for name in ("loss", "loss_on", "loss_reduction", "loss_eps"):
             value = getattr(self.loop, name)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tubelet.errors import ConfigError
+from tubelet.errors import require
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.recipes.two_step import (
     TwoStepLoss,
@@ -83,8 +83,8 @@ class TwoStepAblation:
 
     def __post_init__(self) -> None:
         counts = (self.seeds, self.steps, self.base)
-        if any(count is not None and count < 1 for count in counts):
-            raise ConfigError("seeds, steps and base must be at least 1")
+        given_counts = [count for count in counts if count is not None]
+        require(min(given_counts) >= 1, "seeds, steps and base must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from tubelet.data import CachedClip, Crops, CropSettings
 from tubelet.downloads import file_lock
-from tubelet.errors import ConfigError, InputError
+from tubelet.errors import InputError, require
 from tubelet.layers.inference import prepare_for_inference, reference_form
 from tubelet.ops.pixels import to_uint8
 from tubelet.ops.sizes import round_up
@@ -69,10 +69,12 @@ class TripletSettings:
     model."""
 
     def __post_init__(self) -> None:
-        if self.patch_px < 1 or self.crops_per_triplet < 1 or self.frames_per_video < 3:
-            raise ConfigError(
-                f"{self}: need patch_px ≥ 1, crops_per_triplet ≥ 1 and frames_per_video ≥ 3"
-            )
+        has_crops = min(self.patch_px, self.crops_per_triplet) >= 1
+        has_triplets = self.frames_per_video >= 3
+        require(
+            has_crops and has_triplets,
+            f"{self}: need patch_px ≥ 1, crops_per_triplet ≥ 1 and frames_per_video ≥ 3",
+        )
 
 
 class VideoSplit(NamedTuple):

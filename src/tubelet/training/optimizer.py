@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import nn
 
-from tubelet.errors import ConfigError, suggest
+from tubelet.errors import ConfigError, require, suggest
 
 __all__ = ["OptimizerSettings", "ParameterGroups"]
 
@@ -45,11 +45,9 @@ class OptimizerSettings:
     """Steps at the start during which only warmup_only_modules are trained."""
 
     def __post_init__(self) -> None:
-        if len(self.betas) != 2:
-            raise ConfigError(f"betas={self.betas} must be two numbers")
-        for beta in self.betas:
-            if not 0 <= beta < 1:
-                raise ConfigError(f"betas={self.betas} must be at least 0 and below 1")
+        require(len(self.betas) == 2, f"betas={self.betas} must be two numbers")
+        are_decay_rates = all(0 <= beta < 1 for beta in self.betas)
+        require(are_decay_rates, f"betas={self.betas} must be at least 0 and below 1")
         for name in ("weight_decay", "lr_multiplier", "freeze_steps", "warmup_only_steps"):
             value = getattr(self, name)
             if value < 0:

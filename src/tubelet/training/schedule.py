@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
-from tubelet.errors import ConfigError
+from tubelet.errors import ConfigError, require
 
 __all__ = ["ScheduleSettings", "learning_rate"]
 
@@ -29,14 +28,14 @@ class ScheduleSettings:
     """For steps: multiplier at each milestone."""
 
     def __post_init__(self) -> None:
-        for period in self.periods:
-            if period < 1:
-                raise ConfigError(f"periods={self.periods}: need periods ≥ 1")
-        if not 0 < self.factor <= 1:
-            raise ConfigError(f"factor={self.factor}: need 0 < factor ≤ 1")
-        for earlier, later in pairwise((0, *self.milestones)):
-            if later <= earlier:
-                raise ConfigError(f"milestones={self.milestones} must rise, from 1 on")
+        require(min(self.periods, default=1) >= 1, f"periods={self.periods}: need periods ≥ 1")
+        require(0 < self.factor <= 1, f"factor={self.factor}: need 0 < factor ≤ 1")
+        # In a set, a repeated milestone is lost, and so is one at step 0.
+        rising = sorted({0, *self.milestones})
+        require(
+            [0, *self.milestones] == rising,
+            f"milestones={self.milestones} must rise, from 1 on",
+        )
         if self.kind == "restarts" and not self.periods:
             raise ConfigError("schedule kind=restarts needs periods, the steps of each cosine")
 

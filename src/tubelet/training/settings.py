@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
-from tubelet.errors import ConfigError
+from tubelet.errors import ConfigError, require
 from tubelet.losses import LossName
 from tubelet.training.optimizer import OptimizerSettings
 from tubelet.training.schedule import ScheduleSettings
@@ -64,15 +64,16 @@ class LoopSettings:
     """Seed of the initial weights and of all crops."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.log_every, self.save_every) < 1:
-            raise ConfigError("steps, log_every and save_every must be at least 1")
+        min_count = min(self.steps, self.log_every, self.save_every)
+        require(min_count >= 1, "steps, log_every and save_every must be at least 1")
         is_falling = 0 < self.lr_final <= self.lr
         is_average = 0 <= self.ema < 1
         if not is_falling or not is_average or self.grad_clip <= 0:
             raise ConfigError("need 0 < lr_final ≤ lr, 0 ≤ ema < 1 and grad_clip > 0")
-        # Not `loss_eps <= 0`, which is false for NaN.
-        if self.warmup_steps < 0 or not self.loss_eps > 0:
-            raise ConfigError("need warmup_steps ≥ 0 and loss_eps > 0")
+        require(
+            self.warmup_steps >= 0 and self.loss_eps > 0,
+            "need warmup_steps ≥ 0 and loss_eps > 0",
+        )
 
 
 def result_settings(settings: LoopSettings) -> dict[str, Any]:

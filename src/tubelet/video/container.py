@@ -16,7 +16,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from tubelet.errors import InputError
+from tubelet.errors import InputError, error_text
 from tubelet.video.info import ColorTags, HdrMetadata, Orientation, StreamInfo, VideoInfo
 
 __all__ = [
@@ -259,7 +259,7 @@ def _failure_reason(path: Path, error: Exception) -> str:
     is_text = "\0" not in text and "\ufffd" not in text[:-1]
     if is_text:
         return "it looks like a text file"
-    return getattr(error, "strerror", None) or str(error)
+    return error_text(error)
 
 
 def _flags(stream: Any) -> tuple[str, ...]:

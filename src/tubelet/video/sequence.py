@@ -12,11 +12,11 @@ from pathlib import Path
 import av
 from av.video.frame import VideoFrame
 
-from tubelet.errors import InputError
+from tubelet.errors import InputError, error_text
 from tubelet.video.container import describe, pick_video_stream, read_siting
 from tubelet.video.info import VideoInfo
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFrames", "list_images"]
+__all__ = ["IMAGE_SUFFIXES", "ImageFrames", "has_image_suffix", "list_images"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 # FFmpeg's default for images.
@@ -88,8 +88,7 @@ class ImageFrames:
             try:
                 frame = self._decode_image(path)
             except (av.FFmpegError, OSError, StopIteration, InputError) as error:
-                system_message = getattr(error, "strerror", None)
-                reason = system_message or str(error) or "no image in it"
+                reason = error_text(error) or "no image in it"
                 self._failures.append(f"{path.name}: {reason}")
                 continue
             frame.pts = index
@@ -118,6 +117,11 @@ class ImageFrames:
             return frame
 
 
+def has_image_suffix(path: Path) -> bool:
+    """Return whether the name of a file ends as that of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
 def list_images(src: str) -> list[Path] | None:
     """List the images of a folder or a printf pattern, in order.
 
@@ -135,7 +139,7 @@ def list_images(src: str) -> list[Path] | None:
         return _images_of_folder(path, src)
     if path.exists():
         # One file: an image, or a video, which is not read here.
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if has_image_suffix(path):
             return [path]
         return None
     if not _PATTERN.search(path.name):
@@ -154,8 +158,7 @@ def _images_of_folder(folder: Path, src: str) -> list[Path]:
     """
     images: list[Path] = []
     for path in folder.iterdir():
-        has_image_suffix = path.suffix.lower() in IMAGE_SUFFIXES
-        if has_image_suffix and path.is_file():
+        if has_image_suffix(path) and path.is_file():
             images.append(path)
     if not images:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))

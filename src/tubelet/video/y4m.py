@@ -8,7 +8,7 @@ from typing import IO
 import av
 from av.container import InputContainer
 
-from tubelet.errors import InputError
+from tubelet.errors import InputError, error_text
 
 __all__ = ["ForwardOnly", "open_y4m_pipe"]
 
@@ -69,7 +69,7 @@ def open_y4m_pipe(stream: IO[bytes] | None = None) -> InputContainer:
             buffer_size=_BUFFER_BYTES,
         )
     except (av.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = error_text(error)
         raise InputError(f"the y4m stream on standard input cannot be read: {reason}") from error
 
 
