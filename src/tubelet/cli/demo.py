@@ -39,6 +39,9 @@ _GT_CRF = 10.0
 # Every fourth frame is enough for a mean PSNR; the originals of these frames are kept in memory.
 _MEASURE_INTERVAL = 4
 
+# A Linux desktop sets at least one of these.
+_SCREEN_VARIABLES = ("DISPLAY", "WAYLAND_DISPLAY")
+
 # An A major chord: A3, C♯4, E4.
 _CHORD_HZ = (220.0, 277.18, 329.63)
 _SAMPLE_RATE_HZ = 48_000
@@ -253,11 +256,13 @@ def _print_files(files: _Files, result: Result) -> None:
 
 def _has_desktop() -> bool:
     """Return whether a browser can be opened: there is a screen, and a user at a terminal."""
-    if os.environ.get("CI") or not sys.stdout.isatty():
+    if os.environ.get("CI"):
+        return False
+    if not sys.stdout.isatty():
         return False
     if sys.platform in ("darwin", "win32"):
         return not os.environ.get("SSH_CONNECTION")
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return any(map(os.environ.get, _SCREEN_VARIABLES))
 
 
 def _print(line: str) -> None:

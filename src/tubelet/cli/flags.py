@@ -16,7 +16,8 @@ import tyro
 __all__ = ["field_help", "flags_from", "parse", "pick"]
 
 # Defaults that go without saying in the help of a flag.
-_TRIVIAL_DEFAULTS = (None, False, "", ())
+# The type counts, too: 0 equals False, but is worth showing.
+_TRIVIAL_DEFAULTS = ((type(None), None), (bool, False), (str, ""), (tuple, ()))
 _CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes)
 
 
@@ -70,10 +71,8 @@ def _default_hint(default: Any, help_text: str) -> str:
     """Show a default, unless it is trivial or the help text already mentions it."""
     if default is dataclasses.MISSING or "Default:" in help_text:
         return ""
-    for trivial in _TRIVIAL_DEFAULTS:
-        # The type is compared, too: 0 equals False, but is worth showing.
-        if type(default) is type(trivial) and default == trivial:
-            return ""
+    if (type(default), default) in _TRIVIAL_DEFAULTS:
+        return ""
     return f"(default: {default})"
 
 

@@ -349,6 +349,7 @@ DATASETS: tuple[Dataset, ...] = (
     ),
 )
 """All standard datasets."""
+_DATASETS_BY_NAME = {dataset.name: dataset for dataset in DATASETS}
 
 
 def find_dataset(name: str) -> Dataset:
@@ -357,8 +358,7 @@ def find_dataset(name: str) -> Dataset:
     Raises:
         RequestError: There is no such dataset; the message suggests the nearest name.
     """
-    for dataset in DATASETS:
-        if dataset.name == name.lower():
-            return dataset
-    names = [dataset.name for dataset in DATASETS]
-    raise RequestError(f"unknown dataset {name!r}; {suggest(name, names)}")
+    dataset = _DATASETS_BY_NAME.get(name.lower())
+    if dataset is None:
+        raise RequestError(f"unknown dataset {name!r}; {suggest(name, _DATASETS_BY_NAME)}")
+    return dataset

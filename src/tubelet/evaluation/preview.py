@@ -12,7 +12,7 @@ from tubelet.errors import InputError
 from tubelet.evaluation.images import enlarge, to_image
 from tubelet.evaluation.sampling import sample_times
 from tubelet.restore.engine import Engine
-from tubelet.types import Frame, Temporal
+from tubelet.types import Frame, Temporal, TemporalKind
 from tubelet.video.info import VideoInfo
 from tubelet.video.reader import open_reader
 
@@ -121,33 +121,30 @@ def _read_clip(
     min_time_s = info.start_s + time_s - period_s / 2
     start_s = max(0.0, time_s - (frames_before + 0.5) * period_s)
     clip: list[Frame] = []
-    index: int | None = None
     with open_reader(info.source, start_s=start_s) as reader:
-        for frame in reader:
+        frames = iter(reader)
+        for frame in frames:
             clip.append(frame)
-            if index is None and frame.time_s >= min_time_s:
-                index = len(clip) - 1
-            if index is not None and len(clip) - index > frames_after:
+            if frame.time_s >= min_time_s:
                 break
+        # If the video ends before that, it is the last frame.
+        index = len(clip) - 1
+        clip += islice(frames, frames_after)
     if not clip:
         raise InputError(f"{info.source}: no frame can be decoded at {time_s:.3f} s")
-    if index is None:
-        index = len(clip) - 1
     return clip, index
 
 
 def _num_neighbors(temporal: Temporal) -> tuple[int, int]:
     """Return how many frames before and after a frame the model needs to restore it."""
-    match temporal.kind:
-        case "frame":
-            return 0, 0
-        case "window":
-            return temporal.radius, temporal.radius
-        case "online":
-            return _WARMUP_FRAMES, temporal.lookahead
-        case "clip":
-            half = (temporal.window_frames or _CLIP_FRAMES) // 2
-            return half, half
+    half_window = (temporal.window_frames or _CLIP_FRAMES) // 2
+    neighbors: dict[TemporalKind, tuple[int, int]] = {
+        "frame": (0, 0),
+        "window": (temporal.radius, temporal.radius),
+        "online": (_WARMUP_FRAMES, temporal.lookahead),
+        "clip": (half_window, half_window),
+    }
+    return neighbors[temporal.kind]
 
 
 def _draw_row(

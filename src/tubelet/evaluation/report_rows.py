@@ -32,6 +32,7 @@ MEASURED = "measured here"
 MAX_CLIPS = 60
 """Number of clips in a table; the CSV has all of them."""
 _ARROWS = {"higher": "↑", "lower": "↓"}
+_BEST = {"higher": max, "lower": min}
 _NO_VALUE = "–"
 
 
@@ -140,7 +141,8 @@ def best_value(metric: str, values: Iterable[float]) -> float | None:
     valid = [value for value in values if not math.isnan(value)]
     if not valid:
         return None
-    return max(valid) if metric_info(metric).direction == "higher" else min(valid)
+    best = _BEST[metric_info(metric).direction]
+    return best(valid)
 
 
 def best_values(
@@ -202,8 +204,6 @@ def parameters_text(count: float | None) -> str:
     """Write a number of parameters in millions; a dash if it is unknown."""
     if count is None:
         return _NO_VALUE
-    if count == 0:
-        return "0"
     return f"{count / 1e6:.3g}"
 
 

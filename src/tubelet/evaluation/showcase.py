@@ -100,12 +100,14 @@ class CropCollector:
             clip: Name of the clip.
             model: Name of the model.
         """
+        # The images of the result are named after the model.
+        names = {_RESULT: model}
         for side, crops in self._crops.items():
-            name = model if side == _RESULT else side
+            name = names.get(side, side)
             for number, crop in enumerate(crops):
                 _save(crop, image_path(out, clip, name, number))
         for side, profile in self._profiles.items():
-            name = model if side == _RESULT else side
+            name = names.get(side, side)
             columns = np.ascontiguousarray(profile[:, : self._num_columns])
             _save(Image.fromarray(columns), image_path(out, clip, name, "profile"))
 

@@ -224,6 +224,7 @@ METRICS: tuple[MetricInfo, ...] = (
         temporal=True,
     ),
 )
+_METRICS_BY_NAME = {info.name: info for info in METRICS}
 
 
 def metric_info(name: str) -> MetricInfo:
@@ -232,10 +233,9 @@ def metric_info(name: str) -> MetricInfo:
     Raises:
         RequestError: There is none; the message has the nearest name.
     """
-    by_name = {info.name: info for info in METRICS}
-    if name in by_name:
-        return by_name[name]
-    raise RequestError(f"there is no metric {name!r}; {suggest(name, list(by_name))}")
+    if name in _METRICS_BY_NAME:
+        return _METRICS_BY_NAME[name]
+    raise RequestError(f"there is no metric {name!r}; {suggest(name, _METRICS_BY_NAME)}")
 
 
 def make_meter(

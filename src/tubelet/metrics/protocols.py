@@ -198,6 +198,7 @@ PROTOCOLS: tuple[MetricProtocol, ...] = (
 )
 """All protocols except those of folders, which `find_protocol` creates."""
 
+_PROTOCOLS_BY_NAME = {protocol.name: protocol for protocol in PROTOCOLS}
 # As DUF does, "-drop2" also leaves out the borders.
 _ALIASES = {
     f"vid4-{degradation}-x4-drop2": f"vid4-{degradation}-x4-crop8-drop2"
@@ -216,9 +217,8 @@ def find_protocol(name: str) -> MetricProtocol:
         RequestError: There is none; the message has the nearest name.
     """
     full_name = _ALIASES.get(name, name)
-    for protocol in PROTOCOLS:
-        if protocol.name == full_name:
-            return protocol
+    if full_name in _PROTOCOLS_BY_NAME:
+        return _PROTOCOLS_BY_NAME[full_name]
 
     match = _FOLDER_NAME.fullmatch(name)
     if match is not None:
@@ -227,7 +227,7 @@ def find_protocol(name: str) -> MetricProtocol:
         if scale in SCALES:
             return _folder(degradation, scale)
 
-    names = [protocol.name for protocol in PROTOCOLS]
+    names = list(_PROTOCOLS_BY_NAME)
     names += [f"folder-{degradation}-x4" for degradation in DEGRADATIONS]
     raise RequestError(f"no protocol {name!r}; {suggest(name, names)}")
 

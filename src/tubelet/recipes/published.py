@@ -33,7 +33,7 @@ from tubelet.models.architecture import Architecture
 from tubelet.models.edvr import EDVRConfig
 from tubelet.models.sesr import SESRConfig
 from tubelet.training import LoopSettings, OptimizerSettings, ScheduleSettings
-from tubelet.types import Temporal
+from tubelet.types import Temporal, TemporalKind
 from tubelet.zoo.architectures import ARCHITECTURES
 
 __all__ = ["RECIPES", "PublishedRecipe", "find_recipe", "list_names"]
@@ -388,13 +388,13 @@ def _default_recipe(architecture: Architecture) -> PublishedRecipe:
 
 def _default_frames(temporal: Temporal) -> int:
     """Return the number of frames of a training sample."""
-    match temporal.kind:
-        case "window":
-            return 2 * temporal.radius + 1
-        case "frame":
-            return 1
-        case "online":
-            return 7
-        case "clip":
-            # A space-time network needs an odd number.
-            return 7 if temporal.between_frames else 15
+    if temporal.between_frames:
+        # A space-time network needs an odd number.
+        return 7
+    frames: dict[TemporalKind, int] = {
+        "frame": 1,
+        "window": 2 * temporal.radius + 1,
+        "online": 7,
+        "clip": 15,
+    }
+    return frames[temporal.kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class _EncoderParameters(NamedTuple):
         option: FFmpeg's option that passes them to the encoder.
         display: Parameter for the mastering display.
         light: Parameter for the content light level.
+        format_display: Formats the mastering display; None if it is incomplete.
         always: Parameters of every output.
         with_hdr: Parameters that HDR metadata needs in addition.
     """
@@ -36,8 +38,25 @@ class _EncoderParameters(NamedTuple):
     option: str
     display: str
     light: str
+    format_display: Callable[[HdrMetadata], str | None] = HdrMetadata.master_display
     always: tuple[str, ...] = ()
     with_hdr: tuple[str, ...] = ()
+
+
+def _svt_master_display(hdr: HdrMetadata) -> str | None:
+    """Format the mastering display for SVT-AV1: real numbers instead of x265's integer units."""
+    if hdr.master_display() is None:
+        return None
+    assert hdr.primaries
+    assert hdr.white_point
+    assert hdr.max_luminance is not None
+    assert hdr.min_luminance is not None
+    red, green, blue = hdr.primaries
+    points = (("G", green), ("B", blue), ("R", red), ("WP", hdr.white_point))
+    text = ""
+    for name, (x, y) in points:
+        text += f"{name}({float(x):.5f},{float(y):.5f})"
+    return f"{text}L({float(hdr.max_luminance):.4f},{float(hdr.min_luminance):.4f})"
 
 
 # Encoders of other codecs do not write HDR metadata.
@@ -58,6 +77,7 @@ _ENCODER_PARAMETERS = {
         option="svtav1-params",
         display="mastering-display",
         light="content-light",
+        format_display=_svt_master_display,
     ),
 }
 # Ends of the names of planar formats, by the bits of a component.
@@ -352,30 +372,19 @@ def _encoder_parameters(name: str, hdr: HdrMetadata | None, side_px: int) -> dic
         # CU-tree writes beyond its buffers if an image is smaller than a block.
         params.append("cutree=0")
     if hdr is not None:
-        display = hdr.master_display()
-        if display and name == "av1":
-            display = _svt_master_display(hdr)
-        if display:
-            params.append(f"{names.display}={display}")
-        light = hdr.max_cll_text()
-        if light:
-            params.append(f"{names.light}={light}")
-        if display or light:
-            params += names.with_hdr
+        params += _hdr_parameters(names, hdr)
     if not params:
         return {}
     return {names.option: ":".join(params)}
 
 
-def _svt_master_display(hdr: HdrMetadata) -> str:
-    """Format the mastering display for SVT-AV1: real numbers instead of x265's integer units."""
-    assert hdr.primaries
-    assert hdr.white_point
-    assert hdr.max_luminance is not None
-    assert hdr.min_luminance is not None
-    red, green, blue = hdr.primaries
-    points = (("G", green), ("B", blue), ("R", red), ("WP", hdr.white_point))
-    text = ""
-    for name, (x, y) in points:
-        text += f"{name}({float(x):.5f},{float(y):.5f})"
-    return f"{text}L({float(hdr.max_luminance):.4f},{float(hdr.min_luminance):.4f})"
+def _hdr_parameters(names: _EncoderParameters, hdr: HdrMetadata) -> list[str]:
+    """List the parameters with the HDR metadata of the input; none if both kinds are absent."""
+    values = {
+        names.display: names.format_display(hdr),
+        names.light: hdr.max_cll_text(),
+    }
+    params = [f"{parameter}={value}" for parameter, value in values.items() if value]
+    if params:
+        params += names.with_hdr
+    return params

@@ -10,6 +10,13 @@ __all__ = ["ColorTags", "HdrMetadata", "Orientation", "StreamInfo", "VideoInfo"]
 # Units of x265's master-display value: 0.00002 for CIE x and y, 0.0001 cd/m² for luminance.
 _X265_CHROMATICITY_UNITS = 50000
 _X265_LUMINANCE_UNITS = 10000
+# Counter-clockwise rotations by whether an image is transposed and whether it is flipped up-down.
+_ROTATIONS_DEG = {
+    (False, False): 0,
+    (True, True): 90,
+    (False, True): 180,
+    (True, False): 270,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,4 @@ class Orientation:
     @property
     def rotation_deg(self) -> int:
         """Counter-clockwise rotation in degrees, ignoring mirroring."""
-        if self.transpose:
-            return 90 if self.flip_y else 270
-        return 180 if self.flip_y else 0
+        return _ROTATIONS_DEG[self.transpose, self.flip_y]

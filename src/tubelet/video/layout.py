@@ -63,6 +63,10 @@ _P_SAMPLING = {"0": "420", "2": "422", "4": "444"}
 # Depths that the planar formats of libswscale exist in. Those with alpha and 4:4:0 have no 14 bit.
 _PLANAR_DEPTHS = (8, 10, 12, 14, 16)
 _PLANAR_DEPTHS_WITHOUT_14 = (8, 10, 12, 16)
+# Families of planar formats by whether they have alpha. Gray with alpha has none: it becomes RGB.
+_RGB_FAMILIES = {False: "gbrp", True: "gbrap"}
+_GRAY_FAMILIES = {False: "gray", True: "gbrap"}
+_YUV_PREFIXES = {False: "yuv", True: "yuva"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,21 +317,24 @@ def _nearest_planar(frame: VideoFrame) -> str:
     components = pix_fmt.components
     bits = max(component.bits for component in components)
     num_alpha = sum(component.is_alpha for component in components)
+    has_alpha = num_alpha > 0
     is_gray = len(components) - num_alpha == 1
-    alpha = "a" if num_alpha else ""
 
     if pix_fmt.is_rgb or pix_fmt.is_bayer:
-        family = f"gbr{alpha}p"
+        family = _RGB_FAMILIES[has_alpha]
     elif is_gray:
-        # There is no planar gray with alpha: it becomes RGB.
-        family = "gbrap" if alpha else "gray"
+        family = _GRAY_FAMILIES[has_alpha]
     else:
-        family = f"yuv{alpha}{_sampling(frame)}p"
+        family = f"{_YUV_PREFIXES[has_alpha]}{_sampling(frame)}p"
 
-    lacks_14 = alpha or family == "yuv440p"
-    depths = _PLANAR_DEPTHS_WITHOUT_14 if lacks_14 else _PLANAR_DEPTHS
-    depth = next((depth for depth in depths if depth >= bits), 16)
-    return family if depth == 8 else f"{family}{depth}le"
+    depths = _PLANAR_DEPTHS
+    if has_alpha or family == "yuv440p":
+        depths = _PLANAR_DEPTHS_WITHOUT_14
+    sufficient_depths = [depth for depth in depths if depth >= bits]
+    depth = min(sufficient_depths, default=16)
+    if depth == 8:
+        return family
+    return f"{family}{depth}le"
 
 
 def _sampling(frame: VideoFrame) -> str:

@@ -180,19 +180,18 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
     """
     if name in _ALIASES:
         name = _resolve_alias(name, factor)
-    for spec in MODELS:
-        if spec.id == name:
-            return spec
-    published_models = _published_models()
-    for spec in published_models:
-        if spec.id == name:
-            return spec
+    package_models = _by_id(MODELS)
+    if name in package_models:
+        return package_models[name]
+    published_models = _by_id(_published_models())
+    if name in published_models:
+        return published_models[name]
     if name in published_by_id():
         raise RequestError(f"{name} is a component of other networks: it cannot upscale alone")
 
     # Suggest similar names from all models, but list only the short part of them.
-    package_names = [*_ALIASES, *_ids(MODELS)]
-    names = [*package_names, *_ids(published_models)]
+    package_names = [*_ALIASES, *package_models]
+    names = [*package_names, *published_models]
     listing = (
         f"{', '.join(package_names)}, and {len(published_models)} with downloaded weights: "
         "`tubelet models` lists them"
@@ -201,8 +200,8 @@ def find_model(name: str, *, factor: float | None = None) -> ModelSpec:
     raise RequestError(f"no model is called {name!r}; {suggestion}")
 
 
-def _ids(specs: Iterable[ModelSpec]) -> list[str]:
-    return [spec.id for spec in specs]
+def _by_id(specs: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
+    return {spec.id: spec for spec in specs}
 
 
 def _resolve_alias(alias: str, factor: float | None) -> str:
@@ -218,7 +217,7 @@ def _resolve_alias(alias: str, factor: float | None) -> str:
 
 def is_checkpoint(name: str) -> bool:
     """Return whether a name is the path of a weight file, and not the id of a model."""
-    if name in (*_ALIASES, *_ids(MODELS)):
+    if name in (*_ALIASES, *_by_id(MODELS)):
         return False
     has_suffix = name.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
     if not has_suffix and not Path(name).is_file():
