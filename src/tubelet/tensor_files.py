@@ -74,12 +74,14 @@ def read_content(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"no such checkpoint: {path}")
     head = _head(path)
+    # The JSON header follows its length, which can be any eight bytes.
+    is_safetensors = head[8:9] == b"{"
+    if is_safetensors:
+        tensors, _ = read_safetensors(path)
+        return tensors
     fault = _foreign_fault(path, head)
     if fault:
         raise CheckpointError(f"{path} {fault}")
-    if _is_safetensors(head):
-        tensors, _ = read_safetensors(path)
-        return tensors
     # All other files without a fault are zip archives or pickles of `torch.save`.
     return _read_pickle(path)
 
@@ -138,17 +140,10 @@ def _head(path: Path) -> bytes:
         return file.read(_HEAD_BYTES)
 
 
-def _is_safetensors(head: bytes) -> bool:
-    # The JSON header follows its length, which can be any eight bytes.
-    return head[8:9] == b"{"
-
-
 def _foreign_fault(path: Path, head: bytes) -> str:
     """Describe the format of a file that holds no tensors; "" for others."""
     if not head:
         return f"is empty; {_DOWNLOAD_AGAIN}"
-    if _is_safetensors(head):
-        return ""
     text = head.lstrip().lower()
     for first_bytes, fault in _FOREIGN_FORMATS:
         if text.startswith(first_bytes):

@@ -203,9 +203,8 @@ def _print_published(console: Any, costs: Sequence[Cost]) -> None:
     for cost in costs:
         for entry in _published(cost):
             figures = (entry.params_m, entry.flops_g, entry.memory_mb, entry.runtime_ms)
-            texts = ["–" if figure is None else _number(figure) for figure in figures]
             source = f"{entry.method}: {entry.source}"
-            table.add_row(cost.model, *texts, entry.size or "–", source)
+            table.add_row(cost.model, *map(_number, figures), entry.size or "–", source)
     if table.rows:
         console.print("\nAs published, measured on the machines of the papers:")
         console.print(table)
@@ -236,9 +235,9 @@ def _plain_name(name: str) -> str:
     return letters.replace("plusplus", "pp")
 
 
-def _number(value: float) -> str:
-    """Format with three significant digits, or as an integer from 100; zero is "–"."""
-    if value == 0:
+def _number(value: float | None) -> str:
+    """Format with three significant digits, or as an integer from 100; zero and None are "–"."""
+    if not value:
         return "–"
     # 99.96 would become "100." in the three digits.
     if value >= 99.95:

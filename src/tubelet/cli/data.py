@@ -254,9 +254,9 @@ def _shortened(names: Sequence[str]) -> str:
 
 def _full_name(clip: ClipReport) -> str:
     """Return the name of a clip with its split, unless it is a test clip."""
-    if clip.split and clip.split != "test":
-        return f"{clip.split}/{clip.name}"
-    return clip.name
+    if clip.split in ("", "test"):
+        return clip.name
+    return f"{clip.split}/{clip.name}"
 
 
 def _prepare(flags: PrepareFlags) -> int:

@@ -254,25 +254,36 @@ def _rows() -> list[dict[str, Any]]:
 def _row(spec: ModelSpec) -> dict[str, Any]:
     from tubelet.zoo.catalog import model_size, weights_folder
 
-    weights = spec.weights
-    remote = weights.remote if weights else None
-    # Weights without a remote file are in the package, or the model has none, as bicubic.
-    is_here = remote is None or (weights_folder() / remote.name).is_file()
-    return {
+    row: dict[str, Any] = {
         "id": spec.id,
         "scale": spec.scale,
         "kind": spec.temporal.kind,
         "architecture": spec.architecture,
         "parameters": model_size(spec),
         "summary": spec.summary,
-        "license": weights.license if weights else spec.license,
+        "license": spec.license,
         "source": spec.source,
-        "here": is_here,
-        "file": weights.file if weights else None,
-        "sha256": weights.sha256 if weights else None,
-        "size_bytes": remote.size_bytes if remote else None,
-        "url": (remote.url or None) if remote else None,
-        "page": remote.page if remote else None,
+        # Without a download: the weights are in the package, or the model has none, as bicubic.
+        "here": True,
+        "file": None,
+        "sha256": None,
+        "size_bytes": None,
+        "url": None,
+        "page": None,
+    }
+    weights = spec.weights
+    if weights is None:
+        return row
+    row |= {"license": weights.license, "file": weights.file, "sha256": weights.sha256}
+    remote = weights.remote
+    if remote is None:
+        return row
+    path = weights_folder() / remote.name
+    return row | {
+        "here": path.is_file(),
+        "size_bytes": remote.size_bytes,
+        "url": remote.url or None,
+        "page": remote.page,
     }
 
 

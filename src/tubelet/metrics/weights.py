@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -116,7 +116,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, value in _named_items(content):
         if isinstance(value, Tensor):
-            tensors[name] = value
+            tensors[str(name)] = value
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
     return tensors
@@ -136,9 +136,10 @@ def _read_torchscript(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _named_items(content: Any) -> list[tuple[str, Any]]:
-    """List the entries of a dict by name, or those of a list by number."""
+def _named_items(content: Any) -> Iterable[tuple[object, object]]:
+    """List the entries of a dict by name, those of a list by number, and a single one as 0."""
     if isinstance(content, dict):
-        return [(str(name), value) for name, value in cast(dict[Any, Any], content).items()]
-    values = cast(list[Any], content) if isinstance(content, list | tuple) else [content]
-    return [(str(number), value) for number, value in enumerate(values)]
+        return cast(dict[object, object], content).items()
+    if isinstance(content, list | tuple):
+        return enumerate(cast(Sequence[object], content))
+    return [(0, content)]

@@ -186,8 +186,8 @@ def _refuse_source_images(path: Path, source: str | Path, folder: Path, names: s
     except InputError:
         # Opening the input raises the same error, with a better message.
         return
-    replaced = {old.resolve() for old in images_in(folder, names)}
-    if any(image.resolve() in replaced for image in images):
+    replaced = set(map(Path.resolve, images_in(folder, names)))
+    if not replaced.isdisjoint(map(Path.resolve, images)):
         raise RequestError(
             f"output {path} would replace the images of the input; choose another name"
         )
