@@ -51,6 +51,21 @@ def _weights(size: int, out: int, scale: float) -> torch.Tensor:
     return weights / weights.sum()
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_bilinear_enlarges_as_torch_does(scale):
+    x = torch.rand(2, 3, 37, 9)
+    out = resample(x, (37 * scale, 9 * scale), kernel="bilinear")
+    expected = torch.nn.functional.interpolate(x, scale_factor=float(scale), mode="bilinear")
+    torch.testing.assert_close(out, expected, atol=5e-6, rtol=0)
+
+
+def test_autocast_changes_nothing():
+    x = torch.rand(3, 20, 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = resample(x, (40, 60))
+    assert torch.equal(out, resample(x, (40, 60)))
+
+
 def test_is_differentiable():
     x = torch.rand(1, 5, 6, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda t: imresize(t, 0.5), x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["Kernel", "imresize", "resample"]
 
-Kernel = Literal["bicubic", "lanczos3"]
+Kernel = Literal["bicubic", "bilinear", "lanczos3"]
 # Outputs of one matrix multiplication: enough for the vector units, few enough to skip most zeros.
 _BLOCK = 64
 
@@ -75,7 +76,7 @@ def resample(
         x: (..., H, W), floating point.
         size: (H', W') of the result, pixels.
         scale: (vertical, horizontal) factors; None: the ratios of the sizes.
-        kernel: "bicubic" (Keys, a = -0.5) or "lanczos3".
+        kernel: "bicubic" (Keys, a = -0.5), "bilinear" or "lanczos3".
         rounding: See `imresize`.
 
     Returns:
@@ -92,13 +93,22 @@ def resample(
 
     # (N, H, W)
     x = x.reshape(-1, height, width)
-    x = _resample_height(x, out_height, scale[0], kernel)
-    if rounding == "u8":
-        x = _round_to_u8_levels(x)
-    x = _resample_width(x, out_width, scale[1], kernel)
-    if rounding == "u8":
-        x = _round_to_u8_levels(x)
+    # Autocast would compute the matrix products in half precision.
+    with _full_precision(x):
+        x = _resample_height(x, out_height, scale[0], kernel)
+        if rounding == "u8":
+            x = _round_to_u8_levels(x)
+        x = _resample_width(x, out_width, scale[1], kernel)
+        if rounding == "u8":
+            x = _round_to_u8_levels(x)
     return x.reshape(*batch_shape, out_height, out_width)
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _round_to_u8_levels(x: Tensor) -> Tensor:
@@ -135,11 +145,23 @@ def _resample_width(
         return x
     # (N·H, W)
     lines = x.flatten(0, 1)
-    resampled: list[Tensor] = []
-    for block in _weights(in_size, out_size, scale, kernel):
-        columns = lines[:, block.start : block.stop]
-        resampled.append(columns @ block.weights.to(x))
-    return torch.cat(resampled, -1).reshape(num_images, height, out_size)
+    blocks = _weights(in_size, out_size, scale, kernel)
+    if x.requires_grad or torch.compiler.is_compiling():
+        products = [lines[:, b.start : b.stop] @ b.weights.to(x) for b in blocks]
+        resampled = torch.cat(products, -1)
+    else:
+        # Each product is written to its place: a concatenation would copy the largest tensor.
+        resampled = x.new_empty(len(lines), out_size)
+        first_output = 0
+        for block in blocks:
+            num_outputs = block.weights.shape[1]
+            torch.mm(
+                lines[:, block.start : block.stop],
+                block.weights.to(x),
+                out=resampled[:, first_output : first_output + num_outputs],
+            )
+            first_output += num_outputs
+    return resampled.view(num_images, height, out_size)
 
 
 # Kernels.
@@ -155,12 +177,17 @@ def _cubic(x: Tensor) -> Tensor:
     return inner * (a <= 1) + outer * ((a > 1) & (a <= 2))
 
 
+def _linear(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp_min(0)
+
+
 def _lanczos3(x: Tensor) -> Tensor:
     return torch.sinc(x) * torch.sinc(x / 3) * (x.abs() < 3)
 
 
 _KERNELS: dict[Kernel, tuple[Callable[[Tensor], Tensor], int]] = {
     "bicubic": (_cubic, 4),
+    "bilinear": (_linear, 2),
     "lanczos3": (_lanczos3, 6),
 }
 """Function and support (inputs) of each kernel."""
