@@ -71,6 +71,18 @@ def nothing_is_left_running():
     torch.set_num_threads(cores)
 
 
+def test_a_light_model_leaves_cores_to_the_encoder(video, tmp_path):
+    during = set()
+    tubelet.upscale(
+        video,
+        tmp_path / "out.mp4",
+        on_progress=lambda _: during.add(torch.get_num_threads()),
+        **CPU,
+    )
+    # The last call comes after the run, with the number of before.
+    assert during == {1, 2}
+
+
 @pytest.mark.parametrize(("scale", "size"), [(None, (256, 192)), (2, (128, 96)), (3, (192, 144))])
 def test_upscale_writes_every_frame_at_its_time(video, tmp_path, scale, size):
     out = tmp_path / "out.mp4"

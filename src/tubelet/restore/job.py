@@ -25,6 +25,7 @@ from tubelet.restore.rate import doubled_frames, doubled_info
 from tubelet.restore.scene import SegmentStream, scene_detector
 from tubelet.restore.segment import restore_segment
 from tubelet.restore.settings import Result, UpscaleSettings
+from tubelet.restore.threads import network_threads
 from tubelet.restore.tiling import Hidden
 from tubelet.types import Frame
 from tubelet.video.destination import check_output
@@ -162,7 +163,7 @@ def run(
                 if not ticker.done:
                     raise InputError(_empty_input_message(src, reader, settings))
     finally:
-        # The reader and writer threads set it to 1, which new threads would inherit.
+        # All three threads set it, and new threads would inherit it.
         torch.set_num_threads(num_threads)
     ticker.finish()
 
@@ -210,6 +211,12 @@ def _restore_segments(
 ) -> None:
     """Decode, restore and encode in three threads until the input ends."""
     plan = engine.current_plan
+    num_threads = network_threads(
+        plan,
+        num_weights=engine.runner.num_weights,
+        max_threads=torch.get_num_threads(),
+    )
+    torch.set_num_threads(num_threads)
     input_depth = _queue_depth(reader.info.width, reader.info.height)
     output_depth = _queue_depth(*plan.output)
     with (

@@ -58,9 +58,11 @@ class Runner(Protocol):
 
     Attributes:
         contract: Contract of the model; it determines which of the methods may be called.
+        num_weights: Number of weights of the model.
     """
 
     contract: Contract
+    num_weights: int
 
     def memory_cost(self) -> MemoryCost:
         """Measure the memory use of the model on a small image."""
@@ -149,6 +151,7 @@ class TorchRunner:
         # algorithm by the size, device and number format of its input. To train the network again,
         # call `reference_form`.
         self._model = prepare_for_inference(_move(model.eval(), device))
+        self.num_weights = sum(parameter.numel() for parameter in all_parameters(model))
 
     @torch.no_grad()
     def run(
