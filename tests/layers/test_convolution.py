@@ -13,6 +13,7 @@ from tubelet.layers.convolution import (
     ConvAdd,
     ConvCat,
     LeakyReLU,
+    ShuffleConv,
     UpsampleConv,
 )
 from tubelet.layers.inference import Backend, prepare_for_inference
@@ -210,7 +211,7 @@ def test_all_multiplications_where_half_would_not_do(
         (lambda: ConvCat(12, 8), lambda conv, x: conv(*x.split([6, 6], 1))),
     ],
 )
-def test_fuses_in_float32_on_a_cpu_alone(
+def test_fuses_in_float32_and_bfloat16_on_a_cpu_alone(
     build: Callable[[], nn.Conv2d],
     run: Callable[[nn.Conv2d, Tensor], Tensor],
     monkeypatch: pytest.MonkeyPatch,
@@ -221,7 +222,57 @@ def test_fuses_in_float32_on_a_cpu_alone(
         run(build(), x)
         run(prepare_for_inference(build()).double(), x.double())
         run(prepare_for_inference(build()).to("meta"), x.to("meta"))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert run(prepare_for_inference(build()), x).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.float16):
+            assert run(prepare_for_inference(build()), x).dtype == torch.float16
         with pytest.raises(pytest.fail.Exception, match="fused"):
             run(prepare_for_inference(build()), x)
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(pytest.fail.Exception, match="fused"),
+        ):
+            run(prepare_for_inference(build()), x)
+
+
+@pytest.mark.skipif(not convolution._has_bfloat16_kernels(), reason="no bfloat16 in oneDNN")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bfloat16_is_rounded_once_for_each_layer(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = _draw((2, 9, 11), 12, layout)
+    other = _draw((2, 9, 11), 8, layout)
+    act = LeakyReLU(0.1)
+    conv = _built(ConvAct(12, 8, act=act), layout, "auto")
+    add = _built(ConvAdd(12, 8), layout, "auto")
+    cat = _built(ConvCat(12, 8, act=act), layout, "auto")
+    shuffle = _built(ShuffleConv(12, 2, act=act), layout, "auto")
+    double = _built(UpsampleConv(12, 8, act=act), layout, "auto")
+    repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            results = [conv(x), add(x, other), cat(*x.split([3, 9], 1)), shuffle(x), double(x)]
+        expected = [
+            _plain(conv, x, act),
+            _plain(add, x) + other,
+            _plain(cat, x, act),
+            functional.pixel_shuffle(_plain(shuffle, x, act), 2),
+            _plain(double, repeated, act),
+        ]
+    for result, plain in zip(results, expected, strict=True):
+        assert result.dtype == torch.bfloat16
+        # Eight digits of inputs, weights and result; a sum of 108 products averages their errors.
+        torch.testing.assert_close(result.float(), plain, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("backend", FORMS)
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+def test_shuffled_equals_plain_operations(
+    size: tuple[int, int, int], layout: torch.memory_format, factor: int, backend: Backend
+) -> None:
+    torch.manual_seed(0)
+    act = LeakyReLU(0.2)
+    conv = _built(ShuffleConv(12, 5, act=act, factor=factor), layout, backend)
+    x = _draw(size, 12, layout)
+    expected = functional.pixel_shuffle(_plain(conv, x, act), factor)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), expected, rtol=0, atol=2e-6)

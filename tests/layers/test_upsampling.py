@@ -10,6 +10,7 @@ from tubelet.layers.upsampling import (
     TailConvs,
     enlarge,
     repeat_and_convolve,
+    shuffle_to_image,
     shuffle_x4,
     shuffle_x4_convs,
 )
@@ -118,3 +119,25 @@ def test_enlarge_keeps_the_mean_and_reaches_the_size() -> None:
     torch.testing.assert_close(
         enlarge(torch.full_like(frame, 0.3), 4), torch.full((1, 3, 12, 20), 0.3)
     )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("channels", "factor"), [(1, 4), (3, 2), (3, 3)])
+def test_channels_become_pixels_of_planes(
+    channels: int, factor: int, layout: torch.memory_format
+) -> None:
+    x = torch.randn(2, channels * factor**2, 5, 7).contiguous(memory_format=layout)
+    image = shuffle_to_image(x, factor)
+    assert torch.equal(image, functional.pixel_shuffle(x, factor))
+    assert image.is_contiguous()
+
+
+@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_images_and_features_are_enlarged_bilinearly(channels: int, scale: int) -> None:
+    x = torch.rand(2, channels, 9, 14).contiguous(memory_format=torch.channels_last)
+    expected = functional.interpolate(x, scale_factor=float(scale), mode="bilinear")
+    torch.testing.assert_close(enlarge(x, scale), expected, rtol=0, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(enlarge(x, scale), enlarge(x.clone(), scale))
+        assert enlarge(x, scale).dtype == torch.float32

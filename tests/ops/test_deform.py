@@ -287,3 +287,31 @@ def test_refuses_shapes_that_do_not_fit() -> None:
         deform_conv2d(**{**inputs, "mask": mask[:, :9]}, padding=1)
     with pytest.raises(ValueError, match="do not fit"):
         deform_conv2d(**{**inputs, "x": torch.zeros(2, 7, 13, 17)}, padding=1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_bfloat16_features_are_sampled_at_exact_positions(
+    bounded: bool, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 16, 300).bfloat16().contiguous(memory_format=layout)
+    predicted = torch.randn(1, 27 * 2, 16, 300).bfloat16().contiguous(memory_format=layout)
+    weight = torch.randn(4, 8, 3, 3) / 9
+    bias = torch.randn(4)
+    motion: dict[str, Any] = {}
+    if bounded:
+        motion = {"flows": [torch.full((1, 2, 16, 300), 0.3)], "max_residue_px": 2.0}
+
+    def run(x: Tensor, predicted: Tensor) -> Tensor:
+        return guided_deform_conv2d(x, predicted, weight, bias, padding=1, **motion)
+
+    with torch.no_grad():
+        expected = run(x.float(), predicted.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            result = run(x, predicted)
+    assert result.dtype == torch.bfloat16
+    assert result.is_contiguous(memory_format=layout)
+    # Only columns, weights and result are rounded. Positions in bfloat16 would miss columns from
+    # 256 on by a pixel.
+    torch.testing.assert_close(result.float(), expected, rtol=2**-7, atol=2**-6)

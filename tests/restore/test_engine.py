@@ -31,7 +31,7 @@ from tubelet.layers.inference import Backend
 from tubelet.layers.store import FeatureLimits
 from tubelet.ops.resize import resample
 from tubelet.restore import memory as memory_module
-from tubelet.restore.device import resolve_device
+from tubelet.restore.device import resolve_device, resolve_precision
 from tubelet.restore.engine import Engine
 from tubelet.restore.plan import WindowPlan
 from tubelet.restore.settings import UpscaleSettings
@@ -418,6 +418,18 @@ def test_auto_precision_is_bf16_only_where_the_processor_multiplies_it(monkeypat
     spec = with_contract(ONLINE, precisions=("fp32", "bf16"))
     assert Engine(spec, build(spec), UpscaleSettings(device="cpu")).precision == expected
     assert Engine(ONLINE, build(ONLINE), UpscaleSettings(device="cpu")).precision == "fp32"
+
+
+def test_auto_precision_of_a_gpu_is_the_first_that_keeps_the_quality():
+    gpu = torch.device("cuda")
+    for precisions, expected in [
+        (("fp32", "bf16", "fp16"), "fp16"),
+        (("fp32", "bf16"), "bf16"),
+        (("fp32",), "fp32"),
+    ]:
+        assert (
+            resolve_precision("auto", with_contract(FRAME, precisions=precisions), gpu) == expected
+        )
 
 
 def test_auto_device_exists():

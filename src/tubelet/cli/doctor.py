@@ -114,7 +114,7 @@ def _check_processor() -> Iterator[Finding]:
     import psutil
     import torch
 
-    from tubelet.restore.device import fast_precision
+    from tubelet.restore.device import fast_precisions
 
     yield Finding("torch", torch.__version__)
     capability = torch.backends.cpu.get_cpu_capability()
@@ -124,7 +124,7 @@ def _check_processor() -> Iterator[Finding]:
         advice = "expect a fraction of the usual speed; prefer --device cuda"
         yield Finding("processor", f"{cores}; no AVX2", "note", advice)
         return
-    has_bf16 = fast_precision(torch.device("cpu")) == "bf16"
+    has_bf16 = "bf16" in fast_precisions(torch.device("cpu"))
     bf16 = ", fast bf16" if has_bf16 else ""
     yield Finding("processor", f"{cores}, {capability}{bf16}")
 

@@ -3,22 +3,25 @@
     ConvAct       act(conv(x))
     ConvAdd       conv(x) + other
     ConvCat       act(conv(cat(inputs))), without copying the inputs into one tensor
+    ShuffleConv   shuffle(act(conv(x))), sub-pixel shuffle, which moves whole pixels
     UpsampleConv  act(conv(upsampled x)), nearest-neighbor ×2, with 4/9 of the multiplications
 
 Each is an `nn.Conv2d` whose padding keeps the image size, so its parameters are `weight` and
 `bias`. The layers have two forms (`tubelet.layers.inference`):
 
     reference   One operation of torch after the other, with gradients.
-    inference   Writes features once instead of two to five times. On an x86 CPU and in float32,
-                oneDNN applies the activation or the sum in the pass that writes the result, and
-                large 3×3 convolutions of channels-last images take half the multiplications
-                (`winograd.py`). Elsewhere, the activation or the sum is applied in place.
+    inference   Writes features once instead of two to five times. On an x86 CPU, oneDNN applies
+                the activation or the sum in the pass that writes the result. In float32, large
+                3×3 convolutions of channels-last images take half the multiplications
+                (`winograd.py`). Under autocast to bfloat16, features stay bfloat16 from layer to
+                layer. Elsewhere, the activation or the sum is applied in place.
 
 Source: post-operations of oneDNN, called as torch's own compiler (Inductor) calls them.
 """
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +42,7 @@ __all__ = [
     "ConvAdd",
     "ConvCat",
     "LeakyReLU",
+    "ShuffleConv",
     "UpsampleConv",
 ]
 
@@ -110,20 +114,27 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         # (vertical, horizontal). A Conv2d may also have padding="same", but these layers never do.
         return list(self.padding)  # pyright: ignore[reportReturnType]
 
-    def _can_fuse(self, *inputs: Tensor) -> bool:
-        """Return whether a call with these inputs may use the kernels of oneDNN."""
+    def _fused_dtype(self, *inputs: Tensor) -> torch.dtype | None:
+        """Return the number format in which oneDNN computes this call; None if it may not."""
         if self.backend in ("reference", "unfused"):
-            return False
+            return None
         if not _HAS_ONEDNN or not torch.backends.mkldnn.enabled:
-            return False
-        # The operations of torch follow autocast to a lower precision. These kernels ignore it.
-        if torch.is_autocast_enabled("cpu"):
-            return False
-        return all(_is_float32_on_cpu(tensor) for tensor in (self.weight, *inputs))
+            return None
+        tensors = (self.weight, *inputs)
+        if any(tensor.device.type != "cpu" for tensor in tensors):
+            return None
+        formats = {tensor.dtype for tensor in tensors}
+        # These kernels do not follow autocast by themselves.
+        if not torch.is_autocast_enabled("cpu"):
+            return torch.float32 if formats == {torch.float32} else None
+        if torch.get_autocast_dtype("cpu") != torch.bfloat16 or not _has_bfloat16_kernels():
+            return None
+        return torch.bfloat16 if formats <= {torch.float32, torch.bfloat16} else None
 
     def _prefers_winograd(self, inputs: Sequence[Tensor]) -> bool:
         """Return whether Winograd's algorithm should be used for these inputs."""
-        if self.kernel_size != (3, 3):
+        # Its transforms would lose digits in bfloat16, which needs no fewer multiplications.
+        if self.kernel_size != (3, 3) or inputs[0].dtype != torch.float32:
             return False
         if not all(_is_channels_last(x) for x in inputs):
             return False
@@ -140,6 +151,18 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
             return False
         return height >= _MIN_ROWS and height * width >= _MIN_PIXELS
 
+    def _convolve(
+        self,
+        inputs: Sequence[Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
+        cache: TransformCache | None = None,
+    ) -> Tensor:
+        """Convolve the concatenation of `inputs` by the faster algorithm, then activate."""
+        if self._prefers_winograd(inputs):
+            return self._convolve_winograd(inputs, weight, bias, cache)
+        return self._convolve_onednn(inputs, weight, bias)
+
     def _convolve_onednn(
         self,
         inputs: Sequence[Tensor],
@@ -151,6 +174,9 @@ class _FusedConv(SwitchableLayer, nn.Conv2d):
         A convolution is a sum over its input channels, so each input is convolved with its part of
         the weights, and the results are summed.
         """
+        if inputs[0].dtype == torch.bfloat16:
+            # A sum in bfloat16 would be rounded after each input.
+            inputs = [_concatenate(inputs)]
         in_channels = [x.shape[1] for x in inputs]
         first_weight, *other_weights = torch.split(weight, in_channels, 1)
         if not other_weights:
@@ -208,14 +234,13 @@ class ConvAct(_FusedConv):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map (B, C, H, W) to (B, C', H, W)."""
-        if not self._can_fuse(x):
+        dtype = self._fused_dtype(x)
+        if dtype is None:
             return _activate(super().forward(x), self.act)
-        return without_gradient(self._fused, x, self.weight, self.bias)
+        return without_gradient(self._fused, *_cast(dtype, x, self.weight, self.bias))
 
     def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._prefers_winograd([x]):
-            return self._convolve_winograd([x], weight, bias)
-        return self._convolve_onednn([x], weight, bias)
+        return self._convolve([x], weight, bias)
 
 
 class ConvAdd(_FusedConv):
@@ -248,14 +273,12 @@ class ConvAdd(_FusedConv):
         # place would break.
         if not self.is_prepared:
             return super().forward(x) + other
-        if not self._can_fuse(x, other) or not _same_layout(x, other):
+        dtype = self._fused_dtype(x, other)
+        if dtype is None or not _same_layout(x, other):
             return super().forward(x).add_(other)
         return without_gradient(
             self._fused,
-            x,
-            other,
-            self.weight,
-            self.bias,
+            *_cast(dtype, x, other, self.weight, self.bias),
         )
 
     def _fused(
@@ -305,16 +328,67 @@ class ConvCat(_FusedConv):
         Returns:
             (B, C', H, W).
         """
-        if not self._can_fuse(*inputs):
-            x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
-            return _activate(super().forward(x), self.act)
+        dtype = self._fused_dtype(*inputs)
+        if dtype is None:
+            return _activate(super().forward(_concatenate(inputs)), self.act)
 
         def fused(weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
-            if self._prefers_winograd(inputs):
-                return self._convolve_winograd(inputs, weight, bias, cache)
-            return self._convolve_onednn(inputs, weight, bias)
+            return self._convolve(inputs, weight, bias, cache)
 
-        return without_gradient(fused, self.weight, self.bias, *inputs)
+        return without_gradient(fused, *_cast(dtype, self.weight, self.bias, *inputs))
+
+
+class ShuffleConv(_FusedConv):
+    """3×3 convolution, an activation, then a sub-pixel shuffle: upsampling with learned filters.
+
+    A pixel becomes r×r pixels. A result in channels-last layout is a copy of whole pixels if the
+    channels of each of them are adjacent. So the form for inference first reorders the filters.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C' of the result; the convolution has r² times as many.
+        act: Activation after the convolution.
+        factor: r.
+
+    Source: Shi et al., CVPR 2016, Eq. 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        act: Activation = "none",
+        factor: int = 2,
+    ) -> None:
+        super().__init__(in_channels, factor**2 * out_channels, act=act)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Map (B, C, H, W) to (B, C', rH, rW)."""
+        dtype = self._fused_dtype(x)
+        if dtype is None or not _is_channels_last(x):
+            y = _activate(super().forward(x), self.act)
+            return functional.pixel_shuffle(y, self.factor)
+        return without_gradient(self._fused, *_cast(dtype, x, self.weight, self.bias))
+
+    def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # From filters in the order (C', r, r) to (r, r, C').
+        weight = self._pixels_first(weight).contiguous(memory_format=torch.channels_last)
+        if bias is not None:
+            bias = self._pixels_first(bias)
+        y = self._convolve([x], weight, bias)
+        batch, _, height, width = y.shape
+        r = self.factor
+        pixels = y.permute(0, 2, 3, 1).view(batch, height, width, r, r, -1)
+        # (B, H, W, r, r, C') → (B, H, r, W, r, C')
+        shuffled = pixels.transpose(2, 3).reshape(batch, r * height, r * width, -1)
+        return shuffled.permute(0, 3, 1, 2)
+
+    def _pixels_first(self, parameter: Tensor) -> Tensor:
+        """Reorder the first axis from (C', r, r) to (r, r, C')."""
+        by_channel = parameter.unflatten(0, (-1, self.factor, self.factor))
+        return by_channel.movedim(0, 2).flatten(0, 2)
 
 
 class UpsampleConv(_FusedConv):
@@ -334,7 +408,7 @@ class UpsampleConv(_FusedConv):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Map (B, C, H, W) to (B, C', 2H, 2W)."""
-        if self._can_fuse(x):
+        if self._fused_dtype(x) is not None:
             return without_gradient(self._fused, x, self.weight, self.bias)
         upsampled = functional.interpolate(x, scale_factor=2.0, mode="nearest")
         return _activate(super().forward(upsampled), self.act)
@@ -355,8 +429,19 @@ class UpsampleConv(_FusedConv):
         return _activate(y, self.act)
 
 
-def _is_float32_on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+@functools.cache
+def _has_bfloat16_kernels() -> bool:
+    """Return whether oneDNN has convolutions in bfloat16 for this processor."""
+    return bool(_operators()._is_mkldnn_bf16_supported())
+
+
+def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """Convert tensors to a number format; None stays."""
+    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+
+
+def _concatenate(inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), 1)
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tubelet.layers.convolution import ConvAct, LeakyReLU, UpsampleConv
+from tubelet.layers.convolution import ConvAct, LeakyReLU, ShuffleConv, UpsampleConv
+from tubelet.ops.resize import resample
 
 __all__ = [
     "STRIP_BYTES",
@@ -33,11 +33,12 @@ __all__ = [
     "repeat_and_convolve",
     "run_in_strips",
     "run_steps",
+    "shuffle_to_image",
     "shuffle_x4",
     "shuffle_x4_convs",
 ]
 
-TailConvs = tuple[ConvAct, ConvAct, ConvAct, ConvAct]
+TailConvs = tuple[ShuffleConv, ShuffleConv, ConvAct, ConvAct]
 """Two before the shuffles, two after; all but the last end with an activation."""
 
 # Negative slope of the activations at the end of EDVR.
@@ -45,6 +46,8 @@ _SLOPE = 0.1
 # Lines of the input in a strip: a shorter strip is mostly halo.
 _MIN_ROWS = 8
 _STRIP_BYTES_DEVICE = 2**28
+# Features have more.
+_IMAGE_CHANNELS = 4
 
 STRIP_BYTES = 2**25
 """Memory of the widest result of a strip on a processor. About the size of its last-level cache:
@@ -62,12 +65,35 @@ class UpsampleStep(NamedTuple):
 
 def enlarge(frame: Tensor, scale: int) -> Tensor:
     """Enlarge an image bilinearly, as the skip of these networks: (B, C, H, W) → (B, C, sH, sW)."""
+    _, channels, height, width = frame.shape
+    is_image = channels <= _IMAGE_CHANNELS
+    if is_image and frame.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Matrix products are two to four times faster. The result is laid out by planes.
+        return resample(frame, (scale * height, scale * width), kernel="bilinear")
     return functional.interpolate(
         frame,
         scale_factor=float(scale),
         mode="bilinear",
         align_corners=False,
     )
+
+
+def shuffle_to_image(x: Tensor, factor: int) -> Tensor:
+    """Move groups of channels to pixels, as `pixel_shuffle`; the result is laid out by planes.
+
+    On a CPU this is several times faster for features in channels-last layout.
+
+    Args:
+        x: (B, C·r², H, W).
+        factor: r.
+
+    Returns:
+        (B, C, rH, rW), contiguous.
+    """
+    batch, _, height, width = x.shape
+    by_pixel = x.unflatten(1, (-1, factor, factor))  # (B, C, r, r, H, W)
+    planes = by_pixel.permute(0, 1, 4, 2, 5, 3)  # (B, C, H, r, W, r)
+    return planes.reshape(batch, -1, factor * height, factor * width)
 
 
 def shuffle_x4_convs(channels: int, hr_channels: int) -> TailConvs:
@@ -78,12 +104,12 @@ def shuffle_x4_convs(channels: int, hr_channels: int) -> TailConvs:
         hr_channels: Width after the shuffles.
 
     Returns:
-        3×3 convolutions C → 4C and C → 4·hr before the two shuffles, hr → hr and hr → 3 after them.
+        3×3 convolutions C → 4C and C → 4·hr with their shuffles, then hr → hr and hr → 3.
     """
     act = LeakyReLU(_SLOPE)
     return (
-        ConvAct(channels, 4 * channels, act=act),
-        ConvAct(channels, 4 * hr_channels, act=act),
+        ShuffleConv(channels, channels, act=act),
+        ShuffleConv(channels, hr_channels, act=act),
         ConvAct(hr_channels, hr_channels, act=act),
         ConvAct(hr_channels, 3),
     )
@@ -102,18 +128,14 @@ def shuffle_x4(x: Tensor, base: Tensor, convs: TailConvs) -> Tensor:
     """
     first, second, detail, last = convs
     steps = (
-        UpsampleStep(partial(_convolve_and_shuffle, first), 2),
-        UpsampleStep(partial(_convolve_and_shuffle, second), 2),
+        UpsampleStep(first, first.factor),
+        UpsampleStep(second, second.factor),
         UpsampleStep(detail),
         UpsampleStep(last),
     )
     if last.is_prepared:
         return run_in_strips(x, steps, widest=detail.in_channels, base=base)
     return base + run_steps(x, steps)
-
-
-def _convolve_and_shuffle(conv: ConvAct, x: Tensor) -> Tensor:
-    return functional.pixel_shuffle(conv(x), 2)
 
 
 def repeat_and_convolve(

@@ -283,6 +283,7 @@ def _contract(config: BasicVSRConfig) -> Contract:
         halo_px=32,
         streams=True,
         edge_frames=1,
+        precisions=("fp32", "bf16"),
     )
 
 

@@ -408,6 +408,7 @@ def _contract(config: BasicVSRPlusPlusConfig) -> Contract:
         size_multiple=_SCALE if is_full else 1,
         streams=True,
         edge_frames=2,
+        precisions=("fp32", "bf16"),
     )
 
 

@@ -717,6 +717,7 @@ def _contract(config: EDVRConfig) -> Contract:
         size_multiple=size_multiple,
         min_size_px=size_multiple,
         encodes=True,
+        precisions=("fp32", "bf16"),
     )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers.online import Hidden, run_online
+from tubelet.layers.upsampling import enlarge, shuffle_to_image
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_min
 from tubelet.models.state_dict import State, count_names, shape_of
@@ -217,13 +218,8 @@ class FastVSR(nn.Module):
         for conv, act in zip(self.body, acts, strict=True):
             x = act(conv(x))
         # (B, 1, sH, sW) for luma, (B, 3, sH, sW) for RGB
-        detail = functional.pixel_shuffle(self.tail(x), self.config.scale)
-        skip = functional.interpolate(
-            current.contiguous(),
-            scale_factor=float(self.config.scale),
-            mode="bilinear",
-            align_corners=False,
-        )
+        detail = shuffle_to_image(self.tail(x), self.config.scale)
+        skip = enlarge(current, self.config.scale)
         sr = skip.add_(detail)
         if self.recall is None:
             return sr, (current,)

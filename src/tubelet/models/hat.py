@@ -590,6 +590,7 @@ def _contract(config: HATConfig) -> Contract:
         size_multiple=window,
         # The smallest size that mirroring can extend to a whole window.
         min_size_px=window // 2 + 1,
+        precisions=("fp32", "bf16"),
     )
 
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from tubelet.layers.convolution import ConvAct, LeakyReLU
+from tubelet.layers.convolution import ConvAct, LeakyReLU, ShuffleConv
 from tubelet.layers.residual import ResidualBlock
+from tubelet.layers.upsampling import enlarge
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_min
 from tubelet.models.state_dict import State, count_names, input_channels, shape_of
@@ -79,8 +79,8 @@ class MSRResNet(nn.Module):
         for _ in range(config.num_blocks):
             self.body.append(ResidualBlock(c))
         for i, factor in enumerate(_UPSAMPLE_FACTORS[config.scale], 1):
-            shuffle_channels = c * factor**2
-            self.add_module(f"upconv{i}", nn.Conv2d(c, shuffle_channels, 3, padding=1))
+            upconv = ShuffleConv(c, c, act=LeakyReLU(_SLOPE), factor=factor)
+            self.add_module(f"upconv{i}", upconv)
         self.conv_hr = ConvAct(c, c, act=LeakyReLU(_SLOPE))
         self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
 
@@ -95,13 +95,11 @@ class MSRResNet(nn.Module):
         """
         frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
         x = self.body(self.conv_first(frames))
-        for i, factor in enumerate(_UPSAMPLE_FACTORS[self.config.scale], 1):
+        for i in range(1, 1 + len(_UPSAMPLE_FACTORS[self.config.scale])):
             upconv = self.get_submodule(f"upconv{i}")
-            x = functional.pixel_shuffle(upconv(x), factor)
-            x = functional.leaky_relu(x, _SLOPE, inplace=True)
+            x = upconv(x)
         x = self.conv_last(self.conv_hr(x))  # (B·T, 3, sH, sW)
-        scale = float(self.config.scale)
-        skip = functional.interpolate(frames, scale_factor=scale, mode="bilinear")
+        skip = enlarge(frames, self.config.scale)
         return (x + skip).unflatten(0, lq.shape[:2])
 
 
@@ -149,6 +147,7 @@ def _contract(config: MSRResNetConfig) -> Contract:
         scale=config.scale,
         temporal=Temporal("frame"),
         halo_px=reach_px,
+        precisions=("fp32", "bf16"),
     )
 
 

@@ -273,6 +273,7 @@ def _contract(config: RRDBConfig) -> Contract:
         temporal=Temporal("frame"),
         halo_px=config.unshuffle * halo_px,
         size_multiple=config.unshuffle,
+        precisions=("fp32", "bf16"),
     )
 
 

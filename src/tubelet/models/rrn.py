@@ -27,6 +27,7 @@ from torch.nn import functional
 from tubelet.layers.convolution import ConvAct
 from tubelet.layers.online import Hidden, run_online
 from tubelet.layers.residual import ResidualBlock
+from tubelet.layers.upsampling import enlarge, shuffle_to_image
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_min
 from tubelet.models.state_dict import State, count_blocks, has_convolutions, shape_of
@@ -144,12 +145,7 @@ class RRN(nn.Module):
             previous, features, output = hidden
             inputs = torch.cat([previous, current, features, output], 1)
         features, detail = self.neuro(inputs)
-        skip = functional.interpolate(
-            current.contiguous(),
-            scale_factor=float(scale),
-            mode="bilinear",
-        )
-        sr = functional.pixel_shuffle(detail, scale) + skip
+        sr = shuffle_to_image(detail, scale) + enlarge(current, scale)
         output = functional.pixel_unshuffle(sr, scale)
         return sr, (current, features, output)
 
@@ -192,6 +188,7 @@ def _contract(config: RRNConfig) -> Contract:
         # previous one.
         temporal=Temporal("online", lookahead=1),
         halo_px=reach_px,
+        precisions=("fp32", "bf16"),
     )
 
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
-from torch.nn import functional
 
+from tubelet.layers.upsampling import shuffle_to_image
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_min
 from tubelet.models.state_dict import State, indexes, shape_of, without
@@ -92,7 +92,7 @@ class SRVGGNetCompact(nn.Module):
         frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
         # The nearest-neighbor skip is equal in all s² sub-pixels: add it before the shuffle.
         x = self.body(frames) + frames.repeat_interleave(scale**2, 1)  # (B·T, 3s², H, W)
-        sr = functional.pixel_shuffle(x, scale)  # (B·T, 3, sH, sW)
+        sr = shuffle_to_image(x, scale)  # (B·T, 3, sH, sW)
         return sr.reshape(*lq.shape[:2], *sr.shape[1:])
 
 

@@ -499,6 +499,7 @@ def _contract(config: SwinIRConfig) -> Contract:
         size_multiple=window,
         # The smallest size that mirroring can extend to a whole window.
         min_size_px=window // 2 + 1,
+        precisions=("fp32", "bf16"),
     )
 
 

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tubelet.layers.convolution import ShuffleConv
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
 from tubelet.models.architecture import Architecture, Contract
@@ -220,8 +221,8 @@ class TDAN(nn.Module):
         self.add_module(_ALIGNMENT[config.release], TemporalAlignment(config))
         self.conv_fuse = nn.Conv2d(3 * config.num_frames, c, 3, padding=1)
         self.reconstruction = _blocks(c, config.num_reconstruct_blocks)
-        self.upconv1 = nn.Conv2d(c, 4 * c, 3, padding=1)
-        self.upconv2 = nn.Conv2d(c, 4 * c, 3, padding=1)
+        self.upconv1 = ShuffleConv(c, c)
+        self.upconv2 = ShuffleConv(c, c)
         self.conv_last = nn.Conv2d(c, 3, 3, padding=1, bias=False)
 
     def encode(self, frame: Tensor) -> Encoding:
@@ -264,9 +265,9 @@ class TDAN(nn.Module):
         x = torch.cat(self._align(window), 1)
         x = functional.relu_(self.conv_fuse(x))
         x = self.reconstruction(x)
-        x = functional.pixel_shuffle(self.upconv1(x), 2)
-        x = functional.pixel_shuffle(self.upconv2(x), 2)
-        return self.conv_last(x).add_(_MEAN)
+        x = self.upconv2(self.upconv1(x))
+        # Under autocast the network computes in half precision, and the image is a sum in float32.
+        return self.conv_last(x).to(window[0][0].dtype) + _MEAN
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore the middle frame: (B, T, 3, H, W) → (B, 1, 3, 4H, 4W)."""
@@ -392,6 +393,7 @@ def _contract(config: TDANConfig) -> Contract:
         temporal=Temporal("window", radius=config.num_frames // 2),
         halo_px=_HALO_PX,
         encodes=True,
+        precisions=("fp32", "bf16"),
     )
 
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tubelet.layers.convolution import LeakyReLU, ShuffleConv
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, Past, StateObserver, sweep
@@ -70,6 +71,8 @@ HALO_PX = 32
 OVERLAP_FRAMES = 8
 # Width of the convolutions at high resolution: published files have it at every `channels`.
 _HR_CHANNELS = 64
+# Negative slope of all activations.
+_SLOPE = 0.1
 
 Pyramid = list[Tensor]
 """Features at full, half and quarter size: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4)."""
@@ -121,7 +124,7 @@ def _blocks(channels: int, num_blocks: int) -> nn.Sequential:
 
 def _lrelu(x: Tensor) -> Tensor:
     """Apply LeakyReLU in place, where `x` is the output of a convolution and used nowhere else."""
-    return functional.leaky_relu_(x, 0.1)
+    return functional.leaky_relu_(x, _SLOPE)
 
 
 def _double(x: Tensor) -> Tensor:
@@ -168,7 +171,7 @@ class _Side(nn.Module):
         x = _lrelu(level.offset_conv1(x))
         offset = _offset_features(level.offset_conv2, x, modulate, 3)
         # Not in place, because the deformable convolution keeps its output.
-        aligned = functional.leaky_relu(level.dcn(source[2], offset), 0.1)
+        aligned = functional.leaky_relu(level.dcn(source[2], offset), _SLOPE)
 
         # Levels 2 and 1 refine the result of the level below.
         for number, level in ((2, self.level2), (1, self.level1)):
@@ -441,8 +444,8 @@ class Reconstruction(nn.Module):
     def __init__(self, channels: int, num_blocks: int) -> None:
         super().__init__()
         self.blocks = _blocks(channels, num_blocks)
-        self.upconv1 = _conv(channels, 4 * channels)
-        self.upconv2 = _conv(channels, 4 * _HR_CHANNELS)
+        self.upconv1 = ShuffleConv(channels, channels, act=LeakyReLU(_SLOPE))
+        self.upconv2 = ShuffleConv(channels, _HR_CHANNELS, act=LeakyReLU(_SLOPE))
         self.conv_hr = _conv(_HR_CHANNELS, _HR_CHANNELS)
         self.conv_last = _conv(_HR_CHANNELS, 3)
 
@@ -459,8 +462,7 @@ class Reconstruction(nn.Module):
         x = self.blocks(feat)
         if skip is not None:
             x = x + skip
-        x = _lrelu(functional.pixel_shuffle(self.upconv1(x), 2))
-        x = _lrelu(functional.pixel_shuffle(self.upconv2(x), 2))
+        x = self.upconv2(self.upconv1(x))
         return self.conv_last(_lrelu(self.conv_hr(x)))
 
 
@@ -644,6 +646,7 @@ def _contract(config: ZoomingSlowMoConfig) -> Contract:
         size_multiple=SIZE_MULTIPLE,
         streams=True,
         edge_frames=1,
+        precisions=("fp32", "bf16"),
     )
 
 

@@ -202,7 +202,7 @@ def _can_run_in_strips(
     if bias is not None:
         tensors.append(bias)
     for tensor in tensors:
-        if tensor.dtype != torch.float32:
+        if tensor.dtype not in (torch.float32, torch.bfloat16):
             return False
         # Strips have no gradient.
         if tensor.requires_grad and torch.is_grad_enabled():
@@ -222,12 +222,12 @@ class _GuideReader:
         self.predicted = predicted
         self.flows = flows
         self.max_residue_px = max_residue_px
-        self.scratch = predicted.new_empty(0)
+        self.scratch = torch.empty(0)
 
     def __call__(self, image: int, pixels: slice) -> Strip:
         """Read the strip of an image of the batch."""
-        # (n, 3·G·K)
-        source = deform_rows.rows_of(self.predicted[image], pixels)
+        # (n, 3·G·K); positions need float32.
+        source = deform_rows.rows_of(self.predicted[image], pixels).float()
         if self.scratch.shape[0] < len(source):
             self.scratch = torch.empty_like(source)
         activated = self.scratch[: len(source)]
@@ -269,12 +269,12 @@ class _GuideReader:
         if not self.flows:
             if shift_px == 0:
                 return None, None
-            origin = self.predicted.new_full((1, 1), shift_px)
+            origin = torch.full((1, 1), shift_px)
             return origin, origin
         flow_pixels: list[Tensor] = []
         for flow in self.flows:
             # (2, H', W') → (2, n)
-            flow_pixels.append(flow[image].flatten(1)[:, pixels])
+            flow_pixels.append(flow[image].flatten(1)[:, pixels].float())
         # (2, n, F), dx then dy
         origins = torch.stack(flow_pixels, 2) + shift_px
         return origins[1], origins[0]

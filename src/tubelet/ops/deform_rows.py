@@ -6,7 +6,8 @@
       columns (n, G·K·C/G) = embedding_bag(table, rows, weights)   one pass, nothing stored 4 times
       out (n, O) = columns · weight + bias
 
-A strip stays in the cache. Scratch memory is allocated once per call.
+A strip stays in the cache. Scratch memory is allocated once per call. Features in bfloat16 are
+sampled in float32, and multiplied in bfloat16.
 """
 
 from __future__ import annotations
@@ -136,15 +137,15 @@ def convolve(
     """Convolve with moved taps.
 
     Args:
-        x: (B, C, H, W).
-        read: Reader of the offsets and masks.
+        x: (B, C, H, W), float32 or bfloat16.
+        read: Reader of the offsets and masks, float32.
         out_size: (H', W').
         weight: (O, C, kh, kw).
         bias: (O,).
         taps: Geometry of the kernel.
 
     Returns:
-        (B, O, H', W') in the layout of `x`.
+        (B, O, H', W') in the layout and number format of `x`.
     """
     batch, channels, _, _ = x.shape
     out_channels = len(weight)
@@ -154,7 +155,8 @@ def convolve(
 
     # (O, G, C/G, K) → (G·K·C/G, O), in the order of the columns.
     matrix = weight.view(-1, taps.groups, group_channels, taps.num)
-    matrix = matrix.permute(1, 3, 2, 0).reshape(-1, out_channels)
+    matrix = matrix.permute(1, 3, 2, 0).reshape(-1, out_channels).to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
     if channels_last:
         out = x.new_empty((batch, num_pixels, out_channels))
     else:
@@ -164,7 +166,7 @@ def convolve(
     for image in range(batch):
         sampler.fill(x[image])
         for pixels in sampler.strips():
-            columns = sampler.sample(read(image, pixels), pixels)
+            columns = sampler.sample(read(image, pixels), pixels).to(x.dtype)
             if channels_last:
                 multiply(columns, matrix, bias, out[image, pixels])
             else:
@@ -205,17 +207,18 @@ class _Sampler:
         self.out_size = out_size
         self.group_channels = channels // taps.groups
         # Positions reach H + 1, and the second line of their pairs H + 2.
-        self.table = x.new_zeros(self.height + 3, self.width + 3, channels)
+        options = {"dtype": torch.promote_types(x.dtype, torch.float32), "device": x.device}
+        self.table = torch.zeros(self.height + 3, self.width + 3, channels, **options)
 
         # Scratch memory of a strip of n pixels, (n, G·K) each.
         num_samples = taps.groups * taps.num
         num_pixels = out_size[0] * out_size[1]
         self.max_pixels = max(1, min(STRIP_SAMPLES // num_samples, num_pixels))
         shape = (self.max_pixels, num_samples)
-        self.y = x.new_empty(shape)
-        self.x = x.new_empty(shape)
-        self.lower_weight = x.new_empty(shape)
-        self.upper_weight = x.new_empty(shape)
+        self.y = torch.empty(shape, **options)
+        self.x = torch.empty(shape, **options)
+        self.lower_weight = torch.empty(shape, **options)
+        self.upper_weight = torch.empty(shape, **options)
         self.line = torch.empty(shape, dtype=torch.int32, device=x.device)
         self.row = torch.empty(shape, dtype=torch.int32, device=x.device)
         self.row_below = torch.empty(shape, dtype=torch.int32, device=x.device)
@@ -223,7 +226,7 @@ class _Sampler:
 
         # The four rows and weights of each sample, and where those of a sample begin.
         self.rows = torch.empty(*shape, 4, dtype=torch.int32, device=x.device)
-        self.weights = x.new_empty(*shape, 4)
+        self.weights = torch.empty(*shape, 4, **options)
         self.bags = torch.arange(
             0,
             self.rows.numel() + 1,
@@ -235,12 +238,12 @@ class _Sampler:
         # Group and position of each tap of each group: (G·K,).
         groups = torch.arange(taps.groups, dtype=torch.int32, device=x.device)
         self.group = groups.repeat_interleave(taps.num)
-        self.tap_y = taps.lines(x).repeat(taps.groups) + 1
-        self.tap_x = taps.columns(x).repeat(taps.groups) + 1
+        self.tap_y = taps.lines(self.y).repeat(taps.groups) + 1
+        self.tap_x = taps.columns(self.x).repeat(taps.groups) + 1
         # Position of each output pixel: (H'·W', 1).
         out_h, out_w = out_size
-        out_y = torch.arange(out_h, dtype=x.dtype, device=x.device) * taps.stride[0]
-        out_x = torch.arange(out_w, dtype=x.dtype, device=x.device) * taps.stride[1]
+        out_y = torch.arange(out_h, **options) * taps.stride[0]
+        out_x = torch.arange(out_w, **options) * taps.stride[1]
         self.out_y = out_y.repeat_interleave(out_w)[:, None]
         self.out_x = out_x.repeat(out_h)[:, None]
 
