@@ -7,6 +7,11 @@ Both versions upscale the same drawn clip, each run in a process of its own. The
 falls on both. Only public names are called, which all versions have. The figures are the fastest run of each (wall-clock
 seconds without import), the largest resident memory, and two ratios: of the fastest runs, and of the least CPU time, which
 depends less on what else the machine does.
+
+    python benchmarks/versions.py --before ../before/src --command --models fast-x4-real bicubic-x4 --frames 300 --runs 5
+
+`--command` measures what a user waits for instead: `tubelet upscale` as a process of its own with all defaults, from H.264
+to H.264. The figures are medians, with the spread of the runs, and the share of the cores that was used.
 """
 
 from __future__ import annotations
@@ -14,9 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -42,6 +51,7 @@ from tubelet.models import (
 )
 from tubelet.models.architecture import Architecture
 from tubelet.ops.resize import resample
+from tubelet.zoo.catalog import find_model
 from tubelet.zoo.checkpoint import save_checkpoint
 
 _RUN = """
@@ -57,6 +67,11 @@ cpu_spent = time.process_time() - cpu_start
 status = Path("/proc/self/status").read_text()
 peak = int(status.split("VmHWM:")[1].split()[0]) * 1024  # getrusage would count the parent, too
 print(json.dumps({"seconds": spent, "cpu_seconds": cpu_spent, "peak_bytes": peak}))
+"""
+_COMMAND = """
+import sys
+from tubelet.cli import main
+sys.exit(main(["upscale", *sys.argv[1:]]))
 """
 
 
@@ -120,6 +135,82 @@ def run(source: Path, clip: Path, out: Path, model: str, threads: int) -> dict[s
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def write_h264(path: Path, frames: int, width: int, height: int) -> None:
+    """Write drawn frames as H.264, with the FFmpeg of this machine."""
+    raw = path.with_suffix(".y4m")
+    write_clip(raw, frames, width, height)
+    encode = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", str(path)]
+    subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", str(raw), *encode], check=True)
+
+
+def run_command(source: Path, clip: Path, out: Path, model: str) -> dict[str, float]:
+    """Run `tubelet upscale` once with one version: seconds of the process, and of all its threads."""
+    environment = os.environ | {"PYTHONPATH": str(source)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    arguments = [str(clip), str(out), "--model", model, "--device", "cpu", "--overwrite"]
+    subprocess.run(
+        [sys.executable, "-c", _COMMAND, *arguments],
+        env=environment,
+        capture_output=True,
+        check=True,
+    )
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def run_ffmpeg(clip: Path, out: Path, scale: int) -> dict[str, float]:
+    """Upscale by FFmpeg's Lanczos filter, with the encoder settings that Tubelet chooses by default."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    filters = ["-vf", f"scale=iw*{scale}:ih*{scale}:flags=lanczos"]
+    encode = ["-c:v", "libx264", "-preset", "superfast", "-crf", "18"]
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-y", "-i", str(clip), *filters, *encode, str(out)], check=True
+    )
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def compare_commands(models: Sequence[str], versions: dict[str, Path], options: Any) -> None:
+    """Print a table of whole commands, with FFmpeg as the floor."""
+    width, height = map(int, options.size.split("x"))
+    frames = options.frames or 300
+    print(
+        "| model | version | s, median (range) | CPU, s | cores used | faster | CPU / FFmpeg's |\n"
+        f"|{'---|' * 7}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        out = Path(folder) / "out.mp4"
+        write_h264(clip, frames, width, height)
+        for model in models:
+            scale = find_model(model).scale
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("ffmpeg", *versions)}
+            for _ in range(options.runs):
+                runs["ffmpeg"].append(run_ffmpeg(clip, out, scale))
+                for name, source in versions.items():
+                    runs[name].append(run_command(source, clip, out, model))
+            medians = {
+                name: {key: statistics.median(r[key] for r in results) for key in results[0]}
+                for name, results in runs.items()
+            }
+            for name, median in medians.items():
+                times = [result["seconds"] for result in runs[name]]
+                cores = median["cpu_seconds"] / median["seconds"]
+                faster = medians["before"]["seconds"] / median["seconds"]
+                share = median["cpu_seconds"] / medians["ffmpeg"]["cpu_seconds"]
+                print(
+                    f"| {model} | {name} | {median['seconds']:.2f} ({min(times):.2f}–{max(times):.2f}) "
+                    f"| {median['cpu_seconds']:.1f} | {cores:.2f} | {faster:.2f} | {share:.2f} |",
+                    flush=True,
+                )
+
+
 def main() -> None:
     """Print a table: models down, versions across."""
     parser = argparse.ArgumentParser(
@@ -129,6 +220,9 @@ def main() -> None:
         "--before", type=Path, required=True, help="src folder of the other version"
     )
     parser.add_argument("--models", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument(
+        "--command", action="store_true", help="whole commands; models of the package only"
+    )
     parser.add_argument("--size", default="160x96", help="WxH of the input, pixels")
     parser.add_argument("--frames", type=int, help="in place of those of the table")
     parser.add_argument("--runs", type=int, default=3)
@@ -145,6 +239,9 @@ def main() -> None:
     print(
         f"{date.today()}, {processor_name()}, {options.threads} threads, {options.size}, best of {options.runs}\n"
     )
+    if options.command:
+        compare_commands(options.models, versions, options)
+        return
     print(
         "| model | frames | before, s | after, s | after / before | CPU time | before, MB | after, MB |"
     )

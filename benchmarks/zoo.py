@@ -1,10 +1,10 @@
-"""Compare the networks of the zoo, as the engine runs them, with plain PyTorch: time, memory, largest difference.
+"""Compare the networks of the zoo, as the engine runs them, with plain PyTorch: time, memory, difference.
 
     python benchmarks/zoo.py                                  # 320×180, time and difference of every network
     python benchmarks/zoo.py --networks basicvsr basicvsr_pp --frames 100 --shallow   # memory of long clips
-    python benchmarks/zoo.py --networks basicvsr_pp --frames 60 300 --ways ours --shallow
+    python benchmarks/zoo.py --networks basicvsr_pp --frames 60 300 --ways fp32 --shallow
 
-Ours: the engine, from a checkpoint. Plain: the same network eager, in PyTorch's default
+fp32, bf16: the engine in this precision, from a checkpoint. Plain: the same network eager, in PyTorch's default
 layout, with torchvision's deformable convolution and grid_sample, recurrent networks as they were published (all flows
 first, every feature kept); windows one after the other. Every run is a process of its own; both take turns. Weights are
 random, with offsets of a few pixels. `--shallow` takes one residual block a trunk: what is kept of a clip is the same,
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -55,6 +55,10 @@ class Network:
     config: Any
     plain: Callable[[Any, Tensor], Tensor]
     frames: int = 10
+
+
+WAYS = ("plain", "fp32", "bf16")
+OURS = WAYS[1:]
 
 
 def plain_frames(model: nn.Module, lq: Tensor) -> Tensor:
@@ -111,10 +115,11 @@ def clip(frames: int, width: int, height: int) -> Tensor:
     return torch.stack([drawn[t % len(drawn)] for t in range(frames)])
 
 
-def run_ours(path: Path, lq: Tensor) -> Iterator[Tensor]:
+def run_ours(path: Path, lq: Tensor, precision: Literal["fp32", "bf16"]) -> Iterator[Tensor]:
     """Yield what the engine gives."""
     opened = open_model(str(path))
-    engine = Engine(opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32"))
+    settings = UpscaleSettings(device="cpu", precision=precision)
+    engine = Engine(opened.spec, opened.network, settings)
     frames = (Frame(rgb, t, Fraction(1, 25), index=t) for t, rgb in enumerate(lq))
     for frame in engine.restore(frames, starts_scene=lambda _: False):
         yield frame.rgb
@@ -158,7 +163,8 @@ def run_one(options: argparse.Namespace) -> None:
     network = NETWORKS[options.networks[0]]
     lq: Tensor = torch.load(options.file.with_name("lq.pt"))
     ways = {
-        "ours": lambda: run_ours(options.file, lq),
+        "fp32": lambda: run_ours(options.file, lq, "fp32"),
+        "bf16": lambda: run_ours(options.file, lq, "bf16"),
         "plain": lambda: run_plain(network, options.file, lq),
     }
     kept: list[Tensor] = []
@@ -187,13 +193,13 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, nargs=2, default=(320, 180), metavar=("W", "H"))
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--ways", nargs="+", default=["ours", "plain"], choices=["ours", "plain"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument(
         "--shallow",
         action="store_true",
         help="one block a trunk; for networks of the BasicVSR family",
     )
-    parser.add_argument("--way", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
@@ -203,8 +209,9 @@ def main() -> None:
         f"{date.today()}, {processor_name()}, {torch.get_num_threads()} threads, {options.size[0]}×{options.size[1]}\n"
     )
     print(
-        "| network | frames | plain, s a frame | ours | ratio | plain, MB | ours | difference |\n|"
-        + "---|" * 8
+        "| network | frames | plain, s a frame | fp32 | bf16 | plain / fp32 | plain / bf16 "
+        "| plain, MB | fp32 | bf16 | fp32 / plain | bf16 / plain "
+        "| fp32 to plain, dB | bf16 to plain, dB |\n|" + "---|" * 14
     )
     for name in options.networks:
         for frames in options.frames or [NETWORKS[name].frames]:
@@ -212,7 +219,7 @@ def main() -> None:
 
 
 def compare(name: str, frames: int, options: argparse.Namespace) -> str:
-    """Run both ways in turn: a line of the table."""
+    """Run all ways in turn: a line of the table."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.safetensors"
         make_checkpoint(NETWORKS[name], file, shallow=options.shallow)
@@ -221,18 +228,25 @@ def compare(name: str, frames: int, options: argparse.Namespace) -> str:
         for _ in range(options.repeats):
             for way, results in seen.items():
                 results.append(_child(name, way, frames, file, options.size))
-        difference = "-"
-        if len(seen) == 2:
-            ours, plain = (torch.load(file.with_name(f"{way}.pt")) for way in ("ours", "plain"))
-            difference = f"{(ours - plain).abs().max():.1e}"
-    seconds = {
-        way: statistics.median(result["s"] for result in results) for way, results in seen.items()
-    }
-    peaks = {way: max(result["mb"] for result in results) for way, results in seen.items()}
-    ratio = f"{seconds['plain'] / seconds['ours']:.2f}" if len(seen) == 2 else "-"
-    times = [f"{seconds[way]:.2f}" if way in seconds else "-" for way in ("plain", "ours")]
-    memory = [f"{peaks[way]:.0f}" if way in peaks else "-" for way in ("plain", "ours")]
-    return "| " + " | ".join([name, str(frames), *times, ratio, *memory, difference]) + " |"
+        images = {way: torch.load(file.with_name(f"{way}.pt")).float() for way in seen}
+    seconds = {way: statistics.median(run["s"] for run in runs) for way, runs in seen.items()}
+    peaks = {way: max(run["mb"] for run in runs) for way, runs in seen.items()}
+    cells = [name, str(frames)]
+    for way in WAYS:
+        cells.append(f"{seconds[way]:.2f}" if way in seen else "-")
+    for way in OURS:
+        is_comparable = "plain" in seen and way in seen
+        cells.append(f"{seconds['plain'] / seconds[way]:.2f}" if is_comparable else "-")
+    for way in WAYS:
+        cells.append(f"{peaks[way]:.0f}" if way in seen else "-")
+    for way in OURS:
+        is_comparable = "plain" in seen and way in seen
+        cells.append(f"{peaks[way] / peaks['plain']:.2f}" if is_comparable else "-")
+    for way in OURS:
+        is_comparable = "plain" in seen and way in seen
+        error = (images[way] - images["plain"]).square().mean() if is_comparable else None
+        cells.append("-" if error is None else f"{-10 * error.log10():.0f}")
+    return "| " + " | ".join(cells) + " |"
 
 
 def _child(name: str, way: str, frames: int, file: Path, size: tuple[int, int]) -> dict[str, float]:

@@ -50,8 +50,8 @@ def flows(spynet: SpyNet, lq: Tensor) -> tuple[Tensor, Tensor]:
 
 def reconstruct(model: BasicVSR | BasicVSRPlusPlus, x: Tensor, frame: Tensor) -> Tensor:
     """Make an image (B, 3, 4H, 4W) of features (B, C, H, W)."""
-    x = functional.pixel_shuffle(model.upconv1(x), 2)
-    x = functional.pixel_shuffle(model.upconv2(x), 2)
+    x = model.upconv1(x)
+    x = model.upconv2(x)
     x = model.conv_last(model.conv_hr(x))
     return x + functional.interpolate(frame, scale_factor=4.0, mode="bilinear", align_corners=False)
 
