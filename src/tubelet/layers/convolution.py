@@ -387,7 +387,8 @@ class ShuffleConv(_FusedConv):
 
     def _pixels_first(self, parameter: Tensor) -> Tensor:
         """Reorder the first axis from (C', r, r) to (r, r, C')."""
-        by_channel = parameter.unflatten(0, (-1, self.factor, self.factor))
+        r = self.factor
+        by_channel = parameter.reshape(-1, r, r, *parameter.shape[1:])
         return by_channel.movedim(0, 2).flatten(0, 2)
 
 

@@ -91,7 +91,7 @@ def shuffle_to_image(x: Tensor, factor: int) -> Tensor:
         (B, C, rH, rW), contiguous.
     """
     batch, _, height, width = x.shape
-    by_pixel = x.unflatten(1, (-1, factor, factor))  # (B, C, r, r, H, W)
+    by_pixel = x.reshape(batch, -1, factor, factor, height, width)  # (B, C, r, r, H, W)
     planes = by_pixel.permute(0, 1, 4, 2, 5, 3)  # (B, C, H, r, W, r)
     return planes.reshape(batch, -1, factor * height, factor * width)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -38,6 +38,8 @@ class Contract:
             and returns; 0 if it takes none.
         encodes: The network is an `EncodingWindowModel`: `encode` for each frame, `fuse` for each
             window.
+        skip: Interpolation of the frame to which an online network adds its detail: the network is
+            a `DetailModel`. "" for all others.
         warmup_frames: Number of frames that a recurrent network restores, and discards, before the
             first one of a segment that begins inside a scene, where no state is available. A clip
             network also takes as many frames after the end.
@@ -55,6 +57,7 @@ class Contract:
     streams: bool = False
     edge_frames: int = 0
     encodes: bool = False
+    skip: Literal["", "bilinear", "bicubic"] = ""
     warmup_frames: int = 16
 
     def __post_init__(self) -> None:
@@ -66,6 +69,10 @@ class Contract:
         if self.encodes and kind != "window":
             raise ValueError(
                 f"encodes=True does not fit a {kind!r} model; it is for 'window' models"
+            )
+        if self.skip and kind != "online":
+            raise ValueError(
+                f"skip={self.skip!r} does not fit a {kind!r} model; it is for 'online' models"
             )
 
 

@@ -8,6 +8,7 @@ network with its contract once, before it runs. The engine then calls:
     window              WindowModel           once for each frame, with its neighbors
     window   encodes    EncodingWindowModel   `encode` for each frame, `fuse` for each window
     online              OnlineModel           once for each frame, with the state of the last call
+    online   skip       DetailModel           `step_detail` instead of `step`
     clip                ClipModel             once for each clip
     clip     streams    StreamingModel        once for each clip, which yields its frames one by one
 """
@@ -27,6 +28,7 @@ from tubelet.models.architecture import Contract
 __all__ = [
     "CleaningModel",
     "ClipModel",
+    "DetailModel",
     "Encoding",
     "EncodingWindowModel",
     "FrameModel",
@@ -35,6 +37,7 @@ __all__ = [
     "StreamingModel",
     "WindowModel",
     "as_cleaning",
+    "as_detail",
     "as_encoding",
     "as_online",
     "as_streaming",
@@ -99,6 +102,27 @@ class OnlineModel(Protocol):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a clip step by step: (B, T, 3, H, W) to (B, T, 3, sH, sW)."""
+        ...
+
+
+class DetailModel(OnlineModel, Protocol):
+    """An online network that adds detail to the interpolated frame (see `Contract.skip`).
+
+    The engine adds them where the image is needed, in strips of rows. The detail is smaller than
+    the image: one channel instead of three, or a shorter number format.
+    """
+
+    def step_detail(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        """Compute the detail of one frame.
+
+        Args:
+            lq: See `OnlineModel`.
+            hidden: See `OnlineModel`.
+
+        Returns:
+            What `step` adds to the interpolated frame, (B, 3, sH, sW) or (B, 1, sH, sW), and the
+            new state.
+        """
         ...
 
 
@@ -169,6 +193,8 @@ def check_contract(network: nn.Module, contract: Contract) -> None:
     """
     if contract.temporal.kind == "online":
         as_online(network)
+    if contract.skip:
+        as_detail(network)
     if contract.encodes:
         as_encoding(network)
     if contract.streams:
@@ -183,6 +209,16 @@ def as_online(network: nn.Module) -> OnlineModel:
     """
     _require(network, "step(lq, hidden)", 'temporal.kind="online"')
     return cast(OnlineModel, network)
+
+
+def as_detail(network: nn.Module) -> DetailModel:
+    """Narrow the type of a network to `DetailModel`.
+
+    Raises:
+        ConfigError: The network lacks a method of the protocol.
+    """
+    _require(network, "step_detail(lq, hidden)", "skip")
+    return cast(DetailModel, network)
 
 
 def as_encoding(network: nn.Module) -> EncodingWindowModel:

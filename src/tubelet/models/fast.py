@@ -207,6 +207,25 @@ class FastVSR(nn.Module):
         Returns:
             sr (B, 3, sH, sW), and the hidden state for the next step.
         """
+        detail, hidden = self.step_detail(lq, hidden)
+        sr = enlarge(lq[:, 0], self.config.scale) + detail
+        return sr, hidden
+
+    def step_detail(
+        self,
+        lq: Tensor,
+        hidden: Hidden | None,
+    ) -> tuple[Tensor, Hidden]:
+        """Compute what `step` adds to the enlarged frame.
+
+        Args:
+            lq: See `step`.
+            hidden: See `step`.
+
+        Returns:
+            Detail of the luma, (B, 1, sH, sW), or of the three channels, (B, 3, sH, sW), and the
+            hidden state for the next step.
+        """
         current = lq[:, 0]
         previous = hidden[0] if hidden else current
         x = torch.cat([previous, *lq.unbind(1)], 1)
@@ -217,13 +236,10 @@ class FastVSR(nn.Module):
         x = first_act(x)
         for conv, act in zip(self.body, acts, strict=True):
             x = act(conv(x))
-        # (B, 1, sH, sW) for luma, (B, 3, sH, sW) for RGB
         detail = shuffle_to_image(self.tail(x), self.config.scale)
-        skip = enlarge(current, self.config.scale)
-        sr = skip.add_(detail)
         if self.recall is None:
-            return sr, (current,)
-        return sr, (current, x)
+            return detail, (current,)
+        return detail, (current, x)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Upscale a clip, (B, T, 3, H, W) → (B, T, 3, sH, sW), with the results of `step`."""
@@ -308,6 +324,7 @@ def _contract(config: FastConfig) -> Contract:
         # Each 3×3 convolution reaches a pixel further: the head, the body and the tail.
         halo_px=config.num_blocks + 2,
         precisions=("fp32", "bf16"),
+        skip="bilinear",
     )
 
 

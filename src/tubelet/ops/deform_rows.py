@@ -207,18 +207,19 @@ class _Sampler:
         self.out_size = out_size
         self.group_channels = channels // taps.groups
         # Positions reach H + 1, and the second line of their pairs H + 2.
-        options = {"dtype": torch.promote_types(x.dtype, torch.float32), "device": x.device}
-        self.table = torch.zeros(self.height + 3, self.width + 3, channels, **options)
+        # A model for all tensors here, in float32 or better.
+        like = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+        self.table = like.new_zeros(self.height + 3, self.width + 3, channels)
 
         # Scratch memory of a strip of n pixels, (n, G·K) each.
         num_samples = taps.groups * taps.num
         num_pixels = out_size[0] * out_size[1]
         self.max_pixels = max(1, min(STRIP_SAMPLES // num_samples, num_pixels))
         shape = (self.max_pixels, num_samples)
-        self.y = torch.empty(shape, **options)
-        self.x = torch.empty(shape, **options)
-        self.lower_weight = torch.empty(shape, **options)
-        self.upper_weight = torch.empty(shape, **options)
+        self.y = like.new_empty(shape)
+        self.x = like.new_empty(shape)
+        self.lower_weight = like.new_empty(shape)
+        self.upper_weight = like.new_empty(shape)
         self.line = torch.empty(shape, dtype=torch.int32, device=x.device)
         self.row = torch.empty(shape, dtype=torch.int32, device=x.device)
         self.row_below = torch.empty(shape, dtype=torch.int32, device=x.device)
@@ -226,7 +227,7 @@ class _Sampler:
 
         # The four rows and weights of each sample, and where those of a sample begin.
         self.rows = torch.empty(*shape, 4, dtype=torch.int32, device=x.device)
-        self.weights = torch.empty(*shape, 4, **options)
+        self.weights = like.new_empty(*shape, 4)
         self.bags = torch.arange(
             0,
             self.rows.numel() + 1,
@@ -242,8 +243,8 @@ class _Sampler:
         self.tap_x = taps.columns(self.x).repeat(taps.groups) + 1
         # Position of each output pixel: (H'·W', 1).
         out_h, out_w = out_size
-        out_y = torch.arange(out_h, **options) * taps.stride[0]
-        out_x = torch.arange(out_w, **options) * taps.stride[1]
+        out_y = torch.arange(out_h, dtype=like.dtype, device=like.device) * taps.stride[0]
+        out_x = torch.arange(out_w, dtype=like.dtype, device=like.device) * taps.stride[1]
         self.out_y = out_y.repeat_interleave(out_w)[:, None]
         self.out_x = out_x.repeat(out_h)[:, None]
 

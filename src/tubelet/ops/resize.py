@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Kernel", "imresize", "resample"]
+__all__ = ["Kernel", "imresize", "resample", "resample_rows"]
 
 Kernel = Literal["bicubic", "bilinear", "lanczos3"]
 # Outputs of one matrix multiplication: enough for the vector units, few enough to skip most zeros.
@@ -104,6 +104,39 @@ def resample(
     return x.reshape(*batch_shape, out_height, out_width)
 
 
+def resample_rows(
+    x: Tensor,
+    size: tuple[int, int],
+    start: int,
+    stop: int,
+    *,
+    kernel: Kernel = "bicubic",
+) -> Tensor:
+    """Compute only some rows of `resample(x, size, kernel=kernel)`.
+
+    Args:
+        x: (C, H, W), floating point.
+        size: (H', W') of the whole result, pixels.
+        start: First row.
+        stop: Row after the last.
+        kernel: See `resample`.
+
+    Returns:
+        (C, stop - start, W').
+    """
+    _, height, width = x.shape
+    out_height, out_width = size
+    with _full_precision(x):
+        rows = _resample_height(
+            x,
+            out_height,
+            out_height / height,
+            kernel,
+            rows=range(start, stop),
+        )
+        return _resample_width(rows, out_width, out_width / width, kernel)
+
+
 def _full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast."""
     if not torch.is_autocast_enabled(x.device.type):
@@ -121,15 +154,25 @@ def _resample_height(
     out_size: int,
     scale: float,
     kernel: Kernel,
+    rows: range | None = None,
 ) -> Tensor:
-    """Resample the height of (N, H, W)."""
+    """Resample the height of (N, H, W), or compute only some rows of the result."""
     in_size = x.shape[-2]
+    rows = rows or range(out_size)
     if scale == 1 and out_size == in_size:
-        return x
+        return x[:, rows.start : rows.stop]
     resampled: list[Tensor] = []
+    first_output = 0
     for block in _weights(in_size, out_size, scale, kernel):
+        num_outputs = block.weights.shape[1]
+        start = max(rows.start - first_output, 0)
+        stop = min(rows.stop - first_output, num_outputs)
+        first_output += num_outputs
+        if start >= stop:
+            continue
         lines = x[:, block.start : block.stop]
-        resampled.append(block.weights.to(x).T @ lines)
+        weights = block.weights[:, start:stop].to(x)
+        resampled.append(weights.T @ lines)
     return torch.cat(resampled, -2)
 
 

@@ -87,8 +87,10 @@ def resolve_precision(requested: str, spec: ModelSpec, device: torch.device) -> 
     """
     precisions = spec.contract.precisions
     if requested == "auto":
-        usable = [precision for precision in fast_precisions(device) if precision in precisions]
-        return usable[0] if usable else "fp32"
+        for precision in fast_precisions(device):
+            if precision in precisions:
+                return precision
+        return "fp32"
     for precision in precisions:
         if precision == requested:
             return precision

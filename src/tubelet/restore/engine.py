@@ -15,7 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from tubelet.ops.resize import resample
+from tubelet.ops.resize import Kernel, resample, resample_rows
 from tubelet.restore.encodings import EncodingCache
 from tubelet.restore.fallback import PlanFallback, out_of_memory_reason
 from tubelet.restore.plan import Plan
@@ -27,7 +27,7 @@ from tubelet.restore.settings import UpscaleSettings
 from tubelet.restore.tiles import TileSpan
 from tubelet.restore.tiling import Hidden
 from tubelet.restore.windows import WindowCutter, neighborhoods, scenes
-from tubelet.types import Frame, Precision
+from tubelet.types import Frame, LazyFrame, Precision
 from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["Engine"]
@@ -281,16 +281,44 @@ def _window_results(
 
 
 def _output_frame(source: Frame, sr: Tensor, plan: Plan) -> Frame:
-    """Resize a result (3, sH, sW) to the output size, and give it the time of its source frame."""
+    """Resize a result to the output size, and give it the time of its source frame.
+
+    Args:
+        source: Frame that was restored.
+        sr: Result of the runner, (3, sH, sW), or (1, sH, sW) for a detail of the luma.
+        plan: Plan of the restoration.
+    """
     width, height = plan.output
     alpha = None
     with torch.no_grad():
+        if source.alpha is not None:
+            alpha = resample(source.alpha, (height, width)).clamp(0, 1)
+        if plan.contract.skip:
+            frame = _frame_with_detail(source, sr.cpu(), alpha, plan.contract.skip)
+            if frame.size == (height, width):
+                return frame
+            sr = frame.rgb
         sr = sr.float()
         if sr.shape[-2:] != (height, width):
             sr = resample(sr, (height, width))
-        if source.alpha is not None:
-            alpha = resample(source.alpha, (height, width)).clamp(0, 1)
     return replace(source, rgb=sr.cpu(), alpha=alpha)
+
+
+def _frame_with_detail(
+    source: Frame,
+    detail: Tensor,
+    alpha: Tensor | None,
+    kernel: Kernel,
+) -> LazyFrame:
+    """Describe the sum of an interpolated frame and a detail, without computing it."""
+    height, width = detail.shape[-2:]
+
+    @torch.no_grad()
+    def compute_rows(start: int, stop: int) -> Tensor:
+        rows = resample_rows(source.rgb, (height, width), start, stop, kernel=kernel)
+        return rows.add_(detail[:, start:stop])
+
+    return LazyFrame(source, (height, width), compute_rows, alpha)
 
 
 def _stack(frames: Iterable[Frame]) -> Tensor:

@@ -27,7 +27,14 @@ from tubelet.layers.recurrence import Edge
 from tubelet.layers.store import FeatureLimits, FeatureStore
 from tubelet.malloc import retain_freed_memory
 from tubelet.models.architecture import Contract
-from tubelet.models.contracts import Encoding, as_encoding, as_online, as_streaming, check_contract
+from tubelet.models.contracts import (
+    Encoding,
+    as_detail,
+    as_encoding,
+    as_online,
+    as_streaming,
+    check_contract,
+)
 from tubelet.ops.sizes import pad_to
 from tubelet.restore.device import number_format
 from tubelet.restore.memory import is_out_of_memory, peak_tensor_bytes
@@ -87,7 +94,8 @@ class Runner(Protocol):
             ends_scene: Whether the scene ends with the last frame.
 
         Returns:
-            sr (1, T', 3, sH, sW), and the new state of an online model; None for other kinds.
+            sr (1, T', 3, sH, sW), or the detail of a model with a `skip`; and the new state of an
+            online model, None for other kinds.
         """
         ...
 
@@ -169,7 +177,7 @@ class TorchRunner:
         if hidden is not None:
             hidden = tuple(state.to(self.device) for state in hidden)
 
-        call = self.call
+        call = self._call_detail if self.contract.skip else self.call
         if self.contract.streams:
             before, after = _edges(lq, first_frame, ends_scene)
             call = partial(self.call, before=before, after=after)
@@ -291,6 +299,13 @@ class TorchRunner:
                 sr, hidden = as_online(self._model).step(lq, hidden)
                 return sr[:, None], hidden
             return self._model(lq, **edges), None
+
+    def _call_detail(self, lq: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """Call a network with a `skip` like `call`, but return its detail in place of sr."""
+        lq = _channels_last(lq)
+        with self._number_format():
+            detail, hidden = as_detail(self._model).step_detail(lq, hidden)
+        return detail[:, None], hidden
 
     @torch.no_grad()
     def memory_cost(self) -> MemoryCost:

@@ -21,6 +21,7 @@ rounded.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, NewType
 
@@ -36,7 +37,15 @@ from tubelet.video.chroma import downsample_chroma, sitings_of, upsample_chroma
 from tubelet.video.info import ColorTags
 from tubelet.video.layout import PixelLayout, component_views, layout_of, to_viewable
 
-__all__ = ["STRIP_PX", "Gamut", "ResolvedColor", "frame_to_rgb", "resolve_matrix", "rgb_to_frame"]
+__all__ = [
+    "STRIP_PX",
+    "Gamut",
+    "ResolvedColor",
+    "frame_to_rgb",
+    "resolve_matrix",
+    "rgb_to_frame",
+    "rows_to_frame",
+]
 
 Gamut = Literal["clip", "keep"]
 ResolvedColor = NewType("ResolvedColor", ColorTags)
@@ -150,10 +159,37 @@ def rgb_to_frame(
     pix_fmt: str,
     color: ResolvedColor,
 ) -> VideoFrame:
-    """Convert R'G'B' to a frame, dithered.
+    """Convert R'G'B' to a frame, dithered; see `rows_to_frame`.
 
     Args:
         rgb: (3, H, W). Values outside [0, 1] are written as far as there are codes for them.
+        alpha: See `rows_to_frame`.
+        pix_fmt: See `rows_to_frame`.
+        color: See `rows_to_frame`.
+    """
+    height, width = rgb.shape[-2:]
+    return rows_to_frame(
+        lambda start, stop: rgb[:, start:stop],
+        (height, width),
+        alpha,
+        pix_fmt=pix_fmt,
+        color=color,
+    )
+
+
+def rows_to_frame(
+    rows: Callable[[int, int], Tensor],
+    size: tuple[int, int],
+    alpha: Tensor | None,
+    *,
+    pix_fmt: str,
+    color: ResolvedColor,
+) -> VideoFrame:
+    """Convert an image that is read a few rows at a time to a frame, dithered.
+
+    Args:
+        rows: Maps the first row and the row after the last to R'G'B', (3, rows, W).
+        size: Height and width, pixels.
         alpha: (1, H, W) in [0, 1]; None is opaque. Ignored if `pix_fmt` has no alpha.
         pix_fmt: Any planar, semi-planar or packed format of 8- to 16-bit samples.
         color: Color tags, resolved for the size of the source; also set on the frame. RGB formats
@@ -170,8 +206,7 @@ def rgb_to_frame(
         raise RequestError(
             f"pixel format {pix_fmt!r} cannot be written; use for example yuv420p or yuv420p10le"
         )
-    rgb = rgb.detach().to(device="cpu", dtype=torch.float32).contiguous()
-    height, width = rgb.shape[-2:]
+    height, width = size
     frame = av.VideoFrame(width, height, pix_fmt)
     views = component_views(frame, layout)
     if layout.has_alpha:
@@ -184,7 +219,8 @@ def rgb_to_frame(
     # Strip by strip: intermediate results stay in the cache.
     num_rows = _rows_per_strip(layout, color, width, height)
     for top in range(0, height, num_rows):
-        strip = rgb[:, top : top + num_rows]
+        strip = rows(top, min(top + num_rows, height))
+        strip = strip.detach().to(device="cpu", dtype=torch.float32).contiguous()
         strip_views: list[NDArray[Any]] = []
         for index, view in enumerate(views):
             strip_views.append(_strip_of_view(view, index, layout, top, num_rows))
