@@ -1,11 +1,10 @@
 """`tubelet upscale`: its outputs and messages, and every error with its exit code."""
 
+import io
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.processes import run, start
 from helpers.toy_models import SPACE_TIME, build
 from helpers.videos import make_video
 from tubelet.cli import main
@@ -239,22 +239,11 @@ def test_the_rate_of_a_run_is_that_of_its_plan(
     assert doubled[-1].time_s == pytest.approx(frames[-1].time_s, abs=2e-3)
 
 
-def test_the_plan_on_a_terminal_of_few_letters(clip: Path) -> None:
-    program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        "upscale",
-        str(clip),
-        str(clip.with_name("o.mp4")),
-        *FAST,
-        "--dry-run",
-    ]
-    done = subprocess.run(
-        command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True
-    )
-    assert b"64\\xd748" in done.stdout
+def test_the_plan_on_a_terminal_of_few_letters(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["upscale", str(clip), str(clip.with_name("o.mp4")), *FAST, "--dry-run"]) == 0
+    assert b"64\\xd748" in written.getvalue()
 
 
 @pytest.fixture
@@ -497,21 +486,14 @@ def test_compare_needs_a_video_file(
     assert [path.name for path in clip.parent.iterdir()] == ["clip.mp4"]
 
 
+def command(*arguments: str) -> None:
+    """`tubelet` itself, for a process of its own."""
+    sys.exit(main(list(arguments)))
+
+
 def test_a_pipe_carries_the_video_and_nothing_else(clip: Path) -> None:
-    code = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "upscale",
-        str(clip),
-        "-",
-        "-m",
-        "bicubic",
-        "--progress",
-        "json",
-    ]
-    done = subprocess.run(command, capture_output=True, check=True)
+    done = run(command, "upscale", str(clip), "-", "-m", "bicubic", "--progress", "json")
+    assert done.code == 0
     assert done.stdout.startswith(b"YUV4MPEG2 ")
     assert len(done.stdout) > FRAMES * 256 * 192 * 3 // 2
     assert [json.loads(line)["event"] for line in done.stderr.splitlines()][-1] == "end"
@@ -519,52 +501,37 @@ def test_a_pipe_carries_the_video_and_nothing_else(clip: Path) -> None:
 
 def test_an_interrupt_while_the_pipe_is_idle(tmp_path: Path) -> None:
     video = make_video(tmp_path / "in.y4m", codec="rawvideo").read_bytes()
-    program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        "upscale",
-        "-",
-        str(tmp_path / "out.mp4"),
-        "-m",
-        "bicubic",
-    ]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*command, "--progress", "json"], **pipes) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
+    out = str(tmp_path / "out.mp4")
+    flags = ("-m", "bicubic", "--progress", "json")
+    with start(command, "upscale", "-", out, *flags) as process:
         process.stdin.write(video[: len(video) // 2])
         process.stdin.flush()
         assert any(b'"progress"' in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         error = process.stderr.read().decode()
-    assert process.returncode == 130
+    assert process.code == 130
     assert error == "tubelet: error: interrupted; no unfinished output is left\n"
     assert names_in(tmp_path) == ["in.y4m"]
 
 
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More frames than are restored before a signal comes."""
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    return make_video(path, frames=250, size=(160, 120), options={"preset": "ultrafast"})
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing(
-    tmp_path: Path, number: signal.Signals, code: int
+    long_clip: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    source = make_video(tmp_path / "long.mp4", frames=250, size=(320, 240))
-    program = "import sys; from tubelet.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "upscale", str(source), str(tmp_path / "out.mp4")]
-    with subprocess.Popen(
-        [*command, "-m", "bicubic", "--progress", "json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert any('"progress"' in line for line in process.stdout)
-        time.sleep(0.1)
+    out = str(tmp_path / "out.mp4")
+    flags = ("-m", "bicubic", "--progress", "json")
+    with start(command, "upscale", str(long_clip), out, *flags) as process:
+        assert any(names_in(tmp_path) for _ in process.stdout)  # there is something to remove
         process.send_signal(number)
-        error = process.stderr.read()
-    assert process.returncode == code
+        error = process.stderr.read().decode()
+    assert process.code == code
     assert error.startswith("tubelet: error: ")
     assert error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["long.mp4"]
+    assert names_in(tmp_path) == []

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import av
 
+from helpers.processes import Finished, run
 from tubelet.types import Frame
 from tubelet.video.codecs import EncodeSettings
 from tubelet.video.encoder import PacketSink, VideoEncoder
@@ -94,14 +93,12 @@ def encode_in_a_process(
         "jobs": jobs,
         "folder": str(folder),
     }
-    command = [sys.executable, "-c", "import segments; segments.work()", json.dumps(order)]
-    folder = Path(__file__).parent
-    done = subprocess.run(command, cwd=folder, check=True, timeout=120, capture_output=True)
-    assert done.stdout == done.stderr == b""
+    done = run(_work, json.dumps(order))
+    assert done == Finished(0, b"", b"")
 
 
-def work() -> None:
-    order = json.loads(sys.argv[1])
+def _work(text: str) -> None:
+    order = json.loads(text)
     form = OutputFormat.from_json(order["form"])
     clock = OutputClock.from_json(order["clock"])
     frames, _ = read_all(order["source"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.processes import PROCESSES
 from helpers.toy_models import (
     CLIP,
     FRAME,
@@ -203,7 +203,7 @@ RECURRENT = [
 ]
 
 
-QUICK = ("BasicVSR", "FastVSR", "RLSP")
+QUICK = ("FastVSR", "OVSR", "RLSP")
 
 
 @pytest.mark.parametrize(
@@ -211,11 +211,11 @@ QUICK = ("BasicVSR", "FastVSR", "RLSP")
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT],
 )
 def test_warm_up_hides_the_seams_of_every_recurrent_network(name: str) -> None:
-    """Drawn frames that move, and random weights."""
+    """Drawn frames that move, and random weights; without context, seams lie between 30 and 104 dB."""
     torch.manual_seed(0)
     network = tiny_network(name).eval()
     spec = replace(FRAME, id=name, contract=contract_of(name), build=lambda: network)
-    clip = torch.stack([torch.from_numpy(image(t, 32, 32)) for t in range(36)])
+    clip = torch.stack([torch.from_numpy(image(t, 16, 16)) for t in range(36)])
     clip = clip.permute(0, 3, 1, 2).float() / 255
     at_once = list(
         Engine(spec, network, UpscaleSettings(device="cpu", tile=0)).restore(
@@ -224,7 +224,7 @@ def test_warm_up_hides_the_seams_of_every_recurrent_network(name: str) -> None:
     )
     engine = Engine(spec, network, UpscaleSettings(device="cpu", tile=0))
     frames, _ = restore_stream(engine, clip, segment_frames=18, keeps_state=False)
-    assert worst_psnr(frames, at_once) >= 45
+    assert worst_psnr(frames, at_once) >= 120
 
 
 @pytest.mark.parametrize("segment_frames", [4, 1000])
@@ -372,7 +372,7 @@ def restore_backwards(work: list[tuple[Job, Segment, Path]]) -> list[int]:
 
 
 def restore_in_two_processes(work: list[tuple[Job, Segment, Path]]) -> list[int]:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with PROCESSES.Pool(2) as pool:
         return pool.starmap(restore_part, work)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.processes import run
 from helpers.videos import (
     FFMPEG,
     add_audio,
@@ -282,22 +283,19 @@ def test_damaged_image_is_skipped_in_its_place(tmp_path):
     assert "1 of 4 images could not be decoded: 2.png" in reader.problems[0]
 
 
+def describe_standard_input():
+    with open_reader("-") as reader:
+        pts = [frame.pts for frame in reader]
+        info = reader.info
+        found = (pts, info.width, info.height, info.average_rate, reader.problems)
+    sys.stdout.write(" ".join(map(str, found)))
+
+
 def test_y4m_through_a_real_pipe(tmp_path):
-    path = make_video(tmp_path / "a.y4m", codec="rawvideo", frames=7)
-    code = (
-        "from tubelet.video.reader import open_reader\n"
-        "with open_reader('-') as r:\n"
-        "    pts = [f.pts for f in r]\n"
-        "    print(pts, r.info.width, r.info.height, r.info.average_rate, r.problems)"
-    )
-
-    def run(data: bytes) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-c", code], input=data, capture_output=True, check=False
-        )
-
-    assert run(path.read_bytes()).stdout.decode().strip() == "[0, 1, 2, 3, 4, 5, 6] 64 48 25 []"
-    truncated = run(path.read_bytes()[:-100])
+    data = make_video(tmp_path / "a.y4m", codec="rawvideo", frames=7).read_bytes()
+    whole = run(describe_standard_input, stdin=data)
+    assert whole.stdout.decode() == "[0, 1, 2, 3, 4, 5, 6] 64 48 25 []"
+    truncated = run(describe_standard_input, stdin=data[:-100])
     assert b"ends early, in the middle of a frame, after 6 complete ones" in truncated.stdout
 
 

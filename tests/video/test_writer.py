@@ -1,7 +1,7 @@
 """Tests of written videos: times, formats, tags and sizes, destinations and refusals."""
 
 import itertools
-import subprocess
+import signal
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.processes import run, start
 from helpers.videos import (
     VFR_MS,
     add_video,
@@ -291,20 +292,16 @@ def test_deep_images_have_16_bit(tmp_path):
     assert np.abs(wide - images[0].rgb.movedim(0, -1).numpy() * 65535).max() <= 1
 
 
+def write_to_stdout(count, size):
+    with open_writer("-", like=info(), width=size[0], height=size[1]) as writer:
+        for frame in frames(count, size):
+            writer.write(frame)
+
+
 def test_y4m_on_stdout(tmp_path):
     """In a separate process: nothing but the video may be printed."""
-    code = (
-        "from helpers.videos import frames, info\nfrom tubelet.video.writer import open_writer\n"
-        "with open_writer('-', like=info(), width=32, height=24) as out:\n"
-        "    for frame in frames(): out.write(frame)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        check=True,
-        timeout=120,
-    )
+    done = run(write_to_stdout, 3, (32, 24))
+    assert done.code == 0
     assert done.stdout.startswith(b"YUV4MPEG2 W32 H24 F25:1")
     assert done.stdout.count(b"FRAME\n") == 3
     assert done.stderr == b""
@@ -312,28 +309,20 @@ def test_y4m_on_stdout(tmp_path):
     assert len(times_s(tmp_path / "out.y4m")) == 3
 
 
-def test_closed_pipe_is_one_line(tmp_path):
-    code = (
-        "import sys\n"
-        "from helpers.videos import frames, info\nfrom tubelet.errors import ResourceError\n"
-        "from tubelet.video.writer import open_writer\n"
-        "try:\n"
-        "    with open_writer('-', like=info(), width=320, height=240) as out:\n"
-        "        for frame in frames(40, (320, 240)): out.write(frame)\n"
-        "except ResourceError as error:\n    sys.exit(str(error))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout
-    assert process.stderr
-    process.stdout.close()
-    message = process.stderr.read().decode()
-    process.stderr.close()
-    assert process.wait(timeout=120) == 1
+def write_to_a_closed_pipe(size):
+    sys.stdin.read()  # until the reader has left
+    try:
+        write_to_stdout(3, size)
+    except ResourceError as error:
+        sys.exit(str(error))
+
+
+def test_closed_pipe_is_one_line():
+    with start(write_to_a_closed_pipe, (320, 240)) as process:
+        process.stdout.close()
+        process.stdin.close()
+        message = process.stderr.read().decode()
+    assert process.code == 1
     assert "closed the pipe" in message
 
 
@@ -369,30 +358,25 @@ def test_no_frame_is_no_output(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+def write_to_a_full_disk(dst):
+    """A limit on the size of files simulates it."""
+    import resource
+
+    images = frames(4, (320, 240))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
+    try:
+        write(dst, images=images, size=(320, 240))
+    except ResourceError as error:
+        sys.exit(str(error))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out"])
 def test_full_disk_is_one_line(tmp_path, name):
-    """A limit on the size of files, in a separate process, simulates a full disk."""
-    code = (
-        "import resource, signal, sys\nfrom helpers.videos import frames, info\n"
-        "from tubelet.errors import ResourceError\nfrom tubelet.video.writer import open_writer\n"
-        "images = frames(4, (320, 240))\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
-        "try:\n"
-        "    with open_writer(sys.argv[1], like=info(), width=320, height=240) as out:\n"
-        "        for frame in images: out.write(frame)\n"
-        "except ResourceError as error:\n    sys.exit(str(error))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / name)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "no space left" in done.stderr
-    assert done.returncode == 1
+    done = run(write_to_a_full_disk, tmp_path / name)
+    assert b"no space left" in done.stderr
+    assert done.code == 1
     assert list(tmp_path.iterdir()) == []
 
 
