@@ -36,8 +36,8 @@ from tubelet.zoo.baselines import Resample
 
 _ATTENTION: dict[str, Any] = {
     "channels": 8,
-    "depths": (2, 2),
-    "num_heads": (2, 2),
+    "depths": (2,),
+    "num_heads": (2,),
     "upsample_channels": 8,
 }
 
