@@ -39,7 +39,7 @@ def sources(tmp_path_factory):
     paths = {
         "rich": make_rich(folder / "rich.mkv"),
         "transport": make_plain(folder / "transport.ts", pts_ms=tuple(range(40000, 40480, 40))),
-        "late": make_video(folder / "late.mkv", frames=30, pts=range(7, 37)),
+        "late": make_video(folder / "late.mkv", frames=20, pts=range(7, 27)),
         "negative": make_video(folder / "negative.mkv", frames=12, pts=range(-2, 10), codec="ffv1"),
         "deep": make_video(folder / "deep.mkv", frames=12, codec="ffv1", pix_fmt="yuv420p10le"),
         "alpha": make_video(folder / "alpha.mkv", frames=12, codec="ffv1", pix_fmt="yuva420p"),
@@ -94,7 +94,7 @@ def test_segments_joined_equal_the_video_written_at_once(
     others = describe_others(tmp_path / f"whole-{name}")
     assert len(whole["pts"]) == len(images)
     last = len(images)
-    for cuts in ([last // 2], [1], [1, 2, last // 3, last - 1]):
+    for cuts in ([last // 2], [1, 2, last // 3, last - 1]):
         joined = {}
         for way in ("direct", "parts"):
             path = tmp_path / f"{way}-{len(cuts)}-{cuts[0]}-{name}"

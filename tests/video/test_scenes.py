@@ -1,3 +1,4 @@
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -76,8 +77,9 @@ def test_flashes_and_fades_are_no_cuts():
     assert cuts(base * (1 - t / 20) for t in range(20)) == []
 
 
+@cache
 def load(path: Path) -> list[Tensor]:
-    """Read the frames of a clip, at a quarter of the size to be quick."""
+    """Read the frames of a clip, at a quarter of the size to be quick; several tests share them."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         width, height = stream.width // 4, stream.height // 4
