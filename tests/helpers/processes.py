@@ -114,4 +114,6 @@ def _call(
         open(number, mode, closefd=False)  # noqa: SIM115
         for number, mode in enumerate("rww")
     )
+    # A shell that runs the tests in the background lets them ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     function(*arguments)
