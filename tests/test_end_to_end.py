@@ -140,9 +140,14 @@ def benchmark_clip(shared: Path, name: str, path: Path, limit: int | None = None
     return path
 
 
-@pytest.mark.parametrize("name", DEV_EVAL)
+# The starts of two clips, of different sizes, and every clip whole.
 @pytest.mark.parametrize(
-    "limit", [pytest.param(8, id="start"), pytest.param(None, id="whole", marks=pytest.mark.slow)]
+    ("name", "limit"),
+    [
+        ("davis_goat", 8),
+        ("vid4_city", 8),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in DEV_EVAL),
+    ],
 )
 def test_benchmark_clips_with_audio(shared, tmp_path, name, limit):
     source = benchmark_clip(shared, name, tmp_path / "in.mp4", limit)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from helpers.toy_datasets import make_vid4, save_frames
 from helpers.videos import make_video
@@ -61,9 +62,14 @@ def test_low_quality_clips_of_another_length(tmp_path: Path):
     assert "bi: 46 low-quality frames, not 47" in problems(tmp_path)["walk"]
 
 
+@pytest.fixture(scope="module")
+def gt() -> Tensor:
+    """A part of the drawn scene."""
+    return next(iter(draw_scene(1)))[None, :, 100:180, 100:220]
+
+
 @pytest.mark.parametrize("preset", ["bi", "bd", "bd-b", "bd-c"])
-def test_the_degradation_of_a_clip_is_recognized(tmp_path: Path, preset: str):
-    gt = next(iter(draw_scene(1)))[None, :, 100:180, 100:220]
+def test_the_degradation_of_a_clip_is_recognized(tmp_path: Path, gt: Tensor, preset: str):
     for name, clip in (("gt", gt), ("lq", degrade(gt, preset))):
         (tmp_path / name).mkdir()
         pixels = (clip[0] * 255).round().byte().permute(1, 2, 0).numpy()
@@ -73,9 +79,8 @@ def test_the_degradation_of_a_clip_is_recognized(tmp_path: Path, preset: str):
     assert likeness[preset] > 45
 
 
-def test_a_mislabeled_convention_is_a_problem(tmp_path: Path):
+def test_a_mislabeled_convention_is_a_problem(tmp_path: Path, gt: Tensor):
     make_vid4(tmp_path)
-    gt = next(iter(draw_scene(1)))[None, :, 100:180, 100:220]
     for folder, clip in (("GT", gt), ("BDx4", degrade(gt, "bd"))):
         for name in ("calendar",):
             for old in (tmp_path / folder / name).glob("*.png"):
