@@ -1,24 +1,26 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tubelet.layers.flows import ClipFlows
 from tubelet.layers.recurrence import Edge, clip_frames
-from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore
 
 
-class _Counting(SpyNet):
-    """A SpyNet that counts its calls."""
+class _Counting(nn.Module):
+    """Stands in for SpyNet, which would take most of the time, and counts its calls."""
 
     def __init__(self) -> None:
-        torch.manual_seed(0)
         super().__init__()
+        self.body = nn.Conv2d(6, 2, 3, padding=1)
         self.calls = 0
+
+    def flow(self, ref: Tensor, supp: Tensor) -> Tensor:
+        return self.body(torch.cat([ref, supp], 1))
 
     def forward(self, ref: Tensor, supp: Tensor) -> Tensor:
         self.calls += 1
-        return super().forward(ref, supp)
+        return self.flow(ref, supp)
 
 
 @pytest.mark.parametrize("sweeps", [1, 2])
@@ -56,7 +58,7 @@ def test_flows_are_computed_once_and_leave_nothing(
                 for passed, t in enumerate(range(num_frames)[::step]):
                     for hop in range(min(order, passed + beyond)):
                         pair = (t - hop * step, t - (hop + 1) * step)
-                        expected = SpyNet.forward(spynet, frames[pair[0]], frames[pair[1]])
+                        expected = spynet.flow(frames[pair[0]], frames[pair[1]])
                         assert torch.equal(flows.between(*pair), expected)
                         pairs.add(pair)
         assert spynet.calls == len(pairs)
