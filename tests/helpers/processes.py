@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 
 PROCESSES: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 if FORKS:
-    PROCESSES.set_forkserver_preload(["pytest", "PIL.Image", "tubelet.restore.job"])
+    PROCESSES.set_forkserver_preload(["pytest", "torch", "av", "numpy", "PIL.Image"])
 
 TIMEOUT_S = 120
 
@@ -79,7 +80,8 @@ def start(function: Callable[..., object], *arguments: object) -> Running:
         PROCESSES.Pipe(duplex=False) for _ in range(3)
     )
     theirs = (stdin, stdout, stderr)
-    process = PROCESSES.Process(target=_call, args=(theirs, function, arguments), daemon=True)
+    call = pickle.dumps((function, arguments))
+    process = PROCESSES.Process(target=_call, args=(theirs, call), daemon=True)
     process.start()
     for pipe in theirs:
         pipe.close()
@@ -103,8 +105,7 @@ def _file_of(connection: Connection, mode: str) -> BinaryIO:
 
 def _call(
     pipes: tuple[Connection, Connection, Connection],
-    function: Callable[..., object],
-    arguments: tuple[object, ...],
+    call: bytes,
 ) -> None:
     """In the process: connect the pipes and call the function; what it returns is lost."""
     for number, pipe in enumerate(pipes):
@@ -116,4 +117,6 @@ def _call(
     )
     # A shell that runs the tests in the background lets them ignore interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Now, so that what imports print goes into the pipes.
+    function, arguments = pickle.loads(call)
     function(*arguments)
