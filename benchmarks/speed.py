@@ -2,7 +2,8 @@
 
 Model alone: `step` or `forward` on frames that are in memory, the median and spread over runs that take turns, so
 that a busy moment falls on all alike. Command: `tubelet upscale` as a user starts it, on a clip drawn by code, as a
-process of its own: frames over the time of the whole process, and over the time without the start of Python.
+process of its own: frames over the time of the whole process, and over the time without the start of Python; its floor is
+FFmpeg's Lanczos filter with the same encoder.
 Memory: peak resident set of that process, for a short and a ten times longer video.
 """
 
@@ -32,6 +33,7 @@ from tubelet.video.info import ColorTags, VideoInfo
 from tubelet.video.writer import EncodeSettings, open_writer
 from tubelet.zoo.catalog import find_model
 from tubelet.zoo.opening import open_model
+from versions import measure, run_ffmpeg
 
 WIDTH, HEIGHT = 320, 180
 RUN_COMMAND = """
@@ -141,13 +143,12 @@ def bench_engine(ids: list[str], count: int) -> None:
         print(f"| {id} | {done / (time.perf_counter() - start):.1f} |", flush=True)
 
 
-def run_command(clip: Path, out: Path, id: str) -> tuple[dict[str, float], float]:
-    """Run `tubelet upscale` in a process of its own: its report, and the seconds of the whole process."""
-    start = time.perf_counter()
+def run_command(clip: Path, out: Path, id: str) -> dict[str, float]:
+    """Run `tubelet upscale` in a process of its own: its report, and what `measure` adds."""
     command = [sys.executable, "-c", RUN_COMMAND, str(clip), str(out), "--model", id]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    wall_s = time.perf_counter() - start
-    return json.loads(lines[-2]) | json.loads(lines[-1]), wall_s  # the event "end", and the peak
+    output, times = measure(command)
+    lines = output.splitlines()
+    return json.loads(lines[-2]) | json.loads(lines[-1]) | times  # the event "end", and the peak
 
 
 def bench_command(ids: list[str], folder: Path, count: int, repeats: int) -> None:
@@ -157,14 +158,25 @@ def bench_command(ids: list[str], folder: Path, count: int, repeats: int) -> Non
     print(
         f"\nThe whole command, {WIDTH}x{HEIGHT} H.264 → H.264, {count} frames, median of {repeats}"
     )
-    print("| model | output | frames a second | with the start of Python |\n|---|---|---|---|")
+    print(
+        "| model | output | frames a second | with the start of Python | cores used | CPU, s "
+        f"| CPU / FFmpeg's |\n|{'---|' * 7}"
+    )
     for id in ids:
-        reports = [run_command(clip, folder / "out.mp4", id) for _ in range(repeats)]
-        inside = statistics.median(report["frames"] / report["elapsed_s"] for report, _ in reports)
-        whole = statistics.median(report["frames"] / wall_s for report, wall_s in reports)
         scale = find_model(id).scale
+        reports: list[dict[str, float]] = []
+        floors: list[float] = []
+        for _ in range(repeats):
+            floors.append(run_ffmpeg(clip, folder / "floor.mp4", scale)["cpu_seconds"])
+            reports.append(run_command(clip, folder / "out.mp4", id))
+        inside = statistics.median(r["frames"] / r["elapsed_s"] for r in reports)
+        whole = statistics.median(r["frames"] / r["seconds"] for r in reports)
+        cores = statistics.median(r["cpu_seconds"] / r["seconds"] for r in reports)
+        cpu_s = statistics.median(r["cpu_seconds"] for r in reports)
         print(
-            f"| {id} | {WIDTH * scale}x{HEIGHT * scale} | {inside:.1f} | {whole:.1f} |", flush=True
+            f"| {id} | {WIDTH * scale}x{HEIGHT * scale} | {inside:.1f} | {whole:.1f} | {cores:.2f} "
+            f"| {cpu_s:.1f} | {cpu_s / statistics.median(floors):.2f} |",
+            flush=True,
         )
 
 
@@ -175,7 +187,7 @@ def bench_memory(id: str, folder: Path, short: int) -> None:
     for count in (short, 10 * short):
         clip = folder / f"clip-{count}.mp4"
         make_clip(clip, count)
-        report, _ = run_command(clip, folder / "out.mp4", id)
+        report = run_command(clip, folder / "out.mp4", id)
         peaks.append(report["peak_bytes"])
         print(f"| {id} | {count} | {report['peak_bytes'] / 1e6:.0f} |", flush=True)
     print(f"{10 * short} frames take {100 * (peaks[1] / peaks[0] - 1):+.1f} % against {short}")

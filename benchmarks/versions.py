@@ -143,37 +143,35 @@ def write_h264(path: Path, frames: int, width: int, height: int) -> None:
     subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", str(raw), *encode], check=True)
 
 
-def run_command(source: Path, clip: Path, out: Path, model: str) -> dict[str, float]:
-    """Run `tubelet upscale` once with one version: seconds of the process, and of all its threads."""
-    environment = os.environ | {"PYTHONPATH": str(source)}
+def measure(
+    command: Sequence[str], environment: dict[str, str] | None = None
+) -> tuple[str, dict[str, float]]:
+    """Run a command: its output, its seconds, and those of all its threads."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    arguments = [str(clip), str(out), "--model", model, "--device", "cpu", "--overwrite"]
-    subprocess.run(
-        [sys.executable, "-c", _COMMAND, *arguments],
-        env=environment,
-        capture_output=True,
-        check=True,
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds}
+    return done.stdout, {"seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def run_command(source: Path, clip: Path, out: Path, model: str) -> dict[str, float]:
+    """Run `tubelet upscale` once with one version."""
+    arguments = [str(clip), str(out), "--model", model, "--device", "cpu", "--overwrite"]
+    command = [sys.executable, "-c", _COMMAND, *arguments]
+    _, times = measure(command, os.environ | {"PYTHONPATH": str(source)})
+    return times
 
 
 def run_ffmpeg(clip: Path, out: Path, scale: int) -> dict[str, float]:
     """Upscale by FFmpeg's Lanczos filter, with the encoder settings that Tubelet chooses by default."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
     filters = ["-vf", f"scale=iw*{scale}:ih*{scale}:flags=lanczos"]
-    encode = ["-c:v", "libx264", "-preset", "superfast", "-crf", "18"]
-    subprocess.run(
-        ["ffmpeg", "-v", "error", "-y", "-i", str(clip), *filters, *encode, str(out)], check=True
+    encode = ["-c:v", "libx264", "-preset", "superfast", "-crf", "16"]
+    _, times = measure(
+        ["ffmpeg", "-v", "error", "-y", "-i", str(clip), *filters, *encode, str(out)]
     )
-    seconds = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds}
+    return times
 
 
 def compare_commands(models: Sequence[str], versions: dict[str, Path], options: Any) -> None:

@@ -59,7 +59,7 @@ def through_engine(
         contract=contract,
         build=lambda: model,
     )
-    engine = Engine(spec, model, UpscaleSettings(device="cpu", tile=tile))
+    engine = Engine(spec, model, UpscaleSettings(device="cpu", precision="fp32", tile=tile))
     out: list[Tensor] = []
     for frame in engine.restore(frames_of(clip), starts_scene=cuts_at()):
         out.append(frame.rgb.clone())
@@ -116,9 +116,9 @@ def assert_gradients(model: nn.Module, *outputs: Tensor) -> None:
     assert not dead
 
 
-def reach_px(sr: Tensor, center: int, scale: int) -> int:
-    """Measure how far, in lq pixels, the not-a-numbers of sr (..., sH, sW) lie from row and column `center` of lq."""
-    rows, columns = sr.isnan().flatten(0, -3).any(0).nonzero().unbind(1)
+def reach_px(differs: Tensor, center: int, scale: int) -> int:
+    """Measure how far, in lq pixels, the true values (..., sH, sW) lie from row and column `center` of lq."""
+    rows, columns = differs.flatten(0, -3).any(0).nonzero().unbind(1)
     places = torch.cat([rows, columns]) // scale
     assert len(places)
     return int((places - center).abs().max())
@@ -132,13 +132,16 @@ def assert_halo(architecture: Architecture, model: nn.Module, *, side: int) -> N
     reached: list[int] = []
     with torch.inference_mode():
         _, hidden = model.step(lq, None)
-        for spoilt in range(1 + len(hidden)):
+        sr, states = model.step(lq, hidden)
+        before = (sr, *states)
+        for changed in range(1 + len(hidden)):
             inputs = [lq.clone(), *(state.clone() for state in hidden)]
-            ratio = inputs[spoilt].shape[-1] // side
-            inputs[spoilt][..., ratio * (side // 2), ratio * (side // 2)] = torch.nan
+            ratio = inputs[changed].shape[-1] // side
+            inputs[changed][..., ratio * (side // 2), ratio * (side // 2)] += 1000
             sr, states = model.step(inputs[0], tuple(inputs[1:]))
-            for result in (sr, *states):
-                if result.isnan().any():
-                    reached.append(reach_px(result, side // 2, result.shape[-1] // side))
+            for result, unchanged in zip((sr, *states), before, strict=True):
+                differs = result != unchanged
+                if differs.any():
+                    reached.append(reach_px(differs, side // 2, result.shape[-1] // side))
     assert max(reached) <= contract.halo_px
     assert max(reached) >= contract.halo_px - contract.size_multiple  # wider would only cost time

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, leaky_relu, pixel_shuffle
+from torch.nn.functional import conv2d, interpolate, leaky_relu, pixel_shuffle
 
 from helpers.clip_parity import assert_clip_as_recorded, assert_recognized
 from helpers.image_parity import published_keys
@@ -68,8 +68,9 @@ def test_equals_the_equations_written_plainly() -> None:
             zip(features["back"][::-1], features["front"], strict=True)
         ):
             x = leaky_relu(net.fusion(torch.cat([back, front], 1)), 0.1)
-            x = pixel_shuffle(net.upconv1(x), 2)  # which ends with a leaky ReLU
-            x = pixel_shuffle(net.upconv2(x), 2)
+            for conv in (net.upconv1, net.upconv2):
+                x = leaky_relu(conv2d(x, conv.weight, conv.bias, padding=1), 0.1)
+                x = pixel_shuffle(x, 2)
             expected = net.conv_last(net.conv_hr(x)) + interpolate(
                 lq[:, t], scale_factor=4.0, mode="bilinear"
             )

@@ -218,11 +218,11 @@ def test_warm_up_hides_the_seams_of_every_recurrent_network(name: str) -> None:
     clip = torch.stack([torch.from_numpy(image(t, 16, 16)) for t in range(36)])
     clip = clip.permute(0, 3, 1, 2).float() / 255
     at_once = list(
-        Engine(spec, network, UpscaleSettings(device="cpu", tile=0)).restore(
+        Engine(spec, network, UpscaleSettings(device="cpu", precision="fp32", tile=0)).restore(
             frames_of(clip), starts_scene=cuts_at()
         )
     )
-    engine = Engine(spec, network, UpscaleSettings(device="cpu", tile=0))
+    engine = Engine(spec, network, UpscaleSettings(device="cpu", precision="fp32", tile=0))
     frames, _ = restore_stream(engine, clip, segment_frames=18, keeps_state=False)
     assert worst_psnr(frames, at_once) >= 120
 
