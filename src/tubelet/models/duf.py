@@ -318,7 +318,6 @@ def _contract(config: DUFConfig) -> Contract:
         scale=config.scale,
         temporal=Temporal("window", radius=_NUM_FRAMES // 2),
         halo_px=reach_px,
-        precisions=("fp32", "bf16"),
     )
 
 

@@ -204,7 +204,6 @@ def _contract(config: EDSRConfig) -> Contract:
         scale=config.scale,
         temporal=Temporal("frame"),
         halo_px=reach_px,
-        precisions=("fp32", "bf16"),
     )
 
 

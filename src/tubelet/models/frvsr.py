@@ -378,7 +378,6 @@ def _contract(config: FRVSRConfig) -> Contract:
         halo_px=_FLOW_REACH_PX + srnet_reach_px,
         size_multiple=_FNET_SIZE_MULTIPLE,
         min_size_px=_FNET_SIZE_MULTIPLE,
-        precisions=("fp32", "bf16"),
     )
 
 

@@ -182,7 +182,6 @@ def _contract(config: FSRCNNConfig) -> Contract:
         scale=config.scale,
         temporal=Temporal("frame"),
         halo_px=reach_px,
-        precisions=("fp32", "bf16"),
     )
 
 

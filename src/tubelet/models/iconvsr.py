@@ -438,7 +438,6 @@ def _contract(config: IconVSRConfig) -> Contract:
         streams=True,
         # A window at the end of a video takes frames up to twice the radius from its key frame.
         edge_frames=2 * config.temporal_padding,
-        precisions=("fp32", "bf16"),
     )
 
 

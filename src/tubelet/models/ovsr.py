@@ -379,7 +379,6 @@ def _contract(config: OVSRConfig) -> Contract:
         halo_px=32,
         streams=True,
         edge_frames=1,
-        precisions=("fp32", "bf16"),
     )
 
 

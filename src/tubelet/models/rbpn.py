@@ -385,7 +385,6 @@ def _contract(config: RBPNConfig) -> Contract:
         scale=config.scale,
         temporal=Temporal("window", radius=config.num_frames // 2),
         halo_px=_HALO_PX,
-        precisions=("fp32", "bf16"),
     )
 
 

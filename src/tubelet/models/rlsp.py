@@ -180,7 +180,6 @@ def _contract(config: RLSPConfig) -> Contract:
         temporal=Temporal("online", lookahead=1),
         # Each convolution reaches half a kernel further.
         halo_px=config.num_layers * (config.kernel_px // 2),
-        precisions=("fp32", "bf16"),
     )
 
 

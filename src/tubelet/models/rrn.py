@@ -188,7 +188,6 @@ def _contract(config: RRNConfig) -> Contract:
         # previous one.
         temporal=Temporal("online", lookahead=1),
         halo_px=reach_px,
-        precisions=("fp32", "bf16"),
     )
 
 

@@ -318,7 +318,6 @@ def _contract(config: RSDNConfig) -> Contract:
         temporal=Temporal("online", lookahead=1),
         halo_px=reach_px,
         size_multiple=2,
-        precisions=("fp32", "bf16"),
     )
 
 

@@ -261,7 +261,6 @@ def _contract(config: SESRConfig) -> Contract:
         temporal=Temporal("frame"),
         # Two 5×5 convolutions, and the 3×3 convolutions between them.
         halo_px=config.num_blocks + 4,
-        precisions=("fp32", "bf16"),
     )
 
 

@@ -416,7 +416,6 @@ def _contract(config: TMNetConfig) -> Contract:
         size_multiple=SIZE_MULTIPLE,
         streams=True,
         edge_frames=1,
-        precisions=("fp32", "bf16"),
     )
 
 

@@ -315,7 +315,6 @@ def _contract(config: TOFlowConfig) -> Contract:
         size_multiple=size_multiple,
         min_size_px=size_multiple,
         encodes=True,
-        precisions=("fp32", "bf16"),
     )
 
 

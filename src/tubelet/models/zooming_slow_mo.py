@@ -646,7 +646,6 @@ def _contract(config: ZoomingSlowMoConfig) -> Contract:
         size_multiple=SIZE_MULTIPLE,
         streams=True,
         edge_frames=1,
-        precisions=("fp32", "bf16"),
     )
 
 
