@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
@@ -77,7 +77,7 @@ class Entry:
     patch_px: int = 32
     """Side of the low-quality crops."""
     batch: int = 2
-    frames: int = field(default=5)
+    frames: int = 5
 
 
 NETWORKS = {
@@ -164,9 +164,11 @@ def read_ncnn(path: Path, model: nn.Module) -> None:
 
 
 def open_engine(path: Path, precision: Literal["fp32", "bf16"]) -> Engine:
-    """Open a network in a number format; the engine measures its memory use once."""
+    """Open a network in a number format, whether its contract lists it or not."""
     opened = open_model(str(path))
-    return Engine(opened.spec, opened.network, UpscaleSettings(device="cpu", precision=precision))
+    contract = replace(opened.spec.contract, precisions=PRECISIONS)
+    spec = replace(opened.spec, contract=contract)
+    return Engine(spec, opened.network, UpscaleSettings(device="cpu", precision=precision))
 
 
 def restore(engine: Engine, lq: Tensor) -> Tensor:
@@ -187,8 +189,8 @@ def crop_center(lq: Tensor, gt: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     return lq_crop, gt_crop
 
 
-def psnr(sr: Tensor, gt: Tensor) -> float:
-    """Mean over the frames of PSNR over RGB, dB."""
+def mean_psnr(sr: Tensor, gt: Tensor) -> float:
+    """Mean over the frames of PSNR over RGB, dB, without rounding to 8 bits, which would hide the errors."""
     errors = (sr.clamp(0, 1) - gt).square().mean((1, 2, 3))
     return float((-10 * errors.log10()).mean())
 
@@ -237,9 +239,9 @@ def main() -> None:
             in_bf16 = restore(engines["bf16"], lq)
             # A space-time network returns frames in between, which have no counterpart in gt.
             count = min(len(gt), len(in_fp32))
-            full.append(psnr(in_fp32[:count], gt[:count]))
-            half.append(psnr(in_bf16[:count], gt[:count]))
-            agreement.append(psnr(in_bf16, in_fp32.clamp(0, 1)))
+            full.append(mean_psnr(in_fp32[:count], gt[:count]))
+            half.append(mean_psnr(in_bf16[:count], gt[:count]))
+            agreement.append(mean_psnr(in_bf16, in_fp32.clamp(0, 1)))
             detail = in_fp32[:count] - enlarge(lq, scale)[:count]
             error = in_bf16[:count] - in_fp32[:count]
             relative_errors.append(

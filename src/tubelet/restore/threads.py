@@ -9,7 +9,7 @@ from tubelet.types import Precision
 
 __all__ = ["network_threads"]
 
-# Rates of one core, measured on processors with AVX-512 (benchmarks/pipeline.py). Only their ratio
+# Rates of one core, measured on processors with AVX-512 (docs/log/2026-11-30.md). Only their ratio
 # to the time of the output matters, and only for networks that take about as long as the encoder.
 _MULTIPLICATIONS_PER_S: dict[Precision, float] = {"fp32": 40e9, "bf16": 200e9, "fp16": 40e9}
 _OUTPUT_S_PER_PX = 25e-9
