@@ -9,6 +9,9 @@ layout, with torchvision's deformable convolution and grid_sample, recurrent net
 first, every feature kept); windows one after the other. Every run is a process of its own; both take turns. Weights are
 random, with offsets of a few pixels. `--shallow` takes one residual block a trunk: what is kept of a clip is the same,
 and a long one does not take an hour.
+
+Share of the limit: the FLOPs of the network as published, over the time and the rate at which this machine multiplies
+matrices in this format. Winograd's algorithm and shared work can bring it above one.
 """
 
 from __future__ import annotations
@@ -32,9 +35,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from limits import matrix_rate
 from plain import hat as plain_hat
 from plain import swinir as plain_swinir
 from plain.recurrent import plain_basicvsr, plain_basicvsr_pp, warp
+from tubelet.evaluation.counting import count_flops
 from tubelet.evaluation.machine import peak_resident_bytes, processor_name
 from tubelet.evaluation.scene import draw_scene
 from tubelet.models import basicvsr, basicvsr_pp, edvr, hat, rrdb, swinir, tdan
@@ -59,6 +64,9 @@ class Network:
 
 WAYS = ("plain", "fp32", "bf16")
 OURS = WAYS[1:]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COUNTED_PX = 64
+"""Side of the frames whose FLOPs are counted; they are proportional to the pixels."""
 
 
 def plain_frames(model: nn.Module, lq: Tensor) -> Tensor:
@@ -158,6 +166,15 @@ def plain_warp(x: Tensor, flow: Tensor, *, padding: str = "zeros") -> Tensor:
     return warp(x, flow, padding)
 
 
+def flops_per_px(network: Network, path: Path, frames: int) -> float:
+    """Count the FLOPs of the published formulation for a pixel of a frame of the input."""
+    lq = clip(frames, COUNTED_PX, COUNTED_PX)
+    model = open_checkpoint(path).model
+    with torch.no_grad():
+        flops = count_flops(model, lambda: list(run_plain(network, path, lq)))
+    return flops / (frames * COUNTED_PX**2)
+
+
 def run_one(options: argparse.Namespace) -> None:
     """Do one run, in a process of its own: print its time and peak, keep a part of the result."""
     network = NETWORKS[options.networks[0]]
@@ -205,20 +222,23 @@ def main() -> None:
     if options.way:
         run_one(options)
         return
+    rates = {way: matrix_rate(dtype) for way, dtype in DTYPES.items()}
     print(
-        f"{date.today()}, {processor_name()}, {torch.get_num_threads()} threads, {options.size[0]}×{options.size[1]}\n"
+        f"{date.today()}, {processor_name()}, {torch.get_num_threads()} threads, {options.size[0]}×{options.size[1]}; "
+        f"matrix products: fp32 {rates['fp32'] / 1e9:.0f}, bf16 {rates['bf16'] / 1e9:.0f} GFLOP/s\n"
     )
     print(
         "| network | frames | plain, s a frame | fp32 | bf16 | plain / fp32 | plain / bf16 "
+        "| fp32, share of the limit | bf16 "
         "| plain, MB | fp32 | bf16 | fp32 / plain | bf16 / plain "
-        "| fp32 to plain, dB | bf16 to plain, dB |\n|" + "---|" * 14
+        "| fp32 to plain, dB | bf16 to plain, dB |\n|" + "---|" * 16
     )
     for name in options.networks:
         for frames in options.frames or [NETWORKS[name].frames]:
-            print(compare(name, frames, options), flush=True)
+            print(compare(name, frames, options, rates), flush=True)
 
 
-def compare(name: str, frames: int, options: argparse.Namespace) -> str:
+def compare(name: str, frames: int, options: argparse.Namespace, rates: dict[str, float]) -> str:
     """Run all ways in turn: a line of the table."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.safetensors"
@@ -228,6 +248,7 @@ def compare(name: str, frames: int, options: argparse.Namespace) -> str:
         for _ in range(options.repeats):
             for way, results in seen.items():
                 results.append(_child(name, way, frames, file, options.size))
+        flops = flops_per_px(NETWORKS[name], file, frames) * options.size[0] * options.size[1]
         images = {way: torch.load(file.with_name(f"{way}.pt")).float() for way in seen}
     seconds = {way: statistics.median(run["s"] for run in runs) for way, runs in seen.items()}
     peaks = {way: max(run["mb"] for run in runs) for way, runs in seen.items()}
@@ -237,6 +258,8 @@ def compare(name: str, frames: int, options: argparse.Namespace) -> str:
     for way in OURS:
         is_comparable = "plain" in seen and way in seen
         cells.append(f"{seconds['plain'] / seconds[way]:.2f}" if is_comparable else "-")
+    for way in OURS:
+        cells.append(f"{flops / seconds[way] / rates[way]:.2f}" if way in seen else "-")
     for way in WAYS:
         cells.append(f"{peaks[way]:.0f}" if way in seen else "-")
     for way in OURS:

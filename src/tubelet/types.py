@@ -9,7 +9,6 @@ primaries and transfer function. Flow is (B, 2, H, W), pixels, dx then dy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Frame", "LazyFrame", "Precision", "Temporal", "TemporalKind"]
+__all__ = ["Frame", "Precision", "Temporal", "TemporalKind"]
 
 TemporalKind = Literal["frame", "window", "online", "clip"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -68,49 +67,6 @@ class Frame:
     def rows(self, start: int, stop: int) -> Tensor:
         """Return rows of the image, (3, stop - start, W)."""
         return self.rgb[:, start:stop]
-
-
-class LazyFrame(Frame):
-    """A frame whose image is computed when it is read, if possible a few rows at a time.
-
-    The rows of a large image that are converted at once then stay in the cache of the processor,
-    and the whole image is never in memory.
-
-    Args:
-        source: Frame whose time it has.
-        size: Height and width, pixels.
-        compute_rows: Maps the first row and the row after the last to rows, (3, rows, W).
-        alpha: See `Frame`.
-    """
-
-    def __init__(
-        self,
-        source: Frame,
-        size: tuple[int, int],
-        compute_rows: Callable[[int, int], Tensor],
-        alpha: Tensor | None,
-    ) -> None:
-        self.pts = source.pts
-        self.time_base = source.time_base
-        self.duration = source.duration
-        self.index = source.index
-        self.alpha = alpha
-        self._size = size
-        self._compute_rows = compute_rows
-
-    @property
-    def rgb(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The whole image, computed anew each time."""
-        return self._compute_rows(0, self._size[0])
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width, pixels."""
-        return self._size
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Return rows of the image, (3, stop - start, W)."""
-        return self._compute_rows(start, stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tubelet.models.state_dict import State
+from tubelet.ops.resize import Kernel
 from tubelet.types import Precision, Temporal, TemporalKind
 
 __all__ = ["Architecture", "BaseModel", "Contract"]
@@ -39,7 +40,11 @@ class Contract:
         encodes: The network is an `EncodingWindowModel`: `encode` for each frame, `fuse` for each
             window.
         skip: Interpolation of the frame to which an online network adds its detail: the network is
-            a `DetailModel`. "" for all others.
+            a `DetailModel`. A "frame" model with a skip is nothing but this interpolation. None for
+            all others.
+        detail_channels: Channels of the detail: 1 if it is the same for R, G and B, otherwise 3.
+        detail_halo_px: Distance that a pixel of the detail can see in the features from which a
+            `DetailModel` computes it, in pixels of lq; it is part of `halo_px`.
         warmup_frames: Number of frames that a recurrent network restores, and discards, before the
             first one of a segment that begins inside a scene, where no state is available. A clip
             network also takes as many frames after the end.
@@ -57,7 +62,9 @@ class Contract:
     streams: bool = False
     edge_frames: int = 0
     encodes: bool = False
-    skip: Literal["", "bilinear", "bicubic"] = ""
+    skip: Kernel | None = None
+    detail_channels: Literal[1, 3] = 3
+    detail_halo_px: int = 0
     warmup_frames: int = 16
 
     def __post_init__(self) -> None:
@@ -70,9 +77,10 @@ class Contract:
             raise ValueError(
                 f"encodes=True does not fit a {kind!r} model; it is for 'window' models"
             )
-        if self.skip and kind != "online":
+        if self.skip and kind not in ("online", "frame"):
             raise ValueError(
-                f"skip={self.skip!r} does not fit a {kind!r} model; it is for 'online' models"
+                f"skip={self.skip!r} does not fit a {kind!r} model; it is for 'online' models, "
+                "and for 'frame' models that only interpolate"
             )
 
 

@@ -8,7 +8,7 @@ network with its contract once, before it runs. The engine then calls:
     window              WindowModel           once for each frame, with its neighbors
     window   encodes    EncodingWindowModel   `encode` for each frame, `fuse` for each window
     online              OnlineModel           once for each frame, with the state of the last call
-    online   skip       DetailModel           `step_detail` instead of `step`
+    online   skip       DetailModel           `step_features`, `detail`
     clip                ClipModel             once for each clip
     clip     streams    StreamingModel        once for each clip, which yields its frames one by one
 """
@@ -108,20 +108,30 @@ class OnlineModel(Protocol):
 class DetailModel(OnlineModel, Protocol):
     """An online network that adds detail to the interpolated frame (see `Contract.skip`).
 
-    The engine adds them where the image is needed, in strips of rows. The detail is smaller than
-    the image: one channel instead of three, or a shorter number format.
+    `step` is divided: the next step waits only for the first part, and the second can be computed
+    later, for a few rows at a time.
     """
 
-    def step_detail(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        """Compute the detail of one frame.
+    def step_features(self, lq: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        """Compute the features of one frame.
 
         Args:
             lq: See `OnlineModel`.
             hidden: See `OnlineModel`.
 
         Returns:
-            What `step` adds to the interpolated frame, (B, 3, sH, sW) or (B, 1, sH, sW), and the
-            new state.
+            Features, (B, C, H, W), and the new state.
+        """
+        ...
+
+    def detail(self, features: Tensor) -> Tensor:
+        """Compute what `step` adds to the interpolated frame.
+
+        Args:
+            features: Features, or some of their rows, (B, C, h, W).
+
+        Returns:
+            Detail for all three channels, (B, 1, sh, sW), or for each, (B, 3, sh, sW).
         """
         ...
 
@@ -193,7 +203,7 @@ def check_contract(network: nn.Module, contract: Contract) -> None:
     """
     if contract.temporal.kind == "online":
         as_online(network)
-    if contract.skip:
+    if contract.skip and contract.temporal.kind == "online":
         as_detail(network)
     if contract.encodes:
         as_encoding(network)
@@ -217,7 +227,8 @@ def as_detail(network: nn.Module) -> DetailModel:
     Raises:
         ConfigError: The network lacks a method of the protocol.
     """
-    _require(network, "step_detail(lq, hidden)", "skip")
+    _require(network, "step_features(lq, hidden)", "skip")
+    _require(network, "detail(features)", "skip")
     return cast(DetailModel, network)
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tubelet.layers.convolution import ConvAdd
 from tubelet.layers.online import Hidden, run_online
 from tubelet.layers.upsampling import enlarge, shuffle_to_image
 from tubelet.models.architecture import Architecture, Contract
@@ -38,7 +39,7 @@ __all__ = ["ARCHITECTURE", "CollapsibleConv", "FastConfig", "FastVSR", "infer_co
 Output = Literal["luma", "rgb"]
 
 _SCALES = (2, 3, 4)
-_OUTPUT_CHANNELS: dict[Output, int] = {"luma": 1, "rgb": 3}
+_OUTPUT_CHANNELS: dict[Output, Literal[1, 3]] = {"luma": 1, "rgb": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +153,12 @@ def _conv(
     return CollapsibleConv(in_channels, out_channels, width, residual=residual)
 
 
-def _recurrent_conv(config: FastConfig) -> CollapsibleConv | nn.Conv2d:
+def _recurrent_conv(config: FastConfig) -> CollapsibleConv | ConvAdd:
     c = config.channels
-    if config.recurrent_kernel_px == 1:
-        return nn.Conv2d(c, c, 1)
-    return _conv(c, c, config)
+    kernel_px = config.recurrent_kernel_px
+    if config.expansion and kernel_px == 3:
+        return CollapsibleConv(c, c, config.expansion * c, residual=False)
+    return ConvAdd(c, c, kernel_px)
 
 
 class FastVSR(nn.Module):
@@ -207,39 +209,55 @@ class FastVSR(nn.Module):
         Returns:
             sr (B, 3, sH, sW), and the hidden state for the next step.
         """
-        detail, hidden = self.step_detail(lq, hidden)
-        sr = enlarge(lq[:, 0], self.config.scale) + detail
+        features, hidden = self.step_features(lq, hidden)
+        sr = enlarge(lq[:, 0], self.config.scale) + self.detail(features)
         return sr, hidden
 
-    def step_detail(
+    def step_features(
         self,
         lq: Tensor,
         hidden: Hidden | None,
     ) -> tuple[Tensor, Hidden]:
-        """Compute what `step` adds to the enlarged frame.
+        """Compute the features from which `detail` computes what `step` adds to the frame.
 
         Args:
             lq: See `step`.
             hidden: See `step`.
 
         Returns:
-            Detail of the luma, (B, 1, sH, sW), or of the three channels, (B, 3, sH, sW), and the
-            hidden state for the next step.
+            Features, (B, C, H, W), and the hidden state for the next step.
         """
         current = lq[:, 0]
         previous = hidden[0] if hidden else current
         x = torch.cat([previous, *lq.unbind(1)], 1)
         x = self.head(x)
         if self.recall is not None and hidden and len(hidden) > 1:
-            x = x + self.recall(hidden[1])
+            x = self._add_recurrent(x, hidden[1])
         first_act, *acts = self.acts
         x = first_act(x)
         for conv, act in zip(self.body, acts, strict=True):
             x = act(conv(x))
-        detail = shuffle_to_image(self.tail(x), self.config.scale)
         if self.recall is None:
-            return detail, (current,)
-        return detail, (current, x)
+            return x, (current,)
+        return x, (current, x)
+
+    def _add_recurrent(self, x: Tensor, features: Tensor) -> Tensor:
+        """Add the convolution of the previous step's features."""
+        if isinstance(self.recall, ConvAdd):
+            return self.recall(features, x)
+        assert self.recall is not None
+        return x + self.recall(features)
+
+    def detail(self, features: Tensor) -> Tensor:
+        """Compute what `step` adds to the enlarged frame.
+
+        Args:
+            features: (B, C, H, W).
+
+        Returns:
+            Detail of the luma, (B, 1, sH, sW), or of the three channels, (B, 3, sH, sW).
+        """
+        return shuffle_to_image(self.tail(features), self.config.scale)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Upscale a clip, (B, T, 3, H, W) → (B, T, 3, sH, sW), with the results of `step`."""
@@ -260,7 +278,9 @@ class FastVSR(nn.Module):
         if self.recall is not None:
             recurrent_conv = _collapsed(self.recall)
             is_trained = any(bool(p.any()) for p in recurrent_conv.parameters())
-            self.recall = recurrent_conv if is_trained else None
+            self.recall = _recurrent_conv(replace(self.config, expansion=0)) if is_trained else None
+            if self.recall is not None:
+                self.recall.load_state_dict(recurrent_conv.state_dict())
         self.body = nn.ModuleList(map(_collapsed, self.body))
         self.config = replace(
             self.config,
@@ -325,6 +345,8 @@ def _contract(config: FastConfig) -> Contract:
         halo_px=config.num_blocks + 2,
         precisions=("fp32", "bf16"),
         skip="bilinear",
+        detail_channels=_OUTPUT_CHANNELS[config.output],
+        detail_halo_px=1,
     )
 
 

@@ -11,7 +11,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Kernel", "imresize", "resample", "resample_rows"]
+__all__ = [
+    "AxisWeights",
+    "Kernel",
+    "axis_weights",
+    "imresize",
+    "resample",
+    "weigh",
+]
 
 Kernel = Literal["bicubic", "bilinear", "lanczos3"]
 # Outputs of one matrix multiplication: enough for the vector units, few enough to skip most zeros.
@@ -19,7 +26,7 @@ _BLOCK = 64
 
 
 class _Block(NamedTuple):
-    """The weights of a range of outputs, restricted to the inputs that they use."""
+    """The weights of a range of outputs, without the inputs that none of them uses."""
 
     start: int
     """First input."""
@@ -27,6 +34,19 @@ class _Block(NamedTuple):
     """End of the inputs."""
     weights: Tensor
     """(inputs, outputs)."""
+
+
+class AxisWeights(NamedTuple):
+    """A linear map along one axis of an image, such as a resampling."""
+
+    num_outputs: int
+    blocks: list[_Block]
+    """Blocks that cover the outputs in order."""
+
+    def to(self, dtype: torch.dtype) -> AxisWeights:
+        """Convert the weights, once for all images of this type."""
+        blocks = [block._replace(weights=block.weights.to(dtype)) for block in self.blocks]
+        return self._replace(blocks=blocks)
 
 
 def imresize(x: Tensor, scale: float, *, rounding: Literal["float", "u8"] = "float") -> Tensor:
@@ -95,46 +115,62 @@ def resample(
     x = x.reshape(-1, height, width)
     # Autocast would compute the matrix products in half precision.
     with _full_precision(x):
-        x = _resample_height(x, out_height, scale[0], kernel)
+        if not _is_identity(height, out_height, scale[0]):
+            x = _weigh_height(x, _cached_weights(height, out_height, scale[0], kernel))
         if rounding == "u8":
             x = _round_to_u8_levels(x)
-        x = _resample_width(x, out_width, scale[1], kernel)
+        if not _is_identity(width, out_width, scale[1]):
+            x = _weigh_width(x, _cached_weights(width, out_width, scale[1], kernel))
         if rounding == "u8":
             x = _round_to_u8_levels(x)
     return x.reshape(*batch_shape, out_height, out_width)
 
 
-def resample_rows(
-    x: Tensor,
-    size: tuple[int, int],
-    start: int,
-    stop: int,
+def axis_weights(
+    in_size: int,
+    out_size: int,
     *,
     kernel: Kernel = "bicubic",
+    scale: float | None = None,
+    then: Callable[[Tensor], Tensor] | None = None,
+) -> AxisWeights:
+    """Build the weights by which `resample` computes one axis.
+
+    Args:
+        in_size: Pixels along the axis of the input.
+        out_size: Pixels along the axis of the output.
+        kernel: See `resample`.
+        scale: Factor of the size; None: the ratio of the sizes.
+        then: Linear map along the first axis of a tensor, which follows the resampling, such as a
+            reduction to half the size. Both become one map.
+    """
+    if scale is None:
+        scale = out_size / in_size
+    dense = _dense_weights(in_size, out_size, scale, kernel)
+    if then is not None:
+        dense = then(dense)
+    return _cut_into_blocks(dense)
+
+
+def weigh(
+    x: Tensor,
+    vertical: AxisWeights,
+    horizontal: AxisWeights,
+    rows: range | None = None,
 ) -> Tensor:
-    """Compute only some rows of `resample(x, size, kernel=kernel)`.
+    """Apply linear maps along both axes of an image, height first.
 
     Args:
         x: (C, H, W), floating point.
-        size: (H', W') of the whole result, pixels.
-        start: First row.
-        stop: Row after the last.
-        kernel: See `resample`.
+        vertical: Weights along the height.
+        horizontal: Weights along the width.
+        rows: Rows of the result to compute; None: all.
 
     Returns:
-        (C, stop - start, W').
+        (C, rows, W').
     """
-    _, height, width = x.shape
-    out_height, out_width = size
     with _full_precision(x):
-        rows = _resample_height(
-            x,
-            out_height,
-            out_height / height,
-            kernel,
-            rows=range(start, stop),
-        )
-        return _resample_width(rows, out_width, out_width / width, kernel)
+        return _weigh_width(_weigh_height(x, vertical, rows), horizontal)
 
 
 def _full_precision(x: Tensor) -> AbstractContextManager[object]:
@@ -149,21 +185,16 @@ def _round_to_u8_levels(x: Tensor) -> Tensor:
     return (x.clamp(0, 1) * 255 + 0.5).floor() / 255
 
 
-def _resample_height(
-    x: Tensor,
-    out_size: int,
-    scale: float,
-    kernel: Kernel,
-    rows: range | None = None,
-) -> Tensor:
-    """Resample the height of (N, H, W), or compute only some rows of the result."""
-    in_size = x.shape[-2]
-    rows = rows or range(out_size)
-    if scale == 1 and out_size == in_size:
-        return x[:, rows.start : rows.stop]
-    resampled: list[Tensor] = []
+def _is_identity(in_size: int, out_size: int, scale: float) -> bool:
+    return scale == 1 and out_size == in_size
+
+
+def _weigh_height(x: Tensor, weights: AxisWeights, rows: range | None = None) -> Tensor:
+    """Apply weights along the height of (N, H, W); compute all or only some rows."""
+    rows = rows or range(weights.num_outputs)
+    weighted: list[Tensor] = []
     first_output = 0
-    for block in _weights(in_size, out_size, scale, kernel):
+    for block in weights.blocks:
         num_outputs = block.weights.shape[1]
         start = max(rows.start - first_output, 0)
         stop = min(rows.stop - first_output, num_outputs)
@@ -171,40 +202,32 @@ def _resample_height(
         if start >= stop:
             continue
         lines = x[:, block.start : block.stop]
-        weights = block.weights[:, start:stop].to(x)
-        resampled.append(weights.T @ lines)
-    return torch.cat(resampled, -2)
+        used_weights = block.weights[:, start:stop].to(x)
+        weighted.append(used_weights.T @ lines)
+    return torch.cat(weighted, -2)
 
 
-def _resample_width(
-    x: Tensor,
-    out_size: int,
-    scale: float,
-    kernel: Kernel,
-) -> Tensor:
-    """Resample the width of (N, H, W)."""
-    num_images, height, in_size = x.shape
-    if scale == 1 and out_size == in_size:
-        return x
+def _weigh_width(x: Tensor, weights: AxisWeights) -> Tensor:
+    """Apply weights along the width of (N, H, W)."""
+    num_images, height, _ = x.shape
     # (N·H, W)
     lines = x.flatten(0, 1)
-    blocks = _weights(in_size, out_size, scale, kernel)
     if x.requires_grad or torch.compiler.is_compiling():
-        products = [lines[:, b.start : b.stop] @ b.weights.to(x) for b in blocks]
-        resampled = torch.cat(products, -1)
+        products = [lines[:, b.start : b.stop] @ b.weights.to(x) for b in weights.blocks]
+        weighted = torch.cat(products, -1)
     else:
         # Each product is written to its place: a concatenation would copy the largest tensor.
-        resampled = x.new_empty(len(lines), out_size)
+        weighted = x.new_empty(len(lines), weights.num_outputs)
         first_output = 0
-        for block in blocks:
+        for block in weights.blocks:
             num_outputs = block.weights.shape[1]
             torch.mm(
                 lines[:, block.start : block.stop],
                 block.weights.to(x),
-                out=resampled[:, first_output : first_output + num_outputs],
+                out=weighted[:, first_output : first_output + num_outputs],
             )
             first_output += num_outputs
-    return resampled.view(num_images, height, out_size)
+    return weighted.view(num_images, height, -1)
 
 
 # Kernels.
@@ -239,38 +262,41 @@ _KERNELS: dict[Kernel, tuple[Callable[[Tensor], Tensor], int]] = {
 # Weights.
 
 
-def _weights(
+def _cached_weights(
     in_size: int,
     out_size: int,
     scale: float,
     kernel: Kernel,
-) -> list[_Block]:
-    """Return the weights of all outputs, block by block."""
+) -> AxisWeights:
+    """Return the weights of all outputs; build them once."""
     if torch.compiler.is_compiling():
         # The values of a traced tensor are unknown, and it cannot be cached: one block for all.
         weights = _dense_weights(in_size, out_size, scale, kernel).T
-        return [_Block(0, in_size, weights)]
-    return _banded_weights(in_size, out_size, scale, kernel)
+        return AxisWeights(out_size, [_Block(0, in_size, weights)])
+    return _built_weights(in_size, out_size, scale, kernel)
 
 
 @lru_cache(maxsize=64)
-def _banded_weights(
+def _built_weights(
     in_size: int,
     out_size: int,
     scale: float,
     kernel: Kernel,
-) -> list[_Block]:
-    """Cut the weights into blocks of outputs, without the inputs that a block does not use."""
-    dense = _dense_weights(in_size, out_size, scale, kernel)
+) -> AxisWeights:
+    return axis_weights(in_size, out_size, kernel=kernel, scale=scale)
+
+
+def _cut_into_blocks(dense: Tensor) -> AxisWeights:
+    """Cut weights (outputs, inputs) into blocks, without the inputs that a block does not use."""
     blocks: list[_Block] = []
-    for first_output in range(0, out_size, _BLOCK):
+    for first_output in range(0, len(dense), _BLOCK):
         rows = dense[first_output : first_output + _BLOCK]
         used_inputs = rows.abs().sum(0).nonzero()
         start = int(used_inputs.min())
         stop = int(used_inputs.max()) + 1
         weights = rows[:, start:stop].T.contiguous()
         blocks.append(_Block(start, stop, weights))
-    return blocks
+    return AxisWeights(len(dense), blocks)
 
 
 def _dense_weights(

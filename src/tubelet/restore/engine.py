@@ -15,7 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from tubelet.ops.resize import Kernel, resample, resample_rows
+from tubelet.ops.resize import resample
 from tubelet.restore.encodings import EncodingCache
 from tubelet.restore.fallback import PlanFallback, out_of_memory_reason
 from tubelet.restore.plan import Plan
@@ -27,7 +27,8 @@ from tubelet.restore.settings import UpscaleSettings
 from tubelet.restore.tiles import TileSpan
 from tubelet.restore.tiling import Hidden
 from tubelet.restore.windows import WindowCutter, neighborhoods, scenes
-from tubelet.types import Frame, LazyFrame, Precision
+from tubelet.types import Frame, Precision
+from tubelet.video.enlarged import EnlargedFrame, Rows
 from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["Engine"]
@@ -178,10 +179,36 @@ class Engine:
             # Only the state of an online model depends on the results of context frames.
             if is_context and temporal.kind != "online":
                 continue
-            sr, hidden = self._run_neighborhood(window, hidden, encodings)
+            if self.spec.contract.skip:
+                frame, hidden = self._enlarge(window, hidden)
+            else:
+                sr, hidden = self._run_neighborhood(window, hidden, encodings)
+                frame = replace(window[before], rgb=sr[0, 0])
             if not is_context:
-                yield _output_frame(window[before], sr[0, 0], self.current_plan)
+                yield _output_frame(window[before], frame, self.current_plan)
         return hidden
+
+    def _enlarge(self, window: Sequence[Frame], hidden: Hidden) -> tuple[Frame, Hidden]:
+        """Enlarge a frame by interpolation, and add the detail of an online model, if it is one."""
+        contract = self.spec.contract
+        assert contract.skip
+        height, width = window[0].size
+        size = (height * contract.scale, width * contract.scale)
+        if contract.temporal.kind == "frame":
+            return EnlargedFrame(window[0], size, contract.skip), None
+
+        def attempt(plan: Plan) -> tuple[Rows, Hidden]:
+            return self.runner.run_detail(_stack(window), hidden, plan)
+
+        detail_rows, hidden = self._current_fallback.run(attempt)
+        frame = EnlargedFrame(
+            window[0],
+            size,
+            contract.skip,
+            detail_rows=detail_rows,
+            detail_channels=contract.detail_channels,
+        )
+        return frame, hidden
 
     def _run_neighborhood(
         self, window: Sequence[Frame], hidden: Hidden, encodings: EncodingCache
@@ -248,7 +275,8 @@ def _window_frames(
     for number, sr in enumerate(results, first_number):
         if num_done <= number < stop_number:
             t = number // results_per_frame
-            yield number, _output_frame(window[t - span.start], sr, plan)
+            source = window[t - span.start]
+            yield number, _output_frame(source, replace(source, rgb=sr), plan)
 
 
 def _window_results(
@@ -280,45 +308,24 @@ def _window_results(
     yield from sr[0]
 
 
-def _output_frame(source: Frame, sr: Tensor, plan: Plan) -> Frame:
-    """Resize a result to the output size, and give it the time of its source frame.
+def _output_frame(source: Frame, restored: Frame, plan: Plan) -> Frame:
+    """Resize a restored frame, and the transparency of its source, to the output size.
 
     Args:
         source: Frame that was restored.
-        sr: Result of the runner, (3, sH, sW), or (1, sH, sW) for a detail of the luma.
+        restored: Result of the model, sH × sW.
         plan: Plan of the restoration.
     """
     width, height = plan.output
-    alpha = None
     with torch.no_grad():
         if source.alpha is not None:
-            alpha = resample(source.alpha, (height, width)).clamp(0, 1)
-        if plan.contract.skip:
-            frame = _frame_with_detail(source, sr.cpu(), alpha, plan.contract.skip)
-            if frame.size == (height, width):
-                return frame
-            sr = frame.rgb
-        sr = sr.float()
+            restored.alpha = resample(source.alpha, (height, width)).clamp(0, 1)
+        if isinstance(restored, EnlargedFrame) and restored.size == (height, width):
+            return restored
+        sr = restored.rgb.float()
         if sr.shape[-2:] != (height, width):
             sr = resample(sr, (height, width))
-    return replace(source, rgb=sr.cpu(), alpha=alpha)
-
-
-def _frame_with_detail(
-    source: Frame,
-    detail: Tensor,
-    alpha: Tensor | None,
-    kernel: Kernel,
-) -> LazyFrame:
-    """Describe the sum of an interpolated frame and a detail, without computing it."""
-    height, width = detail.shape[-2:]
-
-    @torch.no_grad()
-    def compute_rows(start: int, stop: int) -> Tensor:
-        rows = resample_rows(source.rgb, (height, width), start, stop, kernel=kernel)
-        return rows.add_(detail[:, start:stop])
-
-    return LazyFrame(source, (height, width), compute_rows, alpha)
+    return replace(source, rgb=sr.cpu(), alpha=restored.alpha)
 
 
 def _stack(frames: Iterable[Frame]) -> Tensor:

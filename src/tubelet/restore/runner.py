@@ -42,6 +42,7 @@ from tubelet.restore.plan import MemoryCost, Plan
 from tubelet.restore.tiles import padded_size
 from tubelet.restore.tiling import Hidden, run_tiled
 from tubelet.types import Precision
+from tubelet.video.enlarged import Rows
 
 __all__ = ["PROBE_PX", "Encoding", "Runner", "TorchRunner"]
 
@@ -94,8 +95,21 @@ class Runner(Protocol):
             ends_scene: Whether the scene ends with the last frame.
 
         Returns:
-            sr (1, T', 3, sH, sW), or the detail of a model with a `skip`; and the new state of an
-            online model, None for other kinds.
+            sr (1, T', 3, sH, sW), and the new state of an online model; None for other kinds.
+        """
+        ...
+
+    def run_detail(self, lq: Tensor, hidden: Hidden, plan: Plan) -> tuple[Rows, Hidden]:
+        """Compute the detail of one frame: an online model with a `skip`.
+
+        Args:
+            lq: See `run`.
+            hidden: See `run`.
+            plan: See `run`.
+
+        Returns:
+            A function that returns rows of the detail, (1 or 3, rows, sW), on the CPU; any thread
+            may call it. And the new state.
         """
         ...
 
@@ -177,7 +191,7 @@ class TorchRunner:
         if hidden is not None:
             hidden = tuple(state.to(self.device) for state in hidden)
 
-        call = self._call_detail if self.contract.skip else self.call
+        call = self.call
         if self.contract.streams:
             before, after = _edges(lq, first_frame, ends_scene)
             call = partial(self.call, before=before, after=after)
@@ -189,6 +203,54 @@ class TorchRunner:
             scale=self.contract.scale,
         )
         return self._crop(sr, plan), hidden
+
+    @torch.no_grad()
+    def run_detail(self, lq: Tensor, hidden: Hidden, plan: Plan) -> tuple[Rows, Hidden]:
+        """Compute the detail of one frame; see `Runner`.
+
+        On the CPU, the last layers wait until rows are read. So they run in the thread of the
+        encoder, in the cache of its core, while the next step begins.
+        """
+        self._follow(plan)
+        lq = pad_to(lq.to(self.device), *plan.padded)
+        if hidden is not None:
+            hidden = tuple(state.to(self.device) for state in hidden)
+
+        def call(tile: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+            network = as_detail(self._model)
+            with self._number_format():
+                features, hidden = network.step_features(_channels_last(tile), hidden)
+            return tile, (features, *hidden)
+
+        # As in `encode`, the features are returned as a state.
+        _, states = self._call_on_tiles(
+            call,
+            lq,
+            hidden,
+            plan,
+            scale=1,
+        )
+        assert states is not None
+        features, *hidden_states = states
+        rows = partial(self._detail_rows, features, plan)
+        if self.device.type != "cpu":
+            detail = rows(0, plan.height * self.contract.scale).cpu()
+            rows = partial(_rows_of, detail)
+        return rows, tuple(hidden_states)
+
+    @torch.no_grad()
+    def _detail_rows(self, features: Tensor, plan: Plan, start: int, stop: int) -> Tensor:
+        """Compute rows of the detail, (1 or 3, stop - start, sW), from features of the image."""
+        scale = self.contract.scale
+        halo_px = self.contract.detail_halo_px
+        height = features.shape[-2]
+        # Rows of the features that the rows of the detail can see.
+        top = max(0, start // scale - halo_px)
+        bottom = min(height, -(-stop // scale) + halo_px)
+        with self._number_format():
+            detail = as_detail(self._model).detail(features[:, :, top:bottom])
+        offset = top * scale
+        return self._crop(detail[0, :, start - offset : stop - offset], plan)
 
     @torch.no_grad()
     def stream(
@@ -299,13 +361,6 @@ class TorchRunner:
                 sr, hidden = as_online(self._model).step(lq, hidden)
                 return sr[:, None], hidden
             return self._model(lq, **edges), None
-
-    def _call_detail(self, lq: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
-        """Call a network with a `skip` like `call`, but return its detail in place of sr."""
-        lq = _channels_last(lq)
-        with self._number_format():
-            detail, hidden = as_detail(self._model).step_detail(lq, hidden)
-        return detail[:, None], hidden
 
     @torch.no_grad()
     def memory_cost(self) -> MemoryCost:
@@ -448,6 +503,10 @@ def _edges(
         return before, Edge()
     num_frames = lq.shape[1]
     return before, Edge(frame_index=first_frame + num_frames)
+
+
+def _rows_of(image: Tensor, start: int, stop: int) -> Tensor:
+    return image[:, start:stop]
 
 
 def _move(model: nn.Module, device: torch.device) -> nn.Module:

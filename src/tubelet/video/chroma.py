@@ -11,14 +11,30 @@ chroma codes of its source.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Siting", "downsample_chroma", "sitings_of", "upsample_chroma"]
+__all__ = [
+    "Siting",
+    "Subsampling",
+    "downsample",
+    "downsample_chroma",
+    "sitings_of",
+    "upsample_chroma",
+]
 
 Siting = Literal["cosited", "center"]
+
+
+class Subsampling(NamedTuple):
+    """How a pixel format reduces chroma, along the width and along the height."""
+
+    shifts: tuple[int, int]
+    """log2 of the factors."""
+    sitings: tuple[Siting, Siting]
+
 
 # AVCHROMA_LOC_*: center, top and bottom are centered horizontally; topleft and top are cosited
 # vertically.
@@ -98,7 +114,7 @@ def downsample_chroma(
 
 
 def downsample(x: Tensor, dim: int, siting: Siting) -> Tensor:
-    """Halve one axis of length n to ceil(n / 2)."""
+    """Halve one axis of length n, -1 or -2, to ceil(n / 2)."""
     even, odd = _even_and_odd(x, dim)
     if siting == "cosited":
         return _lift(even, odd, dim)

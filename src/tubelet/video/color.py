@@ -21,7 +21,7 @@ rounded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, NewType
 
@@ -33,7 +33,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.errors import RequestError
-from tubelet.video.chroma import downsample_chroma, sitings_of, upsample_chroma
+from tubelet.types import Frame
+from tubelet.video.chroma import Subsampling, downsample_chroma, sitings_of, upsample_chroma
+from tubelet.video.enlarged import EnlargedFrame, YccRows
 from tubelet.video.info import ColorTags
 from tubelet.video.layout import PixelLayout, component_views, layout_of, to_viewable
 
@@ -44,7 +46,7 @@ __all__ = [
     "frame_to_rgb",
     "resolve_matrix",
     "rgb_to_frame",
-    "rows_to_frame",
+    "to_video_frame",
 ]
 
 Gamut = Literal["clip", "keep"]
@@ -159,44 +161,29 @@ def rgb_to_frame(
     pix_fmt: str,
     color: ResolvedColor,
 ) -> VideoFrame:
-    """Convert R'G'B' to a frame, dithered; see `rows_to_frame`.
+    """Convert R'G'B' to a video frame, dithered; see `to_video_frame`.
 
     Args:
         rgb: (3, H, W). Values outside [0, 1] are written as far as there are codes for them.
-        alpha: See `rows_to_frame`.
-        pix_fmt: See `rows_to_frame`.
-        color: See `rows_to_frame`.
+        alpha: (1, H, W) in [0, 1]; None is opaque.
+        pix_fmt: See `to_video_frame`.
+        color: See `to_video_frame`.
     """
-    height, width = rgb.shape[-2:]
-    return rows_to_frame(
-        lambda start, stop: rgb[:, start:stop],
-        (height, width),
-        alpha,
-        pix_fmt=pix_fmt,
-        color=color,
-    )
+    frame = Frame(rgb, 0, Fraction(1), alpha=alpha)
+    return to_video_frame(frame, pix_fmt=pix_fmt, color=color)
 
 
-def rows_to_frame(
-    rows: Callable[[int, int], Tensor],
-    size: tuple[int, int],
-    alpha: Tensor | None,
-    *,
-    pix_fmt: str,
-    color: ResolvedColor,
-) -> VideoFrame:
-    """Convert an image that is read a few rows at a time to a frame, dithered.
+def to_video_frame(frame: Frame, *, pix_fmt: str, color: ResolvedColor) -> VideoFrame:
+    """Convert a frame to the pixel format of a video, dithered.
 
     Args:
-        rows: Maps the first row and the row after the last to R'G'B', (3, rows, W).
-        size: Height and width, pixels.
-        alpha: (1, H, W) in [0, 1]; None is opaque. Ignored if `pix_fmt` has no alpha.
+        frame: Frame, read a few rows at a time. Its alpha is ignored if `pix_fmt` has none.
         pix_fmt: Any planar, semi-planar or packed format of 8- to 16-bit samples.
-        color: Color tags, resolved for the size of the source; also set on the frame. RGB formats
-            use no matrix.
+        color: Color tags, resolved for the size of the source; also set on the video frame. RGB
+            formats use no matrix.
 
     Returns:
-        A new frame without pts.
+        A new video frame without pts.
 
     Raises:
         RequestError: `pix_fmt` cannot be written.
@@ -206,32 +193,42 @@ def rows_to_frame(
         raise RequestError(
             f"pixel format {pix_fmt!r} cannot be written; use for example yuv420p or yuv420p10le"
         )
-    height, width = size
-    frame = av.VideoFrame(width, height, pix_fmt)
-    views = component_views(frame, layout)
+    height, width = frame.size
+    image = av.VideoFrame(width, height, pix_fmt)
+    views = component_views(image, layout)
     if layout.has_alpha:
-        if alpha is None:
+        if frame.alpha is None:
             opacity = torch.ones(height, width)
         else:
-            opacity = alpha.detach().to("cpu", torch.float32)[0]
+            opacity = frame.alpha.detach().to("cpu", torch.float32)[0]
         _store(opacity * layout.max_code, views[-1], layout, 0)
 
+    ycc_rows: YccRows | None = None
+    if layout.kind != "rgb":
+        ycc_rows = _ycc_rows(frame, layout, color)
     # Strip by strip: intermediate results stay in the cache.
     num_rows = _rows_per_strip(layout, color, width, height)
     for top in range(0, height, num_rows):
-        strip = rows(top, min(top + num_rows, height))
-        strip = strip.detach().to(device="cpu", dtype=torch.float32).contiguous()
+        stop = min(top + num_rows, height)
         strip_views: list[NDArray[Any]] = []
         for index, view in enumerate(views):
             strip_views.append(_strip_of_view(view, index, layout, top, num_rows))
-        if layout.kind == "rgb":
+        if ycc_rows is None:
+            strip = _float_rows(frame, top, stop)
             for channel in range(3):
                 codes = strip[channel] * layout.max_code
                 _store(codes, strip_views[channel], layout, channel)
         else:
-            _store_ycc(strip, strip_views, layout, color)
-    _set_tags(frame, layout, color)
-    return frame
+            luma, chroma = ycc_rows(top, stop)
+            _store_ycc(luma, chroma, strip_views, layout, color)
+    _set_tags(image, layout, color)
+    return image
+
+
+def _float_rows(frame: Frame, start: int, stop: int) -> Tensor:
+    """Read rows of a frame, (3, rows, W), in full precision and laid out by planes."""
+    rows = frame.rows(start, stop)
+    return rows.detach().to(device="cpu", dtype=torch.float32).contiguous()
 
 
 def _apply_gamut(rgb: Tensor, gamut: Gamut) -> Tensor:
@@ -342,21 +339,37 @@ def _strip_of_view(
     return view[top >> shift : end]
 
 
-def _store_ycc(
+def _ycc_rows(frame: Frame, layout: PixelLayout, color: ColorTags) -> YccRows:
+    """Return a function that computes rows of a frame in Y'CbCr, or in gray."""
+    full_range = _is_full_range(layout, color)
+    encode = _encoding(color.matrix, layout.bits, full_range)
+    if isinstance(frame, EnlargedFrame):
+        _, luma_span, _ = _code_range(layout.bits, full_range)
+        subsampling = None
+        if layout.kind != "gray":
+            shifts = (layout.shift_x, layout.shift_y)
+            subsampling = Subsampling(shifts, sitings_of(color.siting))
+        rows = frame.ycc_rows(encode, luma_span, subsampling)
+        if rows is not None:
+            return rows
+
+    def compute_rows(start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        return _rgb_to_codes(_float_rows(frame, start, stop), encode, layout, color)
+
+    return compute_rows
+
+
+def _rgb_to_codes(
     rgb: Tensor,
-    views: list[NDArray[Any]],
+    encode: Tensor,
     layout: PixelLayout,
     color: ColorTags,
-) -> None:
-    """Convert a strip (3, h, W) to YCbCr codes, or to gray, and write them to the views."""
-    full_range = _is_full_range(layout, color)
-    black, _, _ = _code_range(layout.bits, full_range)
-    encode = _encoding(color.matrix, layout.bits, full_range)
+) -> tuple[Tensor, Tensor | None]:
+    """Convert a strip (3, h, W) to codes of luma and subsampled chroma, without their offsets."""
     pixels = rgb.view(3, -1)
-    luma = torch.mv(pixels.t(), encode[0])
-    _store(luma.view(rgb.shape[1:]), views[0], layout, 0, offset=black)
+    luma = torch.mv(pixels.t(), encode[0]).view(rgb.shape[1:])
     if layout.kind == "gray":
-        return
+        return luma, None
 
     sitings = sitings_of(color.siting)
     shift_y = layout.shift_y
@@ -368,10 +381,24 @@ def _store_ycc(
     # (2, h, W)
     full = torch.mm(encode[1:], pixels).view(2, *rgb.shape[1:])
     shifts = (layout.shift_x, shift_y)
-    cb, cr = downsample_chroma(full, shifts=shifts, sitings=sitings)
+    return luma, downsample_chroma(full, shifts=shifts, sitings=sitings)
+
+
+def _store_ycc(
+    luma: Tensor,
+    chroma: Tensor | None,
+    views: list[NDArray[Any]],
+    layout: PixelLayout,
+    color: ColorTags,
+) -> None:
+    """Write the codes of a strip, to which the offsets are added, to the views."""
+    black, _, _ = _code_range(layout.bits, _is_full_range(layout, color))
+    _store(luma, views[0], layout, 0, offset=black)
+    if chroma is None:
+        return
     chroma_zero = float(1 << (layout.bits - 1))
-    _store(cb, views[1], layout, 1, offset=chroma_zero)
-    _store(cr, views[2], layout, 2, offset=chroma_zero)
+    _store(chroma[0], views[1], layout, 1, offset=chroma_zero)
+    _store(chroma[1], views[2], layout, 2, offset=chroma_zero)
 
 
 def _mean_of_row_pairs(rgb: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from tubelet.errors import RequestError, ResourceError
 from tubelet.types import Frame
 from tubelet.video.codecs import CODECS
-from tubelet.video.color import rows_to_frame
+from tubelet.video.color import to_video_frame
 from tubelet.video.destination import write_errors
 from tubelet.video.output_format import OutputClock, OutputFormat
 from tubelet.video.palette import rgb_to_palette
@@ -31,7 +31,7 @@ _FORMAT_GLOBAL_HEADER = 1 << 6
 # PyAV's default for a stream of a container.
 _BIT_RATE_TOLERANCE = 128_000
 _MAX_X264_THREADS = 64
-# Pixel formats of FFV1, and those that `rows_to_frame` converts to instead.
+# Pixel formats of FFV1, and those that `to_video_frame` converts to instead.
 _RGB_FORMATS = {"bgr0": "rgb24", "bgra": "rgba"}
 # Signature and logical screen, which occur once in a file.
 _GIF_HEADER_BYTES = 13
@@ -196,10 +196,8 @@ class VideoEncoder:
         pix_fmt = self._format.encoding.pix_fmt
         if pix_fmt == "pal8":
             return rgb_to_palette(frame.rgb, frame.alpha)
-        return rows_to_frame(
-            frame.rows,
-            frame.size,
-            frame.alpha,
+        return to_video_frame(
+            frame,
             pix_fmt=_RGB_FORMATS.get(pix_fmt, pix_fmt),
             color=self._format.matrix,
         )
