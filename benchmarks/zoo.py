@@ -11,7 +11,8 @@ random, with offsets of a few pixels. `--shallow` takes one residual block a tru
 and a long one does not take an hour.
 
 Share of the limit: the FLOPs of the network as published, over the time and the rate at which this machine multiplies
-matrices in this format. Winograd's algorithm and shared work can bring it above one.
+matrices in this format. Winograd's algorithm and shared work can bring it above one. Memory without the libraries: the peak
+less what the process has after its imports.
 """
 
 from __future__ import annotations
@@ -185,6 +186,7 @@ def run_one(options: argparse.Namespace) -> None:
         "plain": lambda: run_plain(network, options.file, lq),
     }
     kept: list[Tensor] = []
+    bytes_before = peak_resident_bytes()
     start_s = time.perf_counter()
     with torch.no_grad():
         for number, sr in enumerate(ways[options.way]()):
@@ -192,7 +194,12 @@ def run_one(options: argparse.Namespace) -> None:
                 kept.append(sr[:, ::7, ::7].clone())
     seconds = time.perf_counter() - start_s
     torch.save(torch.stack(kept), options.file.with_name(f"{options.way}.pt"))
-    print(json.dumps({"s": seconds / options.frames[0], "mb": peak_resident_bytes() / 1e6}))
+    result = {
+        "s": seconds / options.frames[0],
+        "mb": peak_resident_bytes() / 1e6,
+        "own_mb": (peak_resident_bytes() - bytes_before) / 1e6,
+    }
+    print(json.dumps(result))
 
 
 def main() -> None:
@@ -231,7 +238,8 @@ def main() -> None:
         "| network | frames | plain, s a frame | fp32 | bf16 | plain / fp32 | plain / bf16 "
         "| fp32, share of the limit | bf16 "
         "| plain, MB | fp32 | bf16 | fp32 / plain | bf16 / plain "
-        "| fp32 to plain, dB | bf16 to plain, dB |\n|" + "---|" * 16
+        "| without the libraries, fp32 / plain | bf16 / plain "
+        "| fp32 to plain, dB | bf16 to plain, dB |\n|" + "---|" * 18
     )
     for name in options.networks:
         for frames in options.frames or [NETWORKS[name].frames]:
@@ -252,6 +260,7 @@ def compare(name: str, frames: int, options: argparse.Namespace, rates: dict[str
         images = {way: torch.load(file.with_name(f"{way}.pt")).float() for way in seen}
     seconds = {way: statistics.median(run["s"] for run in runs) for way, runs in seen.items()}
     peaks = {way: max(run["mb"] for run in runs) for way, runs in seen.items()}
+    own_peaks = {way: max(run["own_mb"] for run in runs) for way, runs in seen.items()}
     cells = [name, str(frames)]
     for way in WAYS:
         cells.append(f"{seconds[way]:.2f}" if way in seen else "-")
@@ -265,6 +274,9 @@ def compare(name: str, frames: int, options: argparse.Namespace, rates: dict[str
     for way in OURS:
         is_comparable = "plain" in seen and way in seen
         cells.append(f"{peaks[way] / peaks['plain']:.2f}" if is_comparable else "-")
+    for way in OURS:
+        is_comparable = "plain" in seen and way in seen
+        cells.append(f"{own_peaks[way] / own_peaks['plain']:.2f}" if is_comparable else "-")
     for way in OURS:
         is_comparable = "plain" in seen and way in seen
         error = (images[way] - images["plain"]).square().mean() if is_comparable else None

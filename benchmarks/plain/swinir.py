@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tubelet.layers.convolution import ShuffleConv
 from tubelet.models.swinir import RSTB, SwinBlock, SwinIR
 
 __all__ = ["plain_forward"]
@@ -39,7 +40,10 @@ def convolve(module: nn.Module, x: Tensor) -> Tensor:
             x = convolve(part, x)
         return x
     if isinstance(module, nn.Conv2d):
-        return functional.conv2d(x, module.weight.contiguous(), module.bias, padding=module.padding)
+        x = functional.conv2d(x, module.weight.contiguous(), module.bias, padding=module.padding)
+        if isinstance(module, ShuffleConv):
+            x = functional.pixel_shuffle(x, module.factor)
+        return x
     return module(x)
 
 

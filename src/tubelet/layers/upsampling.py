@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers.convolution import ConvAct, LeakyReLU, ShuffleConv, UpsampleConv
@@ -33,6 +33,9 @@ __all__ = [
     "repeat_and_convolve",
     "run_in_strips",
     "run_steps",
+    "shuffle_and_convolve",
+    "shuffle_by",
+    "shuffle_stages",
     "shuffle_to_image",
     "shuffle_x4",
     "shuffle_x4_convs",
@@ -136,6 +139,45 @@ def shuffle_x4(x: Tensor, base: Tensor, convs: TailConvs) -> Tensor:
     if last.is_prepared:
         return run_in_strips(x, steps, widest=detail.in_channels, base=base)
     return base + run_steps(x, steps)
+
+
+def shuffle_stages(channels: int, factors: Sequence[int]) -> nn.Sequential:
+    """Build the sub-pixel convolutions of `shuffle_and_convolve`, each C → C.
+
+    Published files number convolutions and shuffles in turn, so a layer without parameters follows
+    each convolution, which includes its shuffle.
+    """
+    stages = nn.Sequential()
+    for factor in factors:
+        stages.append(ShuffleConv(channels, channels, factor=factor))
+        stages.append(nn.Identity())
+    return stages
+
+
+def shuffle_and_convolve(x: Tensor, stages: nn.Sequential, last: ConvAct) -> Tensor:
+    """Turn features into an image as EDSR and its successors: shuffles, then a convolution.
+
+    Args:
+        x: Features, (B, C, H, W).
+        stages: Layers of `shuffle_stages`, with factors that multiply to s.
+        last: 3×3 convolution C → C'.
+
+    Returns:
+        (B, C', sH, sW).
+
+    Source: Lim et al. (EDSR), CVPRW 2017, Sec. 3.2.
+    """
+    convs = [stage for stage in stages if isinstance(stage, ShuffleConv)]
+    return shuffle_by(x, convs, last)
+
+
+def shuffle_by(x: Tensor, convs: Sequence[ShuffleConv], last: ConvAct) -> Tensor:
+    """Run sub-pixel convolutions and a last one; see `shuffle_and_convolve`."""
+    steps = [UpsampleStep(conv, conv.factor) for conv in convs]
+    steps.append(UpsampleStep(last))
+    if last.is_prepared:
+        return run_in_strips(x, steps, widest=last.in_channels)
+    return run_steps(x, steps)
 
 
 def repeat_and_convolve(

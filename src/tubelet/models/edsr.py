@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.layers.convolution import ConvAct, ConvAdd
+from tubelet.layers.upsampling import shuffle_and_convolve, shuffle_stages
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_min, check_positive
 from tubelet.models.state_dict import (
@@ -129,11 +130,8 @@ class EDSR(nn.Module):
         for _ in range(config.num_blocks):
             self.body.append(ResidualBlock(c, config.res_scale))
         self.conv_after_body = ConvAdd(c, c)
-        self.upsample = nn.Sequential()
-        for factor in _UPSAMPLE_FACTORS[config.scale]:
-            self.upsample.append(ConvAct(c, c * factor**2))
-            self.upsample.append(nn.PixelShuffle(factor))
-        self.conv_last = nn.Conv2d(c, 3, 3, padding=1)
+        self.upsample = shuffle_stages(c, _UPSAMPLE_FACTORS[config.scale])
+        self.conv_last = ConvAct(c, 3)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Upscale a clip.
@@ -147,12 +145,9 @@ class EDSR(nn.Module):
         frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
         x = self.conv_first((frames - self.mean) * self.config.img_range)
         x = self.conv_after_body(self.body(x), x)
-        # Layer by layer, so that each input is freed; `nn.Sequential` would hold the first one.
-        for layer in self.upsample:
-            x = layer(x)
-        x = self.conv_last(x)  # (B·T, 3, sH, sW)
-        x = x / self.config.img_range + self.mean
-        return x.unflatten(0, lq.shape[:2])
+        sr = shuffle_and_convolve(x, self.upsample, self.conv_last)  # (B·T, 3, sH, sW)
+        sr = sr / self.config.img_range + self.mean
+        return sr.unflatten(0, lq.shape[:2])
 
 
 _AUTHORS_RULES: tuple[Rule, ...] = (

@@ -35,6 +35,7 @@ from tubelet.layers.attention import Mlp, WindowAttention, attend
 from tubelet.layers.convolution import ConvAct
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.inference import SwitchableLayer
+from tubelet.layers.upsampling import shuffle_and_convolve, shuffle_stages
 from tubelet.layers.windows import (
     join_windows,
     map_windows,
@@ -460,12 +461,8 @@ class HAT(nn.Module):
             nn.Conv2d(c, f, 3, padding=1),
             nn.LeakyReLU(inplace=True),
         )
-        self.upsample = nn.Sequential()
-        for factor in _UPSAMPLE_FACTORS[config.scale]:
-            shuffle_channels = f * factor**2
-            self.upsample.append(nn.Conv2d(f, shuffle_channels, 3, padding=1))
-            self.upsample.append(nn.PixelShuffle(factor))
-        self.conv_last = nn.Conv2d(f, 3, 3, padding=1)
+        self.upsample = shuffle_stages(f, _UPSAMPLE_FACTORS[config.scale])
+        self.conv_last = ConvAct(f, 3)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Upscale a clip, one frame after the other.
@@ -487,7 +484,7 @@ class HAT(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         x = self._extract_features(x)
         x = self.conv_before_upsample(x)
-        sr = self.conv_last(self.upsample(x))
+        sr = shuffle_and_convolve(x, self.upsample, self.conv_last)
 
         # Cut off the padding.
         scale = self.config.scale

@@ -38,7 +38,11 @@ from tubelet.layers.attention import Mlp, WindowAttention
 from tubelet.layers.convolution import ConvAct, LeakyReLU, UpsampleConv
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.inference import SwitchableLayer
-from tubelet.layers.upsampling import repeat_and_convolve
+from tubelet.layers.upsampling import (
+    repeat_and_convolve,
+    shuffle_and_convolve,
+    shuffle_stages,
+)
 from tubelet.layers.windows import map_windows, pad_to_windows
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import (
@@ -284,11 +288,7 @@ class SwinIR(nn.Module):
                 )
             case "pixelshuffle":
                 self.conv_before_upsample = _conv_before_upsample(c, f)
-                self.upsample = nn.Sequential()
-                for factor in _UPSAMPLE_FACTORS[scale]:
-                    shuffle_channels = f * factor**2
-                    self.upsample.append(nn.Conv2d(f, shuffle_channels, 3, padding=1))
-                    self.upsample.append(nn.PixelShuffle(factor))
+                self.upsample = shuffle_stages(f, _UPSAMPLE_FACTORS[scale])
                 self.conv_last = ConvAct(f, colors)
             case "nearest+conv":
                 act = LeakyReLU(_NEAREST_CONV_SLOPE)
@@ -365,7 +365,7 @@ class SwinIR(nn.Module):
                 return self.upsample(features)
             case "pixelshuffle":
                 features = self.conv_before_upsample(features)
-                return self.conv_last(self.upsample(features))
+                return shuffle_and_convolve(features, self.upsample, self.conv_last)
             case "nearest+conv":
                 features = self.conv_before_upsample(features)
                 doublings: list[UpsampleConv] = []

@@ -34,9 +34,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tubelet.layers.convolution import ShuffleConv
+from tubelet.layers.convolution import ConvAct, ShuffleConv
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
+from tubelet.layers.upsampling import shuffle_by
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_divides, check_min, check_odd
 from tubelet.models.state_dict import (
@@ -223,7 +224,7 @@ class TDAN(nn.Module):
         self.reconstruction = _blocks(c, config.num_reconstruct_blocks)
         self.upconv1 = ShuffleConv(c, c)
         self.upconv2 = ShuffleConv(c, c)
-        self.conv_last = nn.Conv2d(c, 3, 3, padding=1, bias=False)
+        self.conv_last = ConvAct(c, 3, bias=False)
 
     def encode(self, frame: Tensor) -> Encoding:
         """Compute the part that depends only on one frame, to share it between windows.
@@ -265,9 +266,9 @@ class TDAN(nn.Module):
         x = torch.cat(self._align(window), 1)
         x = functional.relu_(self.conv_fuse(x))
         x = self.reconstruction(x)
-        x = self.upconv2(self.upconv1(x))
+        detail = shuffle_by(x, (self.upconv1, self.upconv2), self.conv_last)
         # Under autocast the network computes in half precision, and the image is a sum in float32.
-        return self.conv_last(x).to(window[0][0].dtype) + _MEAN
+        return detail.to(window[0][0].dtype) + _MEAN
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore the middle frame: (B, T, 3, H, W) → (B, 1, 3, 4H, 4W)."""
