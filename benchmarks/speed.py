@@ -228,7 +228,7 @@ def bench_larger(folder: Path, count: int, repeats: int) -> None:
             times["network"].append((middle - start) / count)
             times["engine"].append((time.perf_counter() - middle) / count)
         network_s, engine_s = map(statistics.median, times.values())
-        clip = folder / "larger.mp4"
+        clip = folder / f"{id}.mp4"
         make_clip(clip, count, *size)
         runs = [run_command(clip, folder / "out.mp4", id) for _ in range(repeats)]
         rate = statistics.median(run["frames"] / run["elapsed_s"] for run in runs)

@@ -34,7 +34,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from limits import matrix_rate
 from plain import hat as plain_hat
@@ -149,6 +148,9 @@ def plain_deform(
     x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, **how: Any
 ) -> Tensor:
     """Sample by torchvision, which knows no border but zeros; the networks of the list have no other."""
+    # Imported here, because our runs do without it.
+    from torchvision.ops import deform_conv2d
+
     assert how.pop("border") == "zeros"
     return deform_conv2d(x, offset, weight, bias, **how)
 
@@ -157,6 +159,8 @@ def plain_guided_deform(
     x: Tensor, predicted: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int
 ) -> Tensor:
     """Sample by torchvision, from predicted offsets and masks."""
+    from torchvision.ops import deform_conv2d
+
     samples = predicted.shape[1] // 3
     mask = torch.sigmoid(predicted[:, 2 * samples :])
     return deform_conv2d(x, predicted[:, : 2 * samples], weight, bias, padding=padding, mask=mask)

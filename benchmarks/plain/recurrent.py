@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import deform_conv2d
 
 from tubelet.layers.deform import SecondOrderAlign
 from tubelet.layers.residual import ResidualTrunk
@@ -146,4 +145,7 @@ def _align(
     offset_1 = offset_1 + flow[0].flip(1).repeat(1, offset_1.shape[1] // 2, 1, 1)
     offset_2 = offset_2 + flow[1].flip(1).repeat(1, offset_2.shape[1] // 2, 1, 1)
     offset = torch.cat([offset_1, offset_2], 1)
+    # Imported here, because the runs that are compared with this one do without it.
+    from torchvision.ops import deform_conv2d
+
     return deform_conv2d(x, offset, align.weight, align.bias, padding=1, mask=torch.sigmoid(mask))

@@ -147,7 +147,7 @@ class EDSR(nn.Module):
         x = self.conv_after_body(self.body(x), x)
         sr = shuffle_and_convolve(x, self.upsample, self.conv_last)  # (B·T, 3, sH, sW)
         sr = sr / self.config.img_range + self.mean
-        return sr.unflatten(0, lq.shape[:2])
+        return sr.view(*lq.shape[:2], *sr.shape[1:])
 
 
 _AUTHORS_RULES: tuple[Rule, ...] = (

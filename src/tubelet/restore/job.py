@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from tubelet.errors import ConfigError, IncompleteError, InputError, suggest
+from tubelet.malloc import return_freed_memory
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.restore.engine import Engine
 from tubelet.restore.pipeline import WriteBehind, read_ahead, write_behind
@@ -87,14 +88,18 @@ def upscale(
     for name in settings.keys() - set(names):
         raise ConfigError(f"upscale has no setting {name!r}; {suggest(name, names)}")
     request = UpscaleSettings(model=model, scale=scale, **settings)
-    return run(
-        src,
-        dst,
-        request,
-        on_progress=on_progress,
-        cancel=cancel,
-        plan=plan,
-    )
+    try:
+        return run(
+            src,
+            dst,
+            request,
+            on_progress=on_progress,
+            cancel=cancel,
+            plan=plan,
+        )
+    finally:
+        # The caller may have other plans for the memory of this process.
+        return_freed_memory()
 
 
 def run(
