@@ -4,7 +4,7 @@ Model alone: `step` or `forward` on frames that are in memory, the median and sp
 that a busy moment falls on all alike. Its limit is the rate at which this machine multiplies matrices of the same format.
 Command: `tubelet upscale` as a user starts it, on a clip drawn by code, as a process of its own: frames over the time of
 the whole process, and over the time without the start of Python. Its floor is FFmpeg's Lanczos filter with the same encoder.
-Larger pictures: the same for 640×360 ×4 and 1280×720 ×2, and the engine beside calls of the network alone.
+Larger images: the same for 640×360 ×4 and 1280×720 ×2, and the engine beside calls of the network alone.
 Memory: peak resident set of that process, for a short and a ten times longer video.
 """
 
@@ -202,9 +202,9 @@ def bench_command(ids: list[str], folder: Path, count: int, repeats: int) -> Non
 
 
 def bench_larger(folder: Path, count: int, repeats: int) -> None:
-    """Print speed, memory and tiles of larger pictures, and the engine beside its network."""
+    """Print speed, memory and tiles of larger images, and the engine beside its network."""
     print(
-        "\nLarger pictures, the whole command, and the engine beside steps of the network alone, "
+        "\nLarger images, the whole command, and the engine beside steps of the network alone, "
         f"which take turns, {count} frames, median of {repeats}\n"
         "| model | input | output | tiles | frames a second | MB | network, ms | engine, ms "
         f"| engine / network |\n|{'---|' * 9}"
@@ -264,7 +264,7 @@ def main() -> None:
     )
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3, help="runs of the command")
-    parser.add_argument("--larger-frames", type=int, default=30, help="of larger pictures")
+    parser.add_argument("--larger-frames", type=int, default=30, help="of larger images")
     parser.add_argument(
         "--memory-frames", type=int, default=200, help="of the short video; 0 leaves this out"
     )

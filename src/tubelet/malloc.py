@@ -22,6 +22,9 @@ def retain_freed_memory() -> None:
     By default, large blocks return to the operating system when they are freed, and every layer of
     a network pays for fresh pages: about a tenth of the time of a convolution, a similar share for
     the buffers of a frame, and half of the time where the features of a layer exceed 32 MiB.
+
+    The setting holds until the process ends. It is for programs that allocate the same sizes again
+    and again; others may hold more memory than they use, until `return_freed_memory`.
     """
     mallopt = _function("mallopt")
     if mallopt is None:

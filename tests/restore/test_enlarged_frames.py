@@ -1,3 +1,5 @@
+import copy
+import pickle
 from dataclasses import replace
 from fractions import Fraction
 
@@ -86,12 +88,41 @@ def test_a_changed_copy_is_a_plain_frame() -> None:
     engine, _ = _engine()
     (frame,) = engine.restore(iter(_frames(1)), starts_scene=lambda _: False)
     image = torch.zeros(3, 180, 280)
-    copy = replace(frame, rgb=image)
-    assert type(copy) is Frame
-    assert copy.rgb is image
+    changed = replace(frame, rgb=image)
+    assert type(changed) is Frame
+    assert changed.rgb is image
     later = replace(frame, pts=7)
     assert (later.pts, later.index, later.time_base) == (7, frame.index, frame.time_base)
     assert torch.equal(later.rgb, frame.rgb)
+
+
+def test_copies_have_the_image() -> None:
+    engine, _ = _engine()
+    (frame,) = engine.restore(iter(_frames(1)), starts_scene=lambda _: False)
+    for twin in (copy.deepcopy(frame), pickle.loads(pickle.dumps(frame))):
+        assert type(twin) is Frame
+        assert torch.equal(twin.rgb, frame.rgb)
+        assert twin.pts == frame.pts
+
+
+def test_rows_are_computed_in_the_format_of_their_plan() -> None:
+    engine, _ = _engine()
+    (frame,) = engine.restore(iter(_frames(1)), starts_scene=lambda _: False)
+    expected = frame.rgb
+    engine.follow(replace(engine.current_plan, precision="bf16"))
+    list(engine.restore(iter(_frames(1)), plan=engine.current_plan))
+    assert torch.equal(frame.rgb, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_frames_in_another_format_are_interpolated(dtype: torch.dtype) -> None:
+    spec = find_model("bicubic-x2")
+    engine = Engine(spec, spec.build(), UpscaleSettings(device="cpu"))
+    image = torch.full((3, 20, 30), 0.5, dtype=dtype)
+    (frame,) = engine.restore([Frame(image, 0, Fraction(1, 25))])
+    color = resolve_matrix(ColorTags(), 60, 40)
+    luma, *_ = _codes(to_video_frame(frame, pix_fmt="yuv444p", color=color), "yuv444p")
+    assert (luma == 126).logical_or(luma == 125).all()
 
 
 def test_three_channels_of_detail_are_converted_like_an_image() -> None:
@@ -124,7 +155,8 @@ def test_step_is_the_sum() -> None:
     torch.testing.assert_close(sr, skip + detail, rtol=0, atol=1e-6)
 
 
-def test_only_online_networks_with_a_detail_have_a_skip() -> None:
+def test_a_skip_is_for_interpolation_and_for_online_networks_with_a_detail() -> None:
+    Contract(scale=4, temporal=Temporal("frame"), skip="bilinear")
     with pytest.raises(ValueError, match="for 'online' models"):
         Contract(scale=4, temporal=Temporal("window", radius=1), skip="bilinear")
 

@@ -1,9 +1,11 @@
 """What upscaling would do, said beforehand."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import tubelet
 from helpers.videos import make_video
@@ -11,6 +13,7 @@ from tubelet.restore.engine import Engine
 from tubelet.restore.estimate import describe
 from tubelet.restore.plan import Plan
 from tubelet.restore.settings import UpscaleSettings
+from tubelet.video.enlarged import EnlargedFrame
 
 CPU = {"device": "cpu", "model": "bicubic"}
 
@@ -32,6 +35,20 @@ def test_nothing_is_written(video: Path, tmp_path: Path) -> None:
         0,
     )
     assert description.restore_s == pytest.approx(10 * description.frame_s)
+
+
+def test_the_time_includes_images_that_are_computed_when_read(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_rows = EnlargedFrame.rows
+
+    def slow_rows(self: EnlargedFrame, start: int, stop: int) -> Tensor:
+        time.sleep(0.05)
+        return compute_rows(self, start, stop)
+
+    monkeypatch.setattr(EnlargedFrame, "rows", slow_rows)
+    description = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, **CPU))
+    assert description.frame_s > 0.05
 
 
 def test_the_size_follows_the_quality(video: Path, tmp_path: Path) -> None:

@@ -366,6 +366,9 @@ class _EngineStopwatch:
             started_s = time.perf_counter()
             busy_before_s = pairs.busy_s
             frame = next(results, None)
+            if frame is not None:
+                # An image can wait to be computed until it is read; the copy has it.
+                frame = replace(frame, rgb=frame.rgb)
             elapsed_s = time.perf_counter() - started_s
             # The engine reads its input meanwhile, and that time is not its own.
             self.engine_s += elapsed_s - (pairs.busy_s - busy_before_s)

@@ -85,7 +85,7 @@ def _restore_at(
     """
     frames_before, frames_after = _num_neighbors(engine.spec.temporal)
     clip, index = _read_clip(info, time_s, frames_before, frames_after)
-    plan = engine.plan(*clip[0].rgb.shape[-2:])
+    plan = engine.plan(*clip[0].size)
     result_indices = [index]
     if plan.doubles_rate:
         # Results alternate between frames of the input and frames halfway between two of them.
@@ -154,7 +154,7 @@ def _draw_row(
     info: VideoInfo,
 ) -> Image.Image:
     """Draw the input and the results side by side, each below its time and name."""
-    height, coded_width = results[0].rgb.shape[-2:]
+    height, coded_width = results[0].size
     # Pixels that are not square are stretched, as a player does.
     width = round(coded_width * info.sample_aspect)
     bar_height = max(18, round(height * 0.045))

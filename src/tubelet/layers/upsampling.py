@@ -32,9 +32,9 @@ __all__ = [
     "enlarge",
     "repeat_and_convolve",
     "run_in_strips",
+    "run_shuffles",
     "run_steps",
     "shuffle_and_convolve",
-    "shuffle_by",
     "shuffle_stages",
     "shuffle_to_image",
     "shuffle_x4",
@@ -168,11 +168,20 @@ def shuffle_and_convolve(x: Tensor, stages: nn.Sequential, last: ConvAct) -> Ten
     Source: Lim et al. (EDSR), CVPRW 2017, Sec. 3.2.
     """
     convs = [stage for stage in stages if isinstance(stage, ShuffleConv)]
-    return shuffle_by(x, convs, last)
+    return run_shuffles(x, convs, last)
 
 
-def shuffle_by(x: Tensor, convs: Sequence[ShuffleConv], last: ConvAct) -> Tensor:
-    """Run sub-pixel convolutions and a last one; see `shuffle_and_convolve`."""
+def run_shuffles(x: Tensor, convs: Sequence[ShuffleConv], last: ConvAct) -> Tensor:
+    """Run sub-pixel convolutions and a last convolution.
+
+    Args:
+        x: Features, (B, C, H, W).
+        convs: Sub-pixel convolutions, with factors that multiply to s.
+        last: 3×3 convolution → C'.
+
+    Returns:
+        (B, C', sH, sW).
+    """
     steps = [UpsampleStep(conv, conv.factor) for conv in convs]
     steps.append(UpsampleStep(last))
     if last.is_prepared:

@@ -40,8 +40,8 @@ class Contract:
         encodes: The network is an `EncodingWindowModel`: `encode` for each frame, `fuse` for each
             window.
         skip: Interpolation of the frame to which an online network adds its detail: the network is
-            a `DetailModel`. A "frame" model with a skip is nothing but this interpolation. None for
-            all others.
+            a `DetailModel`. A "frame" model with a skip is nothing but this interpolation, which
+            the engine computes itself, on the CPU. None for all others.
         detail_channels: Channels of the detail: 1 if it is the same for R, G and B, otherwise 3.
         detail_halo_px: Distance that a pixel of the detail can see in the features from which a
             `DetailModel` computes it, in pixels of lq; it is part of `halo_px`.

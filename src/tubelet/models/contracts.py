@@ -5,6 +5,7 @@ network with its contract once, before it runs. The engine then calls:
 
     kind     ability    protocol              calls
     frame               FrameModel            once for each frame
+    frame    skip       FrameModel            never: the engine interpolates by itself
     window              WindowModel           once for each frame, with its neighbors
     window   encodes    EncodingWindowModel   `encode` for each frame, `fuse` for each window
     online              OnlineModel           once for each frame, with the state of the last call

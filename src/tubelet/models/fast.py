@@ -275,12 +275,12 @@ class FastVSR(nn.Module):
         """
         self.head = _collapsed(self.head)
         self.tail = _collapsed(self.tail)
-        if self.recall is not None:
-            recurrent_conv = _collapsed(self.recall)
-            is_trained = any(bool(p.any()) for p in recurrent_conv.parameters())
-            self.recall = _recurrent_conv(replace(self.config, expansion=0)) if is_trained else None
-            if self.recall is not None:
-                self.recall.load_state_dict(recurrent_conv.state_dict())
+        if isinstance(self.recall, CollapsibleConv):
+            plain = self.recall.collapse()
+            self.recall = ConvAdd(self.config.channels, self.config.channels)
+            self.recall.load_state_dict(plain.state_dict())
+        if self.recall is not None and not any(bool(p.any()) for p in self.recall.parameters()):
+            self.recall = None
         self.body = nn.ModuleList(map(_collapsed, self.body))
         self.config = replace(
             self.config,

@@ -37,7 +37,7 @@ from torch.nn import functional
 from tubelet.layers.convolution import ConvAct, ShuffleConv
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.residual import ResidualBlock
-from tubelet.layers.upsampling import shuffle_by
+from tubelet.layers.upsampling import run_shuffles
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_divides, check_min, check_odd
 from tubelet.models.state_dict import (
@@ -266,7 +266,7 @@ class TDAN(nn.Module):
         x = torch.cat(self._align(window), 1)
         x = functional.relu_(self.conv_fuse(x))
         x = self.reconstruction(x)
-        detail = shuffle_by(x, (self.upconv1, self.upconv2), self.conv_last)
+        detail = run_shuffles(x, (self.upconv1, self.upconv2), self.conv_last)
         # Under autocast the network computes in half precision, and the image is a sum in float32.
         return detail.to(window[0][0].dtype) + _MEAN
 

@@ -191,7 +191,8 @@ def _is_identity(in_size: int, out_size: int, scale: float) -> bool:
 
 def _weigh_height(x: Tensor, weights: AxisWeights, rows: range | None = None) -> Tensor:
     """Apply weights along the height of (N, H, W); compute all or only some rows."""
-    rows = rows or range(weights.num_outputs)
+    if rows is None:
+        rows = range(weights.num_outputs)
     weighted: list[Tensor] = []
     first_output = 0
     for block in weights.blocks:
@@ -227,7 +228,7 @@ def _weigh_width(x: Tensor, weights: AxisWeights) -> Tensor:
                 out=weighted[:, first_output : first_output + num_outputs],
             )
             first_output += num_outputs
-    return weighted.view(num_images, height, -1)
+    return weighted.view(num_images, height, weights.num_outputs)
 
 
 # Kernels.

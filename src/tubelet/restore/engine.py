@@ -180,7 +180,7 @@ class Engine:
             if is_context and temporal.kind != "online":
                 continue
             if self.spec.contract.skip:
-                frame, hidden = self._enlarge(window, hidden)
+                frame, hidden = self._enlarge(window[before], window, hidden)
             else:
                 sr, hidden = self._run_neighborhood(window, hidden, encodings)
                 frame = replace(window[before], rgb=sr[0, 0])
@@ -188,21 +188,23 @@ class Engine:
                 yield _output_frame(window[before], frame, self.current_plan)
         return hidden
 
-    def _enlarge(self, window: Sequence[Frame], hidden: Hidden) -> tuple[Frame, Hidden]:
+    def _enlarge(
+        self, source: Frame, window: Sequence[Frame], hidden: Hidden
+    ) -> tuple[Frame, Hidden]:
         """Enlarge a frame by interpolation, and add the detail of an online model, if it is one."""
         contract = self.spec.contract
         assert contract.skip
-        height, width = window[0].size
+        height, width = source.size
         size = (height * contract.scale, width * contract.scale)
         if contract.temporal.kind == "frame":
-            return EnlargedFrame(window[0], size, contract.skip), None
+            return EnlargedFrame(source, size, contract.skip), None
 
         def attempt(plan: Plan) -> tuple[Rows, Hidden]:
             return self.runner.run_detail(_stack(window), hidden, plan)
 
         detail_rows, hidden = self._current_fallback.run(attempt)
         frame = EnlargedFrame(
-            window[0],
+            source,
             size,
             contract.skip,
             detail_rows=detail_rows,
@@ -313,7 +315,7 @@ def _output_frame(source: Frame, restored: Frame, plan: Plan) -> Frame:
 
     Args:
         source: Frame that was restored.
-        restored: Result of the model, sH × sW.
+        restored: Result of the model, sH × sW; it gets the transparency.
         plan: Plan of the restoration.
     """
     width, height = plan.output

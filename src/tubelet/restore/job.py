@@ -44,6 +44,8 @@ _QUEUE_BYTES = 256 << 20
 """Size of the queue on each side of the engine, in bytes of float frames."""
 _BYTES_PER_PX = 12
 """Three channels of float32."""
+_FEATURE_BYTES_PER_PX = 256
+"""Features of a pixel of lq: 64 channels of float32."""
 
 
 def upscale(
@@ -224,6 +226,9 @@ def _restore_segments(
     torch.set_num_threads(num_threads)
     input_depth = _queue_depth(reader.info.width, reader.info.height)
     output_depth = _queue_depth(*plan.output)
+    if plan.contract.skip:
+        # Its frames hold the features of their input until they are converted.
+        output_depth = min(output_depth, _feature_queue_depth(plan.width, plan.height))
     with (
         read_ahead(reader, depth=input_depth, cancel=cancel) as source,
         write_behind(_call, depth=output_depth) as encoder_calls,
@@ -305,6 +310,11 @@ def _queue_depth(width: int, height: int) -> int:
     """Choose the length of a queue: enough to even out the stages, limited in bytes."""
     frame_bytes = _BYTES_PER_PX * width * height
     return min(8, max(2, _QUEUE_BYTES // frame_bytes))
+
+
+def _feature_queue_depth(width: int, height: int) -> int:
+    """Choose the length of a queue of frames whose detail is still in features."""
+    return max(2, _QUEUE_BYTES // (_FEATURE_BYTES_PER_PX * width * height))
 
 
 def expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:

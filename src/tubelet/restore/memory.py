@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tubelet.malloc import return_freed_memory
 from tubelet.restore.plan import MemoryBudget
 
 __all__ = ["free_bytes", "is_out_of_memory", "measure_budget", "peak_tensor_bytes", "spare_bytes"]
@@ -67,6 +68,8 @@ def measure_budget(device: torch.device, memory_gib: float | None = None) -> Mem
         device: Device of the model.
         memory_gib: Memory that the settings allow on it; None: half of the free memory.
     """
+    # What an earlier run of this process left is free, too.
+    return_freed_memory()
     cpu = torch.device("cpu")
     host_bytes = _round_down(_MEMORY_FRACTION * free_bytes(cpu))
     device_bytes = host_bytes

@@ -59,6 +59,8 @@ _STREAM_PROBE_PX = 32
 memory is linear in the pixels."""
 _STREAM_PROBE_FRAMES = 3
 """Number of frames in a streamed probe."""
+_DEVICE_STRIP_ROWS = 512
+"""Rows of a detail that are computed at once on an accelerator."""
 
 
 class Runner(Protocol):
@@ -109,7 +111,7 @@ class Runner(Protocol):
 
         Returns:
             A function that returns rows of the detail, (1 or 3, rows, sW), on the CPU; any thread
-            may call it. And the new state.
+            may call it, until the network moves to another device. And the new state.
         """
         ...
 
@@ -232,11 +234,17 @@ class TorchRunner:
         )
         assert states is not None
         features, *hidden_states = states
-        rows = partial(self._detail_rows, features, plan)
-        if self.device.type != "cpu":
-            detail = rows(0, plan.height * self.contract.scale).cpu()
-            rows = partial(_rows_of, detail)
-        return rows, tuple(hidden_states)
+        compute_rows = partial(self._detail_rows, features, plan)
+        if self.device.type == "cpu":
+            return compute_rows, tuple(hidden_states)
+
+        # Strip by strip, because the last layers have the largest tensors.
+        strips: list[Tensor] = []
+        height = plan.height * self.contract.scale
+        for top in range(0, height, _DEVICE_STRIP_ROWS):
+            stop = min(top + _DEVICE_STRIP_ROWS, height)
+            strips.append(compute_rows(top, stop).cpu())
+        return partial(_rows_of, torch.cat(strips, 1)), tuple(hidden_states)
 
     @torch.no_grad()
     def _detail_rows(self, features: Tensor, plan: Plan, start: int, stop: int) -> Tensor:
@@ -247,7 +255,8 @@ class TorchRunner:
         # Rows of the features that the rows of the detail can see.
         top = max(0, start // scale - halo_px)
         bottom = min(height, -(-stop // scale) + halo_px)
-        with self._number_format():
+        # Not the current format of the runner: another thread may read rows after it has changed.
+        with number_format(features.device, plan.precision):
             detail = as_detail(self._model).detail(features[:, :, top:bottom])
         offset = top * scale
         return self._crop(detail[0, :, start - offset : stop - offset], plan)

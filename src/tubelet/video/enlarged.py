@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ own size (2, rows, W), or None for gray formats. Both in codes without the offse
 class EnlargedFrame(Frame):
     """The sum of a frame enlarged by interpolation and a detail; computed when it is read.
 
+    `rgb` is computed anew each time, and cannot be assigned. Copies are plain frames.
+
     Args:
         source: Frame to enlarge; its time is the time of the result.
         size: Height and width of the result, pixels.
@@ -43,10 +45,15 @@ class EnlargedFrame(Frame):
     """
 
     def __new__(cls, *arguments: Any, **fields: Any) -> Frame:
-        """Create the frame; a copy made by `dataclasses.replace` is a plain `Frame`."""
+        """Create the frame; `dataclasses.replace` calls it with the fields of a `Frame`."""
         if "rgb" in fields:
             return Frame(**fields)
         return super().__new__(cls)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as a plain `Frame`."""
+        fields = (self.rgb, self.pts, self.time_base, self.duration, self.index, self.alpha)
+        return Frame, fields
 
     def __init__(
         self,
@@ -55,7 +62,7 @@ class EnlargedFrame(Frame):
         kernel: Kernel,
         *,
         detail_rows: Rows | None = None,
-        detail_channels: int = 1,
+        detail_channels: Literal[1, 3] = 3,
         alpha: Tensor | None = None,
     ) -> None:
         self.pts = source.pts
@@ -63,7 +70,7 @@ class EnlargedFrame(Frame):
         self.duration = source.duration
         self.index = source.index
         self.alpha = alpha
-        self._base = source.rgb
+        self._base = source.rgb.detach().to("cpu", torch.float32)
         self._size = size
         self._kernel: Kernel = kernel
         self._detail_rows = detail_rows
@@ -87,6 +94,7 @@ class EnlargedFrame(Frame):
             rgb.add_(self._detail_rows(start, stop))
         return rgb
 
+    @torch.no_grad()
     def ycc_rows(
         self,
         encode: Tensor,
@@ -103,7 +111,7 @@ class EnlargedFrame(Frame):
         Returns:
             None if the detail has three channels.
         """
-        if self._detail_channels != 1:
+        if self._detail_rows is not None and self._detail_channels != 1:
             return None
         _, height, width = self._base.shape
         base = torch.mm(encode, self._base.reshape(3, -1)).view(3, height, width)
