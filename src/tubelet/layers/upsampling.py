@@ -136,9 +136,7 @@ def shuffle_x4(x: Tensor, base: Tensor, convs: TailConvs) -> Tensor:
         UpsampleStep(detail),
         UpsampleStep(last),
     )
-    if last.is_prepared:
-        return run_in_strips(x, steps, widest=detail.in_channels, base=base)
-    return base + run_steps(x, steps)
+    return _run_end(x, steps, last, base)
 
 
 def shuffle_stages(channels: int, factors: Sequence[int]) -> nn.Sequential:
@@ -184,9 +182,7 @@ def run_shuffles(x: Tensor, convs: Sequence[ShuffleConv], last: ConvAct) -> Tens
     """
     steps = [UpsampleStep(conv, conv.factor) for conv in convs]
     steps.append(UpsampleStep(last))
-    if last.is_prepared:
-        return run_in_strips(x, steps, widest=last.in_channels)
-    return run_steps(x, steps)
+    return _run_end(x, steps, last)
 
 
 def repeat_and_convolve(
@@ -208,9 +204,23 @@ def repeat_and_convolve(
     """
     steps = [UpsampleStep(conv, 2) for conv in doublings]
     steps += [UpsampleStep(detail), UpsampleStep(last)]
+    return _run_end(x, steps, last)
+
+
+def _run_end(
+    x: Tensor,
+    steps: Sequence[UpsampleStep],
+    last: ConvAct,
+    base: Tensor | None = None,
+) -> Tensor:
+    """Run steps that end with the convolution `last`, in strips if it is prepared, and add `base`.
+
+    The input of `last` is the widest tensor at the final size.
+    """
     if last.is_prepared:
-        return run_in_strips(x, steps, widest=detail.in_channels)
-    return run_steps(x, steps)
+        return run_in_strips(x, steps, widest=last.in_channels, base=base)
+    sr = run_steps(x, steps)
+    return sr if base is None else base + sr
 
 
 def run_steps(x: Tensor, steps: Sequence[UpsampleStep]) -> Tensor:

@@ -67,6 +67,11 @@ class Contract:
     detail_halo_px: int = 0
     warmup_frames: int = 16
 
+    @property
+    def has_detail(self) -> bool:
+        """Whether the network is a `DetailModel`."""
+        return self.skip is not None and self.temporal.kind == "online"
+
     def __post_init__(self) -> None:
         kind = self.temporal.kind
         if self.streams and kind != "clip":

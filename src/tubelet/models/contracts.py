@@ -204,7 +204,7 @@ def check_contract(network: nn.Module, contract: Contract) -> None:
     """
     if contract.temporal.kind == "online":
         as_online(network)
-    if contract.skip and contract.temporal.kind == "online":
+    if contract.has_detail:
         as_detail(network)
     if contract.encodes:
         as_encoding(network)

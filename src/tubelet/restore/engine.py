@@ -196,7 +196,7 @@ class Engine:
         assert contract.skip
         height, width = source.size
         size = (height * contract.scale, width * contract.scale)
-        if contract.temporal.kind == "frame":
+        if not contract.has_detail:
             return EnlargedFrame(source, size, contract.skip), None
 
         def attempt(plan: Plan) -> tuple[Rows, Hidden]:

@@ -224,11 +224,12 @@ def _restore_segments(
         max_threads=torch.get_num_threads(),
     )
     torch.set_num_threads(num_threads)
-    input_depth = _queue_depth(reader.info.width, reader.info.height)
-    output_depth = _queue_depth(*plan.output)
-    if plan.contract.skip:
+    input_depth = _queue_depth(reader.info.width, reader.info.height, _BYTES_PER_PX)
+    output_depth = _queue_depth(*plan.output, _BYTES_PER_PX)
+    if plan.contract.has_detail:
         # Its frames hold the features of their input until they are converted.
-        output_depth = min(output_depth, _feature_queue_depth(plan.width, plan.height))
+        feature_depth = _queue_depth(plan.width, plan.height, _FEATURE_BYTES_PER_PX)
+        output_depth = min(output_depth, feature_depth)
     with (
         read_ahead(reader, depth=input_depth, cancel=cancel) as source,
         write_behind(_call, depth=output_depth) as encoder_calls,
@@ -306,15 +307,10 @@ def _call(function: Callable[[], None]) -> None:
     function()
 
 
-def _queue_depth(width: int, height: int) -> int:
+def _queue_depth(width: int, height: int, bytes_per_px: int) -> int:
     """Choose the length of a queue: enough to even out the stages, limited in bytes."""
-    frame_bytes = _BYTES_PER_PX * width * height
+    frame_bytes = bytes_per_px * width * height
     return min(8, max(2, _QUEUE_BYTES // frame_bytes))
-
-
-def _feature_queue_depth(width: int, height: int) -> int:
-    """Choose the length of a queue of frames whose detail is still in features."""
-    return max(2, _QUEUE_BYTES // (_FEATURE_BYTES_PER_PX * width * height))
 
 
 def expected_frames(info: VideoInfo, settings: UpscaleSettings) -> int | None:

@@ -188,10 +188,7 @@ class TorchRunner:
         ends_scene: bool = True,
     ) -> tuple[Tensor, Hidden]:
         """Restore the frames of one call; see `Runner`."""
-        self._follow(plan)
-        lq = pad_to(lq.to(self.device), *plan.padded)
-        if hidden is not None:
-            hidden = tuple(state.to(self.device) for state in hidden)
+        lq, hidden = self._load(lq, hidden, plan)
 
         call = self.call
         if self.contract.streams:
@@ -213,10 +210,7 @@ class TorchRunner:
         On the CPU, the last layers wait until rows are read. So they run in the thread of the
         encoder, in the cache of its core, while the next step begins.
         """
-        self._follow(plan)
-        lq = pad_to(lq.to(self.device), *plan.padded)
-        if hidden is not None:
-            hidden = tuple(state.to(self.device) for state in hidden)
+        lq, hidden = self._load(lq, hidden, plan)
 
         def call(tile: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
             network = as_detail(self._model)
@@ -466,6 +460,14 @@ class TorchRunner:
                 torch.cuda.empty_cache()
             self.device = device
             _move(self._model, device)
+
+    def _load(self, lq: Tensor, hidden: Hidden, plan: Plan) -> tuple[Tensor, Hidden]:
+        """Follow a plan: pad the frames, and bring them and the state to its device."""
+        self._follow(plan)
+        lq = pad_to(lq.to(self.device), *plan.padded)
+        if hidden is not None:
+            hidden = tuple(state.to(self.device) for state in hidden)
+        return lq, hidden
 
     def _number_format(self) -> torch.autocast:
         return number_format(self.device, self.precision)
