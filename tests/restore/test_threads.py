@@ -53,3 +53,11 @@ def test_a_faster_number_format_needs_fewer_threads():
 def test_a_network_on_a_gpu_leaves_the_threads_as_they_are():
     plan = replace(_plan(), device="cuda")
     assert network_threads(plan, num_weights=0, max_threads=16) == 16
+
+
+def test_a_second_thread_computes_large_images_of_a_small_network():
+    small = _plan("bf16", width=320, height=180)
+    large = _plan("bf16", width=640, height=360)
+    for plan, num_threads in ((small, 1), (large, 2)):
+        assert network_threads(plan, num_weights=53_000, max_threads=2) == num_threads
+    assert network_threads(large, num_weights=53_000, max_threads=1) == 1
