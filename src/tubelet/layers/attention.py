@@ -11,14 +11,25 @@ Source: Liu et al., Swin Transformer, ICCV 2021, Eq. 4; the MLP: Dosovitskiy et 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Mlp", "WindowAttention", "attend", "relative_position_bias"]
+__all__ = [
+    "AttentionFunction",
+    "Mlp",
+    "QueryFrameAttention",
+    "WindowAttention",
+    "attend",
+    "relative_position_bias",
+]
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Maps q (n, heads, N, d), k and v (n, heads, M, d), and the bias of every query and key
+(heads, N, M), to the result (n, N, heads·d)."""
 
 
 def relative_position_bias(table: Tensor, window: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -117,6 +128,87 @@ class WindowAttention(nn.Module):
         qkv = qkv.permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         return self.proj(attend(q, k, v, bias))
+
+
+class QueryFrameAttention(nn.Module):
+    """Attention from the tokens of the last frame to those of all frames in each window.
+
+    The table of biases has an entry for every distance along height and width, as that of
+    `WindowAttention`, and for every frame: `frames − 1 −` the index of the frame of the key.
+
+    Args:
+        channels: Number of channels of a token, C.
+        heads: Number of heads, a divisor of `channels`.
+        window: Side of a full window.
+        frames: Number of frames, D.
+        attend: Computes the result of all heads, as the function `attend` does.
+
+    Source: Zhou et al., MIA-VSR, CVPR 2024, Sec. 3.2.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        window: int,
+        frames: int,
+        *,
+        attend: AttentionFunction = attend,
+    ) -> None:
+        super().__init__()
+        self.attend = attend
+        self.heads = heads
+        self.window = window
+        self.frames = frames
+        num_positions = frames * (2 * window - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.empty(num_positions, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
+        """Attend from the last frame to all frames.
+
+        Args:
+            tokens: Tokens of all frames in n windows, (n, D·N, C), those of the last frame last.
+            size: Size (1, h, w) of the windows of a frame, N = h·w, at most `window` each.
+
+        Returns:
+            (n, N, C).
+        """
+        bias = self._position_bias(size)
+        _, num_queries, num_keys = bias.shape
+        head_channels = tokens.shape[-1] // self.heads
+        queries = self._project(tokens[:, -num_queries:], 0, 1)
+        q = queries.view(-1, num_queries, self.heads, head_channels)
+        q = q.transpose(1, 2)  # (n, heads, N, d)
+        keys_values = self._project(tokens, 1, 3)
+        keys_values = keys_values.view(-1, num_keys, 2, self.heads, head_channels)
+        k, v = keys_values.permute(2, 0, 3, 1, 4).unbind(0)  # (n, heads, D·N, d) each
+        return self.proj(self.attend(q, k, v, bias))
+
+    def _project(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+        """Compute a range of queries (0), keys (1) and values (2).
+
+        Args:
+            tokens: (..., C).
+            start: First of the range.
+            stop: End of the range, exclusive.
+
+        Returns:
+            (..., (stop − start)·C).
+        """
+        channels = tokens.shape[-1]
+        rows = slice(start * channels, stop * channels)
+        return functional.linear(tokens, self.qkv.weight[rows], self.qkv.bias[rows])
+
+    def _position_bias(self, size: Sequence[int]) -> Tensor:
+        """Look up the bias of every query and key in a window: (heads, N, D·N)."""
+        window = (self.window, self.window)
+        tables = self.relative_position_bias_table.chunk(self.frames)
+        # The first table is that of the last frame.
+        biases = [relative_position_bias(table, window, size[1:]) for table in reversed(tables)]
+        return torch.cat(biases, -1)
 
 
 class Mlp(nn.Module):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, Key
 
 __all__ = ["ClipFlows"]
@@ -19,7 +18,7 @@ class ClipFlows:
     also uses the flow from there to the frame before that.
 
     Args:
-        spynet: Network that estimates the flows.
+        estimate: Network that estimates the flow from its first argument to its second.
         frames: Frames (B, 3, H, W) by number, those of the edges included (see `clip_frames`).
         num_frames: T of the clip.
         store: Cache of the flows, under names that no sweep uses.
@@ -29,7 +28,7 @@ class ClipFlows:
 
     def __init__(
         self,
-        spynet: SpyNet,
+        estimate: Callable[[Tensor, Tensor], Tensor],
         frames: Mapping[int, Tensor],
         num_frames: int,
         store: FeatureStore,
@@ -37,7 +36,7 @@ class ClipFlows:
         sweeps: int,
         order: int,
     ) -> None:
-        self._spynet = spynet
+        self._estimate = estimate
         self._frames = frames
         self._num_frames = num_frames
         self._store = store
@@ -63,7 +62,7 @@ class ClipFlows:
         if key in self._store:
             (flow,) = self._store.get(key) if uses_left else self._store.pop(key)
             return flow
-        flow = self._spynet(self._frames[t], self._frames[other])
+        flow = self._estimate(self._frames[t], self._frames[other])
         if uses_left:
             self._store.append(key, flow)
         return flow

@@ -43,14 +43,6 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         name="TTVSR (Liu et al., CVPR 2022)", has=(r"LTAM\.fusion\.", r"feat_extractor\.main\.")
     ),
     Unsupported(
-        name="PSRT (Shi et al., NeurIPS 2022)",
-        has=(r"patch_align\.backward_\d\.layers\.",),
-        lacks=(r"patch_align\..*\.predmask\.", r"implicit_warp\."),
-    ),
-    Unsupported(
-        name="MIA-VSR (Zhou et al., CVPR 2024)", has=(r"patch_align\..*\.attn\.predmask\.",)
-    ),
-    Unsupported(
         name="IART (Xu et al., CVPR 2024)",
         has=(r"implicit_warp\.", r"swin_backbone\.backward_\d\."),
     ),
