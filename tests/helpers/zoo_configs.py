@@ -14,6 +14,7 @@ from tubelet.models.fast import FastConfig
 from tubelet.models.frvsr import FRVSRConfig
 from tubelet.models.fsrcnn import FSRCNNConfig
 from tubelet.models.hat import HATConfig
+from tubelet.models.iart import IARTConfig
 from tubelet.models.iconvsr import IconVSRConfig
 from tubelet.models.msrresnet import MSRResNetConfig
 from tubelet.models.ovsr import OVSRConfig
@@ -53,6 +54,7 @@ TINY: dict[str, Any] = {
     "FRVSR": FRVSRConfig(channels=8, num_blocks=1),
     "FSRCNN": FSRCNNConfig(),
     "HAT": HATConfig(**_ATTENTION, window=8, compress_ratio=2, squeeze_factor=2),
+    "IART": IARTConfig(channels=8, depths=(2,), num_heads=(2,), mid_channels=8, hr_channels=8),
     "IconVSR": IconVSRConfig(channels=8, num_blocks=1, groups=2, temporal_padding=1),
     "MSRResNet": MSRResNetConfig(channels=8, num_blocks=1),
     "OVSR": OVSRConfig(channels=8, num_precursor_blocks=1, num_successor_blocks=1),

@@ -15,6 +15,7 @@ from tubelet.layers.store import FeatureStore
 from tubelet.models import (
     basicvsr,
     basicvsr_pp,
+    iart,
     iconvsr,
     ovsr,
     realbasicvsr,
@@ -75,6 +76,9 @@ _TINY_ICON = iconvsr.IconVSRConfig(
     channels=4, num_blocks=1, groups=2, temporal_padding=1, keyframe_stride=2
 )
 _TINY_REAL = realbasicvsr.RealBasicVSRConfig(channels=4, num_blocks=1, num_cleaning_blocks=1)
+_TINY_IART = iart.IARTConfig(
+    channels=8, depths=(2,), num_heads=(2,), window=4, mid_channels=4, hr_channels=4
+)
 _TINY_OVSR = ovsr.OVSRConfig(channels=4, num_precursor_blocks=1, num_successor_blocks=1)
 _TINY_ZSM = zooming_slow_mo.ZoomingSlowMoConfig(
     channels=4, groups=2, num_front_blocks=1, num_back_blocks=1
@@ -106,6 +110,7 @@ CASES = {
             _TINY_REAL,
             options=lambda: {"cleanings": torch.tensor([3, 2])},
         ),
+        Case("iart", iart.ARCHITECTURE, _TINY_IART, **_GRID),
         Case("ovsr global", ovsr.ARCHITECTURE, _TINY_OVSR, ("successor",), ("precursor",)),
         Case(
             "ovsr local",

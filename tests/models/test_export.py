@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from helpers.zoo_configs import TINY, architecture_of, tiny_frames, tiny_network
 
-_SLOW = {"BasicVSR", "BasicVSRPlusPlus", "EDVR", "IconVSR", "RBPN", "TMNet", "ZoomingSlowMo"}
+_SLOW = {
+    "BasicVSR",
+    "BasicVSRPlusPlus",
+    "EDVR",
+    "IART",
+    "IconVSR",
+    "RBPN",
+    "TMNet",
+    "ZoomingSlowMo",
+}
 """Of these the graphs have thousands of nodes."""
 
 _EXPORTED_IS_ENOUGH = {"DUF", "HAT", "SwinIR", "TDAN", "TOFlow"}

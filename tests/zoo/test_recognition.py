@@ -56,6 +56,7 @@ PUBLISHED = {
     "hat_x4": "HAT",
     "basicsr_tof": "TOFlow",
     "mmagic_tof": "TOFlow",
+    "iart_reds": "IART",
 }
 RECORDED = {
     "basicvsr_A": "BasicVSR",
@@ -88,13 +89,13 @@ RECORDED = {
     "toflow_A": "TOFlow",
     "rbpn_A": "RBPN",
     "rbpn_x2_A": "RBPN",
+    "iart_A": "IART",
 }
 NAMED = {"two_step_A": "TwoStepRestorer", "two_step_encoder_A": "ConditionalEncoder"}
 """Of which the names and shapes are enough: one is large, the other makes no images."""
 
 
 FOREIGN_NAMES = {
-    "iart_reds": "IART",
     "miavsr_reds": "MIA-VSR",
     "psrt_recurrent_reds": "PSRT",
     "rvrt_001_reds_30f": "RVRT",

@@ -42,10 +42,6 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported(
         name="TTVSR (Liu et al., CVPR 2022)", has=(r"LTAM\.fusion\.", r"feat_extractor\.main\.")
     ),
-    Unsupported(
-        name="IART (Xu et al., CVPR 2024)",
-        has=(r"implicit_warp\.", r"swin_backbone\.backward_\d\."),
-    ),
     # UNetDiscriminatorSN, of Real-ESRGAN.
     Unsupported(
         name="a discriminator of BasicSR",
