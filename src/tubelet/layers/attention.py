@@ -176,6 +176,10 @@ class QueryFrameAttention(nn.Module):
         Returns:
             (n, N, C).
         """
+        return self.proj(self.attend_heads(tokens, size))
+
+    def attend_heads(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
+        """Attend like `forward`, but without `proj`, which maps every token by itself."""
         bias = self._position_bias(size)
         _, num_queries, num_keys = bias.shape
         head_channels = tokens.shape[-1] // self.heads
@@ -185,7 +189,7 @@ class QueryFrameAttention(nn.Module):
         keys_values = self._project(tokens, 1, 3)
         keys_values = keys_values.view(-1, num_keys, 2, self.heads, head_channels)
         k, v = keys_values.permute(2, 0, 3, 1, 4).unbind(0)  # (n, heads, D·N, d) each
-        return self.proj(self.attend(q, k, v, bias))
+        return self.attend(q, k, v, bias)
 
     def _project(self, tokens: Tensor, start: int, stop: int) -> Tensor:
         """Compute a range of queries (0), keys (1) and values (2).

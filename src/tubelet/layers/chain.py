@@ -19,7 +19,7 @@ order and flows: Chan et al. (BasicVSR++), CVPR 2022, Sec. 3.1 and 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,7 @@ __all__ = ["CHAIN_SWEEPS", "Caches", "SweepChain", "chain_by_patches"]
 CHAIN_SWEEPS = ("backward_1", "forward_1", "backward_2", "forward_2")
 """Names of the sweeps, in the order in which they run."""
 
-Caches = Mapping[str, Tensor]
+Caches = dict[str, Tensor]
 """Tensors that a sweep keeps from one frame to the next besides its state, by name; most networks
 have none, and none exist before the first frame of a sweep."""
 
@@ -56,7 +56,8 @@ class SweepChain:
     frame to that of the state (B, 2, H, W), and the features `current` (B, C, H, W)."""
     refine: Callable[[str, Tensor, Tensor, Tensor, Caches], tuple[Tensor, Caches]]
     """Computes a state; takes the name of the sweep, current, newer and older (B, C, H, W), and the
-    caches of the frame before. Returns the state (B, C, H, W) and the caches of this frame."""
+    caches of the frame before, out of which it may take tensors to free them early. Returns the
+    state (B, C, H, W) and the caches of this frame."""
     second_frame: Literal["repeat", "zeros"]
     """What stands for `older` at the second frame of a sweep: `newer`, or zeros."""
 
@@ -202,7 +203,7 @@ class SweepChain:
 def _edge_caches(edge: Edge, sweep_name: str) -> Caches:
     """Return the caches of a sweep at the frame nearest to the clip."""
     prefix = f"{sweep_name}/"
-    caches: dict[str, Tensor] = {}
+    caches: Caches = {}
     for name, states in edge.hidden.items():
         if name.startswith(prefix) and states:
             caches[name.removeprefix(prefix)] = states[0]

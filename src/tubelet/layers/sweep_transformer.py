@@ -48,6 +48,7 @@ __all__ = [
     "TemporalGroup",
     "build_iiab",
     "build_mfsab",
+    "pad_tokens",
 ]
 
 NUM_FRAMES = 3
@@ -162,7 +163,7 @@ class TemporalBlock(SwitchableLayer):
         factors = self._path_factors(x)
 
         def restore(windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
-            return self._restore_windows(windows, size, len(past), factors)
+            return windows[0] + self._window_residual(windows, size, len(past), factors)
 
         inputs = [x, *past] if inside is None else [x, *past, inside]
         return map_windows(
@@ -173,14 +174,14 @@ class TemporalBlock(SwitchableLayer):
             backend=self.backend,
         )
 
-    def _restore_windows(
+    def _window_residual(
         self,
         windows: tuple[Tensor, ...],
         size: tuple[int, ...],
         num_past: int,
         factors: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Map the tokens x of windows of `size`, (n, D·N, C), to the same shape.
+        """Compute what the block adds to the tokens x of windows of `size`, (n, D·N, C).
 
         Args:
             windows: Tokens of x and of the past frames, and the image mask if there is padding.
@@ -190,17 +191,22 @@ class TemporalBlock(SwitchableLayer):
         """
         x = windows[0]
         past = windows[1 : 1 + num_past]
-        tokens = self.norm1(torch.cat([*past, x], 1) if past else x)
-        if len(windows) > 1 + num_past:
-            inside = windows[-1]
-            tokens = tokens * inside.repeat(1, 1 + num_past, 1)
-        attended = self.attn(tokens, size)
+        attended = self.attn(self._normalized(windows, num_past), size).to(x.dtype)
         if factors is None:
-            x = x + attended
-            return x + self.feed_forward(x, past)
+            return attended + self.feed_forward(x + attended, past)
 
-        x = x + _scaled(attended, factors[0])
-        return x + _scaled(self.feed_forward(x, past), factors[1])
+        attended = _scaled(attended, factors[0])
+        return attended + _scaled(self.feed_forward(x + attended, past), factors[1])
+
+    def _normalized(self, windows: tuple[Tensor, ...], num_past: int) -> Tensor:
+        """Normalize the tokens of all frames, (n, 3·N, C), those of the padding to zero."""
+        x = windows[0]
+        past = windows[1 : 1 + num_past]
+        tokens = self.norm1(torch.cat([*past, x], 1) if past else x)
+        if len(windows) == 1 + num_past:
+            return tokens
+        inside = windows[-1]
+        return tokens * inside.repeat(1, 1 + num_past, 1)
 
     def feed_forward(self, x: Tensor, past: tuple[Tensor, ...]) -> Tensor:
         """Return what the second branch adds to x.
@@ -281,14 +287,23 @@ class TemporalGroup(nn.Module):
         y = x
         for block in self.blocks:
             y = block(y, past, inside)
+        return self.merge(y, x, inside, size)
 
+    def merge(
+        self,
+        y: Tensor,
+        x: Tensor,
+        inside: Tensor | None,
+        size: tuple[int, int],
+    ) -> Tensor:
+        """Convolve tokens y that the blocks returned, and add the tokens x; see `forward`."""
         # The convolution sees zeros around the image, not the padding.
         height, width = size
         image = _as_images(y[:, :, :height, :width])
         skip = _as_images(x[:, :, :height, :width])
         out = self.conv(image, skip).permute(0, 2, 3, 1)  # (B·D, H, W, C)
         out = out.unflatten(0, x.shape[:2]).contiguous()
-        return out if inside is None else _pad_tokens(out, x.shape[2], x.shape[3])
+        return out if inside is None else pad_tokens(out, x.shape[2], x.shape[3])
 
 
 class SweepTransformer(nn.Module):
@@ -350,6 +365,19 @@ class SweepTransformer(nn.Module):
         Returns:
             (B, C, H, W).
         """
+        size = (current.shape[-2], current.shape[-1])
+        x, past, inside = self.embed(current, newer, older)
+        for group in self.groups:
+            x = group(x, past, inside, size)
+        return self.project(x, current)
+
+    def embed(
+        self,
+        current: Tensor,
+        newer: Tensor,
+        older: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        """Make the tokens of all frames: x, past and inside, as `TemporalBlock` takes them."""
         height, width = current.shape[-2:]
         if self.order == "current-last":
             frames = [older, newer, current]
@@ -360,10 +388,11 @@ class SweepTransformer(nn.Module):
         x, past = stack[-1], tuple(stack[:-1])
         if self.updates == "all":
             x, past = torch.cat(stack, 1), ()
-        inside = self._inside(x, height, width)
-        for group in self.groups:
-            x = group(x, past, inside, (height, width))
+        return x, past, self._inside(x, height, width)
 
+    def project(self, x: Tensor, current: Tensor) -> Tensor:
+        """Compute the state (B, C, H, W) from the tokens x behind the groups."""
+        height, width = current.shape[-2:]
         middle = NUM_FRAMES // 2
         index = middle if self.order == "current-middle" else -1
         y = self.norm(x[:, index, :height, :width]).permute(0, 3, 1, 2)
@@ -377,7 +406,7 @@ class SweepTransformer(nn.Module):
         padded_width = round_up(width, self.window)
         if (padded_height, padded_width) == (height, width):
             return tokens.contiguous()
-        return _pad_tokens(tokens, padded_height, padded_width)
+        return pad_tokens(tokens, padded_height, padded_width)
 
     def _inside(self, x: Tensor, height: int, width: int) -> Tensor | None:
         """Mark the pixels of the image in the padded x, see `TemporalBlock`."""
@@ -393,7 +422,7 @@ def _as_images(tokens: Tensor) -> Tensor:
     return tokens.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def _pad_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
+def pad_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
     """Extend (B, D, H, W, C) to the right and below with zeros."""
     batch, num_frames, old_height, old_width, channels = tokens.shape
     padded = tokens.new_zeros(batch, num_frames, height, width, channels)

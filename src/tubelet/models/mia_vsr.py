@@ -26,22 +26,19 @@ CVPR 2024.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from tubelet.layers.chain import CHAIN_SWEEPS, chain_by_patches
+from tubelet.errors import RequestError
+from tubelet.layers.chain import CHAIN_SWEEPS, Caches, chain_by_patches
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.masked_attention import MaskedBlock, cache_names, refine_masked
 from tubelet.layers.recurrence import Edge, StateObserver
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore
-from tubelet.layers.sweep_transformer import (
-    BlockConfig,
-    SweepTransformer,
-    TemporalBlock,
-    build_iiab,
-)
+from tubelet.layers.sweep_transformer import SweepTransformer
 from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.chain_state import (
@@ -91,6 +88,9 @@ class MIAVSRConfig:
     drop_path: float = 0.1
     """Probability with which training drops a branch of the last block of a sweep; it rises
     linearly from 0 at the first."""
+    use_mask: bool = True
+    """Skip tokens that have hardly changed since the last frame. Checkpoints do not store it:
+    networks without masks have the same tensors."""
 
     def __post_init__(self) -> None:
         check_chain_config(self)
@@ -114,7 +114,7 @@ class MIAVSR(nn.Module):
         for name in CHAIN_SWEEPS:
             self.sweeps[name] = SweepTransformer(
                 config,
-                _build_block,
+                MaskedBlock,
                 order="current-last",
                 updates="current",
             )
@@ -181,6 +181,10 @@ class MIAVSR(nn.Module):
             The index t of each frame and its state of the last sweep, (B, C, H, W).
         """
         chain = chain_by_patches(self.conv_first, self.spynet, self.sweeps, "repeat")
+        if self.config.use_mask:
+            _check_caches(self.config, before, "forward")
+            _check_caches(self.config, after, "backward")
+            chain = replace(chain, refine=self._refine_masked)
         return chain.propagate(
             lq,
             before=before,
@@ -189,12 +193,35 @@ class MIAVSR(nn.Module):
             store=store,
         )
 
+    def _refine_masked(
+        self,
+        name: str,
+        current: Tensor,
+        newer: Tensor,
+        older: Tensor,
+        caches: Caches,
+    ) -> tuple[Tensor, Caches]:
+        """Compute the state of a sweep from the tokens that changed since the last frame."""
+        transformer = cast(SweepTransformer, self.sweeps[name])
+        return refine_masked(transformer, current, newer, older, caches)
 
-def _build_block(config: BlockConfig) -> TemporalBlock:
-    block = build_iiab(config)
-    # Published files have it, also those of networks that were trained without masks.
-    block.mask_predictor = nn.Linear(config.channels, 1)
-    return block
+
+def _check_caches(config: MIAVSRConfig, edge: Edge, direction: str) -> None:
+    """Check that an edge has the caches of every sweep of a direction whose states it has.
+
+    Raises:
+        RequestError: Caches are missing.
+    """
+    for sweep_name in CHAIN_SWEEPS:
+        if not sweep_name.startswith(direction) or not edge.hidden.get(sweep_name):
+            continue
+        for cache_name in cache_names(config.depths):
+            name = f"{sweep_name}/{cache_name}"
+            if not edge.hidden.get(name):
+                raise RequestError(
+                    f"MIAVSR with masks continues {sweep_name} from its caches, but the edge lacks "
+                    f"{name!r}; give all caches that on_state showed, or set use_mask=False"
+                )
 
 
 _MASK_RULES: tuple[Rule, ...] = ((r"\.attn\.predmask\.rnn\.", ".mask_predictor."),)
