@@ -27,6 +27,8 @@ LISTED = {
     "mmagic_tdan": "tdan-vimeo_bi",
     "mmagic_tof": "toflow-vimeo",
     "zsm_lunatokis": "zooming_slow_mo-vimeo",
+    "iart_reds": "iart-reds",
+    "miavsr_reds": "mia_vsr-reds",
     "basicsr_duf_16": "duf_16-x4",
     "basicsr_duf_52": "duf_52-x4",
     "srvgg_animevideov3": "realesr-animevideov3",

@@ -14,6 +14,10 @@ The blocks of the transformer (IIAB) attend from the current frame to all three,
 current one; every block gets the same past frames. At the first frame that a sweep visits, all
 three are the current one; at the second, older is newer.
 
+A block computes only the tokens that changed since the frame that the sweep visited last, and takes
+the others from there (`use_mask`). So a sweep hands on more than its state: see
+`layers.masked_attention`.
+
 Positions that are rounded to patches and pixels have no derivative, so training does not change
 SpyNet.
 
@@ -148,11 +152,17 @@ class MIAVSR(nn.Module):
         Args:
             lq: Low-quality clip, (B, T, 3, H, W).
             before: Two frames before the clip and the states of both forward sweeps at them; fewer
-                near the start of the video.
+                near the start of the video. With masks, also the caches of both sweeps at the
+                nearest frame: "forward_1/" and each of `cache_names(depths)`.
             after: Two frames after the clip and the states of both backward sweeps at them; fewer
-                near the end of the video.
-            on_state: Callback for every state of the four sweeps, (B, C, H, W).
+                near the end of the video. With masks, also their caches.
+            on_state: Callback for every state of the four sweeps, (B, C, H, W), and for every
+                cache; "forward_1/0.2/keep" shows which tokens block 2 of group 0 computed,
+                (B, 1, H, W).
             store: Store for the states and flows between the sweeps.
+
+        Raises:
+            RequestError: An edge has states without their caches.
         """
         states = self.propagate(
             lq,

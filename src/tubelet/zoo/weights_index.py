@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tubelet.downloads import RemoteFile
 from tubelet.models import spynet
 from tubelet.zoo.published_images import IMAGE_FILES
+from tubelet.zoo.published_transformers import TRANSFORMER_FILES
 from tubelet.zoo.published_video import VIDEO_FILES
 from tubelet.zoo.publishers import PublishedWeights
 
@@ -29,7 +30,12 @@ _SPYNET = PublishedWeights(
     license="research only",
 )
 
-PUBLISHED_WEIGHTS: tuple[PublishedWeights, ...] = (*VIDEO_FILES, *IMAGE_FILES, _SPYNET)
+PUBLISHED_WEIGHTS: tuple[PublishedWeights, ...] = (
+    *VIDEO_FILES,
+    *TRANSFORMER_FILES,
+    *IMAGE_FILES,
+    _SPYNET,
+)
 """Weights of video networks, of single-image networks, and of a component of networks."""
 
 PAGES: Mapping[str, str] = {
