@@ -12,7 +12,7 @@ from helpers.clip_parity import assert_clip_as_recorded
 from tubelet.errors import RequestError
 from tubelet.layers.chain import CHAIN_SWEEPS
 from tubelet.layers.inference import prepare_for_inference
-from tubelet.layers.masked_attention import MaskedBlock, cache_names
+from tubelet.layers.masked_attention import KeepRatio, MaskedBlock, cache_names
 from tubelet.layers.recurrence import Edge
 from tubelet.models.mia_vsr import MIAVSR, MIAVSRConfig
 
@@ -172,6 +172,35 @@ def test_masks_are_a_setting_that_files_do_not_tell(video: Tensor) -> None:
     sr, states = _restore(unmasked, video)
     assert {name for name, _ in states} == set(CHAIN_SWEEPS)
     assert (_restore(masked, video)[0] - sr).abs().max() > 1e-3
+
+
+def test_the_share_of_computed_tokens_can_be_trained_down(video: Tensor) -> None:
+    network, lq = _network(), video[:, :3]
+    shares: list[float] = []
+    optimizer = torch.optim.SGD(network.parameters(), lr=3.0)
+    network.train()
+    for _ in range(8):
+        ratio = KeepRatio()
+        for _ in network.restore(lq, on_state=ratio):
+            pass
+        optimizer.zero_grad()
+        ratio.mean().backward()
+        optimizer.step()
+        shares.append(ratio.mean().item())
+    assert shares[-1] < shares[0] - 0.1
+    assert all(0 < share < 1 for share in shares)
+
+
+def test_the_share_is_the_mean_of_all_masks(video: Tensor) -> None:
+    ratio, network = KeepRatio(), _network()
+    assert ratio.mean() == 1
+    _, states = _restore(network, video)
+    masks = [state for (name, _), state in states.items() if name.endswith("/keep")]
+    for (name, t), state in states.items():
+        ratio(name, t, state)
+    # Four sweeps of three blocks; the first frame of a sweep has no masks.
+    assert len(masks) == 4 * 3 * (FRAMES - 1)
+    torch.testing.assert_close(ratio.mean(), torch.stack(masks).mean())
 
 
 def test_caches_are_those_of_the_last_frame_alone(video: Tensor) -> None:

@@ -40,8 +40,10 @@ from tubelet.layers.sweep_transformer import (
 )
 from tubelet.layers.windows import map_windows
 
-__all__ = ["MaskedBlock", "cache_names", "refine_masked"]
+__all__ = ["KeepRatio", "MaskedBlock", "cache_names", "refine_masked"]
 
+_KEEP = "/keep"
+"""End of the name of a mask."""
 _TEMPERATURE = 2 / 3
 """Of the samples in training, as published."""
 # Tokens that are compared at once: their norms stay in the CPU cache.
@@ -266,6 +268,29 @@ def _run_blocks(
     return y, _GroupCache(x.detach(), tuple(residuals), tuple(keeps))
 
 
+class KeepRatio:
+    """Collects which share of the tokens is computed; pass it to a network as `on_state`.
+
+    The published loss is 1e-4 times the mean. It is differentiable if the network is in training::
+
+        ratio = KeepRatio()
+        sr = torch.stack(list(network.restore(lq, on_state=ratio)), 1)
+        loss = pixel_loss(sr, gt) + 1e-4 * ratio.mean()
+    """
+
+    def __init__(self) -> None:
+        self._ratios: list[Tensor] = []
+
+    def __call__(self, name: str, t: int, state: Tensor) -> None:
+        """Observe a state of a network; only masks count."""
+        if name.endswith(_KEEP):
+            self._ratios.append(state.mean())
+
+    def mean(self) -> Tensor:
+        """Return the mean over all blocks and frames with masks: a scalar, 1 if there are none."""
+        return torch.stack(self._ratios).mean() if self._ratios else torch.ones(())
+
+
 def _input_name(group: int) -> str:
     return f"{group}/input"
 
@@ -301,7 +326,7 @@ def _maps_of(cache: _GroupCache, group: int, size: tuple[int, int]) -> dict[str,
     for block, residual in enumerate(cache.residuals):
         tokens[_residual_name(group, block)] = residual
     for block, keep in enumerate(cache.keeps):
-        tokens[f"{group}.{block}/keep"] = keep
+        tokens[f"{group}.{block}{_KEEP}"] = keep
     maps: dict[str, Tensor] = {}
     for name, values in tokens.items():
         maps[name] = values[:, 0, :height, :width].permute(0, 3, 1, 2)
