@@ -1,5 +1,6 @@
 import pytest
 
+from tubelet.layers.recurrence import EdgeStates
 from tubelet.models.architecture import Contract
 from tubelet.types import Temporal
 
@@ -9,6 +10,11 @@ from tubelet.types import Temporal
     [
         ("frame", {"streams": True}, "streams=True does not fit a 'frame' model"),
         ("clip", {"edge_frames": 2}, "edge_frames=2 is for models with streams=True"),
+        (
+            "clip",
+            {"streams": True, "edge_frames": 1, "edge_states": EdgeStates(after=("b",), order=2)},
+            "edge_frames=1 is below the order 2 of edge_states",
+        ),
         ("online", {"encodes": True}, "encodes=True does not fit a 'online' model"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tubelet.layers.recurrence import Edge, Past
+from tubelet.layers.recurrence import Edge, EdgeStates, Past
 from tubelet.layers.store import FeatureStore
 from tubelet.models import (
     basicvsr,
@@ -411,6 +411,15 @@ def test_what_lies_further_out_changes_nothing(name: str) -> None:
         assert torch.equal(
             network(video[:, start:stop], widened(before), widened(after), **case.options()), sr
         )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_contract_says_which_states_an_edge_needs(name: str) -> None:
+    case = CASES[name]
+    contract = case.architecture.contract(case.config)
+    expected = EdgeStates(before=case.forward, after=case.backward, order=case.order)
+    assert contract is not None
+    assert contract.edge_states == expected
 
 
 def test_a_film_in_windows_goes_on_from_what_was_given_out() -> None:

@@ -14,11 +14,13 @@ from tubelet.models.contracts import (
     EncodingWindowModel,
     FrameModel,
     OnlineModel,
+    RecurrentModel,
     StreamingModel,
     WindowModel,
     as_cleaning,
     as_encoding,
     as_online,
+    as_recurrent,
     as_streaming,
     check_contract,
 )
@@ -29,6 +31,8 @@ def protocol_of(contract: Contract) -> type[Any]:
     kind = contract.temporal.kind
     if contract.encodes:
         return EncodingWindowModel
+    if contract.edge_states.sweeps:
+        return RecurrentModel
     if contract.streams:
         return StreamingModel
     return {"frame": FrameModel, "window": WindowModel, "online": OnlineModel, "clip": ClipModel}[
@@ -71,6 +75,7 @@ def test_no_network_has_a_method_that_its_contract_keeps_quiet_about() -> None:
         assert contract.streams == (
             contract.temporal.kind == "clip" and hasattr(network, "restore")
         ), name
+        assert bool(contract.edge_states.sweeps) == hasattr(network, "propagate"), name
 
 
 class Bare(nn.Module):
@@ -99,5 +104,15 @@ def test_a_network_that_lacks_a_method_is_refused(contract: Contract, words: str
 def test_narrowing_gives_the_network_itself() -> None:
     assert as_online(online := tiny_network("RRN")) is online
     assert as_streaming(streaming := tiny_network("BasicVSR")) is streaming
+    assert as_recurrent(streaming) is streaming
     assert as_cleaning(cleaning := tiny_network("RealBasicVSR")) is cleaning
     assert as_encoding(encoding := tiny_network("EDVR")) is encoding
+
+
+def test_a_recurrent_network_that_cannot_propagate_is_refused() -> None:
+    class Streams(nn.Module):
+        def restore(self, lq: object) -> object:
+            return lq
+
+    with pytest.raises(ConfigError, match=r"no method propagate\(lq\), .*edge_states"):
+        as_recurrent(Streams())

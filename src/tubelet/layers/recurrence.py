@@ -23,7 +23,15 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["Edge", "Past", "StateObserver", "StepFunction", "clip_frames", "sweep"]
+__all__ = [
+    "Edge",
+    "EdgeStates",
+    "Past",
+    "StateObserver",
+    "StepFunction",
+    "clip_frames",
+    "sweep",
+]
 
 Past = tuple[Tensor, ...]
 """The most recent states of a sweep, newest first: at most `order` of them (see `sweep`)."""
@@ -84,6 +92,26 @@ class Edge:
     def is_video_boundary(self) -> bool:
         """Whether the video has no frame beyond this end of the clip."""
         return self.frame_index < 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeStates:
+    """Which states a network takes from the edges of a clip: a part of its contract.
+
+    Attributes:
+        before: Names of the sweeps that continue from states before the clip.
+        after: Names of the sweeps that continue from states after the clip.
+        order: Number of states of each of them.
+    """
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    order: int = 1
+
+    @property
+    def sweeps(self) -> tuple[str, ...]:
+        """All these sweeps; empty for a network without boundary states."""
+        return tuple(dict.fromkeys(self.before + self.after))
 
 
 def sweep(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tubelet.layers.recurrence import EdgeStates
 from tubelet.models.state_dict import State
 from tubelet.ops.resize import Kernel
 from tubelet.types import Precision, Temporal, TemporalKind
@@ -35,8 +36,10 @@ class Contract:
         min_size_px: Minimum height and width of lq; the engine pads.
         precisions: Numeric formats that change the result by less than 0.02 dB.
         streams: The network is a `StreamingModel`: its `restore` yields frames one by one.
-        edge_frames: Number of frames at each end of a clip whose states a streaming network takes
-            and returns; 0 if it takes none.
+        edge_frames: Number of frames beyond each end of a clip that a streaming network takes; 0 if
+            it takes none.
+        edge_states: States that it takes with them. Without any, its sweeps start anew in every
+            clip.
         encodes: The network is an `EncodingWindowModel`: `encode` for each frame, `fuse` for each
             window.
         skip: Interpolation of the frame to which an online network adds its detail: the network is
@@ -61,6 +64,7 @@ class Contract:
     precisions: tuple[Precision, ...] = ("fp32",)
     streams: bool = False
     edge_frames: int = 0
+    edge_states: EdgeStates = field(default_factory=EdgeStates)
     encodes: bool = False
     skip: Kernel | None = None
     detail_channels: Literal[1, 3] = 3
@@ -78,6 +82,11 @@ class Contract:
             raise ValueError(f"streams=True does not fit a {kind!r} model; it is for 'clip' models")
         if self.edge_frames and not self.streams:
             raise ValueError(f"edge_frames={self.edge_frames} is for models with streams=True")
+        if self.edge_states.sweeps and self.edge_frames < self.edge_states.order:
+            raise ValueError(
+                f"edge_frames={self.edge_frames} is below the order {self.edge_states.order} of "
+                "edge_states; each state belongs to a frame"
+            )
         if self.encodes and kind != "window":
             raise ValueError(
                 f"encodes=True does not fit a {kind!r} model; it is for 'window' models"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, EdgeStates, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
@@ -283,6 +283,7 @@ def _contract(config: BasicVSRConfig) -> Contract:
         halo_px=32,
         streams=True,
         edge_frames=1,
+        edge_states=EdgeStates(before=("forward",), after=("backward",)),
         precisions=("fp32", "bf16"),
     )
 

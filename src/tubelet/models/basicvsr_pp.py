@@ -38,7 +38,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.deform import SecondOrderAlign
 from tubelet.layers.flows import ClipFlows
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, EdgeStates, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
@@ -65,6 +65,11 @@ _HR_CHANNELS = 64
 # Residual blocks of the feature extraction and of the reconstruction.
 _OUTER_BLOCKS = 5
 _SWEEPS = ("backward_1", "forward_1", "backward_2", "forward_2")
+_EDGE_STATES = EdgeStates(
+    before=("forward_1", "forward_2"),
+    after=("backward_1", "backward_2"),
+    order=2,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -408,6 +413,7 @@ def _contract(config: BasicVSRPlusPlusConfig) -> Contract:
         size_multiple=_SCALE if is_full else 1,
         streams=True,
         edge_frames=2,
+        edge_states=_EDGE_STATES,
         precisions=("fp32", "bf16"),
     )
 

@@ -12,6 +12,9 @@ network with its contract once, before it runs. The engine then calls:
     online   skip       DetailModel           `step_features`, `detail`
     clip                ClipModel             once for each clip
     clip     streams    StreamingModel        once for each clip, which yields its frames one by one
+
+Training on long clips also calls `propagate` of a `RecurrentModel`, a streaming network with
+`edge_states`.
 """
 
 from __future__ import annotations
@@ -35,12 +38,14 @@ __all__ = [
     "FrameModel",
     "Hidden",
     "OnlineModel",
+    "RecurrentModel",
     "StreamingModel",
     "WindowModel",
     "as_cleaning",
     "as_detail",
     "as_encoding",
     "as_online",
+    "as_recurrent",
     "as_streaming",
     "check_contract",
 ]
@@ -180,6 +185,36 @@ class StreamingModel(Protocol):
         ...
 
 
+class RecurrentModel(StreamingModel, Protocol):
+    """A streaming network whose sweeps can run over a clip without restoring its frames.
+
+    `Contract.edge_states` names the sweeps that continue from the states in edges.
+    """
+
+    def propagate(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = ...,
+        after: Edge = ...,
+        on_state: StateObserver | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Run all sweeps, as `restore` does.
+
+        Args:
+            lq: See `StreamingModel.restore`.
+            before: See `StreamingModel.restore`.
+            after: See `StreamingModel.restore`.
+            on_state: See `StreamingModel.restore`.
+            store: See `StreamingModel.restore`.
+
+        Yields:
+            The number of each restored frame, and the features to restore it from.
+        """
+        ...
+
+
 class CleaningModel(Protocol):
     """A network that cleans its frames before it enlarges them (see `Architecture.cleans`)."""
 
@@ -187,8 +222,19 @@ class CleaningModel(Protocol):
         """Remove artifacts from a clip: (B, T, 3, H, W) to the same shape."""
         ...
 
-    def enlarge_cleaned(self, cleaned: Tensor) -> Tensor:
-        """Restore a cleaned clip: (B, T, 3, H, W) to (B, T, 3, sH, sW)."""
+    def enlarge_cleaned(
+        self,
+        cleaned: Tensor,
+        before: Edge = ...,
+        after: Edge = ...,
+    ) -> Tensor:
+        """Restore a cleaned clip: (B, T, 3, H, W) to (B, T, 3, sH, sW).
+
+        Args:
+            cleaned: Cleaned clip.
+            before: Edge before the clip; its frames are cleaned, too.
+            after: Edge after the clip, likewise.
+        """
         ...
 
 
@@ -210,6 +256,8 @@ def check_contract(network: nn.Module, contract: Contract) -> None:
         as_encoding(network)
     if contract.streams:
         as_streaming(network)
+    if contract.edge_states.sweeps:
+        as_recurrent(network)
 
 
 def as_online(network: nn.Module) -> OnlineModel:
@@ -252,6 +300,17 @@ def as_streaming(network: nn.Module) -> StreamingModel:
     """
     _require(network, "restore(lq)", "streams=True")
     return cast(StreamingModel, network)
+
+
+def as_recurrent(network: nn.Module) -> RecurrentModel:
+    """Narrow the type of a network to `RecurrentModel`.
+
+    Raises:
+        ConfigError: The network lacks a method of the protocol.
+    """
+    _require(network, "restore(lq)", "streams=True")
+    _require(network, "propagate(lq)", "edge_states")
+    return cast(RecurrentModel, network)
 
 
 def as_cleaning(network: nn.Module) -> CleaningModel:

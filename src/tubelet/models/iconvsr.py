@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, EdgeStates, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.residual import ResidualTrunk
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
@@ -436,8 +436,10 @@ def _contract(config: IconVSRConfig) -> Contract:
         halo_px=48,
         min_size_px=_SIZE_MULTIPLE,
         streams=True,
-        # A window at the end of a video takes frames up to twice the radius from its key frame.
-        edge_frames=2 * config.temporal_padding,
+        # A window at the end of a video takes frames up to twice the radius from its key frame; the
+        # flow takes one.
+        edge_frames=max(1, 2 * config.temporal_padding),
+        edge_states=EdgeStates(before=("forward",), after=("backward",)),
     )
 
 

@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from tubelet.layers.convolution import ConvAct, ConvCat, LeakyReLU
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, EdgeStates, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_choice, check_min
@@ -371,14 +371,17 @@ def _infer(state: State) -> OVSRConfig:
 
 
 def _contract(config: OVSRConfig) -> Contract:
-    # All configurations have the same contract.
-    del config
+    states = EdgeStates(before=("successor",), after=("precursor",))
+    if config.kind == "local":
+        # It runs forward, and the successor takes its state at the next frame.
+        states = EdgeStates(before=("successor", "precursor"), after=("precursor",))
     return Contract(
         scale=_SCALE,
         temporal=Temporal("clip"),
         halo_px=32,
         streams=True,
         edge_frames=1,
+        edge_states=states,
     )
 
 

@@ -178,9 +178,20 @@ class RealBasicVSR(nn.Module):
         cleaned, _ = self._clean(lq, None)
         return cleaned
 
-    def enlarge_cleaned(self, cleaned: Tensor) -> Tensor:
-        """Restore a cleaned clip: (B, T, 3, H, W) to (B, T, 3, 4H, 4W)."""
-        return self.basicvsr(cleaned)
+    def enlarge_cleaned(
+        self,
+        cleaned: Tensor,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+    ) -> Tensor:
+        """Restore a cleaned clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W).
+
+        Args:
+            cleaned: Cleaned clip.
+            before: As in `restore`, but its frame is cleaned.
+            after: As in `restore`, but its frame is cleaned.
+        """
+        return self.basicvsr(cleaned, before, after)
 
     def _clean_with_edges(
         self, lq: Tensor, before: Edge, after: Edge, cleanings: Tensor | None

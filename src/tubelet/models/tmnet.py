@@ -34,7 +34,7 @@ from torch.nn import functional
 from tubelet.errors import ConfigError
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, StateObserver
+from tubelet.layers.recurrence import Edge, EdgeStates, StateObserver
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_min
@@ -416,6 +416,7 @@ def _contract(config: TMNetConfig) -> Contract:
         size_multiple=SIZE_MULTIPLE,
         streams=True,
         edge_frames=1,
+        edge_states=EdgeStates(before=("forward",), after=("backward",)),
     )
 
 

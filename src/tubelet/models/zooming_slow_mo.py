@@ -33,7 +33,7 @@ from torch.nn import functional
 from tubelet.layers.convolution import LeakyReLU, ShuffleConv
 from tubelet.layers.deform import ModulatedDeformConv
 from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, Past, StateObserver, sweep
+from tubelet.layers.recurrence import Edge, EdgeStates, Past, StateObserver, sweep
 from tubelet.layers.residual import ResidualBlock
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Architecture, Contract
@@ -646,6 +646,7 @@ def _contract(config: ZoomingSlowMoConfig) -> Contract:
         size_multiple=SIZE_MULTIPLE,
         streams=True,
         edge_frames=1,
+        edge_states=EdgeStates(before=("forward",), after=("backward",)),
     )
 
 

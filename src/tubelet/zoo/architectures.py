@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         EncodingWindowModel,
         FrameModel,
         OnlineModel,
-        StreamingModel,
+        RecurrentModel,
         WindowModel,
     )
 
@@ -111,7 +111,7 @@ if TYPE_CHECKING:
     )
     _CLEANING: tuple[type[CleaningModel], ...] = (realbasicvsr.RealBasicVSR,)
     _CLIP: tuple[type[ClipModel], ...] = ()
-    _STREAMING: tuple[type[StreamingModel], ...] = (
+    _RECURRENT: tuple[type[RecurrentModel], ...] = (
         basicvsr.BasicVSR,
         basicvsr_pp.BasicVSRPlusPlus,
         iconvsr.IconVSR,
