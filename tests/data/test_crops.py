@@ -36,6 +36,27 @@ def test_frames_are_consecutive_and_a_short_clip_is_played_back_and_forth():
         assert (np.abs(np.diff(times)) == 1).all()
 
 
+def test_time_runs_forward_only_where_the_settings_say_so():
+    both = Crops([_clip("a", 9)], 4, CropSettings(batch=1, frames=4, patch_px=8), seed=1)
+    settings = CropSettings(batch=1, frames=4, patch_px=8, direction="forward")
+    forward = Crops([_clip("a", 9)], 4, settings, seed=1)
+    directions = set()
+    for index in range(20):
+        times = both.sample(index)[0][:, 0, 0, 0].astype(int)
+        forward_times = forward.sample(index)[0][:, 0, 0, 0].astype(int)
+        directions.add(times[1] - times[0])
+        assert (np.diff(forward_times) == 1).all()
+        assert set(forward_times) == set(times)
+    assert directions == {-1, 1}
+
+
+def test_pixels_are_the_batch_before_its_conversion():
+    crops = Crops([_clip("a", 9)], 4, SETTINGS, seed=5)
+    for pixels, batch in zip(crops.pixels(3), crops.batch(3), strict=True):
+        assert pixels.dtype == torch.uint8
+        assert torch.equal(pixels.float() / 255, batch)
+
+
 def test_a_batch_depends_only_on_seed_and_step():
     clips = [_clip("a", 9), _clip("b", 5)]
     crops = Crops(clips, 4, SETTINGS, seed=5)

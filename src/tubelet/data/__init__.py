@@ -2,5 +2,6 @@
 
 from tubelet.data.cache import CachedClip, prepare_clips, read_clip
 from tubelet.data.crops import Crops, CropSettings
+from tubelet.data.pans import PanSettings
 
-__all__ = ["CachedClip", "CropSettings", "Crops", "prepare_clips", "read_clip"]
+__all__ = ["CachedClip", "CropSettings", "Crops", "PanSettings", "prepare_clips", "read_clip"]

@@ -12,7 +12,6 @@ decoded again.
 from __future__ import annotations
 
 import hashlib
-import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,8 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
+from tubelet.data.pans import PanSettings, pan_over
 from tubelet.degrade import RANDOM_PRESETS, Preset, degrade
 from tubelet.errors import InputError
 from tubelet.files import atomic_write
@@ -42,10 +40,6 @@ _CLIP_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 _MAX_FRAMES = 300
 # Divisible by the scales 2, 3 and 4.
 _SIZE_MULTIPLE = 12
-# Length, and height and width, of a clip made from an image.
-_PAN_FRAMES = 14
-_PAN_SIZE = (640, 960)
-_MAX_PAN_SPEED_PX = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +58,7 @@ def prepare_clips(
     preset: Preset,
     scale: int,
     variants: int = 1,
+    pan: PanSettings | None = None,
     cancel: CancelToken | None = None,
 ) -> Iterator[CachedClip]:
     """Decode and degrade all clips in some folders; clips in the cache are only opened.
@@ -74,6 +69,7 @@ def prepare_clips(
         preset: Degradation of the low-quality versions.
         scale: Downscaling factor of the low-quality versions.
         variants: Number of low-quality versions of a random preset, with the seeds 0, 1, ...
+        pan: Length and speed of clips made of images; None: the default settings.
         cancel: Stops before the next array is made; finished arrays are kept.
 
     Yields:
@@ -84,6 +80,7 @@ def prepare_clips(
         Cancelled: `cancel` was cancelled.
     """
     cancel = cancel or CancelToken()
+    pan = pan or PanSettings()
     # All folders are checked before the first clip is decoded.
     sources: list[Path] = []
     for root in roots:
@@ -95,10 +92,10 @@ def prepare_clips(
 
     for source in sources:
         cancel.raise_if_cancelled()
-        folder = cache / f"{source.stem}-{_key(source)}"
+        folder = cache / f"{source.stem}-{_key(source, pan)}"
         gt = _open(folder / "gt.npy")
         if gt is None:
-            gt = _store(folder / "gt.npy", _decode(source))
+            gt = _store(folder / "gt.npy", _decode(source, pan))
         lqs: list[NDArray[np.uint8]] = []
         for variant in range(num_variants):
             path = folder / f"{version}-x{scale}-{variant}.npy"
@@ -127,7 +124,7 @@ def _find_sources(root: Path) -> list[Path]:
     return sources
 
 
-def _key(source: Path) -> str:
+def _key(source: Path, pan: PanSettings) -> str:
     """Hash the identity of a source: path, number of files, size and modification time."""
     # The time of a folder does not change when an image in it is replaced.
     files = list(source.iterdir()) if source.is_dir() else [source]
@@ -139,7 +136,7 @@ def _key(source: Path) -> str:
         time_ns = max(time_ns, stat.st_mtime_ns)
     identity = f"{source.resolve()}|{len(files)}|{size_bytes}|{time_ns}"
     if has_image_suffix(source):
-        identity += f"|{_PAN_FRAMES}x{_PAN_SIZE}"
+        identity += f"|{pan.identity}"
     return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
@@ -171,41 +168,13 @@ def _stack_cropped(frames: Sequence[NDArray[np.uint8]], multiple: int) -> NDArra
     return np.stack([frame[:, :height, :width] for frame in frames])
 
 
-def _decode(source: Path) -> NDArray[np.uint8]:
+def _decode(source: Path, pan: PanSettings) -> NDArray[np.uint8]:
     """Decode a source to (T, 3, H, W); an image becomes a clip."""
     if not has_image_suffix(source):
         return read_clip(source, max_frames=_MAX_FRAMES, size_multiple=_SIZE_MULTIPLE)
     image = torch.from_numpy(read_clip(source, max_frames=1)[0])
     seed = zlib.crc32(source.name.encode())
-    return _stack_cropped(_pan(image, seed), _SIZE_MULTIPLE)
-
-
-def _pan(image: Tensor, seed: int) -> list[NDArray[np.uint8]]:
-    """Move a window over an image (3, H, W) at constant velocity, rounded to pixels.
-
-    The image is halved first, which removes its compression artifacts.
-    """
-    half = functional.interpolate(image[None].float(), scale_factor=0.5, mode="area")[0]
-    half = half.round().byte()
-    window_height = min(_PAN_SIZE[0], half.shape[-2])
-    window_width = min(_PAN_SIZE[1], half.shape[-1])
-    max_y = half.shape[-2] - window_height
-    max_x = half.shape[-1] - window_width
-
-    rng = random.Random(seed)
-    # Pixels per frame. The window must not leave the image within the clip.
-    speed_y = rng.uniform(-1, 1) * min(_MAX_PAN_SPEED_PX, max_y / _PAN_FRAMES)
-    speed_x = rng.uniform(-1, 1) * min(_MAX_PAN_SPEED_PX, max_x / _PAN_FRAMES)
-    # Halfway through the clip, the window is at the center of the image.
-    start_y = max_y / 2 - speed_y * _PAN_FRAMES / 2
-    start_x = max_x / 2 - speed_x * _PAN_FRAMES / 2
-    frames: list[NDArray[np.uint8]] = []
-    for t in range(_PAN_FRAMES):
-        y = round(start_y + speed_y * t)
-        x = round(start_x + speed_x * t)
-        window = half[:, y : y + window_height, x : x + window_width]
-        frames.append(window.numpy())
-    return frames
+    return _stack_cropped(pan_over(image, seed, pan), _SIZE_MULTIPLE)
 
 
 def _open(path: Path) -> NDArray[np.uint8] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tubelet.data.cache import CachedClip
 from tubelet.errors import InputError, require
+from tubelet.ops.pixels import to_float
 
 __all__ = ["CropSettings", "Crops"]
 
@@ -31,6 +33,8 @@ class CropSettings:
     """Side of the low-quality crop, pixels."""
     candidates: int = 2
     """Random crop positions per sample; the one with the highest detail is used."""
+    direction: Literal["both", "forward"] = "both"
+    """both: play half of the samples backward in time."""
 
     def __post_init__(self) -> None:
         min_field = min(self.batch, self.frames, self.patch_px, self.candidates)
@@ -73,6 +77,11 @@ class Crops:
         Returns:
             lq (B, T, 3, h, w) and gt (B, T, 3, sh, sw), float32 in [0, 1].
         """
+        lq, gt = self.pixels(step)
+        return to_float(lq), to_float(gt)
+
+    def pixels(self, step: int) -> tuple[Tensor, Tensor]:
+        """Draw the batch of a step like `batch`, but as uint8."""
         batch = self.settings.batch
         lqs: list[NDArray[np.uint8]] = []
         gts: list[NDArray[np.uint8]] = []
@@ -80,7 +89,7 @@ class Crops:
             lq, gt = self.sample(index)
             lqs.append(lq)
             gts.append(gt)
-        return _to_float(lqs), _to_float(gts)
+        return _stack(lqs), _stack(gts)
 
     def sample(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Draw one sample: lq (T, 3, h, w) and gt (T, 3, sh, sw), uint8."""
@@ -97,7 +106,7 @@ class Crops:
         return _flip(lq_crop, gt_crop, rng)
 
     def _times(self, rng: np.random.Generator, clip_frames: int) -> NDArray[np.int64]:
-        """Draw consecutive frames, forward or backward in time.
+        """Draw consecutive frames.
 
         A clip that is too short is played back and forth: 0 1 2 1 0 1 ...
         """
@@ -107,8 +116,11 @@ class Crops:
         times = (start + np.arange(frames)) % period
         # The second half of the period runs backward.
         times = np.where(times < clip_frames, times, 2 * clip_frames - 2 - times)
-        is_reversed = rng.random() < 0.5
-        return times[::-1] if is_reversed else times
+        # Drawn for either direction, so that both have the same crops.
+        is_backward = rng.random() < 0.5
+        if is_backward and self.settings.direction == "both":
+            return times[::-1]
+        return times
 
     def _position(
         self, rng: np.random.Generator, lq: NDArray[np.uint8], time: int
@@ -129,9 +141,8 @@ class Crops:
         return best
 
 
-def _to_float(samples: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Stack uint8 samples, and convert them to float32 in [0, 1]."""
-    return torch.from_numpy(np.stack(samples)).float().div_(255)
+def _stack(samples: Sequence[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.stack(samples))
 
 
 def _detail(channel: Tensor) -> float:

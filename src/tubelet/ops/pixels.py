@@ -1,4 +1,4 @@
-"""Conversions to 8-bit pixel values."""
+"""Conversions to and from 8-bit pixel values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["quantize", "to_image_array", "to_uint8"]
+__all__ = ["quantize", "to_float", "to_image_array", "to_uint8"]
 
 
 def quantize(x: Tensor) -> Tensor:
@@ -25,6 +25,11 @@ def quantize(x: Tensor) -> Tensor:
 def to_uint8(x: Tensor) -> Tensor:
     """Map values of [0, 1] to [0, 255], clamped and rounded: the same shape, uint8."""
     return (x.clamp(0, 1) * 255).round().byte()
+
+
+def to_float(x: Tensor) -> Tensor:
+    """Map uint8 values to [0, 1]: the same shape, float32."""
+    return x.float().div_(255)
 
 
 def to_image_array(rgb: Tensor) -> NDArray[np.uint8]:
