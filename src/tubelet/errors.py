@@ -7,6 +7,7 @@ TubeletError               exit code of the command
  │   ├─ IncompleteError    3    the output is complete up to damage or gaps of the input
  │   └─ CheckpointError    3    a weight file is missing, damaged, or does not fit
  ├─ ResourceError          4    out of memory or disk space, or a device is not available
+ ├─ DivergedError          5    a training reached losses or gradients that are not finite
  └─ Cancelled            130    a caller stopped the run with its `CancelToken`
 """
 
@@ -16,6 +17,7 @@ __all__ = [
     "Cancelled",
     "CheckpointError",
     "ConfigError",
+    "DivergedError",
     "IncompleteError",
     "InputError",
     "RequestError",
@@ -72,6 +74,12 @@ class ResourceError(TubeletError):
     """Memory, disk space or a device did not suffice."""
 
     exit_code = 4
+
+
+class DivergedError(TubeletError):
+    """A training step had a loss or a gradient that is not finite; it changed no weights."""
+
+    exit_code = 5
 
 
 class Cancelled(TubeletError):  # noqa: N818 - not an error: somebody wanted it

@@ -1,11 +1,12 @@
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tubelet.errors import Cancelled
+from tubelet.errors import Cancelled, DivergedError
 from tubelet.progress import CancelToken, Progress
 from tubelet.training import Batch, LoopSettings, Losses, train
 
@@ -114,6 +115,52 @@ def test_a_token_stops_it_after_a_step_and_it_goes_on_to_the_same_numbers(tmp_pa
     assert [now.done for now in seen] == [*range(5, 13), 12]
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_is_random_in_the_network_resumes_to_the_same_numbers(tmp_path):
+    def network() -> nn.Module:
+        return nn.Sequential(_model(), nn.Dropout(0.5))
+
+    whole = train(network(), _Fit(), SETTINGS, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), _Fit(stop_at=9), SETTINGS, tmp_path / "parts")
+    torch.rand(7)
+    resumed = train(network(), _Fit(), SETTINGS, tmp_path / "parts")
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    other = train(network(), _Fit(), replace(SETTINGS, seed=1), tmp_path / "other")
+    assert not torch.equal(other[0].weight, whole[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (float("nan"), "diverged at step 7: error is nan"),
+        (float("inf"), "diverged at step 7: error is inf"),
+        ("gradient", "diverged at step 7: gradient norm is nan"),
+    ],
+)
+def test_a_loss_or_gradient_that_is_not_finite_changes_nothing(tmp_path, fault, words):
+    class Diverging(_Fit):
+        def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
+            loss = (model(batch["x"]).float() - batch["gt"]).abs().mean()
+            if step == 6:
+                # The gradient of sqrt at 0 is infinite, times 0.
+                loss = (0 * loss).sqrt() if fault == "gradient" else loss * fault
+            yield {"error": loss}
+
+    model = _model()
+    settings = replace(SETTINGS, save_every=2)
+    with pytest.raises(DivergedError, match=words) as caught:
+        train(model, Diverging(), settings, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "--loop.lr" in str(caught.value)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 6
+    torch.testing.assert_close(state["model"], dict(model.state_dict()), rtol=0, atol=0)
+    # With a task that does not diverge, the run goes on.
+    whole = train(_model(), _Fit(), settings, tmp_path / "whole")
+    resumed = train(_model(), _Fit(), settings, tmp_path)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
 def test_gradients_are_clipped(tmp_path):

@@ -6,15 +6,18 @@
       ├───────────────────────────────────────┘
       └ clip the gradient ─ optimizer ─ average of the weights ─ log, checkpoint, scores
 
-A batch is a pure function of its step, and a checkpoint holds everything else that changes
-(weights, EMA, optimizer, step). So a run that was killed and resumed gets the same numbers as one
-that was not.
+A batch is a pure function of its step, as are the random numbers of the network (stochastic depth),
+and a checkpoint holds everything else that changes (weights, EMA, optimizer, step). So a run that
+was killed and resumed gets the same numbers as one that was not.
+
+A loss or a gradient that is not finite ends the run before it can change a weight.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -23,9 +26,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tubelet.errors import DivergedError
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.training.activation_checkpointing import ActivationCheckpointing
 from tubelet.training.optimizer import ParameterGroups
@@ -73,6 +78,7 @@ def train(
         CheckpointError: `out` holds a checkpoint of another run (other settings or another model),
             or a damaged one.
         ConfigError: The settings of the optimizer name a module that the model does not have.
+        DivergedError: A loss or a gradient is not finite; the last checkpoint is intact.
         Cancelled: `cancel` was cancelled.
     """
     # The network, the average of its weights, and their optimizer.
@@ -152,11 +158,17 @@ class _Trainer:
     forward_context: ForwardContext
 
     def train_step(self, step: int, batch: Batch) -> Losses:
-        """Run one optimizer step on a batch, and return its detached losses."""
+        """Run one optimizer step on a batch, and return its detached losses.
+
+        Raises:
+            DivergedError: A loss or the gradient is not finite.
+        """
         self.groups.prepare(step, _learning_rate(step, self.settings))
         self.groups.optimizer.zero_grad()
+        _seed_step(self.settings.seed, step)
         losses = self._accumulate_gradients(step, batch)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+        _check_finite(step, losses, norm)
         self.groups.optimizer.step()
         # A smaller decay in the first steps: the average would retain the random weights otherwise.
         decay = min(self.settings.ema, (1 + step) / (10 + step))
@@ -195,6 +207,30 @@ def _run_pass(passes: Iterator[Losses], forward_context: ForwardContext) -> Loss
         return None
     sum_losses(losses).backward()
     return {name: loss.detach() for name, loss in losses.items()}
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """Seed the random numbers of a step, such as those of stochastic depth."""
+    sequence = np.random.SeedSequence((seed, step))
+    torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+
+def _check_finite(step: int, losses: Losses, gradient_norm: Tensor) -> None:
+    """Check the losses of a step and the norm of the gradient before the optimizer uses it.
+
+    Raises:
+        DivergedError: One is not finite.
+    """
+    values = {**losses, "gradient norm": gradient_norm}
+    # A single transfer, because each one waits for the GPU.
+    scalars = torch.stack([value.float() for value in values.values()]).cpu()
+    for name, scalar in zip(values, scalars, strict=True):
+        number = scalar.item()
+        if not math.isfinite(number):
+            raise DivergedError(
+                f"the training diverged at step {step + 1}: {name} is {number}; train with a lower "
+                "--loop.lr or --loop.grad-clip in another --out (checkpoints here are intact)"
+            )
 
 
 def _forward_context(
