@@ -13,7 +13,7 @@ from tubelet.types import Temporal
         (
             "clip",
             {"streams": True, "edge_frames": 1, "edge_states": EdgeStates(after=("b",), order=2)},
-            "edge_frames=1 is below the order 2 of edge_states",
+            "edge_frames=1 is too few for the order 2 of edge_states",
         ),
         ("online", {"encodes": True}, "encodes=True does not fit a 'online' model"),
     ],

@@ -58,6 +58,14 @@ def test_starts_can_include_the_ends_and_depend_on_the_seed() -> None:
     assert one.draw(3) != other.draw(3)
 
 
+def test_starts_and_lengths_can_be_multiples() -> None:
+    sampling = Sampling(clip=12, length=4, samples=3, multiple=2)
+    assert {start for clip in range(99) for start in sampling.draw(clip)} == {2, 4, 6}
+    for fields in ({"clip": 13, "length": 4}, {"clip": 12, "length": 3}):
+        with pytest.raises(ConfigError, match=r"must be multiples of 2 for this network"):
+            Sampling(samples=3, multiple=2, **fields)
+
+
 def test_a_sample_is_a_part_of_its_clip() -> None:
     source = Numbered(12)
     samples = Samples(source, Sampling(clip=12, length=3, samples=4))

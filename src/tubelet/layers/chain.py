@@ -28,15 +28,22 @@ from torch import Tensor, nn
 
 from tubelet.layers.flows import ClipFlows
 from tubelet.layers.patch_align import align_patches
-from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, EdgeStates, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.ops.warp import backward_warp
 
-__all__ = ["CHAIN_SWEEPS", "Caches", "SweepChain", "chain_by_patches"]
+__all__ = ["CHAIN_STATES", "CHAIN_SWEEPS", "Caches", "SweepChain", "chain_by_patches"]
 
 CHAIN_SWEEPS = ("backward_1", "forward_1", "backward_2", "forward_2")
 """Names of the sweeps, in the order in which they run."""
+
+CHAIN_STATES = EdgeStates(
+    before=("forward_1", "forward_2"),
+    after=("backward_1", "backward_2"),
+    order=2,
+)
+"""States in the edges of a clip, for the contract of a network without caches."""
 
 Caches = dict[str, Tensor]
 """Tensors that a sweep keeps from one frame to the next besides its state, by name; most networks

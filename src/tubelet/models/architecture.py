@@ -38,6 +38,8 @@ class Contract:
         streams: The network is a `StreamingModel`: its `restore` yields frames one by one.
         edge_frames: Number of frames beyond each end of a clip that a streaming network takes; 0 if
             it takes none.
+        frame_multiple: The clips of a network with states have a multiple of this many frames, and
+            each state belongs to as many.
         edge_states: States that it takes with them. Without any, its sweeps start anew in every
             clip.
         encodes: The network is an `EncodingWindowModel`: `encode` for each frame, `fuse` for each
@@ -64,6 +66,7 @@ class Contract:
     precisions: tuple[Precision, ...] = ("fp32",)
     streams: bool = False
     edge_frames: int = 0
+    frame_multiple: int = 1
     edge_states: EdgeStates = field(default_factory=EdgeStates)
     encodes: bool = False
     skip: Kernel | None = None
@@ -82,10 +85,11 @@ class Contract:
             raise ValueError(f"streams=True does not fit a {kind!r} model; it is for 'clip' models")
         if self.edge_frames and not self.streams:
             raise ValueError(f"edge_frames={self.edge_frames} is for models with streams=True")
-        if self.edge_states.sweeps and self.edge_frames < self.edge_states.order:
+        order = self.edge_states.order
+        if self.edge_states.sweeps and self.edge_frames < order * self.frame_multiple:
             raise ValueError(
-                f"edge_frames={self.edge_frames} is below the order {self.edge_states.order} of "
-                "edge_states; each state belongs to a frame"
+                f"edge_frames={self.edge_frames} is too few for the order {order} of edge_states; "
+                f"each state belongs to frame_multiple={self.frame_multiple} frames"
             )
         if self.encodes and kind != "window":
             raise ValueError(

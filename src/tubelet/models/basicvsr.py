@@ -47,8 +47,6 @@ from tubelet.types import Temporal
 __all__ = ["ARCHITECTURE", "BasicVSR", "BasicVSRConfig"]
 
 _SCALE = 4
-# Width of the convolutions at high resolution: published files have it at every `channels`.
-_HR_CHANNELS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +63,13 @@ class BasicVSRConfig:
     """Number of channels of the propagated features."""
     num_blocks: int = 30
     """Number of residual blocks in each direction."""
+    hr_channels: int = 64
+    """Width of the convolutions at high resolution; 64 in published files, whatever `channels`."""
 
     def __post_init__(self) -> None:
         check_min(self, "channels", 1)
         check_min(self, "num_blocks", 0)
+        check_min(self, "hr_channels", 1)
 
 
 class BasicVSR(nn.Module):
@@ -86,7 +87,9 @@ class BasicVSR(nn.Module):
         self.backward_trunk = ResidualTrunk(3 + c, c, config.num_blocks)
         self.forward_trunk = ResidualTrunk(3 + c, c, config.num_blocks)
         self.fusion = nn.Conv2d(2 * c, c, 1)
-        self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)
+        self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(
+            c, config.hr_channels
+        )
 
     def forward(
         self,
@@ -271,6 +274,7 @@ def _infer(state: State) -> BasicVSRConfig:
     return BasicVSRConfig(
         channels=state["backward_trunk.main.0.weight"].shape[0],
         num_blocks=count_names(state, r"backward_trunk\..*\.conv1\.weight"),
+        hr_channels=state["conv_hr.weight"].shape[0],
     )
 
 

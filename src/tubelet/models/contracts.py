@@ -199,7 +199,7 @@ class RecurrentModel(StreamingModel, Protocol):
         after: Edge = ...,
         on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
-    ) -> Iterator[tuple[int, list[Tensor]]]:
+    ) -> Iterator[tuple[int, object]]:
         """Run all sweeps, as `restore` does.
 
         Args:

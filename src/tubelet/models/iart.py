@@ -32,7 +32,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.layers.chain import CHAIN_SWEEPS, Caches, SweepChain
+from tubelet.layers.chain import CHAIN_STATES, CHAIN_SWEEPS, Caches, SweepChain
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.implicit_alignment import ImplicitAlignment
 from tubelet.layers.recurrence import Edge, StateObserver
@@ -237,6 +237,7 @@ def _contract(config: IARTConfig) -> Contract:
         min_size_px=MIN_SIZE_PX,
         streams=True,
         edge_frames=2,
+        edge_states=CHAIN_STATES,
     )
 
 

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
 from tubelet.layers.attention import AttentionFunction, QueryFrameAttention, attend
-from tubelet.layers.chain import CHAIN_SWEEPS, chain_by_patches
+from tubelet.layers.chain import CHAIN_STATES, CHAIN_SWEEPS, chain_by_patches
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, StateObserver
 from tubelet.layers.spynet import SpyNet
@@ -437,6 +437,7 @@ def _contract(config: LRTIVSRConfig) -> Contract:
         min_size_px=MIN_SIZE_PX,
         streams=True,
         edge_frames=2,
+        edge_states=CHAIN_STATES,
     )
 
 

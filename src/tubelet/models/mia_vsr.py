@@ -36,10 +36,10 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 
 from tubelet.errors import RequestError
-from tubelet.layers.chain import CHAIN_SWEEPS, Caches, chain_by_patches
+from tubelet.layers.chain import CHAIN_STATES, CHAIN_SWEEPS, Caches, chain_by_patches
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.masked_attention import MaskedBlock, cache_names, refine_masked
-from tubelet.layers.recurrence import Edge, StateObserver
+from tubelet.layers.recurrence import Edge, EdgeStates, StateObserver
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore
 from tubelet.layers.sweep_transformer import SweepTransformer
@@ -251,6 +251,9 @@ def _infer(state: State) -> MIAVSRConfig:
 
 
 def _contract(config: MIAVSRConfig) -> Contract:
+    # With masks, the caches of every block would have to be handed on, too: 2 GB for each sweep at
+    # 320×180.
+    has_states = not config.use_mask
     return Contract(
         scale=_SCALE,
         temporal=Temporal("clip"),
@@ -258,7 +261,8 @@ def _contract(config: MIAVSRConfig) -> Contract:
         size_multiple=config.window,
         min_size_px=MIN_SIZE_PX,
         streams=True,
-        edge_frames=2,
+        edge_frames=2 if has_states else 0,
+        edge_states=CHAIN_STATES if has_states else EdgeStates(),
     )
 
 

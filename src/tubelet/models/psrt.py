@@ -30,7 +30,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from tubelet.layers.chain import CHAIN_SWEEPS, chain_by_patches
+from tubelet.layers.chain import CHAIN_STATES, CHAIN_SWEEPS, chain_by_patches
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.recurrence import Edge, StateObserver
 from tubelet.layers.spynet import SpyNet
@@ -213,6 +213,7 @@ def _contract(config: PSRTConfig) -> Contract:
         min_size_px=MIN_SIZE_PX,
         streams=True,
         edge_frames=2,
+        edge_states=CHAIN_STATES,
     )
 
 

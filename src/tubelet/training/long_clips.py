@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import ConfigError, require
 from tubelet.ops.pixels import to_float
+from tubelet.ops.sizes import round_up
 from tubelet.training.restoration import RestorationLoss
 from tubelet.training.task import Batch, Losses
 
@@ -55,21 +56,29 @@ class Sampling:
         samples: Samples of a long clip, N.
         starts: "inner" leaves two frames free at both ends of the clip, as published, so that every
             sample has full edges. "all" also trains the ends, where the sweeps start.
+        multiple: Clips, samples and their starts are multiples of this many frames; see
+            `Contract.frame_multiple`.
         seed: Seed of the starts.
 
     Raises:
-        ConfigError: A number is below 1, or the clip is too short.
+        ConfigError: A number is below 1 or no multiple, or the clip is too short.
     """
 
     clip: int
     length: int
     samples: int
     starts: Starts = "inner"
+    multiple: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         min_count = min(self.clip, self.length, self.samples)
         require(min_count >= 1, "clip, length and samples must be at least 1")
+        if self.clip % self.multiple or self.length % self.multiple:
+            raise ConfigError(
+                f"clip={self.clip} and length={self.length} must be multiples of {self.multiple} "
+                "for this network"
+            )
         min_clip = self.length + 2 * self._margin
         if self.clip < min_clip:
             raise ConfigError(
@@ -79,7 +88,10 @@ class Sampling:
 
     @property
     def _margin(self) -> int:
-        return _INNER_MARGIN if self.starts == "inner" else 0
+        """Frames that stay free at both ends of a clip."""
+        if self.starts == "all":
+            return 0
+        return round_up(_INNER_MARGIN, self.multiple)
 
     def draw(self, clip: int) -> list[int]:
         """Draw the first frames of all samples of a long clip.
@@ -95,8 +107,9 @@ class Sampling:
         """
         rng = np.random.default_rng((self.seed, clip, _START_STREAM))
         last = self.clip - self.length - self._margin
-        starts = rng.integers(self._margin, last, self.samples, endpoint=True)
-        return starts.tolist()
+        possible = range(self._margin, last + 1, self.multiple)
+        chosen = rng.integers(0, len(possible), self.samples)
+        return [possible[index] for index in chosen.tolist()]
 
 
 class Samples:

@@ -125,16 +125,18 @@ class TruncatedTask:
     def _state_keys(self, step: int) -> tuple[list[StateKey], list[StateKey]]:
         """List the states in both edges of a sample; those of each sweep have the nearest first."""
         span = self._samples.span(step)
-        frame_step = self._samples.frame_step
+        last_frame = self._samples.sampling.clip - 1
+        before = range(self._moment(span.start))[::-1]
+        after = range(self._moment(span.stop - 1) + 1, self._moment(last_frame) + 1)
         states = self._contract.edge_states
-        # Moments of the clip that lie before and after those that the sample restores.
-        num_moments = frame_step * (self._samples.sampling.clip - 1) + 1
-        before = range(frame_step * span.start)[::-1]
-        after = range(frame_step * (span.stop - 1) + 1, num_moments)
         return (
             [(name, moment) for name in states.before for moment in before[: states.order]],
             [(name, moment) for name in states.after for moment in after[: states.order]],
         )
+
+    def _moment(self, frame: int) -> int:
+        """Return the number of the state at a frame of a long clip."""
+        return frame * self._samples.frame_step // self._contract.frame_multiple
 
     def _edges(self, batch: Batch, step: int) -> tuple[Edge, Edge]:
         """Build both edges of a sample."""
