@@ -66,8 +66,8 @@ CHAIN_MODULES = {
 }
 """Top-level modules that all these networks have, by our names."""
 
-MIN_SIZE_PX = 64
-"""Smallest side of a frame: two pixels on the coarsest level of SpyNet."""
+MIN_SIZE_PX = 32
+"""Smallest side of a frame: a pixel on the coarsest level of SpyNet. Published code asks for 64."""
 
 _SWEEP = "|".join(CHAIN_SWEEPS)
 _UNUSED = "|".join(UNUSED_CONVS)

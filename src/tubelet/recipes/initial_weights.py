@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -10,7 +11,13 @@ from tubelet.errors import InputError
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.zoo.checkpoint import load_model
 
-__all__ = ["copy_matching_weights", "find_spynets", "init_spynets", "load_spynet_checkpoint"]
+__all__ = [
+    "copy_matching_weights",
+    "find_spynets",
+    "init_spynets",
+    "load_spynet_checkpoint",
+    "spynet_names",
+]
 
 
 def copy_matching_weights(model: nn.Module, path: Path) -> None:
@@ -39,6 +46,12 @@ def copy_matching_weights(model: nn.Module, path: Path) -> None:
 def find_spynets(model: nn.Module) -> list[SpyNet]:
     """List the SpyNets within a network."""
     return [module for module in model.modules() if isinstance(module, SpyNet)]
+
+
+def spynet_names(model: nn.Module) -> tuple[str, ...]:
+    """List the names of the SpyNets within a network, such as "spynet"."""
+    modules: dict[str, nn.Module] = dict(cast(Any, model).named_modules())
+    return tuple(name for name, module in modules.items() if isinstance(module, SpyNet))
 
 
 def init_spynets(model: nn.Module, source: str) -> None:

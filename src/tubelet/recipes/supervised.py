@@ -14,37 +14,49 @@ the network and the training settings; every field of it can be overridden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from tubelet.data import Crops, CropSettings, prepare_clips
+from tubelet.data import CachedClip, Crops, CropSettings, PanSettings, prepare_clips
 from tubelet.degrade import RANDOM_PRESETS, Preset
 from tubelet.errors import ConfigError, require
-from tubelet.losses import l1
 from tubelet.models.architecture import Architecture, Contract
-from tubelet.models.contracts import as_cleaning
 from tubelet.ops.sizes import round_up
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.initial_weights import copy_matching_weights, find_spynets, init_spynets
 from tubelet.recipes.online import load_pairs, score_clips
 from tubelet.recipes.published import PublishedRecipe, find_recipe
+from tubelet.recipes.supervised_task import SupervisedTask
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
-from tubelet.training import Batch, LoopSettings, Losses, pixel_loss, train
+from tubelet.training import LoopSettings, RestorationLoss, TrainingTask, pixel_loss, train
 from tubelet.training.run_log import Log
-from tubelet.types import Frame, Temporal
+from tubelet.types import Frame
 from tubelet.zoo.checkpoint import save_checkpoint
 from tubelet.zoo.spec import ModelSpec, count_parameters
 
-__all__ = ["SupervisedConfig", "configure", "describe", "main"]
+__all__ = [
+    "BuildTask",
+    "SupervisedConfig",
+    "check_config",
+    "config_class",
+    "configure",
+    "describe",
+    "main",
+    "train_network",
+]
+
+T = TypeVar("T")
+
+BuildTask = Callable[[Sequence[CachedClip], Contract], TrainingTask]
+"""Builds a task from the training clips and the contract of the network."""
 
 _CACHED_MULTIPLE = 12
 """`tubelet.data` crops cached gt clips to multiples of this, which every scale must divide."""
@@ -101,21 +113,21 @@ class SupervisedConfig:
 
 
 @cache
-def _config_class(network: type[Any]) -> type[SupervisedConfig]:
-    """Build a subclass of the configuration with a `network` of this type.
+def config_class(base: type[T], network: type[Any]) -> type[T]:
+    """Build a subclass of a configuration with a `network` of this type.
 
     The parsers of YAML files and flags take the fields of the network from the annotation.
     """
-    config_class = make_dataclass(
-        "SupervisedConfig",
+    subclass = make_dataclass(
+        base.__name__,
         [("network", network)],
-        bases=(SupervisedConfig,),
+        bases=(base,),
         frozen=True,
         slots=True,
         kw_only=True,
     )
-    config_class.__doc__ = SupervisedConfig.__doc__
-    return cast(type[SupervisedConfig], config_class)
+    subclass.__doc__ = base.__doc__
+    return cast(type[T], subclass)
 
 
 def configure(model: str, **changes: Any) -> SupervisedConfig:
@@ -132,8 +144,8 @@ def configure(model: str, **changes: Any) -> SupervisedConfig:
         RequestError: No recipe has this name.
     """
     recipe = find_recipe(model)
-    config_class = _config_class(recipe.architecture.config)
-    config = config_class(
+    build_config = config_class(SupervisedConfig, recipe.architecture.config)
+    config = build_config(
         model=recipe.name,
         network=recipe.network,
         out=Path("runs") / recipe.name,
@@ -149,7 +161,7 @@ def configure(model: str, **changes: Any) -> SupervisedConfig:
 def describe(config: SupervisedConfig) -> list[str]:
     """Describe a training in a few lines: network, settings, source, and deviations from it."""
     recipe = find_recipe(config.model)
-    contract = _check_config(recipe.architecture, config)
+    contract = check_config(recipe.architecture, config)
     with torch.device("meta"):
         network = recipe.architecture.build(config.network)
     size = f"{count_parameters(network) / 1e6:.2f} M parameters"
@@ -198,8 +210,59 @@ def main(
             read.
         Cancelled: `cancel` was cancelled.
     """
+    loss = RestorationLoss(
+        pixel=pixel_loss(config.loop),
+        cleaning_weight=config.cleaning_weight,
+    )
+
+    def build_task(clips: Sequence[CachedClip], contract: Contract) -> TrainingTask:
+        crops = Crops(clips, contract.scale, config.crops, config.loop.seed)
+        return SupervisedTask(crops, contract.temporal, loss, is_mirrored=config.mirrored)
+
+    return train_network(
+        config,
+        build_task,
+        notes={"training": asdict(config)},
+        on_log=on_log,
+        on_progress=on_progress,
+        cancel=cancel,
+    )
+
+
+def train_network(
+    config: SupervisedConfig,
+    build_task: BuildTask,
+    *,
+    notes: Mapping[str, Any],
+    clips: Iterable[CachedClip] | None = None,
+    pan: PanSettings | None = None,
+    on_log: Log | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+) -> Path:
+    """Train a network by some task on pairs of low- and high-quality clips, and save it.
+
+    Args:
+        config: Configuration.
+        build_task: Builds the task from the clips and the contract of the network.
+        notes: Notes for the header of the saved file.
+        clips: Training clips; None: those in `config.data`, which is not read otherwise.
+        pan: Clips that are made of images; None: the default settings.
+        on_log: See `main`.
+        on_progress: See `main`.
+        cancel: See `main`.
+
+    Returns:
+        Path of the finished model.safetensors.
+
+    Raises:
+        ConfigError: See `main`.
+        InputError: See `main`.
+        CheckpointError: See `main`.
+        Cancelled: See `main`.
+    """
     recipe = find_recipe(config.model)
-    contract = _check_config(recipe.architecture, config)
+    contract = check_config(recipe.architecture, config)
 
     # Network and its initial weights.
     torch.manual_seed(config.loop.seed)
@@ -210,20 +273,20 @@ def main(
         copy_matching_weights(network, config.init)
     loop = _effective_loop(config, network)
 
-    # Training data.
-    clips = prepare_clips(
-        config.data,
-        config.cache,
-        preset=config.preset,
-        scale=contract.scale,
-        variants=config.variants,
-        cancel=cancel,
-    )
-    crops = Crops(list(clips), contract.scale, config.crops, loop.seed)
+    if clips is None:
+        clips = prepare_clips(
+            config.data,
+            config.cache,
+            preset=config.preset,
+            scale=contract.scale,
+            variants=config.variants,
+            pan=pan,
+            cancel=cancel,
+        )
 
     average = train(
         network.to(memory_format=torch.channels_last),
-        _SupervisedTask(config, crops, contract.temporal),
+        build_task(list(clips), contract),
         loop,
         config.out,
         evaluate=_scorer(config, recipe, contract),
@@ -231,10 +294,10 @@ def main(
         on_progress=on_progress,
         cancel=cancel,
     )
-    return _save(config, average)
+    return _save(config.out, average, notes)
 
 
-def _check_config(architecture: Architecture, config: SupervisedConfig) -> Contract:
+def check_config(architecture: Architecture, config: SupervisedConfig) -> Contract:
     """Check that network, data and degradation fit together, and return the network's contract.
 
     Raises:
@@ -307,56 +370,6 @@ def _effective_loop(config: SupervisedConfig, network: nn.Module) -> LoopSetting
     return replace(config.loop, optimizer=optimizer)
 
 
-class _SupervisedTask:
-    """Restore clips and compare them with gt; for RealBasicVSR, also the cleaned frames."""
-
-    def __init__(self, config: SupervisedConfig, crops: Crops, temporal: Temporal) -> None:
-        self._crops = crops
-        self._temporal = temporal
-        self._is_mirrored = config.mirrored
-        self._cleaning_weight = config.cleaning_weight
-        self._pixel_loss = pixel_loss(config.loop)
-
-    def batch(self, step: int) -> Batch:
-        """Crop the input and the target of the network, lq and gt (B, T, 3, H, W)."""
-        lq, gt = self._crops.batch(step)
-        if self._temporal.kind == "window":
-            # (B, T, 3, H, W) → (B, 1, 3, H, W)
-            middle = gt[:, self._temporal.radius, None]
-            return {"lq": lq, "gt": middle}
-        # A space-time network restores the omitted frames between its inputs.
-        frame_step = 1 + self._temporal.between_frames
-        lq = lq[:, ::frame_step]
-        if self._is_mirrored:
-            return {"lq": _append_reversed(lq), "gt": _append_reversed(gt)}
-        return {"lq": lq, "gt": gt}
-
-    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Losses]:
-        """Compare restored frames with gt, and cleaned frames with gt downscaled to their size."""
-        del step
-        lq = batch["lq"]
-        gt = batch["gt"]
-        if not self._cleaning_weight:
-            yield {"pixel": self._pixel_loss(model(lq), gt)}
-            return
-        # Clean once for both losses.
-        network = as_cleaning(model)
-        cleaned = network.clean(lq)
-        sr = network.enlarge_cleaned(cleaned)
-        # (B·T, 3, sH, sW) → (B, T, 3, H, W)
-        small_gt = functional.interpolate(gt.flatten(0, 1), lq.shape[-2:], mode="area")
-        small_gt = small_gt.view_as(lq)
-        yield {
-            "pixel": self._pixel_loss(sr, gt),
-            "cleaning": self._cleaning_weight * l1(cleaned.float(), small_gt),
-        }
-
-
-def _append_reversed(clip: Tensor) -> Tensor:
-    """Append the frames of a clip in reverse order: (B, T, ...) → (B, 2T, ...)."""
-    return torch.cat([clip, clip.flip(1)], 1)
-
-
 def _scorer(
     config: SupervisedConfig, recipe: PublishedRecipe, contract: Contract
 ) -> Callable[[nn.Module], dict[str, float]] | None:
@@ -389,14 +402,13 @@ def _restore(engine: Engine, lq: Tensor) -> Tensor:
     return torch.stack(restored)[None]
 
 
-def _save(config: SupervisedConfig, average: nn.Module) -> Path:
+def _save(out: Path, average: nn.Module, notes: Mapping[str, Any]) -> Path:
     """Write the network; of a network with collapsible blocks, both forms."""
-    path = config.out / "model.safetensors"
-    notes = {"training": asdict(config)}
+    path = out / "model.safetensors"
     collapse = getattr(average, "collapse", None)
     if collapse is not None:
         # Only the expanded form can be trained further.
-        save_checkpoint(config.out / "wide.safetensors", average, notes)
+        save_checkpoint(out / "wide.safetensors", average, notes)
         average = collapse()
     save_checkpoint(path, average, notes)
     return path

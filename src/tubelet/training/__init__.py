@@ -3,6 +3,7 @@
 from tubelet.training.loop import train
 from tubelet.training.optimizer import OptimizerSettings
 from tubelet.training.pixel_loss import PixelLoss, pixel_loss
+from tubelet.training.restoration import RestorationLoss
 from tubelet.training.schedule import ScheduleSettings
 from tubelet.training.settings import LoopSettings, result_settings
 from tubelet.training.state import check_same_run
@@ -14,6 +15,7 @@ __all__ = [
     "Losses",
     "OptimizerSettings",
     "PixelLoss",
+    "RestorationLoss",
     "ScheduleSettings",
     "TrainingTask",
     "check_same_run",

@@ -20,7 +20,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -168,7 +168,7 @@ class _Trainer:
         _seed_step(self.settings.seed, step)
         losses = self._accumulate_gradients(step, batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
-        _check_finite(step, losses, norm)
+        _check_finite(step, {"gradient norm": norm})
         self.groups.optimizer.step()
         # A smaller decay in the first steps: the average would retain the random weights otherwise.
         decay = min(self.settings.ema, (1 + step) / (10 + step))
@@ -186,27 +186,32 @@ class _Trainer:
         """
         passes = iter(self.task.losses(self.model, batch, step))
         totals: dict[str, Tensor] = {}
-        losses = _run_pass(passes, self.forward_context)
+        losses = self._run_pass(step, passes)
         while losses is not None:
             for name, loss in losses.items():
                 totals[name] = totals[name] + loss if name in totals else loss
-            losses = _run_pass(passes, self.forward_context)
+            losses = self._run_pass(step, passes)
         if not totals:
             raise ValueError(f"{type(self.task).__name__}.losses yielded no loss at step {step}")
         return totals
 
+    def _run_pass(self, step: int, passes: Iterator[Losses]) -> Losses | None:
+        """Run a forward and a backward pass; return the detached losses.
 
-def _run_pass(passes: Iterator[Losses], forward_context: ForwardContext) -> Losses | None:
-    """Run a forward and a backward pass; return the detached losses, or None if no pass is left.
+        They are None if no pass is left. After the return nothing here references the graph, so its
+        memory is free for the next pass.
 
-    After the return nothing here references the graph, so its memory is free for the next pass.
-    """
-    with forward_context():
-        losses = next(passes, None)
-    if losses is None:
-        return None
-    sum_losses(losses).backward()
-    return {name: loss.detach() for name, loss in losses.items()}
+        Raises:
+            DivergedError: A loss is not finite.
+        """
+        with self.forward_context():
+            losses = next(passes, None)
+        if losses is None:
+            return None
+        # PyTorch's backward pass of grid_sample crashes the process where a flow is not a number.
+        _check_finite(step, losses)
+        sum_losses(losses).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
 
 
 def _seed_step(seed: int, step: int) -> None:
@@ -215,20 +220,17 @@ def _seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int(sequence.generate_state(1)[0]))
 
 
-def _check_finite(step: int, losses: Losses, gradient_norm: Tensor) -> None:
-    """Check the losses of a step and the norm of the gradient before the optimizer uses it.
+def _check_finite(step: int, scalars: Mapping[str, Tensor]) -> None:
+    """Check numbers of a step before they can do harm.
 
     Raises:
         DivergedError: One is not finite.
     """
-    values = {**losses, "gradient norm": gradient_norm}
-    # A single transfer, because each one waits for the GPU.
-    scalars = torch.stack([value.float() for value in values.values()]).cpu()
-    for name, scalar in zip(values, scalars, strict=True):
-        number = scalar.item()
-        if not math.isfinite(number):
+    for name, scalar in scalars.items():
+        value = scalar.item()
+        if not math.isfinite(value):
             raise DivergedError(
-                f"the training diverged at step {step + 1}: {name} is {number}; train with a lower "
+                f"the training diverged at step {step + 1}: {name} is {value}; train with a lower "
                 "--loop.lr or --loop.grad-clip in another --out (checkpoints here are intact)"
             )
 

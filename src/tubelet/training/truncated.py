@@ -13,7 +13,7 @@ A network learns to use states that have seen the whole clip, at the cost of a s
 flow through L frames, and only these need memory. The states of a clip are not computed again after
 a step, so those of the last sample are N - 1 steps old.
 
-Source: LRTI-VSR, Sec. 3.1 and Algorithm 1.
+Source: LRTI-VSR, Sec. 2.2 and Algorithm 1.
 """
 
 from __future__ import annotations
