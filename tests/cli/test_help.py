@@ -21,6 +21,8 @@ COMMANDS = [
     "train spynet",
     "train supervised",
     "train supervised --model edvr-m",
+    "train lrti",
+    "train lrti --model basicvsr",
     "train two-step",
     "ablate",
     "degrade",

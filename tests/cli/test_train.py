@@ -215,3 +215,89 @@ def test_mistakes_of_supervised_give_one_line(folder, capsys, args, code, messag
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+LONG = ["--clip", "5", "--length", "1", "--samples", "2", "--loop.save-every", "2"]
+LONG += ["--network.channels", "4", "--network.num-precursor-blocks", "1"]
+LONG += ["--network.num-successor-blocks", "1", "--batch", "1", "--patch-px", "6", *LOOP]
+
+
+@pytest.fixture
+def long_folder(folder):
+    """The folder with clips of five frames and of three."""
+    frames = folder / "clips" / "longer"
+    frames.mkdir()
+    rng = np.random.default_rng(1)
+    for t in range(5):
+        pixels = rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(frames / f"{t}.png")
+    return folder
+
+
+def lrti(*args: str) -> int:
+    return main(["train", "lrti", *args])
+
+
+def test_lrti_trains_a_recurrent_network_on_long_clips(long_folder, capsys):
+    assert lrti("--model", "ovsr", "--data", "clips", *LONG) == 0
+    output = capsys.readouterr().out
+    assert "OVSR x4" in output
+    assert "strategy truncated: 2 steps, batch 1, 1 frames of 6 px" in output
+    assert "times as long as plain training on 1 frames" in output
+    assert "1 of 2 clips have fewer than 5 frames: not used" in output
+    assert "tubelet upscale IN OUT --model runs/lrti-ovsr/model.safetensors" in output
+    # Again, from the file of the run, with another strategy.
+    config = ["--config", "runs/lrti-ovsr/config.yaml", "--out", "b"]
+    assert lrti(*config, "--strategy=plain-same-samples") == 0
+    assert "strategy: plain-same-samples" in (long_folder / "b" / "config.yaml").read_text("utf-8")
+    capsys.readouterr()
+    assert lrti("--config", "b/config.yaml", "--progress", "json") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    notes = [event["note"] for event in events if event["event"] == "log"]
+    assert notes == ["1 of 2 clips have fewer than 5 frames: not used"]
+    assert lrti("--config", "b/config.yaml", "--length", "3", "--starts", "all") == 3
+    assert "is of a run with length=1, not length=3" in capsys.readouterr().err
+
+
+def test_lrti_teaches_its_strategies_networks_and_presets(capsys):
+    assert lrti("--help") == 0
+    output = capsys.readouterr().out
+    for word in (
+        "--strategy truncated",
+        "--starts all",
+        "BasicVSRPlusPlus",
+        "psrt-tb",
+        "about 1 +",
+    ):
+        assert word in output
+    assert max(map(len, output.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ([], 2, "no network is given; use --model NAME or --preset NAME"),
+        (["--preset", "papr"], 2, "no preset is called 'papr'; did you mean paper?"),
+        (["--preset", "small", "--config", "c.yaml"], 2, "leave one of them out"),
+        (["--model", "ovsr", "--strategy", "truncatd"], 2, "did you mean truncated?"),
+        (["--model", "edvr-m", "--data", "clips"], 2, "EDVR has no boundary states"),
+        (["--model", "ovsr", "--data", "clips", "--clip", "9"], 2, "clip=9 is too short"),
+        (["--model", "ovsr", "--data", "clips", "--samples", "7"], 2, "use 5005"),
+        (["--model", "ovsr", "--data", "clips"], 3, "none of 1 clips has 40 frames"),
+        (["--model", "ovsr"], 2, "no data to train on"),
+    ],
+)
+def test_mistakes_of_lrti_give_one_line(folder, capsys, args, code, message):
+    assert lrti(*args, *(["--patch-px", "6"] if "--data" in args else [])) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (folder / "runs" / "lrti-ovsr" / "state.pt").exists()
+
+
+def test_a_training_that_diverges_gives_one_line(folder, capsys):
+    rate = ["--loop.lr", "1e30", "--loop.lr-final", "1e30", "--loop.warmup-steps", "0"]
+    assert train("--data", "clips", "--out", "a", *TINY, *rate, "--loop.steps", "9") == 5
+    error = capsys.readouterr().err
+    assert "the training diverged at step" in error
+    assert error.count("\n") == 1
