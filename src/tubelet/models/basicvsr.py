@@ -64,7 +64,7 @@ class BasicVSRConfig:
     num_blocks: int = 30
     """Number of residual blocks in each direction."""
     hr_channels: int = 64
-    """Width of the convolutions at high resolution; 64 in published files, whatever `channels`."""
+    """Width of the convolutions at high resolution; 64 in all published files."""
 
     def __post_init__(self) -> None:
         check_min(self, "channels", 1)
