@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from helpers.processes import run, start
-from helpers.toy_models import SPACE_TIME, build
+from helpers.toy_models import RECURRENT, SPACE_TIME, build
 from helpers.videos import make_video
 from tubelet.cli import main
 from tubelet.restore import job
@@ -266,6 +266,17 @@ def test_the_new_frame_rate_is_in_the_plan_and_in_the_events(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {event["total"] for event in events if event["event"] == "progress"} == {2 * FRAMES - 1}
     assert events[-1]["frames"] == 2 * FRAMES - 1
+
+
+def test_the_look_ahead_of_windows_is_in_the_plan(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = OpenedModel("recurrent", RECURRENT, build(RECURRENT))
+    monkeypatch.setattr(job, "open_model", lambda *_, **__: opened)
+    command = ["upscale", str(clip), str(clip.with_name("out.mp4")), "--device", "cpu"]
+    assert main([*command, "--dry-run"]) == 0
+    plan = " ".join(capsys.readouterr().out.split())
+    assert "whole frames, 60 frames at once, the last 6 as look-ahead" in plan
 
 
 def test_a_preview_also_shows_the_frame_half_way(clip: Path, space_time: list[str]) -> None:

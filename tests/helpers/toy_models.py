@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tubelet.layers.recurrence import Edge
+from tubelet.layers.recurrence import Edge, Past, StateObserver, sweep
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Contract
 from tubelet.types import Frame, Temporal
@@ -133,8 +133,10 @@ class StreamNet(nn.Module):
         *,
         before: Edge = Edge(),
         after: Edge = Edge(),
+        on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
+        del on_state
         assert not before.hidden
         assert not after.hidden
         self.calls.append(lq.shape[1])
@@ -146,6 +148,89 @@ class StreamNet(nn.Module):
                 features.append(t, feat)
             for t in range(lq.shape[1]):
                 yield _up(self.head(torch.cat([*features.pop(t), lq[:, t]], 1))) + 0.5
+
+
+class RecurrentNet(nn.Module):
+    """A sweep backward, one of second order forward, and a convolution of both.
+
+    Each also sees the frame that it visited before; beyond the edges frames are black. Frames are
+    taken `multiple` at a time, and each state belongs to as many.
+    """
+
+    multiple = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        images = 3 * self.multiple
+        self.backward_body = nn.Conv2d(2 * images + 4, 4, 3, padding=1)
+        self.forward_body = nn.Conv2d(2 * images + 8, 4, 3, padding=1)
+        self.head = nn.Conv2d(8, images * SCALE**2, 3, padding=1)
+        self.calls: list[int] = []
+
+    def forward(self, lq: Tensor, before: Edge = Edge(), after: Edge = Edge()) -> Tensor:
+        return torch.stack(list(self.restore(lq, before=before, after=after)), 1)
+
+    def restore(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        on_state: StateObserver | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[Tensor]:
+        m = self.multiple
+        assert lq.shape[1] % m == 0
+        self.calls.append(lq.shape[1])
+        count = lq.shape[1] // m
+        images = dict(enumerate(lq.unflatten(1, (count, m)).flatten(2, 3).unbind(1)))
+        for frames, number, order in ((before.frames, -1, -1), (after.frames, count, 1)):
+            if frames:
+                images[number] = torch.cat(frames[:m][::order], 1)
+
+        def advance(body: nn.Module, step: int, t: int, past: Past, order: int) -> Tensor:
+            zeros = torch.zeros_like(images[t][:, :1]).expand(-1, 4, -1, -1)
+            states = [*past, *[zeros] * (order - len(past))]
+            last = images.get(t - step, torch.zeros_like(images[t]))
+            return body(torch.cat([images[t], last, *states], 1)).tanh()
+
+        with open_store(store) as features:
+            for t, state in sweep(
+                "backward",
+                count,
+                -1,
+                after,
+                1,
+                lambda t, past: advance(self.backward_body, -1, t, past, 1),
+                on_state,
+            ):
+                features.append(t, state)
+            for t, state in sweep(
+                "forward",
+                count,
+                1,
+                before,
+                2,
+                lambda t, past: advance(self.forward_body, 1, t, past, 2),
+                on_state,
+            ):
+                sr = _up(self.head(torch.cat([*features.pop(t), state], 1)) + 0.5)
+                yield from sr.unflatten(1, (m, 3)).unbind(1)
+
+
+class PairNet(RecurrentNet):
+    """Takes two frames at a time."""
+
+    multiple = 2
+
+
+class ForwardNet(RecurrentNet):
+    """Its backward sweep has no effect: so windows give what the whole scene gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.backward_body.weight)
+        nn.init.zeros_(self.backward_body.bias)
 
 
 class SpaceTimeNet(nn.Module):
@@ -194,6 +279,21 @@ GLOBAL_STATE = spec_of(GlobalStateNet, Temporal("online"))
 CLIP = spec_of(ClipNet, Temporal("clip", window_frames=5, overlap_frames=2), halo_px=1)
 WHOLE_CLIP = spec_of(ClipNet, Temporal("clip"), halo_px=1)
 STREAM = spec_of(StreamNet, Temporal("clip"), halo_px=1, streams=True)
+RECURRENT = spec_of(
+    RecurrentNet, Temporal("clip"), halo_px=16, streams=True, edge_frames=2, lookahead_frames=6
+)
+PAIRS = spec_of(
+    PairNet,
+    Temporal("clip"),
+    halo_px=16,
+    streams=True,
+    edge_frames=4,
+    lookahead_frames=6,
+    frame_multiple=2,
+)
+FORWARD = spec_of(
+    ForwardNet, Temporal("clip"), halo_px=16, streams=True, edge_frames=2, lookahead_frames=2
+)
 SPACE_TIME = spec_of(
     SpaceTimeNet, Temporal("clip", window_frames=5, overlap_frames=2, between_frames=1), halo_px=1
 )
@@ -207,6 +307,7 @@ ALL = [
     CLIP,
     WHOLE_CLIP,
     STREAM,
+    RECURRENT,
     SPACE_TIME,
     WHOLE_SPACE_TIME,
     NEAREST,

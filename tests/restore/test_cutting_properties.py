@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tubelet.models.architecture import Contract
 from tubelet.restore.tiles import MIN_TILE_PX, choose_tile, padded_size, plan_tiles
+from tubelet.restore.window_plan import WindowPlan
 from tubelet.restore.windows import WindowCutter, cut_windows, neighborhoods, scenes
 from tubelet.types import Temporal
 
@@ -70,7 +71,7 @@ def test_a_chosen_tile_fits_or_is_the_smallest(
 def test_windows_keep_every_frame_once(num_frames: int, size: int, overlap_share: float) -> None:
     overlap = int(size * overlap_share)
     done = 0
-    for window, span in cut_windows(range(num_frames), size=size, overlap=overlap):
+    for window, span in cut_windows(range(num_frames), WindowPlan(frames=size, overlap=overlap)):
         assert window == list(range(span.start, span.stop))
         assert span.keep_start == done
         assert span.start <= span.keep_start < span.keep_stop <= span.stop
@@ -94,7 +95,7 @@ def test_windows_may_shrink_at_any_time(num_frames: int, sizes: list[tuple[int, 
     number = 0
     while True:
         size, overlap = sizes[min(number, len(sizes) - 1)]
-        cut = cutter.cut(done, size=size, overlap=min(overlap, size - 1))
+        cut = cutter.cut(done, WindowPlan(frames=size, overlap=min(overlap, size - 1)))
         if cut is None:
             break
         window, span = cut
@@ -102,6 +103,53 @@ def test_windows_may_shrink_at_any_time(num_frames: int, sizes: list[tuple[int, 
         assert span.keep_start == done < span.keep_stop
         done = span.keep_stop
         number += 1
+    assert done == num_frames
+
+
+@given(num_frames=st.integers(0, 80), step=st.integers(1, 20), lookahead=st.integers(0, 12))
+def test_windows_that_continue_begin_at_the_seam(
+    num_frames: int, step: int, lookahead: int
+) -> None:
+    done = 0
+    for window, span in cut_windows(
+        range(num_frames), WindowPlan(frames=step + lookahead, lookahead=lookahead)
+    ):
+        # Every frame comes once and in order, and none is restored twice.
+        assert window == list(range(span.start, span.stop))
+        assert span.start == span.keep_start == done < span.keep_stop <= span.stop
+        # The look-ahead stays inside the scene; only the last window has none.
+        assert span.stop == min(done + step + lookahead, num_frames)
+        if span.stop < num_frames or span.keep_stop < span.stop:
+            assert span.keep_stop - span.start == step
+            assert span.stop - span.keep_stop == lookahead
+        done = span.keep_stop
+    assert done == num_frames
+
+
+@given(
+    num_frames=st.integers(1, 60),
+    sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 12)), min_size=1, max_size=8),
+    failures=st.sets(st.integers(0, 12)),
+)
+def test_windows_that_continue_may_be_cut_again(
+    num_frames: int, sizes: list[tuple[int, int]], failures: set[int]
+) -> None:
+    """As after running out of memory: a shorter window begins at the same frame."""
+    sizes = sorted(sizes, key=sum, reverse=True)
+    cutter = WindowCutter(range(num_frames))
+    done = 0
+    number = 0
+    while True:
+        step, lookahead = sizes[min(number, len(sizes) - 1)]
+        cut = cutter.cut(done, WindowPlan(frames=step + lookahead, lookahead=lookahead))
+        if cut is None:
+            break
+        window, span = cut
+        assert window == list(range(span.start, span.stop))
+        assert span.start == done < span.keep_stop
+        number += 1
+        if number not in failures:
+            done = span.keep_stop
     assert done == num_frames
 
 

@@ -8,12 +8,16 @@ import pytest
 from torch import Tensor
 
 import tubelet
+from helpers.toy_models import RECURRENT, build
 from helpers.videos import make_video
+from tubelet.restore import estimate, job
 from tubelet.restore.engine import Engine
 from tubelet.restore.estimate import describe
 from tubelet.restore.plan import Plan
 from tubelet.restore.settings import UpscaleSettings
+from tubelet.restore.window_plan import WindowPlan
 from tubelet.video.enlarged import EnlargedFrame
+from tubelet.zoo.opening import OpenedModel
 
 CPU = {"device": "cpu", "model": "bicubic"}
 
@@ -49,6 +53,20 @@ def test_the_time_includes_images_that_are_computed_when_read(
     monkeypatch.setattr(EnlargedFrame, "rows", slow_rows)
     description = describe(video, tmp_path / "out.mkv", UpscaleSettings(scale=3, **CPU))
     assert description.frame_s > 0.05
+
+
+@pytest.mark.parametrize(("num_frames", "expected"), [(60, 2.0), (61, 2.0 * 60 / 54)])
+def test_the_time_includes_the_look_ahead_of_windows(
+    num_frames: int, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = OpenedModel("recurrent", RECURRENT, build(RECURRENT))
+    monkeypatch.setattr(job, "open_model", lambda *_, **__: opened)
+    monkeypatch.setattr(estimate, "_time_frame", lambda *_: 2.0)
+    video = make_video(tmp_path / "in.mp4", frames=num_frames, size=(32, 24))
+    description = describe(video, tmp_path / "o.mp4", UpscaleSettings(device="cpu"))
+    assert description.plan.window == WindowPlan(frames=60, lookahead=6)
+    assert description.frame_s == pytest.approx(expected)
+    assert description.restore_s == pytest.approx(num_frames * expected)
 
 
 def test_the_size_follows_the_quality(video: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import tubelet
+from helpers.toy_models import RECURRENT, build
 from helpers.videos import make_video
 from tubelet.errors import (
     Cancelled,
@@ -27,6 +28,7 @@ from tubelet.restore.estimate import describe
 from tubelet.restore.job import run
 from tubelet.restore.plan import Plan
 from tubelet.restore.settings import UpscaleSettings
+from tubelet.restore.window_plan import WindowPlan
 from tubelet.types import Temporal
 from tubelet.video.probe import probe
 from tubelet.video.reader import open_reader
@@ -254,6 +256,26 @@ def test_images_of_another_size_are_scaled_to_the_size_of_the_first(tmp_path, st
     for path in out.iterdir():
         with Image.open(path) as image:
             assert image.size == (66, 42)
+
+
+@pytest.mark.parametrize("segment_frames", [5, 8])
+def test_a_recurrent_clip_model_gives_the_same_video_in_segments_of_any_length(
+    video, tmp_path, monkeypatch, segment_frames
+):
+    src = uneven_video(tmp_path / "in.mp4", frames=21)
+    opened = OpenedModel("recurrent", RECURRENT, build(RECURRENT))
+    monkeypatch.setattr(job, "open_model", lambda *_, **__: opened)
+    settings = UpscaleSettings(device="cpu", codec="ffv1")
+    plan = describe(src, tmp_path / "o.mkv", settings).plan
+    assert plan.window.lookahead == RECURRENT.contract.lookahead_frames
+    plan = replace(plan, window=WindowPlan(frames=6, lookahead=2), min_segment_frames=1)
+    videos = []
+    for frames in (segment_frames, 1000):
+        out = tmp_path / f"{frames}.mkv"
+        run(src, out, settings, plan=replace(plan, segment_frames=frames))
+        with open_reader(out) as reader:
+            videos.append(torch.stack([frame.rgb for frame in reader]))
+    assert torch.equal(*videos)
 
 
 def test_a_segment_of_no_frames_is_no_plan(video, tmp_path):

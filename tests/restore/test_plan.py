@@ -8,7 +8,7 @@ import pytest
 
 from tubelet.errors import ConfigError
 from tubelet.models.architecture import Contract
-from tubelet.restore.plan import MemoryBudget, MemoryCost, Plan, plan_restoration
+from tubelet.restore.plan import MemoryBudget, MemoryCost, Plan, WindowPlan, plan_restoration
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.restore.tiles import plan_tiles
 from tubelet.types import Temporal
@@ -26,6 +26,16 @@ CONTRACTS = {
     ),
     "scene": Contract(scale=4, temporal=Temporal("clip"), halo_px=32),
     "stream": Contract(scale=4, temporal=Temporal("clip"), halo_px=128, streams=True),
+    "states": Contract(scale=4, temporal=Temporal("clip"), halo_px=64, streams=True, edge_frames=2),
+    "pairs": Contract(
+        scale=4,
+        temporal=Temporal("clip"),
+        halo_px=64,
+        streams=True,
+        edge_frames=2,
+        lookahead_frames=5,
+        frame_multiple=2,
+    ),
 }
 COST = MemoryCost(
     call_bytes_per_px=20_000.0,
@@ -99,6 +109,8 @@ def test_text_that_is_no_plan_is_refused_in_one_line():
         ("frame", {"window": {"frames": 5, "overlap": 1}}, "only clip models have window"),
         ("scene", {"window": None}, "a clip model needs window"),
         ("scene", {"window": {"frames": 4, "overlap": 4}}, "must have 0 ≤ overlap < frames"),
+        ("scene", {"window": {"frames": 4, "lookahead": 1}}, "cannot continue from states"),
+        ("pairs", {"window": {"frames": 5, "lookahead": 2}}, "in multiples of 2"),
         ("scene", {"features": {}}, "features must be null: this model cannot stream"),
     ],
 )
@@ -174,6 +186,51 @@ def test_a_stream_that_does_not_fit_gets_shorter_windows_and_then_tiles():
     assert plans[3].tile_px > 0
 
 
+def test_windows_that_continue_from_states_are_short_and_look_ahead():
+    cost = replace(COST, call_bytes_per_px=500.0)
+    plan = plan_of("states", (180, 320), 2**37, cost=cost)
+    assert plan.is_streamed
+    assert plan.window == WindowPlan(frames=60, lookahead=8)
+    assert plan_of("states", (180, 320), 2**37, tile=64).window == plan.window
+    windows = [plan.window]
+    while (smaller := plan.smaller()) is not None:
+        plan = smaller
+        if plan.window != windows[-1]:
+            windows.append(plan.window)
+    # A window never looks ahead further than it gives out.
+    assert windows == [
+        WindowPlan(frames=60, lookahead=8),
+        WindowPlan(frames=16, lookahead=8),
+        WindowPlan(frames=17, lookahead=8),  # batched
+        WindowPlan(frames=8, lookahead=4),
+        WindowPlan(frames=4, lookahead=2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "carries_state", "context", "step"),
+    [
+        ("frame", False, (0, 0), 1),
+        ("online", True, (0, 1), 1),
+        ("stream", False, None, 1),
+        ("states", True, (0, 8), 52),
+    ],
+)
+def test_segments_that_continue_from_a_state_need_less_context(kind, carries_state, context, step):
+    plan = plan_of(kind, budget_bytes=2**37)
+    assert plan.carries_state == carries_state
+    assert plan.segment_step == step
+    if context is not None:
+        assert plan.context_frames_with_state == context
+
+
+def test_segments_shorter_than_a_window_may_end_anywhere_between_states():
+    plan = plan_of("pairs", budget_bytes=2**37)
+    assert plan.window == WindowPlan(frames=60, lookahead=4)
+    assert plan.segment_step == 56
+    assert replace(plan, segment_frames=55).segment_step == 2
+
+
 def test_frames_of_a_window_model_are_encoded_once_where_memory_allows():
     assert plan_of("encodes", (180, 320), 2**33).keep_encodings
     assert not plan_of("encodes", (2160, 3840), 2**33).keep_encodings
@@ -214,7 +271,13 @@ def test_encodings_need_twice_the_memory_on_a_cpu_that_computes_in_fp32():
 
 @pytest.mark.parametrize(
     ("kind", "context"),
-    [("frame", (0, 0)), ("window", (2, 2)), ("online", (16, 1)), ("scene", (16, 16))],
+    [
+        ("frame", (0, 0)),
+        ("window", (2, 2)),
+        ("online", (16, 1)),
+        ("scene", (16, 16)),
+        ("states", (16, 16)),
+    ],
 )
 def test_segments_inside_a_scene_come_with_context(kind, context):
     assert plan_of(kind).context_frames == context

@@ -15,8 +15,11 @@ from torch import Tensor
 from helpers.processes import PROCESSES
 from helpers.toy_models import (
     CLIP,
+    FORWARD,
     FRAME,
     ONLINE,
+    PAIRS,
+    RECURRENT,
     SPACE_TIME,
     STREAM,
     WHOLE_CLIP,
@@ -29,7 +32,7 @@ from helpers.toy_models import (
 from helpers.videos import image, make_plain
 from helpers.zoo_configs import TINY, architecture_of, tiny_network
 from tubelet.models.architecture import Contract
-from tubelet.restore.engine import Engine
+from tubelet.restore.engine import Engine, SceneState
 from tubelet.restore.plan import Plan
 from tubelet.restore.scene import SegmentStream
 from tubelet.restore.segment import (
@@ -39,7 +42,7 @@ from tubelet.restore.segment import (
     restore_segment,
 )
 from tubelet.restore.settings import UpscaleSettings
-from tubelet.restore.tiling import Hidden
+from tubelet.restore.window_plan import WindowPlan
 from tubelet.types import Frame
 from tubelet.video.encoder import VideoEncoder
 from tubelet.video.output import open_output
@@ -52,7 +55,7 @@ from tubelet.zoo.spec import ModelSpec
 
 IDS: Any = {"ids": lambda spec: spec.id if isinstance(spec, ModelSpec) else None}
 EXACT = [FRAME, WINDOW, ONLINE]
-ALL = [*EXACT, CLIP, WHOLE_CLIP, STREAM]
+ALL = [*EXACT, CLIP, WHOLE_CLIP, STREAM, RECURRENT]
 
 
 class ListSink:
@@ -83,20 +86,21 @@ def restore_stream(
     engine: Engine,
     clip: Tensor,
     *cuts: int,
-    segment_frames: int,
+    segment_frames: int = 0,
+    plan: Plan | None = None,
     keeps_state: bool = True,
 ) -> tuple[list[Frame], list[Fraction | None]]:
-    """Restore a clip segment by segment, in order."""
-    plan = plan_of(engine, clip, segment_frames)
+    """Restore a clip segment by segment, in order; by default under a plan for so many frames."""
+    plan = plan or plan_of(engine, clip, segment_frames)
     engine.follow(plan)
     stream = SegmentStream(
         frames_of(clip), plan, keeps_state=keeps_state, starts_scene=cuts_at(*cuts)
     )
     sink = ListSink()
-    hidden: Hidden = None
+    state: SceneState = None
     for frames in stream:
-        known = hidden if keeps_state and frames.continues_scene else None
-        hidden = restore_segment(frames, engine, sink, hidden=known).hidden
+        known = state if keeps_state and frames.continues_scene else None
+        state = restore_segment(frames, engine, sink, state=known).state
     return sink.frames, sink.ends
 
 
@@ -183,6 +187,60 @@ def test_context_is_what_makes_them_so(spec: ModelSpec) -> None:
     assert worst_psnr(sink.frames, restored_at_once(spec, clip)) < 45
 
 
+@pytest.mark.parametrize("spec", [RECURRENT, PAIRS], **IDS)
+@pytest.mark.parametrize("segment_frames", [4, 6, 9, 21])
+@pytest.mark.parametrize("cuts", [(), (9,), (3, 12)])
+def test_windows_that_continue_do_not_depend_on_the_segments(
+    spec: ModelSpec, segment_frames: int, cuts: tuple[int, ...]
+) -> None:
+    clip = clip_of(25)
+    window = WindowPlan(frames=6, lookahead=2)
+    engine = engine_of(spec)
+    plan = replace(plan_of(engine, clip, segment_frames), window=window)
+    frames, ends = restore_stream(engine, clip, *cuts, plan=plan)
+    assert len(ends) >= 25 // segment_frames
+    source = frames_of(clip)
+    whole = engine_of(spec).restore(source, plan=plan, starts_scene=cuts_at(*cuts))
+    for a, b in zip(frames, whole, strict=True):
+        assert torch.equal(a.rgb, b.rgb)
+        assert (a.pts, a.index) == (b.pts, b.index)
+
+
+@pytest.mark.parametrize("segment_frames", [1, 2, 7])
+@pytest.mark.parametrize("min_frames", [1, 5])
+def test_segments_shorter_than_a_window_lose_no_state(segment_frames: int, min_frames: int) -> None:
+    """The network has no backward sweep, so it must give what it gives at once."""
+    clip = clip_of(25)
+    engine = engine_of(FORWARD)
+    plan = replace(
+        plan_of(engine, clip, segment_frames),
+        window=WindowPlan(frames=12, lookahead=2),
+        min_segment_frames=min_frames,
+    )
+    frames, ends = restore_stream(engine, clip, 11, plan=plan)
+    assert len(ends) >= 25 // max(segment_frames, min_frames)
+    for a, b in zip(frames, restored_at_once(FORWARD, clip, 11), strict=True):
+        torch.testing.assert_close(a.rgb, b.rgb, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keeps_state", "read_starts"), [(True, [0, 8, 11, 19]), (False, [0, 0, 11, 11])]
+)
+def test_segments_inside_a_scene_end_where_windows_end(
+    keeps_state: bool, read_starts: list[int]
+) -> None:
+    clip = clip_of(25)
+    engine = engine_of(RECURRENT)
+    plan = replace(plan_of(engine, clip, 9), window=WindowPlan(frames=6, lookahead=2))
+    engine.follow(plan)
+    stream = SegmentStream(frames_of(clip), plan, keeps_state=keeps_state, starts_scene=cuts_at(11))
+    found: list[tuple[int, int]] = []
+    for frames in stream:
+        found.append((frames.start, frames.read_start))
+        restore_segment(frames, engine, ListSink())
+    assert found == list(zip([0, 8, 11, 19], read_starts, strict=True))
+
+
 @pytest.mark.parametrize("spec", [STREAM, WHOLE_CLIP], **IDS)
 def test_warm_up_hides_a_seam_inside_a_scene(spec: ModelSpec) -> None:
     clip = clip_of(60)
@@ -196,7 +254,7 @@ def contract_of(name: str) -> Contract:
     return contract
 
 
-RECURRENT = [
+RECURRENT_NETWORKS = [
     name
     for name in TINY
     if contract_of(name).streams or contract_of(name).temporal.kind == "online"
@@ -208,7 +266,10 @@ QUICK = ("FastVSR", "OVSR", "RLSP")
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT],
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in RECURRENT_NETWORKS
+    ],
 )
 def test_warm_up_hides_the_seams_of_every_recurrent_network(name: str) -> None:
     """Drawn frames that move, and random weights; without context, seams lie between 30 and 104 dB."""
@@ -342,11 +403,11 @@ def write_at_once(job: Job, segments: list[Segment], dst: Path) -> None:
         open_output(dst, job.form, like=probe(job.src)) as output,
     ):
         stream = SegmentStream(reader, plan, keeps_state=True, starts_scene=cuts_at(*cuts))
-        hidden: Hidden = None
+        state: SceneState = None
         for index, frames in enumerate(stream):
             encoder = VideoEncoder(job.form, job.clock, output, segment=index)
-            known = hidden if frames.continues_scene else None
-            hidden = restore_segment(frames, engine, encoder, hidden=known).hidden
+            known = state if frames.continues_scene else None
+            state = restore_segment(frames, engine, encoder, state=known).state
 
 
 def join(job: Job, paths: list[Path], dst: Path) -> None:

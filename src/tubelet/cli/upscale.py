@@ -323,6 +323,8 @@ def _plan_rows(request: UpscaleFlags, description: Description) -> dict[str, str
     runs_on = f"{plan.device}, {plan.precision}, {extent}"
     if plan.window is not None:
         runs_on += f", {plan.window.frames} frames at once"
+        if plan.window.lookahead:
+            runs_on += f", the last {plan.window.lookahead} as look-ahead"
 
     rows = {
         "input": source,

@@ -38,10 +38,13 @@ class Contract:
         streams: The network is a `StreamingModel`: its `restore` yields frames one by one.
         edge_frames: Number of frames beyond each end of a clip that a streaming network takes; 0 if
             it takes none.
+        edge_states: States that it takes with them. With states, windows of a long scene do not
+            overlap: each continues from the states of the one before. Without any, the sweeps start
+            anew in every window.
+        lookahead_frames: Number of frames that such a window also sees after those that it returns:
+            backward sweeps start there without states. 0 suits a network without such sweeps.
         frame_multiple: The clips of a network with states have a multiple of this many frames, and
-            each state belongs to as many.
-        edge_states: States that it takes with them. Without any, its sweeps start anew in every
-            clip.
+            each state belongs to as many. The engine repeats the last frame of a scene.
         encodes: The network is an `EncodingWindowModel`: `encode` for each frame, `fuse` for each
             window.
         skip: Interpolation of the frame to which an online network adds its detail: the network is
@@ -66,8 +69,9 @@ class Contract:
     precisions: tuple[Precision, ...] = ("fp32",)
     streams: bool = False
     edge_frames: int = 0
-    frame_multiple: int = 1
     edge_states: EdgeStates = field(default_factory=EdgeStates)
+    lookahead_frames: int = 8
+    frame_multiple: int = 1
     encodes: bool = False
     skip: Kernel | None = None
     detail_channels: Literal[1, 3] = 3
@@ -83,14 +87,7 @@ class Contract:
         kind = self.temporal.kind
         if self.streams and kind != "clip":
             raise ValueError(f"streams=True does not fit a {kind!r} model; it is for 'clip' models")
-        if self.edge_frames and not self.streams:
-            raise ValueError(f"edge_frames={self.edge_frames} is for models with streams=True")
-        order = self.edge_states.order
-        if self.edge_states.sweeps and self.edge_frames < order * self.frame_multiple:
-            raise ValueError(
-                f"edge_frames={self.edge_frames} is too few for the order {order} of edge_states; "
-                f"each state belongs to frame_multiple={self.frame_multiple} frames"
-            )
+        self._check_edges()
         if self.encodes and kind != "window":
             raise ValueError(
                 f"encodes=True does not fit a {kind!r} model; it is for 'window' models"
@@ -99,6 +96,35 @@ class Contract:
             raise ValueError(
                 f"skip={self.skip!r} does not fit a {kind!r} model; it is for 'online' models, "
                 "and for 'frame' models that only interpolate"
+            )
+
+    def _check_edges(self) -> None:
+        """Check the fields of a network that continues from states; raise ValueError otherwise."""
+        temporal = self.temporal
+        if self.edge_frames and not self.streams:
+            raise ValueError(f"edge_frames={self.edge_frames} is for models with streams=True")
+        order = self.edge_states.order
+        if self.edge_states.sweeps and self.edge_frames < order * self.frame_multiple:
+            raise ValueError(
+                f"edge_frames={self.edge_frames} is too few for the order {order} of edge_states; "
+                f"each state belongs to frame_multiple={self.frame_multiple} frames"
+            )
+        if self.edge_frames and temporal.overlap_frames:
+            raise ValueError(
+                f"overlap_frames={temporal.overlap_frames} does not fit a model with edge_frames, "
+                "whose windows do not overlap; give lookahead_frames"
+            )
+        if self.lookahead_frames < temporal.between_frames:
+            raise ValueError(
+                f"lookahead_frames={self.lookahead_frames} leaves nothing half-way between two "
+                "windows; give at least 1"
+            )
+        if self.frame_multiple > 1 and not self.edge_frames:
+            raise ValueError(f"frame_multiple={self.frame_multiple} is for models with edge_frames")
+        if self.edge_frames % self.frame_multiple:
+            raise ValueError(
+                f"edge_frames={self.edge_frames} must be a multiple of "
+                f"frame_multiple={self.frame_multiple}"
             )
 
 

@@ -41,7 +41,7 @@ from tubelet.models.config_checks import check_min
 from tubelet.models.state_dict import Rule, State, first_words, rename
 from tubelet.models.zooming_slow_mo import (
     HALO_PX,
-    OVERLAP_FRAMES,
+    LOOKAHEAD_FRAMES,
     SCALE,
     SIZE_MULTIPLE,
     BiDeformableConvLSTM,
@@ -411,12 +411,13 @@ def _contract(config: TMNetConfig) -> Contract:
     del config
     return Contract(
         scale=SCALE,
-        temporal=Temporal("clip", overlap_frames=OVERLAP_FRAMES, between_frames=1),
+        temporal=Temporal("clip", between_frames=1),
         halo_px=HALO_PX,
         size_multiple=SIZE_MULTIPLE,
         streams=True,
         edge_frames=1,
         edge_states=EdgeStates(before=("forward",), after=("backward",)),
+        lookahead_frames=LOOKAHEAD_FRAMES,
     )
 
 

@@ -15,6 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from tubelet.layers.recurrence import Edge
 from tubelet.ops.resize import resample
 from tubelet.restore.encodings import EncodingCache
 from tubelet.restore.fallback import PlanFallback, out_of_memory_reason
@@ -23,15 +24,19 @@ from tubelet.restore.planner import Planner
 from tubelet.restore.rate import double_rate
 from tubelet.restore.runner import Runner, TorchRunner
 from tubelet.restore.scene import SceneFrames, scene_detector
+from tubelet.restore.scene_windows import SceneWindows
 from tubelet.restore.settings import UpscaleSettings
-from tubelet.restore.tiles import TileSpan
 from tubelet.restore.tiling import Hidden
-from tubelet.restore.windows import WindowCutter, neighborhoods, scenes
+from tubelet.restore.windows import neighborhoods, scenes
 from tubelet.types import Frame, Precision
 from tubelet.video.enlarged import EnlargedFrame, Rows
 from tubelet.zoo.spec import ModelSpec
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "SceneState"]
+
+SceneState = Hidden | Edge
+"""State of a recurrent model between two sections of a scene: that of an online model, or the edge
+before the next window of a clip model. None where it is not known, and for other kinds."""
 
 
 class Engine:
@@ -143,25 +148,28 @@ class Engine:
         yield from restored
 
     def restore_scene(
-        self, scene: SceneFrames, hidden: Hidden = None
-    ) -> Generator[Frame, None, Hidden]:
+        self, scene: SceneFrames, state: SceneState = None
+    ) -> Generator[Frame, None, SceneState]:
         """Restore a scene, or a section of one with its context.
 
         Args:
             scene: Output frames and context frames.
-            hidden: State of an online model after the frame that precedes the first one.
+            state: State of a recurrent model after the frame that precedes the first one; None at
+                the start of a scene, or where it is not known.
 
         Yields:
             The restored output frames. If the plan doubles the rate, each frame is followed by the
             one half-way to its successor, with the same time.
 
         Returns:
-            State of an online model after the last output frame; None for other kinds.
+            State of a recurrent model after the last output frame, for the section that follows;
+            None for other kinds.
         """
         if self.spec.temporal.kind == "clip":
-            yield from self._restore_windows(scene)
-            return None
-        return (yield from self._restore_neighborhoods(scene, hidden))
+            assert not isinstance(state, tuple)
+            return (yield from self._restore_windows(scene, state))
+        assert not isinstance(state, Edge)
+        return (yield from self._restore_neighborhoods(scene, state))
 
     def _restore_neighborhoods(
         self, scene: SceneFrames, hidden: Hidden
@@ -225,89 +233,25 @@ class Engine:
 
         return self._current_fallback.run(attempt)
 
-    def _restore_windows(self, scene: SceneFrames) -> Iterator[Frame]:
-        """Restore a scene window by window (clip models).
+    def _restore_windows(
+        self, scene: SceneFrames, edge: Edge | None
+    ) -> Generator[Frame, None, Edge]:
+        """Restore a scene window by window (clip models), and return the edge after it.
 
-        A space-time model also returns a result between any two frames, so results are numbered:
-        result n belongs to frame n // results_per_frame. When memory runs out, the next window is
-        cut from the first missing result on.
+        When memory runs out, the window is restored again under a smaller plan, from its states.
         """
-        results_per_frame = 1 + self.spec.temporal.between_frames
-        cutter = WindowCutter(scene)
-        num_done = 0
-        while True:
+        windows = SceneWindows(scene, self.runner, edge)
+        while windows.cut(self.current_plan):
             plan = self.current_plan
-            assert plan.window is not None
-            next_frame = num_done // results_per_frame
-            cut = cutter.cut(next_frame, size=plan.window.frames, overlap=plan.window.overlap)
-            # The cutter reads the frames, and only then the scene knows where its output stops.
-            if cut is None or scene.is_past_output(scene.first + next_frame):
-                return
-            window, span = cut
             try:
-                for number, frame in _window_frames(
-                    self.runner, window, span, scene, plan, num_done
-                ):
-                    num_done = number + 1
-                    t, offset = divmod(number, results_per_frame)
-                    is_at_output_rate = offset == 0 or plan.doubles_rate
-                    if is_at_output_rate and scene.is_output(scene.first + t):
-                        yield frame
-                num_done = span.keep_stop * results_per_frame
+                for source, sr in windows.restore(plan):
+                    yield _output_frame(source, replace(source, rgb=sr), plan)
                 continue
             except (RuntimeError, MemoryError) as error:
                 reason = out_of_memory_reason(error)
             # Outside of the handler: the traceback of its error would keep the tensors alive.
             self._current_fallback.reduce_memory(reason)
-
-
-def _window_frames(
-    runner: Runner,
-    window: list[Frame],
-    span: TileSpan,
-    scene: SceneFrames,
-    plan: Plan,
-    num_done: int,
-) -> Iterator[tuple[int, Frame]]:
-    """Yield the frames of a window with their numbers, without those in the overlaps."""
-    results_per_frame = 1 + plan.contract.temporal.between_frames
-    first_number = span.start * results_per_frame
-    stop_number = span.keep_stop * results_per_frame
-    results = _window_results(runner, window, span, scene, plan)
-    for number, sr in enumerate(results, first_number):
-        if num_done <= number < stop_number:
-            t = number // results_per_frame
-            source = window[t - span.start]
-            yield number, _output_frame(source, replace(source, rgb=sr), plan)
-
-
-def _window_results(
-    runner: Runner,
-    window: list[Frame],
-    span: TileSpan,
-    scene: SceneFrames,
-    plan: Plan,
-) -> Iterator[Tensor]:
-    """Yield the results (3, sH, sW) of a window, one by one as they are ready if the model can."""
-    first_frame = scene.first + span.start
-    ends_scene = span.keep_stop == span.stop and scene.reaches_end
-    # The stacked frames get no name here, so that the runner can free them after padding.
-    if plan.is_streamed:
-        yield from runner.stream(
-            _stack(window),
-            plan,
-            first_frame=first_frame,
-            ends_scene=ends_scene,
-        )
-        return
-    sr, _ = runner.run(
-        _stack(window),
-        None,
-        plan,
-        first_frame=first_frame,
-        ends_scene=ends_scene,
-    )
-    yield from sr[0]
+        return windows.edge
 
 
 def _output_frame(source: Frame, restored: Frame, plan: Plan) -> Frame:

@@ -53,7 +53,8 @@ class Description:
         codec: Codec of the output; png for images, rawvideo for a pipe.
         frames: Expected number of output frames; None if the header does not contain it.
         frame_rate: Frames per second of the output; None if that of the input is unknown.
-        frame_s: Seconds per frame for the model, from a short run on a section of the image.
+        frame_s: Seconds per frame for the model, from a short run on a section of the image;
+            frames that two windows see count twice.
         restore_s: Seconds for all frames; encoding runs in parallel and can take longer.
         output_bytes: Rough size of the output; None if the number of frames is unknown.
         notes: Messages for the user about the output, one line each.
@@ -115,10 +116,10 @@ def describe(
     engine = build_engine(settings, info)
     plan = engine.plan(info.height, info.width)
     codec, notes = _choose_codec(dst, info, plan.output, settings)
-    # Timing follows another plan, for a smaller image.
-    frame_s = _time_frame(engine, info)
-
     num_frames = expected_frames(info, settings)
+    # Timing follows another plan, for a smaller image and a short clip.
+    frame_s = _time_frame(engine, info) * _frames_per_result(plan, num_frames)
+
     restore_s = None
     output_bytes = None
     if num_frames is not None:
@@ -168,6 +169,23 @@ def _time_frame(engine: Engine, info: VideoInfo) -> float:
             num_frames += 1
         frame_s = (time.monotonic() - start_s) / num_frames
     return frame_s * info.height * info.width / (height * width)
+
+
+def _frames_per_result(plan: Plan, num_frames: int | None) -> float:
+    """Return how many windows see a frame on average, if they overlap or look ahead.
+
+    For look-ahead it is an upper bound of the work, as the last layers leave these frames out.
+
+    Args:
+        plan: Plan of the restoration.
+        num_frames: Number of output frames; None if it is not known.
+    """
+    window = plan.window
+    if window is None:
+        return 1.0
+    results_per_frame = 2 if plan.doubles_rate else 1
+    fits_window = num_frames is not None and num_frames <= window.frames * results_per_frame
+    return 1.0 if fits_window else window.frames / window.step
 
 
 def _choose_codec(

@@ -18,7 +18,7 @@ import torch
 from tubelet.errors import ConfigError, IncompleteError, InputError, suggest
 from tubelet.malloc import return_freed_memory
 from tubelet.progress import CancelToken, OnProgress, Ticker
-from tubelet.restore.engine import Engine
+from tubelet.restore.engine import Engine, SceneState
 from tubelet.restore.pipeline import WriteBehind, read_ahead, write_behind
 from tubelet.restore.plan import Plan
 from tubelet.restore.planner import check_plan
@@ -27,7 +27,6 @@ from tubelet.restore.scene import SegmentStream, scene_detector
 from tubelet.restore.segment import restore_segment
 from tubelet.restore.settings import Result, UpscaleSettings
 from tubelet.restore.threads import network_threads
-from tubelet.restore.tiling import Hidden
 from tubelet.types import Frame
 from tubelet.video.destination import check_output
 from tubelet.video.encoder import VideoEncoder
@@ -246,22 +245,22 @@ def _restore_segments(
             return
         clock = form.clock(first_s)
 
-        hidden: Hidden = None
+        state: SceneState = None
         for index, frames in enumerate(stream):
             if cancel is not None:
                 cancel.raise_if_cancelled()
             open_encoder = partial(VideoEncoder, form, clock, output, segment=index)
-            # The state of an online model never crosses a cut.
+            # The state of a recurrent model never crosses a cut.
             if not frames.continues_scene:
-                hidden = None
+                state = None
             result = restore_segment(
                 frames,
                 engine,
                 _QueuedEncoder(encoder_calls, open_encoder),
-                hidden=hidden,
+                state=state,
                 on_frame=lambda frame: ticker.tick(time_s=frame.time_s),
             )
-            hidden = result.hidden
+            state = result.state
 
 
 class _QueuedEncoder:

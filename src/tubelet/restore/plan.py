@@ -12,7 +12,7 @@ follow it.
 Terms:
 
     contract    everything that the engine must know about a model to run it (`Contract`)
-    window      consecutive frames that a clip model restores together; windows overlap
+    window      consecutive frames that a clip model restores together
     batched     a call returns all its frames at once, and may run tile by tile
     streamed    a clip model returns the frames of a window one by one, as whole images
     features    tensors that a streamed call stores of each frame, between its passes over a window
@@ -41,6 +41,7 @@ from tubelet.restore.tiles import (
     padded_size,
     plan_tiles,
 )
+from tubelet.restore.window_plan import WindowPlan, check_window, plan_window
 from tubelet.types import Precision
 
 __all__ = ["MemoryBudget", "MemoryCost", "Plan", "WindowPlan", "plan_restoration"]
@@ -51,15 +52,16 @@ tried only when memory runs out."""
 MAX_WINDOW_FRAMES = 100
 """Longest batched window."""
 MAX_STREAMED_FRAMES = 3000
-"""Longest streamed window. The whole window is read before its first frame is returned: 3000
-frames are two minutes at 25 fps. Segments of `upscale` end at 1000 frames."""
+"""Longest streamed window of windows that overlap. The whole window is read before its first frame
+is returned: 3000 frames are two minutes at 25 fps. Segments of `upscale` end at 1000 frames."""
+MAX_CONTINUED_FRAMES = 60
+"""Longest window that continues from states, look-ahead included: with 8 frames of look-ahead, it
+adds 6 to 10 % to the work. Memory, disk space and the delay of the first frame grow with it."""
 MAX_SEGMENT_FRAMES = 1000
 """Maximum length of a segment; a longer scene is divided into several."""
 MIN_SEGMENT_FRAMES = 100
 """A segment ends only at cuts after this many frames: each one begins with a keyframe, so short
 segments make the file larger."""
-DEFAULT_OVERLAP_FRAMES = 8
-"""Overlap of consecutive windows if the contract sets none."""
 MAX_HOST_FEATURE_BYTES = 2**29
 """Maximum host memory for features. The rest goes to a file; little is lost, as the system caches
 the file in free memory."""
@@ -103,17 +105,6 @@ class MemoryCost:
     stream."""
     encoding_bytes_per_px: float = 0.0
     """Encoding of one frame by a window model."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowPlan:
-    """Window length and overlap of a clip model."""
-
-    frames: int
-    """Number of frames of a window."""
-    overlap: int
-    """Number of frames that consecutive windows share. Results change from one window to the next
-    in the middle of the overlap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +170,31 @@ class Plan:
             case "clip":
                 warmup = max(self.contract.warmup_frames, temporal.overlap_frames)
                 return warmup, warmup
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether the state of a recurrent model can pass from one segment to the next."""
+        if self.window is not None:
+            return self.window.continues
+        return self.contract.temporal.kind == "online"
+
+    @property
+    def context_frames_with_state(self) -> tuple[int, int]:
+        """Context frames before and after a segment that continues from a state."""
+        if self.window is not None:
+            # As inside the segment, so that its end changes no frame.
+            return self.window.context_frames
+        return 0, self.contract.temporal.lookahead
+
+    @property
+    def segment_step(self) -> int:
+        """A segment that ends inside a scene ends at a multiple of this number of its frames."""
+        if self.window is None or not self.window.continues:
+            return 1
+        if self.window.step > self.segment_frames:
+            return self.contract.frame_multiple
+        # Windows end where a segment does, so they are the same in segments of any length.
+        return self.window.step
 
     @property
     def memory_bytes(self) -> float:
@@ -289,8 +305,8 @@ def _check_temporal(plan: Plan) -> None:
         raise ConfigError(
             f"the plan: only clip models have window; it must be null for this {kind} model"
         )
-    if window is not None and not 0 <= window.overlap < window.frames:
-        raise ConfigError(f"the plan: window={window} must have 0 ≤ overlap < frames")
+    if window is not None:
+        check_window(window, contract)
 
     # Fields that only some models support: (used by the plan, supported, message).
     abilities = (
@@ -404,12 +420,13 @@ def _plan_streamed(plan: Plan) -> Plan | None:
     frames_by_features = max_feature_bytes / (area_px * cost.feature_bytes_per_px)
     frame_bytes = _FRAME_COPIES * _FRAME_BYTES_PER_PX * area_px
     frames_by_memory = budget.device_bytes / 4 / frame_bytes
-    num_frames = int(min(frames_by_features, frames_by_memory, MAX_STREAMED_FRAMES))
+    max_frames = MAX_CONTINUED_FRAMES if contract.edge_frames else MAX_STREAMED_FRAMES
+    num_frames = int(min(frames_by_features, frames_by_memory, max_frames))
     if num_frames < MIN_WINDOW_FRAMES:
         return None
     return replace(
         _with_tile(plan, 0),
-        window=_window_with_overlap(contract, num_frames),
+        window=plan_window(contract, num_frames),
         features=limits,
     )
 
@@ -428,7 +445,8 @@ def _plan_batched(plan: Plan, *, max_bytes: float) -> Plan:
     if not num_frames:
         # As many untiled frames as fit; if those are few, MIN_WINDOW_FRAMES in tiles.
         num_fitting = int(max_area_px // math.prod(plan.padded))
-        num_frames = min(max(num_fitting, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
+        max_frames = MAX_CONTINUED_FRAMES if contract.edge_frames else MAX_WINDOW_FRAMES
+        num_frames = min(max(num_fitting, MIN_WINDOW_FRAMES), max_frames)
 
     tile_px = plan.requested_tile_px
     if tile_px is None:
@@ -440,7 +458,7 @@ def _plan_batched(plan: Plan, *, max_bytes: float) -> Plan:
         )
     batched = replace(
         _with_tile(plan, tile_px),
-        window=_window_with_overlap(contract, num_frames) if is_clip else None,
+        window=plan_window(contract, num_frames) if is_clip else None,
         features=None,
     )
     if not contract.encodes:
@@ -456,7 +474,7 @@ def _fallback_plans(plan: Plan) -> Iterator[Plan]:
         assert plan.window is not None
         for num_frames in _FALLBACK_STREAMED_FRAMES:
             if num_frames < plan.window.frames:
-                yield replace(plan, window=_window_with_overlap(plan.contract, num_frames))
+                yield replace(plan, window=plan_window(plan.contract, num_frames))
         # The estimate was too low: aim at half of it.
         batched = _plan_batched(plan, max_bytes=plan.memory_bytes / 2)
         yield batched
@@ -497,7 +515,7 @@ def _shorter_windows(plan: Plan) -> Iterator[Plan]:
     num_frames = plan.window.frames
     while num_frames > _MIN_FALLBACK_WINDOW_FRAMES:
         num_frames = max(_MIN_FALLBACK_WINDOW_FRAMES, num_frames // 2)
-        yield replace(plan, window=_window_with_overlap(plan.contract, num_frames))
+        yield replace(plan, window=plan_window(plan.contract, num_frames))
 
 
 def _on_cpu(plan: Plan) -> Plan:
@@ -526,16 +544,6 @@ def _with_tile(plan: Plan, tile_px: int) -> Plan:
     """Return the plan with tiles of another size."""
     tiles = plan_tiles(*plan.padded, tile_px, plan.contract)
     return replace(plan, tile_px=tile_px, tiles=tuple(tiles))
-
-
-def _window_with_overlap(contract: Contract, num_frames: int) -> WindowPlan:
-    """Choose the overlap of windows of `num_frames` frames, and return both."""
-    temporal = contract.temporal
-    if temporal.window_frames:
-        return WindowPlan(frames=num_frames, overlap=temporal.overlap_frames)
-    overlap = temporal.overlap_frames or DEFAULT_OVERLAP_FRAMES
-    # More than half would make three windows overlap.
-    return WindowPlan(frames=num_frames, overlap=min(overlap, num_frames // 2))
 
 
 def _feature_limits(device: str, budget: MemoryBudget) -> FeatureLimits:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from tubelet.layers.frames import stack_frames
 from tubelet.layers.frozen import all_parameters
 from tubelet.layers.inference import prepare_for_inference, use_backend
 from tubelet.layers.recurrence import Edge
@@ -35,7 +36,8 @@ from tubelet.models.contracts import (
     as_streaming,
     check_contract,
 )
-from tubelet.ops.sizes import pad_to
+from tubelet.ops.sizes import pad_to, round_up
+from tubelet.restore.boundary import BoundaryRecorder, edge_tensors, with_tensors
 from tubelet.restore.device import number_format
 from tubelet.restore.memory import is_out_of_memory, peak_tensor_bytes
 from tubelet.restore.plan import MemoryCost, Plan
@@ -58,7 +60,7 @@ _STREAM_PROBE_PX = 32
 """Side of the image in a streamed probe. Small because streaming networks are slow, and their
 memory is linear in the pixels."""
 _STREAM_PROBE_FRAMES = 3
-"""Number of frames in a streamed probe."""
+"""Minimum number of frames in a streamed probe."""
 _DEVICE_STRIP_ROWS = 512
 """Rows of a detail that are computed at once on an accelerator."""
 
@@ -83,21 +85,17 @@ class Runner(Protocol):
         lq: Tensor,
         hidden: Hidden,
         plan: Plan,
-        *,
-        first_frame: int = 0,
-        ends_scene: bool = True,
     ) -> tuple[Tensor, Hidden]:
-        """Restore the frames of one batched call.
+        """Restore one frame: all kinds but clip models.
 
         Args:
-            lq: Frames, (1, T, 3, H, W), of the size in the plan, on any device.
+            lq: The frame with its neighbors, (1, T, 3, H, W), of the size in the plan, on any
+                device.
             hidden: State of an online model; None at the start of a scene and for other kinds.
             plan: Plan to follow.
-            first_frame: Position of the first frame in its scene.
-            ends_scene: Whether the scene ends with the last frame.
 
         Returns:
-            sr (1, T', 3, sH, sW), and the new state of an online model; None for other kinds.
+            sr (1, 1, 3, sH, sW), and the new state of an online model; None for other kinds.
         """
         ...
 
@@ -115,24 +113,32 @@ class Runner(Protocol):
         """
         ...
 
-    def stream(
+    def restore_window(
         self,
         lq: Tensor,
         plan: Plan,
         *,
-        first_frame: int = 0,
-        ends_scene: bool = True,
-    ) -> Iterator[Tensor]:
-        """Restore a streamed window: a clip model returns its frames one by one.
+        before: Edge,
+        after: Edge,
+        num_frames: int,
+    ) -> Generator[Tensor, None, Edge]:
+        """Restore the first frames of a window: a clip model.
 
         Args:
-            lq: Frames, (1, T, 3, H, W).
+            lq: Frames, (1, T, 3, H, W), of the size in the plan, on any device.
             plan: Plan to follow.
-            first_frame: Position of the first frame in its scene.
-            ends_scene: Whether the scene ends with the last frame.
+            before: Edge before the window: its position in the scene and, if windows continue from
+                states, what the window before returned.
+            after: Edge after the window; empty if the scene ends with it.
+            num_frames: Number of frames to restore, at most T. The others are look-ahead, whose
+                last sweep and reconstruction are not computed if the model streams.
 
         Yields:
-            T' tensors (3, sH, sW), in order.
+            Results (3, sH, sW) in order, those half-way to the next frame included: one by one as
+            they are finished if the plan is streamed.
+
+        Returns:
+            The edge before the frame that follows the restored ones.
         """
         ...
 
@@ -183,19 +189,11 @@ class TorchRunner:
         lq: Tensor,
         hidden: Hidden,
         plan: Plan,
-        *,
-        first_frame: int = 0,
-        ends_scene: bool = True,
     ) -> tuple[Tensor, Hidden]:
-        """Restore the frames of one call; see `Runner`."""
+        """Restore one frame; see `Runner`."""
         lq, hidden = self._load(lq, hidden, plan)
-
-        call = self.call
-        if self.contract.streams:
-            before, after = _edges(lq, first_frame, ends_scene)
-            call = partial(self.call, before=before, after=after)
         sr, hidden = self._call_on_tiles(
-            call,
+            self.call,
             lq,
             hidden,
             plan,
@@ -255,36 +253,107 @@ class TorchRunner:
         offset = top * scale
         return self._crop(detail[0, :, start - offset : stop - offset], plan)
 
-    @torch.no_grad()
-    def stream(
+    def restore_window(
         self,
         lq: Tensor,
         plan: Plan,
         *,
-        first_frame: int = 0,
-        ends_scene: bool = True,
-    ) -> Iterator[Tensor]:
-        """Restore a window frame by frame; see `Runner`."""
-        self._follow(plan)
-        lq = _channels_last(pad_to(lq.to(self.device), *plan.padded))
-        before, after = _edges(lq, first_frame, ends_scene)
-        store = FeatureStore(plan.features)
-        network = as_streaming(self._model)
-        results = iter(
-            network.restore(
-                lq,
-                before=before,
-                after=after,
-                store=store,
+        before: Edge,
+        after: Edge,
+        num_frames: int,
+    ) -> Generator[Tensor, None, Edge]:
+        """Restore the first frames of a window; see `Runner`."""
+        lq, states = self._load(lq, edge_tensors(before), plan)
+        assert states is not None
+        before = with_tensors(before, states)
+        restore = self._stream_window if plan.is_streamed else self._restore_whole_window
+        # Not a generator, which would keep the frames in their original layout until it ends.
+        return restore(_channels_last(lq), before, after, num_frames, plan)
+
+    @torch.no_grad()
+    def _stream_window(
+        self,
+        lq: Tensor,
+        before: Edge,
+        after: Edge,
+        num_frames: int,
+        plan: Plan,
+    ) -> Generator[Tensor, None, Edge]:
+        """Restore a window as whole images, one result after the other."""
+        with BoundaryRecorder(self.contract, num_frames, plan.features) as recorder:
+            results = iter(
+                as_streaming(self._model).restore(
+                    lq,
+                    before=before,
+                    after=after,
+                    on_state=recorder.observe,
+                    store=FeatureStore(plan.features),
+                )
             )
+            for _ in range(self._num_results(lq, num_frames)):
+                # Autocast ends before each `yield`: the code of the caller must not run under it.
+                with self._number_format():
+                    sr = next(results)
+                yield self._crop(sr, plan)[0]
+            return recorder.next_edge(lq, before)
+
+    @torch.no_grad()
+    def _restore_whole_window(
+        self,
+        lq: Tensor,
+        before: Edge,
+        after: Edge,
+        num_frames: int,
+        plan: Plan,
+    ) -> Generator[Tensor, None, Edge]:
+        """Restore a window in one call, or tile by tile in one call for each."""
+        # Its tensors are those of the last tile.
+        tile_edge = Edge()
+
+        def call(tile: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+            nonlocal tile_edge
+            tile_before = with_tensors(before, hidden or ())
+            sr, tile_edge = self._call_clip(tile, tile_before, after, num_frames)
+            return sr, edge_tensors(tile_edge)
+
+        sr, states = self._call_on_tiles(
+            call,
+            lq,
+            edge_tensors(before),
+            plan,
+            scale=self.contract.scale,
         )
-        while True:
-            # Autocast ends before each `yield`: the code of the caller must not run under it.
-            with self._number_format():
-                sr = next(results, None)
-            if sr is None:
-                return
-            yield self._crop(sr, plan)[0]
+        yield from self._crop(sr, plan)[0]
+        return with_tensors(tile_edge, states or ())
+
+    def _call_clip(
+        self,
+        lq: Tensor,
+        before: Edge,
+        after: Edge,
+        num_frames: int,
+    ) -> tuple[Tensor, Edge]:
+        """Restore the first frames of a clip: (1, T', 3, sh, sw), and the edge that follows."""
+        lq = _channels_last(lq)
+        num_results = self._num_results(lq, num_frames)
+        with BoundaryRecorder(self.contract, num_frames) as recorder, self._number_format():
+            if self.contract.streams:
+                results = as_streaming(self._model).restore(
+                    lq,
+                    before=before,
+                    after=after,
+                    on_state=recorder.observe,
+                )
+                sr = stack_frames(results, num_results)
+            else:
+                sr = self._model(lq)[:, :num_results]
+            return sr, recorder.next_edge(lq, before)
+
+    def _num_results(self, lq: Tensor, num_frames: int) -> int:
+        """Count the results for the first frames of a clip, (1, T, 3, H, W)."""
+        results_per_frame = 1 + self.contract.temporal.between_frames
+        num_all = (lq.shape[1] - 1) * results_per_frame + 1
+        return min(num_frames * results_per_frame, num_all)
 
     @torch.no_grad()
     def encode(self, lq: Tensor, plan: Plan) -> Encoding:
@@ -346,14 +415,12 @@ class TorchRunner:
         self,
         lq: Tensor,
         hidden: Hidden,
-        **edges: Edge,
     ) -> tuple[Tensor, Hidden]:
         """Call the network once, for a tile or a whole image, in its layout and number format.
 
         Args:
             lq: Frames, (1, T, 3, h, w), on the device, of a size that the network accepts.
             hidden: State of an online model; None at the start of a scene and for other kinds.
-            edges: `before` and `after` of a streaming model.
 
         Returns:
             sr (1, T', 3, sh, sw), and the new state of an online model; None for other kinds.
@@ -363,7 +430,7 @@ class TorchRunner:
             if self.contract.temporal.kind == "online":
                 sr, hidden = as_online(self._model).step(lq, hidden)
                 return sr[:, None], hidden
-            return self._model(lq, **edges), None
+            return self._model(lq), None
 
     @torch.no_grad()
     def memory_cost(self) -> MemoryCost:
@@ -419,18 +486,25 @@ class TorchRunner:
         work and keeps features and results in memory; its cost is the sum, because another
         measurement would take seconds.
         """
-        lq = _channels_last(self._probe_image(_STREAM_PROBE_PX, _STREAM_PROBE_FRAMES))
+        num_frames = round_up(_STREAM_PROBE_FRAMES, self.contract.frame_multiple)
+        lq = _channels_last(self._probe_image(_STREAM_PROBE_PX, num_frames))
         store = FeatureStore(FeatureLimits(device_bytes=0, host_bytes=0))
 
         def run() -> None:
-            with self._number_format():
+            # The states for the next window stay in memory, and are counted.
+            with BoundaryRecorder(self.contract, num_frames) as recorder, self._number_format():
+                results = as_streaming(self._model).restore(
+                    lq,
+                    on_state=recorder.observe,
+                    store=store,
+                )
                 # Exhaust the results without keeping them.
-                deque(as_streaming(self._model).restore(lq, store=store), maxlen=0)
+                deque(results, maxlen=0)
 
         peak_bytes = peak_tensor_bytes(run)
         pixels = math.prod(lq.shape[-2:])
         stream_bytes = _WORKSPACE_FACTOR * peak_bytes / pixels
-        feature_bytes = max(store.peak_bytes, lq.nbytes) / (_STREAM_PROBE_FRAMES * pixels)
+        feature_bytes = max(store.peak_bytes, lq.nbytes) / (num_frames * pixels)
         # One frame of lq and one of sr, per input pixel.
         frame_bytes = 3 * lq.element_size() * (1 + self.contract.scale**2)
         return MemoryCost(
@@ -466,8 +540,14 @@ class TorchRunner:
         self._follow(plan)
         lq = pad_to(lq.to(self.device), *plan.padded)
         if hidden is not None:
-            hidden = tuple(state.to(self.device) for state in hidden)
+            hidden = tuple(map(self._load_state, hidden))
         return lq, hidden
+
+    def _load_state(self, state: Tensor) -> Tensor:
+        if state.device == self.device:
+            return state
+        # After a fallback, in the one number format that any device and precision takes.
+        return state.to(self.device, torch.float32)
 
     def _number_format(self) -> torch.autocast:
         return number_format(self.device, self.precision)
@@ -497,23 +577,6 @@ class TorchRunner:
         """Remove the result of the padding, at the bottom and at the right."""
         scale = self.contract.scale
         return sr[..., : plan.height * scale, : plan.width * scale]
-
-
-def _edges(
-    lq: Tensor,
-    first_frame: int,
-    ends_scene: bool,
-) -> tuple[Edge, Edge]:
-    """Describe the position of a window (1, T, 3, H, W) in its scene as edges without states.
-
-    Returns:
-        The edges before and after the window; each has the number of the frame next to it.
-    """
-    before = Edge(frame_index=first_frame - 1)
-    if ends_scene:
-        return before, Edge()
-    num_frames = lq.shape[1]
-    return before, Edge(frame_index=first_frame + num_frames)
 
 
 def _rows_of(image: Tensor, start: int, stop: int) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from functools import partial
 
 from torch import Tensor
 
@@ -79,8 +78,8 @@ class SegmentFrames:
         scene_start: First frame of the scene in which the segment starts.
         read_start: First frame to read, context included.
         start: First output frame.
-        ends_before: Called with the number of a frame that was read; returns whether the segment
-            ends before it.
+        ends_before: Called with the segment and the number of a frame that was read; returns
+            whether the segment ends before it.
         context_after: Maximum number of context frames after the segment, within the scene.
 
     Attributes:
@@ -103,7 +102,7 @@ class SegmentFrames:
         scene_start: int,
         read_start: int,
         start: int,
-        ends_before: Callable[[int], bool],
+        ends_before: Callable[[SegmentFrames, int], bool],
         context_after: int,
     ) -> None:
         self.start = start
@@ -194,7 +193,7 @@ class SegmentFrames:
     def _is_segment_end(self, number: int, frame: Frame | None) -> bool:
         if frame is None:
             return True
-        return number > self.start and self._ends_before(number)
+        return number > self.start and self._ends_before(self, number)
 
     def _end_before(self, number: int, frame: Frame | None) -> None:
         """End the segment before a frame; context frames may follow."""
@@ -215,7 +214,7 @@ class SegmentStream:
     Args:
         frames: Frames of the whole video in order.
         plan: Plan that determines the length and the context of the segments.
-        keeps_state: Whether the state of an online model passes from segment to segment, so that
+        keeps_state: Whether the state of a recurrent model passes from segment to segment, so that
             no warm-up frames are needed.
         starts_scene: Called with the rgb of each frame in order; returns True if the frame starts
             a new scene.
@@ -230,11 +229,10 @@ class SegmentStream:
         starts_scene: Callable[[Tensor], bool],
     ) -> None:
         self._plan = plan
-        self._context_before, self._context_after = plan.context_frames
-        # The state of an online model replaces its warm-up frames.
-        is_online = plan.contract.temporal.kind == "online"
-        if keeps_state and is_online:
-            self._context_before = 0
+        context = plan.context_frames
+        if keeps_state and plan.carries_state:
+            context = plan.context_frames_with_state
+        self._context_before, self._context_after = context
         # A segment reads `context_after` frames past its end, and the next one then starts to read
         # `context_before` frames before that end.
         num_previous = self._context_before + self._context_after
@@ -265,7 +263,7 @@ class SegmentStream:
                 # Context never reaches into the scene before.
                 read_start=max(scene_start, start - self._context_before),
                 start=start,
-                ends_before=partial(self._ends_before, start),
+                ends_before=self._ends_before,
                 context_after=self._context_after,
             )
             yield segment
@@ -273,14 +271,17 @@ class SegmentStream:
             start = segment.stop
             scene_start = segment.last_scene_start
 
-    def _ends_before(self, start: int, number: int) -> bool:
-        """Return whether the segment that starts at frame `start` ends before frame `number`."""
-        num_frames = number - start
-        is_cut = self._buffer.is_cut(number)
+    def _ends_before(self, segment: SegmentFrames, number: int) -> bool:
+        """Return whether a segment ends before frame `number`."""
+        plan = self._plan
+        num_frames = number - segment.start
         # Short scenes share a segment.
-        if is_cut and num_frames >= self._plan.min_segment_frames:
-            return True
-        return num_frames >= self._plan.segment_frames
+        if self._buffer.is_cut(number):
+            return num_frames >= plan.min_segment_frames
+        # Inside a scene, where a window ends, so that the windows do not depend on the segments.
+        num_scene_frames = number - segment.last_scene_start
+        step = plan.segment_step
+        return num_scene_frames % step == 0 and num_frames + step > plan.segment_frames
 
 
 class FrameBuffer:

@@ -8,9 +8,9 @@ A segment ends at the first cut after the plan's `min_segment_frames`, or inside
 `segment_frames`. A segment that starts or ends inside a scene is read with frames beyond that end,
 its context: neighbors of a window model, warm-up frames of a recurrent model.
 
-Segments can be restored in any order and by different processes. In order, an online model can
+Segments can be restored in any order and by different processes. In order, a recurrent model can
 continue from the state of the previous segment instead of reading warm-up frames. Results equal
-those of the undivided video if segments end at cuts, for frame and window models, and for online
+those of the undivided video if segments end at cuts, for frame and window models, and for recurrent
 models that continue from the state. Otherwise they differ slightly after the start of a segment,
 and for clip models also before its end.
 """
@@ -27,11 +27,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tubelet.restore.engine import Engine
+from tubelet.restore.engine import Engine, SceneState
 from tubelet.restore.plan import Plan
 from tubelet.restore.rate import double_rate
 from tubelet.restore.scene import FrameBuffer, SegmentFrames, SegmentStream, scene_detector
-from tubelet.restore.tiling import Hidden
 from tubelet.types import Frame
 from tubelet.video.reader import Span, open_reader
 
@@ -83,8 +82,8 @@ class SegmentResult:
 
     num_frames: int
     """Number of frames written to the sink."""
-    hidden: Hidden
-    """State of an online model after the last frame; None for other kinds."""
+    state: SceneState
+    """State of a recurrent model after the last frame; None for other kinds."""
 
 
 class FrameSink(Protocol):
@@ -109,7 +108,7 @@ def restore_segment(
     engine: Engine,
     sink: FrameSink,
     *,
-    hidden: Hidden = None,
+    state: SceneState = None,
     on_frame: Callable[[Frame], None] | None = None,
 ) -> SegmentResult:
     """Restore one segment under the plan that the engine follows.
@@ -118,24 +117,24 @@ def restore_segment(
         frames: Frames of the segment.
         engine: Engine, on which `follow(plan)` was called.
         sink: Accepts the restored frames.
-        hidden: State of an online model at the end of the previous segment, if this segment
+        state: State of a recurrent model at the end of the previous segment, if this segment
             continues its scene; otherwise None.
         on_frame: Called with each frame after it was written.
 
     Raises:
         ResourceError: Memory does not suffice for the smallest tile on the CPU.
     """
-    last_hidden = hidden
+    last_state = state
 
     # The loop below, and `double_rate`, discard the return value of a generator; so the state goes
-    # out through `last_hidden`.
+    # out through `last_state`.
     def restored() -> Iterator[Frame]:
-        nonlocal last_hidden
-        first_hidden = hidden
+        nonlocal last_state
+        first_state = state
         for scene in frames.scenes():
-            last_hidden = yield from engine.restore_scene(scene, first_hidden)
+            last_state = yield from engine.restore_scene(scene, first_state)
             # A cut resets the state.
-            first_hidden = None
+            first_state = None
 
     output: Iterable[Frame] = restored()
     if engine.current_plan.doubles_rate:
@@ -156,7 +155,7 @@ def restore_segment(
     if frames.next_pts is not None:
         next_s = frames.next_pts * frames.time_base
     sink.finish(next_s)
-    return SegmentResult(num_frames, last_hidden)
+    return SegmentResult(num_frames, last_state)
 
 
 def find_segments(
@@ -264,7 +263,7 @@ def open_segment(
             scene_start=segment.scene_start,
             read_start=segment.read_start,
             start=segment.start,
-            ends_before=lambda number: number == segment.stop,
+            ends_before=lambda _, number: number == segment.stop,
             # No limit: the reader stops at the end of the context.
             context_after=sys.maxsize,
         )

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Generic, TypeVar
 
 from tubelet.restore.tiles import TileSpan
+from tubelet.restore.window_plan import WindowPlan
 
 __all__ = ["WindowCutter", "cut_windows", "neighborhoods", "scenes"]
 
@@ -77,7 +78,7 @@ def neighborhoods(
 
 
 class WindowCutter(Generic[T]):
-    """Cuts a scene of unknown length into overlapping windows whose size may change.
+    """Cuts a scene of unknown length into windows whose size may change.
 
     It holds the frames of one window and the next frame, never the scene.
 
@@ -92,27 +93,22 @@ class WindowCutter(Generic[T]):
         self._first = 0
         self._ended = False
 
-    def cut(
-        self,
-        done: int,
-        *,
-        size: int,
-        overlap: int,
-    ) -> tuple[list[T], TileSpan] | None:
+    def cut(self, done: int, window: WindowPlan) -> tuple[list[T], TileSpan] | None:
         """Cut the window whose results start at frame `done`.
 
         Args:
             done: Number of frames that have results; it never decreases from call to call.
-            size: Number of frames of a window.
-            overlap: Number of frames shared by consecutive windows, below `size`. The seam is in
-                the middle of the overlap. The last window starts earlier so that it has `size`
-                frames, too.
+            window: Size of the window, and how it is joined to the next. At the end of the scene,
+                a window with look-ahead becomes shorter; one that overlaps starts earlier, so that
+                it has all its frames.
 
         Returns:
             The frames of the window, and its position in the scene; None if all frames have
             results.
         """
-        start = max(0, done - overlap // 2)
+        size = window.frames
+        before, after = window.context_frames
+        start = max(0, done - before)
         # One frame more than the window shows whether the scene continues.
         self._read_until(start + size + 1, start=start, size=size)
         end = self._first + len(self._buffer)
@@ -120,13 +116,14 @@ class WindowCutter(Generic[T]):
             return None
 
         stop = start + size
-        keep_stop = stop - (overlap + 1) // 2
+        keep_stop = stop - after
         if end <= stop:
             # The scene ends in this window, so there is no seam after it.
             stop = keep_stop = end
-            start = max(self._first, min(start, end - size))
-        window = [self._buffer[t - self._first] for t in range(start, stop)]
-        return window, TileSpan(start, stop, done, keep_stop)
+            if not window.continues:
+                start = max(self._first, min(start, end - size))
+        frames = [self._buffer[t - self._first] for t in range(start, stop)]
+        return frames, TileSpan(start, stop, done, keep_stop)
 
     def _read_until(
         self,
@@ -148,16 +145,11 @@ class WindowCutter(Generic[T]):
                 self._first += 1
 
 
-def cut_windows(
-    frames: Iterable[T],
-    *,
-    size: int,
-    overlap: int,
-) -> Iterator[tuple[list[T], TileSpan]]:
+def cut_windows(frames: Iterable[T], window: WindowPlan) -> Iterator[tuple[list[T], TileSpan]]:
     """Yield all windows of a scene; see `WindowCutter.cut`."""
     cutter = WindowCutter(frames)
-    cut = cutter.cut(0, size=size, overlap=overlap)
+    cut = cutter.cut(0, window)
     while cut is not None:
         yield cut
         _, span = cut
-        cut = cutter.cut(span.keep_stop, size=size, overlap=overlap)
+        cut = cutter.cut(span.keep_stop, window)
