@@ -21,6 +21,11 @@ from tubelet.types import Temporal
             {"streams": True, "edge_frames": 3, "frame_multiple": 2},
             "edge_frames=3 must be a multiple of frame_multiple=2",
         ),
+        (
+            "clip",
+            {"streams": True, "edge_frames": 2, "frame_multiple": 2, "warmup_frames": 9},
+            "warmup_frames=9 must be a multiple of frame_multiple=2",
+        ),
         ("online", {"encodes": True}, "encodes=True does not fit a 'online' model"),
     ],
 )

@@ -79,6 +79,11 @@ class Contract:
     warmup_frames: int = 16
 
     @property
+    def continues(self) -> bool:
+        """Whether a window can continue from the states of the one before."""
+        return self.edge_frames > 0
+
+    @property
     def has_detail(self) -> bool:
         """Whether the network is a `DetailModel`."""
         return self.skip is not None and self.temporal.kind == "online"
@@ -121,11 +126,13 @@ class Contract:
             )
         if self.frame_multiple > 1 and not self.edge_frames:
             raise ValueError(f"frame_multiple={self.frame_multiple} is for models with edge_frames")
-        if self.edge_frames % self.frame_multiple:
-            raise ValueError(
-                f"edge_frames={self.edge_frames} must be a multiple of "
-                f"frame_multiple={self.frame_multiple}"
-            )
+        for name in ("edge_frames", "warmup_frames"):
+            num_frames = getattr(self, name)
+            if num_frames % self.frame_multiple:
+                raise ValueError(
+                    f"{name}={num_frames} must be a multiple of "
+                    f"frame_multiple={self.frame_multiple}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -420,7 +420,7 @@ def _plan_streamed(plan: Plan) -> Plan | None:
     frames_by_features = max_feature_bytes / (area_px * cost.feature_bytes_per_px)
     frame_bytes = _FRAME_COPIES * _FRAME_BYTES_PER_PX * area_px
     frames_by_memory = budget.device_bytes / 4 / frame_bytes
-    max_frames = MAX_CONTINUED_FRAMES if contract.edge_frames else MAX_STREAMED_FRAMES
+    max_frames = MAX_CONTINUED_FRAMES if contract.continues else MAX_STREAMED_FRAMES
     num_frames = int(min(frames_by_features, frames_by_memory, max_frames))
     if num_frames < MIN_WINDOW_FRAMES:
         return None
@@ -445,7 +445,7 @@ def _plan_batched(plan: Plan, *, max_bytes: float) -> Plan:
     if not num_frames:
         # As many untiled frames as fit; if those are few, MIN_WINDOW_FRAMES in tiles.
         num_fitting = int(max_area_px // math.prod(plan.padded))
-        max_frames = MAX_CONTINUED_FRAMES if contract.edge_frames else MAX_WINDOW_FRAMES
+        max_frames = MAX_CONTINUED_FRAMES if contract.continues else MAX_WINDOW_FRAMES
         num_frames = min(max(num_fitting, MIN_WINDOW_FRAMES), max_frames)
 
     tile_px = plan.requested_tile_px

@@ -57,7 +57,7 @@ class WindowPlan:
 def plan_window(contract: Contract, num_frames: int) -> WindowPlan:
     """Plan windows of at most `num_frames` frames: choose their overlap, or their look-ahead."""
     temporal = contract.temporal
-    if contract.edge_frames:
+    if contract.continues:
         multiple = contract.frame_multiple
         # More than half would see more frames ahead than it gives out.
         lookahead = min(contract.lookahead_frames, num_frames // 2) // multiple * multiple
@@ -80,7 +80,7 @@ def check_window(window: WindowPlan, contract: Contract) -> None:
         raise ConfigError(f"the plan: window={window} must have 0 ≤ overlap < frames")
     if window.lookahead is None:
         return
-    if not contract.edge_frames:
+    if not contract.continues:
         raise ConfigError(
             "the plan: window.lookahead must be null: this model cannot continue from states"
         )
