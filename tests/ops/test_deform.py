@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tubelet.ops import deform_planes, deform_rows
+from tubelet.ops import deform_planes, row_sampler
 from tubelet.ops.deform import deform_conv2d, deform_conv2d_reference, guided_deform_conv2d
 
 Inputs = dict[str, Any]
@@ -149,7 +149,7 @@ def test_strips_layouts_and_float32(
     monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format
 ) -> None:
     """Strips that end within a line; the result has the layout of the input."""
-    monkeypatch.setattr(deform_rows, "STRIP_SAMPLES", 11 * 4 * 9)
+    monkeypatch.setattr(row_sampler, "STRIP_SAMPLES", 11 * 4 * 9)
     monkeypatch.setattr(deform_planes, "STRIP_SAMPLES", 3 * 17 * 4 * 9)
     exact = _inputs(CASES[0])
     inputs: Inputs = {
@@ -230,7 +230,7 @@ def test_guided_equals_its_parts(num_flows: int, reach_px: float | None) -> None
 KERNEL_AGAINST_THE_REFERENCE = """
 import torch
 from tubelet.ops.deform import deform_conv2d_reference
-from tubelet.ops.deform_rows import Taps
+from tubelet.ops.row_sampler import Taps
 from tubelet.ops.deform_triton import sample_columns
 torch.manual_seed(0)
 x, weight = torch.randn(2, 4, 5, 7), torch.randn(3, 4, 3, 3)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tubelet.ops import deform_planes, deform_rows
-from tubelet.ops.deform_rows import Border, Strip, Taps
+from tubelet.ops.row_sampler import Border, Strip, Taps
 
 __all__ = ["Border", "deform_conv2d", "deform_conv2d_reference", "guided_deform_conv2d"]
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tubelet.ops.deform_rows import Taps, multiply
+from tubelet.ops.deform_rows import multiply
+from tubelet.ops.row_sampler import Taps
 
 __all__ = ["MAX_CHANNELS", "STRIP_SAMPLES", "Gradients", "convolve_planes", "gradients"]
 

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tubelet.ops.deform_rows import Taps
+from tubelet.ops.row_sampler import Taps
 
 __all__ = ["sample_columns"]
 
