@@ -24,6 +24,7 @@ from tubelet.models.rlsp import RLSPConfig
 from tubelet.models.rrdb import RRDBConfig
 from tubelet.models.rrn import RRNConfig
 from tubelet.models.rsdn import RSDNConfig
+from tubelet.models.rvrt import RVRTConfig
 from tubelet.models.sesr import SESRConfig
 from tubelet.models.srvgg import SRVGGConfig
 from tubelet.models.swinir import SwinIRConfig
@@ -64,6 +65,14 @@ TINY: dict[str, Any] = {
     "RRDBNet": RRDBConfig(channels=8, num_blocks=1, growth_channels=4),
     "RRN": RRNConfig(channels=8, num_blocks=2),
     "RSDN": RSDNConfig(channels=8, num_blocks=1),
+    "RVRT": RVRTConfig(
+        channels=8,
+        num_blocks=(1, 1, 1),
+        depths=(1, 2, 1),
+        num_heads=(2, 2, 2),
+        groups=4,
+        attention_heads=4,
+    ),
     "SESR": SESRConfig(channels=8, num_blocks=1, expanded_channels=16),
     "SRVGGNetCompact": SRVGGConfig(channels=8, num_blocks=1),
     "SwinIR": SwinIRConfig(**_ATTENTION, window=8),

@@ -19,6 +19,7 @@ from tubelet.models import (
     iconvsr,
     ovsr,
     realbasicvsr,
+    rvrt,
     tmnet,
     zooming_slow_mo,
 )
@@ -40,6 +41,7 @@ class Case:
         num_frames: of the video.
         size: height and width of the video.
         between: moments between two frames.
+        step_frames: frames of a step, if a step has more than one; moments are steps then.
         options: further arguments of the network.
         sees_frames: whether the frames of an edge matter, besides the states.
     """
@@ -53,13 +55,15 @@ class Case:
     num_frames: int = 6
     size: tuple[int, int] = (7, 9)
     between: int = 0
+    step_frames: int = 1
     options: Callable[[], dict[str, Any]] = dict
     sees_frames: bool = True
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """Every clip of the video: start, and the frame after its last."""
-        return list(combinations(range(self.num_frames + 1), 2))
+        """Every clip of the video in whole steps: start, and the frame after its last."""
+        starts = range(0, self.num_frames, self.step_frames)
+        return list(combinations([*starts, self.num_frames], 2))
 
     @property
     def edge_frames(self) -> int:
@@ -80,6 +84,20 @@ _TINY_IART = iart.IARTConfig(
     channels=8, depths=(2,), num_heads=(2,), window=4, mid_channels=4, hr_channels=4
 )
 _TINY_OVSR = ovsr.OVSRConfig(channels=4, num_precursor_blocks=1, num_successor_blocks=1)
+_TINY_RVRT = rvrt.RVRTConfig(
+    channels=4,
+    num_blocks=(1, 1, 1),
+    depths=(2, 2, 2),
+    num_heads=(1, 2, 1),
+    window=4,
+    groups=4,
+    attention_heads=4,
+)
+_RVRT = {
+    "forward": ("forward_1", "forward_1/key", "forward_2", "forward_2/key"),
+    "backward": ("backward_1", "backward_1/key", "backward_2", "backward_2/key"),
+    "step_frames": 2,
+}
 _TINY_ZSM = zooming_slow_mo.ZoomingSlowMoConfig(
     channels=4, groups=2, num_front_blocks=1, num_back_blocks=1
 )
@@ -119,6 +137,8 @@ CASES = {
             ("successor", "precursor"),
             ("precursor",),
         ),
+        Case("rvrt", rvrt.ARCHITECTURE, _TINY_RVRT, **_RVRT, num_frames=8),
+        Case("rvrt odd", rvrt.ARCHITECTURE, _TINY_RVRT, **_RVRT, num_frames=5),
         Case(
             "zooming_slow_mo",
             zooming_slow_mo.ARCHITECTURE,
@@ -202,11 +222,15 @@ def edges_of(
     case: Case, video: Tensor, states: dict[tuple[str, int], Tensor], start: int, stop: int
 ) -> tuple[Edge, Edge]:
     """Make both edges of frames start … stop - 1 of a video from the states that were recorded over the video."""
-    step = 1 + case.between
     before, after = range(start)[::-1], range(stop, case.num_frames)
-    # States are those at the frames of the edge; a space-time network has one, at the moment next to the clip.
-    earlier = [step * t for t in before] if step == 1 else [step * start - 1][: len(before)]
-    later = [step * t for t in after] if step == 1 else [step * (stop - 1) + 1][: len(after)]
+    if case.between:
+        # States are those at the frames of the edge; a space-time network has one, at the moment next to the clip.
+        step = 1 + case.between
+        earlier = [step * start - 1][: len(before)]
+        later = [step * (stop - 1) + 1][: len(after)]
+    else:
+        earlier = [t // case.step_frames for t in before[:: case.step_frames]]
+        later = [t // case.step_frames for t in after[:: case.step_frames]]
     return (
         _edge(case, video, states, before, earlier, case.forward),
         _edge(case, video, states, after, later, case.backward),
@@ -239,6 +263,13 @@ def whole(name: str) -> tuple[nn.Module, Tensor, Tensor, dict[tuple[str, int], T
     return network, video, sr, recorder.states
 
 
+def steps_of(case: Case, start: int, stop: int) -> slice:
+    """Where the states of frames start … stop - 1 lie among those of the video."""
+    if case.step_frames == 1:
+        return moments_of(case, start, stop)
+    return slice(start // case.step_frames, -(-stop // case.step_frames))
+
+
 def moments_of(case: Case, start: int, stop: int) -> slice:
     """Where the results of frames start … stop - 1 lie among those of the video."""
     step = 1 + case.between
@@ -265,7 +296,8 @@ def test_every_clip_of_a_film_gives_the_frames_of_the_film(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_clip_records_the_states_of_the_film(name: str) -> None:
     case, (network, video, _, states) = CASES[name], whole(name)
-    start, stop = 1, case.num_frames - 1
+    margin = case.step_frames
+    start, stop = margin, (case.num_frames - 1) // margin * margin
     before, after = edges_of(case, video, states, start, stop)
     recorder = Recorder()
     with torch.no_grad():
@@ -273,16 +305,16 @@ def test_a_clip_records_the_states_of_the_film(name: str) -> None:
             video[:, start:stop], before=before, after=after, on_state=recorder, **case.options()
         ):
             pass
-    first = (1 + case.between) * start
+    steps = steps_of(case, start, stop)
     assert {sweep for sweep, _ in recorder.states} == {*case.forward, *case.backward}
-    count = stop - start + (stop - start - 1) * case.between
+    count = steps.stop - steps.start
     assert len(recorder.states) == len({*case.forward, *case.backward}) * count
     for (sweep, moment), state in recorder.states.items():
-        torch.testing.assert_close(state, states[sweep, first + moment], rtol=0, atol=1e-10)
+        torch.testing.assert_close(state, states[sweep, steps.start + moment], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
-    "name", ["basicvsr", "basicvsr_pp", "iconvsr", "ovsr local", "zooming_slow_mo"]
+    "name", ["basicvsr", "basicvsr_pp", "iconvsr", "ovsr local", "rvrt", "zooming_slow_mo"]
 )
 def test_in_single_precision_and_channels_last(name: str) -> None:
     case = CASES[name]
@@ -291,7 +323,7 @@ def test_in_single_precision_and_channels_last(name: str) -> None:
     recorder = Recorder()
     with torch.no_grad():
         sr = restore(case, network, video, on_state=recorder)
-        for start, stop in [(0, 2), (2, case.num_frames), (1, 2)]:
+        for start, stop in [(0, 2), (2, case.num_frames), (case.step_frames, 2 * case.step_frames)]:
             before, after = edges_of(case, video, recorder.states, start, stop)
             part = restore(case, network, video[:, start:stop], before=before, after=after)
             torch.testing.assert_close(
@@ -314,7 +346,7 @@ WITH_GRADIENTS = [
     for name in CASES
 ]
 WITH_FROZEN_FLOW = [(name, True) for name in ("basicvsr", "basicvsr_pp", "iconvsr", "realbasicvsr")]
-ONE_CLIP = ("iconvsr wide", "zooming_slow_mo", "tmnet")
+ONE_CLIP = ("iconvsr wide", "rvrt", "rvrt odd", "zooming_slow_mo", "tmnet")
 """The slow ones back-propagate a single clip, which has both edges."""
 
 
@@ -326,10 +358,13 @@ def test_gradients_are_those_of_the_film_cut_at_the_edges(name: str, frozen: boo
     assert flow or not frozen
     for part, parameter in network.named_parameters():
         parameter.requires_grad_(not (frozen and part in flow))
-    spans = [(1, 2)] if name in ONE_CLIP else [(0, 2), (1, 2), (1, case.num_frames)]
+    first, second = case.step_frames, 2 * case.step_frames
+    spans = [(first, second)]
+    if name not in ONE_CLIP:
+        spans += [(0, 2), (first, case.num_frames)]
     for start, stop in spans:
         inside = moments_of(case, start, stop)
-        recorder = Recorder(cut_outside=inside)
+        recorder = Recorder(cut_outside=steps_of(case, start, stop))
         full = restore(case, network, video, on_state=recorder)[:, inside]
         expected = parameter_gradients(network, full, start)
         before, after = edges_of(case, video, recorder.states, start, stop)
@@ -393,7 +428,8 @@ def test_the_order_of_the_states_matters() -> None:
             assert (network(video[:, 2:4], swapped, after) - sr[:, 2:4]).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", CASES)
+# The single frame after an odd video stands for two: a second one is not further out.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "rvrt odd"])
 def test_what_lies_further_out_changes_nothing(name: str) -> None:
     case, (network, video, _, states) = CASES[name], whole(name)
     start, stop = (2, 4) if case.num_frames > 4 else (1, 2)

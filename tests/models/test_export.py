@@ -15,6 +15,7 @@ _SLOW = {
     "IART",
     "IconVSR",
     "RBPN",
+    "RVRT",
     "TMNet",
     "ZoomingSlowMo",
 }

@@ -40,6 +40,7 @@ PUBLISHED = {
     "rrn_10L": "RRN",
     "rrn_5L": "RRN",
     "rsdn9_128": "RSDN",
+    "rvrt_001_reds_30f": "RVRT",
     "srvgg_animevideov3": "SRVGGNetCompact",
     "srvgg_general_x4v3": "SRVGGNetCompact",
     "zsm_lunatokis": "ZoomingSlowMo",
@@ -77,6 +78,7 @@ RECORDED = {
     "rrdbnet_x2_A": "RRDBNet",
     "rrn_A": "RRN",
     "rsdn_A_damped": "RSDN",
+    "rvrt_A": "RVRT",
     "srvgg_x4_A": "SRVGGNetCompact",
     "tmnet_A_t": "TMNet",
     "zsm_A": "ZoomingSlowMo",
@@ -98,7 +100,6 @@ NAMED = {"two_step_A": "TwoStepRestorer", "two_step_encoder_A": "ConditionalEnco
 FOREIGN_NAMES = {
     "miavsr_reds": "MIA-VSR",
     "psrt_recurrent_reds": "PSRT",
-    "rvrt_001_reds_30f": "RVRT",
     "ttvsr": "TTVSR",
     "vrt_001_reds_6f": "VRT",
     "vrt_002_reds_16f": "VRT",

@@ -20,6 +20,7 @@ LISTED = {
     "mmagic_basicvsrpp_c64n7": "basicvsr_pp-reds4",
     "mmagic_basicvsrpp_c128n25": "basicvsr_pp-ntire_vsr",
     "mmagic_realbasicvsr": "realbasicvsr-reds",
+    "rvrt_001_reds_30f": "rvrt-reds",
     "mmagic_edvrM": "edvr_m-reds",
     "basicsr_edvr_M_woTSA": "edvr_m-reds_wotsa_official",
     "basicsr_edvr_L": "edvr_l-reds",

@@ -27,6 +27,7 @@ from tubelet.models import (
     rrdb,
     rrn,
     rsdn,
+    rvrt,
     sesr,
     spynet,
     srvgg,
@@ -75,6 +76,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     iart.ARCHITECTURE,
     mia_vsr.ARCHITECTURE,
     lrti_vsr.ARCHITECTURE,
+    rvrt.ARCHITECTURE,
     edvr.ARCHITECTURE,
     zooming_slow_mo.ARCHITECTURE,
     tmnet.ARCHITECTURE,
@@ -121,6 +123,7 @@ if TYPE_CHECKING:
         iart.IART,
         mia_vsr.MIAVSR,
         lrti_vsr.LRTIVSR,
+        rvrt.RVRT,
         zooming_slow_mo.ZoomingSlowMo,
         tmnet.TMNet,
     )

@@ -12,6 +12,7 @@ from tubelet.models import (
     edvr,
     iconvsr,
     realbasicvsr,
+    rvrt,
     tdan,
     toflow,
     zooming_slow_mo,
@@ -22,10 +23,11 @@ from tubelet.models.duf import DUFConfig
 from tubelet.models.edvr import EDVRConfig
 from tubelet.models.iconvsr import IconVSRConfig
 from tubelet.models.realbasicvsr import RealBasicVSRConfig
+from tubelet.models.rvrt import RVRTConfig
 from tubelet.models.tdan import TDANConfig
 from tubelet.models.toflow import TOFlowConfig
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
-from tubelet.zoo.publishers import Network, PublishedWeights, basicsr, openmmlab
+from tubelet.zoo.publishers import Network, PublishedWeights, basicsr, github, openmmlab
 
 __all__ = ["VIDEO_FILES"]
 
@@ -54,6 +56,7 @@ _TDAN: Network = (
     tdan.ARCHITECTURE,
     TDANConfig(deform="modulated", release="mmagic", border="zeros"),
 )
+_RVRT: Network = (rvrt.ARCHITECTURE, RVRTConfig())
 _TOFLOW: Network = (toflow.ARCHITECTURE, TOFlowConfig())
 
 
@@ -156,6 +159,25 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
         _REAL,
         "real_basicvsr/realbasicvsr_wogan_c64b20_2x30x8_lr1e-4_300k_reds_20211027-0e2ff207.pth",
         "real videos; smooth",
+    ),
+    # RVRT, Liang et al., NeurIPS 2022.
+    github(
+        "rvrt-reds",
+        _RVRT,
+        "JingyunLiang/RVRT/v0.0/001_RVRT_videosr_bi_REDS_30frames.pth",
+        "REDS, bicubic",
+    ),
+    github(
+        "rvrt-vimeo_bi",
+        _RVRT,
+        "JingyunLiang/RVRT/v0.0/002_RVRT_videosr_bi_Vimeo_14frames.pth",
+        "Vimeo-90K, bicubic",
+    ),
+    github(
+        "rvrt-vimeo_bd",
+        _RVRT,
+        "JingyunLiang/RVRT/v0.0/003_RVRT_videosr_bd_Vimeo_14frames.pth",
+        "Vimeo-90K, blurred",
     ),
     # EDVR, Wang et al., CVPRW 2019, as MMagic trained it.
     openmmlab(

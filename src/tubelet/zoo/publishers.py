@@ -18,7 +18,12 @@ __all__ = ["Network", "PublishedWeights", "basicsr", "github", "hat_authors", "o
 Network = tuple[Architecture, Any]
 """An architecture and its configuration."""
 
-_GITHUB_LICENSES = {"Real-ESRGAN": "BSD-3-Clause", "KAIR": "Apache-2.0", "SwinIR": "Apache-2.0"}
+_GITHUB_LICENSES = {
+    "Real-ESRGAN": "BSD-3-Clause",
+    "KAIR": "Apache-2.0",
+    "RVRT": "CC-BY-NC-4.0",
+    "SwinIR": "Apache-2.0",
+}
 """Repository → license of its weights; the listed files of KAIR are BSRGAN's."""
 
 

@@ -35,9 +35,12 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         name="VRT (Liang et al., 2022)",
         has=(r"stage\d+\.pa_deform\.", r"stage\d+\.residual_group1\."),
     ),
+    # RVRT for super-resolution is supported: it extracts features at the size of the input.
     Unsupported(
-        name="RVRT (Liang et al., NeurIPS 2022)",
-        has=(r"deform_align\.backward_\d\.proj_q\.", r"feat_extract\.main\."),
+        name="RVRT for deblurring or denoising (Liang et al., NeurIPS 2022)",
+        has=(r"deform_align\.backward_\d\.proj_q\.",),
+        lacks=(r"feat_extract\.main\.", r"feat_extract\.conv\."),
+        advice="Tubelet has only the network for super-resolution ×4",
     ),
     Unsupported(
         name="TTVSR (Liu et al., CVPR 2022)", has=(r"LTAM\.fusion\.", r"feat_extractor\.main\.")
