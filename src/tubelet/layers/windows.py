@@ -12,30 +12,40 @@ and last windows are smaller. For a length that is a multiple of `window` they h
 
     length 12, window 4, shift 2      ▏0 1▕▏2 3 4 5▕▏6 7 8 9▕▏10 11▕
 
+Networks for video extend the normalized features by zeros to such a multiple (0 below). The zeros
+take part in the attention, and their results are dropped:
+
+    length 9, window 4, shift 2       ▏0 1▕▏2 3 4 5▕▏6 7 8 0▕
+
 Source: Liu et al., Swin Transformer, ICCV 2021, Sec. 3.2 and Fig. 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
 from math import ceil, prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tubelet.layers.inference import Backend
 from tubelet.ops.sizes import pad_to, round_up
 
 __all__ = [
+    "WindowBlock",
     "WindowSpan",
+    "fit_windows",
     "join_windows",
     "map_windows",
     "pad_to_windows",
     "split_windows",
     "window_blocks",
     "window_spans",
+    "zero_padded_blocks",
 ]
 
 # Maximum number of tokens of a block on a CPU: with 180 channels, its intermediate results stay in
@@ -53,6 +63,59 @@ class WindowSpan(NamedTuple):
     """Number of positions of each window."""
     num_windows: int
     """Number of windows."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowBlock:
+    """A block of a grid that is extended by zeros to whole windows.
+
+    Attributes:
+        index: Index of the block in (B, *grid, C), without the zeros.
+        sides: Length of the block along each axis, with the zeros.
+        size: Size of its windows along each axis.
+        offset: Position of its windows in a full window along each axis. It is not 0 for the
+            smaller windows at the start of a shifted partition, which are the ends of full windows.
+    """
+
+    index: tuple[slice, ...]
+    sides: tuple[int, ...]
+    size: tuple[int, ...]
+    offset: tuple[int, ...]
+
+    def split(self, values: Tensor) -> Tensor:
+        """Extend the values of the block by zeros, and cut them into windows.
+
+        Args:
+            values: Values at `index`, (B, *lengths, C).
+
+        Returns:
+            (n, N, C), N = ∏ size.
+        """
+        # From the last axis to the first, as torch lists them; no zeros along the channels.
+        padding = [0, 0]
+        lengths = values.shape[1:-1]
+        for length, side in zip(reversed(lengths), reversed(self.sides), strict=True):
+            padding += [0, side - length]
+        if any(padding):
+            values = functional.pad(values, padding)
+        return split_windows(values, self.size)
+
+    def join(self, windows: Tensor, like: Tensor) -> Tensor:
+        """Put windows (n, N, C) together, and drop the results of zeros: the inverse of `split`.
+
+        Args:
+            windows: Windows of the block, (n, N, C).
+            like: Values at `index`, (B, *lengths, C).
+
+        Returns:
+            (B, *lengths, C).
+        """
+        batch, *lengths, channels = like.shape
+        block = windows.new_empty(batch, *self.sides, channels)
+        join_windows(windows, self.size, block)
+        for axis, length in enumerate(lengths, start=1):
+            block = block.narrow(axis, 0, length)
+        return block
 
 
 def window_spans(length: int, window: int, shift: int) -> list[WindowSpan]:
@@ -125,11 +188,35 @@ def _view_as_windows(block: Tensor, size: Sequence[int]) -> Tensor:
     return split.permute(0, *count_axes, *size_axes, 2 * num_axes + 1)
 
 
+def fit_windows(
+    grid: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the window and shift for a grid: an axis of one window or less is not shifted.
+
+    Args:
+        grid: Length of each axis.
+        window: Size of a full window along each axis.
+        shift: Shift of the partition along each axis.
+
+    Returns:
+        Window, not larger than the grid, and shift.
+    """
+    fitted_window: list[int] = []
+    fitted_shift: list[int] = []
+    for length, side, offset in zip(grid, window, shift, strict=True):
+        fitted_window.append(min(length, side))
+        fitted_shift.append(offset if length > side else 0)
+    return tuple(fitted_window), tuple(fitted_shift)
+
+
 def window_blocks(
     x: Tensor,
     window: Sequence[int],
     shift: Sequence[int],
     backend: Backend,
+    grid: Sequence[int] | None = None,
 ) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
     """Iterate over the blocks of an image or clip.
 
@@ -141,20 +228,22 @@ def window_blocks(
         window: Window size along each axis of the grid.
         shift: Shift of the partition along each axis, see `window_spans`.
         backend: Form of the calling layer.
+        grid: Grid to partition, if it is not that of `x`.
 
     Yields:
         The size of the windows of a block along each axis, and the index of the block in
             (B, *grid, C).
     """
+    grid = x.shape[1:-1] if grid is None else grid
     # Tokens of one image or clip of the batch: a block contains the whole batch.
     if x.device.type == "cpu" and backend != "reference":
         max_tokens = _MAX_BLOCK_TOKENS // x.shape[0]
     else:
         # No limit.
-        max_tokens = x.numel()
+        max_tokens = prod(grid)
 
     spans_by_axis: list[list[WindowSpan]] = []
-    for length, side, offset in zip(x.shape[1:-1], window, shift, strict=True):
+    for length, side, offset in zip(grid, window, shift, strict=True):
         spans_by_axis.append(window_spans(length, side, offset))
 
     # All windows in one span of each axis have the same size.
@@ -162,6 +251,45 @@ def window_blocks(
         size = tuple(span.size for span in spans)
         for block in _cut_into_blocks(spans, max_tokens):
             yield size, (slice(None), *block)
+
+
+def zero_padded_blocks(
+    x: Tensor,
+    *,
+    window: Sequence[int],
+    shift: Sequence[int],
+    backend: Backend,
+) -> Iterator[WindowBlock]:
+    """Iterate over the blocks of an image or clip that is extended by zeros to whole windows.
+
+    A layer normalizes the values of a block first and cuts them into windows then, as in
+    `block.split(norm(x[block.index]))`: the norm of zeros would not be zero.
+
+    Args:
+        x: (B, *grid, C).
+        window: Window size along each axis of the grid.
+        shift: Shift of the partition along each axis, see `window_spans`.
+        backend: Form of the calling layer, see `window_blocks`.
+
+    Yields:
+        Blocks that cover the grid; windows of zeros alone are left out.
+    """
+    grid = x.shape[1:-1]
+    padded: list[int] = []
+    for length, side in zip(grid, window, strict=True):
+        padded.append(round_up(length, side))
+
+    for size, (_, *spans) in window_blocks(x, window, shift, backend, padded):
+        if any(span.start >= length for span, length in zip(spans, grid, strict=True)):
+            continue
+        index = [slice(None)]
+        sides: list[int] = []
+        offset: list[int] = []
+        for axis, span in enumerate(spans):
+            index.append(slice(span.start, min(span.stop, grid[axis])))
+            sides.append(span.stop - span.start)
+            offset.append((span.start - shift[axis]) % window[axis])
+        yield WindowBlock(tuple(index), tuple(sides), size, tuple(offset))
 
 
 def map_windows(
