@@ -47,7 +47,7 @@ from tubelet.layers.convolution import ConvAct, ConvCat, LeakyReLU, ShuffleConv
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.guided_attention import Aligned, GuidedDeformAttention
 from tubelet.layers.inference import SwitchableLayer
-from tubelet.layers.recurrence import Edge, Past, StateObserver, clip_frames, sweep
+from tubelet.layers.recurrence import Edge, EdgeStates, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4
@@ -77,6 +77,10 @@ _STEP_FRAMES = 2
 _HR_CHANNELS = 64
 _SLOPE = 0.1
 _SWEEPS = ("backward_1", "forward_1", "backward_2", "forward_2")
+_STATES = EdgeStates(
+    before=("forward_1", "forward_1/key", "forward_2", "forward_2/key"),
+    after=("backward_1", "backward_1/key", "backward_2", "backward_2/key"),
+)
 _Direction = Literal[-1, 1]
 
 
@@ -681,6 +685,8 @@ def _contract(config: RVRTConfig) -> Contract:
         halo_px=32,
         streams=True,
         edge_frames=_STEP_FRAMES,
+        edge_states=_STATES,
+        frame_multiple=_STEP_FRAMES,
     )
 
 
