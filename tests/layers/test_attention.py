@@ -1,8 +1,16 @@
+import itertools
+
 import pytest
 import torch
 
 from helpers.recordings import recorded
-from tubelet.layers.attention import Mlp, WindowAttention, attend, relative_position_bias
+from tubelet.layers.attention import (
+    Mlp,
+    QueryFrameAttention,
+    WindowAttention,
+    attend,
+    relative_position_bias,
+)
 
 
 def test_positions_are_the_recorded_ones(recordings):
@@ -47,6 +55,30 @@ def test_a_cut_window_is_a_masked_one():
     q, k, v = attention.qkv(x).view(3, 16, 3, 2, 4).permute(2, 0, 3, 1, 4)
     masked = attend(q, k, v, relative_position_bias(table, (4, 4), (4, 4)) + mask)
     torch.testing.assert_close(attention(x[:, left], (4, 2)), attention.proj(masked)[:, left])
+
+
+def test_queries_of_the_last_frame_attend_to_all_frames():
+    """Token by token: keys of every frame, with a bias for the distance in the window and the frame."""
+    torch.manual_seed(0)
+    attention = QueryFrameAttention(6, 2, window=4, frames=3).double()
+    torch.nn.init.normal_(attention.relative_position_bias_table)
+    height, width = 2, 3
+    tokens = torch.randn(5, 3 * height * width, 6, dtype=torch.float64)
+    q, k, v = attention.qkv(tokens).view(5, 3, height, width, 3, 2, 3).unbind(4)
+    table = attention.relative_position_bias_table.view(3, 7, 7, 2)
+    heads = torch.zeros(5, height, width, 2, 3, dtype=torch.float64)
+    for y, x in itertools.product(range(height), range(width)):
+        keys = list(itertools.product(range(3), range(height), range(width)))
+        scores = []
+        for frame, line, column in keys:
+            product = (q[:, 2, y, x] * k[:, frame, line, column]).sum(-1) / 3**0.5
+            scores.append(product + table[2 - frame, y - line + 3, x - column + 3])
+        weights = torch.stack(scores).softmax(0)
+        for weight, key in zip(weights, keys, strict=True):
+            heads[:, y, x] += weight[..., None] * v[(slice(None), *key)]
+    expected = attention.proj(heads.view(5, height * width, 6))
+    actual = attention(tokens, (1, height, width))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_every_parameter_learns():

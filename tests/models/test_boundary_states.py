@@ -17,7 +17,10 @@ from tubelet.models import (
     basicvsr_pp,
     iart,
     iconvsr,
+    lrti_vsr,
+    mia_vsr,
     ovsr,
+    psrt,
     realbasicvsr,
     rvrt,
     tmnet,
@@ -80,9 +83,18 @@ _TINY_ICON = iconvsr.IconVSRConfig(
     channels=4, num_blocks=1, groups=2, temporal_padding=1, keyframe_stride=2
 )
 _TINY_REAL = realbasicvsr.RealBasicVSRConfig(channels=4, num_blocks=1, num_cleaning_blocks=1)
-_TINY_IART = iart.IARTConfig(
-    channels=8, depths=(2,), num_heads=(2,), window=4, mid_channels=4, hr_channels=4
-)
+_TINY_CHAIN: dict[str, Any] = {
+    "channels": 8,
+    "depths": (2,),
+    "num_heads": (2,),
+    "window": 4,
+    "mid_channels": 4,
+    "hr_channels": 4,
+}
+_TINY_IART = iart.IARTConfig(**_TINY_CHAIN)
+_TINY_PSRT = psrt.PSRTConfig(**_TINY_CHAIN)
+_TINY_MIA = mia_vsr.MIAVSRConfig(**_TINY_CHAIN, use_mask=False)
+_TINY_LRTI = lrti_vsr.LRTIVSRConfig(**_TINY_CHAIN)
 _TINY_OVSR = ovsr.OVSRConfig(channels=4, num_precursor_blocks=1, num_successor_blocks=1)
 _TINY_RVRT = rvrt.RVRTConfig(
     channels=4,
@@ -128,7 +140,10 @@ CASES = {
             _TINY_REAL,
             options=lambda: {"cleanings": torch.tensor([3, 2])},
         ),
+        Case("psrt", psrt.ARCHITECTURE, _TINY_PSRT, **_GRID),
         Case("iart", iart.ARCHITECTURE, _TINY_IART, **_GRID),
+        Case("mia_vsr", mia_vsr.ARCHITECTURE, _TINY_MIA, **_GRID),
+        Case("lrti_vsr", lrti_vsr.ARCHITECTURE, _TINY_LRTI, **_GRID),
         Case("ovsr global", ovsr.ARCHITECTURE, _TINY_OVSR, ("successor",), ("precursor",)),
         Case(
             "ovsr local",

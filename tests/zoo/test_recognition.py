@@ -58,6 +58,8 @@ PUBLISHED = {
     "basicsr_tof": "TOFlow",
     "mmagic_tof": "TOFlow",
     "iart_reds": "IART",
+    "miavsr_reds": "MIAVSR",
+    "psrt_recurrent_reds": "PSRT",
 }
 RECORDED = {
     "basicvsr_A": "BasicVSR",
@@ -92,14 +94,14 @@ RECORDED = {
     "rbpn_A": "RBPN",
     "rbpn_x2_A": "RBPN",
     "iart_A": "IART",
+    "miavsr_nomask_A": "MIAVSR",
+    "psrt_recurrent_A": "PSRT",
 }
 NAMED = {"two_step_A": "TwoStepRestorer", "two_step_encoder_A": "ConditionalEncoder"}
 """Of which the names and shapes are enough: one is large, the other makes no images."""
 
 
 FOREIGN_NAMES = {
-    "miavsr_reds": "MIA-VSR",
-    "psrt_recurrent_reds": "PSRT",
     "ttvsr": "TTVSR",
     "vrt_001_reds_6f": "VRT",
     "vrt_002_reds_16f": "VRT",

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -168,13 +169,23 @@ def attend_squared(
         (n, N, heads·d). Scores and sums are float32 or better: the squares of large scores exceed
         the range of float16.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with _without_autocast(q.device.type):
         q, k, v, bias = map(_at_least_float32, (q, k, v, bias))
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias
-        weights = scores.relu().square()
-        if score_norm == "keys":
-            weights = weights / k.shape[-2]
-        return (weights @ v).transpose(1, 2).flatten(2)
+        # Squared, a factor of the scores divides the weights by the number of keys.
+        factor = k.shape[-2] ** -0.5 if score_norm == "keys" else 1.0
+        results: list[Tensor] = []
+        # One head at a time: its tensors are strided, so that nothing is copied, and its scores
+        # stay in the cache.
+        for head in range(q.shape[1]):
+            scores = torch.baddbmm(
+                factor * bias[head],
+                q[:, head],
+                k[:, head].mT,
+                alpha=factor * q.shape[-1] ** -0.5,
+            )
+            weights = scores.relu_().square()  # (n, N, M)
+            results.append(weights @ v[:, head])
+        return torch.cat(results, -1)
 
 
 def attend_positive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -182,7 +193,7 @@ def attend_positive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
     A query without such scores gets zeros. Arguments and result are those of `attend_squared`.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with _without_autocast(q.device.type):
         q, k, v, bias = map(_at_least_float32, (q, k, v, bias))
         scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias
         is_negative = scores < 0
@@ -191,6 +202,13 @@ def attend_positive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         weights = scores.masked_fill(is_negative, lowest).softmax(-1)
         weights = weights.masked_fill(is_negative, 0)
         return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Return a context in which operations keep the precision of their inputs."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
