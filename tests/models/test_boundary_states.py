@@ -48,6 +48,7 @@ class Case:
         options: further arguments of the network.
         sees_frames: whether the frames of an edge matter, besides the states.
         frame_change: change of these frames that must matter; large where flows are rounded.
+        flow_px: scale of the flows, pixels.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Case:
     options: Callable[[], dict[str, Any]] = dict
     sees_frames: bool = True
     frame_change: float = 1e-2
+    flow_px: float = 3
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -93,7 +95,7 @@ _TINY_CHAIN: dict[str, Any] = {
     "mid_channels": 4,
     "hr_channels": 4,
 }
-_PATCHES = {**_GRID, "frame_change": 1.0}
+_PATCHES = {**_GRID, "frame_change": 10.0, "flow_px": 6.0}
 _TINY_IART = iart.IARTConfig(**_TINY_CHAIN)
 _TINY_PSRT = psrt.PSRTConfig(**_TINY_CHAIN)
 _TINY_MIA = mia_vsr.MIAVSRConfig(**_TINY_CHAIN, use_mask=False)
@@ -182,14 +184,15 @@ CASES = {
 class SmallFlow(nn.Module):
     """Stands in for SpyNet, which would take most of the time: flows of a pixel or so, by two convolutions."""
 
-    def __init__(self) -> None:
+    def __init__(self, flow_px: float) -> None:
         super().__init__()
+        self.flow_px = flow_px
         self.body = nn.Sequential(
             nn.Conv2d(6, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1)
         )
 
     def forward(self, ref: Tensor, supp: Tensor) -> Tensor:
-        return 3 * self.body(torch.cat([ref, supp], 1))
+        return self.flow_px * self.body(torch.cat([ref, supp], 1))
 
 
 class Recorder:
@@ -215,7 +218,7 @@ def build(case: Case) -> nn.Module:
     network = case.architecture.build(case.config)
     for module in list(network.modules()):
         if hasattr(module, "spynet"):
-            module.spynet = SmallFlow()
+            module.spynet = SmallFlow(case.flow_px)
     network.double().eval()
     for name, parameter in network.named_parameters():
         if "conv_offset" in name and name.endswith("weight"):
