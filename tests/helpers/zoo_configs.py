@@ -32,6 +32,7 @@ from tubelet.models.tdan import TDANConfig
 from tubelet.models.tmnet import TMNetConfig
 from tubelet.models.toflow import TOFlowConfig
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
+from tubelet.models.vrt import VRTConfig
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.baselines import Resample
@@ -82,6 +83,17 @@ TINY: dict[str, Any] = {
     "TMNet": TMNetConfig(groups=2, num_front_blocks=1, num_back_blocks=1),
     "TOFlow": TOFlowConfig(num_frames=3),
     "TwoStepRestorer": TwoStepConfig(channels=2, norm="none"),
+    "VRT": VRTConfig(
+        channels=8,
+        group_channels=8,
+        depths=(2,) * 7,
+        group_depths=(1, 1),
+        num_frame_groups=1,
+        num_heads=2,
+        window_frames=2,
+        window=2,
+        groups=2,
+    ),
     "ZoomingSlowMo": ZoomingSlowMoConfig(
         channels=8, groups=2, num_front_blocks=1, num_back_blocks=1
     ),

@@ -5,6 +5,7 @@ import torch
 
 from helpers.recordings import recorded
 from tubelet.layers.attention import (
+    GatedMlp,
     Mlp,
     QueryFrameAttention,
     WindowAttention,
@@ -18,6 +19,12 @@ def test_positions_are_the_recorded_ones(recordings):
     table = torch.arange(225.0)[:, None]
     assert torch.equal(relative_position_bias(table, (8, 8), (8, 8))[0], swinir.float())
     assert torch.equal(swinir, hat)
+
+
+def test_positions_in_a_clip_are_the_recorded_ones(recordings):
+    _, (*_, index) = recorded(recordings, "swin3d_windows_A")
+    table = torch.arange(245.0)[:, None]
+    assert torch.equal(relative_position_bias(table, (3, 4, 4), (3, 4, 4))[0], index.float())
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,27 @@ def test_attention_is_the_equation():
     scores = q @ k.mT / 5**0.5 + bias
     expected = (scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 6, 20)
     torch.testing.assert_close(attend(q, k, v, bias), expected)
+    without_bias = ((scores - bias).softmax(-1) @ v).transpose(1, 2).reshape(2, 6, 20)
+    torch.testing.assert_close(attend(q, k, v), without_bias)
+
+
+def test_a_bias_can_be_looked_up_before():
+    torch.manual_seed(0)
+    attention = WindowAttention(8, 2, (4, 4))
+    x = torch.randn(3, 8, 8)
+    bias = attention.position_bias((2, 4))
+    assert torch.equal(attention(x, (2, 4), bias), attention(x, (2, 4)))
+    assert not torch.equal(attention(x, (2, 4), bias + torch.rand(8)), attention(x, (2, 4)))
+
+
+def test_the_gated_mlp_is_the_equation():
+    torch.manual_seed(0)
+    mlp = GatedMlp(4, 6, 3)
+    x = torch.randn(2, 5, 4)
+    hidden = torch.nn.GELU()(x @ mlp.fc11.weight.T + mlp.fc11.bias)
+    hidden = hidden * (x @ mlp.fc12.weight.T + mlp.fc12.bias)
+    torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
+    assert GatedMlp(4, 6)(x).shape == x.shape
 
 
 def test_a_cut_window_is_a_masked_one():
@@ -84,9 +112,9 @@ def test_queries_of_the_last_frame_attend_to_all_frames():
 def test_every_parameter_learns():
     torch.manual_seed(0)
     attention = WindowAttention(4, 2, (2, 2))
-    mlp = Mlp(4, 6)
-    mlp(attention(torch.randn(3, 4, 4), (2, 2))).square().sum().backward()
-    assert all(
-        p.grad is not None and p.grad.any() for p in [*attention.parameters(), *mlp.parameters()]
-    )
+    network = torch.nn.Sequential(Mlp(4, 6), GatedMlp(4, 6))
+    network(attention(torch.randn(3, 4, 4), (2, 2))).square().sum().backward()
+    for parameter in [*attention.parameters(), *network.parameters()]:
+        assert parameter.grad is not None
+        assert parameter.grad.any()
     assert WindowAttention(4, 2, (2, 2), qkv_bias=False).qkv.bias is None

@@ -74,6 +74,30 @@ def test_levels_of_the_pyramid() -> None:
         torch.testing.assert_close(flow, same, atol=1e-5, rtol=1e-4)
 
 
+def test_flow_at_several_sizes() -> None:
+    torch.manual_seed(0)
+    network = SpyNet().eval()
+    ref, supp = torch.rand(2, 1, 3, 64, 96)
+    with torch.no_grad():
+        flows = network.by_scale(ref, supp, num_scales=3)
+        assert torch.equal(flows[0], network(ref, supp))
+        for flow, level in zip(flows, network.levels(ref, supp)[::-1], strict=False):
+            assert torch.equal(flow, level)
+        # Of other sizes, each result has the pixels of its size.
+        narrow = network.by_scale(ref[..., :72], supp[..., :72], num_scales=3)
+        stretched = [
+            torch.nn.functional.interpolate(x[..., :72], (64, 96), mode="bilinear")
+            for x in (ref, supp)
+        ]
+        for flow, level in zip(narrow, network.levels(*stretched)[::-1], strict=False):
+            height, width = level.shape[-2:]
+            expected = torch.nn.functional.interpolate(
+                level, (height, 3 * width // 4), mode="bilinear"
+            )
+            torch.testing.assert_close(flow[:, 0], expected[:, 0] * 3 / 4)
+            torch.testing.assert_close(flow[:, 1], expected[:, 1])
+
+
 def test_half_precision_keeps_the_unit_of_the_flow() -> None:
     """bfloat16 cannot represent 20 pixels and a sixteenth, but each level's residual."""
     network = SpyNet()

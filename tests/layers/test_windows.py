@@ -6,11 +6,13 @@ import torch
 from helpers.recordings import recorded, recorded_input
 from tubelet.layers.windows import (
     WindowSpan,
+    fit_windows,
     map_windows,
     pad_to_windows,
     split_windows,
     window_blocks,
     window_spans,
+    zero_padded_blocks,
 )
 
 
@@ -53,6 +55,14 @@ def test_windows_and_their_shift_are_the_recorded_ones(recordings):
     parts = split_windows(_parts((16, 24), (8, 8), (4, 4)).roll((-4, -4), (1, 2)), (8, 8))
     # The mask separates tokens of different windows of the partition.
     assert torch.equal(parts.ne(parts.mT) * -100.0, mask)
+
+
+def test_windows_of_a_clip_and_their_shift_are_the_recorded_ones(recordings):
+    _, (mask, *_) = recorded(recordings, "swin3d_windows_A")
+    # 13×20 pixels, extended to 16×24. The recorded shift of three frames is that of a whole window.
+    parts = _parts((3, 16, 24), (3, 8, 8), (0, 4, 4))
+    rolled = split_windows(parts.roll((-4, -4), (2, 3)), (3, 8, 8))  # (6, 192, 1)
+    assert torch.equal(rolled.ne(rolled.mT) * -100.0, mask)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +135,40 @@ def test_images_are_mirrored_to_whole_windows():
     assert pad_to_windows(padded, 8) is padded
     tiny = pad_to_windows(torch.rand(1, 3, 2, 3), 8)
     assert torch.equal(tiny[..., 3:], tiny[..., 2:3].expand(1, 3, 8, 5))
+
+
+def test_axes_of_one_window_are_not_shifted():
+    assert fit_windows((2, 8, 9), (6, 8, 8), (3, 4, 4)) == ((2, 8, 8), (0, 0, 4))
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize(
+    ("grid", "window", "shift"),
+    [
+        ((5, 9), (4, 4), (2, 2)),
+        ((5, 13, 60), (2, 8, 8), (1, 4, 4)),
+        ((6, 8, 8), (2, 8, 8), (0, 0, 0)),
+    ],
+)
+def test_zeros_complete_the_windows_of_a_rolled_grid(grid, window, shift, backend):
+    torch.manual_seed(0)
+    x = torch.randn(2, *grid, 3)
+    padded = torch.zeros(2, *(-(-n // w) * w for n, w in zip(grid, window, strict=True)), 3)
+    padded[tuple(slice(n) for n in x.shape)] = x
+    # Where each position is in its window of the rolled grid.
+    within = torch.stack(
+        torch.meshgrid(*(torch.arange(n) for n in padded.shape[1:-1]), indexing="ij"), -1
+    )
+    within = (within - torch.tensor(shift)) % torch.tensor(window)
+
+    covered = torch.zeros_like(x)
+    for block in zero_padded_blocks(x, window=window, shift=shift, backend=backend):
+        whole = tuple(
+            slice(s.start, s.start + n) for s, n in zip(block.index[1:], block.sides, strict=True)
+        )
+        windows = block.split(x[block.index])
+        assert torch.equal(windows, split_windows(padded[:, *whole], block.size))
+        assert torch.equal(within[whole].flatten(0, -2)[0], torch.tensor(block.offset))
+        assert torch.equal(block.join(windows, x[block.index]), x[block.index])
+        covered[block.index] += 1
+    assert covered.unique().tolist() == [1]

@@ -17,6 +17,7 @@ _SLOW = {
     "RBPN",
     "RVRT",
     "TMNet",
+    "VRT",
     "ZoomingSlowMo",
 }
 """Of these the graphs have thousands of nodes."""

@@ -60,6 +60,8 @@ PUBLISHED = {
     "iart_reds": "IART",
     "miavsr_reds": "MIAVSR",
     "psrt_recurrent_reds": "PSRT",
+    "vrt_001_reds_6f": "VRT",
+    "vrt_002_reds_16f": "VRT",
 }
 RECORDED = {
     "basicvsr_A": "BasicVSR",
@@ -96,6 +98,7 @@ RECORDED = {
     "iart_A": "IART",
     "miavsr_nomask_A": "MIAVSR",
     "psrt_recurrent_A": "PSRT",
+    "vrt_A_damped": "VRT",
 }
 NAMED = {"two_step_A": "TwoStepRestorer", "two_step_encoder_A": "ConditionalEncoder"}
 """Of which the names and shapes are enough: one is large, the other makes no images."""
@@ -103,8 +106,6 @@ NAMED = {"two_step_A": "TwoStepRestorer", "two_step_encoder_A": "ConditionalEnco
 
 FOREIGN_NAMES = {
     "ttvsr": "TTVSR",
-    "vrt_001_reds_6f": "VRT",
-    "vrt_002_reds_16f": "VRT",
 }
 """Lists of networks that Tubelet names and does not run."""
 

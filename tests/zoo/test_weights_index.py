@@ -30,6 +30,8 @@ LISTED = {
     "zsm_lunatokis": "zooming_slow_mo-vimeo",
     "iart_reds": "iart-reds",
     "miavsr_reds": "mia_vsr-reds",
+    "vrt_001_reds_6f": "vrt-reds_n6",
+    "vrt_002_reds_16f": "vrt-reds_n16",
     "basicsr_duf_16": "duf_16-x4",
     "basicsr_duf_52": "duf_52-x4",
     "srvgg_animevideov3": "realesr-animevideov3",

@@ -78,19 +78,30 @@ class SpyNet(nn.Module):
         Returns:
             (B, 2, H, W), pixels, dx then dy.
         """
+        return self.by_scale(ref, supp, num_scales=1)[0]
+
+    def by_scale(self, ref: Tensor, supp: Tensor, *, num_scales: int) -> list[Tensor]:
+        """Estimate flow as `forward` does, and return the results of the finest levels.
+
+        Args:
+            ref: (B, 3, H, W), RGB in [0, 1].
+            supp: (B, 3, H, W), the other frame.
+            num_scales: Number of results, up to 6.
+
+        Returns:
+            Flow at full size, a half, a quarter, …: (B, 2, H, W), (B, 2, H // 2, W // 2), …, each
+            in pixels of its size.
+        """
         height, width = ref.shape[-2:]
         # Published weights expect the frame stretched, not padded.
         size = (round_up(height, _MULTIPLE), round_up(width, _MULTIPLE))
         refs = self._pyramid(ref, _LEVELS, size)
         supps = self._pyramid(supp, _LEVELS, size)
-        flow = self._estimate(refs, supps)[-1]
-        if size == (height, width):
-            return flow
-
-        flow = functional.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
-        # From pixels of the stretched frame to pixels of the input.
-        unit = flow.new_tensor([width / size[1], height / size[0]])
-        return flow * unit.view(1, 2, 1, 1)
+        finest_first = self._estimate(refs, supps)[::-1]
+        flows: list[Tensor] = []
+        for i, flow in enumerate(finest_first[:num_scales]):
+            flows.append(_resize_flow(flow, (height // 2**i, width // 2**i)))
+        return flows
 
     def levels(self, ref: Tensor, supp: Tensor, levels: int = _LEVELS) -> list[Tensor]:
         """Estimate flow with the coarsest networks only and return all their results, for training.
@@ -140,6 +151,16 @@ class SpyNet(nn.Module):
             # Eq. 6; under autocast the sum keeps full precision, which the flow in pixels needs.
             flows.append(flow + residual.to(ref.dtype))
         return flows
+
+
+def _resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize flow (B, 2, h, w) to another size, and convert it to pixels of that size."""
+    height, width = flow.shape[-2:]
+    if size == (height, width):
+        return flow
+    resized = functional.interpolate(flow, size, mode="bilinear", align_corners=False)
+    unit = flow.new_tensor([size[1] / width, size[0] / height])
+    return resized * unit.view(1, 2, 1, 1)
 
 
 def load_spynet(network: nn.Module, *, folder: Path = _WEIGHTS) -> int:

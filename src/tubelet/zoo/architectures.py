@@ -36,6 +36,7 @@ from tubelet.models import (
     tmnet,
     toflow,
     two_step,
+    vrt,
     zooming_slow_mo,
 )
 from tubelet.models.architecture import Architecture
@@ -77,6 +78,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     mia_vsr.ARCHITECTURE,
     lrti_vsr.ARCHITECTURE,
     rvrt.ARCHITECTURE,
+    vrt.ARCHITECTURE,
     edvr.ARCHITECTURE,
     zooming_slow_mo.ARCHITECTURE,
     tmnet.ARCHITECTURE,
@@ -114,6 +116,8 @@ if TYPE_CHECKING:
     _CLEANING: tuple[type[CleaningModel], ...] = (realbasicvsr.RealBasicVSR,)
     _CLIP: tuple[type[ClipModel], ...] = ()
     _RECURRENT: tuple[type[RecurrentModel], ...] = (
+    _CLIP: tuple[type[ClipModel], ...] = (vrt.VRT,)
+    _STREAMING: tuple[type[StreamingModel], ...] = (
         basicvsr.BasicVSR,
         basicvsr_pp.BasicVSRPlusPlus,
         iconvsr.IconVSR,

@@ -15,6 +15,7 @@ from tubelet.models import (
     rvrt,
     tdan,
     toflow,
+    vrt,
     zooming_slow_mo,
 )
 from tubelet.models.basicvsr import BasicVSRConfig
@@ -26,6 +27,7 @@ from tubelet.models.realbasicvsr import RealBasicVSRConfig
 from tubelet.models.rvrt import RVRTConfig
 from tubelet.models.tdan import TDANConfig
 from tubelet.models.toflow import TOFlowConfig
+from tubelet.models.vrt import VRTConfig
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
 from tubelet.zoo.publishers import Network, PublishedWeights, basicsr, github, openmmlab
 
@@ -58,6 +60,9 @@ _TDAN: Network = (
 )
 _RVRT: Network = (rvrt.ARCHITECTURE, RVRTConfig())
 _TOFLOW: Network = (toflow.ARCHITECTURE, TOFlowConfig())
+_VRT_6: Network = (vrt.ARCHITECTURE, VRTConfig())
+_VRT_7: Network = (vrt.ARCHITECTURE, VRTConfig(window_frames=8, num_neighbors=2, groups=16))
+_VRT_16: Network = (vrt.ARCHITECTURE, VRTConfig(window_frames=8, num_neighbors=3, groups=24))
 
 
 def _duf(*, scale: int = 4, blocks: int = 21, growth: int = 16) -> Network:
@@ -217,6 +222,31 @@ VIDEO_FILES: tuple[PublishedWeights, ...] = (
     # TOFlow, Xue et al., IJCV 2019.
     openmmlab(
         "toflow-vimeo", _TOFLOW, "tof/tof_x4_vimeo90k_official-a569ff50.pth", "Vimeo-90K, bicubic"
+    ),
+    # VRT, Liang et al., 2022.
+    github(
+        "vrt-reds_n6",
+        _VRT_6,
+        "JingyunLiang/VRT/v0.0/001_VRT_videosr_bi_REDS_6frames.pth",
+        "REDS, bicubic; 6 frames",
+    ),
+    github(
+        "vrt-reds_n16",
+        _VRT_16,
+        "JingyunLiang/VRT/v0.0/002_VRT_videosr_bi_REDS_16frames.pth",
+        "REDS, bicubic; 16 frames",
+    ),
+    github(
+        "vrt-vimeo_bi",
+        _VRT_7,
+        "JingyunLiang/VRT/v0.0/003_VRT_videosr_bi_Vimeo_7frames.pth",
+        "Vimeo-90K, bicubic",
+    ),
+    github(
+        "vrt-vimeo_bd",
+        _VRT_7,
+        "JingyunLiang/VRT/v0.0/004_VRT_videosr_bd_Vimeo_7frames.pth",
+        "Vimeo-90K, blurred",
     ),
     # Zooming Slow-Mo, Xiang et al., CVPR 2020.
     PublishedWeights(

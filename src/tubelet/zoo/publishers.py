@@ -23,6 +23,7 @@ _GITHUB_LICENSES = {
     "KAIR": "Apache-2.0",
     "RVRT": "CC-BY-NC-4.0",
     "SwinIR": "Apache-2.0",
+    "VRT": "CC-BY-NC-4.0",
 }
 """Repository → license of its weights; the listed files of KAIR are BSRGAN's."""
 

@@ -31,9 +31,12 @@ _DISCRIMINATOR_ADVICE = (
 )
 UNSUPPORTED: tuple[Unsupported, ...] = (
     # Transformers and their variants for video restoration.
+    # VRT for super-resolution is supported; these have no convolutions for upsampling.
     Unsupported(
-        name="VRT (Liang et al., 2022)",
-        has=(r"stage\d+\.pa_deform\.", r"stage\d+\.residual_group1\."),
+        name="VRT for deblurring, denoising or frame interpolation (Liang et al., 2022)",
+        has=(r"stage\d+\.residual_group1\.", r"stage8\.\d+\.residual_group\."),
+        lacks=(r"upsample\.\d+\.",),
+        advice="Tubelet has only the networks for super-resolution ×4",
     ),
     # RVRT for super-resolution is supported: it extracts features at the size of the input.
     Unsupported(
