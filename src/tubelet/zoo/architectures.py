@@ -114,10 +114,8 @@ if TYPE_CHECKING:
         frvsr.FRVSR,
     )
     _CLEANING: tuple[type[CleaningModel], ...] = (realbasicvsr.RealBasicVSR,)
-    _CLIP: tuple[type[ClipModel], ...] = ()
-    _RECURRENT: tuple[type[RecurrentModel], ...] = (
     _CLIP: tuple[type[ClipModel], ...] = (vrt.VRT,)
-    _STREAMING: tuple[type[StreamingModel], ...] = (
+    _RECURRENT: tuple[type[RecurrentModel], ...] = (
         basicvsr.BasicVSR,
         basicvsr_pp.BasicVSRPlusPlus,
         iconvsr.IconVSR,
