@@ -7,7 +7,7 @@ from PIL import Image
 
 from tubelet.cli import main
 from tubelet.recipes import two_step
-from tubelet.recipes.two_step_ablation import VARIANTS
+from tubelet.studies.two_step import VARIANTS
 
 SMALL = [
     "--network.channels",
@@ -159,8 +159,8 @@ def test_ablates_to_the_end(folder, capsys):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["ablate"], 2, "unknown study ''; there is: two-step"),
-        (["ablate", "one-step"], 2, "unknown study 'one-step'; there is: two-step"),
+        (["ablate"], 2, "unknown study ''; known are two-step, lrti"),
+        (["ablate", "one-step"], 2, "unknown study 'one-step'; did you mean two-step?"),
         (["ablate", "two-step", "--image-model", "bicubic-x2"], 2, "no data to train on"),
         (["ablate", "two-step", "--seeds", "0"], 2, "seeds, steps and base must be at least 1"),
         (
@@ -179,9 +179,24 @@ def test_mistakes_give_one_line(folder, capsys, args, code, message):
 
 
 def test_help_names_the_studies(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["ablate", "--help"])
-    assert stop.value.code == 0
+    assert main(["ablate", "--help"]) == 0
     out = capsys.readouterr().out
     assert "--image-model" in out
     assert "frozen image model, and training with MSE, MAE" in out
+    assert "tubelet ablate lrti --data clips/ --studies mechanism" in out
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        ("two-step", ("--image-model", "encoder\nloss")),
+        ("lrti", ("--studies", "on which there is nothing to gain", "plan.json before the first")),
+    ],
+)
+def test_help_of_a_study_teaches(capsys, study, words):
+    with pytest.raises(SystemExit) as stop:
+        main(["ablate", study, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for word in words:
+        assert word in out

@@ -5,13 +5,21 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from string import Template
 
 from PIL import Image
 
 from tubelet.evaluation.images import data_url
+from tubelet.evaluation.page import (
+    empty_section,
+    escape,
+    escape_note,
+    number_cell,
+    read_resource,
+    style_sheet,
+    wrap_table,
+)
 from tubelet.evaluation.plots import COLORS, Axis, Line, Point, line_plot, line_sample, point_plot
 from tubelet.evaluation.published import PublishedCost, published_costs
 from tubelet.evaluation.report_rows import (
@@ -54,53 +62,31 @@ def report_page(results: Results, rows: Sequence[Row], out: Path) -> str:
     Returns:
         The HTML.
     """
-    template_file = resources.files("tubelet.evaluation").joinpath("report_page.html")
-    template = Template(template_file.read_text("utf-8"))
+    template = Template(read_resource("report_page.html"))
     title = f"{results.name}: {len(results.models)} models on {len(results.clips)} clips"
     notes: list[str] = []
     for note in report_notes(results, rows):
-        notes.append(f"<p>{_escape_note(note)}</p>")
+        notes.append(f"<p>{escape_note(note)}</p>")
     clip_tables: list[str] = []
     for metric in results.metrics:
         clip_tables.append(_clips_table(results, metric))
     about: list[str] = []
     for name, value in _about(results):
-        about.append(f"<dt>{_escape(name)}</dt><dd>{_escape(value)}</dd>")
+        about.append(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>")
     return template.substitute(
-        title=_escape(title),
+        title=escape(title),
+        style=style_sheet(),
         notes="\n".join(notes),
         results=_results_table(results, rows),
         clips="\n".join(clip_tables),
         legend=_legend(results),
-        metric=_escape(results.metrics[0].upper()),
+        metric=escape(results.metrics[0].upper()),
         curves=_curves(results),
         costs=_cost_plots(results, rows),
         crops=_crops(results, out),
         profiles=_profiles(results, out),
         about="\n".join(about),
     )
-
-
-def _escape(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _escape_note(note: str) -> str:
-    """Escape a note, and mark text between backticks as code."""
-    pieces = html.escape(note).split("`")
-    # Every second piece was between two backticks.
-    for index in range(1, len(pieces), 2):
-        pieces[index] = f"<code>{pieces[index]}</code>"
-    return "".join(pieces)
-
-
-def _empty_section(reason: str) -> str:
-    return f"<p>Nothing to show: {html.escape(reason)}.</p>"
-
-
-def _table(content: str) -> str:
-    """Wrap a table of numbers so that it scrolls sideways on a narrow screen."""
-    return f'<div class="wide" tabindex="0"><table class="numbers">{content}</table></div>'
 
 
 def _results_table(results: Results, rows: Sequence[Row]) -> str:
@@ -112,7 +98,7 @@ def _results_table(results: Results, rows: Sequence[Row]) -> str:
     ]
     cells = ['<th scope="col">Method</th>']
     for heading in number_headings:
-        cells.append(f'<th scope="col" class="n">{_escape(heading)}</th>')
+        cells.append(f'<th scope="col" class="n">{escape(heading)}</th>')
     cells.append('<th scope="col">Source</th>')
     lines = [f"<thead><tr>{''.join(cells)}</tr></thead><tbody>"]
 
@@ -125,22 +111,18 @@ def _results_table(results: Results, rows: Sequence[Row]) -> str:
         if row.measured_here:
             row_class = " class=ours"
             swatch = f'<i class="swatch c{colors[row.method] % COLORS}"></i>'
-        lines.append(f'<tr{row_class}><th scope="row">{swatch}{_escape(row.method)}</th>')
+        lines.append(f'<tr{row_class}><th scope="row">{swatch}{escape(row.method)}</th>')
         for metric in results.metrics:
             value = row.values.get(metric)
             text = metric_text(metric, value)
             if value == best.get(metric):
                 text = f"<b>{text}</b>"
-            lines.append(_number_cell(text))
-        lines.append(_number_cell(parameters_text(row.parameters)))
-        lines.append(_number_cell(time_text(row.seconds_per_frame)))
-        lines.append(f'<td class="source">{_escape(row.source)}</td></tr>')
+            lines.append(number_cell(text))
+        lines.append(number_cell(parameters_text(row.parameters)))
+        lines.append(number_cell(time_text(row.seconds_per_frame)))
+        lines.append(f'<td class="source">{escape(row.source)}</td></tr>')
     lines.append("</tbody>")
-    return _table("".join(lines))
-
-
-def _number_cell(text: str) -> str:
-    return f'<td class="n">{text}</td>'
+    return wrap_table("".join(lines))
 
 
 def _model_colors(results: Results) -> dict[str, int]:
@@ -156,23 +138,23 @@ def _clips_table(results: Results, metric: str) -> str:
     cells = ['<th scope="col">Clip</th>']
     for index, model in enumerate(results.models):
         swatch = f'<i class="swatch c{index % COLORS}"></i>'
-        cells.append(f'<th scope="col" class="n">{swatch}{_escape(model.model)}</th>')
+        cells.append(f'<th scope="col" class="n">{swatch}{escape(model.model)}</th>')
     lines = [
-        f"<caption>{_escape(metric_heading(metric))}</caption>",
+        f"<caption>{escape(metric_heading(metric))}</caption>",
         f"<thead><tr>{''.join(cells)}</tr></thead><tbody>",
     ]
     for clip, scores in clip_scores(results, metric, limit=MAX_CLIPS):
         # With one model there is nothing to compare, and no score is bold.
         best = best_value(metric, scores)
-        lines.append(f'<tr><th scope="row">{_escape(clip)}</th>')
+        lines.append(f'<tr><th scope="row">{escape(clip)}</th>')
         for score in scores:
             text = metric_text(metric, score)
             if score == best and len(scores) > 1:
                 text = f"<b>{text}</b>"
-            lines.append(_number_cell(text))
+            lines.append(number_cell(text))
         lines.append("</tr>")
     lines.append("</tbody>")
-    table = _table("".join(lines))
+    table = wrap_table("".join(lines))
     note = omitted_clips_note(results)
     if not note:
         return table
@@ -183,7 +165,7 @@ def _legend(results: Results) -> str:
     """Write the names of the models with a sample of their lines."""
     items: list[str] = []
     for index, model in enumerate(results.models):
-        items.append(f"<span>{line_sample(index)}{_escape(model.model)}</span>")
+        items.append(f"<span>{line_sample(index)}{escape(model.model)}</span>")
     return f'<p class="legend">{"".join(items)}</p>'
 
 
@@ -200,7 +182,7 @@ def _curves(results: Results) -> str:
         if plot:
             plots.append(plot)
     if not plots:
-        return _empty_section("no clip has more than one scored frame")
+        return empty_section("no clip has more than one scored frame")
     return "\n".join(plots)
 
 
@@ -226,7 +208,7 @@ def _curve(results: Results, clip_name: str) -> str:
     )
     if not plot:
         return ""
-    return f"<figure><figcaption>{_escape(clip_name)}</figcaption>{plot}</figure>"
+    return f"<figure><figcaption>{escape(clip_name)}</figcaption>{plot}</figure>"
 
 
 def _cost_plots(results: Results, rows: Sequence[Row]) -> str:
@@ -251,7 +233,7 @@ def _cost_plots(results: Results, rows: Sequence[Row]) -> str:
     text = f"{better} and to the left is better."
     without_parameters = [model.model for model in results.models if not model.parameters]
     if without_parameters:
-        names = _escape(", ".join(without_parameters))
+        names = escape(", ".join(without_parameters))
         text += f" Without parameters, and so not in the first plot: {names}."
     if any(point.color is None for point in by_time):
         text += (
@@ -275,7 +257,7 @@ def _cost_plot(
         title=f"{label}: {caption.lower()}",
     )
     if not plot:
-        plot = _empty_section("no figure is known")
+        plot = empty_section("no figure is known")
     return f"<figure><figcaption>{caption}</figcaption>{plot}</figure>"
 
 
@@ -363,7 +345,7 @@ def _crops(results: Results, out: Path) -> str:
             figures = _crop_figures(results, out, name, frame, number)
             region = f"frame {frame}, {width}×{height} pixels at {x}, {y}"
             blocks.append(_strip("crops", name, region, figures))
-    return "\n".join(blocks) or _empty_section("no images were stored (--showcases)")
+    return "\n".join(blocks) or empty_section("no images were stored (--showcases)")
 
 
 def _crop_figures(
@@ -380,7 +362,7 @@ def _crop_figures(
         if path is not None:
             image = _crop_image(path, f"{caption}, {clip_name}")
             score = _frame_score(results, side, clip_name, frame)
-            figures.append(_image_figure(image, _escape(caption) + score))
+            figures.append(_image_figure(image, escape(caption) + score))
     return figures
 
 
@@ -422,10 +404,10 @@ def _profiles(results: Results, out: Path) -> str:
             path = find_image(out, name, side, "profile")
             if path is not None:
                 image = _profile_image(path, f"Temporal profile of {caption}, {name}")
-                figures.append(_image_figure(image, _escape(caption)))
+                figures.append(_image_figure(image, escape(caption)))
         column = f"column x = {x}, y = {y} to {y + height - 1}"
         blocks.append(_strip("profiles", name, column, figures))
-    return "\n".join(blocks) or _empty_section("no images were stored (--showcases)")
+    return "\n".join(blocks) or empty_section("no images were stored (--showcases)")
 
 
 def _strip(
@@ -436,7 +418,7 @@ def _strip(
 ) -> str:
     """Write a heading and a row of images that scrolls sideways."""
     return (
-        f"<h3>{_escape(clip_name)} <small>{region}</small></h3>"
+        f"<h3>{escape(clip_name)} <small>{region}</small></h3>"
         f'<div class="strip {kind}" tabindex="0">{"".join(figures)}</div>'
     )
 
@@ -463,7 +445,7 @@ def _image_tag(image: Image.Image, alt: str, *, zoom_x: int) -> str:
     url = data_url(image.convert("RGB"), lossless=True)
     width = image.width * zoom_x
     height = image.height * _CROP_ZOOM
-    return f'<img src="{url}" width="{width}" height="{height}" alt="{_escape(alt)}">'
+    return f'<img src="{url}" width="{width}" height="{height}" alt="{escape(alt)}">'
 
 
 def _about(results: Results) -> list[tuple[str, str]]:

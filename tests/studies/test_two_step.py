@@ -7,9 +7,10 @@ import pytest
 
 from tubelet.errors import CheckpointError
 from tubelet.models.two_step import TwoStepConfig
-from tubelet.recipes import two_step_ablation
 from tubelet.recipes.two_step import TwoStepTraining
-from tubelet.recipes.two_step_ablation import (
+from tubelet.recipes.two_step_data import TripletSettings
+from tubelet.studies import two_step as two_step_ablation
+from tubelet.studies.two_step import (
     CLAIMS,
     VARIANTS,
     Claim,
@@ -18,7 +19,6 @@ from tubelet.recipes.two_step_ablation import (
     judge,
     render_csv,
 )
-from tubelet.recipes.two_step_data import TripletSettings
 
 
 def _runs(better: list[float], worse: list[float]) -> list[Run]:

@@ -6,7 +6,7 @@
 Runs with the same seed start from the same weights and see the same crops in the same order, so
 that they are compared in pairs.
 
-Source: two-step video super-resolution, Tables I–III; Student, Biometrika 1908, for the intervals.
+Source: two-step video super-resolution, Tables I–III.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tubelet.recipes.two_step import (
     main,
     read_scores,
 )
+from tubelet.studies.claims import Outcome, judge_excess, paired_interval
 
 __all__ = [
     "CLAIMS",
@@ -45,8 +46,6 @@ __all__ = [
     "render_report",
     "run",
 ]
-
-Outcome = Literal["holds", "does not hold", "inconclusive"]
 
 # With 1000 steps, 24 runs take less than an hour on one core.
 _SMALL_STEPS = 1000
@@ -281,15 +280,9 @@ def judge(claim: Claim, runs: Sequence[Run]) -> Verdict:
     """Test a claim with a paired t-test over the seeds; the report contains the rule."""
     better = _psnr_by_seed(claim.better, runs)
     worse = _psnr_by_seed(claim.worse, runs)
-    differences = [better[seed] - worse[seed] for seed in better]
-    mean_db = statistics.fmean(differences)
-    half_width_db = _half_width(differences)
-    outcome: Outcome = "inconclusive"
-    if mean_db - half_width_db > claim.margin_db:
-        outcome = "holds"
-    elif mean_db + half_width_db < claim.margin_db:
-        outcome = "does not hold"
-    return Verdict(claim, outcome, mean_db, half_width_db)
+    interval = paired_interval([better[seed] - worse[seed] for seed in better])
+    outcome = judge_excess(interval, margin_db=claim.margin_db)
+    return Verdict(claim, outcome, interval.mean_db, interval.half_width_db)
 
 
 def _psnr_by_seed(name: str, runs: Sequence[Run]) -> dict[int, float]:
@@ -301,21 +294,6 @@ def _psnr_by_seed(name: str, runs: Sequence[Run]) -> dict[int, float]:
         elif run.variant.name == name:
             scores[run.seed] = run.psnr_y
     return scores
-
-
-_STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""97.5 % quantiles of Student's t for 1, 2, … degrees of freedom; the last one is used for more,
-which makes the interval slightly too wide."""
-
-
-def _half_width(differences: Sequence[float]) -> float:
-    """Return half the width of the 95 % confidence interval of the mean."""
-    num_values = len(differences)
-    if num_values < 2:
-        return math.inf
-    degrees_of_freedom = min(num_values - 1, len(_STUDENT_T))
-    t = _STUDENT_T[degrees_of_freedom - 1]
-    return t * statistics.stdev(differences) / math.sqrt(num_values)
 
 
 _CSV_HEADER = (
