@@ -38,11 +38,30 @@ from torch import Tensor, nn
 from limits import matrix_rate
 from plain import hat as plain_hat
 from plain import swinir as plain_swinir
+from plain.chain import plain_chain
+from plain.implicit_alignment import plain_implicit_alignment
+from plain.masks import plain_masks
 from plain.recurrent import plain_basicvsr, plain_basicvsr_pp, warp
+from plain.rvrt import plain_rvrt
+from plain.vrt import plain_vrt
 from tubelet.evaluation.counting import count_flops
 from tubelet.evaluation.machine import peak_resident_bytes, processor_name
 from tubelet.evaluation.scene import draw_scene
-from tubelet.models import basicvsr, basicvsr_pp, edvr, hat, rrdb, swinir, tdan
+from tubelet.models import (
+    basicvsr,
+    basicvsr_pp,
+    edvr,
+    hat,
+    iart,
+    lrti_vsr,
+    mia_vsr,
+    psrt,
+    rrdb,
+    rvrt,
+    swinir,
+    tdan,
+    vrt,
+)
 from tubelet.models.architecture import Architecture
 from tubelet.ops.resize import resample
 from tubelet.restore.engine import Engine
@@ -87,6 +106,22 @@ def plain_windows(radius: int) -> Callable[[nn.Module, Tensor], Tensor]:
     return run
 
 
+def plain_psrt(model: nn.Module, lq: Tensor) -> Tensor:
+    """Run PSRT, whose second frame has no older state."""
+    return plain_chain(model, lq, second_frame="zeros")
+
+
+def plain_iart(model: Any, lq: Tensor) -> Tensor:
+    """Run IART, which aligns by attention."""
+    align = plain_implicit_alignment(model.implicit_warp)
+    return plain_chain(model, lq, align=align, second_frame="zeros")
+
+
+def plain_mia_vsr(model: nn.Module, lq: Tensor) -> Tensor:
+    """Run MIA-VSR with its masks."""
+    return plain_chain(model, lq, refine=plain_masks())
+
+
 NETWORKS = {
     "basicvsr": Network(basicvsr.ARCHITECTURE, basicvsr.BasicVSRConfig(), plain_basicvsr),
     "basicvsr_pp": Network(
@@ -102,6 +137,17 @@ NETWORKS = {
     "rrdbnet": Network(rrdb.ARCHITECTURE, rrdb.RRDBConfig(), plain_frames),
     "swinir": Network(swinir.ARCHITECTURE, swinir.SwinIRConfig(), plain_swinir.plain_forward, 1),
     "hat": Network(hat.ARCHITECTURE, hat.HATConfig(), plain_hat.plain_forward, 1),
+    "lrti_vsr-small": Network(
+        lrti_vsr.ARCHITECTURE,
+        lrti_vsr.LRTIVSRConfig(depths=(6,), num_heads=(6,)),
+        plain_chain,
+        5,
+    ),
+    "psrt": Network(psrt.ARCHITECTURE, psrt.PSRTConfig(), plain_psrt, 5),
+    "iart": Network(iart.ARCHITECTURE, iart.IARTConfig(), plain_iart, 5),
+    "mia_vsr": Network(mia_vsr.ARCHITECTURE, mia_vsr.MIAVSRConfig(), plain_mia_vsr, 5),
+    "rvrt": Network(rvrt.ARCHITECTURE, rvrt.RVRTConfig(), plain_rvrt, 5),
+    "vrt": Network(vrt.ARCHITECTURE, vrt.VRTConfig(), plain_vrt, 2),
 }
 
 
@@ -256,7 +302,12 @@ def compare(name: str, frames: int, options: argparse.Namespace, rates: dict[str
         file = Path(folder) / "weights.safetensors"
         make_checkpoint(NETWORKS[name], file, shallow=options.shallow)
         torch.save(clip(frames, *options.size), file.with_name("lq.pt"))
-        seen: dict[str, list[dict[str, float]]] = {way: [] for way in options.ways}
+        # Each format only for networks that may use it.
+        contract = NETWORKS[name].architecture.contract(NETWORKS[name].config)
+        possible = ("plain", *contract.precisions)
+        seen: dict[str, list[dict[str, float]]] = {
+            way: [] for way in options.ways if way in possible
+        }
         for _ in range(options.repeats):
             for way, results in seen.items():
                 results.append(_child(name, way, frames, file, options.size))

@@ -1,7 +1,7 @@
 """PSRT, MIA-VSR without masks and LRTI-VSR in the published formulation, with the weights of ours.
 
 All flows first, all features kept, rolls and masks, every window at once, queries, keys and values of all frames,
-default layout. The comparison of `benchmarks/transformers.py`; equal to `forward` within rounding.
+default layout. The comparison of `benchmarks/zoo.py`; equal to `forward` within rounding.
 """
 
 from __future__ import annotations
@@ -20,15 +20,22 @@ from tubelet.layers.chain import CHAIN_SWEEPS
 from tubelet.layers.sweep_transformer import SweepTransformer, TemporalBlock
 from tubelet.models.lrti_vsr import RITB
 
-__all__ = ["plain_block", "plain_chain", "plain_patch_align"]
+__all__ = ["plain_attention", "plain_block", "plain_chain", "plain_patch_align", "plain_sweep"]
 
 Align = Callable[[Tensor, Tensor, Tensor], Tensor]
+Refine = Callable[[SweepTransformer, Tensor, Tensor, Tensor], Tensor]
+RunBlock = Callable[[TemporalBlock, Tensor, Tensor | None], Tensor]
 PATCH_PX = 8
 FRAMES = 3
 
 
 def plain_chain(
-    model: Any, lq: Tensor, *, align: Align | None = None, second_frame: str = "repeat"
+    model: Any,
+    lq: Tensor,
+    *,
+    align: Align | None = None,
+    refine: Refine | None = None,
+    second_frame: str = "repeat",
 ) -> Tensor:
     """Restore `lq` (B, T, 3, H, W).
 
@@ -36,9 +43,11 @@ def plain_chain(
         model: network of the family.
         lq: the clip.
         align: moves a state by a flow to the current features; by default by patches.
+        refine: runs the transformer of a sweep on current, newer and older; by default `plain_sweep`.
         second_frame: what the second frame of a sweep takes as the older state.
     """
     align = align or plain_patch_align
+    refine = refine or plain_sweep
     frames = lq.unbind(1)
     last = len(frames) - 1
     feats = list(convolve(model.conv_first, lq.flatten(0, 1)).unflatten(0, lq.shape[:2]).unbind(1))
@@ -63,7 +72,7 @@ def plain_chain(
                 if i > 1:
                     flow_2 = flow_1 + warp(flows[:, i - 2], flow_1, "zeros")
                     older = align(states[-2], flow_2, current)
-            states.append(_refine(model.sweeps[name], current, newer, older))
+            states.append(refine(model.sweeps[name], current, newer, older))
         feats = states if name.startswith("forward") else states[::-1]
         # Published code keeps the features of every sweep until the end.
         kept[name] = feats
@@ -94,7 +103,15 @@ def _reconstruct(model: Any, x: Tensor, frame: Tensor) -> Tensor:
     return convolve(model.conv_last, x) + base
 
 
-def _refine(sweep: SweepTransformer, current: Tensor, newer: Tensor, older: Tensor) -> Tensor:
+def plain_sweep(
+    sweep: SweepTransformer,
+    current: Tensor,
+    newer: Tensor,
+    older: Tensor,
+    run_block: RunBlock | None = None,
+) -> Tensor:
+    """Compute the state of a frame from current, newer and older (B, C, H, W); blocks run by `run_block`."""
+    run_block = run_block or plain_block
     frames = [older, newer, current]
     middle = 2
     if sweep.order == "current-middle":
@@ -106,7 +123,7 @@ def _refine(sweep: SweepTransformer, current: Tensor, newer: Tensor, older: Tens
     for group in sweep.groups:
         y = x
         for block in group.blocks:
-            y = plain_block(block, y, past)
+            y = run_block(block, y, past)
         image = convolve(group.conv, y.flatten(0, 1).permute(0, 3, 1, 2).contiguous())
         x = x + image.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
     x = sweep.norm(x)[:, middle if past is None else 0]
@@ -115,6 +132,15 @@ def _refine(sweep: SweepTransformer, current: Tensor, newer: Tensor, older: Tens
 
 def plain_block(block: TemporalBlock, x: Tensor, past: Tensor | None) -> Tensor:
     """Run a block on x (B, D, H, W, C) with the past frames (B, 2, H, W, C)."""
+    x = x + plain_attention(block, x, past)
+    if isinstance(block, RITB):
+        assert past is not None
+        return x + block.feed_forward(x, (past[:, 1:2],))
+    return x + block.mlp.fc2(functional.gelu(block.mlp.fc1(block.norm2(x))))
+
+
+def plain_attention(block: TemporalBlock, x: Tensor, past: Tensor | None) -> Tensor:
+    """Run the attention of a block, without its skip."""
     stack = x if past is None else torch.cat([past, x], 1)
     height, width = x.shape[2:4]
     w, shift = block.window[-1], block.shift[-1]
@@ -129,10 +155,7 @@ def plain_block(block: TemporalBlock, x: Tensor, past: Tensor | None) -> Tensor:
     out = _reverse(out, frames, w, *size)
     if shift:
         out = out.roll((shift, shift), (2, 3))
-    x = x + out[:, :, :height, :width]
-    if isinstance(block, RITB):
-        return x + block.feed_forward(x, (stack[:, 1:2],))
-    return x + block.mlp.fc2(functional.gelu(block.mlp.fc1(block.norm2(x))))
+    return out[:, :, :height, :width]
 
 
 def _attend_windows(attn: nn.Module, windows: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """The alignment of IART in the published formulation: gather the four neighbors, then project each of them.
 
-With the weights of ours, and equal to it within rounding. The comparison of `benchmarks/transformers.py`.
+With the weights of ours, and equal to it within rounding. The comparison of `benchmarks/zoo.py`.
 """
 
 from __future__ import annotations

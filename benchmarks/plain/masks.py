@@ -1,7 +1,7 @@
 """MIA-VSR with masks in the published formulation: every token is computed, and replaced where it is not kept.
 
 Three maps a block are kept of the last frame: its normalized tokens, the result of the attention, that of the MLP. The
-comparison of `benchmarks/transformers.py`; equal to `MIAVSR.forward` but for tokens whose decision hangs on rounding.
+comparison of `benchmarks/zoo.py`; equal to `MIAVSR.forward` but for tokens whose decision hangs on rounding.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from plain.chain import plain_attention, plain_sweep
 from torch import Tensor
 
+from plain.chain import plain_attention, plain_sweep
 from tubelet.layers.masked_attention import MaskedBlock
 from tubelet.layers.sweep_transformer import SweepTransformer, TemporalBlock
 

@@ -1,6 +1,6 @@
 """VRT as it was published, with the weights of ours: rolls, masks, every window at once, default layout.
 
-The comparison of `benchmarks/transformers.py`; equal to `VRT.forward` within rounding.
+The comparison of `benchmarks/zoo.py`; equal to `VRT.forward` within rounding.
 """
 
 from __future__ import annotations
