@@ -18,6 +18,7 @@ from tubelet.layers.convolution import ConvAct, ConvCat
 from tubelet.models.vrt import VRT, Resize, Stage
 from tubelet.models.vrt_attention import MutualAttention, MutualBlock, SelfBlock
 from tubelet.models.vrt_warping import FlowGuidedAlign
+from tubelet.ops.sizes import pad_to, round_up
 
 __all__ = ["plain_vrt"]
 
@@ -26,7 +27,12 @@ Flows = list[list[Tensor]]
 
 
 def plain_vrt(model: VRT, lq: Tensor) -> Tensor:
-    """Restore `lq` (B, T, 3, H, W), T of at least 2, as the published code does, all frames at once."""
+    """Restore `lq` (B, T, 3, H, W), T of at least 2, as the published code does, all frames at once.
+
+    Height and width are extended to multiples of 8, as the engine does.
+    """
+    height, width = lq.shape[-2:]
+    lq = pad_to(lq, round_up(height, 8), round_up(width, 8))
     reach = model.config.num_neighbors
     backward, forward = all_flows(model, lq, reach)
     aligned = [_sampled(lq, backward[0][0], -1), _sampled(lq, forward[0][0], 1)]
@@ -35,12 +41,13 @@ def plain_vrt(model: VRT, lq: Tensor) -> Tensor:
     deep = features(model, shallow.permute(0, 1, 3, 4, 2).contiguous(), backward, forward)
     deep = model.linear_after_body(model.norm(deep)).permute(0, 1, 4, 2, 3) + shallow
     sr = by_frame(lambda frames: upsample(model, frames), deep)
-    return sr + by_frame(
+    sr = sr + by_frame(
         lambda frames: functional.interpolate(
             frames, scale_factor=4.0, mode="bilinear", align_corners=False
         ),
         lq,
     )
+    return sr[..., : 4 * height, : 4 * width]
 
 
 def by_frame(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
