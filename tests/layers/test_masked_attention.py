@@ -253,6 +253,24 @@ def test_training_draws_tokens_with_the_probability_of_the_logit() -> None:
     assert torch.equal(block.eval().predict_keep(x, x), torch.ones_like(keep))
 
 
+def test_the_gradient_of_a_draw_is_that_of_a_soft_one() -> None:
+    block = MaskedBlock(BlockConfig(channels=4, heads=2, window=4)).train()
+    x, last_x = torch.randn(2, 1, 1, 5, 6, 4)
+    gradients: list[Tensor] = []
+    for is_hard in (True, False):
+        block.zero_grad()
+        torch.manual_seed(1)
+        if is_hard:
+            keep = block.predict_keep(x, last_x)
+        else:
+            logits = block._mask_logits(x, last_x)
+            choices = torch.cat([logits, torch.zeros_like(logits)], -1)
+            keep = nn.functional.gumbel_softmax(choices, tau=2 / 3)[..., :1]
+        keep.mean().backward()
+        gradients.append(block.mask_predictor.weight.grad.clone())  # type: ignore[union-attr]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_masks_learn_and_caches_do_not() -> None:
     transformer, frames = _transformer(), _frames()
     transformer.train()
