@@ -37,7 +37,7 @@ def test_the_lowest_hashes_are_held_out():
 
 def test_too_few_long_clips_give_one_line():
     videos = [_video("a"), _video("b"), _video("c", frames=9)]
-    with pytest.raises(InputError, match="2 of 3 clips have 10 frames; .* needs 2 .* add clips"):
+    with pytest.raises(InputError, match=r"2 of 3 clips have 10 frames; .* needs 2 .* add clips"):
         split_clips(videos, SETTINGS)
 
 
@@ -94,7 +94,7 @@ def test_unrelated_frames_are_parts_that_never_repeat():
 
 def test_unsuitable_videos_give_one_line():
     few = StudyClips([_video("a", side=36)], [_video("b", side=36)])
-    with pytest.raises(InputError, match="clips of 10 unrelated frames .* 1 videos have 4: add"):
+    with pytest.raises(InputError, match=r"clips of 10 unrelated frames .* 1 videos have 4: add"):
         few.of_kind("unrelated", SETTINGS)
     small = StudyClips([_video("tiny", side=12)], [_video("b")])
     for kind in ("pans", "unrelated"):

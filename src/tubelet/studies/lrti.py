@@ -380,8 +380,9 @@ def _describe_network(study: Study) -> str:
 
 def _write_report(out: Path, results: list[StudyResult]) -> None:
     """Write both files; results of other studies that are in the folder are kept."""
-    by_name = {result.name: result for result in _read_results(out / _RESULTS_FILE)}
-    by_name.update({result.name: result for result in results})
+    by_name: dict[str, StudyResult] = {}
+    for result in (*_read_results(out / _RESULTS_FILE), *results):
+        by_name[result.name] = result
     merged = list(by_name.values())
     with atomic_write(out / _RESULTS_FILE) as part:
         plain = {"studies": to_plain(merged)}

@@ -16,7 +16,7 @@ Source: LRTI-VSR, Tables 1 and 3 to 5.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tubelet.errors import RequestError, suggest
@@ -69,78 +69,37 @@ def _check_names(noun: str, names: Iterable[str], known: Iterable[str]) -> None:
             raise RequestError(f"unknown {noun} {name!r}; {suggest(name, choices)}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ArmNames:
+    """Names of the arms of a study, by their part in it.
+
+    Attributes:
+        plain: Plain training.
+        same: Plain training on the samples of `truncated`.
+        truncated: Truncated back-propagation.
+        shorter: Truncated back-propagation on shorter samples.
+        longer: Plain training on longer samples.
+    """
+
+    plain: str
+    same: str
+    truncated: str
+    shorter: str = ""
+    longer: str
+
+
+_UNRELATED = ", unrelated frames"
+
+
 def _mechanism(preset: Preset) -> Study:
     """Noisy slow pans: a long memory can average the noise away."""
     short, long = preset.mechanism
     clip = preset.clips.frames
-    plain = f"plain {short}"
-    same = f"plain {short}, same samples"
-    truncated = f"TB {short} of {clip}"
-    longer = f"plain {long}"
-    unrelated = ", unrelated frames"
-    arms = (
-        Arm(name=plain, length=short, clips="pans"),
-        Arm(name=same, strategy="plain-same-samples", length=short, clips="pans"),
-        Arm(name=truncated, strategy="truncated", length=short, clips="pans"),
-        Arm(name=longer, length=long, clips="pans"),
-        Arm(
-            name=same + unrelated,
-            strategy="plain-same-samples",
-            length=short,
-            clips="unrelated",
-        ),
-        Arm(name=truncated + unrelated, strategy="truncated", length=short, clips="unrelated"),
-    )
-    claims = (
-        Claim(
-            id="M0",
-            text=f"{longer} > {plain}: more frames average the noise",
-            better=longer,
-            worse=plain,
-            endpoint="inner",
-            role="positive control",
-        ),
-        Claim(
-            id="M1",
-            text=f"{truncated} > {plain} by 0.3 dB",
-            better=truncated,
-            worse=plain,
-            margin_db=0.3,
-            endpoint="inner",
-        ),
-        Claim(
-            id="M2",
-            text=f"{truncated} > {same} by 0.3 dB",
-            better=truncated,
-            worse=same,
-            margin_db=0.3,
-            endpoint="inner",
-        ),
-        Claim(
-            id="M3",
-            text="the gain of M2 grows with the distance from the ends of a clip",
-            better=truncated,
-            worse=same,
-            endpoint="growth",
-        ),
-        Claim(
-            id="M4",
-            text=f"{truncated} ≥ {longer} - 0.1 dB",
-            better=truncated,
-            worse=longer,
-            margin_db=-0.1,
-            endpoint="inner",
-        ),
-        Claim(
-            id="M5",
-            text="no gain on unrelated frames (at most 0.05 dB)",
-            better=truncated + unrelated,
-            worse=same + unrelated,
-            kind="absence",
-            margin_db=0.05,
-            endpoint="inner",
-            role="negative control",
-        ),
+    names = _ArmNames(
+        plain=f"plain {short}",
+        same=f"plain {short}, same samples",
+        truncated=f"TB {short} of {clip}",
+        longer=f"plain {long}",
     )
     return Study(
         name="mechanism",
@@ -150,12 +109,78 @@ def _mechanism(preset: Preset) -> Study:
         f"pixels per frame, {clip} frames; BI x4, noise of standard deviation 10/255 on lq, "
         "independent from frame to frame",
         training=preset.networks["basicvsr"](),
-        arms=arms,
-        claims=claims,
+        arms=_mechanism_arms(names, short, long),
+        claims=_mechanism_claims(names),
         clips=preset.clips,
         seeds=preset.seeds[0],
         effect_db=0.1,
     )
+
+
+def _mechanism_arms(names: _ArmNames, short: int, long: int) -> tuple[Arm, ...]:
+    """List the arms: on pans, and for the negative control on unrelated frames."""
+    same = Arm(name=names.same, strategy="plain-same-samples", length=short, clips="pans")
+    truncated = Arm(name=names.truncated, strategy="truncated", length=short, clips="pans")
+    return (
+        Arm(name=names.plain, length=short, clips="pans"),
+        same,
+        truncated,
+        Arm(name=names.longer, length=long, clips="pans"),
+        replace(same, name=names.same + _UNRELATED, clips="unrelated"),
+        replace(truncated, name=names.truncated + _UNRELATED, clips="unrelated"),
+    )
+
+
+def _mechanism_claims(names: _ArmNames) -> tuple[Claim, ...]:
+    """List the claims; those on quality are about the frames that can have a long memory."""
+    more_frames = Claim(
+        id="M0",
+        text=f"{names.longer} > {names.plain}: more frames average the noise",
+        better=names.longer,
+        worse=names.plain,
+        endpoint="inner",
+        role="positive control",
+    )
+    gain = Claim(
+        id="M1",
+        text=f"{names.truncated} > {names.plain} by 0.3 dB",
+        better=names.truncated,
+        worse=names.plain,
+        margin_db=0.3,
+        endpoint="inner",
+    )
+    fair_gain = replace(
+        gain,
+        id="M2",
+        text=f"{names.truncated} > {names.same} by 0.3 dB",
+        worse=names.same,
+    )
+    growth = Claim(
+        id="M3",
+        text="the gain of M2 grows with the distance from the ends of a clip",
+        better=names.truncated,
+        worse=names.same,
+        endpoint="growth",
+    )
+    like_long = Claim(
+        id="M4",
+        text=f"{names.truncated} ≥ {names.longer} - 0.1 dB",
+        better=names.truncated,
+        worse=names.longer,
+        margin_db=-0.1,
+        endpoint="inner",
+    )
+    nothing_to_gain = Claim(
+        id="M5",
+        text="no gain on unrelated frames (at most 0.05 dB)",
+        better=names.truncated + _UNRELATED,
+        worse=names.same + _UNRELATED,
+        kind="absence",
+        margin_db=0.05,
+        endpoint="inner",
+        role="negative control",
+    )
+    return more_frames, gain, fair_gain, growth, like_long, nothing_to_gain
 
 
 # Published differences of Table 3 for LRTI-VSR, and of Table 2 for the others.
@@ -167,109 +192,23 @@ def _truncation(preset: Preset, network: str) -> Study:
     """Real clips: Table 3, at equal steps and at equal time."""
     half, length, long = preset.truncation
     clip = preset.clips.frames
-    plain = f"plain {length}"
-    same = f"plain {length}, same samples"
-    truncated = f"TB {length} of {clip}"
-    shorter = f"TB {half} of {clip}"
-    longer = f"plain {long}"
-    in_time = f", time of {truncated}"
-    arms = (
-        Arm(
-            name=plain,
-            length=length,
-            published=PublishedCost(memory_gb=3.9, days=3.33, psnr_db=31.08),
-        ),
-        Arm(name=same, strategy="plain-same-samples", length=length),
-        Arm(
-            name=truncated,
-            strategy="truncated",
-            length=length,
-            published=PublishedCost(memory_gb=3.8, days=3.75, psnr_db=31.44),
-        ),
-        Arm(
-            name=shorter,
-            strategy="truncated",
-            length=half,
-            published=PublishedCost(memory_gb=2.9, days=2.83, psnr_db=31.22),
-        ),
-        Arm(
-            name=longer,
-            length=long,
-            published=PublishedCost(memory_gb=10.9, days=9.12, psnr_db=31.44),
-        ),
-        Arm(name=plain + in_time, length=length, time_of=truncated),
-        Arm(name=shorter + in_time, strategy="truncated", length=half, time_of=truncated),
-        Arm(name=longer + in_time, length=long, time_of=truncated),
+    names = _ArmNames(
+        plain=f"plain {length}",
+        same=f"plain {length}, same samples",
+        truncated=f"TB {length} of {clip}",
+        shorter=f"TB {half} of {clip}",
+        longer=f"plain {long}",
     )
-    gain_db = _PUBLISHED_GAIN_DB[network]
     is_lrti = network == "lrti"
-    claims = (
-        Claim(
-            id="LC1" if is_lrti else "LC5",
-            text=f"{truncated} > {plain}",
-            better=truncated,
-            worse=plain,
-            published_db=gain_db,
-        ),
-        Claim(
-            id="LC1f" if is_lrti else "LC5f",
-            text=f"{truncated} > {same} (fair control)",
-            better=truncated,
-            worse=same,
-            published_db=gain_db,
-        ),
-        Claim(
-            id="LC2",
-            text=f"{truncated} ≥ {longer} - 0.05 dB",
-            better=truncated,
-            worse=longer,
-            margin_db=-0.05,
-            published_db=0.0 if is_lrti else None,
-        ),
-        Claim(
-            id="LC3",
-            text=f"{shorter} > {plain}",
-            better=shorter,
-            worse=plain,
-            published_db=0.14 if is_lrti else None,
-        ),
-        Claim(
-            id="T1",
-            text=f"{truncated} > {plain} at equal time",
-            better=truncated,
-            worse=plain + in_time,
-        ),
-        Claim(
-            id="T2",
-            text=f"{truncated} ≥ {longer} - 0.05 dB at equal time",
-            better=truncated,
-            worse=longer + in_time,
-            margin_db=-0.05,
-        ),
-        Claim(
-            id="T3",
-            text=f"{shorter} > {plain} at equal time",
-            better=shorter + in_time,
-            worse=plain + in_time,
-        ),
-        Claim(
-            id="E1",
-            text=f"{truncated} ≥ {plain} - 0.05 dB in the first and last two frames, "
-            "which it never trains",
-            better=truncated,
-            worse=plain,
-            margin_db=-0.05,
-            endpoint="ends",
-        ),
-    )
+    at_equal_steps = _claims_at_equal_steps(names, _PUBLISHED_GAIN_DB[network], is_lrti=is_lrti)
     return Study(
         name=f"truncation-{network}",
         kind="truncation",
         title=f"Truncated back-propagation: {_NETWORK_NAMES[network]}",
         regime=f"real clips, BI x4; all frames of the first {clip} of each held-out clip",
         training=preset.networks[network](),
-        arms=arms,
-        claims=claims,
+        arms=_truncation_arms(names, preset),
+        claims=(*at_equal_steps, *_claims_at_equal_time(names)),
         clips=preset.clips,
         seeds=preset.seeds[1],
         is_pilot=True,
@@ -277,7 +216,117 @@ def _truncation(preset: Preset, network: str) -> Study:
     )
 
 
-_SOFTMAX = {"block": "ritb", "activation": "softmax"}
+def _truncation_arms(names: _ArmNames, preset: Preset) -> tuple[Arm, ...]:
+    """List the arms: with as many steps as the others, then with as much time as `truncated`."""
+    half, length, long = preset.truncation
+    plain = Arm(
+        name=names.plain,
+        length=length,
+        published=PublishedCost(memory_gb=3.9, days=3.33, psnr_db=31.08),
+    )
+    truncated = Arm(
+        name=names.truncated,
+        strategy="truncated",
+        length=length,
+        published=PublishedCost(memory_gb=3.8, days=3.75, psnr_db=31.44),
+    )
+    shorter = Arm(
+        name=names.shorter,
+        strategy="truncated",
+        length=half,
+        published=PublishedCost(memory_gb=2.9, days=2.83, psnr_db=31.22),
+    )
+    longer = Arm(
+        name=names.longer,
+        length=long,
+        published=PublishedCost(memory_gb=10.9, days=9.12, psnr_db=31.44),
+    )
+    same = Arm(name=names.same, strategy="plain-same-samples", length=length)
+    arms = [plain, same, truncated, shorter, longer]
+    for arm in (plain, shorter, longer):
+        name = _in_time(arm.name, names)
+        arms.append(replace(arm, name=name, time_of=names.truncated, published=None))
+    return tuple(arms)
+
+
+def _in_time(arm: str, names: _ArmNames) -> str:
+    """Name the arm that gets the time of truncated back-propagation."""
+    return f"{arm}, time of {names.truncated}"
+
+
+def _claims_at_equal_steps(
+    names: _ArmNames,
+    gain_db: float,
+    *,
+    is_lrti: bool,
+) -> tuple[Claim, ...]:
+    """List the paper's claims, with the fair control, and one on the ends of a video."""
+    gain = Claim(
+        id="LC1" if is_lrti else "LC5",
+        text=f"{names.truncated} > {names.plain}",
+        better=names.truncated,
+        worse=names.plain,
+        published_db=gain_db,
+    )
+    fair_gain = replace(
+        gain,
+        id=f"{gain.id}f",
+        text=f"{names.truncated} > {names.same} (fair control)",
+        worse=names.same,
+    )
+    like_long = Claim(
+        id="LC2",
+        text=f"{names.truncated} ≥ {names.longer} - 0.05 dB",
+        better=names.truncated,
+        worse=names.longer,
+        margin_db=-0.05,
+        published_db=0.0 if is_lrti else None,
+    )
+    shorter = Claim(
+        id="LC3",
+        text=f"{names.shorter} > {names.plain}",
+        better=names.shorter,
+        worse=names.plain,
+        published_db=0.14 if is_lrti else None,
+    )
+    ends = Claim(
+        id="E1",
+        text=f"{names.truncated} ≥ {names.plain} - 0.05 dB in the first and last two frames, "
+        "which it never trains",
+        better=names.truncated,
+        worse=names.plain,
+        margin_db=-0.05,
+        endpoint="ends",
+    )
+    return gain, fair_gain, like_long, shorter, ends
+
+
+def _claims_at_equal_time(names: _ArmNames) -> tuple[Claim, ...]:
+    """List the claims about arms that are trained as long as truncated back-propagation."""
+    plain = _in_time(names.plain, names)
+    return (
+        Claim(
+            id="T1",
+            text=f"{names.truncated} > {names.plain} at equal time",
+            better=names.truncated,
+            worse=plain,
+        ),
+        Claim(
+            id="T2",
+            text=f"{names.truncated} ≥ {names.longer} - 0.05 dB at equal time",
+            better=names.truncated,
+            worse=_in_time(names.longer, names),
+            margin_db=-0.05,
+        ),
+        Claim(
+            id="T3",
+            text=f"{names.shorter} > {names.plain} at equal time",
+            better=_in_time(names.shorter, names),
+            worse=plain,
+        ),
+    )
+
+
 _BLOCKS: Mapping[str, Mapping[str, Any]] = {
     "MFSAB": {"block": "mfsab", "stack_order": "current-middle"},
     "IIAB (softmax)": {"block": "iiab"},
@@ -293,7 +342,9 @@ _BLOCKS: Mapping[str, Mapping[str, Any]] = {
 def _block(preset: Preset) -> Study:
     """Blocks of one network in turn: Tables 1 and 5, without truncated back-propagation."""
     length = preset.truncation[1]
-    blocks = [Arm(name=name, length=length, network=fields) for name, fields in _BLOCKS.items()]
+    blocks: list[Arm] = []
+    for name, fields in _BLOCKS.items():
+        blocks.append(Arm(name=name, length=length, network=fields))
     noisy = Arm(name="RITB, noisy pans", length=length, clips="pans")
     # The first frame of a video has no past: all three frames of its windows are the current one.
     alone = Arm(
@@ -302,12 +353,29 @@ def _block(preset: Preset) -> Study:
         clips="pans",
         is_framewise=True,
     )
-    claims = (
+    training = preset.networks["lrti"]()
+    return Study(
+        name="block",
+        kind="block",
+        title="Block of LRTI-VSR",
+        regime=f"real clips, BI x4, plain training on {length} frames",
+        training=replace(training, length=length),
+        arms=(*blocks, noisy, alone),
+        claims=_block_claims(noisy.name, alone.name),
+        clips=replace(preset.clips, window_px=max(preset.clips.window_px, 4 * training.patch_px)),
+        seeds=preset.seeds[2],
+        effect_db=0.05,
+    )
+
+
+def _block_claims(noisy: str, alone: str) -> tuple[Claim, ...]:
+    """List the claims of Tables 1 and 5, and the control that the past matters."""
+    return (
         Claim(
             id="R0",
             text="without the past, RITB loses 0.1 dB on noisy pans",
-            better=noisy.name,
-            worse=alone.name,
+            better=noisy,
+            worse=alone,
             margin_db=0.1,
             role="positive control",
         ),
@@ -319,19 +387,6 @@ def _block(preset: Preset) -> Study:
         _block_claim("LC7d", "IIAB (softmax)", "MFSAB", 0.07),
         # The paper does not say which of the two gates it has.
         _block_claim("G1", "RITB, two-thirds", "RITB", None),
-    )
-    training = preset.networks["lrti"]()
-    return Study(
-        name="block",
-        kind="block",
-        title="Block of LRTI-VSR",
-        regime=f"real clips, BI x4, plain training on {length} frames",
-        training=replace(training, length=length),
-        arms=(*blocks, noisy, alone),
-        claims=claims,
-        clips=replace(preset.clips, window_px=max(preset.clips.window_px, 4 * training.patch_px)),
-        seeds=preset.seeds[2],
-        effect_db=0.05,
     )
 
 

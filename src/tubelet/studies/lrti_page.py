@@ -50,8 +50,8 @@ def render_page(results: Sequence[StudyResult]) -> str:
         results: Results of the studies.
     """
     text = resources.files("tubelet.studies").joinpath("lrti_page.html").read_text("utf-8")
-    studies = [_study(result) for result in results]
-    rule = [f"<p>{escape(paragraph)}</p>" for paragraph in _RULE.split("\n\n")]
+    studies = list(map(_study, results))
+    rule = list(map(_paragraph, _RULE.split("\n\n")))
     return Template(text).substitute(
         title=escape(_TITLE),
         style=style_sheet(),
@@ -74,11 +74,14 @@ def _all_verdicts(results: Sequence[StudyResult]) -> str:
 def _study(result: StudyResult) -> str:
     """Write the section of a study."""
     parts = [f"<h2>{escape(result.title)}</h2>"]
-    for paragraph in _setting(result):
-        parts.append(f"<p>{escape(paragraph)}</p>")
+    parts += map(_paragraph, _setting(result))
     parts += [_claims_table(result), _arms_table(result), _cost_table(result)]
     parts.append(f'<div class="plots">{_cost_plots(result)}{_gain_plot(result)}</div>')
     return "\n".join(parts)
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
 
 
 def _setting(result: StudyResult) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import numpy as np
+
 from tubelet.metrics.fidelity import Channel
 from tubelet.recipes.frame_scores import FrameScores, psnr_by_distance
 from tubelet.studies.claims import (
@@ -184,7 +186,7 @@ def _seeds_needed(study: Study, scores: Scores) -> dict[str, int | None]:
     spreads: dict[str, float] = {}
     for claim in study.claims:
         spreads[claim.id] = paired_interval(_differences(claim, scores)).spread_db
-    pooled_db = math.sqrt(fmean([spread**2 for spread in spreads.values()]))
+    pooled_db = math.sqrt(fmean(np.square(list(spreads.values()))))
     needed: dict[str, int | None] = {}
     for claim_id, spread_db in spreads.items():
         effective_db = spread_db if spread_db > 2 * pooled_db else pooled_db
@@ -197,15 +199,19 @@ def judge_claims(study: Study, scores: Scores) -> list[ClaimResult]:
     needed = _seeds_needed(study, scores)
     results = [_judge(claim, scores, needed[claim.id]) for claim in study.claims]
     if _has_failed(results, "positive control"):
-        return [_replaced(result, NOT_JUDGED) for result in results]
+        return list(map(_without_verdict, results))
     if _has_failed(results, "negative control"):
-        return [_without_gain(result) for result in results]
+        return list(map(_without_gain, results))
     return results
 
 
 def _has_failed(results: Sequence[ClaimResult], role: Role) -> bool:
     """Return whether a control of this kind does not hold."""
     return any(result.role == role and result.outcome == "does not hold" for result in results)
+
+
+def _without_verdict(result: ClaimResult) -> ClaimResult:
+    return _replaced(result, NOT_JUDGED)
 
 
 def _without_gain(result: ClaimResult) -> ClaimResult:
@@ -252,7 +258,7 @@ def _outcome(claim: Claim, interval: Interval, seeds_needed: int | None) -> str:
 
 def _differences(claim: Claim, scores: Scores, channel: Channel = "y") -> list[float]:
     """Return the paired difference of each seed, the mean over the videos."""
-    return [fmean(row) for row in _video_differences(claim, scores, channel)]
+    return list(map(fmean, _video_differences(claim, scores, channel)))
 
 
 def _video_differences(
@@ -314,11 +320,11 @@ def gain_curves(study: Study, scores: Scores) -> list[GainCurve]:
         if name not in curves:
             better = _mean_by_distance(scores[claim.better])
             worse = _mean_by_distance(scores[claim.worse])
-            gains = [a - b for a, b in zip(better, worse, strict=True)]
-            curves[name] = GainCurve(name=name, gains_db=tuple(gains))
+            gains_db = np.subtract(better, worse)
+            curves[name] = GainCurve(name=name, gains_db=tuple(gains_db.tolist()))
     return list(curves.values())
 
 
 def _mean_by_distance(seeds: Sequence[Sequence[FrameScores]]) -> list[float]:
-    by_seed = [psnr_by_distance(videos) for videos in seeds]
-    return [fmean(values) for values in zip(*by_seed, strict=True)]
+    by_seed = list(map(psnr_by_distance, seeds))
+    return np.mean(by_seed, 0).tolist()
