@@ -103,6 +103,17 @@ def test_the_training_task_of_the_guide_learns(
     assert all('"loss/pixel"' in line for line in lines)
 
 
+def test_the_training_on_long_clips_of_the_guide_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks("long-clips.md")
+    exec(compile(block, "long-clips.md", "exec"), {})
+    lines = (tmp_path / "runs" / "long-clips" / "log.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 2
+    assert all('"loss/pixel"' in line for line in lines)
+
+
 def test_the_model_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     network, entry, test, *_ = python_blocks("add-a-model.md")
     module = ModuleType("tubelet.models.espcn")
