@@ -3,39 +3,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
+from helpers.chain_networks import TINY, small_clip, small_network
 from helpers.clip_parity import assert_clip_as_recorded, assert_recognized
 from helpers.image_parity import assert_every_parameter_learns, published_keys
 from tubelet.errors import ConfigError
-from tubelet.layers.chain import CHAIN_SWEEPS
 from tubelet.layers.inference import prepare_for_inference
-from tubelet.layers.upsampling import shuffle_x4
 from tubelet.models.iart import ARCHITECTURE, IART, IARTConfig
-from tubelet.ops.warp import backward_warp
 from tubelet.zoo.checkpoint import open_checkpoint
-
-TINY: dict[str, Any] = {
-    "channels": 8,
-    "depths": (2, 1),
-    "num_heads": (2, 4),
-    "window": 4,
-    "mid_channels": 4,
-    "hr_channels": 6,
-}
-
-
-def _seeded(**changes: Any) -> IART:
-    torch.manual_seed(0)
-    network = IART(IARTConfig(**{**TINY, **changes}))
-    for name, parameter in network.named_parameters():
-        # Linear layers start near zero, so that alignment and attention would hardly matter.
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.3)
-        if name.startswith("spynet") and name.endswith("8.weight"):
-            nn.init.normal_(parameter, std=0.1)
-    return network.eval()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -48,7 +23,8 @@ def test_recognizes_the_published_files(recordings: Path) -> None:
 
 
 def test_infers_the_configuration_it_was_built_with() -> None:
-    network, lq = _seeded(drop_path=0.1), torch.rand(1, 3, 3, 9, 10)
+    network = IART(IARTConfig(**TINY)).eval()
+    lq = torch.rand(1, 3, 3, 9, 10)
     state = network.state_dict()
     # The codes of the neighbors follow from the number of channels.
     del state["implicit_warp.position_bias"]
@@ -81,72 +57,48 @@ def test_rejects_impossible_shapes(changes: dict[str, Any], message: str) -> Non
         IARTConfig(**{**TINY, **changes})
 
 
-def _plainly(net: IART, lq: Tensor) -> Tensor:
-    """The chain in the order of the paper, one frame after the other."""
-    frames = lq.unbind(1)
-    feats = [net.conv_first(frame) for frame in frames]
-    for name in CHAIN_SWEEPS:
-        order = list(range(len(frames)))[:: -1 if "backward" in name else 1]
-        states: list[Tensor] = []
-        for i, t in enumerate(order):
-            newer = older = feats[t]
-            if i > 0:
-                flow_1 = net.spynet(frames[t], frames[order[i - 1]])
-                newer = net.implicit_warp(states[-1], flow_1, feats[t])
-                older = torch.zeros_like(newer)
-            if i > 1:
-                hop = net.spynet(frames[order[i - 1]], frames[order[i - 2]])
-                flow_2 = flow_1 + backward_warp(hop, flow_1)
-                older = net.implicit_warp(states[-2], flow_2, feats[t])
-            states.append(net.sweeps[name](feats[t], newer, older))
-        feats = states[:: -1 if "backward" in name else 1]
-    return torch.stack([_reconstruct(net, *both) for both in zip(feats, frames, strict=True)], 1)
+@pytest.mark.parametrize("size", [(11, 14), (8, 12)])
+def test_equals_the_plain_formulation(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from plain.chain import plain_chain
+    from plain.implicit_alignment import plain_implicit_alignment
 
-
-def _reconstruct(net: IART, feat: Tensor, frame: Tensor) -> Tensor:
-    base = functional.interpolate(frame, scale_factor=4, mode="bilinear")
-    convs = (net.upconv1, net.upconv2, net.conv_hr, net.conv_last)
-    return shuffle_x4(net.conv_before_upsample(feat), base, convs)
-
-
-class _Flow(nn.Module):
-    """Stands in for SpyNet, which takes most of the time: flows of a pixel or so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(6, 2, 3, padding=1)
-
-    def forward(self, ref: Tensor, supp: Tensor) -> Tensor:
-        return 3 * self.conv(torch.cat([ref, supp], 1))
-
-
-def test_equals_the_equations_written_plainly() -> None:
-    net, lq = _seeded(), torch.rand(2, 4, 3, 11, 14, dtype=torch.float64)
-    net.spynet = _Flow()  # type: ignore[assignment]
-    net.double()
+    network, lq = small_network(ARCHITECTURE), small_clip(size=size)
+    align = plain_implicit_alignment(network.implicit_warp)
     with torch.no_grad():
-        sr = net(lq)
-        torch.testing.assert_close(sr, _plainly(net, lq), rtol=0, atol=1e-10)
-        torch.testing.assert_close(prepare_for_inference(net)(lq), sr, rtol=0, atol=1e-10)
-        torch.testing.assert_close(net(lq[1:]), sr[1:], rtol=0, atol=1e-10)
+        expected = plain_chain(network, lq, align=align, second_frame="zeros")
+        torch.testing.assert_close(network(lq), expected, rtol=0, atol=1e-10)
+        prepare_for_inference(network)
+        torch.testing.assert_close(network(lq), expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(network(lq[1:]), expected[1:], rtol=0, atol=1e-10)
 
 
 def test_gradients_reach_every_used_parameter() -> None:
-    net, lq = _seeded(drop_path=0.0), torch.rand(1, 3, 3, 12, 16)
-    del net.unused
-    assert_every_parameter_learns(net, lq)
+    network = small_network(ARCHITECTURE, drop_path=0.0)
+    del network.unused
+    assert_every_parameter_learns(network, small_clip(frames=3))
+
+
+def test_spynet_learns_from_the_alignment() -> None:
+    network = IART(IARTConfig(**TINY))
+    network(torch.rand(1, 2, 3, 16, 16)).square().mean().backward()
+    gradients = [parameter.grad for parameter in network.spynet.parameters()]
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
 
 
 def test_unused_layers_change_nothing() -> None:
-    net, lq = _seeded(), torch.rand(1, 2, 3, 8, 8)
+    network, lq = small_network(ARCHITECTURE), small_clip(frames=2)
     with torch.no_grad():
-        sr = net(lq)
-        for parameter in net.unused.parameters():
+        sr = network(lq)
+        for parameter in network.unused.parameters():
             parameter.fill_(torch.nan)
-        assert torch.equal(net(lq), sr)
+        assert torch.equal(network(lq), sr)
 
 
 @pytest.mark.parametrize("frames", [1, 2])
 def test_short_clips_of_odd_size(frames: int) -> None:
+    network, lq = IART(IARTConfig(**TINY)).eval(), torch.rand(1, frames, 3, 7, 9)
     with torch.no_grad():
-        assert _seeded()(torch.rand(1, frames, 3, 7, 9)).shape == (1, frames, 3, 28, 36)
+        assert network(lq).shape == (1, frames, 3, 28, 36)
