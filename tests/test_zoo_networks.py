@@ -32,7 +32,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     for parameter in (
         network.head if isinstance(network, TwoStepRestorer) else network
     ).parameters():
-        if parameter.ndim == 4:
+        if parameter.ndim in (2, 4):
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     save_checkpoint(path, network, {}, base=base_of(request.param.name))
     return path

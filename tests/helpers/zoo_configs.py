@@ -16,8 +16,11 @@ from tubelet.models.fsrcnn import FSRCNNConfig
 from tubelet.models.hat import HATConfig
 from tubelet.models.iart import IARTConfig
 from tubelet.models.iconvsr import IconVSRConfig
+from tubelet.models.lrti_vsr import LRTIVSRConfig
+from tubelet.models.mia_vsr import MIAVSRConfig
 from tubelet.models.msrresnet import MSRResNetConfig
 from tubelet.models.ovsr import OVSRConfig
+from tubelet.models.psrt import PSRTConfig
 from tubelet.models.rbpn import RBPNConfig
 from tubelet.models.realbasicvsr import RealBasicVSRConfig
 from tubelet.models.rlsp import RLSPConfig
@@ -43,6 +46,14 @@ _ATTENTION: dict[str, Any] = {
     "num_heads": (2,),
     "upsample_channels": 8,
 }
+_CHAIN: dict[str, Any] = {
+    "channels": 8,
+    "depths": (2,),
+    "num_heads": (2,),
+    "mid_channels": 8,
+    "hr_channels": 8,
+    "drop_path": 0.0,
+}
 
 TINY: dict[str, Any] = {
     "BasicVSR": BasicVSRConfig(channels=8, num_blocks=1),
@@ -56,10 +67,13 @@ TINY: dict[str, Any] = {
     "FRVSR": FRVSRConfig(channels=8, num_blocks=1),
     "FSRCNN": FSRCNNConfig(),
     "HAT": HATConfig(**_ATTENTION, window=8, compress_ratio=2, squeeze_factor=2),
-    "IART": IARTConfig(channels=8, depths=(2,), num_heads=(2,), mid_channels=8, hr_channels=8),
+    "IART": IARTConfig(**_CHAIN),
     "IconVSR": IconVSRConfig(channels=8, num_blocks=1, groups=2, temporal_padding=1),
+    "LRTIVSR": LRTIVSRConfig(**_CHAIN),
+    "MIAVSR": MIAVSRConfig(**_CHAIN),
     "MSRResNet": MSRResNetConfig(channels=8, num_blocks=1),
     "OVSR": OVSRConfig(channels=8, num_precursor_blocks=1, num_successor_blocks=1),
+    "PSRT": PSRTConfig(**_CHAIN),
     "RBPN": RBPNConfig(num_frames=3, base_channels=8, channels=8, num_blocks=1),
     "RealBasicVSR": RealBasicVSRConfig(channels=8, num_blocks=1, num_cleaning_blocks=1),
     "RLSP": RLSPConfig(num_layers=3, channels=8, state_channels=8),
