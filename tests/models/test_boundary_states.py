@@ -367,7 +367,16 @@ WITH_GRADIENTS = [
     for name in CASES
 ]
 WITH_FROZEN_FLOW = [(name, True) for name in ("basicvsr", "basicvsr_pp", "iconvsr", "realbasicvsr")]
-ONE_CLIP = ("iart", "iconvsr wide", "mia_vsr", "psrt", "rvrt", "rvrt odd", "zooming_slow_mo", "tmnet")
+ONE_CLIP = (
+    "iart",
+    "iconvsr wide",
+    "mia_vsr",
+    "psrt",
+    "rvrt",
+    "rvrt odd",
+    "zooming_slow_mo",
+    "tmnet",
+)
 """The slow ones back-propagate a single clip, which has both edges."""
 
 

@@ -222,6 +222,7 @@ def _draw_cells(
         last_video = drawn[-1][0]
         others = [cell for cell in left if cell[0] != last_video]
         chosen = (others or left)[0]
+        left.remove(chosen)
         drawn.append(chosen)
     return drawn
 

@@ -105,7 +105,7 @@ def _mechanism(preset: Preset) -> Study:
         name="mechanism",
         kind="mechanism",
         title="Mechanism: noisy slow pans",
-        regime=f"windows of {preset.clips.window_px} px that move over a frame by at most 2 whole "
+        regime=f"Windows of {preset.clips.window_px} px that move over a frame by at most 2 whole "
         f"pixels per frame, {clip} frames; BI x4, noise of standard deviation 10/255 on lq, "
         "independent from frame to frame",
         training=preset.networks["basicvsr"](),
@@ -205,7 +205,7 @@ def _truncation(preset: Preset, network: str) -> Study:
         name=f"truncation-{network}",
         kind="truncation",
         title=f"Truncated back-propagation: {_NETWORK_NAMES[network]}",
-        regime=f"real clips, BI x4; all frames of the first {clip} of each held-out clip",
+        regime=f"Real clips, BI x4; all frames of the first {clip} of each held-out clip",
         training=preset.networks[network](),
         arms=_truncation_arms(names, preset),
         claims=(*at_equal_steps, *_claims_at_equal_time(names)),
@@ -358,7 +358,7 @@ def _block(preset: Preset) -> Study:
         name="block",
         kind="block",
         title="Block of LRTI-VSR",
-        regime=f"real clips, BI x4, plain training on {length} frames",
+        regime=f"Real clips, BI x4, plain training on {length} frames",
         training=replace(training, length=length),
         arms=(*blocks, noisy, alone),
         claims=_block_claims(noisy.name, alone.name),

@@ -23,9 +23,9 @@ ENDPOINT_NAMES: dict[Endpoint, str] = {
     "all": "all frames",
     "inner": "frames 5 to T-4",
     "ends": "first and last two frames",
-    "growth": "frames at least T/4 from both ends, minus frames closer than T/10",
+    "growth": "far minus near",
 }
-"""Description of each endpoint, for the report."""
+"""Short description of each endpoint, for the report."""
 
 _INNER_MARGIN = 4
 _END_FRAMES = 2

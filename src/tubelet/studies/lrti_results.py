@@ -21,6 +21,7 @@ from tubelet.studies.claims import (
     num_seeds_needed,
     paired_interval,
 )
+from tubelet.studies.lrti_clips import ClipKind
 from tubelet.studies.lrti_design import Claim, Role, Study
 from tubelet.studies.lrti_endpoints import Endpoint, endpoint_db
 from tubelet.studies.lrti_runs import StudyRuns
@@ -58,6 +59,7 @@ class ArmResult:
 
     Attributes:
         name: Name of the arm.
+        clips: Clips that it is scored on; only arms with the same ones can be compared.
         steps: Training steps.
         psnr_y: Y-PSNR of all frames.
         psnr_rgb: RGB-PSNR of all frames.
@@ -71,6 +73,7 @@ class ArmResult:
     """
 
     name: str
+    clips: ClipKind
     steps: int
     psnr_y: Score
     psnr_rgb: Score
@@ -285,6 +288,7 @@ def summarize(study: Study, runs: StudyRuns, scores: Scores) -> list[ArmResult]:
         published = arm.published
         result = ArmResult(
             name=arm.name,
+            clips=arm.clips,
             steps=runs.steps(arm),
             psnr_y=_score(scores[arm.name], "all"),
             psnr_rgb=_score(scores[arm.name], "all", "rgb"),
