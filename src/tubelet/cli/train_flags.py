@@ -167,6 +167,7 @@ def parse_lrti(args: Sequence[str]) -> Any:
     model, args = take_flag(args, "--model", "the name of a network")
     preset, args = take_flag(args, "--preset", "the name of a preset")
     strategy, args = take_flag(args, "--strategy", ", ".join(get_args(Strategy)))
+    # The file of a run has its network.
     if path is not None:
         if preset is not None:
             raise _config_and_preset(path, preset)
@@ -183,6 +184,7 @@ def parse_lrti(args: Sequence[str]) -> Any:
     default = configure(model, preset=preset)
     if path is not None:
         default = read_config(Path(path), type(default), default=default)
+    # Here, and not among the other flags, an unknown strategy is an error of one line.
     if strategy is not None:
         default = replace(default, strategy=strategy)
     return parse_nested(type(default), args, verb="train lrti", default=default)

@@ -251,8 +251,8 @@ def _infer(state: State) -> MIAVSRConfig:
 
 
 def _contract(config: MIAVSRConfig) -> Contract:
-    # With masks, the caches of every block would have to be handed on, too: 2 GB for each sweep at
-    # 320×180.
+    # With masks, the caches of every block would have to be handed on, too: 0.8 GB for each sweep
+    # at 320×180.
     has_states = not config.use_mask
     return Contract(
         scale=_SCALE,

@@ -101,6 +101,7 @@ def run_arm(
     """
     path = config.out / "model.safetensors"
     scores_path = config.out / _SCORES_FILE
+    # The state of a finished training may be gone, so it cannot always be resumed.
     if scores_path.is_file() and path.is_file():
         check_recorded_run(config)
         return Arm(path, _read_scores(scores_path))
@@ -145,9 +146,11 @@ def score_frames(
     device = next(network.parameters()).device
     all_scores: list[FrameScores] = []
     for clip in clips:
+        # The arrays of a clip are mapped files, which tensors cannot share.
         lq = to_float(torch.from_numpy(np.array(clip.lqs[0][:num_frames])))
         psnr_y: list[float] = []
         psnr_rgb: list[float] = []
+        # Frame by frame, so that memory does not grow with the video.
         for t, sr in enumerate(streaming.restore(lq[None].to(device))):
             gt = to_float(torch.from_numpy(np.array(clip.gt[t])))
             restored = sr[0].cpu()
@@ -200,6 +203,7 @@ def psnr_by_distance(
     for video in scores:
         values = video.of(channel)
         for t, value in enumerate(values):
+            # 0 at both ends.
             distance = min(t, len(values) - 1 - t)
             while len(at_distance) <= distance:
                 at_distance.append([])

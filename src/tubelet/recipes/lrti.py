@@ -80,6 +80,7 @@ def describe(config: LRTITraining) -> list[str]:
     recipe = find_recipe(config.model)
     with torch.device("meta"):
         network = recipe.architecture.build(config.network)
+    # Network and samples, then what they cost, then where the settings are from.
     lines = [
         f"{recipe.architecture.name} x{contract.scale}, "
         f"{count_parameters(network) / 1e6:.2f} M parameters; strategy {config.strategy}: "
@@ -189,6 +190,7 @@ def _check_or_record_run(config: LRTITraining) -> None:
     if (config.out / "state.pt").is_file():
         check_recorded_run(config)
         return
+    # Without a checkpoint there is nothing to lose.
     config.out.mkdir(parents=True, exist_ok=True)
     with atomic_write(config.out / _RECORD_FILE) as part:
         part.write_text(json.dumps(_recorded_settings(config), indent=1), encoding="utf-8")
@@ -214,9 +216,11 @@ def _build_task(
         pixel=pixel_loss(config.loop),
         cleaning_weight=config.cleaning_weight,
     )
+    # The crops are samples.
     if config.strategy == "plain":
         return SupervisedTask(crops, contract.temporal, loss)
 
+    # The crops are long clips, from which samples are cut.
     samples = Samples(
         crops,
         _sampling(config, contract),
@@ -300,6 +304,7 @@ def _gt_frames(config: LRTITraining, num_frames: int) -> int:
 
 def _feature_limits(config: LRTITraining) -> FeatureLimits:
     is_cpu = torch.device(config.loop.device).type == "cpu"
+    # On a CPU, the next place after this limit is the file; on a GPU, it is main memory.
     mib = config.feature_mib
     if mib is None:
         mib = 0 if is_cpu else _GPU_FEATURE_MIB
@@ -309,7 +314,7 @@ def _feature_limits(config: LRTITraining) -> FeatureLimits:
 
 
 def _as_supervised(config: LRTITraining) -> SupervisedConfig:
-    """Return what this training has in common with supervised training."""
+    """Return the settings that this training shares with supervised training."""
     return SupervisedConfig(
         model=config.model,
         network=config.network,
@@ -345,6 +350,7 @@ def _loop(config: LRTITraining) -> LoopSettings:
         config.spynet != "random" or config.init is not None,
         "flow=frozen needs trained weights: leave out --spynet random, or give --init",
     )
+    # The parameter groups of the optimizer freeze modules for a number of steps: here, for all.
     optimizer = replace(
         config.loop.optimizer,
         low_lr_modules=names,

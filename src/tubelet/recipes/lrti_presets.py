@@ -11,8 +11,8 @@ realbasicvsr-tb   RealBasicVSR, its first stage              15, 6, 100
 small             BasicVSR with 24 channels and 3 blocks      4, 10, 40
 tiny              LRTI-VSR with 24 channels                   8, 5, 40
 
-Source: LRTI-VSR, Sec. 3 and A.5.2; what it leaves open follows the option file of
-MIA-VSR, on whose code it builds.
+Source: LRTI-VSR, Sec. 3 and A.5.2; open settings follow the option file of MIA-VSR, on whose code
+it builds.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ _LOOP = LoopSettings(
     log_every=100,
     save_every=6000,
 )
+# LRTI-VSR-small.
 _SMALL = LRTIVSRConfig(depths=(6,), num_heads=(6,))
 
 PRESETS: dict[str, LongClipPreset] = {

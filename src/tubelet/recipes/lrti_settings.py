@@ -122,6 +122,7 @@ def recurrent_names() -> list[str]:
     """List the architectures that have boundary states, by name."""
     names: list[str] = []
     for architecture in ARCHITECTURES:
+        # A configuration may be without states, which `tubelet.recipes.lrti` checks.
         contract = architecture.contract(architecture.config())
         if contract is not None and contract.edge_states.sweeps:
             names.append(architecture.name)
@@ -156,6 +157,7 @@ def configure(
         out = Path("runs") / f"lrti-{settings.model}"
     else:
         raise ConfigError("no network is given; use --model NAME or --preset NAME")
+    # Two names may mean the same network, such as "BasicVSR" and "basicvsr".
     recipe = find_recipe(settings.model)
     if model is not None and find_recipe(model).name != recipe.name:
         raise ConfigError(

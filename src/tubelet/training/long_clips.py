@@ -91,6 +91,7 @@ class Sampling:
         """Frames that stay free at both ends of a clip."""
         if self.starts == "all":
             return 0
+        # Algorithm 1
         return round_up(_INNER_MARGIN, self.multiple)
 
     def draw(self, clip: int) -> list[int]:
@@ -105,6 +106,7 @@ class Sampling:
 
         Source: LRTI-VSR, Algorithm 1: t in {3 … T-L-1}, counted from 1.
         """
+        # A function of the clip, not of the steps before it, so that a run can resume anywhere.
         rng = np.random.default_rng((self.seed, clip, _START_STREAM))
         last = self.clip - self.length - self._margin
         possible = range(self._margin, last + 1, self.multiple)
@@ -149,6 +151,7 @@ class Samples:
         number = step // self.sampling.samples
         if self._pixels is None or self._clip_number != number:
             lq, gt = self._clips.pixels(number)
+            # A space-time network restores the omitted frames.
             self._pixels = (lq[:, :: self.frame_step], gt)
             self._clip_number = number
         return self._pixels
@@ -157,6 +160,7 @@ class Samples:
         """Cut out the sample of a step: "lq" (B, L, 3, h, w) and "gt" (B, L', 3, sh, sw)."""
         lq, gt = self.long_clip(step)
         span = self.span(step)
+        # Only the sample is converted to float32: gt of a whole clip would take much memory.
         first_moment = self.frame_step * span.start
         last_moment = self.frame_step * (span.stop - 1)
         return {

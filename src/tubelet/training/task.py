@@ -54,7 +54,8 @@ class TrainingTask(Protocol):
 
         If one batch serves several optimizer steps, `batch` returns it for each of these steps
         (`clip, sample = divmod(step, samples)`). The task may store tensors without a graph from
-        one step to the next, as long as runs are saved only between two clips.
+        one step to the next, as long as runs are saved only between two clips. `TruncatedTask` does
+        this.
 
         Args:
             model: Network in training mode, on the device of the batch.

@@ -19,6 +19,7 @@ Source: LRTI-VSR, Sec. 2.2 and Algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import product
 from typing import Literal
 
 import torch
@@ -38,7 +39,8 @@ __all__ = ["LongPass", "StateKey", "TruncatedTask", "record_states"]
 LongPass = Literal["eval", "train"]
 
 StateKey = tuple[str, int]
-"""Name of a sweep, and the moment of a state in the long clip; in most networks, its frame."""
+"""Name of a sweep, and the moment of a state in the long clip: its frame, unless the network
+inserts frames or has a state for several."""
 
 
 class TruncatedTask:
@@ -48,8 +50,8 @@ class TruncatedTask:
         samples: Samples of long clips.
         loss: Loss of a sample.
         contract: Contract of the network, which has `edge_states`.
-        long_pass: Mode of the network while it computes the states of a long clip. "eval" turns off
-            what is random in training, such as stochastic depth.
+        long_pass: Mode of the network while it computes the states of a long clip. "eval" turns
+            stochastic depth off.
         limits: Memory for the features of a long clip between its sweeps.
     """
 
@@ -101,11 +103,13 @@ class TruncatedTask:
 
     def _run_long_clip(self, model: nn.Module, lq: Tensor, step: int) -> dict[StateKey, Tensor]:
         """Compute the states at the edges of all samples of a long clip, (B, T, 3, h, w)."""
+        # Samples may share states.
         wanted: set[StateKey] = set()
         for sample_step in range(step, step + self._samples.sampling.samples):
             before, after = self._state_keys(sample_step)
             wanted.update(before, after)
 
+        # The mode does not stay changed, even if the network fails.
         network = as_recurrent(model)
         was_training = model.training
         model.train(self._long_pass == "train")
@@ -129,9 +133,11 @@ class TruncatedTask:
         before = range(self._moment(span.start))[::-1]
         after = range(self._moment(span.stop - 1) + 1, self._moment(last_frame) + 1)
         states = self._contract.edge_states
+        nearest_before = before[: states.order]
+        nearest_after = after[: states.order]
         return (
-            [(name, moment) for name in states.before for moment in before[: states.order]],
-            [(name, moment) for name in states.after for moment in after[: states.order]],
+            list(product(states.before, nearest_before)),
+            list(product(states.after, nearest_after)),
         )
 
     def _moment(self, frame: int) -> int:
@@ -153,6 +159,7 @@ class TruncatedTask:
             # The long clip ends here.
             return Edge()
         hidden: dict[str, Past] = {}
+        # The keys of each sweep have the nearest state first, as an edge does.
         for name, moment in keys:
             past = hidden.get(name, ())
             hidden[name] = (*past, self._states[name, moment])
@@ -189,6 +196,7 @@ def record_states(
             states[sweep, moment] = state
 
     with FeatureStore(limits) as store:
+        # The features of a frame are only needed to restore it.
         for _ in network.propagate(lq, on_state=keep, store=store):
             pass
 
