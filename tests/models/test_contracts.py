@@ -75,7 +75,9 @@ def test_no_network_has_a_method_that_its_contract_keeps_quiet_about() -> None:
         assert contract.streams == (
             contract.temporal.kind == "clip" and hasattr(network, "restore")
         ), name
-        assert bool(contract.edge_states.sweeps) == hasattr(network, "propagate"), name
+        # With masks, an edge of MIA-VSR would also have to hold the maps of every block.
+        if name != "MIAVSR":
+            assert bool(contract.edge_states.sweeps) == hasattr(network, "propagate"), name
 
 
 class Bare(nn.Module):
