@@ -33,7 +33,14 @@ from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.ops.warp import backward_warp
 
-__all__ = ["CHAIN_STATES", "CHAIN_SWEEPS", "Caches", "SweepChain", "chain_by_patches"]
+__all__ = [
+    "CHAIN_STATES",
+    "CHAIN_SWEEPS",
+    "Caches",
+    "SecondFrame",
+    "SweepChain",
+    "chain_by_patches",
+]
 
 CHAIN_SWEEPS = ("backward_1", "forward_1", "backward_2", "forward_2")
 """Names of the sweeps, in the order in which they run."""
@@ -44,6 +51,9 @@ CHAIN_STATES = EdgeStates(
     order=2,
 )
 """States in the edges of a clip, for the contract of a network without caches."""
+
+SecondFrame = Literal["repeat", "zeros"]
+"""What stands for the older state at the second frame of a sweep: the newer one, or zeros."""
 
 Caches = dict[str, Tensor]
 """Tensors that a sweep keeps from one frame to the next besides its state, by name; most networks
@@ -65,7 +75,7 @@ class SweepChain:
     """Computes a state; takes the name of the sweep, current, newer and older (B, C, H, W), and the
     caches of the frame before, out of which it may take tensors to free them early. Returns the
     state (B, C, H, W) and the caches of this frame."""
-    second_frame: Literal["repeat", "zeros"]
+    second_frame: SecondFrame
     """What stands for `older` at the second frame of a sweep: `newer`, or zeros."""
 
     def propagate(
@@ -221,7 +231,7 @@ def chain_by_patches(
     extract: nn.Module,
     spynet: SpyNet,
     sweeps: nn.ModuleDict,
-    second_frame: Literal["repeat", "zeros"],
+    second_frame: SecondFrame,
 ) -> SweepChain:
     """Describe a chain with patch alignment and without caches.
 

@@ -39,6 +39,7 @@ __all__ = [
     "CHAIN_MODULES",
     "MIN_SIZE_PX",
     "UNUSED_CONVS",
+    "UnusedConv",
     "check_chain_config",
     "check_published_width",
     "infer_chain",

@@ -25,29 +25,25 @@ The block is a setting: with `iiab` the network is MIA-VSR's without masks, with
 Published: 120 channels; 6 blocks (small) or 3 groups of 6 in each sweep; printed with 6.06 and
 12.9 M parameters, which hold with one unused convolution in each sweep.
 
-Source: the paper of LRTI-VSR, Sec. 3.1 to 3.3; what it leaves open follows MIA-VSR (Zhou et al.,
+Source: the paper of LRTI-VSR, Sec. 2.2 to 2.4; what it leaves open follows MIA-VSR (Zhou et al.,
 CVPR 2024).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
 from tubelet.layers.attention import AttentionFunction, QueryFrameAttention, attend
-from tubelet.layers.chain import CHAIN_STATES, CHAIN_SWEEPS, chain_by_patches
-from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, StateObserver
-from tubelet.layers.spynet import SpyNet
-from tubelet.layers.store import FeatureStore
+from tubelet.layers.chain import SecondFrame
 from tubelet.layers.sweep_transformer import (
     NUM_FRAMES,
     BlockConfig,
@@ -57,22 +53,19 @@ from tubelet.layers.sweep_transformer import (
     build_iiab,
     build_mfsab,
 )
-from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
-from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.architecture import Architecture
+from tubelet.models.chain_network import ChainConfig, ChainNetwork, chain_contract
 from tubelet.models.chain_state import (
     CHAIN_MODULES,
-    MIN_SIZE_PX,
     check_chain_config,
     infer_chain,
     infer_mlp_ratio,
     is_chain,
     rename_chain,
     table_frames,
-    unused_convs,
 )
 from tubelet.models.config_checks import check_choice
 from tubelet.models.state_dict import State, first_words, shape_of
-from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "LRTIVSR", "RITB", "LRTIVSRConfig", "RefocusedGate", "attend_squared"]
 
@@ -80,32 +73,17 @@ BlockKind = Literal["ritb", "iiab", "mfsab"]
 ScoreActivation = Literal["relu2", "softmax", "softmax-positive"]
 GateKind = Literal["shared", "two-thirds", "none"]
 
-_SCALE = 4
-_HALO_PX = 32
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LRTIVSRConfig:
+class LRTIVSRConfig(ChainConfig):
     """Configuration of an `LRTIVSR`.
 
     A checkpoint of other code does not tell `activation`, `score_norm`, `stack_order` and
     `second_frame`, for which `infer` takes the defaults.
     """
 
-    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
-        "embed_dim": "channels",
-        "window_size": "window",
-        "drop_path_rate": "drop_path",
-    }
-
-    channels: int = 120
-    """Width of the propagated features."""
     depths: tuple[int, ...] = (6, 6, 6)
     """Number of blocks in each group of a sweep; (6,) for the small network."""
-    num_heads: tuple[int, ...] = (6, 6, 6)
-    """Number of attention heads in each group of a sweep."""
-    window: int = 8
-    """Side of a window, lq pixels."""
     block: BlockKind = "ritb"
     """ritb: attention from the current frame, and the refocused gate; iiab: the block of MIA-VSR;
     mfsab: the block of PSRT."""
@@ -119,19 +97,12 @@ class LRTIVSRConfig:
     """keys: divide the weights of relu2 by the number of keys."""
     mlp_ratio: float = 2.0
     """Hidden width of the MLPs, or of the shared gate, divided by `channels`."""
-    mid_channels: int = 64
-    """Width of the features before upsampling."""
-    hr_channels: int = 64
-    """Width of the features at the size of the result."""
     stack_order: StackOrder = "current-last"
     """Order of the three frames in a window; current-middle is for `mfsab` only."""
-    second_frame: Literal["repeat", "zeros"] = "repeat"
+    second_frame: SecondFrame = "repeat"
     """What stands for the older state at the second frame of a sweep."""
     has_unused: bool = True
     """Keep the unused convolution of each sweep, with which the printed parameter counts hold."""
-    drop_path: float = 0.1
-    """Probability with which training drops a branch of the last block of a sweep; it rises
-    linearly from 0 at the first."""
 
     def __post_init__(self) -> None:
         check_chain_config(self)
@@ -298,7 +269,7 @@ def build_ritb(
     return RITB(config, attention, unit)
 
 
-class LRTIVSR(nn.Module):
+class LRTIVSR(ChainNetwork):
     """Recurrent super-resolution by refocused attention; see the top of this file.
 
     Args:
@@ -306,95 +277,20 @@ class LRTIVSR(nn.Module):
     """
 
     def __init__(self, config: LRTIVSRConfig) -> None:
-        super().__init__()
+        build_sweep = partial(
+            SweepTransformer,
+            config,
+            _block_builder(config),
+            order=config.stack_order,
+            updates="all" if config.block == "mfsab" else "current",
+        )
+        super().__init__(
+            config,
+            build_sweep,
+            second_frame=config.second_frame,
+            unused=("conv_before_upsample",) if config.has_unused else (),
+        )
         self.config = config
-        c = config.channels
-        self.spynet = SpyNet()
-        self.conv_first = nn.Conv2d(3, c, 3, padding=1)
-        self.sweeps = nn.ModuleDict()
-        for name in CHAIN_SWEEPS:
-            self.sweeps[name] = SweepTransformer(
-                config,
-                _block_builder(config),
-                order=config.stack_order,
-                updates="all" if config.block == "mfsab" else "current",
-            )
-        if config.has_unused:
-            self.unused = unused_convs(c, ("conv_before_upsample",))
-        self.conv_before_upsample = nn.Conv2d(c, config.mid_channels, 3, padding=1)
-        self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(
-            config.mid_channels, config.hr_channels
-        )
-
-    def forward(
-        self,
-        lq: Tensor,
-        before: Edge = Edge(),
-        after: Edge = Edge(),
-    ) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); see `restore`."""
-        frames = self.restore(lq, before=before, after=after)
-        return stack_frames(frames, lq.shape[1])
-
-    def restore(
-        self,
-        lq: Tensor,
-        *,
-        before: Edge = Edge(),
-        after: Edge = Edge(),
-        on_state: StateObserver | None = None,
-        store: FeatureStore | None = None,
-    ) -> Iterator[Tensor]:
-        """Yield the frames of `forward`, (B, 3, 4H, 4W), as soon as each is finished.
-
-        Args:
-            lq: Low-quality clip, (B, T, 3, H, W).
-            before: Two frames before the clip and the states of both forward sweeps at them; fewer
-                near the start of the video.
-            after: Two frames after the clip and the states of both backward sweeps at them; fewer
-                near the end of the video.
-            on_state: Callback for every state of the four sweeps, (B, C, H, W).
-            store: Store for the states and flows between the sweeps.
-        """
-        states = self.propagate(
-            lq,
-            before=before,
-            after=after,
-            on_state=on_state,
-            store=store,
-        )
-        for t, state in states:
-            x = self.conv_before_upsample(state)
-            convs = (self.upconv1, self.upconv2, self.conv_hr, self.conv_last)
-            yield shuffle_x4(x, enlarge(lq[:, t], _SCALE), convs)
-
-    def propagate(
-        self,
-        lq: Tensor,
-        *,
-        before: Edge = Edge(),
-        after: Edge = Edge(),
-        on_state: StateObserver | None = None,
-        store: FeatureStore | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Propagate features in four sweeps; see `restore` for the arguments.
-
-        Yields:
-            The index t of each frame and its state of the last sweep, (B, C, H, W).
-        """
-        chain = chain_by_patches(
-            self.conv_first,
-            self.spynet,
-            self.sweeps,
-            self.config.second_frame,
-        )
-        return chain.propagate(
-            lq,
-            before=before,
-            after=after,
-            on_state=on_state,
-            store=store,
-        )
 
 
 def _block_builder(config: LRTIVSRConfig) -> Callable[[BlockConfig], TemporalBlock]:
@@ -446,25 +342,12 @@ def _infer(state: State) -> LRTIVSRConfig:
     return LRTIVSRConfig(**fields, has_unused=has_unused)
 
 
-def _contract(config: LRTIVSRConfig) -> Contract:
-    return Contract(
-        scale=_SCALE,
-        temporal=Temporal("clip"),
-        halo_px=_HALO_PX,
-        size_multiple=config.window,
-        min_size_px=MIN_SIZE_PX,
-        streams=True,
-        edge_frames=2,
-        edge_states=CHAIN_STATES,
-    )
-
-
 ARCHITECTURE = Architecture(
     name=LRTIVSR.__name__,
     config=LRTIVSRConfig,
     build=LRTIVSR,
     translate=_translate,
     infer=_infer,
-    contract=_contract,
+    contract=chain_contract,
     derived=("spynet.mean", "spynet.std"),
 )

@@ -24,23 +24,16 @@ Source: Shi et al., Rethinking Alignment in Video Super-Resolution Transformers,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from tubelet.layers.chain import CHAIN_STATES, CHAIN_SWEEPS, chain_by_patches
-from tubelet.layers.frames import stack_frames
-from tubelet.layers.recurrence import Edge, StateObserver
-from tubelet.layers.spynet import SpyNet
-from tubelet.layers.store import FeatureStore
 from tubelet.layers.sweep_transformer import SweepTransformer, build_mfsab
-from tubelet.layers.upsampling import enlarge, shuffle_x4, shuffle_x4_convs
-from tubelet.models.architecture import Architecture, Contract
+from tubelet.models.architecture import Architecture
+from tubelet.models.chain_network import ChainConfig, ChainNetwork, chain_contract
 from tubelet.models.chain_state import (
     CHAIN_MODULES,
-    MIN_SIZE_PX,
     check_chain_config,
     check_published_width,
     infer_chain,
@@ -48,51 +41,22 @@ from tubelet.models.chain_state import (
     is_chain,
     rename_chain,
     table_frames,
-    unused_convs,
 )
 from tubelet.models.state_dict import State, first_words
-from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "PSRT", "PSRTConfig"]
 
-_SCALE = 4
-_HALO_PX = 32
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PSRTConfig:
+class PSRTConfig(ChainConfig):
     """Configuration of a `PSRT`."""
-
-    PUBLISHED_NAMES: ClassVar[Mapping[str, str]] = {
-        "embed_dim": "channels",
-        "window_size": "window",
-        "drop_path_rate": "drop_path",
-    }
-
-    channels: int = 120
-    """Width of the propagated features."""
-    depths: tuple[int, ...] = (6, 6, 6)
-    """Number of blocks in each group of a sweep."""
-    num_heads: tuple[int, ...] = (6, 6, 6)
-    """Number of attention heads in each group of a sweep."""
-    window: int = 8
-    """Side of a window, lq pixels."""
-    mlp_ratio: float = 2.0
-    """Hidden width of the MLPs divided by `channels`."""
-    mid_channels: int = 64
-    """Width of the features before upsampling."""
-    hr_channels: int = 64
-    """Width of the features at the size of the result."""
-    drop_path: float = 0.1
-    """Probability with which training drops a branch of the last block of a sweep; it rises
-    linearly from 0 at the first."""
 
     def __post_init__(self) -> None:
         check_chain_config(self)
         check_published_width(self)
 
 
-class PSRT(nn.Module):
+class PSRT(ChainNetwork):
     """Recurrent super-resolution by transformers and patch alignment; see the top of this file.
 
     Args:
@@ -100,89 +64,15 @@ class PSRT(nn.Module):
     """
 
     def __init__(self, config: PSRTConfig) -> None:
-        super().__init__()
+        build_sweep = partial(
+            SweepTransformer,
+            config,
+            build_mfsab,
+            order="current-middle",
+            updates="all",
+        )
+        super().__init__(config, build_sweep, second_frame="zeros")
         self.config = config
-        c = config.channels
-        self.spynet = SpyNet()
-        self.conv_first = nn.Conv2d(3, c, 3, padding=1)
-        self.sweeps = nn.ModuleDict()
-        for name in CHAIN_SWEEPS:
-            self.sweeps[name] = SweepTransformer(
-                config,
-                build_mfsab,
-                order="current-middle",
-                updates="all",
-            )
-        self.unused = unused_convs(c)
-        self.conv_before_upsample = nn.Conv2d(c, config.mid_channels, 3, padding=1)
-        self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(
-            config.mid_channels, config.hr_channels
-        )
-
-    def forward(
-        self,
-        lq: Tensor,
-        before: Edge = Edge(),
-        after: Edge = Edge(),
-    ) -> Tensor:
-        """Restore a clip: (B, T, 3, H, W) → (B, T, 3, 4H, 4W); see `restore`."""
-        frames = self.restore(lq, before=before, after=after)
-        return stack_frames(frames, lq.shape[1])
-
-    def restore(
-        self,
-        lq: Tensor,
-        *,
-        before: Edge = Edge(),
-        after: Edge = Edge(),
-        on_state: StateObserver | None = None,
-        store: FeatureStore | None = None,
-    ) -> Iterator[Tensor]:
-        """Yield the frames of `forward`, (B, 3, 4H, 4W), as soon as each is finished.
-
-        Args:
-            lq: Low-quality clip, (B, T, 3, H, W).
-            before: Two frames before the clip and the states of both forward sweeps at them; fewer
-                near the start of the video.
-            after: Two frames after the clip and the states of both backward sweeps at them; fewer
-                near the end of the video.
-            on_state: Callback for every state of the four sweeps, (B, C, H, W).
-            store: Store for the states and flows between the sweeps.
-        """
-        states = self.propagate(
-            lq,
-            before=before,
-            after=after,
-            on_state=on_state,
-            store=store,
-        )
-        for t, state in states:
-            x = self.conv_before_upsample(state)
-            convs = (self.upconv1, self.upconv2, self.conv_hr, self.conv_last)
-            yield shuffle_x4(x, enlarge(lq[:, t], _SCALE), convs)
-
-    def propagate(
-        self,
-        lq: Tensor,
-        *,
-        before: Edge = Edge(),
-        after: Edge = Edge(),
-        on_state: StateObserver | None = None,
-        store: FeatureStore | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Propagate features in four sweeps; see `restore` for the arguments.
-
-        Yields:
-            The index t of each frame and its state of the last sweep, (B, C, H, W).
-        """
-        chain = chain_by_patches(self.conv_first, self.spynet, self.sweeps, "zeros")
-        return chain.propagate(
-            lq,
-            before=before,
-            after=after,
-            on_state=on_state,
-            store=store,
-        )
 
 
 _TABLE_FRAMES = 5
@@ -204,26 +94,13 @@ def _infer(state: State) -> PSRTConfig:
     return PSRTConfig(**infer_chain(state), mlp_ratio=infer_mlp_ratio(state))
 
 
-def _contract(config: PSRTConfig) -> Contract:
-    return Contract(
-        scale=_SCALE,
-        temporal=Temporal("clip"),
-        halo_px=_HALO_PX,
-        size_multiple=config.window,
-        min_size_px=MIN_SIZE_PX,
-        streams=True,
-        edge_frames=2,
-        edge_states=CHAIN_STATES,
-    )
-
-
 ARCHITECTURE = Architecture(
     name=PSRT.__name__,
     config=PSRTConfig,
     build=PSRT,
     translate=_translate,
     infer=_infer,
-    contract=_contract,
+    contract=chain_contract,
     derived=("spynet.mean", "spynet.std"),
     source="https://arxiv.org/abs/2207.08494",
 )
