@@ -42,16 +42,15 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.layers.attention import Mlp, WindowAttention
+from tubelet.layers.attention import Mlp
+from tubelet.layers.clip_swin import ClipSwinBlock
 from tubelet.layers.convolution import ConvAct, ConvCat, LeakyReLU, ShuffleConv
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.guided_attention import Aligned, GuidedDeformAttention
-from tubelet.layers.inference import SwitchableLayer
 from tubelet.layers.recurrence import Edge, EdgeStates, Past, StateObserver, clip_frames, sweep
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.layers.upsampling import enlarge, shuffle_x4
-from tubelet.layers.windows import fit_windows, zero_padded_blocks
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import check_min, check_positive
 from tubelet.models.spynet import rename_spynet
@@ -140,11 +139,8 @@ class RVRTConfig:
             )
 
 
-class SwinLayer(SwitchableLayer):
+class SwinLayer(ClipSwinBlock):
     """Attention within windows of one or two frames, then an MLP: (B, D, H, W, C) → the same.
-
-    The normalized features are extended by zeros to whole windows; the zeros take part in the
-    attention.
 
     Args:
         config: Configuration of the network.
@@ -154,29 +150,10 @@ class SwinLayer(SwitchableLayer):
     """
 
     def __init__(self, config: RVRTConfig, heads: int, frames: int, shift: int) -> None:
-        super().__init__()
         c = config.channels
-        self.window = (frames, config.window, config.window)
-        self.shift = (0, shift, shift)
-        self.norm1 = nn.LayerNorm(c)
-        self.attn = WindowAttention(c, heads, self.window)
-        self.norm2 = nn.LayerNorm(c)
-        self.mlp = Mlp(c, round(c * config.mlp_ratio))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, D, H, W, C) to the same shape."""
-        window, shift = fit_windows(x.shape[1:-1], self.window, self.shift)
-        biases: dict[tuple[int, ...], Tensor] = {}
-        out = torch.empty_like(x)
-        for block in zero_padded_blocks(x, window=window, shift=shift, backend=self.backend):
-            if block.size not in biases:
-                biases[block.size] = self.attn.position_bias(block.size)
-            part = x[block.index]
-            tokens = block.split(self.norm1(part))
-            attended = self.attn(tokens, block.size, biases[block.size])
-            part = part + block.join(attended, part)
-            out[block.index] = part + self.mlp(self.norm2(part))
-        return out
+        mlp = Mlp(c, round(c * config.mlp_ratio))
+        window = (frames, config.window, config.window)
+        super().__init__(c, heads, window, (0, shift, shift), mlp)
 
 
 class MRSTB(nn.Module):

@@ -28,7 +28,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tubelet.layers.attention import GatedMlp, WindowAttention, attend, relative_position_bias
+from tubelet.layers.attention import GatedMlp, attend, relative_position_bias
+from tubelet.layers.clip_swin import ClipSwinBlock
 from tubelet.layers.inference import SwitchableLayer
 from tubelet.layers.windows import fit_windows, zero_padded_blocks
 
@@ -138,7 +139,7 @@ class MutualAttention(nn.Module):
         return by_head.permute(2, 0, 3, 1, 4).unbind(0)
 
 
-class SelfBlock(SwitchableLayer):
+class SelfBlock(ClipSwinBlock):
     """Attention within windows of a clip, then a gated MLP (Eq. 3 without mutual attention).
 
     Args:
@@ -155,28 +156,8 @@ class SelfBlock(SwitchableLayer):
         window: Sequence[int],
         shift: Sequence[int],
     ) -> None:
-        super().__init__()
-        self.window = tuple(window)
-        self.shift = tuple(shift)
-        self.norm1 = nn.LayerNorm(channels)
-        self.attn = WindowAttention(channels, heads, self.window)
-        self.norm2 = nn.LayerNorm(channels)
-        self.mlp = GatedMlp(channels, _MLP_RATIO * channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, H, W, C) to the same shape."""
-        window, shift = fit_windows(x.shape[1:-1], self.window, self.shift)
-        biases: dict[tuple[int, ...], Tensor] = {}
-        out = torch.empty_like(x)
-        for block in zero_padded_blocks(x, window=window, shift=shift, backend=self.backend):
-            if block.size not in biases:
-                biases[block.size] = self.attn.position_bias(block.size)
-            part = x[block.index]
-            tokens = block.split(self.norm1(part))
-            attended = self.attn(tokens, block.size, biases[block.size])
-            part = part + block.join(attended, part)
-            out[block.index] = part + self.mlp(self.norm2(part))
-        return out
+        mlp = GatedMlp(channels, _MLP_RATIO * channels)
+        super().__init__(channels, heads, window, shift, mlp)
 
 
 class MutualBlock(SwitchableLayer):
