@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tubelet.layers.recurrence import Edge, Past, StateObserver, sweep
+from tubelet.layers.recurrence import Edge, EdgeStates, Past, StateObserver, sweep
 from tubelet.layers.store import FeatureStore, open_store
 from tubelet.models.architecture import Contract
 from tubelet.types import Frame, Temporal
@@ -179,6 +179,20 @@ class RecurrentNet(nn.Module):
         on_state: StateObserver | None = None,
         store: FeatureStore | None = None,
     ) -> Iterator[Tensor]:
+        states = self.propagate(lq, before=before, after=after, on_state=on_state, store=store)
+        for _, feats in states:
+            sr = _up(self.head(torch.cat(feats, 1)) + 0.5)
+            yield from sr.unflatten(1, (self.multiple, 3)).unbind(1)
+
+    def propagate(
+        self,
+        lq: Tensor,
+        *,
+        before: Edge = Edge(),
+        after: Edge = Edge(),
+        on_state: StateObserver | None = None,
+        store: FeatureStore | None = None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
         m = self.multiple
         assert lq.shape[1] % m == 0
         self.calls.append(lq.shape[1])
@@ -214,8 +228,7 @@ class RecurrentNet(nn.Module):
                 lambda t, past: advance(self.forward_body, 1, t, past, 2),
                 on_state,
             ):
-                sr = _up(self.head(torch.cat([*features.pop(t), state], 1)) + 0.5)
-                yield from sr.unflatten(1, (m, 3)).unbind(1)
+                yield t, [*features.pop(t), state]
 
 
 class PairNet(RecurrentNet):
@@ -279,8 +292,15 @@ GLOBAL_STATE = spec_of(GlobalStateNet, Temporal("online"))
 CLIP = spec_of(ClipNet, Temporal("clip", window_frames=5, overlap_frames=2), halo_px=1)
 WHOLE_CLIP = spec_of(ClipNet, Temporal("clip"), halo_px=1)
 STREAM = spec_of(StreamNet, Temporal("clip"), halo_px=1, streams=True)
+_STATES = EdgeStates(before=("forward",), after=("backward",), order=2)
 RECURRENT = spec_of(
-    RecurrentNet, Temporal("clip"), halo_px=16, streams=True, edge_frames=2, lookahead_frames=6
+    RecurrentNet,
+    Temporal("clip"),
+    halo_px=16,
+    streams=True,
+    edge_frames=2,
+    edge_states=_STATES,
+    lookahead_frames=6,
 )
 PAIRS = spec_of(
     PairNet,
@@ -288,11 +308,18 @@ PAIRS = spec_of(
     halo_px=16,
     streams=True,
     edge_frames=4,
+    edge_states=_STATES,
     lookahead_frames=6,
     frame_multiple=2,
 )
 FORWARD = spec_of(
-    ForwardNet, Temporal("clip"), halo_px=16, streams=True, edge_frames=2, lookahead_frames=2
+    ForwardNet,
+    Temporal("clip"),
+    halo_px=16,
+    streams=True,
+    edge_frames=2,
+    edge_states=_STATES,
+    lookahead_frames=2,
 )
 SPACE_TIME = spec_of(
     SpaceTimeNet, Temporal("clip", window_frames=5, overlap_frames=2, between_frames=1), halo_px=1

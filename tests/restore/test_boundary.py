@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tubelet.layers import store as store_module
-from tubelet.layers.recurrence import Edge
+from tubelet.layers.recurrence import Edge, EdgeStates
 from tubelet.layers.store import FeatureLimits
 from tubelet.models.architecture import Contract
 from tubelet.restore.boundary import BoundaryRecorder, edge_tensors, with_tensors
@@ -15,7 +15,11 @@ from tubelet.types import Temporal
 
 def contract_of(*, between_frames: int = 0, **fields: Any) -> Contract:
     temporal = Temporal("clip", between_frames=between_frames)
-    return Contract(scale=4, temporal=temporal, streams=True, **fields)
+    order = fields.get("edge_frames", 0) // fields.get("frame_multiple", 1)
+    states = EdgeStates(before=("forward", "last"), after=("backward",), order=order)
+    if not order:
+        states = EdgeStates()
+    return Contract(scale=4, temporal=temporal, streams=True, edge_states=states, **fields)
 
 
 def state(value: float) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tubelet.errors import ConfigError
+from tubelet.layers.recurrence import EdgeStates
 from tubelet.models.architecture import Contract
 from tubelet.restore.plan import MemoryBudget, MemoryCost, Plan, WindowPlan, plan_restoration
 from tubelet.restore.settings import UpscaleSettings
@@ -26,13 +27,21 @@ CONTRACTS = {
     ),
     "scene": Contract(scale=4, temporal=Temporal("clip"), halo_px=32),
     "stream": Contract(scale=4, temporal=Temporal("clip"), halo_px=128, streams=True),
-    "states": Contract(scale=4, temporal=Temporal("clip"), halo_px=64, streams=True, edge_frames=2),
+    "states": Contract(
+        scale=4,
+        temporal=Temporal("clip"),
+        halo_px=64,
+        streams=True,
+        edge_frames=2,
+        edge_states=EdgeStates(before=("forward",), order=2),
+    ),
     "pairs": Contract(
         scale=4,
         temporal=Temporal("clip"),
         halo_px=64,
         streams=True,
         edge_frames=2,
+        edge_states=EdgeStates(before=("forward",)),
         lookahead_frames=5,
         frame_multiple=2,
     ),

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tubelet.errors import ConfigError
+from tubelet.layers.recurrence import EdgeStates
 from tubelet.models.architecture import Contract
 from tubelet.restore.window_plan import WindowPlan, check_window, plan_window
 from tubelet.types import Temporal
@@ -13,7 +14,8 @@ from tubelet.types import Temporal
 
 def contract_of(overlap_frames: int = 0, between_frames: int = 0, **fields: Any) -> Contract:
     temporal = Temporal("clip", overlap_frames=overlap_frames, between_frames=between_frames)
-    return Contract(scale=4, temporal=temporal, streams=True, **fields)
+    states = EdgeStates(before=("forward",)) if fields.get("edge_frames") else EdgeStates()
+    return Contract(scale=4, temporal=temporal, streams=True, edge_states=states, **fields)
 
 
 def test_windows_with_states_look_ahead_and_others_overlap() -> None:

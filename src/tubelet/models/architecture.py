@@ -81,7 +81,7 @@ class Contract:
     @property
     def continues(self) -> bool:
         """Whether a window can continue from the states of the one before."""
-        return self.edge_frames > 0
+        return bool(self.edge_states.before)
 
     @property
     def has_detail(self) -> bool:

@@ -29,8 +29,7 @@ __all__ = ["BoundaryRecorder", "edge_tensors", "with_tensors"]
 class BoundaryRecorder:
     """Records, while a network restores a window, what the edge before the next one needs.
 
-    These are the last states of the forward sweeps before the seam; backward sweeps read the other
-    edge. A sweep is forward if its first state is that of frame 0.
+    These are the last states before the seam of the sweeps that the contract names for this edge.
 
     Use it as a context, which removes what was recorded.
 
@@ -51,11 +50,10 @@ class BoundaryRecorder:
         # A state belongs to `frame_multiple` frames. A space-time network also has one half-way
         # between any two frames; it takes the one next to the seam, which belongs to no frame.
         states_per_frame = 1 + contract.temporal.between_frames
-        self._num_states = contract.edge_frames // contract.frame_multiple
+        self._sweeps = contract.edge_states.before
+        self._num_states = contract.edge_states.order
         self._stop = num_frames * states_per_frame // contract.frame_multiple
         self._store = FeatureStore(limits)
-        # By sweep: whether it runs forward.
-        self._is_forward: dict[str, bool] = {}
 
     def __enter__(self) -> BoundaryRecorder:
         return self
@@ -70,8 +68,8 @@ class BoundaryRecorder:
 
     def observe(self, name: str, t: int, state: Tensor) -> None:
         """Keep a state if the edge needs it; a `StateObserver`."""
-        is_forward = self._is_forward.setdefault(name, t == 0)
-        if is_forward and self._stop - self._num_states <= t < self._stop:
+        is_last = self._stop - self._num_states <= t < self._stop
+        if is_last and name in self._sweeps:
             self._store.append((name, t), state)
 
     def next_edge(self, lq: Tensor, before: Edge) -> Edge:
@@ -89,12 +87,14 @@ class BoundaryRecorder:
         frames += before.frames
 
         hidden: dict[str, Past] = {}
-        for name in (name for name, is_forward in self._is_forward.items() if is_forward):
+        for name in self._sweeps:
             states: list[Tensor] = []
             for t in _last(self._stop, self._num_states):
                 states += self._store.pop((name, t))
             states += before.hidden.get(name, ())
-            hidden[name] = tuple(states[: self._num_states])
+            # A sweep may have been given no states, and compute none before the seam.
+            if states:
+                hidden[name] = tuple(states[: self._num_states])
         return Edge(
             frames=tuple(frames[: self._edge_frames]),
             hidden=hidden,
