@@ -10,6 +10,7 @@ import tubelet
 from helpers.toy_models import clip_of, cuts_at, frames_of
 from helpers.videos import make_video
 from helpers.zoo_configs import TINY, base_of
+from tubelet.models.architecture import Architecture
 from tubelet.models.two_step import TwoStepRestorer
 from tubelet.restore.engine import Engine
 from tubelet.restore.plan import MemoryCost
@@ -22,19 +23,31 @@ from tubelet.zoo.opening import open_model
 IMAGES = [a for a in ARCHITECTURES if a.contract(a.config()) is not None]
 
 
+# Their published code takes clips of any size without padding.
+ANY_SIZE = [
+    a
+    for a in IMAGES
+    if a.name in ("BasicVSR", "BasicVSRPlusPlus", "IART", "LRTIVSR", "MIAVSR", "PSRT", "RVRT")
+]
+
+
 @pytest.fixture(scope="module", params=IMAGES, ids=lambda a: a.name)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _save_random(request.param, tmp_path_factory.mktemp(request.param.name))
+
+
+def _save_random(architecture: Architecture, folder: Path) -> Path:
     """Save a small network with random weights."""
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp(request.param.name) / "small.safetensors"
-    network = request.param.build(TINY[request.param.name])
+    path = folder / "small.safetensors"
+    network = architecture.build(TINY[architecture.name])
     # Weights that let a neighbor be seen; all but the end of two-step have them from the start.
     for parameter in (
         network.head if isinstance(network, TwoStepRestorer) else network
     ).parameters():
         if parameter.ndim in (2, 4):
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    save_checkpoint(path, network, {}, base=base_of(request.param.name))
+    save_checkpoint(path, network, {}, base=base_of(architecture.name))
     return path
 
 
@@ -73,6 +86,20 @@ def test_odd_sizes_short_clips_and_a_cut(checkpoint: Path, monkeypatch: pytest.M
     )
     crossed = (restored(engine, clip) - torch.cat([before, after])).abs().max()
     assert (crossed == 0) if engine.spec.temporal.kind == "frame" else (crossed > 1e-3)
+
+
+@pytest.mark.parametrize("architecture", ANY_SIZE, ids=lambda a: a.name)
+def test_the_engine_pads_nothing_that_published_code_does_not(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    opened = open_model(str(_save_random(architecture, tmp_path)))
+    engine = Engine(
+        opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32", tile=0)
+    )
+    clip = clip_of(2, 67, 77)
+    with torch.inference_mode():
+        whole = opened.network(clip[None])[0]
+    torch.testing.assert_close(restored(engine, clip), whole, rtol=0, atol=1e-4)
 
 
 def test_a_video_file(checkpoint: Path, video: Path, tmp_path: Path) -> None:

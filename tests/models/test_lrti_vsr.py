@@ -471,4 +471,5 @@ def test_the_fields_of_the_published_code_are_known() -> None:
     assert replace(config, depths=(6, 6, 6), num_heads=(6, 6, 6)) == LRTIVSRConfig()
     contract = ARCHITECTURE.contract(config)
     assert contract is not None
-    assert (contract.size_multiple, contract.edge_frames, contract.streams) == (8, 2, True)
+    assert (contract.size_multiple, contract.tile_multiple) == (1, 8)
+    assert (contract.edge_frames, contract.streams) == (2, True)

@@ -1,5 +1,6 @@
 """Windows, neighborhoods, tiles and scenes of any size: properties that hypothesis tries to break."""
 
+import math
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ contracts = st.builds(
     halo_px=st.integers(0, 40),
     size_multiple=st.sampled_from((1, 2, 3, 4, 8, 16)),
     min_size_px=st.integers(1, 48),
+    tile_multiple=st.sampled_from((1, 2, 6, 8)),
 )
 
 
@@ -48,6 +50,9 @@ def test_tiles_partition_the_image(
             assert span.stop == size or span.stop - span.keep_stop >= contract.halo_px
             seen = span.stop - span.start
             assert seen % contract.size_multiple == 0
+            assert span.start % contract.tile_multiple == 0
+            # Only the border of the image may cut a window.
+            assert span.stop == size or span.stop % contract.tile_multiple == 0
             assert seen >= min(size, contract.min_size_px)
     assert len(tiles) == len({(tile.y, tile.x) for tile in tiles})
 
@@ -61,9 +66,10 @@ def test_a_chosen_tile_fits_or_is_the_smallest(
     if side == 0:
         assert padded_height * padded_width <= area
         return
-    assert side % contract.size_multiple == 0
-    if side > MIN_TILE_PX + contract.size_multiple:
-        halo = -(-contract.halo_px // contract.size_multiple) * contract.size_multiple
+    multiple = math.lcm(contract.size_multiple, contract.tile_multiple)
+    assert side % multiple == 0
+    if side > MIN_TILE_PX + multiple:
+        halo = -(-contract.halo_px // multiple) * multiple
         assert (side + 2 * halo) ** 2 <= area
 
 

@@ -18,18 +18,18 @@ from torch.nn import functional
 from tubelet.layers.windows import pad_to_windows
 from tubelet.ops.warp import backward_warp
 
-__all__ = ["align_patches", "patch_mean_flow"]
+__all__ = ["PATCH_PX", "align_patches", "patch_mean_flow"]
 
-_PATCH_PX = 8
+PATCH_PX = 8
 """Side of a patch in all published networks."""
 
 
 def patch_mean_flow(flow: Tensor) -> Tensor:
     """Replace the flow of every pixel by the mean of its 8×8 patch: (B, 2, H, W) → same shape."""
     height, width = flow.shape[-2:]
-    padded = pad_to_windows(flow, _PATCH_PX)
-    means = functional.avg_pool2d(padded, _PATCH_PX)  # (B, 2, ⌈H/8⌉, ⌈W/8⌉)
-    repeated = functional.interpolate(means, scale_factor=float(_PATCH_PX), mode="nearest")
+    padded = pad_to_windows(flow, PATCH_PX)
+    means = functional.avg_pool2d(padded, PATCH_PX)  # (B, 2, ⌈H/8⌉, ⌈W/8⌉)
+    repeated = functional.interpolate(means, scale_factor=float(PATCH_PX), mode="nearest")
     return repeated[..., :height, :width]
 
 

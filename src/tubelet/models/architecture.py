@@ -34,6 +34,8 @@ class Contract:
             overlap by it.
         size_multiple: Height and width of lq must be multiples of it; the engine pads.
         min_size_px: Minimum height and width of lq; the engine pads.
+        tile_multiple: Tiles begin at multiples of it, pixels of lq. A network that divides the
+            image into windows needs it, so that a tile has the windows of the image.
         precisions: Numeric formats that change the result by less than 0.02 dB.
         streams: The network is a `StreamingModel`: its `restore` yields frames one by one.
         edge_frames: Number of frames beyond each end of a clip that a streaming network takes; 0 if
@@ -66,6 +68,7 @@ class Contract:
     halo_px: int = 0
     size_multiple: int = 1
     min_size_px: int = 1
+    tile_multiple: int = 1
     precisions: tuple[Precision, ...] = ("fp32",)
     streams: bool = False
     edge_frames: int = 0

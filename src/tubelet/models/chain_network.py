@@ -13,6 +13,7 @@ Source: Shi et al. (PSRT), NeurIPS 2022, whose code the others extend.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,6 +28,7 @@ from tubelet.layers.chain import (
     chain_by_patches,
 )
 from tubelet.layers.frames import stack_frames
+from tubelet.layers.patch_align import PATCH_PX
 from tubelet.layers.recurrence import Edge, EdgeStates, StateObserver
 from tubelet.layers.spynet import SpyNet
 from tubelet.layers.store import FeatureStore
@@ -185,8 +187,8 @@ def chain_contract(config: ChainConfig, *, has_states: bool = True) -> Contract:
         scale=_SCALE,
         temporal=Temporal("clip"),
         halo_px=_HALO_PX,
-        size_multiple=config.window,
         min_size_px=MIN_SIZE_PX,
+        tile_multiple=math.lcm(config.window, PATCH_PX),
         streams=True,
         edge_frames=2 if has_states else 0,
         edge_states=CHAIN_STATES if has_states else EdgeStates(),

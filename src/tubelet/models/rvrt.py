@@ -660,6 +660,7 @@ def _contract(config: RVRTConfig) -> Contract:
         scale=_SCALE,
         temporal=Temporal("clip"),
         halo_px=32,
+        tile_multiple=config.window,
         streams=True,
         edge_frames=_STEP_FRAMES,
         edge_states=_STATES,

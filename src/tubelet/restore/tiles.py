@@ -101,7 +101,7 @@ def plan_tiles(
         height: Height of the padded input, lq pixels.
         width: Width of the padded input, lq pixels.
         tile_px: Side of a tile without its halo; 0 is the whole image.
-        contract: Contract of the model, whose halo, size multiple and minimum size are respected.
+        contract: Contract of the model, whose halo, multiples and minimum size are respected.
 
     Returns:
         Tiles from top left to bottom right; the regions to keep partition the image.
@@ -133,20 +133,26 @@ def choose_tile(
     if padded_height * padded_width <= max_area_px:
         return 0
     # Invert (side + 2 · halo)² ≤ max_area_px.
-    halo = round_up(contract.halo_px, contract.size_multiple)
+    multiple = _tile_multiple(contract)
+    halo = round_up(contract.halo_px, multiple)
     max_side = math.sqrt(max_area_px) - 2 * halo
-    step = math.lcm(contract.size_multiple, 8)
+    step = math.lcm(multiple, 8)
     side = math.floor(max_side / step) * step
-    return max(side, round_up(MIN_TILE_PX, contract.size_multiple))
+    return max(side, round_up(MIN_TILE_PX, multiple))
 
 
 def _padded_side(side: int, contract: Contract) -> int:
     return round_up(max(side, contract.min_size_px), contract.size_multiple)
 
 
+def _tile_multiple(contract: Contract) -> int:
+    """Return the number of pixels that every tile begins at a multiple of."""
+    return math.lcm(contract.size_multiple, contract.tile_multiple)
+
+
 def _tile_axis(size: int, tile_px: int, contract: Contract) -> list[TileSpan]:
     """Cut one axis into spans of nearly equal size, rather than leave a thin one at the end."""
-    multiple = contract.size_multiple
+    multiple = _tile_multiple(contract)
     halo = round_up(contract.halo_px, multiple)
     min_size = round_up(contract.min_size_px, multiple)
     num_tiles = math.ceil(size / tile_px)
@@ -158,5 +164,7 @@ def _tile_axis(size: int, tile_px: int, contract: Contract) -> list[TileSpan]:
         # where it would be smaller than the network accepts.
         stop = min(size, max(keep_stop + halo, keep_start + min_size))
         start = max(0, min(keep_start - halo, stop - min_size))
+        # Only `stop` may be the border of an image that is no multiple.
+        start -= start % multiple
         spans.append(TileSpan(start, stop, keep_start, keep_stop))
     return spans
