@@ -42,6 +42,19 @@ def test_slow_work_is_told_in_seconds_a_unit(
     assert capsys.readouterr().err == "run 3 of 27, 1:40 a run, 40:00 left\n"
 
 
+def test_a_log_tells_which_training_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tubelet.progress_display.LINE_INTERVAL_S", 0.0)
+    show = show_lines()
+    show(
+        Progress(done=0, total=None, unit="step", elapsed_s=1.0, rate=0.0, eta_s=None, label="a: b")
+    )
+    show(Progress(done=3, total=9, unit="step", elapsed_s=1.0, rate=3.0, eta_s=2.0, label="a: c"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["a: b", "a: c: step 3 of 9, 3.0 steps a second, 2.0 s left"]
+
+
 def test_a_bar_tells_bytes_in_megabytes(
     megabytes: Progress, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

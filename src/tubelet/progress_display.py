@@ -125,6 +125,9 @@ def _write_line(progress: Progress) -> None:
         line = f"{unit} {done}{total}, {clock(1 / progress.rate)} a {unit}"
     else:
         line = f"{unit} {done}{total}, {progress.rate:.1f} {unit}s a second"
+    if unit == "step" and progress.label:
+        # A study trains many networks in turn. Before the first step, there is only the label.
+        line = f"{progress.label}: {line}" if progress.done else progress.label
     sys.stderr.write(f"{line}{_remaining(progress)}\n")
     sys.stderr.flush()
 

@@ -84,7 +84,8 @@ def text_table(
         lines.append(f'<tr><th scope="row">{escape(first)}</th>')
         for column, cell in enumerate(others, 1):
             is_text = column < num_text
-            lines.append(f"<td>{escape(cell)}</td>" if is_text else number_cell(escape(cell)))
+            text = escape(cell)
+            lines.append(f'<td class="text">{text}</td>' if is_text else number_cell(text))
         lines.append("</tr>")
     lines.append("</tbody>")
     return wrap_table("".join(lines))
