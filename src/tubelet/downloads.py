@@ -14,24 +14,20 @@ import ssl
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, build_opener
 
 from tubelet.errors import ResourceError, error_text
+from tubelet.files import file_lock
 from tubelet.progress import CancelToken, OnProgress, Ticker
 from tubelet.progress_display import show_bar, show_lines
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
-__all__ = ["RemoteFile", "RetryPolicy", "cache_folder", "check_file", "fetch", "file_lock"]
+__all__ = ["RemoteFile", "RetryPolicy", "cache_folder", "check_file", "fetch"]
 
 _CHUNK_BYTES = 1 << 18
 _MAX_PAUSE_S = 30.0
@@ -370,47 +366,6 @@ def _size(path: Path) -> int:
     if not path.is_file():
         return 0
     return path.stat().st_size
-
-
-@contextmanager
-def file_lock(path: Path) -> Generator[None]:
-    """Exclude other processes and threads until the block ends; the lock file is removed then.
-
-    Args:
-        path: Path of the lock file.
-    """
-    while True:
-        with path.open("a+b") as handle:
-            _lock(handle)
-            # The process before removed its lock file, so this may be a lock on a deleted file.
-            if not _is_same_file(handle, path):
-                continue
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
-            return
-
-
-def _is_same_file(handle: IO[bytes], path: Path) -> bool:
-    """Return whether an open file is the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _lock(handle: IO[bytes]) -> None:
-    """Wait for an exclusive lock on an open file."""
-    if sys.platform != "win32":
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        return
-    while True:
-        with suppress(OSError):
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-            return
-        time.sleep(0.2)
 
 
 @contextmanager

@@ -278,6 +278,7 @@ def test_a_file_leaves_the_rest_to_the_network(tmp_path):
     [
         ("swinir-x4", {}, "SwinIR has no boundary states .* one of BasicVSR, .*ZoomingSlowMo"),
         ("rrn", {}, "RRN has no boundary states"),
+        ("MIAVSR", {}, "masks of MIAVSR .* without them: --network.no-use-mask"),
         ("basicvsr", {"strategy": "truncate"}, "strategy='truncate'; did you mean truncated"),
         ("basicvsr", {"clip": 5}, "clip=5 is too short for samples of length=2 .* at least 6"),
         ("basicvsr", {"samples": 4}, "save_every=3 must be a multiple of samples=4.* use 4"),

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ from PIL import Image
 from tubelet.cli import main
 from tubelet.data import CachedClip
 from tubelet.errors import Cancelled, CheckpointError, ConfigError, InputError, RequestError
+from tubelet.files import file_lock
 from tubelet.metrics import psnr
 from tubelet.ops.pixels import to_float
 from tubelet.progress import CancelToken
@@ -184,7 +186,7 @@ def test_all_studies_are_reported_with_tables_and_plots(clips, invented):
     for result in results:
         assert result.title in page
         for claim in result.claims:
-            assert f"<td>{claim.outcome}</td>" in page
+            assert f'<td class="text">{claim.outcome}</td>' in page
         for arm in result.arms:
             assert f'<th scope="row">{arm.name}</th>' in page
     assert page.count("Table 3 of the paper, from these measurements") == len(NETWORKS)
@@ -292,6 +294,30 @@ def test_arms_are_paired_and_resume(clips, costs, monkeypatch):
     (resumed,) = run(ablation)
     assert first.stat().st_mtime_ns == time_ns
     assert resumed == whole
+
+
+def test_a_run_of_another_process_comes_last(clips, costs):
+    ablation = _ablation(clips)
+    runs = ablation.out / "mechanism" / "runs"
+    runs.mkdir(parents=True)
+    finished: list[str] = []
+    steps: list[int] = []
+    with ExitStack() as other_process:
+        other_process.enter_context(file_lock(runs / f".{slug(SHORT)}-0.lock"))
+
+        def note(run):
+            finished.append(run.arm)
+            if len(finished) == 5:
+                other_process.close()
+
+        (result,) = run(
+            ablation, on_run=note, on_progress=lambda progress: steps.append(progress.done)
+        )
+    assert finished[-1] == SHORT
+    assert sorted(finished) == sorted(arm.name for arm in result.arms)
+    assert steps == sorted(steps)
+    assert steps[-1] == 2 * len(finished)
+    assert not list(ablation.out.rglob("*.lock"))
 
 
 def test_costs_are_measured_once(clips):

@@ -36,10 +36,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from tubelet.errors import ConfigError
 from tubelet.layers.attention import AttentionFunction, QueryFrameAttention, attend
@@ -144,19 +145,36 @@ def attend_squared(
         q, k, v, bias = map(_at_least_float32, (q, k, v, bias))
         # Squared, a factor of the scores divides the weights by the number of keys.
         factor = k.shape[-2] ** -0.5 if score_norm == "keys" else 1.0
-        results: list[Tensor] = []
-        # One head at a time: its tensors are strided, so that nothing is copied, and its scores
-        # stay in the cache.
-        for head in range(q.shape[1]):
-            scores = torch.baddbmm(
-                factor * bias[head],
-                q[:, head],
-                k[:, head].mT,
-                alpha=factor * q.shape[-1] ** -0.5,
-            )
-            weights = scores.relu_().square()  # (n, N, M)
-            results.append(weights @ v[:, head])
-        return torch.cat(results, -1)
+        heads = partial(_attend_squared_heads, factor=factor)
+        if torch.is_grad_enabled() and q.requires_grad:
+            # The scores of all blocks would be half of the memory of a training: the backward pass
+            # computes them again.
+            return cast(Any, checkpoint)(heads, q, k, v, bias, use_reentrant=False)
+        return heads(q, k, v, bias)
+
+
+def _attend_squared_heads(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    *,
+    factor: float,
+) -> Tensor:
+    """Attend as `attend_squared`, with all scores multiplied by a factor."""
+    results: list[Tensor] = []
+    # One head at a time: its tensors are strided, so that nothing is copied, and its scores stay in
+    # the cache.
+    for head in range(q.shape[1]):
+        scores = torch.baddbmm(
+            factor * bias[head],
+            q[:, head],
+            k[:, head].mT,
+            alpha=factor * q.shape[-1] ** -0.5,
+        )
+        weights = scores.relu_().square()  # (n, N, M)
+        results.append(weights @ v[:, head])
+    return torch.cat(results, -1)
 
 
 def attend_positive(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from tubelet.errors import CheckpointError, ConfigError, InputError, require
 from tubelet.files import atomic_write
 from tubelet.layers.store import FeatureLimits
 from tubelet.models.architecture import Contract
+from tubelet.models.mia_vsr import MIAVSRConfig
 from tubelet.models.realbasicvsr import RealBasicVSRConfig
 from tubelet.plain_data import to_plain
 from tubelet.progress import CancelToken, OnProgress
@@ -41,6 +42,7 @@ from tubelet.training import (
     check_same_run,
     pixel_loss,
 )
+from tubelet.training.frozen_flow import FrozenFlowTask
 from tubelet.training.long_clips import Samples, SampleTask, Sampling
 from tubelet.training.run_log import Log
 from tubelet.training.truncated import TruncatedTask
@@ -226,15 +228,18 @@ def _build_task(
         _sampling(config, contract),
         between_frames=contract.temporal.between_frames,
     )
-    if config.strategy == "plain-same-samples":
-        return SampleTask(samples, loss)
-    return TruncatedTask(
-        samples,
-        loss,
-        contract,
-        long_pass=config.long_pass,
-        limits=_feature_limits(config),
-    )
+    task: TrainingTask = SampleTask(samples, loss)
+    if config.strategy == "truncated":
+        task = TruncatedTask(
+            samples,
+            loss,
+            contract,
+            long_pass=config.long_pass,
+            limits=_feature_limits(config),
+        )
+    if config.flow == "frozen":
+        task = FrozenFlowTask(task, samples)
+    return task
 
 
 def _long_enough(
@@ -368,6 +373,11 @@ def _check_config(config: LRTITraining) -> Contract:
     architecture = find_recipe(config.model).architecture
     contract = architecture.contract(config.network)
     if contract is None or not contract.edge_states.sweeps:
+        require(
+            not isinstance(config.network, MIAVSRConfig),
+            "the masks of MIAVSR depend on more than its states; train it without them: "
+            "--network.no-use-mask",
+        )
         raise ConfigError(
             f"{architecture.name} has no boundary states that a sample could continue from; use "
             f"`tubelet train supervised`, or one of {', '.join(recurrent_names())}"

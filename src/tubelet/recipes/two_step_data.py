@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tubelet.data import CachedClip, Crops, CropSettings
-from tubelet.downloads import file_lock
 from tubelet.errors import InputError, require
+from tubelet.files import file_lock
 from tubelet.layers.inference import prepare_for_inference, reference_form
 from tubelet.ops.pixels import to_uint8
 from tubelet.ops.sizes import round_up

@@ -10,7 +10,8 @@
 
 Runs of the same seed start from the same weights, and arms with the same kind of samples see the
 same ones in the same order. Everything that is finished is kept, so a study can be stopped at any
-time and continued by the same command.
+time and continued by the same command. The same command in a second process takes a share of the
+runs.
 
 Source: LRTI-VSR, Tables 1 to 5.
 """
@@ -20,12 +21,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 from tubelet.data import PanSettings, prepare_clips
 from tubelet.errors import CheckpointError, ConfigError, require
-from tubelet.files import atomic_write
+from tubelet.files import atomic_write, file_lock
 from tubelet.plain_data import build, to_plain
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.frame_scores import FrameScores, mean_psnr
@@ -317,18 +319,42 @@ class _Runner:
         for arm in self._study.arms:
             cost_s = runs.steps(arm) * runs.costs[arm.name].step_s
             progress.plan(len(seeds) * runs.steps(arm), len(seeds) * cost_s)
-        for seed in seeds:
-            for arm in self._study.arms:
-                scores = self._train_arm(arm, seed, progress)
-                self._scores.setdefault(arm.name, []).append(scores)
-                if on_run is not None:
-                    on_run(_finished_run(self._study, arm, seed, scores))
 
-    def _train_arm(self, arm: Arm, seed: int, progress: StudyProgress) -> tuple[FrameScores, ...]:
-        steps = self._runs.steps(arm)
-        step_s = self._runs.costs[arm.name].step_s
-        with progress.run(f"{arm.name}, seed {seed}", steps, step_s) as on_progress:
-            return self._runs.run(arm, seed, on_progress=on_progress, cancel=self._cancel)
+        scores: dict[tuple[int, str], tuple[FrameScores, ...]] = {}
+        pending = list(product(seeds, self._study.arms))
+        # Runs that another process is at come last: it may have finished them by then.
+        for waits in (False, True):
+            skipped: list[tuple[int, Arm]] = []
+            for seed, arm in pending:
+                found = self._train_arm(arm, seed, progress, waits=waits)
+                if found is None:
+                    skipped.append((seed, arm))
+                    continue
+                scores[seed, arm.name] = found
+                if on_run is not None:
+                    on_run(_finished_run(self._study, arm, seed, found))
+            pending = skipped
+
+        for seed, arm in product(seeds, self._study.arms):
+            self._scores.setdefault(arm.name, []).append(scores[seed, arm.name])
+
+    def _train_arm(
+        self,
+        arm: Arm,
+        seed: int,
+        progress: StudyProgress,
+        *,
+        waits: bool,
+    ) -> tuple[FrameScores, ...] | None:
+        """Train an arm with a seed; see `StudyRuns`. None: another process is at this run."""
+        runs = self._runs
+        steps = runs.steps(arm)
+        step_s = runs.costs[arm.name].step_s
+        with runs.claim(arm, seed, waits=waits) as is_free:
+            if not is_free:
+                return None
+            with progress.run(f"{arm.name}, seed {seed}", steps, step_s) as on_progress:
+                return runs.run(arm, seed, on_progress=on_progress, cancel=self._cancel)
 
     def _complete(self, training: LRTITraining) -> LRTITraining:
         """Add what the design leaves open: data, cache and device."""
@@ -380,15 +406,16 @@ def _describe_network(study: Study) -> str:
 
 def _write_report(out: Path, results: list[StudyResult]) -> None:
     """Write both files; results of other studies that are in the folder are kept."""
-    by_name: dict[str, StudyResult] = {}
-    for result in (*_read_results(out / _RESULTS_FILE), *results):
-        by_name[result.name] = result
-    merged = list(by_name.values())
-    with atomic_write(out / _RESULTS_FILE) as part:
-        plain = {"studies": to_plain(merged)}
-        part.write_text(json.dumps(plain, indent=1), encoding="utf-8")
-    with atomic_write(out / "report.html") as part:
-        part.write_text(render_page(merged), encoding="utf-8")
+    with file_lock(out / ".report.lock"):
+        by_name: dict[str, StudyResult] = {}
+        for result in (*_read_results(out / _RESULTS_FILE), *results):
+            by_name[result.name] = result
+        merged = list(by_name.values())
+        with atomic_write(out / _RESULTS_FILE) as part:
+            plain = {"studies": to_plain(merged)}
+            part.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        with atomic_write(out / "report.html") as part:
+            part.write_text(render_page(merged), encoding="utf-8")
 
 
 def _read_results(path: Path) -> list[StudyResult]:

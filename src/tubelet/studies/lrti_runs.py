@@ -4,7 +4,8 @@
     out/<study>/runs/<arm>-<seed>/           run folder of `tubelet train lrti`
         model.safetensors, frame-scores.json
 
-An arm that was stopped resumes from its last checkpoint, with the same result.
+An arm that was stopped resumes from its last checkpoint, with the same result. Several processes
+can share a study: each takes the runs that no other one is at.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 
 from tubelet.data import CachedClip
-from tubelet.files import atomic_write
+from tubelet.files import atomic_write, file_lock
 from tubelet.plain_data import build, to_plain
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.frame_scores import FrameScores, run_arm
@@ -89,11 +91,20 @@ class StudyRuns:
         Args:
             on_arm: Called with the name of each arm before it is measured.
         """
-        path = self._out / _COSTS_FILE
-        if path.is_file():
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            self.costs = {name: build(Cost, row, str(path)) for name, row in rows.items()}
-            return
+        self._out.mkdir(parents=True, exist_ok=True)
+        with file_lock(self._out / ".costs.lock"):
+            path = self._out / _COSTS_FILE
+            if path.is_file():
+                rows = json.loads(path.read_text(encoding="utf-8"))
+                self.costs = {name: build(Cost, row, str(path)) for name, row in rows.items()}
+                return
+            self._measure_all(on_arm)
+            rows = {name: to_plain(cost) for name, cost in self.costs.items()}
+            with atomic_write(path) as part:
+                part.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+    def _measure_all(self, on_arm: Callable[[str], None] | None) -> None:
+        """Measure the cost of a step of every arm."""
         known: dict[str, Cost] = {}
         for arm in self._study.arms:
             # Neither other clips nor more steps change the cost of a step.
@@ -103,10 +114,6 @@ class StudyRuns:
                     on_arm(arm.name)
                 known[key] = self._measure(arm)
             self.costs[arm.name] = known[key]
-        self._out.mkdir(parents=True, exist_ok=True)
-        rows = {name: to_plain(cost) for name, cost in self.costs.items()}
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
     def steps(self, arm: Arm) -> int:
         """Return the number of steps of an arm: that of the study, or what fits its time."""
@@ -114,6 +121,23 @@ class StudyRuns:
             return self._steps
         ratio = self.costs[arm.time_of].step_s / self.costs[arm.name].step_s
         return max(1, round(self._steps * ratio))
+
+    @contextmanager
+    def claim(self, arm: Arm, seed: int, *, waits: bool) -> Generator[bool]:
+        """Keep other processes from a run until the block ends.
+
+        Args:
+            arm: Arm of the run.
+            seed: Seed of the run.
+            waits: Wait for a process that is at this run.
+
+        Yields:
+            Whether no other process is at this run.
+        """
+        folder = self.config(arm, seed).out
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(folder.with_name(f".{folder.name}.lock"), waits=waits) as is_free:
+            yield is_free
 
     def run(
         self,
