@@ -214,6 +214,22 @@ def test_states_beat_an_overlap_that_takes_more_time() -> None:
     assert worst_psnr(continued, whole) > worst_psnr(overlapping, whole) + 1
 
 
+def test_memory_is_returned_after_every_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the heap keeps holes between what one window hands to the next, and grows."""
+    returned: list[int] = []
+    num_done = 0
+    monkeypatch.setattr(
+        "tubelet.restore.engine.return_freed_memory", lambda: returned.append(num_done)
+    )
+    engine = engine_of(RECURRENT)
+    clip = clip_of(10, 8, 8)
+    window = WindowPlan(frames=5, overlap=0, lookahead=1)
+    plan = plan_of(engine, clip, window)
+    for _ in engine.restore(frames_of(clip), plan=plan, starts_scene=NEVER):
+        num_done += 1
+    assert returned == [4, 8, 10]
+
+
 def test_look_ahead_frames_are_not_reconstructed() -> None:
     spec, network = CASES[0].build()
     clip = moving_clip(12, 18, 21)

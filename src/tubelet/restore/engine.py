@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.layers.recurrence import Edge
+from tubelet.malloc import return_freed_memory
 from tubelet.ops.resize import resample
 from tubelet.restore.encodings import EncodingCache
 from tubelet.restore.fallback import PlanFallback, out_of_memory_reason
@@ -246,6 +247,8 @@ class Engine:
             try:
                 for source, sr in windows.restore(plan):
                     yield _output_frame(source, replace(source, rgb=sr), plan)
+                # What the next window keeps would lie between freed blocks of this one.
+                return_freed_memory()
                 continue
             except (RuntimeError, MemoryError) as error:
                 reason = out_of_memory_reason(error)
