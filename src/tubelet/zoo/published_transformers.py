@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from tubelet.downloads import RemoteFile
-from tubelet.models import iart, mia_vsr
+from tubelet.models import iart, mia_vsr, psrt
 from tubelet.models.iart import IARTConfig
 from tubelet.models.mia_vsr import MIAVSRConfig
+from tubelet.models.psrt import PSRTConfig
 from tubelet.zoo.publishers import Network, PublishedWeights
 
 __all__ = ["TRANSFORMER_FILES"]
 
 _IART: Network = (iart.ARCHITECTURE, IARTConfig())
 _MIA_VSR: Network = (mia_vsr.ARCHITECTURE, MIAVSRConfig())
+_PSRT: Network = (psrt.ARCHITECTURE, PSRTConfig())
 
 
 def _by_hand(
@@ -59,6 +61,15 @@ TRANSFORMER_FILES: tuple[PublishedWeights, ...] = (
         "REDS, bicubic",
         page="https://github.com/LabShuHangGU/MIA-VSR",
         license="Apache-2.0",
+    ),
+    # PSRT, Shi et al., NeurIPS 2022.
+    _by_hand(
+        "psrt-reds",
+        _PSRT,
+        "PSRT_REDS.pth",
+        "REDS, bicubic; 16 frames",
+        page="https://github.com/XPixelGroup/RethinkVSRAlignment",
+        license="not stated",
     ),
 )
 """Weights of transformers for video."""

@@ -39,7 +39,8 @@ class PublishedWeights:
             shapes.
         summary: Training data or purpose.
         file: Address of the file.
-        license: SPDX name of the license of the weights, or the publisher's own terms of use.
+        license: SPDX name of the license of the weights, the publisher's own terms of use, or "not
+            stated".
     """
 
     id: str
