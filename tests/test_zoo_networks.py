@@ -102,6 +102,22 @@ def test_the_engine_pads_nothing_that_published_code_does_not(
     torch.testing.assert_close(restored(engine, clip), whole, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "architecture", [a for a in ANY_SIZE if a.name in ("PSRT", "RVRT")], ids=lambda a: a.name
+)
+def test_tiles_begin_at_whole_windows(architecture: Architecture, tmp_path: Path) -> None:
+    opened = open_model(str(_save_random(architecture, tmp_path)))
+    engine = Engine(
+        opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32", tile=32)
+    )
+    tiles = engine.plan(67, 109).tiles
+    assert {tile.x.start for tile in tiles} > {0}
+    # A multiple of the window, which is 8 in published files; those of the test are smaller.
+    window = opened.network.config.window  # type: ignore[union-attr]
+    assert all(tile.x.start % window == tile.y.start % window == 0 for tile in tiles)
+    restored(engine, clip_of(2, 67, 109))
+
+
 def test_a_video_file(checkpoint: Path, video: Path, tmp_path: Path) -> None:
     result = tubelet.upscale(video, tmp_path / "out.mp4", model=str(checkpoint))
     assert (result.frames, result.model) == (3, checkpoint.name)

@@ -48,10 +48,11 @@ def file_lock(path: Path, *, waits: bool = True) -> Generator[bool]:
 
     Args:
         path: Path of the lock file, whose folder must exist.
-        waits: Wait until the lock is free. Otherwise the block runs in any case.
+        waits: Wait until the lock is free. Otherwise, if another has the lock, the block runs
+            without it.
 
     Yields:
-        Whether the lock was free; always True if this waits for it.
+        Whether this has the lock; always True if it waits.
     """
     while True:
         with path.open("a+b") as handle:

@@ -1,4 +1,4 @@
-"""Let the process keep freed memory for its next tensors, and give it back at the end."""
+"""Let the process keep freed memory for its next tensors, and return it between larger works."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Temporal:
         lookahead: Number of frames after the current one that a step needs (online).
         window_frames: Maximum number of frames in a call; 0 for a whole scene (clip).
         overlap_frames: Frames shared by consecutive windows; the seam is in the middle of the
-            overlap (clip, if windows do not continue from states; see `Contract.edge_frames`).
+            overlap (clip, if windows do not continue from states; see `Contract.edge_states`).
         between_frames: Frames that the model adds half-way between any two: 0 or 1 (clip).
 
     Raises:

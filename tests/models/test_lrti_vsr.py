@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tubelet.models.lrti_vsr import (
     RITB,
     LRTIVSRConfig,
     RefocusedGate,
+    _attend_squared_heads,
     attend_positive,
     attend_squared,
     build_ritb,
@@ -473,3 +475,32 @@ def test_the_fields_of_the_published_code_are_known() -> None:
     assert contract is not None
     assert (contract.size_multiple, contract.tile_multiple) == (1, 8)
     assert (contract.edge_frames, contract.streams) == (2, True)
+
+
+@pytest.mark.parametrize("is_bf16", [False, True])
+def test_a_training_keeps_no_scores(is_bf16: bool) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(5, 2, 16, 4, requires_grad=True)
+    k, v = (torch.randn(5, 2, 48, 4, requires_grad=True) for _ in range(2))
+    bias = torch.randn(2, 16, 48, requires_grad=True)
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    gradients: list[tuple[Tensor, ...]] = []
+    for attend in (attend_squared, partial(_attend_squared_heads, factor=1.0)):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=is_bf16),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            out = attend(q, k, v, bias)
+        has_scores = (5, 16, 48) in kept
+        assert has_scores == (attend is not attend_squared)
+        if attend is attend_squared:
+            gradients.append(torch.autograd.grad(out.square().sum(), (q, k, v, bias)))
+    plain = _attend_squared_heads(q, k, v, bias, factor=1.0)
+    gradients.append(torch.autograd.grad(plain.square().sum(), (q, k, v, bias)))
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

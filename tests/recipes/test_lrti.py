@@ -23,6 +23,7 @@ from tubelet.recipes.lrti import LRTITraining, configure, describe, main
 from tubelet.recipes.lrti_presets import PRESETS
 from tubelet.recipes.published import find_recipe
 from tubelet.training import LoopSettings, OptimizerSettings
+from tubelet.training.frozen_flow import FrozenFlowTask
 from tubelet.training.long_clips import Sampling
 from tubelet.zoo.checkpoint import load_model, read_notes
 from tubelet.zoo.opening import open_model
@@ -300,6 +301,22 @@ def test_what_does_not_fit_is_refused(clips, model, changes, words):
         main(_config(clips, model, **changes))
     assert "\n" not in str(caught.value)
     assert not (clips.parent / "out").exists()
+
+
+@pytest.mark.parametrize(("model", "is_remembered"), [("basicvsr", True), ("realbasicvsr", False)])
+def test_flows_of_cleaned_frames_are_not_remembered(clips, monkeypatch, model, is_remembered):
+    """Gradients flow through them to the network that cleans."""
+    used = []
+    losses = FrozenFlowTask.losses
+
+    def note(self, *args):
+        used.append(1)
+        return losses(self, *args)
+
+    monkeypatch.setattr(FrozenFlowTask, "losses", note)
+    config = _config(clips, model, flow="frozen", loop=_loop(steps=1, save_every=3))
+    main(dataclasses.replace(config, spynet="own", samples=1))
+    assert bool(used) == is_remembered
 
 
 def test_plain_training_needs_no_long_clip(clips):

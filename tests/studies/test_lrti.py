@@ -296,7 +296,8 @@ def test_arms_are_paired_and_resume(clips, costs, monkeypatch):
     assert resumed == whole
 
 
-def test_a_run_of_another_process_comes_last(clips, costs):
+def test_a_run_of_another_process_is_waited_for(clips, costs, monkeypatch):
+    monkeypatch.setattr("tubelet.studies.lrti._POLL_S", 0.0)
     ablation = _ablation(clips)
     runs = ablation.out / "mechanism" / "runs"
     runs.mkdir(parents=True)
@@ -305,19 +306,32 @@ def test_a_run_of_another_process_comes_last(clips, costs):
     with ExitStack() as other_process:
         other_process.enter_context(file_lock(runs / f".{slug(SHORT)}-0.lock"))
 
-        def note(run):
-            finished.append(run.arm)
-            if len(finished) == 5:
+        def watch(progress):
+            steps.append(progress.done)
+            if "waiting for another process" in progress.label:
+                assert len(finished) == 5
                 other_process.close()
 
-        (result,) = run(
-            ablation, on_run=note, on_progress=lambda progress: steps.append(progress.done)
-        )
+        (result,) = run(ablation, on_run=lambda run: finished.append(run.arm), on_progress=watch)
     assert finished[-1] == SHORT
     assert sorted(finished) == sorted(arm.name for arm in result.arms)
     assert steps == sorted(steps)
     assert steps[-1] == 2 * len(finished)
     assert not list(ablation.out.rglob("*.lock"))
+
+
+def test_waiting_for_another_process_can_be_cancelled(clips, costs):
+    ablation = _ablation(clips)
+    runs = ablation.out / "mechanism" / "runs"
+    runs.mkdir(parents=True)
+    cancel = CancelToken()
+
+    def stop(progress):
+        if "waiting" in progress.label:
+            cancel.cancel()
+
+    with file_lock(runs / f".{slug(SHORT)}-0.lock"), pytest.raises(Cancelled):
+        run(ablation, on_progress=stop, cancel=cancel)
 
 
 def test_costs_are_measured_once(clips):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tubelet.errors import DivergedError
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.losses import l1
 from tubelet.models.basicvsr import ARCHITECTURE, BasicVSR, BasicVSRConfig
@@ -74,6 +75,19 @@ def test_training_gives_the_same_weights(tmp_path: Any, kind: str) -> None:
     if kind == "truncated":
         # Both directions of every pair of neighbors, of two clips.
         assert num_once == 2 * 2 * (CLIP - 1)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_network_as_it_was(tmp_path: Any) -> None:
+    network = _network()
+    samples = Samples(_Clips(), Sampling(clip=CLIP, length=LENGTH, samples=NUM_SAMPLES))
+    loss = RestorationLoss(pixel=lambda sr, gt: l1(sr, gt) / 0)
+    task = FrozenFlowTask(SampleTask(samples, loss), samples)
+    settings = LoopSettings(steps=1, lr=1e-2, warmup_steps=0)
+    with pytest.raises(DivergedError) as caught:
+        train(network, task, settings, tmp_path)
+    # The error keeps its frames alive, and with them the suspended task.
+    assert caught.value.__traceback__ is not None
+    assert "forward" not in vars(network.spynet)
 
 
 def test_only_the_training_looks_flows_up(tmp_path: Any) -> None:

@@ -72,7 +72,7 @@ studies:
 The report has a verdict on every claim with its interval; "inconclusive" is one of them. The arms,
 margins and numbers of seeds are written to OUT/STUDY/plan.json before the first run. Run the same
 command again to resume; finished runs are not repeated. Run it in several terminals at once to
-divide the runs among them: small networks use the cores better so.
+divide the runs among them, each with its share of the cores (OMP_NUM_THREADS=1).
 
 examples:
   tubelet ablate lrti --data clips/ --preset smoke --out runs/try

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tubelet.data.pans import PanSettings, pan_over
 from tubelet.degrade import RANDOM_PRESETS, Preset, degrade
 from tubelet.errors import InputError
-from tubelet.files import atomic_write
+from tubelet.files import atomic_write, file_lock
 from tubelet.ops.pixels import to_uint8
 from tubelet.progress import CancelToken
 from tubelet.video.reader import open_reader
@@ -184,8 +184,11 @@ def _open(path: Path) -> NDArray[np.uint8] | None:
 def _store(path: Path, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Write an array completely or not at all, and open it memory-mapped."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
-        out = open_memmap(part, mode="w+", dtype=np.uint8, shape=array.shape)
-        out[:] = array
-        out.flush()
+    # Another process may make the same array.
+    with file_lock(path.with_suffix(".lock")):
+        if not path.is_file():
+            with atomic_write(path) as part:
+                out = open_memmap(part, mode="w+", dtype=np.uint8, shape=array.shape)
+                out[:] = array
+                out.flush()
     return np.load(path, mmap_mode="r")

@@ -147,9 +147,12 @@ def attend_squared(
         factor = k.shape[-2] ** -0.5 if score_norm == "keys" else 1.0
         heads = partial(_attend_squared_heads, factor=factor)
         if torch.is_grad_enabled() and q.requires_grad:
-            # The scores of all blocks would be half of the memory of a training: the backward pass
-            # computes them again.
-            return cast(Any, checkpoint)(heads, q, k, v, bias, use_reentrant=False)
+            # The scores of all blocks would be a third of the memory of a training: the backward
+            # pass computes them again.
+            recompute = partial(
+                cast(Any, checkpoint), use_reentrant=False, preserve_rng_state=False
+            )
+            return recompute(heads, q, k, v, bias)
         return heads(q, k, v, bias)
 
 

@@ -237,7 +237,8 @@ def _build_task(
             long_pass=config.long_pass,
             limits=_feature_limits(config),
         )
-    if config.flow == "frozen":
+    # Where frames are cleaned, gradients flow through SpyNet to the network that cleans them.
+    if config.flow == "frozen" and not find_recipe(config.model).architecture.cleans:
         task = FrozenFlowTask(task, samples)
     return task
 

@@ -52,6 +52,7 @@ __all__ = ["FinishedRun", "LRTIAblation", "describe", "run"]
 
 _SCALE = 4
 _RESULTS_FILE = "results.json"
+_POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,15 +303,16 @@ class _Runner:
         }
         plan = json.loads(json.dumps(plan))
         seeds: list[int] = []
-        if path.is_file():
-            written = json.loads(path.read_text(encoding="utf-8"))
-            seeds = written.pop("seeds")
-            _check_same_plan(path, written, plan)
-        if not seeds or seeds[-1] != num_seeds:
-            seeds.append(num_seeds)
         self._out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            part.write_text(json.dumps({**plan, "seeds": seeds}, indent=1), encoding="utf-8")
+        with file_lock(self._out / ".plan.lock"):
+            if path.is_file():
+                written = json.loads(path.read_text(encoding="utf-8"))
+                seeds = written.pop("seeds")
+                _check_same_plan(path, written, plan)
+            if not seeds or seeds[-1] != num_seeds:
+                seeds.append(num_seeds)
+            with atomic_write(path) as part:
+                part.write_text(json.dumps({**plan, "seeds": seeds}, indent=1), encoding="utf-8")
         return tuple(seeds)
 
     def _train(self, seeds: range, progress: StudyProgress, on_run: OnRun | None) -> None:
@@ -322,18 +324,21 @@ class _Runner:
 
         scores: dict[tuple[int, str], tuple[FrameScores, ...]] = {}
         pending = list(product(seeds, self._study.arms))
-        # Runs that another process is at come last: it may have finished them by then.
-        for waits in (False, True):
-            skipped: list[tuple[int, Arm]] = []
+        while pending:
+            # Runs that another process is at.
+            busy: list[tuple[int, Arm]] = []
             for seed, arm in pending:
-                found = self._train_arm(arm, seed, progress, waits=waits)
+                found = self._train_arm(arm, seed, progress)
                 if found is None:
-                    skipped.append((seed, arm))
+                    busy.append((seed, arm))
                     continue
                 scores[seed, arm.name] = found
                 if on_run is not None:
                     on_run(_finished_run(self._study, arm, seed, found))
-            pending = skipped
+            if len(busy) == len(pending):
+                # It will finish them, or leave them when it ends.
+                progress.wait(_POLL_S)
+            pending = busy
 
         for seed, arm in product(seeds, self._study.arms):
             self._scores.setdefault(arm.name, []).append(scores[seed, arm.name])
@@ -343,14 +348,12 @@ class _Runner:
         arm: Arm,
         seed: int,
         progress: StudyProgress,
-        *,
-        waits: bool,
     ) -> tuple[FrameScores, ...] | None:
         """Train an arm with a seed; see `StudyRuns`. None: another process is at this run."""
         runs = self._runs
         steps = runs.steps(arm)
         step_s = runs.costs[arm.name].step_s
-        with runs.claim(arm, seed, waits=waits) as is_free:
+        with runs.claim(arm, seed) as is_free:
             if not is_free:
                 return None
             with progress.run(f"{arm.name}, seed {seed}", steps, step_s) as on_progress:

@@ -30,6 +30,7 @@ class StudyProgress:
         cancel: CancelToken | None,
     ) -> None:
         self._study = study
+        self._cancel = cancel
         self._ticker = Ticker(
             on_progress,
             unit="step",
@@ -46,6 +47,18 @@ class StudyProgress:
         """Report that the cost of an arm is measured."""
         self._ticker.label = f"{self._study}: measuring {arm}"
         self._ticker.report()
+
+    def wait(self, seconds: float) -> None:
+        """Report that other processes are at all runs that are left, and wait.
+
+        Raises:
+            Cancelled: The study was cancelled.
+        """
+        self._ticker.label = f"{self._study}: waiting for another process"
+        self._ticker.report()
+        if self._cancel is not None:
+            self._cancel.raise_if_cancelled()
+        time.sleep(seconds)
 
     def plan(self, steps: int, cost_s: float) -> None:
         """Add steps that will be trained, and their cost."""

@@ -123,20 +123,19 @@ class StudyRuns:
         return max(1, round(self._steps * ratio))
 
     @contextmanager
-    def claim(self, arm: Arm, seed: int, *, waits: bool) -> Generator[bool]:
-        """Keep other processes from a run until the block ends.
+    def claim(self, arm: Arm, seed: int) -> Generator[bool]:
+        """Keep other processes from a run until the block ends, unless one is at it.
 
         Args:
             arm: Arm of the run.
             seed: Seed of the run.
-            waits: Wait for a process that is at this run.
 
         Yields:
             Whether no other process is at this run.
         """
         folder = self.config(arm, seed).out
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(folder.with_name(f".{folder.name}.lock"), waits=waits) as is_free:
+        with file_lock(folder.with_name(f".{folder.name}.lock"), waits=False) as is_free:
             yield is_free
 
     def run(

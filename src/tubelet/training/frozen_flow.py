@@ -27,7 +27,8 @@ __all__ = ["FrozenFlowTask"]
 class FrozenFlowTask:
     """Runs another task, and estimates the flow between two frames of a long clip only once.
 
-    The results are the same, as long as SpyNet does not change.
+    The results are the same, as long as SpyNet does not change and no gradient flows through it to
+    its frames, as it would to a network that cleans them.
 
     Args:
         task: Task of these samples.

@@ -186,11 +186,16 @@ class _Trainer:
         """
         passes = iter(self.task.losses(self.model, batch, step))
         totals: dict[str, Tensor] = {}
-        losses = self._run_pass(step, passes)
-        while losses is not None:
-            for name, loss in losses.items():
-                totals[name] = totals[name] + loss if name in totals else loss
+        try:
             losses = self._run_pass(step, passes)
+            while losses is not None:
+                for name, loss in losses.items():
+                    totals[name] = totals[name] + loss if name in totals else loss
+                losses = self._run_pass(step, passes)
+        finally:
+            # After an error in a backward pass, the task waits in its `yield`: leave its contexts.
+            if isinstance(passes, Generator):
+                passes.close()
         if not totals:
             raise ValueError(f"{type(self.task).__name__}.losses yielded no loss at step {step}")
         return totals
