@@ -65,8 +65,9 @@ def restored(engine: Engine, clip: Tensor, *cuts: int) -> Tensor:
     return out
 
 
-def test_odd_sizes_short_clips_and_a_cut(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole images, whatever memory they take; the test with a video file measures it, which is slow."""
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A given memory cost; the test with a video file measures it, which is slow."""
     cost = MemoryCost(
         call_bytes_per_px=1000.0,
         stream_bytes_per_px=1000.0,
@@ -74,6 +75,10 @@ def test_odd_sizes_short_clips_and_a_cut(checkpoint: Path, monkeypatch: pytest.M
         encoding_bytes_per_px=10.0,
     )
     monkeypatch.setattr(TorchRunner, "memory_cost", lambda _: cost)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_odd_sizes_short_clips_and_a_cut(checkpoint: Path) -> None:
     opened = open_model(str(checkpoint))
     engine = Engine(
         opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32", tile=0)
@@ -88,6 +93,7 @@ def test_odd_sizes_short_clips_and_a_cut(checkpoint: Path, monkeypatch: pytest.M
     assert (crossed == 0) if engine.spec.temporal.kind == "frame" else (crossed > 1e-3)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("architecture", ANY_SIZE, ids=lambda a: a.name)
 def test_the_engine_pads_nothing_that_published_code_does_not(
     architecture: Architecture, tmp_path: Path
@@ -102,20 +108,21 @@ def test_the_engine_pads_nothing_that_published_code_does_not(
     torch.testing.assert_close(restored(engine, clip), whole, rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     "architecture", [a for a in ANY_SIZE if a.name in ("PSRT", "RVRT")], ids=lambda a: a.name
 )
 def test_tiles_begin_at_whole_windows(architecture: Architecture, tmp_path: Path) -> None:
     opened = open_model(str(_save_random(architecture, tmp_path)))
     engine = Engine(
-        opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32", tile=32)
+        opened.spec, opened.network, UpscaleSettings(device="cpu", precision="fp32", tile=64)
     )
-    tiles = engine.plan(67, 109).tiles
+    tiles = engine.plan(64, 109).tiles
     assert {tile.x.start for tile in tiles} > {0}
     # A multiple of the window, which is 8 in published files; those of the test are smaller.
     window = opened.network.config.window  # type: ignore[union-attr]
     assert all(tile.x.start % window == tile.y.start % window == 0 for tile in tiles)
-    restored(engine, clip_of(2, 67, 109))
+    restored(engine, clip_of(2, 64, 109))
 
 
 def test_a_video_file(checkpoint: Path, video: Path, tmp_path: Path) -> None:

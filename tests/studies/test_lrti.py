@@ -23,6 +23,7 @@ from tubelet.studies.lrti import LRTIAblation, describe, run
 from tubelet.studies.lrti_clips import ClipSettings, StudyClips
 from tubelet.studies.lrti_designs import STUDIES, build_studies
 from tubelet.studies.lrti_endpoints import endpoint_db
+from tubelet.studies.lrti_progress import StudyProgress
 from tubelet.studies.lrti_results import judge_claims, seeds_after_pilot
 from tubelet.studies.lrti_runs import Cost, StudyRuns, slug
 from tubelet.studies.lrti_sizes import NETWORKS
@@ -320,18 +321,15 @@ def test_a_run_of_another_process_is_waited_for(clips, costs, monkeypatch):
     assert not list(ablation.out.rglob("*.lock"))
 
 
-def test_waiting_for_another_process_can_be_cancelled(clips, costs):
-    ablation = _ablation(clips)
-    runs = ablation.out / "mechanism" / "runs"
-    runs.mkdir(parents=True)
+def test_waiting_for_another_process_can_be_cancelled():
     cancel = CancelToken()
-
-    def stop(progress):
-        if "waiting" in progress.label:
-            cancel.cancel()
-
-    with file_lock(runs / f".{slug(SHORT)}-0.lock"), pytest.raises(Cancelled):
-        run(ablation, on_progress=stop, cancel=cancel)
+    labels: list[str] = []
+    progress = StudyProgress(lambda event: labels.append(event.label), "mechanism", cancel)
+    progress.wait(0.0)
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        progress.wait(60.0)
+    assert labels == 2 * ["mechanism: waiting for another process"]
 
 
 def test_costs_are_measured_once(clips):

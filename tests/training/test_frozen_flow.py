@@ -15,7 +15,7 @@ from tubelet.training.optimizer import OptimizerSettings
 from tubelet.training.task import TrainingTask
 from tubelet.training.truncated import TruncatedTask
 
-CLIP, LENGTH, NUM_SAMPLES = 9, 3, 4
+CLIP, LENGTH, NUM_SAMPLES = 7, 3, 2
 
 
 class _Clips:
