@@ -2,6 +2,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from torch.nn import functional
 
 from helpers.clip_parity import assert_recognized
 from helpers.image_parity import (
@@ -90,6 +91,40 @@ def test_frames_do_not_see_each_other():
     torch.testing.assert_close(model(lq)[1, 2], model(lq[1:, 2:])[0, 0])
 
 
+@pytest.mark.parametrize(("scale", "output_scale"), [(4, 2), (4, 3), (2, 3), (1, 2)])
+def test_tiles_of_a_resized_output_leave_no_seam(scale, output_scale):
+    torch.manual_seed(0)
+    config = SRVGGConfig(scale=scale, channels=8, num_blocks=2, output_scale=output_scale)
+    contract = ARCHITECTURE.contract(config)
+    assert contract.scale == output_scale
+    model = SRVGGNetCompact(config).eval()
+    lq = torch.rand(1, 1, 3, 12, 30)
+    halo = contract.halo_px
+    with torch.inference_mode():
+        whole = model(lq)
+        tile = model(lq[..., 10 - halo : 20 + halo])
+    expected = whole[..., 10 * output_scale : 20 * output_scale]
+    inner = tile[..., halo * output_scale : (halo + 10) * output_scale]
+    torch.testing.assert_close(inner, expected)
+
+
+def test_the_resized_output_is_that_of_the_network():
+    torch.manual_seed(0)
+    model = SRVGGNetCompact(SRVGGConfig(channels=8, num_blocks=2)).eval()
+    half = SRVGGNetCompact(SRVGGConfig(channels=8, num_blocks=2, output_scale=2)).eval()
+    half.load_state_dict(model.state_dict())
+    lq = torch.rand(2, 2, 3, 5, 7)
+    with torch.inference_mode():
+        sr = model(lq).flatten(0, 1)
+        resized = half(lq)
+    # Half-way between two pixels, the four weights of Keys' kernel with a = -0.75.
+    weights = torch.tensor([-3.0, 19.0, 19.0, -3.0]) / 32
+    kernel = torch.outer(weights, weights).expand(3, 1, 4, 4)
+    padded = functional.pad(sr, (1, 1, 1, 1), mode="replicate")
+    expected = functional.conv2d(padded, kernel, stride=2, groups=3)
+    torch.testing.assert_close(resized.flatten(0, 1), expected)
+
+
 def test_sees_as_far_as_the_halo():
     torch.manual_seed(0)
     model = SRVGGNetCompact(TINY)
@@ -101,7 +136,8 @@ def test_sees_as_far_as_the_halo():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"scale": 0}, {"channels": 0}, {"num_blocks": -1}, {"act": "gelu"}]
+    "fields",
+    [{"scale": 0}, {"channels": 0}, {"num_blocks": -1}, {"act": "gelu"}, {"output_scale": -1}],
 )
 def test_refuses_a_configuration_out_of_range(fields):
     with pytest.raises(ConfigError):

@@ -5,6 +5,8 @@
       └ nearest ×s ───────────────────────────────────────────────────────────────────────┴(+) sr
                                                                              (B, T, 3, sH, sW)
 
+A bicubic resize may follow: animevideov3 at ×2 and ×3 is the network ×4, made smaller.
+
 Published configurations, 64 channels, ×4, PReLU:
     realesr-animevideov3      16 convolutions, 621 424 parameters
     realesr-general-x4v3      32 convolutions, 1 213 296 parameters
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tubelet.layers.upsampling import shuffle_to_image
 from tubelet.models.architecture import Architecture, Contract
@@ -44,19 +47,22 @@ class SRVGGConfig:
     }
 
     scale: int = 4
-    """Upscaling factor."""
+    """Upscaling factor of the network."""
     channels: int = 64
     """Width of the features."""
     num_blocks: int = 16
     """Number of convolutions between the first and the last."""
     act: Act = "prelu"
     """Activation. Checkpoints with "relu" and "leakyrelu" look the same: `infer` takes "relu"."""
+    output_scale: int = 0
+    """Upscaling factor after a final bicubic resize; 0 for no resize."""
 
     def __post_init__(self) -> None:
         check_min(self, "scale", 1)
         check_min(self, "channels", 1)
         check_min(self, "num_blocks", 0)
         check_choice(self, "act", ("prelu", "relu", "leakyrelu"))
+        check_min(self, "output_scale", 0)
 
 
 class SRVGGNetCompact(nn.Module):
@@ -86,14 +92,28 @@ class SRVGGNetCompact(nn.Module):
             lq: Low-quality clip, (B, T, 3, H, W), in [0, 1].
 
         Returns:
-            (B, T, 3, sH, sW); values can exceed [0, 1].
+            (B, T, 3, sH, sW), where s is `output_scale`, if that is not 0; values can exceed
+            [0, 1].
         """
         scale = self.config.scale
         frames = lq.flatten(0, 1)  # (B·T, 3, H, W)
         # The nearest-neighbor skip is equal in all s² sub-pixels: add it before the shuffle.
         x = self.body(frames) + frames.repeat_interleave(scale**2, 1)  # (B·T, 3s², H, W)
         sr = shuffle_to_image(x, scale)  # (B·T, 3, sH, sW)
+        if self.config.output_scale:
+            sr = _resize(sr, self.config.output_scale / scale)
         return sr.reshape(*lq.shape[:2], *sr.shape[1:])
+
+
+def _resize(image: Tensor, factor: float) -> Tensor:
+    """Resize (B, C, H, W) as the layer Interp of ncnn: bicubic, a = -0.75, not antialiased.
+
+    Source: https://github.com/Tencent/ncnn, src/layer/interp.cpp; torch has the same kernel and
+    edges.
+    """
+    height, width = image.shape[-2:]
+    size = (round(height * factor), round(width * factor))
+    return functional.interpolate(image, size=size, mode="bicubic", align_corners=False)
 
 
 def _build_act(config: SRVGGConfig) -> nn.Module:
@@ -143,11 +163,15 @@ def _infer(state: State) -> SRVGGConfig:
 
 
 def _contract(config: SRVGGConfig) -> Contract:
+    # Each convolution reaches a pixel further.
+    halo_px = config.num_blocks + 2
+    if config.output_scale:
+        # The bicubic kernel reaches less than two pixels of the network's result.
+        halo_px += math.ceil(2 / config.scale)
     return Contract(
-        scale=config.scale,
+        scale=config.output_scale or config.scale,
         temporal=Temporal("frame"),
-        # Each convolution reaches a pixel further.
-        halo_px=config.num_blocks + 2,
+        halo_px=halo_px,
         # With realesr-animevideov3, half precision changes PSNR by less than 0.002 dB.
         precisions=("fp32", "bf16", "fp16"),
     )
