@@ -23,7 +23,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +60,7 @@ from tubelet.recipes.online import load_pairs
 from tubelet.restore.engine import Engine
 from tubelet.restore.settings import UpscaleSettings
 from tubelet.types import Frame
-from tubelet.zoo.checkpoint import save_checkpoint
+from tubelet.zoo.checkpoint import load_model, save_checkpoint
 from tubelet.zoo.opening import open_model
 
 PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
@@ -142,28 +141,6 @@ def train(entry: Entry, minutes: float, clips: list[Any]) -> tuple[nn.Module, in
     return model.eval(), step
 
 
-def read_ncnn(path: Path, model: nn.Module) -> None:
-    """Copy the weights of an ncnn file of RRDBNet, in the order of its convolutions, into a network."""
-    data = path.read_bytes()
-    position = 0
-    for conv in model.modules():
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        flag = int.from_bytes(data[position : position + 4], "little")
-        assert flag == 0x01306B47, "the weights are not half-precision floats"
-        position += 4
-        count = conv.weight.numel()
-        weight = np.frombuffer(data, "<f2", count, position).astype(np.float32)
-        position += -(-2 * count // 4) * 4
-        assert conv.bias is not None
-        bias = np.frombuffer(data, "<f4", conv.bias.numel(), position)
-        position += 4 * conv.bias.numel()
-        with torch.no_grad():
-            conv.weight.copy_(torch.from_numpy(weight).view_as(conv.weight))
-            conv.bias.copy_(torch.from_numpy(bias.copy()))
-    assert position == len(data), "the file has other layers"
-
-
 def open_engine(path: Path, precision: Literal["fp32", "bf16"]) -> Engine:
     """Open a network in a number format, whether its contract lists it or not."""
     opened = open_model(str(path))
@@ -220,8 +197,7 @@ def main() -> None:
         path = options.work / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         if name == "rrdbnet" and options.ncnn:
-            model = entry.architecture.build(entry.config)
-            read_ncnn(options.ncnn, model)
+            model = load_model(options.ncnn, architecture=entry.architecture.name)
             steps = "published"
         else:
             clips = prepare_clips(options.train, options.work / "cache", preset="bi", scale=scale)

@@ -64,6 +64,10 @@ _ARCHITECTURES = """
 or the authors save them: tensor names and shapes identify the architecture and the configuration.
 Parameters and kind are those of the default configuration.
 
+`--model path/to/any.param` runs networks of ncnn with fp16 or fp32 weights, if they are
+SRVGGNetCompact or RRDBNet of any size; the `.bin` of the same name must be in the same folder. A
+bicubic resize at the end sets the scale.
+
 """
 
 

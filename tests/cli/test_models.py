@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tubelet
+from helpers.ncnn_files import write_ncnn
 from tubelet.cli import main
 from tubelet.downloads import RemoteFile
 from tubelet.models import srvgg
@@ -150,6 +151,22 @@ def test_identify_prints_the_layout_and_the_published_name(
     assert "SRVGGNetCompact ×4" in output
     assert "layout: recognized by names and shapes; in params_ema → module, all " in output
     assert "published as: realesr-animevideov3" in output
+
+
+def test_identify_prints_the_network_of_files_of_ncnn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = srvgg.SRVGGConfig(channels=4, num_blocks=1, output_scale=3)
+    graph = write_ncnn(tmp_path / "a.param", srvgg.SRVGGNetCompact(config))
+    for path in (graph, graph.with_suffix(".bin")):
+        assert main(["models", "identify", str(path)]) == 0
+        output = capsys.readouterr().out
+        assert f"{path}: SRVGGNetCompact ×3, " in output
+        assert "num_blocks=1" in output
+        assert "layout: two files of ncnn, recognized by the kinds, order and shapes" in output
+    graph.with_suffix(".bin").unlink()
+    assert main(["models", "identify", str(graph)]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_identify_prints_the_nearest_architecture(

@@ -46,7 +46,7 @@ class IdentifyFlags:
     """Identify a checkpoint: architecture and configuration, by the names and shapes of tensors."""
 
     file: str
-    """Checkpoint, a .safetensors or .pth file."""
+    """Checkpoint: a .safetensors or .pth file, or one of the two files of ncnn."""
     json: bool = False
     """Print JSON instead of lines."""
 
@@ -116,7 +116,7 @@ def _print_facts(file: str, opened: OpenedCheckpoint, facts: dict[str, Any]) -> 
         if facts[name]:
             values = [f"{key}={value}" for key, value in facts[name].items()]
             print(f"  {name}: {', '.join(values)}")
-    print(f"  layout: {_layout(opened, facts['tensors'])}")
+    print(f"  layout: {_layout(file, opened, facts['tensors'])}")
     if facts["published_as"]:
         print(f"  published as: {', '.join(facts['published_as'])}")
     print(f"  source: {facts['source']}")
@@ -153,8 +153,12 @@ def _facts(file: str, opened: OpenedCheckpoint) -> dict[str, Any]:
     }
 
 
-def _layout(opened: OpenedCheckpoint, num_tensors: int) -> str:
+def _layout(file: str, opened: OpenedCheckpoint, num_tensors: int) -> str:
     """Describe how the tensors were recognized: wrapping entries, prefixes and translated names."""
+    from tubelet.zoo.ncnn_files import find_graph
+
+    if find_graph(Path(file)) is not None:
+        return "two files of ncnn, recognized by the kinds, order and shapes of the layers"
     layout = "recognized by names and shapes; "
     if opened.wrapping:
         path = " → ".join(name.rstrip(".") for name in opened.wrapping)

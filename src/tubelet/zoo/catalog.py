@@ -219,7 +219,7 @@ def is_checkpoint(name: str) -> bool:
     """Return whether a name is the path of a weight file, and not the id of a model."""
     if name in (*_ALIASES, *_by_id(MODELS)):
         return False
-    has_suffix = name.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
+    has_suffix = name.endswith((".safetensors", ".pth", ".pt", ".ckpt", ".param", ".bin"))
     if not has_suffix and not Path(name).is_file():
         return False
     # The search of published models loads every architecture, so it comes last.

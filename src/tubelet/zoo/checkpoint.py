@@ -6,8 +6,8 @@
       → network of the inferred configuration
       → loaded strictly
 
-Checkpoints are safetensors files, or files of `torch.save` read as data only: code in a checkpoint
-is never executed.
+Checkpoints are safetensors files, files of `torch.save` read as data only, or pairs of files of
+ncnn: code in a checkpoint is never executed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from tubelet.models.architecture import Architecture
 from tubelet.models.state_dict import State
 from tubelet.tensor_files import expansion_fault, read_content, read_header, read_safetensors
 from tubelet.zoo.architectures import ARCHITECTURES
+from tubelet.zoo.ncnn import read_ncnn, read_ncnn_header
+from tubelet.zoo.ncnn_files import find_graph
 from tubelet.zoo.spandrel_adapter import has_spandrel, load_by_spandrel
 from tubelet.zoo.unsupported import recognize_unsupported
 
@@ -128,8 +130,9 @@ def load_model(
     """Build the network of a checkpoint, which names and shapes identify, and load it strictly.
 
     Args:
-        path_or_state_dict: A .safetensors or .pth file, or its tensors by name, with or without
-            the wrappers of training frameworks.
+        path_or_state_dict: A .safetensors or .pth file, a .param or .bin file of ncnn with the
+            other one beside it, or tensors by name, with or without the wrappers of training
+            frameworks.
         architecture: Class name of the network. Default: recognized from the tensor names.
         config: Fields of the architecture's configuration that replace the inferred ones and those
             that `save_checkpoint` stored.
@@ -157,7 +160,7 @@ def open_checkpoint(
     header: dict[str, str] = {}
     source = "the state dict"
     if isinstance(path_or_state_dict, str | Path):
-        header = read_header(path_or_state_dict)
+        header = _read_header(Path(path_or_state_dict))
         source = str(path_or_state_dict)
 
     for candidate in candidates:
@@ -217,11 +220,23 @@ def read_state(
     """
     if not isinstance(path_or_state_dict, str | Path):
         return _unwrap(path_or_state_dict, "the state dict")
-    content = read_content(Path(path_or_state_dict))
+    path = Path(path_or_state_dict)
+    graph = find_graph(path)
+    if graph is not None:
+        return read_ncnn(graph), ()
+    content = read_content(path)
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise CheckpointError(f"{path_or_state_dict} contains a {kind}, not tensors by name")
     return _unwrap(cast(Mapping[str, Any], content), str(path_or_state_dict))
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    """Read the metadata of a checkpoint that is known to be readable."""
+    graph = find_graph(path)
+    if graph is not None:
+        return read_ncnn_header(graph)
+    return read_header(path)
 
 
 def _candidate_architectures(name: str | None) -> tuple[Architecture, ...]:

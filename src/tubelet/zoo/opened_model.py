@@ -20,6 +20,7 @@ from torch import nn
 from tubelet.downloads import fetch
 from tubelet.errors import CheckpointError
 from tubelet.zoo import catalog
+from tubelet.zoo.ncnn_files import weights_path
 from tubelet.zoo.publishers import PublishedWeights
 from tubelet.zoo.spec import ModelSpec, WeightsSpec
 
@@ -83,7 +84,8 @@ def _open_file(name: str) -> OpenedModel:
     path = Path(name)
     if not path.exists():
         _suggest_published_id(path)
-    digest = catalog.hash_file(path) if path.is_file() else ""
+    file = weights_path(path)
+    digest = catalog.hash_file(file) if file.is_file() else ""
     # Some settings, such as the activation, change neither names nor shapes. The hash of a
     # published file identifies them.
     published = catalog.find_published_by_hash(digest)
