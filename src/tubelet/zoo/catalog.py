@@ -1,7 +1,7 @@
 """The model zoo: an explicit list of all models, and lookups by id, file name and hash.
 
-The package contains the weights of some models. Those of other models are published elsewhere;
-they are downloaded on first use and cached.
+The package contains the weights of some models. Those of other models are published elsewhere:
+they are read from an installed pip package, or downloaded on first use and cached.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from tubelet.downloads import cache_folder, fetch
-from tubelet.errors import CheckpointError, RequestError, suggest
+from tubelet.errors import CheckpointError, RequestError, ResourceError, suggest
 from tubelet.models import fast
 from tubelet.models.architecture import Architecture
 from tubelet.progress import OnProgress
 from tubelet.zoo.baselines import BASELINES
+from tubelet.zoo.pip_files import INSTALL_COMMAND, find_installed
 from tubelet.zoo.spec import ModelSpec, WeightsSpec, count_parameters
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "model_weights",
     "package_folder",
     "published_by_id",
+    "published_file",
     "published_ids",
     "published_weights",
     "weights_folder",
@@ -119,6 +121,7 @@ def _published_spec(published: PublishedWeights) -> ModelSpec:
             sha256=file.sha256,
             license=published.license,
             remote=file,
+            pip_file=published.pip_file,
         ),
     )
 
@@ -130,6 +133,11 @@ _ALIASES: dict[str, dict[int, str]] = {
     "default": {2: "fast-x2-real", 4: "fast-x4-real"},
     "bicubic": {2: "bicubic-x2", 3: "bicubic-x3", 4: "bicubic-x4"},
     "lanczos": {2: "lanczos-x2", 3: "lanczos-x3", 4: "lanczos-x4"},
+    "realesr-animevideov3": {
+        2: "realesr-animevideov3-x2",
+        3: "realesr-animevideov3-x3",
+        4: "realesr-animevideov3-x4",
+    },
 }
 """Alias → scale → id of the model."""
 
@@ -237,16 +245,18 @@ def weights_folder() -> Path:
 
 
 def model_weights(id: str, *, on_progress: OnProgress | None = None) -> Path:
-    """Return the path of published weights; download them if they are not in the cache.
+    """Return the path of published weights; download them if they are not on this machine.
 
     Args:
-        id: Id of published weights, of a model or of a component of models.
+        id: Id of published weights, of a model or of a component of models, or an alias.
         on_progress: See `tubelet.downloads.fetch`.
 
     Raises:
         RequestError: No published weights have this id.
         ResourceError: The weights cannot be downloaded, or do not have the published hash.
     """
+    if id in _ALIASES:
+        id = _resolve_alias(id, None)
     published = published_by_id().get(id)
     if published is None:
         # For an unknown id, this raises an error with suggestions.
@@ -254,7 +264,40 @@ def model_weights(id: str, *, on_progress: OnProgress | None = None) -> Path:
         raise RequestError(
             f"the weights of {spec.id} are in the package; there is nothing to download"
         )
-    return fetch(published.file, weights_folder(), on_progress=on_progress)
+    path, _ = published_file(published, on_progress=on_progress)
+    return path
+
+
+def published_file(
+    published: PublishedWeights, *, on_progress: OnProgress | None = None
+) -> tuple[Path, str]:
+    """Find published weights in an installed pip package or the cache, or download them.
+
+    Returns:
+        Path of the file, and its hash as published.
+
+    Raises:
+        ResourceError: The weights cannot be downloaded, or do not have the published hash.
+    """
+    file = published.file
+    pip_file = published.pip_file
+    if pip_file is None:
+        return fetch(file, weights_folder(), on_progress=on_progress), file.sha256
+    installed = find_installed(pip_file)
+    if installed is None:
+        try:
+            return fetch(file, weights_folder(), on_progress=on_progress), file.sha256
+        except ResourceError as error:
+            raise ResourceError(
+                f"{error}; or install {pip_file.package}, which has the weights: {INSTALL_COMMAND}"
+            ) from error
+    digest = hash_file(installed)
+    if digest != pip_file.sha256:
+        raise ResourceError(
+            f"{installed} has sha256 {digest[:12]}…, expected {pip_file.sha256[:12]}…; run `pip "
+            f"install --force-reinstall --no-deps {pip_file.package}=={pip_file.version}`"
+        )
+    return installed, digest
 
 
 def model_size(spec: ModelSpec) -> int:

@@ -1,7 +1,7 @@
 """Load listed models and checkpoints with their weights; base networks are attached elsewhere.
 
-id ───────── spec ─ weights of the package, or downloaded ones ─┐
-checkpoint ─ hash ─ recognized by tensor names and shapes ──────┴─ OpenedModel
+id ───────── spec ─ weights of the package, of a pip package, or downloaded ─┐
+checkpoint ─ hash ─ recognized by tensor names and shapes ───────────────────┴─ OpenedModel
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
-from tubelet.downloads import fetch
 from tubelet.errors import CheckpointError
 from tubelet.zoo import catalog
 from tubelet.zoo.ncnn_files import weights_path
@@ -98,7 +97,7 @@ def _open_file(name: str) -> OpenedModel:
 
 
 def open_listed(spec: ModelSpec) -> OpenedModel:
-    """Load a listed model; download its weights if the package does not contain them.
+    """Load a listed model; find or download its weights if the package does not contain them.
 
     Raises:
         CheckpointError: The weight file is missing, damaged, or does not fit.
@@ -109,9 +108,10 @@ def open_listed(spec: ModelSpec) -> OpenedModel:
         return OpenedModel(spec.id, spec, spec.build().eval())
     if weights.remote is None:
         network = _load_from_package(spec.build(), weights)
-    else:
-        network = _load_published(catalog.published_weights(spec.id))
-    return OpenedModel(spec.id, spec, network, weights.sha256)
+        return OpenedModel(spec.id, spec, network, weights.sha256)
+    published = catalog.published_weights(spec.id)
+    path, digest = catalog.published_file(published)
+    return OpenedModel(spec.id, spec, _load_published(published, path), digest)
 
 
 def _load_from_package(network: nn.Module, weights: WeightsSpec) -> nn.Module:
@@ -134,10 +134,9 @@ def _load_from_package(network: nn.Module, weights: WeightsSpec) -> nn.Module:
     return network.eval()
 
 
-def _load_published(published: PublishedWeights) -> nn.Module:
+def _load_published(published: PublishedWeights, path: Path) -> nn.Module:
     from tubelet.zoo.checkpoint import open_checkpoint
 
-    path = fetch(published.file, catalog.weights_folder())
     try:
         return open_checkpoint(path, **_checkpoint_settings(published)).model
     except CheckpointError as error:

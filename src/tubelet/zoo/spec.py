@@ -11,6 +11,7 @@ from tubelet.downloads import RemoteFile
 from tubelet.layers.frozen import all_parameters
 from tubelet.models.architecture import BaseModel, Contract
 from tubelet.types import Temporal
+from tubelet.zoo.pip_files import PipFile
 
 __all__ = ["ModelSpec", "WeightsSpec", "count_parameters"]
 
@@ -25,12 +26,15 @@ class WeightsSpec:
             digits, as many as its publisher gives.
         license: SPDX name, or the publisher's own terms of use.
         remote: Where the file is published; None for a file that the package contains.
+        pip_file: File with the same weights in another pip package, which is preferred if it is
+            installed; None if there is none.
     """
 
     file: str
     sha256: str
     license: str = "Apache-2.0"
     remote: RemoteFile | None = None
+    pip_file: PipFile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
