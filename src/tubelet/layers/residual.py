@@ -1,4 +1,4 @@
-"""Residual blocks without normalization, as the recurrent networks stack them.
+"""Residual blocks without normalization, and the last convolution of other residual groups.
 
     x (B, C, H, W) → (B, C, H, W)
 
@@ -8,11 +8,16 @@ Fig. 3.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from tubelet.layers.convolution import ConvAct, ConvAdd
 
-__all__ = ["ResidualBlock", "ResidualTrunk"]
+__all__ = ["ResidualBlock", "ResidualConv", "ResidualTrunk", "residual_conv"]
+
+ResidualConv = Literal["1conv", "3conv"]
+"""End of a residual group of transformer blocks, see `residual_conv`."""
 
 
 class ResidualBlock(nn.Module):
@@ -52,3 +57,24 @@ class ResidualTrunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, C, H, W)."""
         return self.main(x)
+
+
+def residual_conv(channels: int, kind: ResidualConv) -> nn.Module:
+    """Build the convolution at the end of a group of transformer blocks: (B, C, H, W) → the same.
+
+    Args:
+        channels: Width, C.
+        kind: One convolution, or three over a quarter of the channels.
+
+    Source: Liang et al. (SwinIR), ICCVW 2021.
+    """
+    if kind == "1conv":
+        return ConvAct(channels, channels)
+    inner = channels // 4
+    return nn.Sequential(
+        nn.Conv2d(channels, inner, 3, padding=1),
+        nn.LeakyReLU(0.2, inplace=True),
+        nn.Conv2d(inner, inner, 1),
+        nn.LeakyReLU(0.2, inplace=True),
+        nn.Conv2d(inner, channels, 3, padding=1),
+    )

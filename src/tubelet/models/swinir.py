@@ -38,6 +38,7 @@ from tubelet.layers.attention import Mlp, WindowAttention
 from tubelet.layers.convolution import ConvAct, LeakyReLU, UpsampleConv
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.inference import SwitchableLayer
+from tubelet.layers.residual import ResidualConv, residual_conv
 from tubelet.layers.upsampling import (
     repeat_and_convolve,
     shuffle_and_convolve,
@@ -116,7 +117,7 @@ class SwinIRConfig:
     """Hidden width of the MLPs divided by `channels`."""
     upsampler: SwinIRUpsampler = "pixelshuffle"
     """Layers that turn features into an image."""
-    resi_connection: Literal["1conv", "3conv"] = "1conv"
+    resi_connection: ResidualConv = "1conv"
     """End of a group: one convolution, or three over a quarter of the channels."""
     img_range: float = 1.0
     """Inner value of a full-scale pixel. Checkpoints do not store it: `infer` takes 255 for windows
@@ -195,22 +196,6 @@ class SwinBlock(SwitchableLayer):
         return x + self.mlp(self.norm2(x))
 
 
-def _residual_conv(
-    channels: int,
-    kind: Literal["1conv", "3conv"],
-) -> nn.Module:
-    if kind == "1conv":
-        return nn.Conv2d(channels, channels, 3, padding=1)
-    inner = channels // 4
-    return nn.Sequential(
-        nn.Conv2d(channels, inner, 3, padding=1),
-        nn.LeakyReLU(0.2, inplace=True),
-        nn.Conv2d(inner, inner, 1),
-        nn.LeakyReLU(0.2, inplace=True),
-        nn.Conv2d(inner, channels, 3, padding=1),
-    )
-
-
 class RSTB(nn.Module):
     """Residual Swin Transformer block: Swin blocks, a convolution, a skip (Eqs. 8 and 9).
 
@@ -232,7 +217,7 @@ class RSTB(nn.Module):
             # Every second block shifts its windows, so that information crosses their borders.
             shift = config.window // 2 if i % 2 else 0
             self.blocks.append(SwinBlock(config, heads, shift))
-        self.conv = _residual_conv(config.channels, config.resi_connection)
+        self.conv = residual_conv(config.channels, config.resi_connection)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
@@ -268,7 +253,7 @@ class SwinIR(nn.Module):
         for depth, heads in zip(config.depths, config.num_heads, strict=True):
             self.layers.append(RSTB(config, depth, heads))
         self.norm = nn.LayerNorm(c)
-        self.conv_after_body = _residual_conv(c, config.resi_connection)
+        self.conv_after_body = residual_conv(c, config.resi_connection)
         self._build_upsampler()
 
     def _build_upsampler(self) -> None:
