@@ -172,3 +172,12 @@ def test_zeros_complete_the_windows_of_a_rolled_grid(grid, window, shift, backen
         assert torch.equal(block.join(windows, x[block.index]), x[block.index])
         covered[block.index] += 1
     assert covered.unique().tolist() == [1]
+
+
+def test_zeros_can_extend_a_grid_further_than_to_whole_windows():
+    x = torch.ones(1, 9, 5, 2)
+    blocks = list(
+        zero_padded_blocks(x, window=(4, 8), shift=(2, 4), backend="reference", padded=(16, 8))
+    )
+    # Without the further zeros, the last window would end at line 12.
+    assert [(block.index[1], block.sides[0]) for block in blocks[-2:]] == [(slice(2, 9), 12)] * 2

@@ -82,6 +82,10 @@ class WindowBlock:
     size: tuple[int, ...]
     offset: tuple[int, ...]
 
+    def has_zeros(self, values: Tensor) -> bool:
+        """Return whether zeros extend the values at `index`, (B, *lengths, C)."""
+        return tuple(values.shape[1:-1]) != self.sides
+
     def split(self, values: Tensor) -> Tensor:
         """Extend the values of the block by zeros, and cut them into windows.
 
@@ -116,6 +120,14 @@ class WindowBlock:
         for axis, length in enumerate(lengths, start=1):
             block = block.narrow(axis, 0, length)
         return block
+
+    def write(self, windows: Tensor, out: Tensor) -> None:
+        """Put windows (n, N, C) together as `join` does, at `index` of `out`, (B, *grid, C)."""
+        target = out[self.index]
+        if self.has_zeros(target):
+            target.copy_(self.join(windows, like=target))
+        else:
+            join_windows(windows, self.size, target)
 
 
 def window_spans(length: int, window: int, shift: int) -> list[WindowSpan]:
@@ -259,6 +271,7 @@ def zero_padded_blocks(
     window: Sequence[int],
     shift: Sequence[int],
     backend: Backend,
+    padded: Sequence[int] | None = None,
 ) -> Iterator[WindowBlock]:
     """Iterate over the blocks of an image or clip that is extended by zeros to whole windows.
 
@@ -270,14 +283,15 @@ def zero_padded_blocks(
         window: Window size along each axis of the grid.
         shift: Shift of the partition along each axis, see `window_spans`.
         backend: Form of the calling layer, see `window_blocks`.
+        padded: Length of each axis with its zeros, a multiple of the window size; None: the
+            smallest one.
 
     Yields:
         Blocks that cover the grid; windows of zeros alone are left out.
     """
     grid = x.shape[1:-1]
-    padded: list[int] = []
-    for length, side in zip(grid, window, strict=True):
-        padded.append(round_up(length, side))
+    if padded is None:
+        padded = [round_up(length, side) for length, side in zip(grid, window, strict=True)]
 
     for size, (_, *spans) in window_blocks(x, window, shift, backend, padded):
         if any(span.start >= length for span, length in zip(spans, grid, strict=True)):
