@@ -237,6 +237,26 @@ def test_when_memory_runs_out_the_call_is_done_again_in_smaller_tiles(spec, pati
     assert engine.notes
 
 
+def test_tiles_of_a_model_that_sees_the_whole_image_are_noted():
+    spec = with_contract(FRAME, sees_whole_image=True)
+    clip = clip_of(2, 100, 120)
+
+    def notes(tile: int, model: nn.Module) -> list[str]:
+        engine = Engine(spec, model, UpscaleSettings(device="cpu", tile=tile))
+        list(engine.restore(frames_of(clip), starts_scene=NEVER))
+        return engine.notes
+
+    assert notes(0, build(spec)) == []
+    # A tile that contains the image changes nothing.
+    assert notes(128, build(spec)) == []
+    (note,) = notes(64, build(spec))
+    assert note.startswith("the model sees the whole image, so tiles of 64 px change its result")
+    # When memory runs out twice, once is enough.
+    noted = notes(0, OutOfMemoryAbove(build(spec), 50 * 50))
+    assert len(noted) > 2
+    assert sum("sees the whole image" in note for note in noted) == 1
+
+
 def test_out_of_memory_at_the_smallest_tile_is_a_resource_error():
     engine = Engine(
         FRAME, OutOfMemoryAbove(build(FRAME), 100), UpscaleSettings(device="cpu", tile=0)

@@ -36,6 +36,9 @@ class Contract:
         min_size_px: Minimum height and width of lq; the engine pads.
         tile_multiple: Tiles begin at multiples of it, pixels of lq. A network that divides the
             image into windows needs it, so that a tile has the windows of the image.
+        sees_whole_image: Every output pixel depends on the whole image, as with attention between
+            channels, and `halo_px` covers only those pixels that matter most. Tiles change the
+            result; the engine says so where memory requires them.
         precisions: Numeric formats that change the result by less than 0.02 dB.
         streams: The network is a `StreamingModel`: its `restore` yields frames one by one.
         edge_frames: Number of frames beyond each end of a clip that a streaming network takes; 0 if
@@ -69,6 +72,7 @@ class Contract:
     size_multiple: int = 1
     min_size_px: int = 1
     tile_multiple: int = 1
+    sees_whole_image: bool = False
     precisions: tuple[Precision, ...] = ("fp32",)
     streams: bool = False
     edge_frames: int = 0

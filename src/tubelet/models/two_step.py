@@ -586,6 +586,8 @@ def _combine_contracts(own: Contract, image: Contract) -> Contract:
         halo_px=own.halo_px + image.halo_px,
         size_multiple=math.lcm(own.size_multiple, image.size_multiple),
         min_size_px=max(own.min_size_px, image.min_size_px),
+        tile_multiple=math.lcm(own.tile_multiple, image.tile_multiple),
+        sees_whole_image=own.sees_whole_image or image.sees_whole_image,
     )
 
 

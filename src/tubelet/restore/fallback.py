@@ -30,6 +30,8 @@ class PlanFallback:
     def __init__(self, plan: Plan, notes: list[str]) -> None:
         self.plan = plan
         self._notes = notes
+        if _tiles_change_result(plan):
+            notes.append(_tiles_note(plan))
 
     def run(self, call: Callable[[Plan], T]) -> T:
         """Run a call, and repeat it under smaller and smaller plans until it fits into memory.
@@ -72,6 +74,9 @@ class PlanFallback:
         if self.plan.device.startswith("cuda"):
             torch.cuda.empty_cache()
         self._notes.append(_note(self.plan, smaller))
+        # Said once, with the first tiles.
+        if _tiles_change_result(smaller) and not _tiles_change_result(self.plan):
+            self._notes.append(_tiles_note(smaller))
         self.plan = smaller
 
 
@@ -92,3 +97,15 @@ def _note(before: Plan, after: Plan) -> str:
     if after.tile_px != before.tile_px:
         return f"out of memory: continuing with {after.tile_px} px tiles"
     return "out of memory: continuing without the cache of frame encodings"
+
+
+def _tiles_change_result(plan: Plan) -> bool:
+    """Return whether a plan divides the images of a network that depends on the whole of them."""
+    return plan.contract.sees_whole_image and len(plan.tiles) > 1
+
+
+def _tiles_note(plan: Plan) -> str:
+    return (
+        f"the model sees the whole image, so tiles of {plan.tile_px} px change its result; "
+        "more memory or --tile 0 avoids them"
+    )
