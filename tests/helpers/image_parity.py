@@ -46,7 +46,13 @@ def load(architecture: Architecture, state: dict[str, Tensor], **config: Any) ->
         model = architecture.build(
             architecture.config(**{**_fields(architecture.infer(own)), **config})
         )
-    model.load_state_dict(own, strict=True)
+    # Entries that the constructor computes are not recorded.
+    derived = {
+        name: value
+        for name, value in model.state_dict().items()
+        if architecture.derived and name.endswith(architecture.derived)
+    }
+    model.load_state_dict({**derived, **own}, strict=True)
     return model.eval()
 
 

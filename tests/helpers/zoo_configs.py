@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tubelet.models.architecture import Architecture
 from tubelet.models.basicvsr import BasicVSRConfig
 from tubelet.models.basicvsr_pp import BasicVSRPlusPlusConfig
+from tubelet.models.dat import DATConfig
 from tubelet.models.duf import DUFConfig
 from tubelet.models.edsr import EDSRConfig
 from tubelet.models.edvr import EDVRConfig
@@ -58,6 +59,7 @@ _CHAIN: dict[str, Any] = {
 TINY: dict[str, Any] = {
     "BasicVSR": BasicVSRConfig(channels=8, num_blocks=1),
     "BasicVSRPlusPlus": BasicVSRPlusPlusConfig(channels=8, num_blocks=1, groups=2),
+    "DAT": DATConfig(**(_ATTENTION | {"channels": 64}), split_size=(4, 8), drop_path=0.0),
     "DUF": DUFConfig(channels=8, num_blocks=3, growth_channels=4),
     "EDSR": EDSRConfig(channels=8, num_blocks=1),
     "EDVR": EDVRConfig(

@@ -25,7 +25,7 @@ _SLOW = {
 }
 """Of these the graphs have thousands of nodes."""
 
-_EXPORTED_IS_ENOUGH = {"DUF", "HAT", "SwinIR", "TDAN", "TOFlow"}
+_EXPORTED_IS_ENOUGH = {"DAT", "DUF", "HAT", "SwinIR", "TDAN", "TOFlow"}
 """Of these they have a thousand or so: they are compiled with the slow tests."""
 
 _EXPORTABLE = [name for name in TINY if not architecture_of(name).not_exportable]

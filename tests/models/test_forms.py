@@ -34,6 +34,6 @@ def test_prepared_networks_give_the_same_images(name: str, monkeypatch: pytest.M
 
 def test_most_networks_have_layers_to_prepare() -> None:
     """The test above compares something: these networks are known to profit."""
-    for name in ("BasicVSR", "EDSR", "EDVR", "HAT", "RRDBNet", "RRN", "SwinIR"):
+    for name in ("BasicVSR", "DAT", "EDSR", "EDVR", "HAT", "RRDBNet", "RRN", "SwinIR"):
         modules = tiny_network(name).modules()
         assert any(isinstance(module, SwitchableLayer) for module in modules), name

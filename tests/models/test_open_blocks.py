@@ -1,4 +1,4 @@
-"""Parts of the blocks of SwinIR and HAT can be wrapped from outside, as adapters over a frozen network do."""
+"""Parts of the blocks of SwinIR, HAT and DAT can be wrapped from outside, as adapters over a frozen network do."""
 
 from typing import Any
 
@@ -18,6 +18,9 @@ PARTS = [
     ("HAT", "cab"),
     ("HAT", "block"),
     ("HAT", "overlap"),
+    ("DAT", "attn"),
+    ("DAT", "ffn"),
+    ("DAT", "block"),
 ]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tubelet.models import (
     basicvsr,
     basicvsr_pp,
+    dat,
     duf,
     edsr,
     edvr,
@@ -60,6 +61,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     rrdb.ARCHITECTURE,
     swinir.ARCHITECTURE,
     hat.ARCHITECTURE,
+    dat.ARCHITECTURE,
     edsr.ARCHITECTURE,
     msrresnet.ARCHITECTURE,
     fsrcnn.ARCHITECTURE,
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
         rrdb.RRDBNet,
         swinir.SwinIR,
         hat.HAT,
+        dat.DAT,
         edsr.EDSR,
         msrresnet.MSRResNet,
         fsrcnn.FSRCNN,

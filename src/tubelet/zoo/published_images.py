@@ -6,7 +6,9 @@ projects that use the files agree.
 
 from __future__ import annotations
 
-from tubelet.models import edsr, hat, rrdb, srvgg, swinir
+import dataclasses
+
+from tubelet.models import dat, edsr, hat, rrdb, srvgg, swinir
 from tubelet.models.edsr import EDSRConfig
 from tubelet.models.hat import HATConfig
 from tubelet.models.rrdb import RRDBConfig
@@ -16,6 +18,7 @@ from tubelet.zoo.publishers import (
     Network,
     PublishedWeights,
     basicsr,
+    dat_authors,
     github,
     hat_authors,
     openmmlab,
@@ -126,6 +129,33 @@ def _hat_l(scale: int) -> PublishedWeights:
         (hat.ARCHITECTURE, config),
         f"HAT-L_SRx{scale}_ImageNet-pretrain.pth",
         "ImageNet, then DF2K, bicubic; large",
+    )
+
+
+def _dat(scale: int) -> PublishedWeights:
+    return dat_authors(
+        f"dat-x{scale}",
+        (dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS["base"], scale=scale)),
+        f"DAT_x{scale}.pth",
+        "DF2K, bicubic",
+    )
+
+
+def _dat_s(scale: int) -> PublishedWeights:
+    return dat_authors(
+        f"dat-s-x{scale}",
+        (dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS["s"], scale=scale)),
+        f"DAT_S_x{scale}.pth",
+        "DF2K, bicubic; small windows and MLPs",
+    )
+
+
+def _dat_2(scale: int) -> PublishedWeights:
+    return dat_authors(
+        f"dat-2-x{scale}",
+        (dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS["2"], scale=scale)),
+        f"DAT_2_x{scale}.pth",
+        "DF2K, bicubic; small MLPs",
     )
 
 
@@ -288,6 +318,10 @@ IMAGE_FILES: tuple[PublishedWeights, ...] = (
     *map(_hat, (2, 3)),
     *map(_hat_s, (2, 3, 4)),
     *map(_hat_l, (2, 3, 4)),
+    # DAT, Chen et al., ICCV 2023.
+    *map(_dat, (2, 3, 4)),
+    *map(_dat_s, (2, 3, 4)),
+    *map(_dat_2, (2, 3, 4)),
     # EDSR, Lim et al., CVPRW 2017.
     _edsr_m(2, "3ba7b086"),
     _edsr_m(3, "6908f88a"),

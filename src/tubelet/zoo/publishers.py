@@ -18,6 +18,7 @@ __all__ = [
     "Network",
     "PublishedWeights",
     "basicsr",
+    "dat_authors",
     "github",
     "hat_authors",
     "openmmlab",
@@ -175,6 +176,19 @@ def hat_authors(
             sha256=sha256,
             page="https://github.com/XPixelGroup/HAT",
         ),
+        license="Apache-2.0",
+    )
+
+
+def dat_authors(id: str, network: Network, name: str, summary: str) -> PublishedWeights:
+    """Describe a file of DAT on Google Drive, which must be downloaded in a browser."""
+    architecture, config = network
+    return PublishedWeights(
+        id=id,
+        architecture=architecture,
+        config=config,
+        summary=summary,
+        file=RemoteFile(name=name, page="https://github.com/zhengchen1999/DAT"),
         license="Apache-2.0",
     )
 
