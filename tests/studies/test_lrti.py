@@ -233,6 +233,15 @@ def test_a_plan_comes_before_the_first_run_and_is_kept(clips, invented, monkeypa
         run(ablation)
 
 
+def test_the_number_format_is_part_of_the_plan(clips, invented):
+    ablation = _ablation(clips, precision="bf16")
+    run(ablation)
+    plan = json.loads((ablation.out / "mechanism" / "plan.json").read_text())
+    assert plan["design"]["training"]["loop"]["precision"] == "bf16"
+    with pytest.raises(CheckpointError, match="is a study of another plan: design has changed"):
+        run(replace(ablation, precision="fp32"))
+
+
 def test_more_seeds_than_planned_are_admitted_in_the_report(clips, invented):
     ablation = _ablation(clips, seeds=2)
     run(ablation)
