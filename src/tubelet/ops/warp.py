@@ -57,8 +57,8 @@ def backward_warp(
     if _has_rows(feat):
         if mode == "bilinear" and padding != "reflection":
             return _gather_rows(feat, x, y, padding)
-        if mode == "nearest" and padding == "zeros":
-            return _copy_rows(feat, x, y)
+        if mode == "nearest" and padding != "reflection":
+            return _copy_rows(feat, x, y, padding)
 
     # align_corners: -1 and 1 are the centers of the first and the last pixel.
     # (B, H, W, 2)
@@ -148,13 +148,19 @@ def _gather_rows(
     return sampled.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _copy_rows(feat: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Copy the row of the nearest pixel; outside of the image, rows are zero.
+def _copy_rows(
+    feat: Tensor,
+    x: Tensor,
+    y: Tensor,
+    padding: Literal["zeros", "border"],
+) -> Tensor:
+    """Copy the row of the nearest pixel.
 
     Args:
         feat: (B, C, H, W) in channels_last; used as a table of B·H·W rows of C values.
         x: (B, H, W), columns to sample, pixels.
         y: (B, H, W), lines to sample, pixels.
+        padding: See `backward_warp`.
 
     Returns:
         (B, C, H, W) in channels_last.
@@ -163,12 +169,12 @@ def _copy_rows(feat: Tensor, x: Tensor, y: Tensor) -> Tensor:
     # Further out nothing changes; clamped positions cannot overflow as indexes.
     column = x.round().clamp(-1, width).long()
     line = y.round().clamp(-1, height).long()
-    inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
-
     images = torch.arange(batch, device=feat.device)[:, None, None]
     index = (images * height + line.clamp(0, height - 1)) * width + column.clamp(0, width - 1)
     table = feat.permute(0, 2, 3, 1).reshape(-1, channels)
     # (B·H·W, C)
     rows = table.index_select(0, index.flatten())
-    rows = rows.masked_fill(~inside.view(-1, 1), 0)
+    if padding == "zeros":
+        inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
+        rows = rows.masked_fill(~inside.view(-1, 1), 0)
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
