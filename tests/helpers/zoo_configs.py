@@ -35,6 +35,7 @@ from tubelet.models.swinir import SwinIRConfig
 from tubelet.models.tdan import TDANConfig
 from tubelet.models.tmnet import TMNetConfig
 from tubelet.models.toflow import TOFlowConfig
+from tubelet.models.ttvsr import TTVSRConfig
 from tubelet.models.two_step import TwoStepConfig, TwoStepRestorer
 from tubelet.models.vrt import VRTConfig
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
@@ -98,6 +99,7 @@ TINY: dict[str, Any] = {
     ),
     "TMNet": TMNetConfig(groups=2, num_front_blocks=1, num_back_blocks=1),
     "TOFlow": TOFlowConfig(num_frames=3),
+    "TTVSR": TTVSRConfig(channels=8, num_blocks=1),
     "TwoStepRestorer": TwoStepConfig(channels=2, norm="none"),
     "VRT": VRTConfig(
         channels=8,

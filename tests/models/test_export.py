@@ -20,6 +20,7 @@ _SLOW = {
     "RBPN",
     "RVRT",
     "TMNet",
+    "TTVSR",
     "VRT",
     "ZoomingSlowMo",
 }

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.image_parity import listed_state, published_keys, recorded_state
+from helpers.image_parity import listed_state, recorded_state
 from helpers.recordings import recorded
-from tubelet.errors import CheckpointError
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.checkpoint import open_checkpoint
 from tubelet.zoo.unsupported import UNSUPPORTED, matches
@@ -61,6 +60,7 @@ PUBLISHED = {
     "iart_reds": "IART",
     "miavsr_reds": "MIAVSR",
     "psrt_recurrent_reds": "PSRT",
+    "ttvsr": "TTVSR",
     "vrt_001_reds_6f": "VRT",
     "vrt_002_reds_16f": "VRT",
 }
@@ -100,16 +100,11 @@ RECORDED = {
     "iart_A": "IART",
     "miavsr_nomask_A": "MIAVSR",
     "psrt_recurrent_A": "PSRT",
+    "ttvsr_A": "TTVSR",
     "vrt_A_damped": "VRT",
 }
 NAMED = {"two_step_A": "TwoStepRestorer", "two_step_encoder_A": "ConditionalEncoder"}
 """Of which the names and shapes are enough: one is large, the other makes no images."""
-
-
-FOREIGN_NAMES = {
-    "ttvsr": "TTVSR",
-}
-"""Lists of networks that Tubelet names and does not run."""
 
 
 def claims(state: dict[str, Tensor]) -> list[str]:
@@ -126,17 +121,7 @@ def test_each_list_of_keys_is_claimed_by_its_own(recordings: Path) -> None:
     paths = sorted((recordings / "keys").glob("*.txt"))
     assert paths
     for path in paths:
-        expected = PUBLISHED.get(path.stem) or FOREIGN_NAMES[path.stem]
-        assert claims(listed_state(path)) == [expected], path.stem
-
-
-@pytest.mark.parametrize(("keys", "name"), FOREIGN_NAMES.items())
-def test_a_network_that_cannot_be_run_is_named(recordings: Path, keys: str, name: str) -> None:
-    state = published_keys(recordings, keys)
-    with pytest.raises(
-        CheckpointError, match=rf"is {name} \(.*\): Tubelet has no network for it yet"
-    ):
-        open_checkpoint({"params": {f"module.{key}": value for key, value in state.items()}})
+        assert claims(listed_state(path)) == [PUBLISHED[path.stem]], path.stem
 
 
 @pytest.mark.parametrize(("case", "name"), NAMED.items())

@@ -36,6 +36,15 @@ def test_a_discriminator_is_not_unknown_but_of_no_use() -> None:
         load_model({"params": state})
 
 
+def test_a_network_that_cannot_be_run_is_named() -> None:
+    state = {"module.model.diffusion_model.input_blocks.0.weight": torch.zeros(1)}
+    with pytest.raises(
+        CheckpointError,
+        match=r"is Stable Diffusion \(.*\): Tubelet has no network for it yet",
+    ):
+        load_model({"params": state})
+
+
 def test_unknown_names_match_no_network() -> None:
     assert recognize_unsupported(["conv_first.weight"]) is None
     assert recognize_unsupported([]) is None

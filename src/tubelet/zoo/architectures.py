@@ -36,6 +36,7 @@ from tubelet.models import (
     tdan,
     tmnet,
     toflow,
+    ttvsr,
     two_step,
     vrt,
     zooming_slow_mo,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         FrameModel,
         OnlineModel,
         RecurrentModel,
+        StreamingModel,
         WindowModel,
     )
 
@@ -73,6 +75,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     basicvsr.ARCHITECTURE,
     basicvsr_pp.ARCHITECTURE,
     iconvsr.ARCHITECTURE,
+    ttvsr.ARCHITECTURE,
     realbasicvsr.ARCHITECTURE,
     ovsr.ARCHITECTURE,
     psrt.ARCHITECTURE,
@@ -118,6 +121,7 @@ if TYPE_CHECKING:
     )
     _CLEANING: tuple[type[CleaningModel], ...] = (realbasicvsr.RealBasicVSR,)
     _CLIP: tuple[type[ClipModel], ...] = (vrt.VRT,)
+    _STREAMING: tuple[type[StreamingModel], ...] = (ttvsr.TTVSR,)
     _RECURRENT: tuple[type[RecurrentModel], ...] = (
         basicvsr.BasicVSR,
         basicvsr_pp.BasicVSRPlusPlus,

@@ -45,9 +45,6 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         lacks=(r"feat_extract\.main\.", r"feat_extract\.conv\."),
         advice="Tubelet has only the network for super-resolution ×4",
     ),
-    Unsupported(
-        name="TTVSR (Liu et al., CVPR 2022)", has=(r"LTAM\.fusion\.", r"feat_extractor\.main\.")
-    ),
     # UNetDiscriminatorSN, of Real-ESRGAN.
     Unsupported(
         name="a discriminator of BasicSR",

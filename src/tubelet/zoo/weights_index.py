@@ -46,6 +46,7 @@ PAGES: Mapping[str, str] = {
     "RSDN": "https://github.com/junpan19/RSDN",
     "TDAN": "https://github.com/YapengTian/TDAN-VSR-CVPR-2020",
     "TMNet": "https://github.com/CS-GangXu/TMNet",
+    "TTVSR": "https://github.com/researchmm/TTVSR",
 }
 """Class of a network → page of its authors. Tubelet does not download these files: a user downloads
 one and runs it with `--model PATH`."""
