@@ -53,6 +53,7 @@ from tubelet.models import (
     tdan,
     tmnet,
     toflow,
+    ttvsr,
     zooming_slow_mo,
 )
 from tubelet.models.architecture import Architecture
@@ -84,6 +85,7 @@ NETWORKS = {
     "basicvsr": Entry(basicvsr.ARCHITECTURE, basicvsr.BasicVSRConfig()),
     "iconvsr": Entry(iconvsr.ARCHITECTURE, iconvsr.IconVSRConfig()),
     "basicvsr_pp": Entry(basicvsr_pp.ARCHITECTURE, basicvsr_pp.BasicVSRPlusPlusConfig()),
+    "ttvsr": Entry(ttvsr.ARCHITECTURE, ttvsr.TTVSRConfig()),
     "edvr-m": Entry(edvr.ARCHITECTURE, edvr.EDVRConfig()),
     "tdan": Entry(
         tdan.ARCHITECTURE,

@@ -43,6 +43,7 @@ from plain.implicit_alignment import plain_implicit_alignment
 from plain.masks import plain_masks
 from plain.recurrent import plain_basicvsr, plain_basicvsr_pp, warp
 from plain.rvrt import plain_rvrt
+from plain.ttvsr import plain_ttvsr
 from plain.vrt import plain_vrt
 from tubelet.evaluation.counting import count_flops
 from tubelet.evaluation.machine import peak_resident_bytes, processor_name
@@ -61,6 +62,7 @@ from tubelet.models import (
     rvrt,
     swinir,
     tdan,
+    ttvsr,
     vrt,
 )
 from tubelet.models.architecture import Architecture
@@ -173,6 +175,7 @@ NETWORKS = {
     "psrt": Network(psrt.ARCHITECTURE, psrt.PSRTConfig(), plain_psrt, 5),
     "iart": Network(iart.ARCHITECTURE, iart.IARTConfig(), plain_iart, 5),
     "mia_vsr": Network(mia_vsr.ARCHITECTURE, mia_vsr.MIAVSRConfig(), plain_mia_vsr, 5),
+    "ttvsr": Network(ttvsr.ARCHITECTURE, ttvsr.TTVSRConfig(), plain_ttvsr, 5),
     "rvrt": Network(rvrt.ARCHITECTURE, rvrt.RVRTConfig(), plain_rvrt, 5),
     "vrt": Network(vrt.ARCHITECTURE, vrt.VRTConfig(), plain_vrt, 2),
 }
