@@ -224,6 +224,17 @@ def test_spilled_features_change_no_bit(layout: torch.memory_format) -> None:
         assert torch.equal(torch.stack(list(network.restore(lq, store=store)), 1), kept)
 
 
+def test_bfloat16_halves_the_store_and_stays_close() -> None:
+    network, lq, store = _seeded(keyframe_stride=2), _clip(5), FeatureStore()
+    with torch.no_grad():
+        sr = network(lq)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = torch.stack(list(network.restore(lq, store=store)), 1)
+    assert store.peak_bytes == (2 * 5 + 1) * 2 * 32 * 36 * network.config.channels
+    error = (rounded - sr).square().mean().sqrt()
+    assert 0 < error < 0.05 * sr.std()
+
+
 def test_states_of_both_sweeps_are_shown() -> None:
     seen: list[tuple[str, int]] = []
     with torch.no_grad():

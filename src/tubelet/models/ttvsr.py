@@ -486,6 +486,7 @@ def _contract(config: TTVSRConfig) -> Contract:
         size_multiple=_TOKEN_PX,
         min_size_px=_MIN_SIZE_PX,
         streams=True,
+        precisions=("fp32", "bf16"),
     )
 
 
