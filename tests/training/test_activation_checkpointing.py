@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from helpers.zoo_configs import TINY, architecture_of, gradients, tiny_frames, tiny_network
-from tubelet.training.activation_checkpointing import ActivationCheckpointing, find_trunks
+from tubelet.training.activation_checkpointing import activation_checkpointing, find_trunks
 
 QUICK = ("EDSR", "EDVR", "FRVSR", "OVSR", "RRDBNet", "RRN", "RSDN", "SESR", "SwinIR", "TDAN")
 
@@ -27,7 +27,7 @@ def test_no_number_changes(name):
     weights = torch.linspace(0, 1, sr.numel()).view_as(sr)
     expected = gradients(network, (sr * weights).sum())
     network.load_state_dict(before)
-    with ActivationCheckpointing(network):
+    with activation_checkpointing(network):
         again = network(lq)
     got = gradients(network, (again * weights).sum())
     assert torch.equal(again, sr)
@@ -51,7 +51,7 @@ def test_less_is_kept():
         return sum(sizes)
 
     everything = kept()
-    with ActivationCheckpointing(network):
+    with activation_checkpointing(network):
         assert kept() < everything
     assert kept() == everything  # outside, the network is as it was
 
@@ -69,6 +69,6 @@ def test_a_trunk_is_the_outermost_sequence_of_blocks():
         {"head": layers(), "trunk": trunk, "pair": pair, "inner": nn.ModuleDict({"trunk": trunk})}
     )
     assert find_trunks(model) == [trunk, pair[0], pair[1], trunk]
-    with ActivationCheckpointing(model):
+    with activation_checkpointing(model):
         assert "forward" in vars(trunk)
     assert "forward" not in vars(trunk)

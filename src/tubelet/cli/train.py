@@ -12,6 +12,7 @@ from typing import Any, get_args
 from tubelet.cli.progress import ProgressStyle, error_events, json_line, show_progress
 from tubelet.cli.train_flags import (
     parse_lrti,
+    parse_pfvsr,
     parse_recipe,
     parse_supervised,
     parse_two_step,
@@ -32,6 +33,7 @@ recipes:
   lrti         a recurrent network on long clips, at the cost of short ones: --model NAME
   spynet       SpyNet, the optical flow of the BasicVSR family, from still images
   two-step     a network that adds temporal information to any image model: --image-model ID
+  pfvsr        adapters that turn a frozen image model into a video model: --image-model ID
 
 options of every recipe:
   --config FILE.yaml   read the options from a file; flags override them. A run writes its options
@@ -183,9 +185,19 @@ def _find_recipe(name: str) -> _Recipe:
                 steps=_num_steps_unless_epochs,
                 parse=parse_two_step,
             )
+        case "pfvsr":
+            from tubelet.recipes import pfvsr
+
+            return _Recipe(
+                config=pfvsr.PFVSRTraining,
+                run=pfvsr.main,
+                describe=pfvsr.describe,
+                parse=parse_pfvsr,
+            )
         case _:
             raise RequestError(
-                f"unknown recipe {name!r}; there are: online, supervised, lrti, spynet, two-step"
+                f"unknown recipe {name!r}; there are: online, supervised, lrti, spynet, two-step, "
+                "pfvsr"
             )
 
 

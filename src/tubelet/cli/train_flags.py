@@ -12,7 +12,14 @@ from typing import Any, get_args
 from tubelet.cli.nested_flags import parse_nested
 from tubelet.errors import RequestError
 
-__all__ = ["parse_lrti", "parse_recipe", "parse_supervised", "parse_two_step", "take_flag"]
+__all__ = [
+    "parse_lrti",
+    "parse_pfvsr",
+    "parse_recipe",
+    "parse_supervised",
+    "parse_two_step",
+    "take_flag",
+]
 
 _HELP_SUPERVISED = """\
 usage: tubelet train supervised --model NAME [--config FILE.yaml] [OPTIONS]
@@ -86,6 +93,29 @@ examples:
   tubelet train two-step --data clips/ --image-model hat.pth --scale 2 --out runs/two-step
   tubelet train two-step --data clips/ --image-model bicubic-x4 --scale 4 --network.channels 16
   tubelet ablate two-step --data clips/ --image-model hat.pth     compare the losses
+
+All options, with the defaults of the preset:
+
+"""
+_HELP_PFVSR = """\
+Adapters turn an image model into a video model: a few trainable layers in each of its blocks, and
+its own attention, which stays frozen, along time. Until they are trained, the result is that of the
+image model. A file of adapters has a few megabytes, and works with the image model that it was
+trained with: keep one for each kind of footage.
+
+  --image-model NAME    id of `tubelet models`, or checkpoint: SwinIR, HAT, DAT, RRDBNet, EDSR,
+                        MSRResNet or SRVGGNetCompact
+  --degradation NAME    that of your footage, best the one that the image model was trained with
+  --network.temporal    what a frame sees of the others: t-msa, trajectory (both for transformers),
+                        neighbors (for convolutional networks) or none
+
+presets (the default is small-dat):
+{presets}
+
+examples:
+  tubelet train pfvsr --image-model dat-light-x4 --data clips/ --out runs/street
+  tubelet train pfvsr --image-model my-swinir.pth --preset small-swinir --data clips/
+  tubelet upscale in.mp4 out.mp4 --model dat-light-x4 --adapter runs/street/model.safetensors
 
 All options, with the defaults of the preset:
 
@@ -232,6 +262,28 @@ def parse_two_step(args: Sequence[str]) -> Any:
     if _has_flag(args, "--loop.steps") and not _has_flag(args, "--epochs"):
         config = replace(config, epochs=None)
     return config
+
+
+def parse_pfvsr(args: Sequence[str]) -> Any:
+    """Parse the flags of `pfvsr`; the defaults are those of a preset."""
+    from tubelet.recipes.configs import read_config
+    from tubelet.recipes.pfvsr import PRESETS, PFVSRTraining, configure
+
+    path, args = take_flag(args, "--config", "the name of a YAML file")
+    preset, args = take_flag(args, "--preset", ", ".join(PRESETS))
+    if preset is not None and path is not None:
+        raise _config_and_preset(path, preset)
+    default = configure(preset or "small-dat")
+    if path is not None:
+        default = read_config(Path(path), PFVSRTraining, default=default)
+    if _wants_help(args):
+        rows: list[str] = []
+        for name, settings in PRESETS.items():
+            crops = settings.crops
+            samples = f"{crops.batch} samples of {crops.frames} frames, {crops.patch_px} px"
+            rows.append(f"  {name:<14} {settings.loop.steps} steps of {samples}")
+        sys.stdout.write(_HELP_PFVSR.format(presets="\n".join(rows)))
+    return parse_nested(PFVSRTraining, args, verb="train pfvsr", default=default)
 
 
 def _config_and_preset(path: str, preset: str) -> RequestError:

@@ -33,6 +33,7 @@ _METAVARS = {
     "plan": "FILE",
     "preview": "N",
     "model": "ID|PATH",
+    "adapter": "PATH",
     "height": "PIXELS",
     "crf": "NUMBER",
     "preset": "NAME",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,27 @@ __all__ = [
     "AttentionFunction",
     "GatedMlp",
     "Mlp",
+    "ProjectedAttention",
     "QueryFrameAttention",
+    "TokenLayer",
+    "TokenMap",
     "WindowAttention",
     "attend",
+    "attend_within",
     "relative_position_bias",
 ]
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Maps q (n, heads, N, d), k and v (n, heads, M, d), and the bias of every query and key
 (heads, N, M), to the result (n, N, heads·d)."""
+
+
+TokenMap = Callable[[Tensor], Tensor]
+"""Maps each of the tokens (..., C) by itself to the same shape."""
+
+TokenLayer = Callable[[Tensor, Sequence[int]], Tensor]
+"""Maps the tokens (n, N, C) of n windows, or images, and their size along each axis, N = ∏ size, to
+the same shape."""
 
 
 def relative_position_bias(table: Tensor, window: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -87,6 +100,35 @@ def attend(
     return out.transpose(1, 2).flatten(2)
 
 
+class ProjectedAttention(Protocol):
+    """An attention layer with the usual projections."""
+
+    qkv: nn.Linear
+    """Queries, keys and values, one after the other: C → 3C."""
+    proj: nn.Linear
+    """Projection of the result: C → C."""
+    heads: int
+    """Number of heads."""
+
+
+def attend_within(x: Tensor, attention: ProjectedAttention, bias: Tensor | None = None) -> Tensor:
+    """Attend among the tokens of each of n sets, with the projections of a layer.
+
+    Args:
+        x: Tokens, (n, N, C).
+        attention: The layer.
+        bias: (heads, N, N), added to the scores before the softmax; None: nothing is added.
+
+    Returns:
+        (n, N, C).
+    """
+    # (n, N, 3, heads, d) → (3, n, heads, N, d)
+    qkv = attention.qkv(x).unflatten(-1, (3, attention.heads, -1))
+    qkv = qkv.permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    return attention.proj(attend(q, k, v, bias))
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention among the tokens of each window: (n, N, C) → the same shape.
 
@@ -133,11 +175,7 @@ class WindowAttention(nn.Module):
         """
         if bias is None:
             bias = self.position_bias(size)
-        # (n, N, 3, heads, d) → (3, n, heads, N, d)
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        qkv = qkv.permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        return self.proj(attend(q, k, v, bias))
+        return attend_within(x, self, bias)
 
 
 class QueryFrameAttention(nn.Module):

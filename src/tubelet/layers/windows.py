@@ -37,6 +37,7 @@ from tubelet.ops.sizes import pad_to, round_up
 
 __all__ = [
     "WindowBlock",
+    "WindowFunction",
     "WindowSpan",
     "fit_windows",
     "join_windows",
@@ -306,8 +307,12 @@ def zero_padded_blocks(
         yield WindowBlock(tuple(index), tuple(sides), size, tuple(offset))
 
 
+WindowFunction = Callable[[tuple[Tensor, ...], tuple[int, ...]], Tensor]
+"""Maps the same windows of each input, (n, N, C), and their size along each axis to (n, N, C)."""
+
+
 def map_windows(
-    apply: Callable[[tuple[Tensor, ...], tuple[int, ...]], Tensor],
+    apply: WindowFunction,
     inputs: Sequence[Tensor],
     *,
     window: Sequence[int],

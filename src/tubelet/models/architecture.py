@@ -151,7 +151,7 @@ class BaseModel:
     Attributes:
         role: Name of the base in messages, such as "image model".
         kind: Required temporal kind.
-        scale: Required upscaling factor.
+        scale: Required upscaling factor; None: any.
         attach: Inserts the base into the composite network, which freezes it; returns the composite
             network.
         contract: Computes the contract of both together from that of the composite network and that
@@ -162,7 +162,7 @@ class BaseModel:
 
     role: str
     kind: TemporalKind
-    scale: int
+    scale: int | None
     attach: Callable[[Any, nn.Module], nn.Module]
     contract: Callable[[Contract, Contract], Contract]
     usual: str = ""

@@ -31,12 +31,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
-from tubelet.layers.attention import Mlp, WindowAttention, attend
+from tubelet.layers.attention import Mlp, TokenLayer, TokenMap, WindowAttention, attend
 from tubelet.layers.convolution import ConvAct
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.inference import SwitchableLayer
 from tubelet.layers.upsampling import shuffle_and_convolve, shuffle_stages
 from tubelet.layers.windows import (
+    WindowFunction,
     join_windows,
     map_windows,
     pad_to_windows,
@@ -210,10 +211,10 @@ class CAB(nn.Module):
 class HAB(SwitchableLayer):
     """Hybrid attention block: window and channel attention in parallel, then an MLP (Eqs. 2 to 4).
 
-    All data pass through `attn`, `cab` and `mlp`, so that an adapter can replace or wrap them; each
-    keeps the shape of its input. `attn(tokens, size)` gets the tokens (n, N, C) of n windows of
-    `size`, N = ∏ size, `mlp(tokens)` the same tokens, and `cab(x)` the features (B, H, W, C). The
-    block itself can be wrapped as well: it does not modify its input.
+    All data pass through `attn`, `cab` and `mlp`, which keep the shape of their input.
+    `attn(tokens, size)` gets the tokens (n, N, C) of n windows of `size`, N = ∏ size, `mlp(tokens)`
+    the same tokens, and `cab(x)` the features (B, H, W, C). For adapters, `add_attention` and
+    `add_mlp` compute the two sums one by one. The block itself does not modify its input.
 
     Args:
         config: Configuration of the network.
@@ -243,9 +244,45 @@ class HAB(SwitchableLayer):
         normed = self.norm1(x)  # Eq. 2
         # Eq. 3, channel attention; the window attention is added window by window.
         x = torch.add(x, self.cab(normed), alpha=self.conv_scale)
+        return self._map_windows(self._restore_windows, x, normed)
+
+    def add_attention(self, x: Tensor, attention: TokenLayer) -> Tensor:
+        """Compute the first sum of the block, of both attentions, with another window attention.
+
+        Args:
+            x: (B, H, W, C).
+            attention: Called in place of `attn`.
+
+        Returns:
+            (B, H, W, C), to the bit what `forward` would add up.
+        """
+        normed = self.norm1(x)
+        x = torch.add(x, self.cab(normed), alpha=self.conv_scale)
+
+        def add(windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
+            x, normed = windows
+            return x + attention(normed, size)
+
+        return self._map_windows(add, x, normed)
+
+    def add_mlp(self, x: Tensor, beside: TokenMap | None = None) -> Tensor:
+        """Compute the second sum of the block, x + mlp(LN x) + beside(LN x).
+
+        The windows are those of the attention, so that the result is that of `forward` to the bit.
+        """
+
+        def add(windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
+            (x,) = windows
+            normed = self.norm2(x)
+            x = x + self.mlp(normed)
+            return x if beside is None else x + beside(normed)
+
+        return self._map_windows(add, x)
+
+    def _map_windows(self, apply: WindowFunction, *inputs: Tensor) -> Tensor:
         return map_windows(
-            self._restore_windows,
-            [x, normed],
+            apply,
+            inputs,
             window=self.window,
             shift=self.shift,
             backend=self.backend,

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
-from tubelet.layers.attention import Mlp, WindowAttention
+from tubelet.layers.attention import Mlp, TokenLayer, TokenMap, WindowAttention
 from tubelet.layers.convolution import ConvAct, LeakyReLU, UpsampleConv
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.inference import SwitchableLayer
@@ -44,7 +44,7 @@ from tubelet.layers.upsampling import (
     shuffle_and_convolve,
     shuffle_stages,
 )
-from tubelet.layers.windows import map_windows, pad_to_windows
+from tubelet.layers.windows import WindowFunction, map_windows, pad_to_windows
 from tubelet.models.architecture import Architecture, Contract
 from tubelet.models.config_checks import (
     check_attention_groups,
@@ -148,10 +148,10 @@ class SwinIRConfig:
 class SwinBlock(SwitchableLayer):
     """Attention within windows, then an MLP, each normalized first and added to its input (Eq. 10).
 
-    All data pass through `attn` and `mlp`, so that an adapter can replace or wrap them; both keep
-    the shape of their input. `attn(tokens, size)` gets the tokens (n, N, C) of n windows of `size`,
-    N = ∏ size, and `mlp(tokens)` gets the same tokens. The block itself, (B, H, W, C) to the same
-    shape, can be wrapped as well: it does not modify its input.
+    All data pass through `attn` and `mlp`. `attn(tokens, size)` gets the tokens (n, N, C) of n
+    windows of `size`, N = ∏ size, and `mlp(tokens)` gets the same tokens; both keep the shape. For
+    adapters, `add_attention` and `add_mlp` compute the two sums one by one. The block itself,
+    (B, H, W, C) to the same shape, does not modify its input.
 
     Args:
         config: Configuration of the network.
@@ -176,8 +176,42 @@ class SwinBlock(SwitchableLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
+        return self._map_windows(self._restore_windows, x)
+
+    def add_attention(self, x: Tensor, attention: TokenLayer) -> Tensor:
+        """Compute the first sum of the block, x + attention(LN x), with this attention.
+
+        Args:
+            x: (B, H, W, C).
+            attention: Called in place of `attn`.
+
+        Returns:
+            (B, H, W, C), to the bit what `forward` would add up.
+        """
+
+        def add(windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
+            (x,) = windows
+            return x + attention(self.norm1(x), size)
+
+        return self._map_windows(add, x)
+
+    def add_mlp(self, x: Tensor, beside: TokenMap | None = None) -> Tensor:
+        """Compute the second sum of the block, x + mlp(LN x) + beside(LN x).
+
+        The windows are those of the attention, so that the result is that of `forward` to the bit.
+        """
+
+        def add(windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
+            (x,) = windows
+            normed = self.norm2(x)
+            x = x + self.mlp(normed)
+            return x if beside is None else x + beside(normed)
+
+        return self._map_windows(add, x)
+
+    def _map_windows(self, apply: WindowFunction, x: Tensor) -> Tensor:
         return map_windows(
-            self._restore_windows,
+            apply,
             [x],
             window=self.window,
             shift=self.shift,

@@ -12,7 +12,6 @@ Source: LRTI-VSR, Sec. 2.2 and Algorithm 1.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,8 +20,7 @@ from typing import Any
 import torch
 
 from tubelet.data import CachedClip, Crops, CropSettings, PanSettings
-from tubelet.errors import CheckpointError, ConfigError, InputError, require
-from tubelet.files import atomic_write
+from tubelet.errors import ConfigError, InputError, require
 from tubelet.layers.store import FeatureLimits
 from tubelet.models.architecture import Contract
 from tubelet.models.mia_vsr import MIAVSRConfig
@@ -33,13 +31,13 @@ from tubelet.recipes.initial_weights import spynet_names
 from tubelet.recipes.lrti_presets import find_preset
 from tubelet.recipes.lrti_settings import LRTITraining, configure, recurrent_names
 from tubelet.recipes.published import find_recipe
+from tubelet.recipes.run_record import check_or_record, check_record
 from tubelet.recipes.supervised import SupervisedConfig, check_config, train_network
 from tubelet.recipes.supervised_task import SupervisedTask
 from tubelet.training import (
     LoopSettings,
     RestorationLoss,
     TrainingTask,
-    check_same_run,
     pixel_loss,
 )
 from tubelet.training.frozen_flow import FrozenFlowTask
@@ -50,7 +48,6 @@ from tubelet.zoo.spec import count_parameters
 
 __all__ = ["LRTITraining", "check_recorded_run", "configure", "describe", "main"]
 
-_RECORD_FILE = "samples.json"
 _RECORDED = (
     "model",
     "network",
@@ -152,7 +149,7 @@ def main(
     def build_task(clips: Sequence[CachedClip], contract: Contract) -> TrainingTask:
         task = _build_task(config, clips, contract, on_log)
         # Now that the clips fit, too: a refused run must not leave a record.
-        _check_or_record_run(config)
+        check_or_record(config.out, _recorded_settings(config))
         return task
 
     return train_network(
@@ -173,35 +170,12 @@ def check_recorded_run(config: LRTITraining) -> None:
     Raises:
         CheckpointError: It has others, or its record is damaged.
     """
-    path = config.out / _RECORD_FILE
-    if not path.is_file():
-        return
-    try:
-        recorded: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise CheckpointError(f"{path} is damaged; name another output folder") from None
-    check_same_run(config.out, recorded, _recorded_settings(config))
-
-
-def _check_or_record_run(config: LRTITraining) -> None:
-    """Compare the settings with those of the run in the output folder, or record them in it.
-
-    Raises:
-        CheckpointError: The folder contains the checkpoint of another run.
-    """
-    if (config.out / "state.pt").is_file():
-        check_recorded_run(config)
-        return
-    # Without a checkpoint there is nothing to lose.
-    config.out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(config.out / _RECORD_FILE) as part:
-        part.write_text(json.dumps(_recorded_settings(config), indent=1), encoding="utf-8")
+    check_record(config.out, _recorded_settings(config))
 
 
 def _recorded_settings(config: LRTITraining) -> dict[str, Any]:
     """Return the settings that change the result, in the form in which JSON returns them."""
-    settings = {name: to_plain(getattr(config, name)) for name in _RECORDED}
-    return json.loads(json.dumps(settings))
+    return {name: to_plain(getattr(config, name)) for name in _RECORDED}
 
 
 def _build_task(

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tubelet.data import CachedClip, Crops, CropSettings, PanSettings, prepare_clips
 from tubelet.degrade import RANDOM_PRESETS, Preset
@@ -31,16 +30,13 @@ from tubelet.models.architecture import Architecture, Contract
 from tubelet.ops.sizes import round_up
 from tubelet.progress import CancelToken, OnProgress
 from tubelet.recipes.initial_weights import copy_matching_weights, find_spynets, init_spynets
-from tubelet.recipes.online import load_pairs, score_clips
-from tubelet.recipes.published import PublishedRecipe, find_recipe
+from tubelet.recipes.published import find_recipe
+from tubelet.recipes.scorer import build_scorer
 from tubelet.recipes.supervised_task import SupervisedTask
-from tubelet.restore.engine import Engine
-from tubelet.restore.settings import UpscaleSettings
 from tubelet.training import LoopSettings, RestorationLoss, TrainingTask, pixel_loss, train
 from tubelet.training.run_log import Log
-from tubelet.types import Frame
 from tubelet.zoo.checkpoint import save_checkpoint
-from tubelet.zoo.spec import ModelSpec, count_parameters
+from tubelet.zoo.spec import count_parameters
 
 __all__ = [
     "BuildTask",
@@ -289,7 +285,14 @@ def train_network(
         build_task(list(clips), contract),
         loop,
         config.out,
-        evaluate=_scorer(config, recipe, contract),
+        evaluate=build_scorer(
+            config.evaluate,
+            frames=config.evaluate_frames,
+            preset=config.preset,
+            architecture=recipe.architecture.name,
+            contract=contract,
+            device=config.loop.device,
+        ),
         on_log=on_log,
         on_progress=on_progress,
         cancel=cancel,
@@ -368,38 +371,6 @@ def _effective_loop(config: SupervisedConfig, network: nn.Module) -> LoopSetting
         if config.spynet == "random" and find_spynets(network):
             optimizer = replace(optimizer, lr_multiplier=1.0, freeze_steps=0)
     return replace(config.loop, optimizer=optimizer)
-
-
-def _scorer(
-    config: SupervisedConfig, recipe: PublishedRecipe, contract: Contract
-) -> Callable[[nn.Module], dict[str, float]] | None:
-    """Build a function that scores a network with the same engine that upscales videos."""
-    if config.evaluate is None:
-        return None
-    pairs = load_pairs(config.evaluate, config.preset, contract.scale, config.evaluate_frames)
-
-    def score(network: nn.Module) -> dict[str, float]:
-        spec = ModelSpec(
-            id=config.model,
-            summary="",
-            architecture=recipe.architecture.name,
-            contract=contract,
-            build=lambda: network,
-        )
-        settings = UpscaleSettings(device=config.loop.device, precision="fp32")
-        engine = Engine(spec, network, settings)
-        return score_clips(lambda lq: _restore(engine, lq), pairs)
-
-    return score
-
-
-def _restore(engine: Engine, lq: Tensor) -> Tensor:
-    """Restore a clip: (1, T, 3, H, W) → (1, T, 3, sH, sW)."""
-    frames: list[Frame] = []
-    for t, rgb in enumerate(lq[0]):
-        frames.append(Frame(rgb, t, Fraction(1, 25), index=t))
-    restored = [frame.rgb for frame in engine.restore(frames)]
-    return torch.stack(restored)[None]
 
 
 def _save(out: Path, average: nn.Module, notes: Mapping[str, Any]) -> Path:

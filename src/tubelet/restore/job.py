@@ -203,7 +203,7 @@ def build_engine(settings: UpscaleSettings, info: VideoInfo) -> Engine:
     """
     # A name such as "default" stands for one model per scale; the factor selects it.
     factor = settings.height / info.height if settings.height else settings.scale
-    opened = open_model(settings.model, factor=factor)
+    opened = open_model(settings.model, factor=factor, adapter=settings.adapter)
     return Engine(opened.spec, opened.network, settings)
 
 

@@ -50,6 +50,9 @@ class UpscaleSettings:
     model: str = "default"
     """Model id, listed by `tubelet models`, or path of a checkpoint. `default` is a small and
     fast model trained for real-world video, in the variant that fits the scale."""
+    adapter: Path | None = None
+    """Checkpoint of adapters for --model, from `tubelet train pfvsr`. Without --model, the image
+    model that the file names is used."""
     scale: Literal[2, 3, 4] | None = None
     """Upscaling factor. Default: the scale of the model. For another scale, the result of the
     model is resized."""

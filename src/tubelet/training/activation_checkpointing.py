@@ -8,43 +8,32 @@ Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, Sec.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
-from types import TracebackType
 from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
-__all__ = ["ActivationCheckpointing", "find_trunks"]
+from tubelet.layers.forward import replaced_forward
+
+__all__ = ["activation_checkpointing", "find_trunks"]
 
 
-class ActivationCheckpointing:
-    """A context in which the trunks of a network store only their inputs.
+def activation_checkpointing(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which the trunks of a network store only their inputs.
 
     Args:
         model: Network; its forward passes outside of the context are not changed.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        # A trunk that is used in two places of the network is found twice.
-        trunks = dict.fromkeys(find_trunks(model))
-        self._trunks = cast(list[Any], list(trunks))
-
-    def __enter__(self) -> None:
-        for trunk in self._trunks:
-            # An attribute of the instance takes precedence over the method of its class.
-            trunk.forward = partial(cast(Any, checkpoint), trunk.forward, use_reentrant=False)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for trunk in self._trunks:
-            # The method of its class is in effect again.
-            del trunk.forward
+    checkpointed: dict[nn.Module, Callable[..., Any]] = {}
+    # A trunk that is used in two places of the network is found twice.
+    for trunk in find_trunks(model):
+        run = cast(Callable[..., Any], checkpoint)
+        checkpointed[trunk] = partial(run, trunk.forward, use_reentrant=False)
+    return replaced_forward(checkpointed)
 
 
 def find_trunks(model: nn.Module) -> list[nn.Module]:

@@ -10,13 +10,13 @@ clip, whose flows are known.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, cast
 
 from torch import Tensor, nn
 
+from tubelet.layers.forward import replaced_forward
 from tubelet.layers.spynet import SpyNet
 from tubelet.training.long_clips import Samples
 from tubelet.training.task import Batch, Losses, TrainingTask
@@ -52,19 +52,13 @@ class FrozenFlowTask:
         with self._remembered_flows(model):
             yield from self._task.losses(model, batch, step)
 
-    @contextmanager
-    def _remembered_flows(self, model: nn.Module) -> Generator[None]:
+    def _remembered_flows(self, model: nn.Module) -> AbstractContextManager[None]:
         """Let every SpyNet of a network look its flows up."""
         spynets = [module for module in model.modules() if isinstance(module, SpyNet)]
+        remembered: dict[nn.Module, Callable[..., Tensor]] = {}
         for number, spynet in enumerate(spynets):
-            # An attribute of the instance takes precedence over the method of its class.
-            cast(Any, spynet).forward = partial(self._flow, number, spynet.forward)
-        try:
-            yield
-        finally:
-            # The methods of their class are in effect again.
-            for spynet in spynets:
-                del cast(Any, spynet).forward
+            remembered[spynet] = partial(self._flow, number, spynet.forward)
+        return replaced_forward(remembered)
 
     def _flow(
         self,

@@ -10,7 +10,8 @@ A batch is a pure function of its step, as are the random numbers of the network
 and a checkpoint holds everything else that changes (weights, EMA, optimizer, step). So a run that
 was killed and resumed gets the same numbers as one that was not.
 
-A loss or a gradient that is not finite ends the run before it can change a weight.
+A loss or a gradient that is not finite ends the run before it can change a weight; the batch is
+saved, so that its cause can be looked for.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from tubelet.errors import DivergedError
+from tubelet.files import atomic_write
 from tubelet.progress import CancelToken, OnProgress, Ticker
-from tubelet.training.activation_checkpointing import ActivationCheckpointing
+from tubelet.training.activation_checkpointing import activation_checkpointing
 from tubelet.training.optimizer import ParameterGroups
 from tubelet.training.run_log import Log, LossMeter, open_log
 from tubelet.training.schedule import learning_rate
@@ -106,7 +109,10 @@ def train(
     with open_log(out, on_log) as log, _prefetch(task, first_step, settings.steps) as batches:
         start_s = time.monotonic()
         for step, batch in enumerate(batches, first_step):
-            losses = trainer.train_step(step, _to_device(batch, device))
+            try:
+                losses = trainer.train_step(step, _to_device(batch, device))
+            except DivergedError as error:
+                raise DivergedError(f"{error}; {_save_batch(out, batch)}") from None
             meter.add(losses)
 
             num_done = step + 1
@@ -247,18 +253,25 @@ def _forward_context(
 ) -> ForwardContext:
     """Build the context of every forward pass: number format and activation checkpointing."""
     is_bf16 = settings.precision == "bf16"
-    checkpointing = nullcontext()
-    if settings.activations == "recompute":
-        checkpointing = ActivationCheckpointing(model)
+    recomputes = settings.activations == "recompute"
 
     # A context of contextlib can be entered once, so every pass makes a new one.
 
     @contextmanager
     def context() -> Generator[None]:
+        checkpointing = activation_checkpointing(model) if recomputes else nullcontext()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16), checkpointing:
             yield
 
     return context
+
+
+def _save_batch(out: Path, batch: Batch) -> str:
+    """Save the batch of a step that diverged, and say where."""
+    path = out / "diverged-batch.safetensors"
+    with atomic_write(path) as part:
+        save_file({name: value.contiguous() for name, value in batch.items()}, part)
+    return f"its batch is in {path}"
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

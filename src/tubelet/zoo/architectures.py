@@ -21,6 +21,7 @@ from tubelet.models import (
     mia_vsr,
     msrresnet,
     ovsr,
+    pfvsr,
     psrt,
     rbpn,
     realbasicvsr,
@@ -93,6 +94,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     rbpn.ARCHITECTURE,
     two_step.ARCHITECTURE,
     two_step.ENCODER_ARCHITECTURE,
+    pfvsr.ARCHITECTURE,
     spynet.ARCHITECTURE,
 )
 """Architectures that `load_model` tries in this order; the first that recognizes a file wins."""
@@ -120,8 +122,7 @@ if TYPE_CHECKING:
         frvsr.FRVSR,
     )
     _CLEANING: tuple[type[CleaningModel], ...] = (realbasicvsr.RealBasicVSR,)
-    _CLIP: tuple[type[ClipModel], ...] = (vrt.VRT,)
-    _STREAMING: tuple[type[StreamingModel], ...] = (ttvsr.TTVSR,)
+    _CLIP: tuple[type[ClipModel], ...] = (vrt.VRT, pfvsr.PFVSR, ttvsr.TTVSR)
     _RECURRENT: tuple[type[RecurrentModel], ...] = (
         basicvsr.BasicVSR,
         basicvsr_pp.BasicVSRPlusPlus,

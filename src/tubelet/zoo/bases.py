@@ -84,19 +84,22 @@ def _check_requirements(requirements: BaseModel, name: str, spec: ModelSpec) -> 
             f"{name} cannot be an {requirements.role}: {spec.architecture} is a composite model "
             "with a base network itself"
         )
-    if spec.scale != requirements.scale:
+    if requirements.scale not in (None, spec.scale):
         raise RequestError(
             f"{name} cannot be this {requirements.role}: it upscales ×{spec.scale}, and "
             f"×{requirements.scale} is needed"
         )
 
 
-def attach_base(opened: OpenedModel, requirements: BaseModel) -> OpenedModel:
+def attach_base(
+    opened: OpenedModel, requirements: BaseModel, name: str | None = None
+) -> OpenedModel:
     """Load the base network that a composite checkpoint refers to, and attach it.
 
     Args:
         opened: The composite network with its own weights only.
         requirements: Requirements on its base network.
+        name: Id or path of the base; None: where the checkpoint says.
 
     Returns:
         The composite network with its base, and the contract of both together.
@@ -109,7 +112,10 @@ def attach_base(opened: OpenedModel, requirements: BaseModel) -> OpenedModel:
     reference = _read_reference(opened, requirements)
     need = f"{opened.name} needs the {requirements.role} {reference.model}"
     try:
-        base, digest = _find_base(reference, requirements, opened.path)
+        if name is None:
+            base, digest = _find_base(reference, requirements, opened.path)
+        else:
+            base, digest = _open_and_hash(name, requirements, reference)
     except (RequestError, CheckpointError) as error:
         raise CheckpointError(f"{need}, but {error}") from error
     except ResourceError as error:
@@ -117,12 +123,12 @@ def attach_base(opened: OpenedModel, requirements: BaseModel) -> OpenedModel:
     if digest != reference.sha256:
         raise CheckpointError(
             f"{opened.name} was trained with other weights than those of {base.name}: its tensors "
-            f"have sha256 {digest[:12]}…, expected {reference.sha256[:12]}…; replace that file by "
-            "the original one"
+            f"have sha256 {digest[:12]}…, expected {reference.sha256[:12]}… of {reference.model}; "
+            "use the original file"
         )
     spec = dataclasses.replace(
         opened.spec,
-        summary=f"{opened.spec.summary}, over {reference.model}",
+        summary=f"{opened.spec.summary}, over {base.name}",
         contract=requirements.contract(opened.spec.contract, base.spec.contract),
     )
     network = requirements.attach(opened.network, base.network)

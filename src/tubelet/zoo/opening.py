@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import nn
 
+from tubelet.errors import RequestError
 from tubelet.zoo import catalog
 from tubelet.zoo.bases import attach_base
 from tubelet.zoo.opened_model import OpenedModel, open_listed, open_without_base
+from tubelet.zoo.spec import ModelSpec
 
 __all__ = ["OpenedModel", "create_model", "open_model"]
 
+_DEFAULT = "default"
 
-def open_model(name: str, *, factor: float | None = None) -> OpenedModel:
+
+def open_model(
+    name: str,
+    *,
+    factor: float | None = None,
+    adapter: str | Path | None = None,
+) -> OpenedModel:
     """Load a model with its weights; a composite model also gets its frozen base network.
 
     Args:
         name: Id of a listed model, an alias for one model per scale ("default", "bicubic"), or the
             path of a checkpoint.
         factor: Wanted upscaling factor, which selects the model of an alias. Default: the largest.
+        adapter: Checkpoint of a composite model, such as adapters, whose base network is `name`, or
+            the one that it refers to if `name` is "default".
 
     Returns:
         The network and its spec. The id in the spec of a checkpoint is the name of its file.
@@ -29,8 +42,25 @@ def open_model(name: str, *, factor: float | None = None) -> OpenedModel:
             weights than in training.
         ResourceError: Published weights cannot be downloaded.
     """
+    if adapter is not None:
+        return _open_over(name, str(adapter))
     opened = open_without_base(name, factor=factor)
     return _with_base(opened)
+
+
+def _open_over(base: str, adapter: str) -> OpenedModel:
+    """Load a composite model over a base network of the caller's choice."""
+    opened = open_without_base(adapter, check=_check_composite)
+    assert opened.spec.base is not None
+    name = None if base == _DEFAULT else base
+    return attach_base(opened, opened.spec.base, name)
+
+
+def _check_composite(name: str, spec: ModelSpec) -> None:
+    if spec.base is None:
+        raise RequestError(
+            f"{name} has no adapters: it is a whole {spec.architecture}; run it with --model"
+        )
 
 
 def create_model(id: str, *, weights: bool = True) -> nn.Module:

@@ -1,0 +1,317 @@
+"""Adapters of one block of a frozen image network, and where they attach; see `pfvsr.py`.
+
+    block of                      places
+    SwinIR                        every Swin block
+    HAT                           every hybrid attention block; with `overlap` the OCABs
+    DAT                           every block; the temporal branch in those with spatial attention
+    RRDBNet, EDSR, MSRResNet      every residual block of the body
+    SRVGGNetCompact               every activation of the body
+    any other residual network    the modules whose names match a pattern
+
+The networks of images know nothing of this: `places_of` finds the modules from outside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.errors import ConfigError
+from tubelet.layers.adapters import Adapter, ConvAdapter, NeighborAdapter
+from tubelet.layers.attention import ProjectedAttention, TokenLayer, TokenMap
+from tubelet.layers.temporal_mixing import Clip, TemporalStrategy
+from tubelet.models.edsr import EDSR
+from tubelet.models.hat import HAB, HAT, OCAB
+from tubelet.models.msrresnet import MSRResNet
+from tubelet.models.rrdb import RRDBNet
+from tubelet.models.srvgg import SRVGGNetCompact
+from tubelet.models.swinir import SwinBlock, SwinIR
+
+__all__ = [
+    "AdaptableBlock",
+    "BlockAdapters",
+    "BlockSettings",
+    "ConvBlockAdapters",
+    "Order",
+    "OverlapAdapter",
+    "Places",
+    "Position",
+    "conv_places",
+    "transformer_places",
+]
+
+Order = Literal["T-first", "S-first"]
+Position = Literal["after", "before"]
+
+_MLP_SCALE = 0.5
+"""Factor of the adapter beside the MLP (AIM, Eq. 5)."""
+
+_BLOCK_PATTERNS: dict[type[nn.Module], str] = {
+    RRDBNet: r"body\.\d+",
+    EDSR: r"body\.\d+",
+    MSRResNet: r"body\.\d+",
+    # The activations have odd indexes; the last convolution makes the image.
+    SRVGGNetCompact: r"body\.\d*[13579]",
+}
+"""Names of the modules of convolutional networks whose outputs are adapted."""
+
+
+class AdaptableBlock(Protocol):
+    """A transformer block whose two sums can be computed one by one."""
+
+    norm1: nn.Module
+
+    def add_attention(self, x: Tensor, attention: TokenLayer) -> Tensor:
+        """Compute x + attention(LN x), (B, H, W, C), with another attention than the block's."""
+        ...
+
+    def add_mlp(self, x: Tensor, beside: TokenMap | None = None) -> Tensor:
+        """Compute x + mlp(LN x) + beside(LN x), (B, H, W, C)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSettings:
+    """Which adapters a transformer block gets, and how they are connected.
+
+    Attributes:
+        channels: Width of the features, C.
+        spatial_width: Width of the spatial adapter; 0: none.
+        temporal_width: Width of the temporal adapter; 0: no temporal branch.
+        mlp_width: Width of the adapter beside the MLP; 0: none.
+        order: Which branch comes first.
+        position: Adapters after the attention, or before it.
+        has_gate: A factor that starts at zero multiplies the temporal branch ("before").
+    """
+
+    channels: int
+    spatial_width: int
+    temporal_width: int
+    mlp_width: int
+    order: Order
+    position: Position
+    has_gate: bool
+
+
+class BlockAdapters(nn.Module):
+    """Runs a frozen transformer block with adapters (PFVSR, Fig. 2).
+
+        T    x + temporal(T-MSA(LN x))
+        S    a = S-MSA(LN x);  x + a + spatial(a)
+        M    x + MLP(LN x) + 0.5 · mlp(LN x)
+
+    position "before":  T  n = LN x;  x + γ · T-MSA(n + temporal(n))
+                        S  n = LN x;  x + S-MSA(n + spatial(n))
+
+    Args:
+        settings: Which adapters there are, and how they are connected.
+    """
+
+    def __init__(self, settings: BlockSettings) -> None:
+        super().__init__()
+        c = settings.channels
+        self.settings = settings
+        self.spatial = _build(c, settings.spatial_width)
+        self.temporal = _build(c, settings.temporal_width)
+        self.mlp = _build(c, settings.mlp_width)
+        has_gate = settings.has_gate and self.temporal is not None
+        self.gate = nn.Parameter(torch.zeros(())) if has_gate else None
+
+    def forward(
+        self,
+        x: Tensor,
+        block: AdaptableBlock,
+        strategy: TemporalStrategy | None,
+        clip: Clip,
+    ) -> Tensor:
+        """Run a block.
+
+        Args:
+            x: Features of all frames of a clip, (B·T, H, W, C).
+            block: Frozen block.
+            strategy: How tokens see other frames; None: they do not.
+            clip: The clip.
+
+        Returns:
+            (B·T, H, W, C).
+        """
+        if self.settings.order == "T-first":
+            x = self._add_time(x, block, strategy, clip)
+            x = self._add_space(x, block)
+        else:
+            x = self._add_space(x, block)
+            x = self._add_time(x, block, strategy, clip)
+        return block.add_mlp(x, None if self.mlp is None else self._beside_mlp)
+
+    def _add_time(
+        self,
+        x: Tensor,
+        block: AdaptableBlock,
+        strategy: TemporalStrategy | None,
+        clip: Clip,
+    ) -> Tensor:
+        """Add the temporal branch, if there is one."""
+        if strategy is None or self.temporal is None:
+            return x
+        attention = cast(ProjectedAttention, block_attention(block))
+        tokens = block.norm1(x).flatten(1, 2)  # (B·T, N, C)
+        if self.settings.position == "before":
+            tokens = tokens + self.temporal(tokens)
+        # The grid of the tokens, with what the network adds to fill its windows.
+        clip.height, clip.width = x.shape[1:3]
+        mixed = strategy.mix(tokens, attention, clip)
+        if self.settings.position == "after":
+            mixed = self.temporal(mixed)
+        if self.gate is not None:
+            mixed = self.gate * mixed
+        return x + mixed.view(x.shape)
+
+    def _add_space(self, x: Tensor, block: AdaptableBlock) -> Tensor:
+        """Add the spatial branch: the block's own attention, adapted."""
+        attention = cast(TokenLayer, block_attention(block))
+        adapter = self.spatial
+        if adapter is None:
+            return block.add_attention(x, attention)
+        if self.settings.position == "before":
+            return block.add_attention(
+                x, lambda tokens, size: attention(tokens + adapter(tokens), size)
+            )
+
+        def adapted(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+            attended = attention(tokens, size)
+            return attended + adapter(attended)
+
+        return block.add_attention(x, cast(TokenLayer, adapted))
+
+    def _beside_mlp(self, tokens: Tensor) -> Tensor:
+        assert self.mlp is not None
+        return _MLP_SCALE * self.mlp(tokens)
+
+
+def block_attention(block: AdaptableBlock) -> object:
+    """Return the attention layer of a block."""
+    return cast(nn.Module, block).get_submodule("attn")
+
+
+class OverlapAdapter(nn.Module):
+    """Spatial adapter of an overlapping cross-attention block of HAT, after its last projection.
+
+    Args:
+        channels: Width of the features, C.
+        width: Width of the adapter.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.spatial = Adapter(channels, width)
+
+    def forward(self, tokens: Tensor, project: TokenMap) -> Tensor:
+        """Map what the attention found, (n, N, C), through the frozen projection and the adapter.
+
+        Args:
+            tokens: Input of the projection.
+            project: The projection.
+        """
+        attended = project(tokens)
+        return attended + self.spatial(attended)
+
+
+class ConvBlockAdapters(nn.Module):
+    """Adapters of the features after a block of a convolutional network (PFVSR, A.7).
+
+    Args:
+        channels: Width of the features, C.
+        spatial_width: Width of the spatial adapter; 0: none.
+        temporal_width: Width of the adapter over three frames; 0: none.
+    """
+
+    def __init__(self, channels: int, spatial_width: int, temporal_width: int) -> None:
+        super().__init__()
+        self.temporal = NeighborAdapter(channels, temporal_width) if temporal_width else None
+        self.spatial = ConvAdapter(channels, spatial_width) if spatial_width else None
+
+    def forward(self, x: Tensor, block: Callable[[Tensor], Tensor], clip: Clip) -> Tensor:
+        """Run a block and adapt its result.
+
+        Args:
+            x: Features of all frames of a clip, (B·T, C, H, W).
+            block: Frozen block.
+            clip: The clip, with flows.
+
+        Returns:
+            (B·T, C, H, W).
+        """
+        features = block(x)
+        if self.temporal is not None:
+            backward, forward = clip.flows_for(features)
+            frames = features.view(-1, clip.num_frames, *features.shape[1:])
+            features = self.temporal(frames, backward, forward).flatten(0, 1)
+        if self.spatial is not None:
+            features = self.spatial(features)
+        return features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where adapters attach to a network.
+
+    Attributes:
+        modules: Blocks, in the order in which they run.
+        channels: Width of their features, C.
+        temporal_stride: Blocks whose number is a multiple of it have a temporal branch.
+        overlaps: Overlapping cross-attention blocks.
+    """
+
+    modules: tuple[nn.Module, ...]
+    channels: int
+    temporal_stride: int = 1
+    overlaps: tuple[nn.Module, ...] = ()
+
+
+def transformer_places(backbone: nn.Module) -> Places | None:
+    """Find the blocks of a transformer that adapters can attach to; None for other networks."""
+    if not isinstance(backbone, SwinIR | HAT):
+        return None
+    return Places(
+        modules=tuple(m for m in backbone.modules() if isinstance(m, SwinBlock | HAB)),
+        channels=backbone.config.channels,
+        overlaps=tuple(m for m in backbone.modules() if isinstance(m, OCAB)),
+    )
+
+
+def conv_places(backbone: nn.Module, pattern: str = "") -> Places:
+    """Find the modules of a convolutional network whose outputs are adapted.
+
+    Args:
+        backbone: The network.
+        pattern: Regular expression for their whole names; "": those that suit the network.
+
+    Raises:
+        ConfigError: There is no pattern for this network, no module matches, or they have no common
+            width.
+    """
+    name = type(backbone).__name__
+    expression = pattern or _BLOCK_PATTERNS.get(type(backbone), "")
+    if not expression:
+        known = ", ".join(kind.__name__ for kind in (SwinIR, HAT, *_BLOCK_PATTERNS))
+        raise ConfigError(
+            f"{name} has no blocks that adapters are known to fit; use one of {known}, or name the "
+            r"modules after which adapters are put, as in --adapters.pattern 'body\.\d+'"
+        )
+    named: dict[str, nn.Module] = dict(cast(Any, backbone).named_modules())
+    modules = [module for path, module in named.items() if re.fullmatch(expression, path)]
+    if not modules:
+        raise ConfigError(f"no module of {name} has a name that matches {expression!r}")
+    channels = getattr(getattr(backbone, "config", None), "channels", None)
+    if not isinstance(channels, int):
+        raise ConfigError(f"the configuration of {name} does not tell the width of its features")
+    return Places(modules=tuple(modules), channels=channels)
+
+
+def _build(channels: int, width: int) -> Adapter | None:
+    return Adapter(channels, width) if width else None

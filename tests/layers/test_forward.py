@@ -1,0 +1,24 @@
+import pytest
+from torch import nn
+
+from tubelet.layers.forward import replaced_forward
+
+
+def test_replaces_within_the_context_alone():
+    layer = nn.Identity()
+    forward = layer.forward
+    with replaced_forward({layer: lambda x: forward(x) + 1}):
+        assert layer(1) == 2
+        inner = layer.forward
+        with replaced_forward({layer: lambda x: 10 * inner(x)}):
+            assert layer(1) == 20
+        assert layer(1) == 2
+    assert layer(1) == 1
+    assert "forward" not in vars(layer)
+
+
+def test_an_error_restores_it_too():
+    layer = nn.Identity()
+    with pytest.raises(RuntimeError), replaced_forward({layer: lambda x: x + 1}):
+        raise RuntimeError
+    assert layer(1) == 1
