@@ -301,7 +301,7 @@ def conv_places(backbone: nn.Module, pattern: str = "") -> Places:
         known = ", ".join(kind.__name__ for kind in (SwinIR, HAT, *_BLOCK_PATTERNS))
         raise ConfigError(
             f"{name} has no blocks that adapters are known to fit; use one of {known}, or name the "
-            r"modules after which adapters are put, as in --adapters.pattern 'body\.\d+'"
+            r"modules after which adapters are put, as in --network.pattern 'body\.\d+'"
         )
     named: dict[str, nn.Module] = dict(cast(Any, backbone).named_modules())
     modules = [module for path, module in named.items() if re.fullmatch(expression, path)]
