@@ -128,7 +128,7 @@ def attach_base(
         )
     spec = dataclasses.replace(
         opened.spec,
-        summary=f"{opened.spec.summary}, over {base.name}",
+        summary=f"{opened.spec.summary}, over {name or reference.model}",
         contract=requirements.contract(opened.spec.contract, base.spec.contract),
     )
     network = requirements.attach(opened.network, base.network)
