@@ -22,7 +22,8 @@ __all__ = ["main"]
 _METAVARS = {"file": "FILE", "ids": "ID [ID ...]"}
 _EXAMPLES = """\
 actions:
-  tubelet models identify FILE      identify a checkpoint: architecture, scale and configuration
+  tubelet models identify FILE      identify a checkpoint: architecture, scale, configuration, and
+                                    what it was trained over; inspect FILE is the same
   tubelet models download ID ...    download published weights before their first use
   tubelet models cache              show the folder of downloaded weights, and its files
 
@@ -71,6 +72,8 @@ def main(args: Sequence[str]) -> int:
     """Run the verb."""
     actions: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
         "identify": (IdentifyFlags, _identify),
+        # Another name, which people look for when the file is of their own training.
+        "inspect": (IdentifyFlags, _identify),
         "download": (DownloadFlags, _download),
         "cache": (CacheFlags, _cache),
     }
@@ -117,6 +120,9 @@ def _print_facts(file: str, opened: OpenedCheckpoint, facts: dict[str, Any]) -> 
             values = [f"{key}={value}" for key, value in facts[name].items()]
             print(f"  {name}: {', '.join(values)}")
     print(f"  layout: {_layout(file, opened, facts['tensors'])}")
+    base = facts["base"]
+    if base:
+        print(f"  over: {base['model']}, {base['architecture']}, sha256 {base['sha256'][:12]}…")
     if facts["published_as"]:
         print(f"  published as: {', '.join(facts['published_as'])}")
     print(f"  source: {facts['source']}")
@@ -125,6 +131,7 @@ def _print_facts(file: str, opened: OpenedCheckpoint, facts: dict[str, Any]) -> 
 
 
 def _facts(file: str, opened: OpenedCheckpoint) -> dict[str, Any]:
+    from tubelet.zoo.bases import read_reference
     from tubelet.zoo.catalog import published_ids
     from tubelet.zoo.spec import count_parameters
 
@@ -148,6 +155,7 @@ def _facts(file: str, opened: OpenedCheckpoint) -> dict[str, Any]:
         "tensors": len(opened.model.state_dict()),
         "wrapping": opened.wrapping,
         "renamed": opened.renamed,
+        "base": read_reference(Path(file)),
         "published_as": published_ids(Path(file)),
         "source": opened.architecture.source,
     }

@@ -32,7 +32,7 @@ from tubelet.zoo.catalog import is_checkpoint
 from tubelet.zoo.opened_model import OpenedModel, open_without_base
 from tubelet.zoo.spec import ModelSpec
 
-__all__ = ["attach_base", "fingerprint", "hash_tensors", "open_base", "refer_to"]
+__all__ = ["attach_base", "fingerprint", "hash_tensors", "open_base", "read_reference", "refer_to"]
 
 _LEGACY_NOTE = "image_model"
 """Key in the notes of older two-step checkpoints, before the header had an entry for the base."""
@@ -222,6 +222,25 @@ def _candidate_paths(path: str, checkpoint: Path) -> list[Path]:
         if not is_checkpoint_itself:
             candidates.append(candidate)
     return candidates
+
+
+def read_reference(path: Path) -> dict[str, str] | None:
+    """Read the reference to a base network from the header of a checkpoint, as `refer_to` built it.
+
+    Returns:
+        The reference; None if the file has none.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        content: Any = json.loads(read_header(path).get("base", "null"))
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(content, dict):
+        return None
+    entries = cast("dict[object, object]", content)
+    names = ("model", "architecture", "sha256")
+    return {name: str(entries.get(name, "")) for name in names}
 
 
 def refer_to(base: OpenedModel, folder: Path) -> dict[str, str]:
