@@ -10,6 +10,7 @@ from torch.nn import functional
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.layers.frozen import all_parameters
 from tubelet.layers.inference import prepare_for_inference
+from tubelet.models.dat import DAT, DATConfig
 from tubelet.models.edsr import EDSR, EDSRConfig
 from tubelet.models.hat import HAT, HATConfig
 from tubelet.models.msrresnet import MSRResNet, MSRResNetConfig
@@ -34,6 +35,17 @@ TRANSFORMERS = {
     ),
     "swinir none": lambda: SwinIR(
         SwinIRConfig(**_GROUPS, window=4, scale=1, upsampler="none", qkv_bias=False)
+    ),
+    "dat": lambda: DAT(
+        DATConfig(
+            channels=32,
+            depths=(4, 2),
+            num_heads=(2, 2),
+            split_size=(2, 4),
+            scale=2,
+            mlp_ratio=1.0,
+            upsample_channels=4,
+        )
     ),
     "hat": lambda: HAT(
         HATConfig(**_GROUPS, window=4, squeeze_factor=4, upsample_channels=4, scale=2)
@@ -114,7 +126,7 @@ def test_the_paper_form_before_the_attention_has_no_gate():
     assert not any(name.endswith("gate") for name in network.state_dict())
 
 
-@pytest.mark.parametrize("name", ["swinir pixelshuffledirect", "hat", "rrdb x2", "srvgg"])
+@pytest.mark.parametrize("name", ["swinir pixelshuffledirect", "hat", "dat", "rrdb x2", "srvgg"])
 def test_another_frame_matters_with_a_temporal_strategy_alone(name):
     backbone = build(name)
     lq = torch.rand(1, 3, 3, 8, 8)
@@ -357,6 +369,17 @@ def test_a_strategy_of_ones_own():
     assert (difference > 0).tolist() == [False, True, True]
 
 
+def test_dat_sees_other_frames_in_its_spatial_attention():
+    backbone = build("dat")
+    network = adapt(backbone)
+    for number, (adapters, block) in enumerate(
+        zip(network.blocks, [b for group in backbone.layers for b in group.blocks], strict=True)
+    ):
+        assert (adapters.temporal is not None) == (number % 2 == 0)
+        is_spatial = type(block.attn).__name__ == "AdaptiveSpatialAttention"
+        assert (adapters.temporal is not None) == is_spatial
+
+
 def test_the_backbone_is_as_before_after_a_call():
     backbone = build("edsr")
     network = train_like(adapt(backbone))
@@ -374,6 +397,8 @@ def test_what_does_not_fit_is_refused():
         PFVSR(adapters_for(build("hat")))(torch.rand(1, 1, 3, 8, 8))
     with pytest.raises(ConfigError, match="Linear has no blocks"):
         adapt(nn.Linear(3, 3))
+    with pytest.raises(ConfigError, match=r"even depths, not \(3,\)"):
+        adapt(DAT(DATConfig(channels=32, depths=(3,), num_heads=(2,))))
     with pytest.raises(ConfigError, match="no module of EDSR"):
         adapt(build("edsr"), pattern="trunk")
     with pytest.raises(ConfigError, match="temporal='neighbors' must be t-msa"):

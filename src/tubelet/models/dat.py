@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.errors import ConfigError
+from tubelet.layers.attention import TokenLayer, TokenMap
 from tubelet.layers.convolution import ConvAct
 from tubelet.layers.frames import stack_frames
 from tubelet.layers.inference import SwitchableLayer
@@ -228,10 +229,10 @@ class SGFN(SwitchableLayer):
 class DATB(nn.Module):
     """Dual aggregation transformer block: attention, then an SGFN, each normalized first and added.
 
-    All data pass through `attn` and `ffn`, so that an adapter can replace or wrap them:
-    `attn(tokens, size)` and `ffn(tokens, size)` map the tokens (B, N, C) of an image of `size`
-    (H, W), N = H·W, to the same shape. The block itself, (B, H, W, C) to the same shape, can be
-    wrapped as well: it does not modify its input.
+    All data pass through `attn` and `ffn`: `attn(tokens, size)` and `ffn(tokens, size)` map the
+    tokens (B, N, C) of an image of `size` (H, W), N = H·W, to the same shape. For adapters,
+    `add_attention` and `add_mlp` compute the two sums one by one. The block itself, (B, H, W, C)
+    to the same shape, does not modify its input.
 
     Args:
         config: Configuration of the network.
@@ -254,6 +255,28 @@ class DATB(nn.Module):
         tokens = x.flatten(1, 2)  # (B, N, C)
         tokens = tokens + self._drop(self.attn(self.norm1(tokens), size))
         tokens = tokens + self._drop(self.ffn(self.norm2(tokens), size))
+        return tokens.view(x.shape)
+
+    def add_attention(self, x: Tensor, attention: TokenLayer) -> Tensor:
+        """Compute the first sum of the block, x + attention(LN x), with this attention.
+
+        Args:
+            x: (B, H, W, C).
+            attention: Called in place of `attn`, for the tokens of whole images.
+
+        Returns:
+            (B, H, W, C), to the bit what `forward` would add up in evaluation.
+        """
+        tokens = x.flatten(1, 2)
+        return (tokens + attention(self.norm1(tokens), x.shape[1:3])).view(x.shape)
+
+    def add_mlp(self, x: Tensor, beside: TokenMap | None = None) -> Tensor:
+        """Compute the second sum of the block, x + SGFN(LN x) + beside(LN x)."""
+        tokens = x.flatten(1, 2)
+        normed = self.norm2(tokens)
+        tokens = tokens + self.ffn(normed, x.shape[1:3])
+        if beside is not None:
+            tokens = tokens + beside(normed)
         return tokens.view(x.shape)
 
     def _drop(self, branch: Tensor) -> Tensor:

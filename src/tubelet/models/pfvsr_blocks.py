@@ -25,6 +25,7 @@ from tubelet.errors import ConfigError
 from tubelet.layers.adapters import Adapter, ConvAdapter, NeighborAdapter
 from tubelet.layers.attention import ProjectedAttention, TokenLayer, TokenMap
 from tubelet.layers.temporal_mixing import Clip, TemporalStrategy
+from tubelet.models.dat import DAT, DATB
 from tubelet.models.edsr import EDSR
 from tubelet.models.hat import HAB, HAT, OCAB
 from tubelet.models.msrresnet import MSRResNet
@@ -274,7 +275,22 @@ class Places:
 
 
 def transformer_places(backbone: nn.Module) -> Places | None:
-    """Find the blocks of a transformer that adapters can attach to; None for other networks."""
+    """Find the blocks of a transformer that adapters can attach to; None for other networks.
+
+    Raises:
+        ConfigError: The groups of a DAT have odd numbers of blocks.
+    """
+    if isinstance(backbone, DAT):
+        depths = backbone.config.depths
+        if any(depth % 2 for depth in depths):
+            # Otherwise the numbers of the blocks do not tell which attend between channels.
+            raise ConfigError(f"adapters need a DAT with even depths, not {depths}")
+        return Places(
+            modules=tuple(m for m in backbone.modules() if isinstance(m, DATB)),
+            channels=backbone.config.channels,
+            # Every second block attends between channels, where other frames have no place.
+            temporal_stride=2,
+        )
     if not isinstance(backbone, SwinIR | HAT):
         return None
     return Places(
@@ -298,7 +314,7 @@ def conv_places(backbone: nn.Module, pattern: str = "") -> Places:
     name = type(backbone).__name__
     expression = pattern or _BLOCK_PATTERNS.get(type(backbone), "")
     if not expression:
-        known = ", ".join(kind.__name__ for kind in (SwinIR, HAT, *_BLOCK_PATTERNS))
+        known = ", ".join(kind.__name__ for kind in (SwinIR, HAT, DAT, *_BLOCK_PATTERNS))
         raise ConfigError(
             f"{name} has no blocks that adapters are known to fit; use one of {known}, or name the "
             r"modules after which adapters are put, as in --network.pattern 'body\.\d+'"
