@@ -5,7 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.layers.inference import prepare_for_inference
-from tubelet.layers.temporal_mixing import Clip, TimeAttention, TrajectoryAttention
+from tubelet.layers.temporal_mixing import (
+    ChannelTimeAttention,
+    Clip,
+    TimeAttention,
+    TrajectoryAttention,
+)
 
 C = 8
 
@@ -43,6 +48,26 @@ def test_time_attention_of_every_position_by_itself(is_prepared):
                 scores = q[b, :, n, h] @ k[b, :, n, h].T / (C // 2) ** 0.5
                 expected[b, :, n, h] = scores.softmax(-1) @ v[b, :, n, h]
     assert torch.allclose(mixed, layers.proj(expected.flatten(3)), atol=1e-12)
+
+
+def test_attention_between_channels_over_the_frames_of_a_position():
+    layers = nn.Module()
+    torch.manual_seed(0)
+    layers.qkv = nn.Linear(C, 3 * C).double()
+    layers.proj = nn.Linear(C, C).double()
+    layers.heads = 2
+    layers.temperature = nn.Parameter(torch.rand(2, 1, 1, dtype=torch.float64))
+    y = torch.randn(3, 5, C, dtype=torch.float64)
+    mixed = ChannelTimeAttention().mix(y, layers, Clip(3, 1, 5))
+    q, k, v = layers.qkv(y).view(3, 5, 3, 2, C // 2).unbind(2)
+    expected = torch.zeros(3, 5, 2, C // 2, dtype=torch.float64)
+    for n in range(5):
+        for h in range(2):
+            unit_q = q[:, n, h] / q[:, n, h].norm(dim=0)
+            unit_k = k[:, n, h] / k[:, n, h].norm(dim=0)
+            weights = (layers.temperature[h] * (unit_q.T @ unit_k)).softmax(-1)
+            expected[:, n, h] = (weights @ v[:, n, h].T).T
+    assert torch.allclose(mixed, layers.proj(expected.flatten(2)), atol=1e-12)
 
 
 def test_trajectories_follow_integer_motion():

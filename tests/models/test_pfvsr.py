@@ -380,6 +380,24 @@ def test_dat_sees_other_frames_in_its_spatial_attention():
         assert (adapters.temporal is not None) == is_spatial
 
 
+@pytest.mark.parametrize("mode", ["token", "channel"])
+def test_channel_attention_of_dat_may_have_a_temporal_branch(mode):
+    backbone = build("dat")
+    lq = torch.rand(1, 3, 3, 8, 8)
+    network = adapt(backbone, channel_temporal=mode)
+    assert all(adapters.temporal is not None for adapters in network.blocks)
+    with torch.inference_mode():
+        assert torch.equal(network(lq), by_itself(backbone, lq))
+        # The second block attends between channels.
+        nn.init.normal_(network.blocks[1].temporal.up.weight)
+        changed = network(lq)
+    assert not torch.allclose(changed, by_itself(backbone, lq), atol=1e-6)
+    # The order of the frames does not matter.
+    with torch.inference_mode():
+        assert torch.allclose(network(lq.flip(1)).flip(1), changed, atol=1e-5)
+    assert count(PFVSRConfig(channels=60, num_blocks=18), "temporal") == 66_420
+
+
 def test_the_backbone_is_as_before_after_a_call():
     backbone = build("edsr")
     network = train_like(adapt(backbone))

@@ -4,6 +4,7 @@
     attention       layer of a frozen image network: q, k, v = W_qkv y, then W_proj
 
     TimeAttention         softmax(q kᵀ / √d) v among the T tokens at one position
+    ChannelTimeAttention  softmax(temperature · qᵀ k) vᵀ among the channels, over these T tokens
     TrajectoryAttention   the most similar token on the trajectory of each token, times similarity
 
 Every strategy implements `TemporalStrategy`; a new one is a class with `mix`.
@@ -13,16 +14,17 @@ Source: PFVSR, Sec. 3.2 and 3.3; trajectories as in TTVSR (Liu et al., CVPR 2022
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tubelet.layers.attention import ProjectedAttention, attend_within
-from tubelet.layers.inference import SwitchableLayer
+from tubelet.layers.inference import Backend, SwitchableLayer
 from tubelet.layers.trajectories import (
     GatherMode,
     gather_matches,
@@ -37,6 +39,7 @@ from tubelet.layers.windows import map_windows
 from tubelet.ops.sizes import round_up
 
 __all__ = [
+    "ChannelTimeAttention",
     "Clip",
     "TemporalStrategy",
     "TimeAttention",
@@ -174,20 +177,52 @@ class TimeAttention(SwitchableLayer):
 
     def mix(self, y: Tensor, attention: ProjectedAttention, clip: Clip) -> Tensor:
         """Attend along time; see `TemporalStrategy.mix`."""
-        tokens = y.view(-1, clip.num_frames, *y.shape[1:])  # (B, T, N, C)
+        return _map_positions(partial(attend_within, attention=attention), y, clip, self.backend)
 
-        def attend_over_time(windows: tuple[Tensor, ...], size: tuple[int, ...]) -> Tensor:
-            return attend_within(windows[0], attention)
 
-        # All frames at one position are a window, so that memory is bounded as in the blocks.
-        mixed = map_windows(
-            attend_over_time,
-            [tokens],
-            window=(clip.num_frames, 1),
-            shift=(0, 0),
-            backend=self.backend,
-        )
-        return mixed.flatten(0, 1)
+class ChannelTimeAttention(SwitchableLayer):
+    """DAT's attention between channels, with the frames at one position in place of the pixels.
+
+    It weights the channels of each frame by what the frames have in common; no value of another
+    frame arrives.
+    """
+
+    uses_flow = False
+
+    def mix(self, y: Tensor, attention: ProjectedAttention, clip: Clip) -> Tensor:
+        """Attend between channels; see `TemporalStrategy.mix`."""
+        temperature = cast(nn.Module, attention).get_parameter("temperature")  # (heads, 1, 1)
+
+        def attend_between_channels(tokens: Tensor) -> Tensor:
+            qkv = attention.qkv(tokens).unflatten(-1, (3, attention.heads, -1))
+            q, k, v = qkv.permute(2, 0, 3, 4, 1).unbind(0)  # (n, heads, d, T) each
+            q = functional.normalize(q, dim=-1)
+            k = functional.normalize(k, dim=-1)
+            weights = (q @ k.transpose(-2, -1) * temperature).softmax(-1)  # (n, heads, d, d)
+            mixed = (weights @ v).flatten(1, 2)  # (n, C, T)
+            return attention.proj(mixed.transpose(1, 2))
+
+        return _map_positions(attend_between_channels, y, clip, self.backend)
+
+
+def _map_positions(
+    apply: Callable[[Tensor], Tensor], y: Tensor, clip: Clip, backend: Backend
+) -> Tensor:
+    """Apply a function to the tokens (n, T, C) of all frames at n positions of y, (B·T, N, C)."""
+    tokens = y.view(-1, clip.num_frames, *y.shape[1:])  # (B, T, N, C)
+
+    def apply_to_windows(windows: tuple[Tensor, ...], _: tuple[int, ...]) -> Tensor:
+        return apply(windows[0])
+
+    # All frames at one position are a window, so that memory is bounded as in the blocks.
+    mixed = map_windows(
+        apply_to_windows,
+        [tokens],
+        window=(clip.num_frames, 1),
+        shift=(0, 0),
+        backend=backend,
+    )
+    return mixed.flatten(0, 1)
 
 
 class TrajectoryAttention(nn.Module):

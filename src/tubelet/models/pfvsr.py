@@ -38,6 +38,7 @@ from tubelet.layers.forward import replaced_forward
 from tubelet.layers.frozen import FrozenModel
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.layers.temporal_mixing import (
+    ChannelTimeAttention,
     Clip,
     TemporalStrategy,
     TimeAttention,
@@ -55,6 +56,7 @@ from tubelet.models.pfvsr_blocks import (
     OverlapAdapter,
     Places,
     Position,
+    attends_between_channels,
     conv_places,
     transformer_places,
 )
@@ -88,6 +90,9 @@ class PFVSRConfig:
     temporal_stride: int = 1
     """Blocks whose number is a multiple of it have a temporal branch: 2 for DAT, where every second
     block attends between channels."""
+    channel_temporal: Literal["none", "token", "channel"] = "none"
+    """Temporal branch in the blocks of DAT that attend between channels: none; token, as in its
+    other blocks; channel, with the attention between channels along time."""
     num_overlaps: int = 0
     """Number of overlapping cross-attention blocks with an adapter, for HAT (`overlap`)."""
     spatial: SpatialAdapters = "adapter"
@@ -130,6 +135,7 @@ class PFVSRConfig:
         check_min(self, "channels", 1)
         check_min(self, "num_blocks", 1)
         check_choice(self, "temporal_stride", (1, 2))
+        check_choice(self, "channel_temporal", ("none", "token", "channel"))
         check_min(self, "num_overlaps", 0)
         check_choice(self, "spatial", ("adapter", "none"))
         strategies = ("t-msa", "trajectory", "none")
@@ -189,6 +195,7 @@ class PFVSR(nn.Module):
         blocks: Adapters of each block.
         overlaps: Adapters of the overlapping cross-attention blocks of HAT.
         strategy: Temporal strategy; None for convolutional networks, and without other frames.
+        channel_strategy: Temporal strategy of the blocks of DAT that attend between channels.
         spynet: SpyNet that is trained with the adapters; None if there is none.
     """
 
@@ -200,6 +207,9 @@ class PFVSR(nn.Module):
         for _ in range(config.num_overlaps):
             self.overlaps.append(OverlapAdapter(config.channels, config.spatial_px))
         self.strategy = strategy or _build_strategy(config)
+        self.channel_strategy = self.strategy
+        if config.channel_temporal == "channel":
+            self.channel_strategy = ChannelTimeAttention()
         self.spynet = SpyNet() if config.trains_flow else None
         self._frozen_spynet: FrozenModel | None = None
         self._frozen_backbone: FrozenModel | None = None
@@ -305,10 +315,11 @@ class PFVSR(nn.Module):
         adapted: dict[nn.Module, Callable[..., Tensor]] = {}
         for adapters, block in zip(self.blocks, places.modules, strict=True):
             if isinstance(adapters, BlockAdapters):
+                between_channels = attends_between_channels(block)
                 adapted[block] = partial(
                     adapters,
                     block=cast(AdaptableBlock, block),
-                    strategy=self.strategy,
+                    strategy=self.channel_strategy if between_channels else self.strategy,
                     clip=clip,
                 )
             else:
@@ -351,6 +362,7 @@ def adapters_for(
         if mixing == "t-msa":
             # The default of transformers.
             mixing = "neighbors"
+    leaves_channels = changes.get("channel_temporal", config.channel_temporal) == "none"
     has_overlaps = changes.get("num_overlaps", config.num_overlaps) > 0
     found = {
         "scale": getattr(getattr(backbone, "config", None), "scale", config.scale),
@@ -358,7 +370,7 @@ def adapters_for(
         "temporal": mixing,
         "channels": places.channels,
         "num_blocks": len(places.modules),
-        "temporal_stride": places.temporal_stride,
+        "temporal_stride": places.temporal_stride if leaves_channels else 1,
         "num_overlaps": len(places.overlaps) if has_overlaps else 0,
     }
     return dataclasses.replace(config, **(changes | found))

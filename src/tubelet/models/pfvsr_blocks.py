@@ -26,6 +26,7 @@ from tubelet.layers.adapters import Adapter, ConvAdapter, NeighborAdapter
 from tubelet.layers.attention import ProjectedAttention, TokenLayer, TokenMap
 from tubelet.layers.temporal_mixing import Clip, TemporalStrategy
 from tubelet.models.dat import DAT, DATB
+from tubelet.models.dat_attention import AdaptiveChannelAttention
 from tubelet.models.edsr import EDSR
 from tubelet.models.hat import HAB, HAT, OCAB
 from tubelet.models.msrresnet import MSRResNet
@@ -42,6 +43,7 @@ __all__ = [
     "OverlapAdapter",
     "Places",
     "Position",
+    "attends_between_channels",
     "conv_places",
     "transformer_places",
 ]
@@ -197,6 +199,11 @@ class BlockAdapters(nn.Module):
 def block_attention(block: AdaptableBlock) -> object:
     """Return the attention layer of a block."""
     return cast(nn.Module, block).get_submodule("attn")
+
+
+def attends_between_channels(block: nn.Module) -> bool:
+    """Return whether a block is one of DAT with attention between channels."""
+    return isinstance(block, DATB) and isinstance(block.attn, AdaptiveChannelAttention)
 
 
 class OverlapAdapter(nn.Module):
