@@ -122,7 +122,8 @@ if TYPE_CHECKING:
         frvsr.FRVSR,
     )
     _CLEANING: tuple[type[CleaningModel], ...] = (realbasicvsr.RealBasicVSR,)
-    _CLIP: tuple[type[ClipModel], ...] = (vrt.VRT, pfvsr.PFVSR, ttvsr.TTVSR)
+    _CLIP: tuple[type[ClipModel], ...] = (vrt.VRT, pfvsr.PFVSR)
+    _STREAMING: tuple[type[StreamingModel], ...] = (ttvsr.TTVSR,)
     _RECURRENT: tuple[type[RecurrentModel], ...] = (
         basicvsr.BasicVSR,
         basicvsr_pp.BasicVSRPlusPlus,
