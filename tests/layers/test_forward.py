@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 from torch import nn
 
@@ -22,3 +24,25 @@ def test_an_error_restores_it_too():
     with pytest.raises(RuntimeError), replaced_forward({layer: lambda x: x + 1}):
         raise RuntimeError
     assert layer(1) == 1
+
+
+def test_another_thread_waits():
+    layer = nn.Identity()
+    forward = layer.forward
+    entered = threading.Event()
+    seen: list[int] = []
+
+    def other() -> None:
+        entered.set()
+        with replaced_forward({layer: lambda x: forward(x) + 10}):
+            seen.append(layer(1))
+
+    with replaced_forward({layer: lambda x: forward(x) + 1}):
+        thread = threading.Thread(target=other)
+        thread.start()
+        entered.wait()
+        thread.join(0.05)
+        assert layer(1) == 2
+    thread.join()
+    assert seen == [11]
+    assert "forward" not in vars(layer)

@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 
@@ -10,14 +11,24 @@ from torch.nn import functional
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.layers.frozen import all_parameters
 from tubelet.layers.inference import prepare_for_inference
+from tubelet.layers.temporal_mixing import TimeAttention, TrajectoryAttention
+from tubelet.models.dat import ARCHITECTURE as DAT_ARCHITECTURE
 from tubelet.models.dat import DAT, DATConfig
 from tubelet.models.edsr import EDSR, EDSRConfig
 from tubelet.models.hat import HAT, HATConfig
 from tubelet.models.msrresnet import MSRResNet, MSRResNetConfig
-from tubelet.models.pfvsr import ARCHITECTURE, PFVSR, PFVSRConfig, adapt, adapters_for
+from tubelet.models.pfvsr import (
+    ARCHITECTURE,
+    PFVSR,
+    PFVSRConfig,
+    adapt,
+    adapters_for,
+    needed_backbone,
+)
 from tubelet.models.rrdb import RRDBConfig, RRDBNet
 from tubelet.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from tubelet.models.swinir import SwinIR, SwinIRConfig
+from tubelet.training.activation_checkpointing import activation_checkpointing
 from tubelet.zoo.bases import hash_tensors, refer_to
 from tubelet.zoo.checkpoint import open_checkpoint, save_checkpoint
 from tubelet.zoo.opening import open_model
@@ -369,6 +380,54 @@ def test_a_strategy_of_ones_own():
     assert (difference > 0).tolist() == [False, True, True]
 
 
+def test_a_strategy_needs_adapters_and_no_parameters():
+    backbone = build("hat")
+    with pytest.raises(ConfigError, match="there are no adapters for it"):
+        PFVSR(adapters_for(backbone, temporal="none"), strategy=TimeAttention())
+    strategy = TimeAttention()
+    strategy.weight = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ConfigError, match="TimeAttention has parameters"):
+        PFVSR(adapters_for(backbone), strategy=strategy)
+    # A strategy that needs flow gets it, whatever the configuration says.
+    strategy = TrajectoryAttention(token_px=2)
+    network = PFVSR(adapters_for(backbone), strategy=strategy).with_backbone(backbone)
+    lq = torch.rand(1, 2, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(network(lq), by_itself(backbone, lq))
+
+
+def test_recomputed_activations_have_the_same_gradient():
+    network = train_like(adapt(build("swinir none"), temporal="trajectory", token_px=2))
+    lq = torch.rand(1, 3, 3, 8, 8)
+    gradients = []
+    for context in (nullcontext(), activation_checkpointing(network)):
+        network.zero_grad()
+        with context:
+            network(lq).square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in network.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_the_engine_knows_what_the_image_network_sees():
+    backbone = build("dat")
+    config = adapters_for(backbone)
+    own = ARCHITECTURE.contract(config)
+    image = DAT_ARCHITECTURE.contract(backbone.config)
+    both = needed_backbone(config).contract(own, image)
+    assert both.sees_whole_image
+    assert both.temporal == own.temporal
+    assert both.precisions == ("fp32",)
+
+
+def test_every_part_has_a_width_of_its_own():
+    backbone = build("hat")
+    network = adapt(backbone, spatial="none", mlp="adapter", num_overlaps=1)
+    assert network.blocks[0].spatial is None
+    assert network.blocks[0].mlp.down.out_features == 6
+    assert network.overlaps[0].spatial.down.out_features == 6
+
+
 def test_dat_sees_other_frames_in_its_spatial_attention():
     backbone = build("dat")
     network = adapt(backbone)
@@ -408,6 +467,16 @@ def test_the_backbone_is_as_before_after_a_call():
     assert len(list(all_parameters(network))) > len(list(network.parameters()))
 
 
+def test_a_pattern_names_the_modules():
+    backbone = build("rrdb")
+    network = adapt(backbone, pattern="body.*.rdb[13]")
+    assert network.config.num_blocks == 4
+    lq = torch.rand(1, 2, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(network(lq), by_itself(backbone, lq))
+    assert adapters_for(backbone, pattern="body.*.rdb*").num_blocks == 6
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match=r"2 convolution blocks of 8 channels"):
         PFVSR(adapters_for(build("hat"))).with_backbone(build("edsr"))
@@ -415,9 +484,16 @@ def test_what_does_not_fit_is_refused():
         PFVSR(adapters_for(build("hat")))(torch.rand(1, 1, 3, 8, 8))
     with pytest.raises(ConfigError, match="Linear has no blocks"):
         adapt(nn.Linear(3, 3))
+    with pytest.raises(ConfigError, match=r"body\.4 outputs \(1, 12, 16, 16\)"):
+        # The last convolution makes the image.
+        adapt(SRVGGNetCompact(SRVGGConfig(channels=8, num_blocks=1, scale=2)), pattern="body.4")
+    with pytest.raises(ConfigError, match="nothing to train"):
+        adapt(build("edsr"), spatial="none", temporal="none")
     with pytest.raises(ConfigError, match=r"even depths, not \(3,\)"):
         adapt(DAT(DATConfig(channels=32, depths=(3,), num_heads=(2,))))
     with pytest.raises(ConfigError, match="no module of EDSR"):
         adapt(build("edsr"), pattern="trunk")
-    with pytest.raises(ConfigError, match="temporal='neighbors' must be t-msa"):
+    with pytest.raises(
+        ConfigError, match="temporal='neighbors' does not fit HAT; use one of t-msa"
+    ):
         adapt(build("hat"), temporal="neighbors")

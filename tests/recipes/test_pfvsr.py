@@ -17,7 +17,14 @@ from tubelet.models.edsr import EDSR, EDSRConfig
 from tubelet.models.pfvsr import PFVSRConfig
 from tubelet.models.swinir import SwinIR, SwinIRConfig
 from tubelet.recipes.configs import read_config, write_config
-from tubelet.recipes.pfvsr import PRESETS, PFVSRTraining, configure, describe, main
+from tubelet.recipes.pfvsr import (
+    PRESETS,
+    PFVSRTraining,
+    _degradation_of,
+    configure,
+    describe,
+    main,
+)
 from tubelet.training import LoopSettings, OptimizerSettings
 from tubelet.zoo.bases import hash_tensors
 from tubelet.zoo.checkpoint import read_notes, save_checkpoint
@@ -103,7 +110,7 @@ def test_notes_tell_the_sizes_and_warn_of_another_degradation(clips, image_model
     main(_config(clips, image_model), on_log=records.append)
     size, warning = (record["note"] for record in records if "note" in record)
     assert size.startswith("304 trained parameters over 3,696 frozen")
-    assert size.endswith("ones of SwinIR; 2 clips")
+    assert size.endswith("ones of SwinIR; spatial: adapter, temporal: t-msa; clips: 2")
     assert "was trained with degradation bd, and the adapters with bi" in warning
 
 
@@ -121,7 +128,7 @@ def test_a_part_of_the_clips(clips, image_model):
     records = []
     main(_config(clips, image_model, fraction=0.5), on_log=records.append)
     # sha256("pattern") begins with 1f, sha256("other") with d9.
-    assert records[0]["note"].endswith("; 1 clips")
+    assert records[0]["note"].endswith("clips: 1")
     with pytest.raises(InputError, match=r"fraction=0\.001 leaves none of 2 clips"):
         main(_config(clips, image_model, fraction=0.001, out=clips.parent / "none"))
 
@@ -176,6 +183,8 @@ def test_a_diverged_run_leaves_its_batch(clips, image_model):
         ({"data": ()}, ConfigError, "no data"),
         ({"image_model": "fast-x2-bi"}, RequestError, "cannot be an image model"),
         ({"image_model": "bicubic-x4"}, ConfigError, "Resample has no blocks"),
+        ({"network": PFVSRConfig(num_frames=9)}, ConfigError, "contradicts crops.frames=2"),
+        ({"network": PFVSRConfig(temporal="neighbors")}, ConfigError, "does not fit SwinIR"),
         ({"image_model": "bicubic-x"}, RequestError, "bicubic-x"),
         ({"crops": CropSettings(batch=1, frames=2, patch_px=64)}, InputError, "none of 2 clips"),
     ],
@@ -208,3 +217,17 @@ def test_the_settings_survive_a_file(tmp_path):
     config = configure("paper-budget", image_model="hat-x4", fraction=0.6)
     write_config(tmp_path / "config.yaml", config)
     assert read_config(tmp_path / "config.yaml", PFVSRTraining) == config
+
+
+def test_a_flow_that_would_stay_frozen_is_refused(clips, image_model):
+    network = PFVSRConfig(temporal="trajectory", num_frames=2)
+    loop = _loop(optimizer=OptimizerSettings(low_lr_modules=("spynet",), freeze_steps=4))
+    with pytest.raises(ConfigError, match=r"trains no flow: .*freeze_steps=4 of loop\.steps=4"):
+        main(_config(clips, image_model, network=network, loop=loop))
+
+
+def test_published_weights_tell_their_degradation(clips, image_model):
+    base = dataclasses.replace(open_model(str(image_model)), path=None)
+    assert _degradation_of(base) == ""
+    spec = dataclasses.replace(base.spec, summary="DF2K, bicubic; light")
+    assert _degradation_of(dataclasses.replace(base, spec=spec)) == "bi"

@@ -65,6 +65,15 @@ def test_another_base_is_refused(files, tmp_path):
         open_model(str(image), adapter="missing.safetensors")
 
 
+def test_adapters_without_a_hash_run_over_no_other_model(files, tmp_path):
+    image, _ = files
+    network = adapt(open_model(str(image)).network)
+    adapter = tmp_path / "loose.safetensors"
+    save_checkpoint(adapter, network, {}, base={"model": "image.safetensors"})
+    with pytest.raises(CheckpointError, match="does not record the weights"):
+        open_model(str(image), adapter=adapter)
+
+
 def test_upscale_takes_an_adapter(files, tmp_path):
     image, adapter = files
     frames = tmp_path / "frames"

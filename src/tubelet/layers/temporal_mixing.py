@@ -56,8 +56,8 @@ class Clip:
 
     Attributes:
         num_frames: Number of frames, T.
-        height: Height of the tokens' grid.
-        width: Width of the tokens' grid.
+        height: Height of the tokens' grid, with what the network adds to fill its windows.
+        width: Width of the tokens' grid, likewise.
         flows_backward: Flow from each frame but the first to the one before it,
             (B, T − 1, 2, H, W), pixels of lq; None without flow, or for one frame.
         flows_forward: Flow from each frame but the last to the one after it, likewise.
@@ -65,8 +65,8 @@ class Clip:
     """
 
     num_frames: int
-    height: int = 0
-    width: int = 0
+    height: int
+    width: int
     flows_backward: Tensor | None = None
     flows_forward: Tensor | None = None
     locations: dict[tuple[int, int], Tensor] = field(default_factory=dict[tuple[int, int], Tensor])
@@ -144,7 +144,7 @@ class TemporalStrategy(Protocol):
     """Exchanges information between the frames of a clip.
 
     Its result passes through an adapter that starts at zero, so whatever it computes, training
-    begins with the image network. A strategy with parameters is an `nn.Module`; they are trained.
+    begins with the image network.
     """
 
     @property
@@ -250,9 +250,13 @@ class TrajectoryAttention(nn.Module):
         self.frame_stride = frame_stride
         self.gather: GatherMode = gather
 
+    def locate(self, clip: Clip) -> dict[tuple[int, int], Tensor]:
+        """Return the location maps of a clip, which are computed once; see `Clip.locate`."""
+        return clip.locate(self.token_px, self.gather)
+
     def mix(self, y: Tensor, attention: ProjectedAttention, clip: Clip) -> Tensor:
         """Take the most similar token of another frame; see `TemporalStrategy.mix`."""
-        locations = clip.locate(self.token_px, self.gather)
+        locations = self.locate(clip)
         queries, keys, values = self._project(y, attention, clip)
         mixed: list[Tensor] = []
         for t in range(clip.num_frames):

@@ -57,13 +57,15 @@ from tubelet.models.pfvsr_blocks import (
     Places,
     Position,
     attends_between_channels,
+    check_widths,
     conv_places,
     transformer_places,
 )
 from tubelet.models.state_dict import State, count_names, shape_of
+from tubelet.ops.sizes import round_up
 from tubelet.types import Temporal
 
-__all__ = ["ARCHITECTURE", "PFVSR", "PFVSRConfig", "adapt", "needed_backbone"]
+__all__ = ["ARCHITECTURE", "PFVSR", "PFVSRConfig", "adapt", "adapters_for", "needed_backbone"]
 
 Kind = Literal["attention", "convolution"]
 SpatialAdapters = Literal["adapter", "none"]
@@ -124,8 +126,8 @@ class PFVSRConfig:
     flow: Literal["trained", "frozen"] = "trained"
     """Train SpyNet and store it with the adapters, or use the one of this package."""
     pattern: str = ""
-    """Regular expression for the names of the modules of a convolutional network after which
-    adapters are put; "": its residual blocks."""
+    """Names of the modules of a convolutional network after which adapters are put, with * for any
+    text between two dots, such as body.*; "": its residual blocks."""
     num_frames: int = 7
     """Frames of a clip in training, and of a window in use."""
 
@@ -138,12 +140,7 @@ class PFVSRConfig:
         check_choice(self, "channel_temporal", ("none", "token", "channel"))
         check_min(self, "num_overlaps", 0)
         check_choice(self, "spatial", ("adapter", "none"))
-        strategies = ("t-msa", "trajectory", "none")
-        check_choice(
-            self,
-            "temporal",
-            strategies if self.kind == "attention" else ("neighbors", "none"),
-        )
+        check_choice(self, "temporal", ("t-msa", "trajectory", "neighbors", "none"))
         check_min(self, "spatial_width", 0)
         check_min(self, "temporal_width", 0)
         check_choice(self, "order", ("T-first", "S-first"))
@@ -155,6 +152,8 @@ class PFVSRConfig:
         check_choice(self, "gather", ("nearest", "bilinear"))
         check_choice(self, "flow", ("trained", "frozen"))
         check_min(self, "num_frames", 1)
+        if self.spatial == self.temporal == self.mlp == "none":
+            raise ConfigError("PFVSRConfig: spatial, temporal and mlp are none: nothing to train")
 
     @property
     def uses_flow(self) -> bool:
@@ -171,8 +170,11 @@ class PFVSRConfig:
     @property
     def spatial_px(self) -> int:
         """Width of the spatial adapters; 0 without them."""
-        if self.spatial == "none":
-            return 0
+        return 0 if self.spatial == "none" else self.inner_width
+
+    @property
+    def inner_width(self) -> int:
+        """Width of spatial adapters, and of those of the MLP and of overlapping attention."""
         return self.spatial_width or self.channels // 2
 
     @property
@@ -189,13 +191,18 @@ class PFVSR(nn.Module):
     Args:
         config: Configuration of the adapters.
         strategy: Temporal strategy of one's own for transformers, in place of that of the
-            configuration, which must not be "none".
+            configuration, which must not be "none". It has no parameters: a file of adapters has
+            no place for them.
+
+    Raises:
+        ConfigError: Such a strategy does not fit the configuration.
 
     Attributes:
         blocks: Adapters of each block.
         overlaps: Adapters of the overlapping cross-attention blocks of HAT.
         strategy: Temporal strategy; None for convolutional networks, and without other frames.
-        channel_strategy: Temporal strategy of the blocks of DAT that attend between channels.
+        channel_attention: Temporal strategy of the blocks of DAT that attend between channels,
+            where it is not the same.
         spynet: SpyNet that is trained with the adapters; None if there is none.
     """
 
@@ -205,11 +212,12 @@ class PFVSR(nn.Module):
         self.blocks = nn.ModuleList(_build_adapters(config))
         self.overlaps = nn.ModuleList()
         for _ in range(config.num_overlaps):
-            self.overlaps.append(OverlapAdapter(config.channels, config.spatial_px))
-        self.strategy = strategy or _build_strategy(config)
-        self.channel_strategy = self.strategy
+            self.overlaps.append(OverlapAdapter(config.channels, config.inner_width))
+        self.strategy = _build_strategy(config) if strategy is None else strategy
+        _check_strategy(config, self.strategy)
+        self.channel_attention: ChannelTimeAttention | None = None
         if config.channel_temporal == "channel":
-            self.channel_strategy = ChannelTimeAttention()
+            self.channel_attention = ChannelTimeAttention()
         self.spynet = SpyNet() if config.trains_flow else None
         self._frozen_spynet: FrozenModel | None = None
         self._frozen_backbone: FrozenModel | None = None
@@ -242,7 +250,7 @@ class PFVSR(nn.Module):
                 f"these adapters are for {_describe(expected)}; {type(backbone).__name__} has "
                 f"{_describe(found)}"
             )
-        if self.config.uses_flow and self.spynet is None:
+        if self._uses_flow and self.spynet is None:
             spynet = SpyNet()
             load_spynet(spynet)
             self._frozen_spynet = FrozenModel(spynet)
@@ -276,21 +284,20 @@ class PFVSR(nn.Module):
                 "give them one: model.with_backbone(tubelet.create_model(ID))"
             )
         batch, num_frames = lq.shape[:2]
-        clip = self._clip(lq)
+        places = _places(backbone, self.config)
+        clip = self._clip(lq, places.size_multiple)
         # All frames as one batch: the image network never sees two of them together.
         frames = lq.flatten(0, 1)[:, None]  # (B·T, 1, 3, H, W)
-        with replaced_forward(self._adapted_blocks(backbone, clip)):
+        with replaced_forward(self._adapted_blocks(places, clip)):
             sr = backbone(frames)
         return sr.view(batch, num_frames, *sr.shape[2:])
 
-    def _clip(self, lq: Tensor) -> Clip:
+    def _clip(self, lq: Tensor, size_multiple: int) -> Clip:
         """Describe a clip (B, T, 3, H, W) to the blocks, with the flows that they need."""
         num_frames = lq.shape[1]
-        uses_flow = self.config.temporal == "neighbors"
-        if self.strategy is not None:
-            uses_flow = self.strategy.uses_flow
-        if not uses_flow or num_frames == 1:
-            return Clip(num_frames)
+        height, width = (round_up(length, size_multiple) for length in lq.shape[-2:])
+        if not self._uses_flow or num_frames == 1:
+            return Clip(num_frames, height, width)
         spynet = self.spynet
         if spynet is None:
             assert self._frozen_spynet is not None
@@ -301,25 +308,37 @@ class PFVSR(nn.Module):
             # One pair after the other: SpyNet takes more memory than the flow.
             backward.append(spynet(lq[:, t], lq[:, t - 1]))
             forward.append(spynet(lq[:, t - 1], lq[:, t]))
-        return Clip(
+        clip = Clip(
             num_frames,
+            height,
+            width,
             flows_backward=torch.stack(backward, 1),
             flows_forward=torch.stack(forward, 1),
         )
+        if isinstance(self.strategy, TrajectoryAttention):
+            # Here, and not in the first block: activation checkpointing runs blocks twice.
+            self.strategy.locate(clip)
+        return clip
 
-    def _adapted_blocks(
-        self, backbone: nn.Module, clip: Clip
-    ) -> dict[nn.Module, Callable[..., Tensor]]:
+    @property
+    def _uses_flow(self) -> bool:
+        """Whether other frames are found along the optical flow."""
+        if self.strategy is not None:
+            return self.strategy.uses_flow
+        return self.config.temporal == "neighbors"
+
+    def _adapted_blocks(self, places: Places, clip: Clip) -> dict[nn.Module, Callable[..., Tensor]]:
         """Return the forward pass of every block of the image network with its adapters."""
-        places = _places(backbone, self.config)
         adapted: dict[nn.Module, Callable[..., Tensor]] = {}
         for adapters, block in zip(self.blocks, places.modules, strict=True):
             if isinstance(adapters, BlockAdapters):
-                between_channels = attends_between_channels(block)
+                strategy = self.strategy
+                if self.channel_attention is not None and attends_between_channels(block):
+                    strategy = self.channel_attention
                 adapted[block] = partial(
                     adapters,
                     block=cast(AdaptableBlock, block),
-                    strategy=self.channel_strategy if between_channels else self.strategy,
+                    strategy=strategy,
                     clip=clip,
                 )
             else:
@@ -358,10 +377,14 @@ def adapters_for(
     mixing: TemporalMixing = changes.get("temporal", config.temporal)
     if places is None:
         kind = "convolution"
-        places = conv_places(backbone, changes.get("pattern", config.pattern))
+        pattern = changes.get("pattern", config.pattern)
+        places = conv_places(backbone, pattern)
+        if pattern:
+            check_widths(backbone, places)
         if mixing == "t-msa":
             # The default of transformers.
             mixing = "neighbors"
+    _check_temporal(backbone, kind, mixing)
     leaves_channels = changes.get("channel_temporal", config.channel_temporal) == "none"
     has_overlaps = changes.get("num_overlaps", config.num_overlaps) > 0
     found = {
@@ -374,6 +397,39 @@ def adapters_for(
         "num_overlaps": len(places.overlaps) if has_overlaps else 0,
     }
     return dataclasses.replace(config, **(changes | found))
+
+
+def _check_temporal(backbone: nn.Module, kind: Kind, mixing: TemporalMixing) -> None:
+    """Check that a network can see other frames in this way.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    choices = ("t-msa", "trajectory", "none") if kind == "attention" else ("neighbors", "none")
+    if mixing not in choices:
+        raise ConfigError(
+            f"temporal={mixing!r} does not fit {type(backbone).__name__}; use one of "
+            f"{', '.join(choices)}"
+        )
+
+
+def _check_strategy(config: PFVSRConfig, strategy: TemporalStrategy | None) -> None:
+    """Check that a strategy has adapters, and no parameters that would not be saved.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if strategy is None:
+        return
+    if config.kind != "attention" or config.temporal == "none":
+        raise ConfigError(
+            f"a temporal strategy does not fit kind={config.kind!r} with "
+            f"temporal={config.temporal!r}: there are no adapters for it"
+        )
+    if isinstance(strategy, nn.Module) and any(True for _ in strategy.parameters()):
+        raise ConfigError(
+            f"{type(strategy).__name__} has parameters, for which a file of adapters has no place"
+        )
 
 
 def _places(backbone: nn.Module, config: PFVSRConfig) -> Places:
@@ -410,7 +466,7 @@ def _build_adapters(config: PFVSRConfig) -> list[nn.Module]:
             channels=config.channels,
             spatial_width=config.spatial_px,
             temporal_width=temporal_width,
-            mlp_width=config.spatial_px if config.mlp == "adapter" else 0,
+            mlp_width=config.inner_width if config.mlp == "adapter" else 0,
             order=config.order,
             position=config.position,
             has_gate=config.position == "before" and config.gate == "zero",
@@ -490,13 +546,7 @@ def _contract(config: PFVSRConfig) -> Contract:
 
 def _combine_contracts(own: Contract, image: Contract) -> Contract:
     """Combine the windows of the adapters with what the image network needs in space."""
-    return dataclasses.replace(
-        own,
-        halo_px=image.halo_px,
-        size_multiple=image.size_multiple,
-        min_size_px=image.min_size_px,
-        tile_multiple=image.tile_multiple,
-    )
+    return dataclasses.replace(image, temporal=own.temporal, precisions=own.precisions)
 
 
 def needed_backbone(config: PFVSRConfig) -> BaseModel:

@@ -13,9 +13,9 @@ The networks of images know nothing of this: `places_of` finds the modules from 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -44,6 +44,7 @@ __all__ = [
     "Places",
     "Position",
     "attends_between_channels",
+    "check_widths",
     "conv_places",
     "transformer_places",
 ]
@@ -51,15 +52,17 @@ __all__ = [
 Order = Literal["T-first", "S-first"]
 Position = Literal["after", "before"]
 
+_PROBE_PX = 16
+"""Side of the image on which the outputs of modules are looked at."""
 _MLP_SCALE = 0.5
 """Factor of the adapter beside the MLP (AIM, Eq. 5)."""
 
 _BLOCK_PATTERNS: dict[type[nn.Module], str] = {
-    RRDBNet: r"body\.\d+",
-    EDSR: r"body\.\d+",
-    MSRResNet: r"body\.\d+",
+    RRDBNet: "body.*",
+    EDSR: "body.*",
+    MSRResNet: "body.*",
     # The activations have odd indexes; the last convolution makes the image.
-    SRVGGNetCompact: r"body\.\d*[13579]",
+    SRVGGNetCompact: "body.*[13579]",
 }
 """Names of the modules of convolutional networks whose outputs are adapted."""
 
@@ -165,8 +168,6 @@ class BlockAdapters(nn.Module):
         tokens = block.norm1(x).flatten(1, 2)  # (B·T, N, C)
         if self.settings.position == "before":
             tokens = tokens + self.temporal(tokens)
-        # The grid of the tokens, with what the network adds to fill its windows.
-        clip.height, clip.width = x.shape[1:3]
         mixed = strategy.mix(tokens, attention, clip)
         if self.settings.position == "after":
             mixed = self.temporal(mixed)
@@ -273,12 +274,14 @@ class Places:
         channels: Width of their features, C.
         temporal_stride: Blocks whose number is a multiple of it have a temporal branch.
         overlaps: Overlapping cross-attention blocks.
+        size_multiple: The network extends its images to multiples of it, pixels.
     """
 
     modules: tuple[nn.Module, ...]
     channels: int
     temporal_stride: int = 1
     overlaps: tuple[nn.Module, ...] = ()
+    size_multiple: int = 1
 
 
 def transformer_places(backbone: nn.Module) -> Places | None:
@@ -304,6 +307,7 @@ def transformer_places(backbone: nn.Module) -> Places | None:
         modules=tuple(m for m in backbone.modules() if isinstance(m, SwinBlock | HAB)),
         channels=backbone.config.channels,
         overlaps=tuple(m for m in backbone.modules() if isinstance(m, OCAB)),
+        size_multiple=backbone.config.window,
     )
 
 
@@ -312,7 +316,8 @@ def conv_places(backbone: nn.Module, pattern: str = "") -> Places:
 
     Args:
         backbone: The network.
-        pattern: Regular expression for their whole names; "": those that suit the network.
+        pattern: Pattern of their names, as the shell has them for files: between two dots, * is
+            any text, and [13] is 1 or 3. "": those that suit the network.
 
     Raises:
         ConfigError: There is no pattern for this network, no module matches, or they have no common
@@ -324,16 +329,51 @@ def conv_places(backbone: nn.Module, pattern: str = "") -> Places:
         known = ", ".join(kind.__name__ for kind in (SwinIR, HAT, DAT, *_BLOCK_PATTERNS))
         raise ConfigError(
             f"{name} has no blocks that adapters are known to fit; use one of {known}, or name the "
-            r"modules after which adapters are put, as in --network.pattern 'body\.\d+'"
+            "modules after which adapters are put, as in --network.pattern 'body.*'"
         )
     named: dict[str, nn.Module] = dict(cast(Any, backbone).named_modules())
-    modules = [module for path, module in named.items() if re.fullmatch(expression, path)]
+    modules = [module for path, module in named.items() if _matches(path, expression)]
     if not modules:
         raise ConfigError(f"no module of {name} has a name that matches {expression!r}")
     channels = getattr(getattr(backbone, "config", None), "channels", None)
     if not isinstance(channels, int):
         raise ConfigError(f"the configuration of {name} does not tell the width of its features")
     return Places(modules=tuple(modules), channels=channels)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Return whether every part of a module's name between dots matches that of a pattern."""
+    parts = path.split(".")
+    patterns = pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def check_widths(backbone: nn.Module, places: Places) -> None:
+    """Check that the outputs of modules are features that adapters fit, by a run on a small image.
+
+    Raises:
+        ConfigError: One is not (B, C, H, W) with the width of the network.
+    """
+    names = {module: name for name, module in cast(Any, backbone).named_modules()}
+    faults: list[str] = []
+
+    def check(module: nn.Module, _inputs: object, output: object) -> None:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        if len(shape) != 4 or shape[1] != places.channels:
+            faults.append(f"{names[module]} outputs {shape}")
+
+    handles = [module.register_forward_hook(check) for module in places.modules]
+    try:
+        with torch.no_grad():
+            backbone(torch.rand(1, 1, 3, _PROBE_PX, _PROBE_PX))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if faults:
+        raise ConfigError(
+            f"adapters need the outputs (B, {places.channels}, H, W) of residual blocks, but "
+            f"{faults[0]}; name other modules with --network.pattern"
+        )
 
 
 def _build(channels: int, width: int) -> Adapter | None:

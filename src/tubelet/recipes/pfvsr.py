@@ -125,7 +125,15 @@ _PAPER = PFVSRTraining(
 _SMALL = PFVSRTraining(
     network=PFVSRConfig(flow="frozen", num_frames=5),
     crops=CropSettings(batch=1, frames=5, patch_px=32),
-    loop=replace(_LOOP, steps=1000, ema=0.99, log_every=20, save_every=250),
+    loop=replace(
+        _LOOP,
+        steps=1000,
+        # If the flow is trained, then not for the first fifth.
+        optimizer=replace(_FLOW, freeze_steps=200),
+        ema=0.99,
+        log_every=20,
+        save_every=250,
+    ),
 )
 PRESETS: Mapping[str, PFVSRTraining] = {
     "paper": _PAPER,
@@ -172,20 +180,13 @@ def configure(
 
 
 def describe(config: PFVSRTraining) -> list[str]:
-    """Describe a training in a few lines: image network, adapters, samples."""
-    network = config.network
+    """Describe a training in a few lines; `main` logs what depends on the image network."""
     crops = config.crops
-    widths: list[str] = []
-    for name, mode, width in (
-        ("spatial", network.spatial, network.spatial_width),
-        ("temporal", network.temporal, network.temporal_width),
-    ):
-        size = f", width {width}" if width else ""
-        widths.append(f"{name} {mode}{size if mode != 'none' else ''}")
+    samples = "a sample" if crops.batch == 1 else f"{crops.batch} samples"
     return [
-        f"adapters of {config.image_model or 'an image network'}: {'; '.join(widths)}; "
-        f"{config.loop.steps} steps of {crops.batch} samples of {crops.frames} frames, "
-        f"{crops.patch_px} px, degradation {config.degradation}",
+        f"adapters of {config.image_model or 'an image network'}: {config.loop.steps} steps of "
+        f"{samples} of {crops.frames} frames, {crops.patch_px} px, degradation "
+        f"{config.degradation}",
     ]
 
 
@@ -234,6 +235,7 @@ def main(
     )
     chosen = _fraction_of(clips, config.fraction)
     crops = Crops(chosen, contract.scale, config.crops, config.loop.seed)
+    loop = _loop(config, network)
     check_or_record(config.out, _recorded_settings(config, network, base, chosen))
     for note in _notes(config, network, base, len(chosen)):
         if on_log is not None:
@@ -242,7 +244,7 @@ def main(
     average = train(
         network.to(memory_format=torch.channels_last),
         SupervisedTask(crops, contract.temporal, RestorationLoss(pixel=pixel_loss(config.loop))),
-        _loop(config, network),
+        loop,
         config.out,
         evaluate=build_scorer(
             config.evaluate,
@@ -273,6 +275,13 @@ def _check_given(config: PFVSRTraining) -> None:
             "which image network? name one: --image-model ID_OR_CHECKPOINT "
             "(`tubelet models` lists the ids, of kind frame)"
         )
+    # Only a number that was given can contradict.
+    usual = (PFVSRConfig().num_frames, PRESETS.get(config.preset, _SMALL).network.num_frames)
+    require(
+        config.network.num_frames in (*usual, config.crops.frames),
+        f"network.num_frames={config.network.num_frames} contradicts crops.frames="
+        f"{config.crops.frames}: a window has as many frames as a sample; set --crops.frames",
+    )
     if not config.data:
         raise ConfigError("no data to train on; name folders of clips: --data FOLDER")
 
@@ -319,9 +328,16 @@ def _fraction_of(clips: Iterable[CachedClip], fraction: float) -> list[CachedCli
 
 def _loop(config: PFVSRTraining, network: PFVSR) -> LoopSettings:
     """Return the settings of the loop; those of SpyNet have no effect without one."""
+    optimizer = config.loop.optimizer
     if network.spynet is not None:
+        require(
+            optimizer.freeze_steps < config.loop.steps,
+            f"network.flow=trained trains no flow: loop.optimizer.freeze_steps="
+            f"{optimizer.freeze_steps} of loop.steps={config.loop.steps}; give fewer, or "
+            "--network.flow frozen",
+        )
         return config.loop
-    optimizer = replace(config.loop.optimizer, low_lr_modules=(), freeze_steps=0)
+    optimizer = replace(optimizer, low_lr_modules=(), freeze_steps=0)
     return replace(config.loop, optimizer=optimizer)
 
 
@@ -346,9 +362,10 @@ def _notes(config: PFVSRTraining, network: PFVSR, base: OpenedModel, num_clips: 
     """Describe the adapted network, and warn of a degradation that it has not been trained with."""
     trained = sum(parameter.numel() for parameter in network.parameters())
     frozen = count_parameters(base.network)
+    settings = network.config
     lines = [
         f"{trained:,} trained parameters over {frozen:,} frozen ones of {base.spec.architecture}; "
-        f"{num_clips} clips"
+        f"spatial: {settings.spatial}, temporal: {settings.temporal}; clips: {num_clips}"
     ]
     degradation = _degradation_of(base)
     if degradation not in ("", config.degradation):
@@ -361,7 +378,10 @@ def _notes(config: PFVSRTraining, network: PFVSR, base: OpenedModel, num_clips: 
 
 def _degradation_of(base: OpenedModel) -> str:
     """Return the degradation with which an image network was trained; "" if it is not known."""
-    if base.path is None or base.path.suffix != ".safetensors":
+    if base.path is None:
+        # The lists of published weights tell the data in their summary.
+        return "bi" if "bicubic" in base.spec.summary else ""
+    if base.path.suffix != ".safetensors":
         return ""
     training: Any = read_notes(base.path).get("training")
     if not isinstance(training, dict):

@@ -120,11 +120,16 @@ def attach_base(
         raise CheckpointError(f"{need}, but {error}") from error
     except ResourceError as error:
         raise ResourceError(f"{need}, but {error}") from error
+    if name is not None and not reference.sha256:
+        raise CheckpointError(
+            f"{opened.name} does not record the weights that it was trained with, so {name} cannot "
+            "be compared with them; leave out --model"
+        )
     if digest != reference.sha256:
         raise CheckpointError(
             f"{opened.name} was trained with other weights than those of {base.name}: its tensors "
             f"have sha256 {digest[:12]}…, expected {reference.sha256[:12]}… of {reference.model}; "
-            "use the original file"
+            f"use the original file{_other_source(base)}"
         )
     spec = dataclasses.replace(
         opened.spec,
@@ -133,6 +138,17 @@ def attach_base(
     )
     network = requirements.attach(opened.network, base.network)
     return dataclasses.replace(opened, spec=spec, network=network)
+
+
+def _other_source(base: OpenedModel) -> str:
+    """Name the other source of published weights, whose numbers differ by rounding."""
+    weights = base.spec.weights
+    if weights is None or weights.pip_file is None:
+        return ""
+    return (
+        " (these weights differ by rounding between the pip package "
+        f"{weights.pip_file.package} and the download)"
+    )
 
 
 def _read_reference(opened: OpenedModel, requirements: BaseModel) -> _Reference:
@@ -144,7 +160,7 @@ def _read_reference(opened: OpenedModel, requirements: BaseModel) -> _Reference:
             notes: Any = json.loads(header.get("notes", "{}"))
             if isinstance(notes, dict):
                 reference = _parse(cast(dict[str, Any], notes).get(_LEGACY_NOTE))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{opened.name} has a damaged header: {error}") from error
     if reference is not None:
         return reference
@@ -234,7 +250,7 @@ def read_reference(path: Path) -> dict[str, str] | None:
         return None
     try:
         content: Any = json.loads(read_header(path).get("base", "null"))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(content, dict):
         return None
