@@ -42,7 +42,7 @@ def network(
         if "offset" in name:  # which starts at zero
             nn.init.normal_(parameter, std=0.01)
     path = tmp_path_factory.mktemp(architecture.name) / "published.safetensors"
-    save_checkpoint(path, model, {}, base=base_of(architecture.name))
+    save_checkpoint(path, model, {}, base=base_of(architecture.name, path.parent))
     return architecture, path
 
 

@@ -47,7 +47,7 @@ def _save_random(architecture: Architecture, folder: Path) -> Path:
     ).parameters():
         if parameter.ndim in (2, 4):
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    save_checkpoint(path, network, {}, base=base_of(architecture.name))
+    save_checkpoint(path, network, {}, base=base_of(architecture.name, folder))
     return path
 
 

@@ -1,5 +1,6 @@
 """A configuration of every architecture that makes images, as small as it goes."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from tubelet.models.basicvsr import BasicVSRConfig
 from tubelet.models.basicvsr_pp import BasicVSRPlusPlusConfig
 from tubelet.models.dat import DATConfig
 from tubelet.models.duf import DUFConfig
-from tubelet.models.edsr import EDSRConfig
+from tubelet.models.edsr import EDSR, EDSRConfig
 from tubelet.models.edvr import EDVRConfig
 from tubelet.models.fast import FastConfig
 from tubelet.models.frvsr import FRVSRConfig
@@ -21,6 +22,7 @@ from tubelet.models.lrti_vsr import LRTIVSRConfig
 from tubelet.models.mia_vsr import MIAVSRConfig
 from tubelet.models.msrresnet import MSRResNetConfig
 from tubelet.models.ovsr import OVSRConfig
+from tubelet.models.pfvsr import PFVSR, PFVSRConfig
 from tubelet.models.psrt import PSRTConfig
 from tubelet.models.rbpn import RBPNConfig
 from tubelet.models.realbasicvsr import RealBasicVSRConfig
@@ -41,6 +43,7 @@ from tubelet.models.vrt import VRTConfig
 from tubelet.models.zooming_slow_mo import ZoomingSlowMoConfig
 from tubelet.zoo.architectures import ARCHITECTURES
 from tubelet.zoo.baselines import Resample
+from tubelet.zoo.checkpoint import save_checkpoint
 
 _ATTENTION: dict[str, Any] = {
     "channels": 8,
@@ -92,6 +95,15 @@ TINY: dict[str, Any] = {
         attention_heads=4,
     ),
     "SESR": SESRConfig(channels=8, num_blocks=1, expanded_channels=16),
+    "PFVSR": PFVSRConfig(
+        scale=2,
+        kind="convolution",
+        channels=8,
+        num_blocks=1,
+        temporal="neighbors",
+        flow="frozen",
+        num_frames=3,
+    ),
     "SRVGGNetCompact": SRVGGConfig(channels=8, num_blocks=1),
     "SwinIR": SwinIRConfig(**_ATTENTION, window=8),
     "TDAN": TDANConfig(
@@ -117,6 +129,8 @@ TINY: dict[str, Any] = {
     ),
 }
 """By the name of the architecture."""
+ADAPTED = EDSRConfig(scale=2, channels=8, num_blocks=1)
+"""The image network of the adapters."""
 
 
 def architecture_of(name: str) -> Architecture:
@@ -124,15 +138,22 @@ def architecture_of(name: str) -> Architecture:
 
 
 def tiny_network(name: str) -> nn.Module:
-    """Build a network as it is run: a two-step one over bicubic."""
+    """Build a network as it is run: a two-step one over bicubic, adapters over EDSR."""
     network = architecture_of(name).build(TINY[name])
-    return (
-        network.with_image_model(Resample(2)) if isinstance(network, TwoStepRestorer) else network
-    )
+    match network:
+        case TwoStepRestorer():
+            return network.with_image_model(Resample(2))
+        case PFVSR():
+            return network.with_backbone(EDSR(ADAPTED))
+        case _:
+            return network
 
 
-def base_of(name: str) -> dict[str, str] | None:
-    """Return the reference to a base that the checkpoint of a composite network needs."""
+def base_of(name: str, folder: Path) -> dict[str, str] | None:
+    """Return the reference to a base that a composite network needs; save that of adapters."""
+    if name == "PFVSR":
+        save_checkpoint(folder / "image.safetensors", EDSR(ADAPTED), {})
+        return {"model": "image.safetensors"}
     return {"model": "bicubic-x2"} if architecture_of(name).base is not None else None
 
 

@@ -516,6 +516,7 @@ def test_every_streaming_network_is_here() -> None:
     streaming = set()
     for architecture in ARCHITECTURES:
         contract = architecture.contract(architecture.config())
-        if contract is not None and contract.streams:
+        # TTVSR keeps a state for every key frame, so it has no constant states at its edges.
+        if contract is not None and contract.streams and architecture.name != "TTVSR":
             streaming.add(architecture.name)
     assert streaming == {case.architecture.name for case in CASES.values()}

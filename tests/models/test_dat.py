@@ -268,10 +268,12 @@ def test_a_constant_position_bias_is_left_out() -> None:
 @pytest.mark.parametrize("config", [KINDS[0], KINDS[2]], ids=_name)
 def test_every_parameter_learns(config: DATConfig) -> None:
     net = _random(replace(config, drop_path=0.0)).train()
-    net(torch.rand(2, 2, 3, 9, 7)).square().mean().backward()
+    net(torch.rand(2, 2, 3, 19, 17)).square().mean().backward()
     dead = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
-    # A bias that is the same for all keys cancels in the softmax.
-    assert [name for name in dead if not name.endswith("pos3.2.bias")] == []
+    # A bias that is the same for all keys cancels in the softmax, and the position networks of so few
+    # channels normalize one or two numbers, whose sign alone is left.
+    excused = ("pos3.2.bias", "pos1.0.weight", "pos2.0.weight", "pos3.0.weight")
+    assert [name for name in dead if not name.endswith(excused)] == []
 
 
 def test_branches_are_dropped_in_training_alone() -> None:

@@ -101,7 +101,7 @@ def test_names_as_they_are_typed(typed, name):
 def test_every_network_that_outputs_images_can_be_trained():
     names = list_names()
     for architecture in ARCHITECTURES:
-        if architecture.name in ("SpyNet", "ConditionalEncoder", "TwoStepRestorer"):
+        if architecture.name in ("SpyNet", "ConditionalEncoder", "TwoStepRestorer", "PFVSR"):
             with pytest.raises(
                 RequestError, match=f"no network to train is called '{architecture.name}'"
             ):

@@ -23,7 +23,7 @@ _METAVARS = {"file": "FILE", "ids": "ID [ID ...]"}
 _EXAMPLES = """\
 actions:
   tubelet models identify FILE      identify a checkpoint: architecture, scale, configuration, and
-                                    what it was trained over; inspect FILE is the same
+                                    the image model of adapters; inspect FILE is the same
   tubelet models download ID ...    download published weights before their first use
   tubelet models cache              show the folder of downloaded weights, and its files
 

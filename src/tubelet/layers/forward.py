@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 __all__ = ["replaced_forward"]
@@ -31,7 +32,9 @@ def replaced_forward(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Ge
         replacements: For each module, what is called in place of its `forward`, with the same
             arguments. It may call the `forward` that was read before the context began.
     """
-    with _ONE_THREAD:
+    # torch.compile can trace no lock; what it compiled replaces nothing when it runs.
+    one_thread = nullcontext() if torch.compiler.is_compiling() else _ONE_THREAD
+    with one_thread:
         replaced: list[tuple[Any, Any]] = []
         try:
             for module, forward in replacements.items():

@@ -50,6 +50,11 @@ _SHORT_CLIP_FRAMES = 7
 """Up to this length, every frame of a clip is compared (PFVSR trains on clips of 7 and 14)."""
 
 
+def _no_maps() -> dict[tuple[int, int], Tensor]:
+    # torch.compile cannot call dict[...].
+    return {}
+
+
 @dataclass(slots=True, eq=False)
 class Clip:
     """What a temporal strategy knows of the clip.
@@ -69,7 +74,7 @@ class Clip:
     width: int
     flows_backward: Tensor | None = None
     flows_forward: Tensor | None = None
-    locations: dict[tuple[int, int], Tensor] = field(default_factory=dict[tuple[int, int], Tensor])
+    locations: dict[tuple[int, int], Tensor] = field(default_factory=_no_maps)
 
     def flows_for(self, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return both flows in pixels of features (·, C, H', W'), which may be smaller than lq.

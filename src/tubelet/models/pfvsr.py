@@ -221,6 +221,7 @@ class PFVSR(nn.Module):
         self.spynet = SpyNet() if config.trains_flow else None
         self._frozen_spynet: FrozenModel | None = None
         self._frozen_backbone: FrozenModel | None = None
+        self._places: Places | None = None
 
     @property
     def backbone(self) -> nn.Module | None:
@@ -255,6 +256,7 @@ class PFVSR(nn.Module):
             load_spynet(spynet)
             self._frozen_spynet = FrozenModel(spynet)
         self._frozen_backbone = FrozenModel(backbone)
+        self._places = _places(backbone, self.config)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PFVSR:
@@ -278,13 +280,13 @@ class PFVSR(nn.Module):
             ConfigError: No image network is attached.
         """
         backbone = self.backbone
-        if backbone is None:
+        places = self._places
+        if backbone is None or places is None:
             raise ConfigError(
                 "these adapters have no image network; "
                 "give them one: model.with_backbone(tubelet.create_model(ID))"
             )
         batch, num_frames = lq.shape[:2]
-        places = _places(backbone, self.config)
         clip = self._clip(lq, places.size_multiple)
         # All frames as one batch: the image network never sees two of them together.
         frames = lq.flatten(0, 1)[:, None]  # (B·T, 1, 3, H, W)
