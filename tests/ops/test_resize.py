@@ -102,3 +102,12 @@ def test_bad_arguments_say_what_is_wrong():
         imresize(torch.rand(3, 4, 4), 0)
     with pytest.raises(ValueError, match="uint8"):
         imresize(torch.zeros(3, 4, 4, dtype=torch.uint8), 2)
+
+
+def test_what_inference_has_built_serves_a_training():
+    image = torch.rand(1, 3, 11, 13)
+    with torch.inference_mode():
+        resample(image, (23, 29))
+    image.requires_grad_()
+    resample(image, (23, 29)).square().sum().backward()
+    assert image.grad is not None

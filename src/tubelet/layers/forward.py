@@ -47,6 +47,6 @@ def replaced_forward(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Ge
         finally:
             for module, previous in replaced:
                 if previous is None:
-                    del module.forward
+                    vars(module).pop("forward")
                 else:
                     module.forward = previous

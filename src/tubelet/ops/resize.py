@@ -284,7 +284,9 @@ def _built_weights(
     scale: float,
     kernel: Kernel,
 ) -> AxisWeights:
-    return axis_weights(in_size, out_size, kernel=kernel, scale=scale)
+    # Tensors of inference mode could not be used in a training of the same process.
+    with torch.inference_mode(mode=False):
+        return axis_weights(in_size, out_size, kernel=kernel, scale=scale)
 
 
 def _cut_into_blocks(dense: Tensor) -> AxisWeights:
