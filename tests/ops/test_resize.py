@@ -105,7 +105,7 @@ def test_bad_arguments_say_what_is_wrong():
 
 
 def test_what_inference_has_built_serves_a_training():
-    image = torch.rand(1, 3, 11, 13)
+    image = torch.rand(1, 3, 11, 13, dtype=torch.float64)
     with torch.inference_mode():
         resample(image, (23, 29))
     image.requires_grad_()
