@@ -79,8 +79,7 @@ def _assert_equal_to_package(theirs: torch.nn.Module, size: tuple[int, int]) -> 
 
 
 @needs_package
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize(("scale", "size"), list(zip((4, 2, 3), SIZES, strict=True)))
 def test_equals_the_package_with_its_weights(scale: int, size: tuple[int, int]) -> None:
     theirs = _package_network(
         upscale=scale,
@@ -97,8 +96,7 @@ def test_equals_the_package_with_its_weights(scale: int, size: tuple[int, int]) 
 
 
 @needs_package
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("split_size", [(8, 16), (16, 8)])
+@pytest.mark.parametrize(("split_size", "size"), [((8, 16), SIZES[1]), ((16, 8), SIZES[2])])
 def test_equals_the_package_with_180_channels(
     split_size: tuple[int, int], size: tuple[int, int]
 ) -> None:

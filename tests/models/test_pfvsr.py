@@ -110,7 +110,10 @@ def test_untrained_adapters_change_nothing(name, is_prepared):
     backbone = build(name)
     if is_prepared:
         prepare_for_inference(backbone)
-    settings = product(strategies(name), ("T-first", "S-first"), ("after", "before"))
+    settings = list(product(strategies(name), ("T-first", "S-first"), ("after", "before")))
+    if name in CONVOLUTIONAL:
+        # The order and the position of the adapters are settings of transformers.
+        settings = settings[::4]
     for number, (temporal, order, position) in enumerate(settings):
         num_frames = (1, 2, 3, 5)[number % 4]
         lq = torch.rand(2, num_frames, 3, 14, 10)
