@@ -120,6 +120,7 @@ def _print_facts(file: str, opened: OpenedCheckpoint, facts: dict[str, Any]) -> 
             values = [f"{key}={value}" for key, value in facts[name].items()]
             print(f"  {name}: {', '.join(values)}")
     print(f"  layout: {_layout(file, opened, facts['tensors'])}")
+    # Adapters and two-step networks are of no use without it.
     base = facts["base"]
     if base:
         print(f"  over: {base['model']}, {base['architecture']}, sha256 {base['sha256'][:12]}…")

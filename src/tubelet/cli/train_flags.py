@@ -273,6 +273,7 @@ def parse_pfvsr(args: Sequence[str]) -> Any:
     preset, args = take_flag(args, "--preset", ", ".join(PRESETS))
     if preset is not None and path is not None:
         raise _config_and_preset(path, preset)
+    # The preset for weights that come by pip.
     default = configure(preset or "small-dat")
     if path is not None:
         default = read_config(Path(path), PFVSRTraining, default=default)

@@ -30,7 +30,11 @@ class Adapter(nn.Module):
         width: Number of channels between the layers.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+    ) -> None:
         super().__init__()
         self.down = nn.Linear(channels, width)
         self.up = nn.Linear(width, channels)
@@ -49,7 +53,11 @@ class ConvAdapter(nn.Module):
         width: Number of channels between the layers.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+    ) -> None:
         super().__init__()
         self.down = nn.Conv2d(channels, width, 1)
         self.up = nn.Conv2d(width, channels, 1)
@@ -68,7 +76,11 @@ class NeighborAdapter(nn.Module):
         width: Number of channels between the layers.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+    ) -> None:
         super().__init__()
         self.down = nn.Conv2d(3 * channels, width, 1)
         self.up = nn.Conv2d(width, channels, 1)
@@ -91,6 +103,7 @@ class NeighborAdapter(nn.Module):
         Returns:
             (B, T, C, H, W).
         """
+        # Frame by frame, so that only three of them are in the wide layer at a time.
         frames = features.unbind(1)
         adapted: list[Tensor] = []
         for t, frame in enumerate(frames):
@@ -100,6 +113,7 @@ class NeighborAdapter(nn.Module):
                 previous = backward_warp(frames[t - 1], flows_backward[:, t - 1])
             if t + 1 < len(frames) and flows_forward is not None:
                 following = backward_warp(frames[t + 1], flows_forward[:, t])
+            # What moved lies at the same place in all three.
             x = self.down(torch.cat([previous, frame, following], 1))
             adapted.append(frame + self.up(functional.relu(x)))
         return torch.stack(adapted, 1)

@@ -87,7 +87,11 @@ class Clip:
             _shrink(self.flows_forward, features),
         )
 
-    def locate(self, token_px: int, mode: GatherMode) -> dict[tuple[int, int], Tensor]:
+    def locate(
+        self,
+        token_px: int,
+        mode: GatherMode,
+    ) -> dict[tuple[int, int], Tensor]:
         """Return the location maps of every pair of frames; all blocks share them.
 
         Args:
@@ -109,8 +113,14 @@ class Clip:
             self._sweep(frames[::-1], forward[::-1], mode)
         return self.locations
 
-    def _sweep(self, order: Sequence[int], flows: Sequence[Tensor], mode: GatherMode) -> None:
+    def _sweep(
+        self,
+        order: Sequence[int],
+        flows: Sequence[Tensor],
+        mode: GatherMode,
+    ) -> None:
         """Locate the tokens of each frame in the frames that come before it in an order."""
+        # The maps of all visited frames move together, two channels each.
         visited: list[int] = []
         maps = identity_locations(flows[0])
         for t, last, flow in zip(order[1:], order, flows, strict=False):
@@ -121,7 +131,11 @@ class Clip:
             # The next frame looks at frame t, too.
             maps = torch.cat([moved, identity_locations(flow)], 1)
 
-    def _token_flows(self, flows: Tensor, token_px: int) -> list[Tensor]:
+    def _token_flows(
+        self,
+        flows: Tensor,
+        token_px: int,
+    ) -> list[Tensor]:
         """Average flows (B, T − 1, 2, H, W) over tokens: T − 1 times (B, 2, h, w)."""
         height = round_up(self.height, token_px)
         width = round_up(self.width, token_px)
@@ -131,16 +145,23 @@ class Clip:
         return list(_by_frame(pool_flow(padded, token_px), flows.shape[1]))
 
 
-def _shrink(flows: Tensor | None, features: Tensor) -> Tensor | None:
+def _shrink(
+    flows: Tensor | None,
+    features: Tensor,
+) -> Tensor | None:
     """Average flows (B, T − 1, 2, H, W) over the pixels of features (·, C, H', W')."""
     if flows is None or flows.shape[-1] == features.shape[-1]:
         return flows
+    # Such as after a pixel unshuffle.
     factor = flows.shape[-1] // features.shape[-1]
     pooled = pool_flow(flows.flatten(0, 1), factor)
     return pooled.view(*flows.shape[:2], *pooled.shape[1:])
 
 
-def _by_frame(tensor: Tensor, num_frames: int) -> tuple[Tensor, ...]:
+def _by_frame(
+    tensor: Tensor,
+    num_frames: int,
+) -> tuple[Tensor, ...]:
     """Separate the frames of a batch of clips: (B·T, …) to T times (B, …)."""
     return tensor.view(-1, num_frames, *tensor.shape[1:]).unbind(1)
 
@@ -157,7 +178,12 @@ class TemporalStrategy(Protocol):
         """Whether `clip` must have flows."""
         ...
 
-    def mix(self, y: Tensor, attention: ProjectedAttention, clip: Clip) -> Tensor:
+    def mix(
+        self,
+        y: Tensor,
+        attention: ProjectedAttention,
+        clip: Clip,
+    ) -> Tensor:
         """Compute what each token takes from other frames.
 
         Args:
@@ -180,7 +206,12 @@ class TimeAttention(SwitchableLayer):
 
     uses_flow = False
 
-    def mix(self, y: Tensor, attention: ProjectedAttention, clip: Clip) -> Tensor:
+    def mix(
+        self,
+        y: Tensor,
+        attention: ProjectedAttention,
+        clip: Clip,
+    ) -> Tensor:
         """Attend along time; see `TemporalStrategy.mix`."""
         return _map_positions(partial(attend_within, attention=attention), y, clip, self.backend)
 
@@ -194,12 +225,18 @@ class ChannelTimeAttention(SwitchableLayer):
 
     uses_flow = False
 
-    def mix(self, y: Tensor, attention: ProjectedAttention, clip: Clip) -> Tensor:
+    def mix(
+        self,
+        y: Tensor,
+        attention: ProjectedAttention,
+        clip: Clip,
+    ) -> Tensor:
         """Attend between channels; see `TemporalStrategy.mix`."""
         temperature = cast(nn.Module, attention).get_parameter("temperature")  # (heads, 1, 1)
 
         def attend_between_channels(tokens: Tensor) -> Tensor:
             qkv = attention.qkv(tokens).unflatten(-1, (3, attention.heads, -1))
+            # Normalized over the frames, as in space over the pixels.
             q, k, v = qkv.permute(2, 0, 3, 4, 1).unbind(0)  # (n, heads, d, T) each
             q = functional.normalize(q, dim=-1)
             k = functional.normalize(k, dim=-1)
@@ -216,7 +253,10 @@ def _map_positions(
     """Apply a function to the tokens (n, T, C) of all frames at n positions of y, (B·T, N, C)."""
     tokens = y.view(-1, clip.num_frames, *y.shape[1:])  # (B, T, N, C)
 
-    def apply_to_windows(windows: tuple[Tensor, ...], _: tuple[int, ...]) -> Tensor:
+    def apply_to_windows(
+        windows: tuple[Tensor, ...],
+        _: tuple[int, ...],
+    ) -> Tensor:
         return apply(windows[0])
 
     # All frames at one position are a window, so that memory is bounded as in the blocks.
@@ -259,8 +299,14 @@ class TrajectoryAttention(nn.Module):
         """Return the location maps of a clip, which are computed once; see `Clip.locate`."""
         return clip.locate(self.token_px, self.gather)
 
-    def mix(self, y: Tensor, attention: ProjectedAttention, clip: Clip) -> Tensor:
+    def mix(
+        self,
+        y: Tensor,
+        attention: ProjectedAttention,
+        clip: Clip,
+    ) -> Tensor:
         """Take the most similar token of another frame; see `TemporalStrategy.mix`."""
+        # Where things were, then what they look like.
         locations = self.locate(clip)
         queries, keys, values = self._project(y, attention, clip)
         mixed: list[Tensor] = []
@@ -269,9 +315,11 @@ class TrajectoryAttention(nn.Module):
             if not others:
                 mixed.append(torch.zeros_like(values[t]))
                 continue
+            # One frame after the other, with a running maximum: memory does not grow with T.
             frames = [(keys[s], locations[t, s]) for s in others]
             match = match_tokens(queries[t], frames, self.gather)
             found = gather_matches([values[s] for s in others], match, self.gather)
+            # Its gradient is the only one that reaches queries and keys: the choice has none.
             mixed.append(found * match.similarity)
         # (B, T, H', W', C), then without the rows and columns that fill whole tokens.
         images = [join_tokens(tokens, self.token_px) for tokens in mixed]
@@ -279,7 +327,11 @@ class TrajectoryAttention(nn.Module):
         result = result[:, :, : clip.height, : clip.width]
         return attention.proj(result.reshape(y.shape))
 
-    def _other_frames(self, t: int, num_frames: int) -> Iterator[int]:
+    def _other_frames(
+        self,
+        t: int,
+        num_frames: int,
+    ) -> Iterator[int]:
         """Yield the frames that frame t looks at."""
         stride = self.frame_stride or (1 if num_frames <= _SHORT_CLIP_FRAMES else 3)
         for s in range(0, num_frames, stride):
@@ -292,6 +344,7 @@ class TrajectoryAttention(nn.Module):
         """Compute queries, keys and values of each frame, T times (B, token_px²·C, h, w) each."""
         images = attention.qkv(y).unflatten(1, (clip.height, clip.width))  # (B·T, H, W, 3C)
         images = images.permute(0, 3, 1, 2)
+        # Rows and columns that fill the last tokens.
         rows = -clip.height % self.token_px
         columns = -clip.width % self.token_px
         if rows or columns:

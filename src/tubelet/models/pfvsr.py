@@ -206,7 +206,11 @@ class PFVSR(nn.Module):
         spynet: SpyNet that is trained with the adapters; None if there is none.
     """
 
-    def __init__(self, config: PFVSRConfig, strategy: TemporalStrategy | None = None) -> None:
+    def __init__(
+        self,
+        config: PFVSRConfig,
+        strategy: TemporalStrategy | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(_build_adapters(config))
@@ -218,6 +222,7 @@ class PFVSR(nn.Module):
         self.channel_attention: ChannelTimeAttention | None = None
         if config.channel_temporal == "channel":
             self.channel_attention = ChannelTimeAttention()
+        # Only what is trained is a part of the module tree, and of the file.
         self.spynet = SpyNet() if config.trains_flow else None
         self._frozen_spynet: FrozenModel | None = None
         self._frozen_backbone: FrozenModel | None = None
@@ -244,6 +249,7 @@ class PFVSR(nn.Module):
         Raises:
             ConfigError: It does not fit.
         """
+        # Shapes first: the hash of the weights is compared where files are opened.
         expected = _structure(self.config)
         found = _structure(adapters_for(backbone, self.config))
         if found != expected:
@@ -255,11 +261,16 @@ class PFVSR(nn.Module):
             spynet = SpyNet()
             load_spynet(spynet)
             self._frozen_spynet = FrozenModel(spynet)
+        # The search through the names of all modules is too slow for every call.
         self._frozen_backbone = FrozenModel(backbone)
         self._places = _places(backbone, self.config)
         return self
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PFVSR:
+    def _apply(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        recurse: bool = True,
+    ) -> PFVSR:
         """Apply `to`, `cuda`, `half` and the like to the frozen networks, too."""
         super()._apply(fn, recurse)
         for frozen in (self._frozen_backbone, self._frozen_spynet):
@@ -294,12 +305,18 @@ class PFVSR(nn.Module):
             sr = backbone(frames)
         return sr.view(batch, num_frames, *sr.shape[2:])
 
-    def _clip(self, lq: Tensor, size_multiple: int) -> Clip:
+    def _clip(
+        self,
+        lq: Tensor,
+        size_multiple: int,
+    ) -> Clip:
         """Describe a clip (B, T, 3, H, W) to the blocks, with the flows that they need."""
         num_frames = lq.shape[1]
         height, width = (round_up(length, size_multiple) for length in lq.shape[-2:])
+        # A frame by itself has no neighbors to find.
         if not self._uses_flow or num_frames == 1:
             return Clip(num_frames, height, width)
+        # The trained flow of the file, or that of the package.
         spynet = self.spynet
         if spynet is None:
             assert self._frozen_spynet is not None
@@ -329,11 +346,16 @@ class PFVSR(nn.Module):
             return self.strategy.uses_flow
         return self.config.temporal == "neighbors"
 
-    def _adapted_blocks(self, places: Places, clip: Clip) -> dict[nn.Module, Callable[..., Tensor]]:
+    def _adapted_blocks(
+        self,
+        places: Places,
+        clip: Clip,
+    ) -> dict[nn.Module, Callable[..., Tensor]]:
         """Return the forward pass of every block of the image network with its adapters."""
         adapted: dict[nn.Module, Callable[..., Tensor]] = {}
         for adapters, block in zip(self.blocks, places.modules, strict=True):
             if isinstance(adapters, BlockAdapters):
+                # These call the parts of the block, one after the other.
                 strategy = self.strategy
                 if self.channel_attention is not None and attends_between_channels(block):
                     strategy = self.channel_attention
@@ -344,6 +366,7 @@ class PFVSR(nn.Module):
                     clip=clip,
                 )
             else:
+                # These call the whole block, by the method that is in effect now.
                 adapted[block] = partial(adapters, block=block.forward, clip=clip)
         for adapter, block in zip(self.overlaps, places.overlaps, strict=False):
             project = block.get_submodule("proj")
@@ -351,7 +374,11 @@ class PFVSR(nn.Module):
         return adapted
 
 
-def adapt(backbone: nn.Module, config: PFVSRConfig | None = None, **changes: Any) -> PFVSR:
+def adapt(
+    backbone: nn.Module,
+    config: PFVSRConfig | None = None,
+    **changes: Any,
+) -> PFVSR:
     """Put untrained adapters around an image network, which is frozen.
 
     Args:
@@ -375,6 +402,7 @@ def adapters_for(
     """Set the fields of a configuration that an image network determines; see `adapt`."""
     config = config or PFVSRConfig()
     kind: Kind = "attention"
+    # A network without attention is adapted by convolutions.
     places = transformer_places(backbone)
     mixing: TemporalMixing = changes.get("temporal", config.temporal)
     if places is None:
@@ -388,6 +416,7 @@ def adapters_for(
             mixing = "neighbors"
     _check_temporal(backbone, kind, mixing)
     leaves_channels = changes.get("channel_temporal", config.channel_temporal) == "none"
+    # Any number but 0 asks for all of them.
     has_overlaps = changes.get("num_overlaps", config.num_overlaps) > 0
     found = {
         "scale": getattr(getattr(backbone, "config", None), "scale", config.scale),
@@ -401,7 +430,11 @@ def adapters_for(
     return dataclasses.replace(config, **(changes | found))
 
 
-def _check_temporal(backbone: nn.Module, kind: Kind, mixing: TemporalMixing) -> None:
+def _check_temporal(
+    backbone: nn.Module,
+    kind: Kind,
+    mixing: TemporalMixing,
+) -> None:
     """Check that a network can see other frames in this way.
 
     Raises:
@@ -415,7 +448,10 @@ def _check_temporal(backbone: nn.Module, kind: Kind, mixing: TemporalMixing) -> 
         )
 
 
-def _check_strategy(config: PFVSRConfig, strategy: TemporalStrategy | None) -> None:
+def _check_strategy(
+    config: PFVSRConfig,
+    strategy: TemporalStrategy | None,
+) -> None:
     """Check that a strategy has adapters, and no parameters that would not be saved.
 
     Raises:
@@ -434,7 +470,10 @@ def _check_strategy(config: PFVSRConfig, strategy: TemporalStrategy | None) -> N
         )
 
 
-def _places(backbone: nn.Module, config: PFVSRConfig) -> Places:
+def _places(
+    backbone: nn.Module,
+    config: PFVSRConfig,
+) -> Places:
     if config.kind == "convolution":
         return conv_places(backbone, config.pattern)
     places = transformer_places(backbone)
@@ -496,6 +535,7 @@ _NAME = r"(blocks|overlaps)\.\d+\.((spatial|temporal|mlp)\.(down|up)\.(weight|bi
 
 def _translate(state: State) -> dict[str, Tensor] | None:
     """Take our names, the only ones; None for the tensors of another network."""
+    # No other network has names like these alone.
     num_adapters = count_names(state, _NAME)
     num_flow = count_names(state, r"spynet\..*")
     if not num_adapters or num_adapters + num_flow != len(state):
@@ -508,6 +548,7 @@ def _infer(state: State) -> PFVSRConfig:
     spatial = shape_of(state, "blocks.0.spatial.down.weight")
     temporal = shape_of(state, "blocks.0.temporal.down.weight")
     up = shape_of(state, "blocks.0.spatial.up.bias") or shape_of(state, "blocks.0.temporal.up.bias")
+    # The weight of a convolution has four dimensions, that of a linear layer two.
     is_convolution = len(spatial or temporal) == 4
     num_blocks = count_names(state, r"blocks\.\d+\.spatial\.up\.bias")
     num_temporal = count_names(state, r"blocks\.\d+\.temporal\.up\.bias")
@@ -533,6 +574,7 @@ def _infer(state: State) -> PFVSRConfig:
 
 
 def _contract(config: PFVSRConfig) -> Contract:
+    # Windows overlap only where frames see each other.
     overlap_frames = 0
     if config.temporal != "none":
         overlap_frames = min(2, config.num_frames - 1)
@@ -546,7 +588,10 @@ def _contract(config: PFVSRConfig) -> Contract:
     )
 
 
-def _combine_contracts(own: Contract, image: Contract) -> Contract:
+def _combine_contracts(
+    own: Contract,
+    image: Contract,
+) -> Contract:
     """Combine the windows of the adapters with what the image network needs in space."""
     return dataclasses.replace(image, temporal=own.temporal, precisions=own.precisions)
 

@@ -72,11 +72,19 @@ class AdaptableBlock(Protocol):
 
     norm1: nn.Module
 
-    def add_attention(self, x: Tensor, attention: TokenLayer) -> Tensor:
+    def add_attention(
+        self,
+        x: Tensor,
+        attention: TokenLayer,
+    ) -> Tensor:
         """Compute x + attention(LN x), (B, H, W, C), with another attention than the block's."""
         ...
 
-    def add_mlp(self, x: Tensor, beside: TokenMap | None = None) -> Tensor:
+    def add_mlp(
+        self,
+        x: Tensor,
+        beside: TokenMap | None = None,
+    ) -> Tensor:
         """Compute x + mlp(LN x) + beside(LN x), (B, H, W, C)."""
         ...
 
@@ -125,6 +133,7 @@ class BlockAdapters(nn.Module):
         self.spatial = _build(c, settings.spatial_width)
         self.temporal = _build(c, settings.temporal_width)
         self.mlp = _build(c, settings.mlp_width)
+        # Before the attention, an adapter of zero would still let the attention through.
         has_gate = settings.has_gate and self.temporal is not None
         self.gate = nn.Parameter(torch.zeros(())) if has_gate else None
 
@@ -165,20 +174,27 @@ class BlockAdapters(nn.Module):
         if strategy is None or self.temporal is None:
             return x
         attention = cast(ProjectedAttention, block_attention(block))
+        # The same normalization and projections as in space (Sec. 3.2).
         tokens = block.norm1(x).flatten(1, 2)  # (B·T, N, C)
         if self.settings.position == "before":
             tokens = tokens + self.temporal(tokens)
         mixed = strategy.mix(tokens, attention, clip)
+        # The adapter that starts at zero is last, or the gate is.
         if self.settings.position == "after":
             mixed = self.temporal(mixed)
         if self.gate is not None:
             mixed = self.gate * mixed
         return x + mixed.view(x.shape)
 
-    def _add_space(self, x: Tensor, block: AdaptableBlock) -> Tensor:
+    def _add_space(
+        self,
+        x: Tensor,
+        block: AdaptableBlock,
+    ) -> Tensor:
         """Add the spatial branch: the block's own attention, adapted."""
         attention = cast(TokenLayer, block_attention(block))
         adapter = self.spatial
+        # Without an adapter, the block is as published.
         if adapter is None:
             return block.add_attention(x, attention)
         if self.settings.position == "before":
@@ -186,7 +202,10 @@ class BlockAdapters(nn.Module):
                 x, lambda tokens, size: attention(tokens + adapter(tokens), size)
             )
 
-        def adapted(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+        def adapted(
+            tokens: Tensor,
+            size: tuple[int, ...],
+        ) -> Tensor:
             attended = attention(tokens, size)
             return attended + adapter(attended)
 
@@ -215,11 +234,19 @@ class OverlapAdapter(nn.Module):
         width: Width of the adapter.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+    ) -> None:
         super().__init__()
         self.spatial = Adapter(channels, width)
 
-    def forward(self, tokens: Tensor, project: TokenMap) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        project: TokenMap,
+    ) -> Tensor:
         """Map what the attention found, (n, N, C), through the frozen projection and the adapter.
 
         Args:
@@ -239,12 +266,22 @@ class ConvBlockAdapters(nn.Module):
         temporal_width: Width of the adapter over three frames; 0: none.
     """
 
-    def __init__(self, channels: int, spatial_width: int, temporal_width: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        spatial_width: int,
+        temporal_width: int,
+    ) -> None:
         super().__init__()
         self.temporal = NeighborAdapter(channels, temporal_width) if temporal_width else None
         self.spatial = ConvAdapter(channels, spatial_width) if spatial_width else None
 
-    def forward(self, x: Tensor, block: Callable[[Tensor], Tensor], clip: Clip) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        block: Callable[[Tensor], Tensor],
+        clip: Clip,
+    ) -> Tensor:
         """Run a block and adapt its result.
 
         Args:
@@ -256,6 +293,7 @@ class ConvBlockAdapters(nn.Module):
             (B·T, C, H, W).
         """
         features = block(x)
+        # First the other frames, then the frame itself, as in transformers.
         if self.temporal is not None:
             backward, forward = clip.flows_for(features)
             frames = features.view(-1, clip.num_frames, *features.shape[1:])
@@ -311,7 +349,10 @@ def transformer_places(backbone: nn.Module) -> Places | None:
     )
 
 
-def conv_places(backbone: nn.Module, pattern: str = "") -> Places:
+def conv_places(
+    backbone: nn.Module,
+    pattern: str = "",
+) -> Places:
     """Find the modules of a convolutional network whose outputs are adapted.
 
     Args:
@@ -335,20 +376,28 @@ def conv_places(backbone: nn.Module, pattern: str = "") -> Places:
     modules = [module for path, module in named.items() if _matches(path, expression)]
     if not modules:
         raise ConfigError(f"no module of {name} has a name that matches {expression!r}")
+    # The networks of the zoo have features of one width.
     channels = getattr(getattr(backbone, "config", None), "channels", None)
     if not isinstance(channels, int):
         raise ConfigError(f"the configuration of {name} does not tell the width of its features")
     return Places(modules=tuple(modules), channels=channels)
 
 
-def _matches(path: str, pattern: str) -> bool:
+def _matches(
+    path: str,
+    pattern: str,
+) -> bool:
     """Return whether every part of a module's name between dots matches that of a pattern."""
+    # Part by part, so that * never reaches into a child.
     parts = path.split(".")
     patterns = pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def check_widths(backbone: nn.Module, places: Places) -> None:
+def check_widths(
+    backbone: nn.Module,
+    places: Places,
+) -> None:
     """Check that the outputs of modules are features that adapters fit, by a run on a small image.
 
     Raises:
@@ -357,11 +406,16 @@ def check_widths(backbone: nn.Module, places: Places) -> None:
     names = {module: name for name, module in cast(Any, backbone).named_modules()}
     faults: list[str] = []
 
-    def check(module: nn.Module, _inputs: object, output: object) -> None:
+    def check(
+        module: nn.Module,
+        _inputs: object,
+        output: object,
+    ) -> None:
         shape = tuple(output.shape) if isinstance(output, Tensor) else ()
         if len(shape) != 4 or shape[1] != places.channels:
             faults.append(f"{names[module]} outputs {shape}")
 
+    # Hooks see the outputs as the network uses them.
     handles = [module.register_forward_hook(check) for module in places.modules]
     try:
         with torch.no_grad():
@@ -376,5 +430,8 @@ def check_widths(backbone: nn.Module, places: Places) -> None:
         )
 
 
-def _build(channels: int, width: int) -> Adapter | None:
+def _build(
+    channels: int,
+    width: int,
+) -> Adapter | None:
     return Adapter(channels, width) if width else None

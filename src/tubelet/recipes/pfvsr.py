@@ -219,6 +219,7 @@ def main(
     """
     _check_given(config)
     base = open_base(config.image_model, replace(needed_backbone(config.network), scale=None))
+    # The adapters, which start as the image network does.
     torch.manual_seed(config.loop.seed)
     network = adapt(base.network, config.network, num_frames=config.crops.frames)
     load_spynet(network)
@@ -233,6 +234,7 @@ def main(
         variants=config.variants,
         cancel=cancel,
     )
+    # Everything is checked before the folder of the run is touched.
     chosen = _fraction_of(clips, config.fraction)
     crops = Crops(chosen, contract.scale, config.crops, config.loop.seed)
     loop = _loop(config, network)
@@ -258,6 +260,7 @@ def main(
         on_progress=on_progress,
         cancel=cancel,
     )
+    # The file has the adapters alone: a reference stands for the image network.
     path = config.out / "model.safetensors"
     notes = {"training": asdict(config)}
     save_checkpoint(path, average, notes, base=refer_to(base, config.out))
@@ -286,13 +289,19 @@ def _check_given(config: PFVSRTraining) -> None:
         raise ConfigError("no data to train on; name folders of clips: --data FOLDER")
 
 
-def _contract(config: PFVSRConfig, base: OpenedModel) -> Contract:
+def _contract(
+    config: PFVSRConfig,
+    base: OpenedModel,
+) -> Contract:
     own = ARCHITECTURE.contract(config)
     assert own is not None
     return needed_backbone(config).contract(own, base.spec.contract)
 
 
-def _check_crops(config: PFVSRTraining, contract: Contract) -> None:
+def _check_crops(
+    config: PFVSRTraining,
+    contract: Contract,
+) -> None:
     """Check that the size of the samples suits the image network.
 
     Raises:
@@ -307,7 +316,10 @@ def _check_crops(config: PFVSRTraining, contract: Contract) -> None:
     )
 
 
-def _fraction_of(clips: Iterable[CachedClip], fraction: float) -> list[CachedClip]:
+def _fraction_of(
+    clips: Iterable[CachedClip],
+    fraction: float,
+) -> list[CachedClip]:
     """Return the clips whose names have a SHA-256 below a fraction of its range.
 
     Raises:
@@ -316,6 +328,7 @@ def _fraction_of(clips: Iterable[CachedClip], fraction: float) -> list[CachedCli
     found = list(clips)
     chosen: list[CachedClip] = []
     for clip in found:
+        # By the name, so that a part is the same on every machine and within larger parts.
         digest = hashlib.sha256(clip.name.encode()).digest()
         if int.from_bytes(digest[:8], "big") / 2**64 < fraction:
             chosen.append(clip)
@@ -326,7 +339,10 @@ def _fraction_of(clips: Iterable[CachedClip], fraction: float) -> list[CachedCli
     return chosen
 
 
-def _loop(config: PFVSRTraining, network: PFVSR) -> LoopSettings:
+def _loop(
+    config: PFVSRTraining,
+    network: PFVSR,
+) -> LoopSettings:
     """Return the settings of the loop; those of SpyNet have no effect without one."""
     optimizer = config.loop.optimizer
     if network.spynet is not None:
@@ -358,8 +374,14 @@ def _recorded_settings(
     }
 
 
-def _notes(config: PFVSRTraining, network: PFVSR, base: OpenedModel, num_clips: int) -> list[str]:
+def _notes(
+    config: PFVSRTraining,
+    network: PFVSR,
+    base: OpenedModel,
+    num_clips: int,
+) -> list[str]:
     """Describe the adapted network, and warn of a degradation that it has not been trained with."""
+    # SpyNet is counted where it is trained.
     trained = sum(parameter.numel() for parameter in network.parameters())
     frozen = count_parameters(base.network)
     settings = network.config

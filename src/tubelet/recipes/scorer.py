@@ -57,6 +57,7 @@ def build_scorer(
             contract=contract,
             build=lambda: network,
         )
+        # Scores of a training must not depend on the processor.
         settings = UpscaleSettings(device=device, precision="fp32")
         engine = Engine(spec, network, settings)
         return score_clips(lambda lq: _restore(engine, lq), pairs)
@@ -66,6 +67,7 @@ def build_scorer(
 
 def _restore(engine: Engine, lq: Tensor) -> Tensor:
     """Restore a clip: (1, T, 3, H, W) → (1, T, 3, sH, sW)."""
+    # The frame rate has no effect on the pixels.
     frames: list[Frame] = []
     for t, rgb in enumerate(lq[0]):
         frames.append(Frame(rgb, t, Fraction(1, 25), index=t))

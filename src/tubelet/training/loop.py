@@ -268,6 +268,7 @@ def _forward_context(
 
 def _save_batch(out: Path, batch: Batch) -> str:
     """Save the batch of a step that diverged, and say where."""
+    # One file: a later divergence of the same run replaces it.
     path = out / "diverged-batch.safetensors"
     with atomic_write(path) as part:
         save_file({name: value.contiguous() for name, value in batch.items()}, part)

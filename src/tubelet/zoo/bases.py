@@ -255,6 +255,7 @@ def read_reference(path: Path) -> dict[str, str] | None:
     if not isinstance(content, dict):
         return None
     entries = cast("dict[object, object]", content)
+    # Older files have no architecture in it.
     names = ("model", "architecture", "sha256")
     return {name: str(entries.get(name, "")) for name in names}
 

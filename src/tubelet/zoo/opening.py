@@ -52,6 +52,7 @@ def _open_over(base: str, adapter: str) -> OpenedModel:
     """Load a composite model over a base network of the caller's choice."""
     opened = open_without_base(adapter, check=_check_composite)
     assert opened.spec.base is not None
+    # The default model is what a user gets who names none.
     name = None if base == _DEFAULT else base
     return attach_base(opened, opened.spec.base, name)
 
