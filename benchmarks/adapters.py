@@ -43,6 +43,7 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str, temporal: str, *, whole: bool) -> PFVSR:
+    """Build an adapted network, all of which is trained if `whole`."""
     torch.manual_seed(0)
     network = adapt(BACKBONES[name](), temporal=temporal, flow="frozen")
     assert network.backbone is not None
@@ -51,6 +52,7 @@ def build(name: str, temporal: str, *, whole: bool) -> PFVSR:
 
 
 def parameters(network: PFVSR) -> list[nn.Parameter]:
+    """List what is trained, of the adapters and of the image network."""
     assert network.backbone is not None
     both = [*network.parameters(), *network.backbone.parameters()]
     return [parameter for parameter in both if parameter.requires_grad]
@@ -94,6 +96,7 @@ def predict(network: PFVSR, lq: Tensor) -> float:
 
 
 def compare(name: str, temporal: str, options: argparse.Namespace) -> None:
+    """Measure both arms of a network, and print a row."""
     lq = torch.rand(options.batch, options.frames, 3, options.px, options.px)
     arms = {whole: Step(build(name, temporal, whole=whole), lq) for whole in (False, True)}
     seconds: dict[bool, list[float]] = {False: [], True: []}
@@ -117,6 +120,7 @@ def compare(name: str, temporal: str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Run what was asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

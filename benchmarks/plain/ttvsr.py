@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plain.recurrent import flows, trunk, warp
-from tubelet.models.ttvsr import TTVSR, TrajectoryAttention
+from tubelet.models.ttvsr import LTAM, TTVSR
 
 __all__ = ["plain_ttvsr"]
 
@@ -96,7 +96,7 @@ def _nearest(maps: Tensor, flow: Tensor) -> Tensor:
 
 
 def _attend(
-    attention: TrajectoryAttention,
+    attention: LTAM,
     current: Tensor,
     keys: Tensor,
     scales: list[Tensor],

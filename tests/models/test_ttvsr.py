@@ -24,8 +24,8 @@ from tubelet.layers.trajectories import (
 )
 from tubelet.models.ttvsr import (
     ARCHITECTURE,
+    LTAM,
     TTVSR,
-    TrajectoryAttention,
     TTVSRConfig,
     gather_scales,
 )
@@ -62,7 +62,7 @@ def test_recorded_attention(recordings: Path, backend: Any) -> None:
     for name, shape in description["inputs"].items():
         maps[name] = recorded_input(recordings, f"{case}:{name}", tuple(shape)) - 0.5
     locations = torch.tensor(description["other_inputs"]["loc"]).split(2, 1)
-    attention = TrajectoryAttention(64)
+    attention = LTAM(64)
     attention.load_state_dict(recorded_state(recordings, description))
 
     keys = [split_tokens(key, 4) for key in maps["keyfeat"].unbind(1)]

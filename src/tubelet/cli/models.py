@@ -146,6 +146,7 @@ def _facts(file: str, opened: OpenedCheckpoint) -> dict[str, Any]:
         for name, value in asdict(contract.temporal).items():
             if value:
                 temporal[name] = value
+    reference = read_reference(Path(file))
     return {
         "file": file,
         "architecture": opened.architecture.name,
@@ -156,7 +157,7 @@ def _facts(file: str, opened: OpenedCheckpoint) -> dict[str, Any]:
         "tensors": len(opened.model.state_dict()),
         "wrapping": opened.wrapping,
         "renamed": opened.renamed,
-        "base": read_reference(Path(file)),
+        "base": asdict(reference) if reference else None,
         "published_as": published_ids(Path(file)),
         "source": opened.architecture.source,
     }

@@ -7,18 +7,18 @@ A plain attribute that PyTorch does not register is by construction no part of `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-__all__ = ["FrozenModel", "all_modules", "all_parameters", "all_tensors"]
+__all__ = ["FrozenModel", "all_modules", "all_parameters", "all_tensors", "apply_to_frozen"]
 
 
 class FrozenModel:
     """A holder of a network that never trains.
 
     A network with such an attribute moves it along in its `_apply`, which `to`, `cuda`, `half` and
-    the like call.
+    the like call, by `apply_to_frozen`.
 
     Args:
         network: Network to freeze: it is set to evaluation mode, without gradients.
@@ -26,6 +26,17 @@ class FrozenModel:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network.requires_grad_(requires_grad=False).eval()
+
+
+def apply_to_frozen(
+    network: nn.Module,
+    fn: Callable[[Tensor], Tensor],
+    recurse: bool,
+) -> None:
+    """Apply a function, as `nn.Module._apply` does, to the frozen networks that a network holds."""
+    for value in vars(network).values():
+        if isinstance(value, FrozenModel):
+            value.network._apply(fn, recurse)  # pyright: ignore[reportPrivateUsage]
 
 
 def all_modules(network: nn.Module) -> Iterator[nn.Module]:

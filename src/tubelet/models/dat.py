@@ -251,11 +251,7 @@ class DATB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
-        size = x.shape[1:3]
-        tokens = x.flatten(1, 2)  # (B, N, C)
-        tokens = tokens + self._drop(self.attn(self.norm1(tokens), size))
-        tokens = tokens + self._drop(self.ffn(self.norm2(tokens), size))
-        return tokens.view(x.shape)
+        return self.add_mlp(self.add_attention(x, self.attn))
 
     def add_attention(self, x: Tensor, attention: TokenLayer) -> Tensor:
         """Compute the first sum of the block, x + attention(LN x), with this attention.
@@ -265,16 +261,17 @@ class DATB(nn.Module):
             attention: Called in place of `attn`, for the tokens of whole images.
 
         Returns:
-            (B, H, W, C), to the bit what `forward` would add up in evaluation.
+            (B, H, W, C).
         """
-        tokens = x.flatten(1, 2)
-        return (tokens + attention(self.norm1(tokens), x.shape[1:3])).view(x.shape)
+        tokens = x.flatten(1, 2)  # (B, N, C)
+        tokens = tokens + self._drop(attention(self.norm1(tokens), x.shape[1:3]))
+        return tokens.view(x.shape)
 
     def add_mlp(self, x: Tensor, beside: TokenMap | None = None) -> Tensor:
         """Compute the second sum of the block, x + SGFN(LN x) + beside(LN x)."""
         tokens = x.flatten(1, 2)
         normed = self.norm2(tokens)
-        tokens = tokens + self.ffn(normed, x.shape[1:3])
+        tokens = tokens + self._drop(self.ffn(normed, x.shape[1:3]))
         if beside is not None:
             tokens = tokens + beside(normed)
         return tokens.view(x.shape)

