@@ -351,6 +351,17 @@ def test_shapes_tell_the_configuration(name):
         assert opened.config.num_overlaps == config.num_overlaps
 
 
+@pytest.mark.parametrize("temporal", ["t-msa", "none"])
+def test_files_without_spatial_adapters_open(temporal):
+    backbone = build("hat")
+    config = adapters_for(backbone, spatial="none", temporal=temporal, mlp="adapter")
+    opened = open_checkpoint(PFVSR(config).state_dict())
+    assert (opened.config.spatial, opened.config.temporal) == ("none", temporal)
+    assert opened.config.mlp == "adapter"
+    assert opened.config.num_blocks == 3
+    opened.model.with_backbone(backbone)
+
+
 def test_adapters_of_overlapping_attention():
     backbone = build("hat")
     network = adapt(backbone, num_overlaps=1)

@@ -523,19 +523,25 @@ def _infer(state: State) -> PFVSRConfig:
     """Infer what shapes tell; the header of the file has the rest."""
     spatial = shape_of(state, "blocks.0.spatial.down.weight")
     temporal = shape_of(state, "blocks.0.temporal.down.weight")
-    up = shape_of(state, "blocks.0.spatial.up.bias") or shape_of(state, "blocks.0.temporal.up.bias")
-    # The weight of a convolution has four dimensions, that of a linear layer two.
-    is_convolution = len(spatial or temporal) == 4
-    num_blocks = count_names(state, r"blocks\.\d+\.spatial\.up\.bias")
+    mlp = shape_of(state, "blocks.0.mlp.down.weight")
+    # The first block has all kinds of adapters that there are.
+    shapes = {"spatial": spatial, "temporal": temporal, "mlp": mlp}
+    present = [name for name, shape in shapes.items() if shape]
+    part = present[0]
+    (channels,) = shape_of(state, f"blocks.0.{part}.up.bias")
+    num_blocks = count_names(state, rf"blocks\.\d+\.{part}\.up\.bias")
     num_temporal = count_names(state, r"blocks\.\d+\.temporal\.up\.bias")
-    num_blocks = num_blocks or num_temporal
+    # The weight of a convolution has four dimensions, that of a linear layer two.
+    is_convolution = len(spatial or temporal or mlp) == 4
     has_flow = any(name.startswith("spynet.") for name in state)
     mixing: TemporalMixing = "none"
-    if temporal:
-        mixing = "neighbors" if is_convolution else "trajectory" if has_flow else "t-msa"
+    if temporal and is_convolution:
+        mixing = "neighbors"
+    elif temporal:
+        mixing = "trajectory" if has_flow else "t-msa"
     return PFVSRConfig(
         kind="convolution" if is_convolution else "attention",
-        channels=up[0],
+        channels=channels,
         num_blocks=num_blocks,
         temporal_stride=2 if 0 < num_temporal < num_blocks else 1,
         num_overlaps=count_names(state, r"overlaps\.\d+\.spatial\.up\.bias"),
@@ -544,7 +550,7 @@ def _infer(state: State) -> PFVSRConfig:
         spatial_width=spatial[0] if spatial else 0,
         temporal_width=temporal[0] if temporal else 0,
         position="before" if "blocks.0.gate" in state else "after",
-        mlp="adapter" if "blocks.0.mlp.up.bias" in state else "none",
+        mlp="adapter" if mlp else "none",
         flow="trained" if has_flow else "frozen",
     )
 
